@@ -1,0 +1,152 @@
+"""What the get_*.py scripts share: reading a folder or an archive by name, downloading, and the command line.
+
+A download is complete and checked, or it is an error that names the --from alternative. What a data set's files mean
+is in its own script; how a corpus is stored is in plantlib.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import lzma
+import sys
+import tarfile
+import urllib.error
+import urllib.request
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from plantlib.data import Corpus, DataError
+from plantlib.io import atomic_path, sha256
+from plantlib.sources import homes
+
+
+class Files:
+    """The files of a folder, a .zip or a .tar.gz, by their path inside it ('a/b.txt')."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path, self.archive = Path(path), None
+        if self.path.is_dir():
+            found = (p for p in sorted(self.path.rglob("*")) if p.is_file())
+            self.names = [p.relative_to(self.path).as_posix() for p in found]
+        elif self.path.is_file() and zipfile.is_zipfile(self.path):
+            self.archive = zipfile.ZipFile(self.path)
+            self.names = sorted(n for n in self.archive.namelist() if not n.endswith("/"))
+        elif self.path.is_file() and tarfile.is_tarfile(self.path):
+            self.archive = tarfile.open(self.path)
+            self.names = sorted(m.name for m in self.archive.getmembers() if m.isfile())
+        else:
+            raise DataError(f"{self.path} is no folder, .zip or .tar.gz: pass --from one of these")
+        self.names = [n for n in self.names if "__MACOSX/" not in n and not n.rsplit("/", 1)[-1].startswith("._")]
+
+    def find(self, ending: str) -> str | None:
+        """The first name that equals `ending` or ends with '/' + `ending`; None when there is none."""
+        return next((n for n in self.names if n == ending or n.endswith("/" + ending)), None)
+
+    def need(self, ending: str) -> str:
+        """Like find, but a DataError that shows what is there instead."""
+        if (name := self.find(ending)) is None:
+            raise DataError(f"{self.path} lacks {ending}; it holds {len(self.names)} files, first {self.names[:5]}")
+        return name
+
+    def read(self, name: str) -> bytes:
+        """The bytes of one file."""
+        if self.archive is None:
+            return (self.path / name).read_bytes()
+        if isinstance(self.archive, zipfile.ZipFile):
+            return self.archive.read(name)
+        return self.archive.extractfile(name).read()
+
+    def text(self, name: str) -> str:
+        """One file as UTF-8 text."""
+        try:
+            return self.read(name).decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise DataError(f"{name} in {self.path} is not UTF-8 (byte {error.start}): take the original") from None
+
+    def jsonl(self, ending: str) -> Iterator[dict[str, Any]]:
+        """The objects of <ending>.jsonl or <ending>.jsonl.xz."""
+        name = self.find(f"{ending}.jsonl") or self.need(f"{ending}.jsonl.xz")
+        data = self.read(name)
+        for line in (lzma.decompress(data) if name.endswith(".xz") else data).decode("utf-8").split("\n"):
+            if line:
+                yield json.loads(line)
+
+    def sums(self, *names: str | None) -> dict[str, str]:
+        """{file: sha256}: of the archive when there is one, else of the named files."""
+        if self.archive is not None:
+            return {self.path.name: sha256(self.path)}
+        return {name: sha256(self.path / name) for name in names if name}
+
+    def digest(self) -> dict[str, str]:
+        """{file: sha256} for thousands of small files: one sum over all names and contents."""
+        if self.archive is not None:
+            return self.sums()
+        total = hashlib.sha256()
+        for name in self.names:
+            total.update(name.encode() + b"\0" + hashlib.sha256(self.read(name)).digest())
+        return {f"{len(self.names)} files": total.hexdigest()}
+
+
+def download(url: str, folder: Path, what: str, expected: str | None = None) -> Path:
+    """Fetch `url` into `folder` with a progress bar and return the file.
+
+    Raises DataError when it fails or its SHA-256 is not `expected`; the message names --from and `what` it takes.
+    """
+    from tqdm.auto import tqdm
+
+    path = folder / url.rsplit("/", 1)[-1].split("?")[0]
+    advice = f"fetch it by other means and pass --from {what}, or set PLANT_DATA"
+    try:
+        with urllib.request.urlopen(url, timeout=60) as answer, atomic_path(path) as temporary:
+            total = int(answer.headers.get("Content-Length") or 0)
+            bar = tqdm(total=total or None, unit="B", unit_scale=True, desc=path.name)
+            with open(temporary, "wb") as out, bar:
+                while block := answer.read(1 << 18):
+                    out.write(block)
+                    bar.update(len(block))
+            if total and temporary.stat().st_size != total:
+                raise OSError(f"got {temporary.stat().st_size} of {total} bytes")
+    except (OSError, urllib.error.URLError) as error:
+        raise DataError(f"could not download {url} ({error}): {advice}") from None
+    check(path, expected, advice)
+    return path
+
+
+def check(path: Path, expected: str | None, advice: str) -> None:
+    """DataError when `expected` is given and the file's SHA-256 is another."""
+    got = sha256(path)
+    if expected and got != expected:
+        raise DataError(f"{path.name} has sha256 {got}, wanted {expected}: the file changed or is damaged; {advice}")
+
+
+def manifest(origin: str, licence: str, sources: dict[str, str], *notes: str, **more: Any) -> dict[str, Any]:
+    """The fixed fields of a corpus manifest; counts are added by the corpus itself."""
+    return {"origin": origin, "licence": licence, "sources": sources, "notes": list(notes), **more}
+
+
+def cli(doc: str, name: str | Callable[..., str], build: Callable[..., Path],
+        options: dict[str, dict[str, Any]] | None = None) -> int:
+    """Run `build` from the command line: --from, --out and the script's own options; prints the summary.
+
+    name: the corpus, for the default --out; a function of the options when they decide it.
+    """
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--from", dest="source", type=Path, help="local folder or archive instead of the public origin")
+    parser.add_argument("--out", type=Path, help="corpus folder to write (default: its name under the data home)")
+    for flag, settings in (options or {}).items():
+        parser.add_argument(flag, **settings)
+    given = vars(parser.parse_args())
+    source, out = given.pop("source"), given.pop("out")
+    out = out or homes()[0] / (name(**given) if callable(name) else name)
+    try:
+        folder = build(out, source, **given)
+    except DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    corpus = Corpus.load(folder)
+    print(f"{corpus!r} -> {folder}\n{corpus.summary().to_string()}")
+    return 0

@@ -1,0 +1,213 @@
+"""Mutual information gain (MIG): counts of token and label presence -> J -> graded relevance, sparse throughout.
+
+Realises METHOD.md sections 1 and 2. Rows are the training split only: the functions see nothing else, and a label
+without training documents gets no teacher. Counts are exact integers and one table f(n) = n ln n gives all logarithms,
+so no epsilon is needed and no value is negative. Memory is bounded by blocks of labels. It builds no dense (V, L) table;
+`dense_mutual_information` does, as the definition that toy corpora are checked against.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import sparse
+
+VARIANTS = ("jaccard", "label_entropy", "raw")
+RELEVANCES = ("grade", "score")
+
+
+def presence(counts: sparse.csr_matrix) -> sparse.csr_matrix:
+    """Binary (N, V) presence of a (N, V) count matrix, int32 so that products count exactly."""
+    present = sparse.csr_matrix(counts, dtype=np.int32, copy=True)
+    present.eliminate_zeros()
+    present.data[:] = 1
+    return present
+
+
+def n_log_n(n: int) -> np.ndarray:
+    """f(0), ..., f(n) with f(x) = x ln x and f(0) = 0, float64."""
+    x = np.arange(n + 1, dtype=np.float64)
+    x[1:] *= np.log(x[1:])
+    return x
+
+
+def information(both, with_token, with_label, n: int, table: np.ndarray | None = None) -> np.ndarray:
+    """I(t;l) in nats from integer counts: documents with both, with the token, with the label, and all `n`.
+
+    Any broadcastable integer arrays. One sum of f over the four cells and the four marginals, all divided by n.
+    """
+    f = n_log_n(n) if table is None else table
+    cells = f[both] + f[with_token - both] + f[with_label - both] + f[n - with_token - with_label + both]
+    margins = f[with_token] + f[n - with_token] + f[with_label] + f[n - with_label]
+    return np.maximum((cells - margins + f[n]) / n, 0.0)
+
+
+def entropy(count, n: int, table: np.ndarray | None = None) -> np.ndarray:
+    """H in nats of an event seen in `count` of `n` documents."""
+    f = n_log_n(n) if table is None else table
+    return (f[n] - f[count] - f[n - count]) / n
+
+
+def dense_mutual_information(x: sparse.csr_matrix, y: sparse.csr_matrix) -> np.ndarray:
+    """I(t;l) of every cell, (V, L) dense float64: for toy corpora and tests."""
+    x, y = presence(x), presence(y)
+    both = (x.T @ y).toarray()
+    return information(both, column_counts(x)[:, None], column_counts(y)[None, :], x.shape[0])
+
+
+def column_counts(x: sparse.csr_matrix) -> np.ndarray:
+    """Documents a column is present in, (columns,) int64."""
+    return np.bincount(x.indices, minlength=x.shape[1]).astype(np.int64)
+
+
+def blocks_of_labels(x: sparse.csr_matrix, y: sparse.csr_matrix, memory_mb: float):
+    """Label ranges whose co-occurrence cells stay under `memory_mb` (32 bytes a cell, an upper bound on cells)."""
+    row_size = np.diff(x.indptr)
+    upper = np.minimum(np.asarray(y.T @ row_size), x.shape[1]).astype(np.float64)
+    budget = memory_mb * 2**20 / 64
+    begin, load = 0, 0.0
+    for label, cells in enumerate(upper):
+        if load + cells > budget and label > begin:
+            yield begin, label
+            begin, load = label, 0.0
+        load += cells
+    yield begin, y.shape[1]
+
+
+def association_blocks(x: sparse.csr_matrix, y: sparse.csr_matrix, *, variant="jaccard", memory_mb=256.0):
+    """Yield (first label, csr (labels of the block, V)) of positive-association scores.
+
+    x (N, V), y (N, L) training rows. Kept are cells with C N > n_t n_l: the token's presence speaks for the label.
+    variant: "jaccard" J = I / (H(t) + H(l) - I), "label_entropy" I / H(l), "raw" I.
+    """
+    if variant not in VARIANTS:
+        raise ValueError(f"variant={variant!r} is not known; use one of {', '.join(VARIANTS)}")
+    _check_rows(x, y)
+    x, y = presence(x), presence(y)
+    n, f = x.shape[0], n_log_n(x.shape[0])
+    n_t, n_l = column_counts(x), column_counts(y)
+    h_t, h_l = entropy(n_t, n, f), entropy(n_l, n, f)
+    y_t = y.T.tocsr()
+    for begin, end in blocks_of_labels(x, y, memory_mb):
+        block = (y_t[begin:end] @ x).tocsr()
+        rows = np.repeat(np.arange(begin, end), np.diff(block.indptr))
+        positive = block.data.astype(np.int64) * n > n_t[block.indices] * n_l[rows]
+        keep_rows, keep_cols, both = rows[positive], block.indices[positive], block.data[positive]
+        score = information(both, n_t[keep_cols], n_l[keep_rows], n, f)
+        if variant == "jaccard":
+            score = score / np.maximum(h_t[keep_cols] + h_l[keep_rows] - score, np.finfo(float).tiny)
+        elif variant == "label_entropy":
+            score = score / np.maximum(h_l[keep_rows], np.finfo(float).tiny)
+        indptr = np.concatenate([[0], np.cumsum(np.bincount(keep_rows - begin, minlength=end - begin))])
+        yield begin, sparse.csr_matrix((score, keep_cols, indptr), shape=(end - begin, x.shape[1]))
+
+
+def _check_rows(x, y) -> None:
+    if x.shape[0] != y.shape[0]:
+        raise ValueError(
+            f"tokens have {x.shape[0]} rows and labels {y.shape[0]}; pass the same training rows of both, e.g. x[rows], y[rows]"
+        )
+    if x.shape[0] == 0:
+        raise ValueError("no training rows were given; MIG needs at least one document of the training split")
+
+
+def top_tokens(scores: sparse.csr_matrix, k: int | None) -> tuple[sparse.csr_matrix, sparse.csr_matrix]:
+    """The k best tokens of each label row: (scores, ranks) as csr, columns sorted; ties go to the smaller token id.
+
+    ranks hold 1 for the best token (0 cannot be stored sparsely).
+    """
+    indptr, columns, values, ranks = [0], [], [], []
+    for row in range(scores.shape[0]):
+        part = slice(scores.indptr[row], scores.indptr[row + 1])
+        order = np.lexsort((scores.indices[part], -scores.data[part]))[:k]
+        by_column = np.argsort(scores.indices[part][order], kind="stable")
+        columns.append(scores.indices[part][order][by_column])
+        values.append(scores.data[part][order][by_column])
+        ranks.append(by_column + 1)
+        indptr.append(indptr[-1] + len(order))
+    pack = [np.concatenate(a) if a else np.zeros(0) for a in (columns, values, ranks)]
+    build = lambda data: sparse.csr_matrix((data, pack[0].astype(np.int32), np.asarray(indptr)), shape=scores.shape)  # noqa: E731
+    return build(pack[1]), build(pack[2].astype(np.int64))
+
+
+def grades(ranks: np.ndarray, vocabulary: int) -> np.ndarray:
+    """Published grade of a rank (0 = best) among `vocabulary` tokens: 101 - searchsorted over 101 quantile edges."""
+    edges = np.concatenate([[0.0], np.logspace(-4, 0, 100)])
+    return 101 - np.searchsorted(edges, np.asarray(ranks) / vocabulary, side="left")
+
+
+@dataclass(frozen=True, eq=False)
+class Teacher:
+    """What MIG teaches: `scores` and `relevance` G, csr (L, V), the best K tokens a label.
+
+    relevance lies in (0, 1]: the published grade / 101 ("grade") or the score / the label's best score ("score").
+    """
+
+    scores: sparse.csr_matrix
+    relevance: sparse.csr_matrix
+    variant: str
+    n_train: int
+
+    @property
+    def num_labels(self) -> int:
+        return self.scores.shape[0]
+
+    @property
+    def taught(self) -> np.ndarray:
+        """(L,) bool: labels that have a teacher, i.e. at least one training document."""
+        return np.diff(self.scores.indptr) > 0
+
+    def shuffled(self, seed: int) -> Teacher:
+        """The control: the taught labels' token lists permuted among those labels; shape kept, meaning lost."""
+        taught = np.flatnonzero(self.taught)
+        order = np.arange(self.num_labels)
+        order[taught] = np.random.default_rng(seed).permutation(taught)
+        return Teacher(self.scores[order], self.relevance[order], self.variant, self.n_train)
+
+    def __repr__(self) -> str:
+        cells, labels = self.scores.nnz, int(self.taught.sum())
+        taught = f"{labels:,} of {self.num_labels:,} labels taught"
+        return f"Teacher({self.variant}, {taught}, {cells:,} cells, {self.n_train:,} documents)"
+
+
+def teach(
+    x: sparse.csr_matrix,
+    y: sparse.csr_matrix,
+    *,
+    variant: str = "jaccard",
+    top_k: int | None = 64,
+    relevance: str = "grade",
+    min_documents: int = 1,
+    memory_mb: float = 256.0,
+) -> Teacher:
+    """Build the teacher from training rows: x (N, V) token presence or counts, y (N, L) labels.
+
+    top_k: tokens kept a label, None for all with positive association. min_documents: rarer tokens are not counted.
+    memory_mb bounds the co-occurrence cells held at once; the result holds L x top_k cells.
+    """
+    if relevance not in RELEVANCES:
+        raise ValueError(f"relevance={relevance!r} is not known; use one of {', '.join(RELEVANCES)}")
+    x = presence(x)
+    seen = column_counts(x)
+    if min_documents > 1:
+        x = x @ sparse.diags((seen >= min_documents).astype(np.int32))
+    vocabulary = max(int((seen >= max(min_documents, 1)).sum()), 1)
+    scores, ranks = [], []
+    for _, block in association_blocks(x, y, variant=variant, memory_mb=memory_mb):
+        best, rank = top_tokens(block, top_k)
+        scores.append(best)
+        ranks.append(rank)
+    scores, ranks = sparse.vstack(scores, format="csr"), sparse.vstack(ranks, format="csr")
+    return Teacher(scores, _relevance(scores, ranks, relevance, vocabulary), variant, x.shape[0])
+
+
+def _relevance(scores, ranks, kind: str, vocabulary: int) -> sparse.csr_matrix:
+    graded = scores.copy()
+    if kind == "grade":
+        graded.data = grades(ranks.data - 1, vocabulary) / 101.0
+    else:
+        best = np.maximum.reduceat(np.append(scores.data, 0.0), np.minimum(scores.indptr[:-1], scores.nnz))
+        rows = np.repeat(np.arange(scores.shape[0]), np.diff(scores.indptr))
+        graded.data = scores.data / np.maximum(best[rows], np.finfo(float).tiny)
+    return graded

@@ -1,0 +1,218 @@
+"""PlantModel: a backbone and a LabelDecoder behind transformers' save_pretrained / from_pretrained, predict and explain.
+
+Realises METHOD.md section 4 as one model. Documents travel packed (token ids one after another, offsets between them), so no
+padding reaches the decoder. A model may carry no backbone: then hidden states are handed in, as head training on cached
+features does, and `attach_backbone` completes it for use on text.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers.utils import ModelOutput
+
+from plantlib import backbones, windows
+from plantlib.decoder import LabelDecoder, Packed
+from plantlib.planting import TeacherScore
+from plantlib.tokens import Ragged, tokenise
+
+
+@strict
+class PlantConfig(PreTrainedConfig):
+    """Sizes of a PlantModel. `id2label` holds the label names; `backbone_config` is None for a decoder alone."""
+
+    model_type = "plant"
+
+    backbone_name: str | None = None
+    backbone_config: dict | None = None
+    hidden_size: int = 384
+    num_tokens: int = 1
+    num_planted_cells: int = 0
+    num_teacher_cells: int = 0
+    keep: int | None = None
+    max_tokens: int | None = None
+    window: int = 510
+    threshold: float = 0.5
+    calibration: list | None = None
+    tie_word_embeddings: bool = False
+
+
+@dataclass
+class PlantOutput(ModelOutput):
+    """loss: scalar or None; logits: (B, L)."""
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+
+
+class PlantModel(PreTrainedModel):
+    """Backbone (optional), LabelDecoder and the teacher's document score."""
+
+    config_class = PlantConfig
+    base_model_prefix = "plant"
+    main_input_name = "token_ids"
+    supports_gradient_checkpointing = True
+
+    def __init__(self, config: PlantConfig):
+        super().__init__(config)
+        self.backbone = None
+        if config.backbone_config is not None:
+            options = dict(config.backbone_config)
+            self.backbone = AutoModel.from_config(AutoConfig.for_model(options.pop("model_type"), **options))
+        self.decoder = LabelDecoder(
+            config.num_labels, config.hidden_size, config.num_tokens, config.num_planted_cells, config.keep
+        )
+        self.teacher_score = (
+            TeacherScore(config.num_tokens, config.num_labels, config.num_teacher_cells)
+            if config.num_teacher_cells
+            else None
+        )
+        self.tokenizer = None
+        self.post_init()
+
+    def _init_weights(self, module) -> None:
+        """Values come from `planting.plant` or a file, never from here."""
+
+    def encode(self, token_ids: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+        """Hidden states (S, D) of packed token ids, through windows of the backbone."""
+        if self.backbone is None or self.tokenizer is None:
+            raise ValueError(
+                "this model has no backbone; call attach_backbone(backbones.load(...)) or pass hidden_states"
+            )
+        return windows.encode(self.as_backbone(), token_ids, offsets)
+
+    def as_backbone(self) -> backbones.Backbone:
+        """The model's own backbone in the form `windows` and `features` read."""
+        return backbones.Backbone(self.config.backbone_name or "", self.backbone, self.tokenizer, self.config.window)
+
+    def forward(self, token_ids, offsets, hidden_states=None, label_rows=None, label_columns=None, **_) -> PlantOutput:
+        """token_ids (S,) packed, offsets (B+1), hidden_states (S, D) or None to run the backbone.
+
+        label_rows, label_columns (P,): the positive cells of (B, L); labels are never dense. The loss is binary
+        cross-entropy, summed over labels, mean over documents.
+        """
+        hidden = self.encode(token_ids, offsets) if hidden_states is None else hidden_states
+        z = self.teacher_score(token_ids, offsets) if self.teacher_score is not None else None
+        logits = self.decoder(Packed(hidden, token_ids, offsets), z)
+        loss = None if label_rows is None else sparse_bce(logits, label_rows, label_columns)
+        return PlantOutput(loss=loss, logits=logits)
+
+    def attach_backbone(self, backbone: backbones.Backbone) -> PlantModel:
+        """Give a decoder trained on cached features its backbone, so that it reads text and saves whole."""
+        if backbone.hidden_size != self.config.hidden_size or backbone.num_tokens != self.config.num_tokens:
+            raise ValueError(
+                f"the backbone has hidden size {backbone.hidden_size} and {backbone.num_tokens} tokens, the decoder wants "
+                f"{self.config.hidden_size} and {self.config.num_tokens}; load the backbone it was trained on"
+            )
+        self.backbone, self.tokenizer = backbone.model, backbone.tokenizer
+        self.config.backbone_name, self.config.window = Path(backbone.name).name, backbone.window
+        self.config.backbone_config = backbone.model.config.to_diff_dict() | {
+            "model_type": backbone.model.config.model_type
+        }
+        return self
+
+    def save_pretrained(self, save_directory, **kwargs) -> None:
+        """Weights (safetensors), configuration and tokenizer in one folder."""
+        super().save_pretrained(save_directory, **kwargs)
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(save_directory)
+
+    @classmethod
+    def from_pretrained(cls, path, *args, **kwargs) -> PlantModel:
+        """Load what save_pretrained wrote, tokenizer included."""
+        model = super().from_pretrained(path, *args, use_safetensors=True, **kwargs)
+        if model.backbone is not None:
+            model.tokenizer = AutoTokenizer.from_pretrained(path)
+        return model
+
+    def tokenise(self, texts: list[str]) -> Ragged:
+        """Packed token ids of texts as the model was trained to read them."""
+        if self.tokenizer is None:
+            raise ValueError("this model has no tokenizer; attach a backbone or load a folder saved with one")
+        return tokenise(texts, self.tokenizer, self.config.max_tokens, progress=False)
+
+    @torch.inference_mode()
+    def predict(self, texts: list[str], k: int = 8, batch: int = 16) -> list[list[tuple[str, float]]]:
+        """The k best labels of every text with scores calibrated on dev (probabilities once `calibration` is set)."""
+        if isinstance(texts, str):
+            raise ValueError("predict takes a list of texts, got one string; write predict([text])")
+        out, slope_shift = [], self.config.calibration or [1.0, 0.0]
+        for begin in range(0, len(texts), batch):
+            tokens = self.tokenise(texts[begin : begin + batch])
+            logits = self(torch.from_numpy(tokens.flat.astype(np.int64)), torch.from_numpy(tokens.offsets)).logits
+            best = logits.topk(min(k, logits.shape[1]), dim=1)
+            scores = torch.sigmoid(best.values * slope_shift[0] + slope_shift[1])
+            for ids, row in zip(best.indices.tolist(), scores.tolist(), strict=True):
+                out.append([(self.config.id2label[i], s) for i, s in zip(ids, row, strict=True)])
+        return out
+
+    @torch.inference_mode()
+    def explain(self, text: str, label: str) -> Explanation:
+        """Attention of one label over the words' tokens of `text`, with the planted part of the score beside it."""
+        if label not in self.config.label2id:
+            near = [name for name in self.config.label2id if name.lower().startswith(label.lower()[:3])][:5]
+            raise ValueError(
+                f"label {label!r} is not one of {self.config.num_labels}; near ones: {', '.join(near) or 'none'}"
+            )
+        tokens = self.tokenise([text])
+        ids, offsets = torch.from_numpy(tokens.flat.astype(np.int64)), torch.from_numpy(tokens.offsets)
+        column = torch.tensor([self.config.label2id[label]])
+        hidden, cells = self.encode(ids, offsets), self.decoder.planted.cells(ids)
+        scores, outputs = self.decoder.token_scores(hidden, cells, column)
+        bare, _ = self.decoder.token_scores(hidden, None, column)
+        logit = float(self(ids, offsets, hidden).logits[0, column])
+        spans = self.tokenizer(
+            text, add_special_tokens=False, return_offsets_mapping=True,
+            truncation=self.config.max_tokens is not None, max_length=self.config.max_tokens,
+        )["offset_mapping"]  # fmt: skip
+        return Explanation(
+            label, text, [tuple(s) for s in spans], torch.softmax(scores[:, 0], 0).numpy(),
+            (scores - bare)[:, 0].numpy(), outputs[:, 0].numpy(), logit,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Explanation:
+    """Why a label: character span, attention weight, planted score and output of each token, and the label's logit."""
+
+    label: str
+    text: str
+    spans: list[tuple[int, int]]
+    attention: np.ndarray
+    planted: np.ndarray
+    outputs: np.ndarray
+    logit: float
+
+    def top(self, k: int = 10) -> list[tuple[str, float]]:
+        """The k tokens with most attention."""
+        order = np.argsort(-self.attention, kind="stable")[:k]
+        return [(self.text[slice(*self.spans[i])], float(self.attention[i])) for i in order]
+
+    def __repr__(self) -> str:
+        return f"Explanation({self.label!r}, {len(self.spans)} tokens, logit {self.logit:.2f})"
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        strongest = max(float(self.attention.max(initial=0.0)), 1e-12)
+        parts, last = [f"<p><b>{escape(self.label)}</b>, logit {self.logit:.2f}</p><p>"], 0
+        for (begin, end), weight in zip(self.spans, self.attention, strict=True):
+            parts.append(escape(self.text[last:begin]))
+            shade = f"rgba(230,159,0,{float(weight) / strongest:.2f})"
+            parts.append(f'<span style="background:{shade}" title="{weight:.3f}">{escape(self.text[begin:end])}</span>')
+            last = end
+        return "".join([*parts, escape(self.text[last:]), "</p>"])
+
+
+def sparse_bce(logits: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """Binary cross-entropy of (B, L) logits against positive cells: sum over labels, mean over documents."""
+    return (torch.nn.functional.softplus(logits).sum() - logits[rows, columns].sum()) / max(logits.shape[0], 1)
+
+
+AutoConfig.register("plant", PlantConfig)
+AutoModel.register(PlantConfig, PlantModel)

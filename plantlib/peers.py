@@ -1,0 +1,98 @@
+"""What stands beside planting: the bare teachers without any training, tf-idf with a linear model, and their sum.
+
+Realises the rows METHOD.md section 7 asks for: a companion that does not print "linear + planted score, no attention" cannot
+claim that planting attention helps. Words, not word pieces; vocabulary, idf, teacher and weights from training rows, the
+weight of the sum tuned on dev. Scores are handed to the same streaming evaluation as the models'.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from scipy import sparse
+from tqdm.auto import tqdm
+
+from plantlib.metrics import Scores, StreamingEvaluator
+from plantlib.mig import Teacher, column_counts, presence
+
+Block = Callable[[np.ndarray], np.ndarray]  # rows (b,) -> scores (b, L)
+
+
+def bare_teacher(weights: sparse.csr_matrix, teacher: Teacher) -> Block:
+    """Scores of a teacher without training: the tf-idf weighted sum of its scores over a document's tokens.
+
+    weights (N, V) tf-idf rows of all documents; teacher.scores (L, V).
+    """
+    by_token = teacher.scores.T.tocsr()
+    return lambda rows: (weights[rows] @ by_token).toarray()
+
+
+def ppmi(x: sparse.csr_matrix, y: sparse.csr_matrix, *, shift: float = 1.0) -> Teacher:
+    """Positive pointwise MI of token and label, ln(C N / (n_t n_l)) where positive, C raised by `shift` in the margins.
+
+    x (n, V), y (n, L) training rows. The shift damps tokens seen once, which plain PMI puts on top.
+    """
+    x, y = presence(x), presence(y)
+    both = (y.T @ x).tocsr()
+    n_t, n_l = column_counts(x), column_counts(y)
+    rows = np.repeat(np.arange(both.shape[0]), np.diff(both.indptr))
+    both = both.astype(np.float64)
+    both.data = np.log(both.data * x.shape[0] / ((n_t[both.indices] + shift) * n_l[rows])).clip(min=0)
+    both.eliminate_zeros()
+    return Teacher(both, both, "ppmi", x.shape[0])
+
+
+def centroids(weights: sparse.csr_matrix, y: sparse.csr_matrix) -> Teacher:
+    """Label centroids (Rocchio): the unit-length mean tf-idf vector of a label's training documents, (L, V)."""
+    total = (presence(y).T.astype(np.float64) @ weights).tocsr()
+    norm = np.sqrt(np.asarray(total.multiply(total).sum(1))).ravel().clip(min=1e-12)
+    unit = (sparse.diags(1 / norm) @ total).tocsr()
+    return Teacher(unit, unit, "centroid", weights.shape[0])
+
+
+def linear_svm(
+    weights: sparse.csr_matrix,
+    labels: sparse.csr_matrix,
+    rows: np.ndarray,
+    *,
+    c: float = 1.0,
+    seed: int = 0,
+    progress=True,
+) -> Block:
+    """One-vs-rest linear SVM (scikit-learn LinearSVC) on tf-idf; labels on every or no training row score a constant."""
+    from sklearn.svm import LinearSVC
+
+    x, y = weights[rows], labels[rows].tocsc()
+    coef, intercept = np.zeros((labels.shape[1], x.shape[1]), np.float32), np.full(labels.shape[1], -1.0, np.float32)
+    for label in tqdm(range(labels.shape[1]), desc="linear SVM", unit="label", disable=not progress):
+        positive = y[:, [label]].toarray().ravel() > 0
+        if not positive.any() or positive.all():
+            intercept[label] = 1.0 if positive.all() else -1.0
+            continue
+        model = LinearSVC(C=c, random_state=seed).fit(x, positive)
+        coef[label], intercept[label] = model.coef_[0], model.intercept_[0]
+    return lambda part: weights[part] @ coef.T + intercept
+
+
+def added(first: Block, second: Block, weight: float) -> Block:
+    """first + weight x second."""
+    return lambda rows: first(rows) + weight * second(rows)
+
+
+def scored(
+    block: Block,
+    labels: sparse.csr_matrix,
+    rows: np.ndarray,
+    train_counts: np.ndarray,
+    auc: bool = True,
+    size: int = 256,
+) -> Scores:
+    """Scores of the documents `rows`, `size` at a time."""
+    evaluator = StreamingEvaluator(
+        labels[rows], train_counts, k=min(100, labels.shape[1]), auc_bins=2048 if auc else None
+    )
+    for begin in range(0, len(rows), size):
+        part = np.arange(begin, min(begin + size, len(rows)))
+        evaluator.update(part, np.asarray(block(rows[part]), np.float32))
+    return evaluator.result()

@@ -1,0 +1,146 @@
+"""The first half of the main road: a corpus made ready to train on, its teacher, its pretrained queries.
+
+text -> Corpus -> token ids -> X'Y -> J -> G -> L2R -> Q. Every step that costs more than seconds leaves an artefact under
+`root`, named by the fingerprint of what it came from, so a second call reads it. `runs.py` is the second half.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from scipy import sparse
+
+from plantlib import backbones, l2r, mig
+from plantlib.data import Corpus
+from plantlib.features import Features, cached_features
+from plantlib.l2r import L2RConfig, Planted
+from plantlib.mig import Teacher
+from plantlib.sources import checkout
+from plantlib.tokens import Ragged, tokenise
+from plantlib.train import Documents
+
+LABEL_SPACE = "labels with a training document"
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    """The teacher's options; see `mig.teach`."""
+
+    variant: str = "raw"
+    top_k: int = 64
+    relevance: str = "score"
+    min_documents: int = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A corpus ready to train on: tokens, splits, label counts, features of the frozen backbone, and its teacher."""
+
+    corpus: Corpus
+    backbone: str
+    tokens: Ragged
+    vocabulary: list[str]
+    extra_gold: np.ndarray  # (N,) gold labels outside the label space
+    features: Features | None
+    root: Path
+    max_tokens: int | None
+    window: int
+    key: str
+
+    @cached_property
+    def rows(self) -> dict[str, np.ndarray]:
+        return {s: self.corpus.rows(s) for s in ("train", "dev", "test")}
+
+    @cached_property
+    def train_counts(self) -> np.ndarray:
+        """(L,) training documents a label."""
+        return mig.column_counts(self.corpus.labels[self.rows["train"]])
+
+    @cached_property
+    def counts(self) -> sparse.csr_matrix:
+        """(N, V) token counts."""
+        return self.tokens.counts(len(self.vocabulary))
+
+    @property
+    def train_labels(self) -> sparse.csr_matrix:
+        return self.corpus.labels[self.rows["train"]]
+
+    def documents(self, split: str) -> Documents:
+        """The split as the trainer reads it."""
+        return Documents(self.tokens, self.corpus.labels, self.rows[split], self.features)
+
+    def teacher(self, config: TeacherConfig = TeacherConfig()) -> Teacher:
+        """MIG on the training rows alone."""
+        return mig.teach(self.counts[self.rows["train"]], self.train_labels, **asdict(config))
+
+    def about(self) -> dict:
+        """The data set as a RunRecord states it."""
+        return {
+            "name": self.corpus.name, "fingerprint": self.corpus.fingerprint(), "labels": self.corpus.L,
+            "label_space": LABEL_SPACE, "synthetic": bool(self.corpus.manifest.get("synthetic", False)),
+            **{s: len(r) for s, r in self.rows.items()},
+        }  # fmt: skip
+
+
+def artefacts(root: str | Path | None = None) -> Path:
+    """The folder of intermediate artefacts: `root`, or artefacts/ of the checkout."""
+    return Path(root) if root else checkout() / "artefacts"
+
+
+def prepare(
+    corpus: Corpus | str, *, backbone: str = "minilm", max_tokens: int | None = 510, train_documents: int | None = None,
+    dev_documents: int | None = None, test_documents: int | None = None, subset_seed: int = 0, root: str | Path | None = None,
+    frozen: bool = True, progress: bool = True,
+) -> Prepared:  # fmt: skip
+    """Cap, tokenise and read a corpus once; features are cached when the backbone stays frozen.
+
+    A corpus without dev split gets one from its training rows. The label space is the labels with a training document
+    after the cap; gold labels outside it are counted, not hidden.
+    """
+    corpus = Corpus.load(corpus) if isinstance(corpus, str) else corpus
+    corpus = corpus.with_dev().subset(train=train_documents, dev=dev_documents, test=test_documents, seed=subset_seed)
+    for split in ("train", "dev", "test"):
+        corpus.rows(split)  # an empty split is an error before any long work
+    seen = corpus.seen_in_train()
+    extra = np.diff(corpus.labels.indptr) - np.diff(seen.labels.indptr)
+    tokenizer = backbones.tokenizer_of(backbone)
+    tokens = tokenise(seen.texts, tokenizer, max_tokens, progress=progress)
+    vocabulary = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+    key = fingerprint_of(seen.fingerprint(), backbones.fingerprint(backbone), max_tokens)
+    features = None
+    if frozen:
+        path = artefacts(root) / "features" / f"{seen.name}-{key}.safetensors"
+        features = cached_features(lambda: backbones.load(backbone), tokens, path, key=key, progress=progress)
+    window = backbones.window_of(backbones.config_of(backbone), tokenizer)
+    return Prepared(seen, backbone, tokens, vocabulary, extra, features, artefacts(root), max_tokens, window, key)
+
+
+def fingerprint_of(*parts) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def pretrained(
+    prepared: Prepared, trainer: str, teacher: Teacher, *, teacher_config: TeacherConfig, config: L2RConfig,
+    progress: bool = True,
+) -> Planted:  # fmt: skip
+    """planted.safetensors of one trainer and seed, made where it is missing, checked against this corpus."""
+    if prepared.features is None:
+        raise ValueError("L2R pretraining reads cached hidden states; call prepare(..., frozen=True)")
+    key = fingerprint_of(prepared.key, trainer, asdict(teacher_config), asdict(config))
+    path = prepared.root / "planted" / f"{prepared.corpus.name}-{trainer}-{key}.safetensors"
+    if path.exists():
+        planted = Planted.load(path)
+        planted.check(prepared.corpus.label_names, prepared.vocabulary)
+        return planted
+    planted = l2r.pretrain(
+        trainer, prepared.features, prepared.rows["train"], teacher, label_names=prepared.corpus.label_names,
+        tokens=prepared.vocabulary, labels=prepared.corpus.labels, held_out=prepared.rows["dev"], config=config,
+        progress=progress,
+    )  # fmt: skip
+    planted.save(path)
+    return planted

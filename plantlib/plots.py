@@ -1,0 +1,282 @@
+"""Figures: one style, each a function from a DataFrame (or a few lists) to a matplotlib Axes (METHOD sections 4, 5, 8).
+
+A start keeps its colour in every figure, from a palette safe for colour-blind readers. `save` writes the same bytes for
+the same figure. Nothing here computes a metric or reads a file; matplotlib and seaborn are imported when first drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from plantlib.io import atomic_path
+
+if TYPE_CHECKING:
+    import pandas
+    from matplotlib.axes import Axes
+
+# Grey for learned attention, light brown for the control, seaborn's "colorblind" palette for the rest.
+COLOURS = {
+    "random": "#777777",
+    "shuffled": "#ca9161",
+    "l2r": "#0173b2",
+    "closed_form": "#029e73",
+    "lookup": "#de8f05",
+    "v1": "#cc78bc",
+    "linear": "#000000",
+    "teacher": "#d55e00",
+    "linear+teacher": "#56b4e9",
+}
+_SPARE = ("#fbafe4", "#ece133", "#949494", "#5b3a8e", "#8c2d04")
+_BUCKET_SHADES = {"few": "#fbe3c8", "medium": "#e3eef7", "head": "#e6e6e6"}
+
+
+def style() -> None:
+    """Sets the one seaborn style; every figure function calls it."""
+    import seaborn
+
+    seaborn.set_theme(context="notebook", style="whitegrid", palette="colorblind", font="DejaVu Sans",
+                      rc={"axes.spines.top": False, "axes.spines.right": False, "figure.figsize": (6.4, 4.0),
+                          "figure.constrained_layout.use": True, "legend.frameon": False, "grid.linewidth": 0.6})
+
+
+def colours(systems: Iterable[str]) -> dict[str, str]:
+    """System -> colour: fixed for the known starts, spare colours in the order of appearance for others."""
+    names = list(dict.fromkeys(systems))
+    spare = [name for name in names if name not in COLOURS]
+    return {name: COLOURS.get(name) or _SPARE[spare.index(name) % len(_SPARE)] for name in names}
+
+
+def _axes(ax: Axes | None, size: tuple[float, float] | None = None) -> Axes:
+    import matplotlib.pyplot as plt
+
+    style()
+    return plt.subplots(figsize=size)[1] if ax is None else ax
+
+
+def _need(frame: pandas.DataFrame, *columns: str) -> None:
+    missing = [name for name in columns if name not in frame.columns]
+    if missing or frame.empty:
+        raise ValueError(f"wanted rows with {', '.join(columns)}; got {len(frame)} rows with {list(frame.columns)}")
+
+
+def learning_curves(frame: pandas.DataFrame, metric: str = "ndcg@5", ax: Axes | None = None) -> Axes:
+    """Dev metric (a fraction) by epoch, a line a start, a band from the worst to the best seed.
+
+    frame: columns start, seed, epoch and `metric`.
+    """
+    _need(frame, "start", "seed", "epoch", metric)
+    ax = _axes(ax)
+    for start, colour in colours(frame["start"]).items():
+        by_epoch = frame[frame["start"] == start].groupby("epoch")[metric]
+        mean = 100 * by_epoch.mean()
+        ax.plot(mean.index, mean, color=colour, marker="o", markersize=4, label=start)
+        ax.fill_between(mean.index, 100 * by_epoch.min(), 100 * by_epoch.max(), color=colour, alpha=0.18, linewidth=0)
+    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.set(xlabel="epoch", ylabel=f"dev {metric} (%)")
+    ax.legend(title="start (band: seeds)")
+    return ax
+
+
+def start_comparison(table: pandas.DataFrame, metric: str = "p@1", ax: Axes | None = None) -> Axes:
+    """Difference to the baseline a system, with its 95 % interval, in points.
+
+    table: as `results.compare` returns it (index system; '<metric> diff', 'low', 'high'), the baseline first.
+    """
+    _need(table, f"{metric} diff", f"{metric} low", f"{metric} high")
+    ax = _axes(ax, (6.4, 1.2 + 0.4 * len(table)))
+    rows = 100 * table[[f"{metric} diff", f"{metric} low", f"{metric} high"]].dropna()
+    for place, (system, (middle, low, high)) in enumerate(rows.iterrows()):
+        colour = colours(table.index)[system]
+        ax.plot([low, high], [place, place], color=colour, linewidth=2)
+        ax.plot(middle, place, "o", color=colour, markersize=8)
+    ax.axvline(0, color=COLOURS["random"], linewidth=1)
+    ax.set(yticks=range(len(rows)), yticklabels=rows.index, ylim=(len(rows) - 0.5, -0.5))
+    ax.set_xlabel(f"{metric}, points above {table.index[0]} (95 % interval)")
+    return ax
+
+
+def bucket_bars(frame: pandas.DataFrame, metric: str = "rp@5", ax: Axes | None = None) -> Axes:
+    """Metric (a fraction) in the few, medium and head bucket, a bar a system, whiskers one sd over seeds.
+
+    frame: one row a run, columns system and 'few/<metric>', 'medium/<metric>', 'head/<metric>'.
+    """
+    buckets = ("few", "medium", "head")
+    names = [f"{bucket}/{metric}" for bucket in buckets]
+    _need(frame, "system", *names)
+    ax = _axes(ax)
+    palette = colours(frame["system"])
+    width = 0.8 / len(palette)
+    for i, (system, colour) in enumerate(palette.items()):
+        values = 100 * frame.loc[frame["system"] == system, names].astype(float)
+        left = [place - 0.4 + width * (i + 0.5) for place in range(len(buckets))]
+        spread = values.std().fillna(0)
+        ax.bar(left, values.mean(), width * 0.92, yerr=spread, color=colour, label=system, error_kw={"linewidth": 1})
+    ax.set(xticks=range(len(buckets)), xticklabels=buckets, ylabel=f"{metric} (%)")
+    ax.set_xlabel("labels by training frequency")
+    ax.grid(axis="x", visible=False)
+    ax.legend()
+    return ax
+
+
+def long_tail(frame: pandas.DataFrame, edges: tuple[int, int, int] = (0, 5, 50), ax: Axes | None = None) -> Axes:
+    """Training documents of each label against its rank, both axes logarithmic, buckets shaded.
+
+    frame: column count, one row a label; labels without a training document are counted in the title.
+    """
+    _need(frame, "count")
+    ax = _axes(ax)
+    counts = frame["count"].sort_values(ascending=False).to_numpy()
+    seen = counts[counts > edges[0]]
+    if not len(seen):
+        raise ValueError("no label has a training document: pass the counts of the training split")
+    top = max(2.0 * seen.max(), 4.0 * edges[2])
+    for (name, shade), low, high in zip(_BUCKET_SHADES.items(), (0.7, *edges[1:]), (*edges[1:], top), strict=True):
+        bounds = max(low, 0.7), high
+        ax.axhspan(*bounds, color=shade, zorder=0)
+        inside = ((counts > (low if low >= 1 else edges[0])) & (counts <= high)).sum()
+        # the curve falls from the upper left to the lower right: the other two corners are free
+        x, side = (0.985, "right") if name == "head" else (0.015, "left")
+        ax.text(x, (bounds[0] * bounds[1]) ** 0.5, f"{name}: {inside:,} labels", ha=side, va="center",
+                transform=ax.get_yaxis_transform())
+    ax.plot(range(1, len(seen) + 1), seen, color=COLOURS["l2r"], linewidth=2)
+    ax.set(xscale="log", yscale="log", ylim=(0.7, top), xlabel="label rank", ylabel="training documents")
+    ax.set_title(f"{len(counts):,} labels, {len(counts) - len(seen):,} without a training document")
+    ax.grid(visible=False)
+    return ax
+
+
+def teacher_tokens(frame: pandas.DataFrame, labels: Iterable[str], top: int = 8, ax: Axes | None = None) -> Axes:
+    """The `top` tokens of each label with their J, horizontal bars grouped by label.
+
+    frame: columns label, token, score. ValueError names labels the frame does not have.
+    """
+    _need(frame, "label", "token", "score")
+    labels = list(labels)
+    unknown = sorted(set(labels) - set(frame["label"]))
+    if unknown:
+        raise ValueError(f"no teacher tokens for {', '.join(unknown)}: the frame has {frame['label'].nunique()} labels")
+    ax = _axes(ax, (6.4, 0.8 + 0.24 * (top + 1.6) * len(labels)))
+    palette = (*COLOURS.values(),)[2:]
+    ticks, names, place = [], [], 0.0
+    for i, label in enumerate(labels):
+        rows = frame[frame["label"] == label].sort_values(["score", "token"], ascending=[False, True]).head(top)
+        ax.text(0, place, label, fontweight="bold", va="center", transform=ax.get_yaxis_transform())
+        spots = [place + 1 + j for j in range(len(rows))]
+        ax.barh(spots, rows["score"], color=palette[i % len(palette)], height=0.75)
+        ticks, names, place = ticks + spots, names + rows["token"].tolist(), spots[-1] + 1.6
+    ax.set(yticks=ticks, yticklabels=names, ylim=(place - 0.9, -0.7), xlabel="J(token; label)")
+    ax.grid(axis="y", visible=False)
+    return ax
+
+
+def attention_strip(tokens: Iterable[str], weights: Iterable[float], title: str = "", columns: int = 90,
+                    ax: Axes | None = None) -> Axes:
+    """Running text, each token on a ground as dark as its weight; the largest weight is the darkest.
+
+    tokens, weights: equally long (ValueError otherwise); columns: characters a line.
+    """
+    tokens, weights = list(tokens), [float(w) for w in weights]
+    if len(tokens) != len(weights) or not tokens:
+        raise ValueError(f"{len(tokens)} tokens and {len(weights)} weights, wanted as many, and at least one")
+    places, line, column = [], 0, 0
+    for token in tokens:
+        if column and column + len(token) > columns:
+            line, column = line + 1, 0
+        places.append((line, column))
+        column += len(token) + 1
+    ax = _axes(ax, (0.098 * columns, 0.35 + 0.27 * (line + 1) + 0.3 * bool(title)))
+    largest = max(max(weights), 1e-12)
+    for token, weight, (row, left) in zip(tokens, weights, places, strict=True):
+        ground = {"color": COLOURS["lookup"], "alpha": 0.9 * max(weight, 0.0) / largest, "linewidth": 0}
+        ax.barh(row, len(token) + 0.4, left=left - 0.2, height=0.86, **ground)
+        ax.text(left + len(token) / 2, row, token.replace("$", r"\$"), family="DejaVu Sans Mono", fontsize=9,
+                ha="center", va="center")
+    ax.set(xlim=(-0.5, columns + 0.5), ylim=(line + 0.6, -0.6), title=title)
+    ax.set_axis_off()
+    return ax
+
+
+def memory_law(frame: pandas.DataFrame, x: str = "labels", ax: Axes | None = None) -> Axes:
+    """Memory (MB) against the size `x`, both axes logarithmic, a line an implementation.
+
+    frame: columns implementation, `x`, memory_mb.
+    """
+    _need(frame, "implementation", x, "memory_mb")
+    ax = _axes(ax)
+    palette = tuple(COLOURS.values())[2:]
+    for i, (name, rows) in enumerate(frame.groupby("implementation", sort=False)):
+        rows = rows.sort_values(x)
+        marker = "os^Dvp"[i % 6]
+        ax.plot(rows[x], rows["memory_mb"], marker=marker, color=palette[i % len(palette)], label=name)
+    ax.set(xscale="log", yscale="log", xlabel=x, ylabel="memory (MB)")
+    ax.legend()
+    return ax
+
+
+_STEPS = {
+    "text": (0, 1, "documents,\nlabel names"),
+    "X, Y": (1, 1, "token presence,\nlabels (CSR)"),
+    "C = X'Y": (2, 1, "counts,\ntraining rows only"),
+    "J": (3, 1, "normalised\nmutual information"),
+    "G": (4, 1, "graded relevance,\nK tokens a label"),
+    "H": (1, 0, "hidden states\nof the backbone"),
+    "metrics": (0, -1, "P@k, nDCG@k, ...\nby label frequency"),
+    "logits": (1, -1, "one a label,\nstreamed top-k"),
+    "LabelDecoder": (2, -1, "planted label\nattention"),
+    "Q": (3, -1, "label queries,\nplanted"),
+    "L2R": (4, -1, "learning to rank\ntokens, a label a list"),
+}
+_ARROWS = (("text", "X, Y"), ("X, Y", "C = X'Y"), ("C = X'Y", "J"), ("J", "G"), ("G", "L2R"), ("L2R", "Q"),
+           ("Q", "LabelDecoder"), ("LabelDecoder", "logits"), ("logits", "metrics"), ("text", "H"), ("H", "L2R"),
+           ("H", "LabelDecoder"))  # fmt: skip
+
+
+# Half width and half height of a box.
+_HALF = (0.86, 0.47)
+
+
+def data_flow(ax: Axes | None = None) -> Axes:
+    """The method in one picture: text -> X, Y -> C -> J -> G -> L2R -> Q -> LabelDecoder -> logits -> metrics."""
+    from matplotlib.patches import FancyBboxPatch
+
+    ax = _axes(ax, (11.0, 5.0))
+    for name, (column, row, note) in _STEPS.items():
+        colour = COLOURS["lookup"] if name in {"C = X'Y", "J", "G", "L2R", "Q"} else COLOURS["l2r"]
+        x, y = 2.2 * column, 1.5 * row
+        corner = (x - _HALF[0] + 0.08, y - _HALF[1] + 0.08)
+        ax.add_patch(FancyBboxPatch(corner, 2 * _HALF[0] - 0.16, 2 * _HALF[1] - 0.16, boxstyle="round,pad=0.08",
+                                    facecolor="white", edgecolor=colour, linewidth=1.8))
+        ax.text(x, y + 0.21, name, ha="center", va="center", fontweight="bold", fontsize=12)
+        ax.text(x, y - 0.15, note, ha="center", va="center", fontsize=8.5, linespacing=1.15)
+    for start, end in _ARROWS:
+        _arrow(ax, _STEPS[start], _STEPS[end])
+    ax.text(5.5, 0.2, "orange: teacher and planting, training documents only\nblue: data and classifier", ha="center",
+            va="center", fontsize=9.5, linespacing=1.5)
+    ax.set(xlim=(-1.0, 9.8), ylim=(-2.1, 2.1))
+    ax.set_axis_off()
+    return ax
+
+
+def _arrow(ax: Axes, start: tuple[int, int, str], end: tuple[int, int, str]) -> None:
+    """From the side of one box that faces the other: sideways within a row, up or down between rows."""
+    (x0, y0), (x1, y1) = ((2.2 * column, 1.5 * row) for column, row, _ in (start, end))
+    dx, dy = (x1 > x0) - (x1 < x0), (y1 > y0) - (y1 < y0)
+    if dy:
+        tail, head = (x0 + 0.55 * dx * _HALF[0], y0 + dy * _HALF[1]), (x1 - 0.55 * dx * _HALF[0], y1 - dy * _HALF[1])
+    else:
+        tail, head = (x0 + dx * _HALF[0], y0), (x1 - dx * _HALF[0], y1)
+    ax.annotate("", head, tail, arrowprops={"arrowstyle": "-|>", "color": "#333333", "linewidth": 1.4,
+                                            "shrinkA": 1, "shrinkB": 1})
+
+
+def save(ax: Axes, path: str | Path) -> Path:
+    """Writes the figure of `ax` as PNG, 120 dpi, atomically and with the same bytes each time; closes the figure."""
+    import matplotlib.pyplot as plt
+
+    path = Path(path)
+    with atomic_path(path) as temporary:
+        ax.figure.savefig(temporary, format="png", dpi=120, metadata={"Software": None})
+    plt.close(ax.figure)
+    return path

@@ -1,0 +1,98 @@
+"""`make reproduce`: the main job on one corpus, notebook by notebook, through papermill.
+
+Chooses the corpus, says why, runs notebooks 02 (MI gain), 03 (pretraining), 05 (fine-tuning: starts x seeds, and the peers) and
+07 (table and figures) with the parameters below, and prints the table. Finished runs are read again, so a second call or
+a call after a kill costs little. Everything it writes lies in results/local and artefacts/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+
+from plantlib import sources
+
+# documents a split and epochs that keep the job under 20 minutes on two cores; None is the whole split
+CAPS: dict[str, dict] = {
+    "codiesp": {},
+    "eurlex57k": {"train_documents": 1000, "dev_documents": 300, "test_documents": 1000},
+    "debtags": {"train_documents": 2000, "dev_documents": 500, "test_documents": 1000},
+    "cooking": {"train_documents": 4000, "dev_documents": 500, "test_documents": 1000},
+    "synthetic-icd": {},
+}
+LARGE = {"train_documents": 1000, "dev_documents": 300, "test_documents": 1000}
+
+
+def job(dataset: str, options: argparse.Namespace) -> dict:
+    """Parameters every notebook of the job receives."""
+    caps = {"train_documents": None, "dev_documents": None, "test_documents": None} | CAPS.get(dataset, LARGE)
+    given = {"train_documents": options.train, "dev_documents": options.dev, "test_documents": options.test}
+    caps |= {k: v for k, v in given.items() if v is not None}
+    return {"dataset": dataset, "backbone": options.backbone, "max_tokens": options.tokens, **caps}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the job; exit status 1 with one line when something is wrong."""
+    options = _parse(arguments)
+    began = time.perf_counter()
+    try:
+        dataset, reason = sources.choose(options.dataset or None)
+        print(reason, flush=True)
+        sources.find_or_build(dataset)
+        _run(job(dataset, options), options)
+    except (OSError, ValueError, RuntimeError) as error:
+        print(f"reproduce: {error}", file=sys.stderr)
+        return 1
+    print(f"done in {(time.perf_counter() - began) / 60:.1f} minutes")
+    return 0
+
+
+def _run(common: dict, options: argparse.Namespace) -> None:
+    from plantlib.results import run_notebook
+
+    root = sources.checkout()
+    local = root / "results" / "local" / common["dataset"]
+    records = str(local / "runs")
+    seeds, epochs = list(range(options.seeds)), options.epochs
+    steps = [
+        ("02_mutual_information", common),
+        ("03_attention_pretraining", common | {"seeds": seeds}),
+        ("05_finetune", common | {"starts": options.starts.split(","), "seeds": seeds, "epochs": epochs, "results": records}),
+        ("07_paper_vs_ours", {"runs": records, "out": str(local)}),
+    ]
+    for name, parameters in steps:
+        print(f"{name} ...", flush=True)
+        run_notebook(root / "notebooks" / f"{name}.ipynb", parameters, local / "executed" / f"{name}.ipynb")
+    for table in sorted(local.glob("*.md")):
+        print(f"\n{table.read_text(encoding='utf-8')}")
+    print(f"records, table and figures: {os.path.relpath(local)}")
+
+
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    from plantlib.runs import STARTS
+
+    parser = argparse.ArgumentParser(prog="python -m plantlib.reproduce", description=__doc__.split("\n")[0])
+    parser.add_argument("--dataset", default=os.environ.get("DATASET"), help="a known name or a saved corpus folder")
+    parser.add_argument("--backbone", default="minilm", help="minilm, a local folder or a hub id")
+    parser.add_argument("--tokens", type=int, default=256, help="tokens read of each document")
+    parser.add_argument("--train", type=int, help="training documents (nested subsets)")
+    parser.add_argument("--dev", type=int, help="dev documents")
+    parser.add_argument("--test", type=int, help="test documents")
+    parser.add_argument("--starts", default=",".join(STARTS), help="starts, separated by commas")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds")
+    parser.add_argument("--epochs", type=int, default=4, help="most epochs a run trains")
+    return parser.parse_args(arguments)
+
+
+def promote(local: Path, results: Path) -> list[Path]:
+    """Copy the records of a local job to results/runs, where the committed table is made from."""
+    from plantlib.results import load_all
+
+    return [record.save(results) for record in load_all(local)]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

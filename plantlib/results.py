@@ -1,0 +1,348 @@
+"""Run records, their comparison and the runs themselves: YAML asks, JSON remembers (METHOD section 5).
+
+A run writes one `RunRecord` as results/runs/<id>.json; tables and figures are made from those files alone.
+`run_yaml` executes a notebook with the parameters of runs/<id>.yaml; `replace_section` puts a table into the README.
+No document text, host name, user name or absolute path enters a record. Not here: metrics, figures, training.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from datetime import UTC, datetime
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from plantlib.io import atomic_path, read_json
+from plantlib.statistics import mean_sd, paired_bootstrap
+
+if TYPE_CHECKING:
+    import pandas
+
+SCHEMA = 1
+KINDS = ("planted", "linear", "teacher")
+_DATASET_KEYS = ("name", "fingerprint", "train", "dev", "test", "labels", "label_space", "synthetic")
+_ENVIRONMENT_KEYS = ("python", "torch", "transformers", "cpu", "cores", "commit", "dirty")
+_ABSOLUTE_PATH = re.compile(r"(?:^|[\s'\"=:(,])(?:~?/[\w.~-]+){2,}|\b[A-Za-z]:\\")
+_LONGEST_STRING = 500
+
+
+def environment() -> dict[str, Any]:
+    """Versions, processor, cores, code state ('unknown' outside a git checkout); no name of machine or user."""
+    commit, status = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "--untracked-files=no")
+    return {
+        "python": platform.python_version(),
+        **{name: metadata.version(name) if find_spec(name) else None for name in ("torch", "transformers")},
+        "cpu": f"{platform.system()} {platform.machine()} {_cpu_name()}".strip(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "commit": commit or "unknown",
+        "dirty": bool(status) if commit else None,
+    }
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(Path(__file__).parent), *arguments]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*:\s*(.+)", info.read_text(errors="replace")) if info.exists() else None
+    return found[1].strip() if found else platform.processor()
+
+
+def _plain(value: Any) -> Any:
+    """What JSON can hold: numpy to Python, tuples to lists, keys to str, nan and infinities to None."""
+    if hasattr(value, "tolist"):
+        return _plain(value.tolist())
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, (str, int)):
+        return value
+    raise ValueError(f"a record cannot hold a {type(value).__name__} ({value!r:.60}): pass a number, text or list")
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    for item in [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _strings(item)
+
+
+def _refuse_leaks(value: Any, where: str) -> None:
+    for text in _strings(value):
+        if len(text) > _LONGEST_STRING:
+            raise ValueError(f"{where} holds {len(text)} characters, wanted {_LONGEST_STRING} at most: no texts here")
+        if _ABSOLUTE_PATH.search(text):
+            raise ValueError(f"{where} holds an absolute path: store a name, or a path relative to the repository")
+
+
+@dataclass(frozen=True, repr=False)
+class RunRecord:
+    """One run. Values are made JSON-plain on construction (nan becomes None) and checked; ValueError says what to fix.
+
+    dataset: name, fingerprint, train/dev/test (documents), labels (count), label_space (in words), synthetic (bool).
+    system: the start or baseline ('random', 'l2r', 'linear'); params: every hyper-parameter; teacher: its settings.
+    history: a dict an epoch (epoch, dev metrics, train_loss, seconds); metrics: test, from `metrics.evaluate`;
+    per_document: from `metrics.per_document`; times: stage -> seconds; model_size: a number, or several by name.
+    created: UTC date.
+    """
+
+    id: str
+    kind: str
+    dataset: dict[str, Any]
+    system: str
+    seed: int
+    metrics: dict[str, float | None]
+    params: dict[str, Any] = field(default_factory=dict)
+    notebook: str | None = None
+    backbone: str | None = None
+    teacher: dict[str, Any] = field(default_factory=dict)
+    history: list[dict[str, Any]] = field(default_factory=list)
+    chosen_epoch: int | None = None
+    threshold: float | None = None
+    per_document: dict[str, list[float | None]] = field(default_factory=dict)
+    times: dict[str, float] = field(default_factory=dict)
+    peak_memory_mb: float | None = None
+    model_size: dict[str, float] | float | None = None
+    environment: dict[str, Any] = field(default_factory=environment)
+    created: str = field(default_factory=lambda: datetime.now(UTC).date().isoformat())
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            value = _plain(getattr(self, item.name))
+            _refuse_leaks(value, f"{item.name} of run {str(self.id)[:80]!r}")
+            object.__setattr__(self, item.name, value)
+        if not re.fullmatch(r"[\w.@+-]{1,120}", str(self.id)):
+            raise ValueError(f"run id {self.id!r}: wanted 1 to 120 letters, digits or . _ - @ + (it is a file name)")
+        if self.kind not in KINDS:
+            raise ValueError(f"run {self.id}: kind {self.kind!r}, wanted one of {', '.join(KINDS)}")
+        for name, wanted in (("dataset", _DATASET_KEYS), ("environment", _ENVIRONMENT_KEYS)):
+            if missing := [key for key in wanted if key not in getattr(self, name)]:
+                raise ValueError(f"run {self.id}: {name} lacks {', '.join(missing)}; wanted {', '.join(wanted)}")
+        for name, values in self.per_document.items():
+            if len(values) != self.dataset["test"]:
+                raise ValueError(f"run {self.id}: {name!r} has {len(values)} values, wanted {self.dataset['test']}")
+
+    def save(self, folder: str | Path) -> Path:
+        """Writes <folder>/<id>.json atomically, one field a line, and returns its path."""
+        data = {"schema": SCHEMA} | {item.name: getattr(self, item.name) for item in fields(self)}
+        lines = [f"{json.dumps(key)}: {json.dumps(x, ensure_ascii=False, allow_nan=False)}" for key, x in data.items()]
+        path = Path(folder) / f"{self.id}.json"
+        with atomic_path(path) as temporary:
+            temporary.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> RunRecord:
+        """ValueError if the file is no record, of another schema, lacks a key or has an unknown one."""
+        data, name = read_json(path), Path(path).name
+        schema = data.get("schema") if isinstance(data, dict) else None
+        if schema != SCHEMA:
+            raise ValueError(f"{name} has schema {schema!r}, wanted {SCHEMA}: run it again with this version")
+        names = {item.name for item in fields(cls)}
+        missing, unknown = sorted(names - set(data)), sorted(set(data) - names - {"schema"})
+        if missing or unknown:
+            raise ValueError(f"{name} lacks {missing} and has unknown keys {unknown}: run it again with this version")
+        return cls(**{key: data[key] for key in names})
+
+    def __repr__(self) -> str:
+        shown = {key: self.metrics.get(key) for key in ("p@1", "ndcg@5", "few/rp@5")}
+        numbers = "".join(f", {key}={value:.4f}" for key, value in shown.items() if value is not None)
+        dataset = self.dataset["name"]
+        return f"RunRecord({self.id!r}, dataset={dataset!r}, system={self.system!r}, seed={self.seed}{numbers})"
+
+    def _repr_markdown_(self) -> str:
+        data = self.dataset
+        head = (f"**{self.id}**: {self.system} on {data['name']}{' (synthetic)' if data['synthetic'] else ''}, "
+                f"{data['train']} training and {data['test']} test documents, label space: {data['label_space']}")
+        rows = [f"| {key} | {'-' if x is None else f'{x:.4f}'} |" for key, x in sorted(self.metrics.items())]
+        return "\n".join([head, "", "| metric | test |", "| --- | ---: |", *rows])
+
+
+def load_all(folder: str | Path) -> list[RunRecord]:
+    """Every record of a folder, by file name."""
+    return [RunRecord.load(path) for path in sorted(Path(folder).glob("*.json"))]
+
+
+def compare(records: Iterable[RunRecord], baseline: str = "random",
+            metrics: Iterable[str] = ("p@1", "p@5", "ndcg@5", "few/rp@5")) -> pandas.DataFrame:
+    """One row a system, the baseline first: seeds, then '<metric>' (mean over seeds) and '<metric> sd'.
+
+    Metrics kept a document add '<metric> diff', 'low', 'high' and 'p': paired bootstrap against the baseline over test
+    documents, each document's value averaged over seeds first. ValueError unless all records share one data set
+    (fingerprint, label space) and backbone, each (system, seed) occurs once and the baseline is among them.
+    """
+    import pandas as pd
+
+    groups = _by_system(records, baseline)
+    rows = []
+    for system in sorted(groups, key=lambda name: (name != baseline, name)):
+        row: dict[str, Any] = {"system": system, "seeds": len(groups[system])}
+        for metric in metrics:
+            row[metric], row[f"{metric} sd"] = mean_sd(record.metrics.get(metric) for record in groups[system])
+            if system != baseline:
+                row |= _difference(groups[system], groups[baseline], metric)
+        rows.append(row)
+    return pd.DataFrame(rows).set_index("system")
+
+
+def _by_system(records: Iterable[RunRecord], baseline: str) -> dict[str, list[RunRecord]]:
+    records = sorted(records, key=lambda record: (record.system, record.seed))
+    for what, values in (
+        ("data set", {(r.dataset["name"], r.dataset["fingerprint"], r.dataset["label_space"]) for r in records}),
+        ("backbone", {r.backbone for r in records if r.backbone}),
+    ):
+        if len(values) > 1:
+            raise ValueError(f"records of more than one {what}: {sorted(values)}; pass those of one")
+    groups: dict[str, list[RunRecord]] = {}
+    for record in records:
+        group = groups.setdefault(record.system, [])
+        if group and group[-1].seed == record.seed:
+            raise ValueError(f"{group[-1].id} and {record.id} are both {record.system}, seed {record.seed}: pass one")
+        group.append(record)
+    if baseline not in groups:
+        raise ValueError(f"no record of the baseline {baseline!r}; there are {', '.join(groups) or 'no records'}")
+    return groups
+
+
+def _difference(group: list[RunRecord], base: list[RunRecord], metric: str) -> dict[str, float]:
+    if any(metric not in record.per_document for record in (*group, *base)):
+        return {}
+    result = paired_bootstrap(*([record.per_document[metric] for record in side] for side in (group, base)))
+    names = {"diff": "mean_difference", "low": "low", "high": "high", "p": "p_value"}
+    return {f"{metric} {short}": result[name] for short, name in names.items()}
+
+
+def to_markdown(table: pandas.DataFrame, level: float = 0.05) -> str:
+    """The table of `compare` as Markdown: percent with one decimal, mean ± sd, difference [95 % interval], a star."""
+    metrics = [name.removesuffix(" sd") for name in table.columns if name.endswith(" sd")]
+    tested = [name for name in metrics if f"{name} p" in table.columns]
+    head = ["system", "seeds"] + [title for m in metrics for title in ([m, f"Δ {m}"] if m in tested else [m])]
+    lines = [head, ["---", *["---:"] * (len(head) - 1)]]
+    for system, row in table.iterrows():
+        cells = [str(system), str(int(row["seeds"]))]
+        for metric in metrics:
+            sd = row[f"{metric} sd"]
+            cells.append(_percent(row[metric]) + ("" if math.isnan(sd) else f" ± {_percent(sd)}"))
+            cells += [_interval(row, metric, level)] if metric in tested else []
+        lines.append(cells)
+    note = "\n\nPercent; mean ± standard deviation over seeds."
+    if tested:
+        note += (f" Δ: difference to {table.index[0]} [95 % interval], paired bootstrap over test documents; \\* p < "
+                 f"{level:g}, not corrected for the number of comparisons.")
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + note
+
+
+def _percent(value: float, sign: str = "") -> str:
+    return "-" if math.isnan(value) else f"{100 * value:{sign}.1f}"
+
+
+def _interval(row: Mapping[str, float], metric: str, level: float) -> str:
+    difference, low, high, p = (row[f"{metric} {name}"] for name in ("diff", "low", "high", "p"))
+    if math.isnan(difference):
+        return "-"
+    return f"{_percent(difference, '+')} [{_percent(low, '+')}, {_percent(high, '+')}]" + (" \\*" if p < level else "")
+
+
+def section(path: str | Path, name: str) -> str:
+    """The text between `<!-- table:begin NAME -->` and `<!-- table:end NAME -->` of a file."""
+    return _split(path, name)[1].strip("\n")
+
+
+def replace_section(path: str | Path, name: str, text: str) -> None:
+    """Puts `text` between the two markers of NAME, atomically. ValueError unless each marker occurs once, in order."""
+    before, _, after = _split(path, name)
+    with atomic_path(path) as temporary:
+        temporary.write_text(f"{before}\n{text.strip()}\n{after}", encoding="utf-8")
+
+
+def _split(path: str | Path, name: str) -> tuple[str, str, str]:
+    content = Path(path).read_text(encoding="utf-8")
+    begin, end = f"<!-- table:begin {name} -->", f"<!-- table:end {name} -->"
+    if content.count(begin) != 1 or content.count(end) != 1 or content.index(begin) > content.index(end):
+        raise ValueError(f"{Path(path).name}: wanted one '{begin}' and after it one '{end}': add these lines")
+    head, rest = content.split(begin)
+    body, tail = rest.split(end)
+    return head + begin, body, end + tail
+
+
+def run_notebook(notebook: str | Path, parameters: dict[str, Any], output: str | Path, progress: bool = True) -> Path:
+    """Executes a notebook in its own folder; the executed copy goes to `output`, also when it fails.
+
+    ValueError for a name its cell tagged 'parameters' does not define; RuntimeError with the notebook's own error.
+    """
+    import papermill
+
+    notebook, output = Path(notebook).resolve(), Path(output).resolve()
+    known = papermill.inspect_notebook(notebook)
+    if unknown := sorted(set(parameters) - set(known)):
+        raise ValueError(f"{notebook.name} has no parameter {', '.join(unknown)}; known: {', '.join(known) or 'none'}")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        papermill.execute_notebook(notebook, output, parameters, kernel_name="python3", progress_bar=progress,
+                                   cwd=notebook.parent)
+    except papermill.PapermillExecutionError as error:
+        raise RuntimeError(f"{notebook.name}, cell {error.exec_count}: {error.ename}: {error.evalue}") from error
+    return output
+
+
+def run_yaml(path: str | Path, force: bool = False, progress: bool = True) -> Path:
+    """Runs runs/<id>.yaml (keys notebook, parameters) unless results/runs/<id>.json exists; returns that JSON's path.
+
+    Paths are relative to the folder above runs/. The id (the file's name) reaches a notebook that has a parameter
+    `run_id`. The executed notebook stays in results/executed/. RuntimeError if no record was written.
+    """
+    import papermill
+    import yaml
+
+    path = Path(path).resolve()
+    root, run_id = path.parent.parent, path.stem
+    data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(data, dict) or "notebook" not in data or set(data) - {"id", "notebook", "parameters"}:
+        raise ValueError(f"{path.name}: wanted the keys notebook and parameters (and id, if any), got {data!r:.200}")
+    if data.get("id", run_id) != run_id:
+        raise ValueError(f"{path.name} names the run {data['id']!r}: the id is the file's name, drop the key")
+    record = root / "results" / "runs" / f"{run_id}.json"
+    if record.exists() and not force:
+        return record
+    parameters, before = dict(data.get("parameters") or {}), record.stat().st_mtime_ns if record.exists() else None
+    if "run_id" in papermill.inspect_notebook(root / data["notebook"]):
+        parameters.setdefault("run_id", run_id)
+    run_notebook(root / data["notebook"], parameters, root / "results" / "executed" / f"{run_id}.ipynb", progress)
+    if not record.exists() or record.stat().st_mtime_ns == before:
+        raise RuntimeError(f"{data['notebook']} wrote no results/runs/{run_id}.json: save its RunRecord there")
+    RunRecord.load(record)
+    return record
+
+
+def main(arguments: list[str]) -> int:
+    """`python -m plantlib.results [--force] runs/a.yaml ...`: runs what is missing; exit status 1 if any run failed."""
+    status = 0
+    for name in (argument for argument in arguments if argument != "--force"):
+        try:
+            print(f"{name}: {run_yaml(name, '--force' in arguments).name}")
+        except (OSError, ValueError, RuntimeError) as error:
+            print(f"{name}: {error}", file=sys.stderr)
+            status = 1
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,303 @@
+"""One run, one record: plant a start, fine-tune, choose on dev, read test once; and the peers on the same documents.
+
+Realises METHOD.md sections 4 to 7 on what `pipeline.prepare` made ready. Each run writes one small JSON (`RunRecord`) and
+nothing else is needed later. Notebooks call these functions and show what they return.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import shutil
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from scipy import sparse
+from tqdm.auto import tqdm
+
+from plantlib import backbones, mig, peers, planting, train
+from plantlib.data import Corpus
+from plantlib.l2r import L2RConfig
+from plantlib.metrics import evaluate, hits, per_document, tune_threshold
+from plantlib.mig import Teacher
+from plantlib.model import PlantConfig, PlantModel
+from plantlib.pipeline import Prepared, TeacherConfig, fingerprint_of, prepare, pretrained
+from plantlib.planting import StartConfig
+from plantlib.results import RunRecord
+from plantlib.tokens import tfidf, words
+from plantlib.train import TrainConfig
+
+
+def build_model(prepared: Prepared, teacher: Teacher, *, keep: int | None = None) -> PlantModel:
+    """An unplanted model of the corpus's sizes, without backbone, its teacher's document score filled in."""
+    names = prepared.corpus.label_names
+    config = PlantConfig(
+        backbone_name=Path(prepared.backbone).name, hidden_size=prepared.features.hidden_size,
+        num_tokens=len(prepared.vocabulary), num_planted_cells=teacher.relevance.nnz, num_teacher_cells=teacher.scores.nnz,
+        keep=keep, max_tokens=prepared.max_tokens, window=prepared.window, id2label=dict(enumerate(names)),
+        label2id={name: i for i, name in enumerate(names)},
+    )  # fmt: skip
+    return PlantModel(config)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything a fine-tuning run can be asked for."""
+
+    teacher: TeacherConfig = TeacherConfig()
+    l2r: L2RConfig = L2RConfig()
+    start: StartConfig = StartConfig()
+    train: TrainConfig = TrainConfig()
+    l2r_trainer: str = "approx_ndcg"
+    keep: int | None = None
+
+    def seeded(self, seed: int) -> RunConfig:
+        """The same run with another seed everywhere."""
+        return replace(
+            self,
+            l2r=replace(self.l2r, seed=seed),
+            start=replace(self.start, seed=seed),
+            train=replace(self.train, seed=seed),
+        )
+
+
+def run_start(
+    prepared: Prepared, start: str, seed: int = 0, *, config: RunConfig = RunConfig(), results: str | Path | None = None,
+    run_id: str | None = None, notebook: str | None = None, progress: bool = True,
+) -> tuple[RunRecord, PlantModel]:  # fmt: skip
+    """Plant `start`, fine-tune, choose the epoch on dev, read test once; the record is saved when `results` is given."""
+    began, config = time.perf_counter(), config.seeded(seed)
+    _seed_all(seed)
+    parts = planting.parts_of(start)
+    teacher = prepared.teacher(config.teacher)
+    times = {"teacher": time.perf_counter() - began}
+    trainer = {"l2r": config.l2r_trainer, "closed_form": "closed_form"}.get(
+        next((p for p in parts if p in planting.QUERY_STARTS), "")
+    )
+    planted = (
+        pretrained(prepared, trainer, teacher, teacher_config=config.teacher, config=config.l2r, progress=progress)
+        if trainer
+        else None
+    )
+    times["l2r"] = time.perf_counter() - began - times["teacher"]
+    model = build_model(prepared, teacher, keep=config.keep)
+    planting.plant(model.decoder, start, teacher, prepared.train_labels, planted=planted, config=config.start)
+    use_score(model, parts, teacher, prepared)
+    run_id = run_id or run_name(prepared, start, seed)
+    folder = prepared.root / "checkpoints" / f"{run_id}-{fingerprint_of(prepared.key, start, asdict(config))}"
+    fitted = time.perf_counter()
+    epochs = train.fine_tune(
+        model,
+        prepared.documents("train"),
+        prepared.documents("dev"),
+        prepared.train_counts,
+        folder,
+        config=config.train,
+        progress=progress,
+    )
+    times["fine_tune"] = time.perf_counter() - fitted
+    record = _record(prepared, model, start, seed, config, epochs, times, run_id, notebook, planted)
+    if results is not None:
+        record.save(results)
+    shutil.rmtree(folder, ignore_errors=True)
+    return record, model
+
+
+def use_score(model: PlantModel, parts: list[str], teacher: Teacher, prepared: Prepared) -> None:
+    """Fill the teacher's document score where the start plants it; elsewhere the model does without."""
+    if "score" in parts:
+        model.teacher_score.load_teacher(teacher, prepared.counts[prepared.rows["train"]])
+    else:
+        model.teacher_score, model.config.num_teacher_cells = None, 0
+        model.decoder.teacher_gain.requires_grad_(False)
+
+
+def run_name(prepared: Prepared, system: str, seed: int) -> str:
+    """Id of a run: data set, training documents, tokens read, backbone, system, seed."""
+    read = f"{prepared.max_tokens}t" if prepared.max_tokens else "all"
+    return f"{prepared.corpus.name}-{len(prepared.rows['train'])}d-{read}-{Path(prepared.backbone).name}-{system}-s{seed}"
+
+
+def _record(prepared, model, start, seed, config, epochs, times, run_id, notebook, planted) -> RunRecord:
+    """Threshold and calibration from dev, then the one reading of test."""
+    began, n_train = time.perf_counter(), len(prepared.rows["train"])
+    dev_scores, dev_labels = train.score(model, prepared.documents("dev"), prepared.train_counts, auc=False)
+    threshold = tune_threshold(dev_scores.topk, dev_labels)
+    model.config.threshold, model.config.calibration = threshold, calibrate(dev_scores.topk, dev_labels)
+    scores, labels = train.score(model, prepared.documents("test"), prepared.train_counts)
+    extra = prepared.extra_gold[prepared.rows["test"]]
+    times["evaluate"] = time.perf_counter() - began
+    gains = {"planted": model.decoder.planted_gain.item(), "teacher": model.decoder.teacher_gain.item()}
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return RunRecord(
+        id=run_id,
+        kind="planted",
+        dataset=prepared.about(),
+        system=start,
+        seed=seed,
+        metrics=evaluate(scores, labels, prepared.train_counts, n_train, threshold, extra),
+        params=asdict(config) | {"max_tokens": prepared.max_tokens, "final_gains": gains},
+        notebook=notebook,
+        backbone=Path(prepared.backbone).name,
+        teacher=asdict(config.teacher) | ({"l2r": {"trainer": planted.trainer, **planted.quality}} if planted else {}),
+        history=epochs,
+        chosen_epoch=train.chosen_epoch(epochs, config.train.metric),
+        threshold=threshold,
+        per_document=per_document(scores, labels),
+        times={k: round(v, 2) for k, v in times.items()},
+        peak_memory_mb=peak_memory(),
+        model_size={"trained_parameters": trained},
+    )
+
+
+def calibrate(topk, labels: sparse.csr_matrix) -> list[float]:
+    """Slope and shift of a logistic curve from dev scores to the chance of being right (Platt), over the top-k places."""
+    from sklearn.linear_model import LogisticRegression
+
+    used = topk.ids >= 0
+    right, scores = hits(topk, labels, topk.k)[used], topk.scores[used].astype(np.float64)
+    if right.all() or not right.any():
+        return [1.0, 0.0]
+    curve = LogisticRegression(C=1e6).fit(scores[:, None], right)
+    return [float(curve.coef_[0, 0]), float(curve.intercept_[0])]
+
+
+def run_peers(
+    prepared: Prepared, *, results: str | Path | None = None, notebook: str | None = None, progress: bool = True
+) -> list[RunRecord]:
+    """The rows without attention on the same documents and label space: bare teachers, SVM, SVM + w x J and + w x MI."""
+    rows, labels = prepared.rows, prepared.corpus.labels
+    began = time.perf_counter()
+    counts = words(prepared.corpus.texts, rows["train"]).counts
+    weights = tfidf(counts, rows["train"])
+    x, y = counts[rows["train"]], prepared.train_labels
+    taught = {"J": mig.teach(x, y, top_k=64), "MI": mig.teach(x, y, variant="raw", top_k=64)}
+    taught |= {"PPMI": peers.ppmi(x, y), "centroid": peers.centroids(weights[rows["train"]], y)}
+    blocks = {f"bare {name}": peers.bare_teacher(weights, teacher) for name, teacher in taught.items()}
+    seconds = {name: round(time.perf_counter() - began, 2) for name in blocks}
+    began = time.perf_counter()
+    svm = peers.linear_svm(weights, labels, rows["train"], progress=progress)
+    seconds["SVM"] = round(time.perf_counter() - began, 2)
+    records = [
+        _peer_record(prepared, name, "teacher", block, {}, seconds[name], results, notebook) for name, block in blocks.items()
+    ]
+    records.append(_peer_record(prepared, "SVM", "linear", svm, {"C": 1.0}, seconds["SVM"], results, notebook))
+    for name in ("J", "MI"):
+        weight = tuned_weight(prepared, svm, blocks[f"bare {name}"])
+        block = peers.added(svm, blocks[f"bare {name}"], weight)
+        records.append(
+            _peer_record(
+                prepared,
+                f"SVM + {name}",
+                "linear",
+                block,
+                {"C": 1.0, "weight": weight},
+                seconds["SVM"],
+                results,
+                notebook,
+            )
+        )
+    return records
+
+
+def tuned_weight(
+    prepared: Prepared, first, second, metric: str = "ndcg@5", grid=(0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
+) -> float:
+    """The weight of `second` with the best dev metric; both blocks are evaluated on dev only."""
+    dev, labels = prepared.rows["dev"], prepared.corpus.labels
+    value = lambda w: evaluate(  # noqa: E731
+        peers.scored(peers.added(first, second, w), labels, dev, prepared.train_counts, auc=False),
+        labels[dev],
+        prepared.train_counts,
+        len(prepared.rows["train"]),
+    )[metric]
+    return max(grid, key=value)
+
+
+def _peer_record(prepared, system, kind, block, params, seconds, results, notebook) -> RunRecord:
+    rows, labels = prepared.rows, prepared.corpus.labels
+    dev = peers.scored(block, labels, rows["dev"], prepared.train_counts, auc=False)
+    threshold = tune_threshold(dev.topk, labels[rows["dev"]])
+    scores = peers.scored(block, labels, rows["test"], prepared.train_counts)
+    n_train, extra = len(rows["train"]), prepared.extra_gold[rows["test"]]
+    record = RunRecord(
+        id=run_name(prepared, system.replace(" ", "_"), 0),
+        kind=kind,
+        dataset=prepared.about(),
+        system=system,
+        seed=0,
+        metrics=evaluate(scores, labels[rows["test"]], prepared.train_counts, n_train, threshold, extra),
+        params=params | {"text": "whole document, words"},
+        notebook=notebook,
+        threshold=threshold,
+        per_document=per_document(scores, labels[rows["test"]]),
+        times={"train": seconds},
+        peak_memory_mb=peak_memory(),
+    )
+    if results is not None:
+        record.save(results)
+    return record
+
+
+STARTS = ("random", "l2r", "closed_form", "lookup", "shuffled", "lookup+score")
+
+
+def run_grid(
+    prepared: Prepared, starts=STARTS, seeds=(0, 1, 2), *, config: RunConfig | None = None, results: str | Path,
+    notebook: str | None = None, progress: bool = True,
+) -> list[RunRecord]:  # fmt: skip
+    """Every start with every seed, and the peers; runs whose record stands in `results` are read, not repeated."""
+    config, results, records = config or RunConfig(), Path(results), []
+    jobs = [(start, seed) for seed in seeds for start in starts]
+    with tqdm(total=len(jobs), desc="runs", unit="run", disable=not progress) as bar:
+        for start, seed in jobs:
+            bar.set_postfix_str(f"{start}, seed {seed}")
+            found = _finished(results / f"{run_name(prepared, start, seed)}.json", prepared, config.seeded(seed))
+            if not found:
+                found, _ = run_start(prepared, start, seed, config=config, results=results, notebook=notebook, progress=False)
+            records.append(found)
+            bar.update()
+    return records
+
+
+def _finished(path: Path, prepared: Prepared, config: RunConfig) -> RunRecord | None:
+    """The record at `path` when it was made from this corpus with these parameters; another one is made again."""
+    if not path.exists():
+        return None
+    record = RunRecord.load(path)
+    same = {k: record.params.get(k) for k in asdict(config)} == _plain(asdict(config))
+    return record if same and record.dataset["fingerprint"] == prepared.corpus.fingerprint() else None
+
+
+def _plain(value):
+    return json.loads(json.dumps(value))
+
+
+def peak_memory() -> float:
+    """Largest resident memory of this process so far, MiB."""
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
+
+
+def _seed_all(seed: int) -> None:
+    """One seed for python, numpy and torch."""
+    from transformers import set_seed
+
+    set_seed(seed)
+
+
+def fit(
+    corpus: Corpus | str,
+    *,
+    backbone: str = "minilm",
+    start: str = "l2r",
+    seed: int = 0,
+    config: RunConfig = RunConfig(),
+    **prepare_options,
+) -> PlantModel:
+    """MIG -> L2R -> plant -> fine-tune on a corpus; a model that predicts, explains and saves. Resumable after a kill."""
+    prepared = prepare(corpus, backbone=backbone, **prepare_options)
+    record, model = run_start(prepared, start, seed, config=config)
+    print(record)
+    return model.attach_backbone(backbones.load(backbone))

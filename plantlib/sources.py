@@ -1,0 +1,116 @@
+"""Where corpora come from: the known names, the choice of one, and building it once.
+
+A name leads to data_scripts/get_<name>.py, which fetches the public origin or reads a folder under $PLANT_DATA.
+Built corpora stand under $PLANT_HOME, else data/. Here is the registry only: the corpus itself is in `data.py`,
+a user's own table in `tables.py`, downloads and formats in data_scripts/.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import shutil
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from plantlib.data import DataError
+
+
+class Source(NamedTuple):
+    """A known corpus: its script, its folder under $PLANT_DATA, and what the script's build is called with."""
+
+    script: str
+    folder: str
+    options: dict[str, Any]
+
+
+KNOWN = {
+    "codiesp": Source("get_codiesp", "codiesp", {}),
+    "codiesp-p": Source("get_codiesp", "codiesp", {"task": "P"}),
+    "codiesp-dp": Source("get_codiesp", "codiesp", {"task": "DP"}),
+    "codiesp-es": Source("get_codiesp", "codiesp", {"language": "es"}),
+    "eurlex57k": Source("get_eurlex57k", "eurlex57k", {}),
+    "cooking": Source("get_cooking", "stackexchange_cooking", {}),
+    "debtags": Source("get_debtags", "debtags", {}),
+    "synthetic-icd": Source("get_synthetic_icd", "synthetic-icd", {}),
+}
+ALIASES = {"stackexchange_cooking": "cooking", "synthetic_icd": "synthetic-icd"}
+PREFERENCE = ("codiesp", "eurlex57k", "cooking", "debtags")
+
+
+def checkout() -> Path:
+    """The folder that holds plantlib/ and, in a checkout, data_scripts/."""
+    return Path(__file__).resolve().parent.parent
+
+
+def homes(root: str | Path | None = None) -> list[Path]:
+    """Folders that may hold built corpora, best first; the first one is where a new one is built."""
+    if root is not None:
+        return [Path(root)]
+    if os.environ.get("PLANT_HOME"):
+        return [Path(os.environ["PLANT_HOME"])]
+    near, own = Path("data").absolute(), checkout() / "data"
+    return list(dict.fromkeys([near, own] if near.is_dir() else [own, near]))
+
+
+def script(name: str) -> ModuleType:
+    """Import data_scripts/<name>.py of the checkout, wherever Python was started."""
+    folder = checkout() / "data_scripts"
+    if not (folder / f"{name}.py").is_file():
+        raise DataError(f"no {name}.py in {folder}: building needs a checkout (pip install -e .)")
+    if "data_scripts" not in sys.modules:
+        spec = importlib.util.spec_from_file_location("data_scripts", folder / "__init__.py",
+                                                      submodule_search_locations=[str(folder)])
+        package = importlib.util.module_from_spec(spec)
+        sys.modules["data_scripts"] = package
+        spec.loader.exec_module(package)
+    return importlib.import_module(f"data_scripts.{name}")
+
+
+def find(name: str, root: str | Path | None = None) -> Path | None:
+    """The folder of a corpus that is already built, or None."""
+    name = ALIASES.get(name, name)
+    return next((home / name for home in homes(root) if (home / name / "manifest.json").is_file()), None)
+
+
+def local_source(name: str) -> Path | None:
+    """$PLANT_DATA/<folder> of a known name when it exists."""
+    data = os.environ.get("PLANT_DATA")
+    folder = Path(data) / KNOWN[name].folder if data else None
+    return folder if folder is not None and folder.is_dir() else None
+
+
+def find_or_build(name: str, root: str | Path | None = None) -> Path:
+    """The folder of a corpus by name; a known one is built when absent, with one line that says so."""
+    name = ALIASES.get(name, name)
+    if found := find(name, root):
+        return found
+    if name not in KNOWN:
+        raise DataError(f"unknown corpus {name!r}: wanted a saved folder (with manifest.json) or one of "
+                        f"{', '.join(KNOWN)}; a table of your own goes through Corpus.from_csv")
+    known, home, source = KNOWN[name], homes(root)[0], local_source(name)
+    origin = f"$PLANT_DATA/{known.folder}" if source else "its origin"
+    # On stderr: a notebook's stored output must not depend on what was already built.
+    print(f"{name}: not built yet, making it from {origin} with data_scripts/{known.script}.py", file=sys.stderr)
+    return script(known.script).build(home / name, source, **known.options)
+
+
+def choose(dataset: str | None = None) -> tuple[str, str]:
+    """(name, reason): the name given (or $DATASET), else what $PLANT_DATA holds, else a corpus anyone can fetch.
+
+    Raises DataError for a name that is neither known nor built, naming the known ones.
+    """
+    if dataset := dataset or os.environ.get("DATASET"):
+        name = ALIASES.get(dataset, dataset)
+        if name in KNOWN or find(name) or (Path(dataset) / "manifest.json").is_file():
+            return name, f"data set {name}: named by you"
+        raise DataError(f"unknown data set {dataset!r}: wanted one of {', '.join(KNOWN)} or a saved corpus folder")
+    for name in PREFERENCE:
+        if local_source(name):
+            return name, f"data set {name}: $PLANT_DATA holds it"
+    if shutil.which("apt-get"):
+        return "debtags", "data set debtags: none named, and apt-get can fetch this one"
+    return "cooking", "data set cooking: none named and no apt-get here; a small public download"

@@ -1,0 +1,227 @@
+"""Fine-tuning on transformers.Trainer: parameter groups, dev evaluation by streaming top-k, early stopping, resume.
+
+Realises METHOD.md section 4, "optimisation", and section 5, "select on dev, touch test once". Labels go to the loss as
+positive cells, never dense. Checkpoints, schedules, devices and distribution are the Trainer's; this file adds what is
+particular to PLANT: packed batches, learning rates by group, and an evaluation that never holds (N, L) scores.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy import sparse
+from tqdm.auto import tqdm
+from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils import logging as transformers_logging
+
+from plantlib.features import Features
+from plantlib.metrics import StreamingEvaluator, evaluate
+from plantlib.model import PlantModel
+from plantlib.tokens import Ragged
+
+HISTORY_METRICS = ("p@1", "p@5", "ndcg@5", "psp@5", "map", "few/rp@5")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Options of one fine-tuning run; learning rates by parameter group."""
+
+    epochs: int = 4
+    batch_size: int = 16
+    accumulation: int = 1
+    lr_queries: float = 1e-2
+    lr_outputs: float = 1e-2
+    lr_gains: float = 1e-2
+    lr_backbone: float = 2e-4
+    weight_decay: float = 0.0
+    warmup: float = 0.1
+    patience: int = 2
+    metric: str = "ndcg@5"
+    seed: int = 0
+
+    def __post_init__(self):
+        for name in ("epochs", "batch_size", "accumulation", "patience"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}; give at least 1")
+
+
+class Documents(torch.utils.data.Dataset):
+    """Rows of a corpus as the collator reads them: token ids, labels and, for a frozen backbone, cached features."""
+
+    def __init__(self, tokens: Ragged, labels: sparse.csr_matrix, rows: np.ndarray, features: Features | None = None):
+        if len(tokens) != labels.shape[0]:
+            raise ValueError(f"{len(tokens)} tokenised documents and {labels.shape[0]} label rows; both must cover the corpus")
+        self.tokens, self.labels, self.rows, self.features = tokens, labels.tocsr(), np.asarray(rows), features
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, i: int) -> int:
+        return int(self.rows[i])
+
+    def collate(self, rows: list[int]) -> dict[str, torch.Tensor]:
+        """One packed batch: token_ids (S,), offsets (B+1), positive cells, hidden_states (S, D) when cached."""
+        tokens = self.tokens.select(rows)
+        cells = self.labels[rows].tocoo()
+        batch = {
+            "token_ids": torch.from_numpy(tokens.flat.astype(np.int64)),
+            "offsets": torch.from_numpy(tokens.offsets),
+            "label_rows": torch.from_numpy(cells.row.astype(np.int64)),
+            "label_columns": torch.from_numpy(cells.col.astype(np.int64)),
+        }
+        if self.features is not None:
+            batch["hidden_states"] = torch.from_numpy(self.features.documents(rows))
+        return batch
+
+
+class PlantTrainer(Trainer):
+    """Trainer with PLANT's parameter groups and a streaming evaluation; see `fine_tune`."""
+
+    def __init__(self, *args, plant_config: TrainConfig, train_counts: np.ndarray, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.plant_config, self.train_counts = plant_config, train_counts
+        # the loss is a mean over documents, not over "items" that Trainer would count from a labels field
+        self.model_accepts_loss_kwargs = False
+
+    def create_optimizer(self, model=None):
+        """AdamW over `parameter_groups`."""
+        if self.optimizer is None:
+            self.optimizer = torch.optim.AdamW(parameter_groups(model or self.model, self.plant_config))
+        return self.optimizer
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
+        """Metrics of a split, from scores that leave the model only as top-k and ranks."""
+        documents = eval_dataset if eval_dataset is not None else self.eval_dataset
+        scores, labels = score(self.model, documents, self.train_counts, self.args.per_device_eval_batch_size, auc=False)
+        found = evaluate(scores, labels, self.train_counts, len(self.train_dataset))
+        metrics = {f"{metric_key_prefix}_{k}": v for k, v in found.items() if np.isfinite(v)}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+
+def parameter_groups(model, config: TrainConfig) -> list[dict]:
+    """Optimizer groups: queries, outputs and bias, gains, backbone; every trainable parameter is in exactly one."""
+    groups = {"queries": [], "outputs": [], "gains": [], "backbone": []}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        last = name.rsplit(".", 1)[-1]
+        kind = {"label_queries": "queries", "label_outputs": "outputs", "label_bias": "outputs"}.get(last)
+        groups[kind or ("gains" if last.endswith("_gain") else "backbone")].append(parameter)
+    rates = {k: getattr(config, f"lr_{k}") for k in groups}
+    decay = {
+        "queries": config.weight_decay,
+        "outputs": config.weight_decay,
+        "gains": 0.0,
+        "backbone": config.weight_decay,
+    }
+    return [{"params": p, "lr": rates[k], "weight_decay": decay[k]} for k, p in groups.items() if p]
+
+
+def score(
+    model: PlantModel,
+    documents: Documents,
+    train_counts: np.ndarray,
+    batch_size: int = 16,
+    auc: bool = True,
+    k: int = 100,
+):
+    """(Scores, Y) of a split: one forward pass, documents batched by length, no (N, L) matrix."""
+    labels = documents.labels[documents.rows]
+    evaluator = StreamingEvaluator(labels, train_counts, k=min(k, labels.shape[1]), auc_bins=2048 if auc else None)
+    order = np.argsort(-documents.tokens.lengths[documents.rows], kind="stable")
+    device, training = next(model.parameters()).device, model.training
+    model.eval()
+    with torch.inference_mode():
+        for begin in range(0, len(order), batch_size):
+            part = order[begin : begin + batch_size]
+            batch = documents.collate([int(r) for r in documents.rows[part]])
+            batch = {name: value.to(device) for name, value in batch.items() if not name.startswith("label_")}
+            evaluator.update(part, model(**batch).logits.float())
+    model.train(training)
+    return evaluator.result(), labels
+
+
+class _Progress(TrainerCallback):
+    """A bar over steps with time left and the dev metric, and wall seconds in the log at each evaluation."""
+
+    def __init__(self, metric: str, show: bool):
+        self.metric, self.show, self.bar = metric, show, None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.begin = time.perf_counter()
+        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="fine-tune", unit="step", disable=not self.show)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.bar.update(state.global_step - self.bar.n)
+
+    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
+        if state.log_history:
+            state.log_history[-1]["seconds"] = round(time.perf_counter() - self.begin, 2)
+        if self.bar is not None and metrics:
+            self.bar.set_postfix({f"dev {self.metric}": f"{metrics[f'eval_{self.metric}']:.3f}"})
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.bar.close()
+
+
+def fine_tune(
+    model: PlantModel, train: Documents, dev: Documents, train_counts: np.ndarray, folder: str | Path, *,
+    config: TrainConfig = TrainConfig(), resume: bool = True, progress: bool = True,
+) -> list[dict]:  # fmt: skip
+    """Train `model` in place, leave it at its best dev epoch, return one dict an epoch (dev metrics, loss, seconds).
+
+    folder keeps the checkpoints; with resume a killed run goes on from the last one, to the same numbers.
+    """
+    folder = Path(folder)
+    trainer = PlantTrainer(
+        model=model, args=_arguments(folder, config), train_dataset=train, eval_dataset=dev,
+        data_collator=train.collate, plant_config=config, train_counts=train_counts,
+        callbacks=[EarlyStoppingCallback(early_stopping_patience=config.patience), _Progress(config.metric, progress)],
+    )  # fmt: skip
+    trainer.remove_callback(PrinterCallback)
+    last = get_last_checkpoint(str(folder)) if resume and folder.is_dir() else None
+    trainer.train(resume_from_checkpoint=last)
+    return history(trainer.state.log_history)
+
+
+def _arguments(folder: Path, config: TrainConfig) -> TrainingArguments:
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    transformers_logging.disable_progress_bar()
+    return TrainingArguments(
+        output_dir=str(folder), num_train_epochs=config.epochs, per_device_train_batch_size=config.batch_size,
+        per_device_eval_batch_size=config.batch_size, gradient_accumulation_steps=config.accumulation,
+        learning_rate=config.lr_outputs, warmup_steps=config.warmup, lr_scheduler_type="linear", seed=config.seed,
+        eval_strategy="epoch", save_strategy="epoch", logging_strategy="epoch", save_total_limit=1,
+        load_best_model_at_end=True, metric_for_best_model=f"eval_{config.metric}", greater_is_better=True,
+        restore_callback_states_from_checkpoint=True, remove_unused_columns=False, report_to="none",
+        disable_tqdm=True, dataloader_num_workers=0, dataloader_pin_memory=False, max_grad_norm=0.0,
+        label_names=[], log_level="error",
+    )  # fmt: skip
+
+
+def history(log: list[dict]) -> list[dict]:
+    """The Trainer's log as one dict an epoch: epoch, train_loss, seconds, dev metrics."""
+    epochs: dict[float, dict] = {}
+    for entry in log:
+        if "epoch" not in entry or "train_runtime" in entry:
+            continue
+        row = epochs.setdefault(entry["epoch"], {"epoch": round(entry["epoch"])})
+        if "loss" in entry:
+            row["train_loss"] = round(entry["loss"], 4)
+        if "seconds" in entry:
+            row["seconds"] = entry["seconds"]
+        row |= {k: round(entry[f"eval_{k}"], 4) for k in HISTORY_METRICS if f"eval_{k}" in entry}
+    return [epochs[e] for e in sorted(epochs)]
+
+
+def chosen_epoch(epochs: list[dict], metric: str = "ndcg@5") -> int:
+    """The epoch with the best dev metric, the earliest if tied."""
+    return max(epochs, key=lambda row: (row[metric], -row["epoch"]))["epoch"]
