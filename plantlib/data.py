@@ -86,13 +86,12 @@ class Corpus:
         self._check()
 
     def _check(self) -> None:
-        sizes = {"ids": len(self.ids), "texts": len(self.texts), "labels": self.labels.shape[0],
-                 "split": len(self.split)}
+        sizes = {"ids": len(self.ids), "texts": len(self.texts), "labels": self.labels.shape[0], "split": len(self.split)}
         if len(set(sizes.values())) > 1:
             raise DataError(f"corpus {self.name!r}: parts of different length {sizes}; wanted one entry a document")
         if self.labels.shape[1] != len(self.label_names):
-            raise DataError(f"corpus {self.name!r}: Y has {self.labels.shape[1]} columns but there are "
-                            f"{len(self.label_names)} label names; give one name a column")
+            raise DataError(f"corpus {self.name!r}: Y has {self.labels.shape[1]} columns but there are {len(self.label_names)} "
+                            "label names; give one a column")
         for what, values in (("ids", self.ids), ("label names", self.label_names)):
             twice = [value for value, count in Counter(values).items() if count > 1][:3]
             if twice:
@@ -143,8 +142,8 @@ class Corpus:
             raise DataError(f"corpus {self.name!r} has no documents in split {split!r}; it has {have or 'none'}{hint}")
         return rows
 
-    def _derive(self, note: str, rows: np.ndarray | None = None, columns: np.ndarray | None = None,
-                split: np.ndarray | None = None, **manifest: Any) -> Corpus:
+    def _derive(self, note: str, rows: np.ndarray | None = None, columns: np.ndarray | None = None, *, split=None,
+                **manifest: Any) -> Corpus:
         """A new corpus of some rows and columns, with evidence and manifest in step."""
         rows = np.arange(self.N) if rows is None else rows
         columns = np.arange(self.L) if columns is None else columns
@@ -161,8 +160,12 @@ class Corpus:
         corpus.manifest["counts"] = corpus.counts()
         return corpus
 
-    def subset(self, train: int | None = None, dev: int | None = None, test: int | None = None,
-               seed: int = 0) -> Corpus:
+    def labelled(self) -> Corpus:
+        """Without the unlabelled documents."""
+        keep = np.flatnonzero(self.split != "unlabelled")
+        return self if keep.size == self.N else self._derive("labelled documents only", rows=keep)
+
+    def subset(self, train: int | None = None, dev: int | None = None, test: int | None = None, seed: int = 0) -> Corpus:
         """At most so many documents a split, in the old row order; the label space (L columns) stays.
 
         Nested: a cap takes the first n of one seeded permutation of its split, so train=100 lies inside train=1000.
@@ -190,8 +193,7 @@ class Corpus:
         lost = {s: int(self.labels[self.split == s][:, gone].nnz) for s in ("dev", "test")}
         space = {"labels_before": self.L, "labels": int(seen.size), "labels_dropped": int(gone.size),
                  "occurrences_dropped": lost}
-        note = (f"label space: {seen.size} of {self.L} labels seen in train; dropped {gone.size} labels, "
-                f"{lost['dev']} occurrences in dev and {lost['test']} in test")
+        note = f"label space: {seen.size} of {self.L} labels, those seen in train; occurrences dropped {lost}"
         return self._derive(note, columns=seen, label_space=space)
 
     def with_dev(self, fraction: float = 0.1, seed: int = 0) -> Corpus:
@@ -223,10 +225,9 @@ class Corpus:
         return self._fingerprint
 
     def near_duplicates(self, threshold: float = 0.9) -> dict[str, dict[str, int]]:
-        """How many dev and test documents also stand in train.
+        """How many dev and test documents also stand in train, {split: {"documents", "exact", "near"}}.
 
-        Returns {split: {"documents", "exact", "near"}}: exact, the same words in the same order after case folding;
-        near, not exact but word-trigram Jaccard >= threshold (`neardup.py`); EURLEX57K takes about 20 s.
+        exact: equal words after case folding; near: others of word-trigram Jaccard >= threshold (`neardup.py`).
         """
         from plantlib.neardup import count_repeats
 
@@ -338,8 +339,7 @@ class Corpus:
             table[split] = {"documents": rows.size, "labels used": np.unique(y.indices).size,
                             "labels/doc": round(y.nnz / rows.size, 2),
                             "median words": float(np.median([len(self.texts[i].split()) for i in rows]))}
-        frame = pd.DataFrame.from_dict(table, orient="index")
-        return frame.astype({"documents": int, "labels used": int})
+        return pd.DataFrame.from_dict(table, orient="index").astype({"documents": int, "labels used": int})
 
     def __repr__(self) -> str:
         splits = ", ".join(f"{s} {n:,}" for s, n in self.counts()["documents"].items())

@@ -191,7 +191,7 @@ def teach(
     x = presence(x)
     seen = column_counts(x)
     if min_documents > 1:
-        x = x @ sparse.diags((seen >= min_documents).astype(np.int32))
+        x = x @ sparse.diags((seen >= min_documents).astype(np.int32), dtype=np.int32)
     vocabulary = max(int((seen >= max(min_documents, 1)).sum()), 1)
     scores, ranks = [], []
     for _, block in association_blocks(x, y, variant=variant, memory_mb=memory_mb):

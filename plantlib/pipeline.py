@@ -103,7 +103,8 @@ def prepare(
     after the cap; gold labels outside it are counted, not hidden.
     """
     corpus = Corpus.load(corpus) if isinstance(corpus, str) else corpus
-    corpus = corpus.with_dev().subset(train=train_documents, dev=dev_documents, test=test_documents, seed=subset_seed)
+    caps = {"train": train_documents, "dev": dev_documents, "test": test_documents}
+    corpus = corpus.labelled().with_dev().subset(**caps, seed=subset_seed)
     for split in ("train", "dev", "test"):
         corpus.rows(split)  # an empty split is an error before any long work
     seen = corpus.seen_in_train()

@@ -154,8 +154,11 @@ class _LabelAttention(torch.autograd.Function):
 def _read_document(scores, read, keep, value, log_sum) -> None:
     """Write value (block,) and log_sum (block,) of one document's scores and outputs (block, T); scores are used up."""
     _kept(scores, keep)
-    torch.logsumexp(scores, 1, out=log_sum)
-    torch.sum(scores.sub_(log_sum[:, None]).exp_().mul_(read), 1, out=value)
+    top = scores.amax(1)
+    weights = scores.sub_(top[:, None]).exp_()
+    total = weights.sum(1)
+    torch.add(top, total.log(), out=log_sum)
+    torch.div(weights.mul_(read).sum(1), total, out=value)
 
 
 def _document_gradients(scores, read, keep, value, log_sum, grad_value, grad_log_sum) -> None:
@@ -165,6 +168,8 @@ def _document_gradients(scores, read, keep, value, log_sum, grad_value, grad_log
     """
     _kept(scores, keep)
     weights = scores.sub_(log_sum).exp_()
+    # the rounding of lse is common to all tokens of a row: dividing by the sum takes it out again
+    weights.div_(weights.sum(1, keepdim=True))
     centred = (read - value).mul_(grad_value).add_(grad_log_sum)
     torch.mul(weights, grad_value, out=read)
     scores.mul_(centred)

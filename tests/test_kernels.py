@@ -1,0 +1,233 @@
+"""Blocked label attention against its specification: values, every gradient, inattention, size of what it allocates.
+
+METHOD.md section 4. `kernels.reference` is the definition, the tests hold `impl="torch"` to it in float64 on shapes that
+break careless code; each id says why the shape is there. In float32 the yardstick is the reference's own rounding error.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from plantlib import kernels
+from plantlib.kernels import label_attention as blocked
+from plantlib.kernels import reference
+from plantlib.kernels.label_attention import Cells
+
+GRADIENTS = ("hidden_states", "label_queries", "label_outputs", "gain")
+SHAPES = {
+    "prime sizes": ([7, 13, 5], 31, 11),
+    "one label": ([4, 9], 1, 8),
+    "one token": ([1], 5, 8),
+    "one token a document": ([1, 1, 1], 6, 4),
+    "one hidden unit": ([3, 4], 5, 1),
+    "empty document in the middle": ([5, 0, 6], 9, 8),
+    "empty documents at both ends": ([0, 5, 0], 9, 8),
+    "all documents empty": ([0, 0, 0], 4, 8),
+    "labels an exact block": ([3, 4], blocked.BLOCK, 4),
+    "one label more than a block": ([3, 4], blocked.BLOCK + 1, 4),
+    "labels of three blocks": ([6, 2], 2 * blocked.BLOCK + 77, 3),
+    "document longer than a chunk": ([3, blocked.CHUNK + 37, 4], 5, 8),
+    "documents fill a chunk exactly": ([blocked.CHUNK - 8, 8, 5], 5, 4),
+    "many chunks and many blocks": ([300, 290, 0, 513, 20], blocked.BLOCK + 3, 3),
+    "D not a power of two": ([8, 3], 12, 37),
+}
+CASES = [pytest.param(*shape, id=name) for name, shape in SHAPES.items()]
+
+
+def problem(lengths, num_labels, dim, *, cells="some", dtype=torch.float64, seed=0, scale=1.0):
+    """Arguments of `attend` by name; cells: None, "some", or "duplicate" (the same cell planted up to three times)."""
+    generator = torch.Generator().manual_seed(seed)
+    randn = lambda *size: torch.randn(*size, generator=generator, dtype=torch.float64)  # noqa: E731
+    offsets = torch.tensor([0, *lengths]).cumsum(0)
+    tokens, planted = int(offsets[-1]), None
+    made = {"hidden_states": randn(tokens, dim) * scale, "label_queries": randn(num_labels, dim) * scale}
+    made |= {"label_outputs": randn(num_labels, dim), "gain": torch.tensor(1.7, dtype=torch.float64)}
+    if cells is not None and tokens:
+        count = max(tokens * num_labels // 3, 1)
+        flat = torch.randint(tokens * num_labels, (count,), generator=generator)
+        flat = flat.repeat(3) if cells == "duplicate" else flat.unique()
+        labels, order = (flat % num_labels).sort(stable=True)
+        planted = Cells((flat // num_labels)[order], labels, randn(len(flat)))
+    made = {name: value.to(dtype).requires_grad_() for name, value in made.items()}
+    return made | {"offsets": offsets, "cells": planted and planted._replace(values=planted.values.to(dtype))}
+
+
+def run(impl, made, keep=None, upstream=2):
+    """Value, log-sum and the gradients of GRADIENTS; upstream: gradients reach value (0), log-sum (1) or both (2)."""
+    made = dict(made) | {n: made[n].detach().clone().requires_grad_() for n in GRADIENTS}
+    value, log_sum = kernels.attend(**made, keep=keep, impl=impl)
+    generator = torch.Generator().manual_seed(9)
+    weights = [torch.randn(value.shape, generator=generator, dtype=torch.float64).to(value) for _ in range(2)]
+    finite = log_sum.isfinite()
+    parts = [(value * weights[0]).sum(), (log_sum[finite] * weights[1][finite]).sum()]
+    (parts[0] + parts[1] if upstream == 2 else parts[upstream]).backward()
+    gradients = {n: torch.zeros_like(made[n]) if made[n].grad is None else made[n].grad for n in GRADIENTS}
+    return {"value": value.detach(), "log_sum": log_sum.detach()} | gradients
+
+
+def check_equal(made, keep=None, upstream=2, tolerance=1e-9):
+    found, wanted = run("torch", made, keep, upstream), run("reference", made, keep, upstream)
+    for name in wanted:
+        torch.testing.assert_close(found[name], wanted[name], rtol=tolerance, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}")
+    return found
+
+
+@pytest.mark.parametrize("keep", [None, 1, 3, 10**6], ids=["all", "keep 1", "keep 3", "keep more than there are"])
+@pytest.mark.parametrize("cells", [None, "some"], ids=["bare", "planted"])
+@pytest.mark.parametrize(("lengths", "num_labels", "dim"), CASES)
+def test_equals_reference(lengths, num_labels, dim, cells, keep):
+    found = check_equal(problem(lengths, num_labels, dim, cells=cells), keep)
+    assert all(x.isfinite().all() for n, x in found.items() if n != "log_sum")
+    empty = torch.tensor(lengths) == 0
+    assert (found["value"][empty] == 0).all() and (found["log_sum"][empty] == float("-inf")).all()
+    assert found["log_sum"][~empty].isfinite().all()
+
+
+@pytest.mark.parametrize("upstream", [0, 1], ids=["only value", "only log-sum"])
+@pytest.mark.parametrize("keep", [None, 2])
+def test_each_output_has_its_own_gradient(upstream, keep):
+    found = check_equal(problem([5, 0, 7], 9, 4), keep, upstream)
+    assert bool(found["label_outputs"].any()) == (upstream == 0)
+
+
+@pytest.mark.parametrize("keep", [None, 2])
+def test_duplicate_cells_add_up(keep):
+    made = problem([5, 6], 9, 4, cells="duplicate")
+    check_equal(made, keep)
+    once = problem([5, 6], 9, 4, cells="duplicate")
+    keys = once["cells"].positions * 9 + once["cells"].labels
+    unique, where = keys.unique(return_inverse=True)
+    total = torch.zeros(len(unique), dtype=torch.float64).index_add_(0, where, once["cells"].values)
+    labels, order = (unique % 9).sort(stable=True)
+    once["cells"] = Cells((unique // 9)[order], labels, total[order])
+    torch.testing.assert_close(run("torch", made, keep)["value"], run("torch", once, keep)["value"])
+
+
+def test_gradcheck():
+    made = problem([3, 0, 4], 5, 3)
+
+    def function(hidden_states, label_queries, label_outputs, gain):
+        value, log_sum = kernels.attend(
+            hidden_states, made["offsets"], label_queries, label_outputs, made["cells"], gain, impl="torch"
+        )
+        return value, log_sum[[0, 2]]
+
+    assert torch.autograd.gradcheck(function, [made[n] for n in GRADIENTS])
+
+
+def test_reference_is_the_formula():
+    """The specification itself, once, by loops over documents, labels and tokens."""
+    made = problem([3, 2], 4, 5)
+    value, log_sum = kernels.attend(**made, impl="reference")
+    h, q, w, c = (made[n] for n in ("hidden_states", "label_queries", "label_outputs", "cells"))
+    for b, (begin, end) in enumerate([(0, 3), (3, 5)]):
+        for label in range(4):
+            planted = {int(p): float(v) for p, k, v in zip(*c, strict=True) if k == label}
+            scores = torch.stack([h[t] @ q[label] + made["gain"] * planted.get(t, 0.0) for t in range(begin, end)])
+            weights = scores.exp() / scores.exp().sum()
+            torch.testing.assert_close(value[b, label], sum(a * (h[t] @ w[label]) for a, t in zip(weights, range(begin, end), strict=True)))
+            torch.testing.assert_close(log_sum[b, label], scores.exp().sum().log())
+
+
+@pytest.mark.parametrize("keep", [1, 3, 8])
+def test_inattention_keeps_exactly_k_tokens(keep):
+    """Each token's output is its own unit vector, so the gradient of the value shows which tokens were read."""
+    tokens, num_labels = 8, 5
+    made = problem([tokens], num_labels, tokens, cells="some")
+    made["hidden_states"] = torch.eye(tokens, dtype=torch.float64)
+    weights = torch.autograd.grad(kernels.attend(**made, keep=keep, impl="torch")[0].sum(), made["label_outputs"])[0]
+    assert (weights > 0).sum(1).tolist() == [keep] * num_labels
+    torch.testing.assert_close(weights.sum(1), torch.ones(num_labels, dtype=torch.float64))
+    scores = made["label_queries"] + 1.7 * reference.planted_scores(made["cells"], tokens, num_labels, torch.float64).T
+    best = scores.topk(keep, 1).indices.sort(1).values
+    assert torch.equal((weights > 0).nonzero()[:, 1].view(num_labels, keep), best)
+
+
+@pytest.mark.parametrize("impl", ["torch", "reference"])
+@pytest.mark.parametrize(("scores", "keep", "kept"), [
+    ([1.0, 1.0, 1.0, 1.0], 2, [0, 1]),
+    ([0.0, 2.0, 1.0, 1.0, 1.0], 3, [1, 2, 3]),
+    ([3.0, 1.0, 3.0, 2.0], 1, [0]),
+], ids=["all equal", "tie at the edge", "tie at the top"])  # fmt: skip
+def test_ties_go_to_the_earlier_token(impl, scores, keep, kept):
+    tokens = len(scores)
+    hidden = torch.cat([torch.tensor(scores)[:, None], torch.eye(tokens)], 1).double()
+    query = torch.tensor([[1.0] + [0.0] * tokens]).double()
+    outputs = torch.zeros(1, tokens + 1, dtype=torch.float64, requires_grad=True)
+    value, _ = kernels.attend(hidden, torch.tensor([0, tokens]), query, outputs, keep=keep, impl=impl)
+    weights = torch.autograd.grad(value.sum(), outputs)[0][0, 1:]
+    assert weights.nonzero().ravel().tolist() == kept
+
+
+class Largest(TorchDispatchMode):
+    """Remembers the largest number of elements any operation returned in storage of its own."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for x in out if isinstance(out, (tuple, list)) else (out,):
+            if isinstance(x, torch.Tensor):
+                self.numel = max(self.numel, x.numel())
+        return out
+
+
+@pytest.mark.parametrize("keep", [None, 4])
+@pytest.mark.parametrize("tokens", [1500, 3000])
+def test_memory_law(tokens, keep):
+    """Nothing of size (B, L, D) or (S, L) in either pass; the largest tensor is an input, an output or one block."""
+    num_labels, dim, lengths = 2 * blocked.BLOCK + 9, 6, [tokens // 6] * 6
+    made = problem(lengths, num_labels, dim, cells=None, dtype=torch.float32)
+    with Largest() as largest:
+        run("torch", made, keep)
+    block = blocked.BLOCK * max(blocked.CHUNK, *lengths)
+    assert largest.numel <= max(tokens * dim, 6 * num_labels, block, num_labels * dim)
+    assert largest.numel < tokens * num_labels / 4
+    with Largest() as largest:
+        run("reference", made, keep)
+    assert largest.numel >= tokens * num_labels  # the measure does see such a tensor
+
+
+@pytest.mark.parametrize("keep", [None, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_scores_of_ten_thousand_do_not_overflow(dtype, keep):
+    made = problem([5, 7, 1], 6, 4, dtype=dtype, scale=100.0)
+    assert (made["hidden_states"] @ made["label_queries"].T).abs().max() > 1e4
+    found = run("torch", made, keep)
+    assert all(x.isfinite().all() for x in found.values())
+    check_equal(made | {"cells": None}, keep, tolerance=1e-9 if dtype == torch.float64 else 1e-2)
+
+
+def test_documents_do_not_touch_each_other():
+    """Poison all tokens of one document with NaN: every other document keeps its values to the bit."""
+    made = problem([4, 6, 3], 7, 5)
+    clean, _ = kernels.attend(**made, impl="torch")
+    poisoned = made["hidden_states"].detach().clone()
+    poisoned[4:10] = float("nan")
+    value, log_sum = kernels.attend(**made | {"hidden_states": poisoned}, impl="torch")
+    assert value[1].isnan().all() and log_sum[1].isnan().all()
+    assert torch.equal(value[[0, 2]], clean[[0, 2]])
+
+
+@pytest.mark.parametrize("keep", [None, 3])
+@pytest.mark.parametrize(("lengths", "num_labels", "dim"), [CASES[0], CASES[10], CASES[11]])
+def test_float32_error_at_most_twice_the_reference(lengths, num_labels, dim, keep):
+    exact = run("reference", problem(lengths, num_labels, dim), keep)
+    made = problem(lengths, num_labels, dim, dtype=torch.float32)
+    ours, eager = run("torch", made, keep), run("reference", made, keep)
+    for name, truth in exact.items():
+        error = {who: float((x[name].double() - truth).abs().max()) for who, x in (("ours", ours), ("eager", eager))}
+        unit = torch.finfo(torch.float32).eps * float(truth.abs().max())
+        assert error["ours"] <= 2 * error["eager"] + unit, f"{name}: {error}"
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"gain": None}, "without a gain"),
+    ({"keep": 0}, "at least 1 token"),
+    ({"impl": "cuda"}, "use one of auto, torch, reference"),
+], ids=["cells without gain", "keep nothing", "unknown implementation"])  # fmt: skip
+def test_refusals_name_the_fix(change, message):
+    with pytest.raises(ValueError, match=message):
+        kernels.attend(**problem([3], 2, 4) | {"impl": "torch"} | change)
