@@ -11,6 +11,7 @@ import hashlib
 import os
 import subprocess
 import sys
+import warnings
 import zipfile
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -61,6 +62,8 @@ def load(name_or_path: str, *, trust_remote_code: bool = False) -> Backbone:
     from transformers import AutoModel, AutoTokenizer
 
     path = locate(name_or_path)
+    if Path(path).is_dir() and not any(Path(path).glob("*.safetensors")):
+        raise ValueError(f"{path} holds no safetensors; save the model with save_pretrained")
     model = AutoModel.from_pretrained(path, use_safetensors=True, trust_remote_code=trust_remote_code)
     tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     return Backbone(name_or_path, model.eval(), tokenizer, window_of(model.config, tokenizer))
@@ -187,7 +190,10 @@ def add_lora(model, *, r: int = 16, alpha: int = 32, dropout: float = 0.05, targ
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets or lora_targets(model))
-    return get_peft_model(model, config)
+    with warnings.catch_warnings():
+        # peft asks transformers for a name that is being renamed; nothing a user could act on
+        warnings.simplefilter("ignore", FutureWarning)
+        return get_peft_model(model, config)
 
 
 def fingerprint(name_or_path: str) -> str:

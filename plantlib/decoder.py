@@ -114,6 +114,8 @@ class LabelDecoder(nn.Module):
         hidden = packed.hidden_states.to(self.label_queries.dtype)
         cells = self.planted.cells(packed.token_ids)
         if self.keep is not None and state is not None:
+            if state.kept_scores is None:
+                raise ValueError("with inattention the first segment is read after start_state(batch), not after nothing")
             return self._read_kept(hidden, packed, cells, state)
         value, log_sum = kernels.attend(
             hidden, packed.offsets, self.label_queries, self.label_outputs, cells, self.planted_gain, self.keep,

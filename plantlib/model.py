@@ -18,6 +18,7 @@ from transformers.utils import ModelOutput
 
 from plantlib import backbones, windows
 from plantlib.decoder import LabelDecoder, Packed
+from plantlib.kernels.reference import keep_top_k
 from plantlib.planting import TeacherScore
 from plantlib.tokens import Ragged, tokenise
 
@@ -136,15 +137,21 @@ class PlantModel(PreTrainedModel):
             raise ValueError("this model has no tokenizer; attach a backbone or load a folder saved with one")
         return tokenise(texts, self.tokenizer, self.config.max_tokens, progress=False)
 
+    def _packed(self, tokens: Ragged) -> tuple[torch.Tensor, torch.Tensor]:
+        """token_ids (S,) and offsets (B+1) where the model is."""
+        ids = torch.from_numpy(tokens.flat.astype(np.int64)).to(self.device)
+        return ids, torch.from_numpy(tokens.offsets).to(self.device)
+
     @torch.inference_mode()
     def predict(self, texts: list[str], k: int = 8, batch: int = 16) -> list[list[tuple[str, float]]]:
         """The k best labels of every text with scores calibrated on dev (probabilities once `calibration` is set)."""
         if isinstance(texts, str):
             raise ValueError("predict takes a list of texts, got one string; write predict([text])")
+        self.eval()
         out, slope_shift = [], self.config.calibration or [1.0, 0.0]
         for begin in range(0, len(texts), batch):
             tokens = self.tokenise(texts[begin : begin + batch])
-            logits = self(torch.from_numpy(tokens.flat.astype(np.int64)), torch.from_numpy(tokens.offsets)).logits
+            logits = self(*self._packed(tokens)).logits
             best = logits.topk(min(k, logits.shape[1]), dim=1)
             scores = torch.sigmoid(best.values * slope_shift[0] + slope_shift[1])
             for ids, row in zip(best.indices.tolist(), scores.tolist(), strict=True):
@@ -159,9 +166,10 @@ class PlantModel(PreTrainedModel):
             raise ValueError(
                 f"label {label!r} is not one of {self.config.num_labels}; near ones: {', '.join(near) or 'none'}"
             )
+        self.eval()
         tokens = self.tokenise([text])
-        ids, offsets = torch.from_numpy(tokens.flat.astype(np.int64)), torch.from_numpy(tokens.offsets)
-        column = torch.tensor([self.config.label2id[label]])
+        ids, offsets = self._packed(tokens)
+        column = torch.tensor([self.config.label2id[label]], device=self.device)
         hidden, cells = self.encode(ids, offsets), self.decoder.planted.cells(ids)
         scores, outputs = self.decoder.token_scores(hidden, cells, column)
         bare, _ = self.decoder.token_scores(hidden, None, column)
@@ -171,8 +179,9 @@ class PlantModel(PreTrainedModel):
             truncation=self.config.max_tokens is not None, max_length=self.config.max_tokens,
         )["offset_mapping"]  # fmt: skip
         return Explanation(
-            label, text, [tuple(s) for s in spans], torch.softmax(scores[:, 0], 0).numpy(),
-            (scores - bare)[:, 0].numpy(), outputs[:, 0].numpy(), logit,
+            label, text, [tuple(s) for s in spans],
+            torch.softmax(keep_top_k(scores[:, 0], self.decoder.keep), 0).cpu().numpy(),
+            (scores - bare)[:, 0].cpu().numpy(), outputs[:, 0].cpu().numpy(), logit,
         )  # fmt: skip
 
 

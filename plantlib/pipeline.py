@@ -70,9 +70,9 @@ class Prepared:
     def train_labels(self) -> sparse.csr_matrix:
         return self.corpus.labels[self.rows["train"]]
 
-    def documents(self, split: str) -> Documents:
-        """The split as the trainer reads it."""
-        return Documents(self.tokens, self.corpus.labels, self.rows[split], self.features)
+    def documents(self, split: str, cached: bool = True) -> Documents:
+        """The split as the trainer reads it; cached hands over the frozen backbone's features, else the backbone runs."""
+        return Documents(self.tokens, self.corpus.labels, self.rows[split], self.features if cached else None)
 
     def teacher(self, config: TeacherConfig = TeacherConfig()) -> Teacher:
         """MIG on the training rows alone."""

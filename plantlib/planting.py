@@ -40,9 +40,11 @@ def parts_of(start: str) -> list[str]:
         raise ValueError(
             f"start {start!r}: {unknown[0]!r} is not known; use {', '.join(STARTS)}, or several joined by '+'"
         )
-    if sum(p in QUERY_STARTS for p in parts) > 1 or {"lookup", "shuffled"} <= set(parts):
+    repeated = len(set(parts)) < len(parts)
+    if repeated or sum(p in QUERY_STARTS for p in parts) > 1 or {"lookup", "shuffled"} <= set(parts):
         raise ValueError(
-            f"start {start!r} plants the same values twice; name one of l2r, closed_form and one of lookup, shuffled"
+            f"start {start!r} plants the same values twice; name each part once, and one of l2r, "
+            "closed_form and one of lookup, shuffled at most"
         )
     return parts
 
@@ -106,7 +108,9 @@ class TeacherScore(nn.Module):
         weighted.data = (1 + np.log(weighted.data)) * self.idf.numpy()[weighted.indices]
         norm = np.sqrt(np.asarray(weighted.multiply(weighted).sum(1))).clip(min=1e-12)
         scores = (weighted.multiply(1 / norm)).tocsr() @ teacher.scores.T
-        self.scale.fill_(float(scores.data.std()) if scores.nnz > 1 else 1.0)
+        spread = float(scores.data.std()) if scores.nnz else 0.0
+        # equal scores have no spread to divide by (rounding may leave a trace of one)
+        self.scale.fill_(spread if scores.nnz and spread > 1e-6 * abs(scores.data).max() else 1.0)
 
     def forward(self, token_ids: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
         """token_ids (S,) packed, offsets (B+1) -> z (B, L)."""

@@ -39,15 +39,43 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parse(arguments)
     began = time.perf_counter()
     try:
-        dataset, reason = sources.choose(options.dataset or None)
+        dataset, reason = _table(options) or sources.choose(options.dataset or None)
         print(reason, flush=True)
-        sources.find_or_build(dataset)
-        _run(job(dataset, options), options)
+        common = job(dataset, options)
+        _describe(common)
+        _run(common, options)
     except (OSError, ValueError, RuntimeError) as error:
         print(f"reproduce: {error}", file=sys.stderr)
         return 1
     print(f"done in {(time.perf_counter() - began) / 60:.1f} minutes")
     return 0
+
+
+def _describe(common: dict) -> None:
+    """The corpus after its caps, and how many of its dev and test documents also stand in train."""
+    from plantlib.data import Corpus
+
+    caps = {s: common[f"{s}_documents"] for s in ("train", "dev", "test")}
+    corpus = Corpus.load(common["dataset"]).labelled().with_dev().subset(**caps)
+    print(f"{corpus}\n{corpus.summary().to_string()}", flush=True)
+    for split, found in corpus.near_duplicates().items():
+        print(f"near-duplicates: {found['exact']} exact and {found['near']} near copies of training documents in {split}")
+
+
+def _table(options: argparse.Namespace) -> tuple[str, str] | None:
+    """A CSV or parquet named as the data set becomes a saved corpus under the file's name."""
+    path = Path(options.dataset or "")
+    if path.suffix not in {".csv", ".tsv", ".parquet"}:
+        return None
+    from plantlib.data import Corpus
+
+    columns = {"text": options.text, "labels": options.labels, "sep": options.sep}
+    if path.suffix == ".parquet":
+        corpus = Corpus.from_parquet(path, **columns)
+    else:
+        corpus = Corpus.from_csv(path, **columns, delimiter="\t" if path.suffix == ".tsv" else ",")
+    corpus.save(sources.homes()[0] / corpus.name)
+    return corpus.name, f"data set {corpus.name}: your table {path.name}"
 
 
 def _run(common: dict, options: argparse.Namespace) -> None:
@@ -75,7 +103,10 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     from plantlib.runs import STARTS
 
     parser = argparse.ArgumentParser(prog="python -m plantlib.reproduce", description=__doc__.split("\n")[0])
-    parser.add_argument("--dataset", default=os.environ.get("DATASET"), help="a known name or a saved corpus folder")
+    parser.add_argument("--dataset", default=os.environ.get("DATASET"), help="a known name, a saved corpus folder, or a table")
+    parser.add_argument("--text", default="text", help="text column of a .csv, .tsv or .parquet named as data set")
+    parser.add_argument("--labels", default="labels", help="its labels column")
+    parser.add_argument("--sep", default=";", help="what separates labels in one cell")
     parser.add_argument("--backbone", default="minilm", help="minilm, a local folder or a hub id")
     parser.add_argument("--tokens", type=int, default=256, help="tokens read of each document")
     parser.add_argument("--train", type=int, help="training documents (nested subsets)")

@@ -42,6 +42,9 @@ def build_model(prepared: Prepared, teacher: Teacher, *, keep: int | None = None
     return PlantModel(config)
 
 
+TUNINGS = ("frozen", "lora", "full")
+
+
 @dataclass(frozen=True)
 class RunConfig:
     """Everything a fine-tuning run can be asked for."""
@@ -52,6 +55,11 @@ class RunConfig:
     train: TrainConfig = TrainConfig()
     l2r_trainer: str = "approx_ndcg"
     keep: int | None = None
+    tuning: str = "frozen"  # or "lora", "full": what is trained of the backbone
+
+    def __post_init__(self):
+        if self.tuning not in TUNINGS:
+            raise ValueError(f"tuning={self.tuning!r} is not known; use one of {', '.join(TUNINGS)}")
 
     def seeded(self, seed: int) -> RunConfig:
         """The same run with another seed everywhere."""
@@ -85,24 +93,43 @@ def run_start(
     model = build_model(prepared, teacher, keep=config.keep)
     planting.plant(model.decoder, start, teacher, prepared.train_labels, planted=planted, config=config.start)
     use_score(model, parts, teacher, prepared)
-    run_id = run_id or run_name(prepared, start, seed)
+    cached = config.tuning == "frozen"
+    if not cached:
+        open_backbone(model, prepared, config.tuning)
+    run_id = run_id or run_name(prepared, start, seed, config.tuning)
     folder = prepared.root / "checkpoints" / f"{run_id}-{fingerprint_of(prepared.key, start, asdict(config))}"
     fitted = time.perf_counter()
     epochs = train.fine_tune(
         model,
-        prepared.documents("train"),
-        prepared.documents("dev"),
+        prepared.documents("train", cached),
+        prepared.documents("dev", cached),
         prepared.train_counts,
         folder,
         config=config.train,
         progress=progress,
     )
     times["fine_tune"] = time.perf_counter() - fitted
-    record = _record(prepared, model, start, seed, config, epochs, times, run_id, notebook, planted)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    close_backbone(model)
+    record = _record(prepared, model, start, seed, config, epochs, times, run_id, notebook, planted, trained)
     if results is not None:
         record.save(results)
     shutil.rmtree(folder, ignore_errors=True)
     return record, model
+
+
+def open_backbone(model: PlantModel, prepared: Prepared, tuning: str) -> None:
+    """Attach the backbone for training: "lora" adds adapters to its attention and freezes the rest, "full" trains all."""
+    model.attach_backbone(backbones.load(prepared.backbone))
+    if tuning == "lora":
+        model.backbone = backbones.add_lora(model.backbone)
+
+
+def close_backbone(model: PlantModel) -> None:
+    """Merge adapters into the weights, so that what is scored is what is saved."""
+    if hasattr(model.backbone, "merge_and_unload"):
+        model.backbone = model.backbone.merge_and_unload()
+    model.eval()
 
 
 def use_score(model: PlantModel, parts: list[str], teacher: Teacher, prepared: Prepared) -> None:
@@ -114,23 +141,23 @@ def use_score(model: PlantModel, parts: list[str], teacher: Teacher, prepared: P
         model.decoder.teacher_gain.requires_grad_(False)
 
 
-def run_name(prepared: Prepared, system: str, seed: int) -> str:
-    """Id of a run: data set, training documents, tokens read, backbone, system, seed."""
+def run_name(prepared: Prepared, system: str, seed: int, tuning: str = "frozen") -> str:
+    """Id of a run: data set, training documents, tokens read, backbone and what is trained of it, system, seed."""
     read = f"{prepared.max_tokens}t" if prepared.max_tokens else "all"
-    return f"{prepared.corpus.name}-{len(prepared.rows['train'])}d-{read}-{Path(prepared.backbone).name}-{system}-s{seed}"
+    backbone = Path(prepared.backbone).name + ("" if tuning == "frozen" else f"-{tuning}")
+    return f"{prepared.corpus.name}-{len(prepared.rows['train'])}d-{read}-{backbone}-{system}-s{seed}"
 
 
-def _record(prepared, model, start, seed, config, epochs, times, run_id, notebook, planted) -> RunRecord:
+def _record(prepared, model, start, seed, config, epochs, times, run_id, notebook, planted, trained) -> RunRecord:
     """Threshold and calibration from dev, then the one reading of test."""
-    began, n_train = time.perf_counter(), len(prepared.rows["train"])
-    dev_scores, dev_labels = train.score(model, prepared.documents("dev"), prepared.train_counts, auc=False)
+    began, n_train, cached = time.perf_counter(), len(prepared.rows["train"]), config.tuning == "frozen"
+    dev_scores, dev_labels = train.score(model, prepared.documents("dev", cached), prepared.train_counts, auc=False)
     threshold = tune_threshold(dev_scores.topk, dev_labels)
     model.config.threshold, model.config.calibration = threshold, calibrate(dev_scores.topk, dev_labels)
-    scores, labels = train.score(model, prepared.documents("test"), prepared.train_counts)
+    scores, labels = train.score(model, prepared.documents("test", cached), prepared.train_counts)
     extra = prepared.extra_gold[prepared.rows["test"]]
     times["evaluate"] = time.perf_counter() - began
     gains = {"planted": model.decoder.planted_gain.item(), "teacher": model.decoder.teacher_gain.item()}
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return RunRecord(
         id=run_id,
         kind="planted",
@@ -254,7 +281,7 @@ def run_grid(
     with tqdm(total=len(jobs), desc="runs", unit="run", disable=not progress) as bar:
         for start, seed in jobs:
             bar.set_postfix_str(f"{start}, seed {seed}")
-            found = _finished(results / f"{run_name(prepared, start, seed)}.json", prepared, config.seeded(seed))
+            found = _finished(results / f"{run_name(prepared, start, seed, config.tuning)}.json", prepared, config.seeded(seed))
             if not found:
                 found, _ = run_start(prepared, start, seed, config=config, results=results, notebook=notebook, progress=False)
             records.append(found)
@@ -300,4 +327,4 @@ def fit(
     prepared = prepare(corpus, backbone=backbone, **prepare_options)
     record, model = run_start(prepared, start, seed, config=config)
     print(record)
-    return model.attach_backbone(backbones.load(backbone))
+    return model if model.backbone is not None else model.attach_backbone(backbones.load(backbone))

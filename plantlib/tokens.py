@@ -25,6 +25,7 @@ class Ragged:
         return len(self.offsets) - 1
 
     def __getitem__(self, i: int) -> np.ndarray:
+        i = range(len(self))[i]  # a negative index counts from the end, one outside is an IndexError
         return self.flat[self.offsets[i] : self.offsets[i + 1]]
 
     @property

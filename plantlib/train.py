@@ -8,6 +8,7 @@ particular to PLANT: packed batches, learning rates by group, and an evaluation 
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging as transformers_logging
 
 from plantlib.features import Features
+from plantlib.io import read_json
 from plantlib.metrics import StreamingEvaluator, evaluate
 from plantlib.model import PlantModel
 from plantlib.tokens import Ragged
@@ -187,9 +189,18 @@ def fine_tune(
         callbacks=[EarlyStoppingCallback(early_stopping_patience=config.patience), _Progress(config.metric, progress)],
     )  # fmt: skip
     trainer.remove_callback(PrinterCallback)
-    last = get_last_checkpoint(str(folder)) if resume and folder.is_dir() else None
-    trainer.train(resume_from_checkpoint=last)
+    trainer.train(resume_from_checkpoint=_last_whole_checkpoint(folder) if resume else None)
     return history(trainer.state.log_history)
+
+
+def _last_whole_checkpoint(folder: Path) -> str | None:
+    """The newest checkpoint written to its end; what a kill left half-written is removed."""
+    for path in folder.glob("checkpoint-*"):
+        try:
+            read_json(path / "trainer_state.json")  # the last file of a checkpoint
+        except (OSError, ValueError):
+            shutil.rmtree(path)
+    return get_last_checkpoint(str(folder)) if folder.is_dir() else None
 
 
 def _arguments(folder: Path, config: TrainConfig) -> TrainingArguments:

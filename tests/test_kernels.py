@@ -127,7 +127,7 @@ def test_reference_is_the_formula():
             planted = {int(p): float(v) for p, k, v in zip(*c, strict=True) if k == label}
             scores = torch.stack([h[t] @ q[label] + made["gain"] * planted.get(t, 0.0) for t in range(begin, end)])
             weights = scores.exp() / scores.exp().sum()
-            torch.testing.assert_close(value[b, label], sum(a * (h[t] @ w[label]) for a, t in zip(weights, range(begin, end), strict=True)))
+            torch.testing.assert_close(value[b, label], weights @ (h[begin:end] @ w[label]))
             torch.testing.assert_close(log_sum[b, label], scores.exp().sum().log())
 
 
@@ -214,13 +214,17 @@ def test_documents_do_not_touch_each_other():
 @pytest.mark.parametrize("keep", [None, 3])
 @pytest.mark.parametrize(("lengths", "num_labels", "dim"), [CASES[0], CASES[10], CASES[11]])
 def test_float32_error_at_most_twice_the_reference(lengths, num_labels, dim, keep):
-    exact = run("reference", problem(lengths, num_labels, dim), keep)
-    made = problem(lengths, num_labels, dim, dtype=torch.float32)
-    ours, eager = run("torch", made, keep), run("reference", made, keep)
-    for name, truth in exact.items():
-        error = {who: float((x[name].double() - truth).abs().max()) for who, x in (("ours", ours), ("eager", eager))}
-        unit = torch.finfo(torch.float32).eps * float(truth.abs().max())
-        assert error["ours"] <= 2 * error["eager"] + unit, f"{name}: {error}"
+    """Root mean square errors against float64 over twenty draws (the gain is one number a draw)."""
+    squares = {}
+    for seed in range(20):
+        exact = run("reference", problem(lengths, num_labels, dim, seed=seed), keep)
+        made = problem(lengths, num_labels, dim, dtype=torch.float32, seed=seed)
+        for impl in ("torch", "reference"):
+            for name, found in run(impl, made, keep).items():
+                error = (found.double() - exact[name]).square().mean()
+                squares[name, impl] = squares.get((name, impl), 0.0) + float(error)
+    for name in exact:
+        assert squares[name, "torch"] ** 0.5 <= 2 * squares[name, "reference"] ** 0.5, (name, squares)
 
 
 @pytest.mark.parametrize(("change", "message"), [

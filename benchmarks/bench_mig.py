@@ -1,0 +1,150 @@
+"""MIG on one core: `plantlib.mig.teach` against the published algorithm, one row appended to results/bench/mig.csv.
+
+    python benchmarks/bench_mig.py [--dataset eurlex57k]
+
+X is word presence and Y the labels of the training rows; where the data set is not at hand, Zipf data of its size is
+made instead and the row says so. `teach` runs in a process of its own: CPU seconds and peak memory beyond the inputs.
+The published algorithm visits 4 N V L cells: it is timed on a sample and extrapolated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import datetime
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before numpy: one thread on both sides
+
+import numpy as np
+from scipy import sparse
+
+from plantlib import mig, results
+from plantlib.data import Corpus
+from plantlib.io import atomic_path
+from plantlib.tokens import words
+
+COLUMNS = "date device dataset N V L seconds mib baseline_seconds_sample ratio_extrapolated versions".split()
+ROOT = Path(__file__).resolve().parent.parent
+LABELS_AT_ONCE = 200  # of the published code
+EURLEX57K = (45_000, 39_209, 4_108)
+
+
+def training_rows(dataset: str, min_documents: int) -> tuple[sparse.csr_matrix, sparse.csr_matrix]:
+    """X (N, V) word counts and Y (N, L) of a corpus's training rows; labels seen in training only."""
+    corpus = Corpus.load(dataset).labelled().seen_in_train()
+    rows = corpus.rows("train")
+    return words([corpus.texts[i] for i in rows], np.arange(len(rows)), min_documents).counts, corpus.labels[rows]
+
+
+def zipf_rows(shape=EURLEX57K, tokens_a_document=185, labels_a_document=5, seed=0):
+    """X and Y of EURLEX57K's size with Zipf frequencies and no association at all."""
+    rng = np.random.default_rng(seed)
+
+    def draw(columns: int, a_document: int) -> sparse.csr_matrix:
+        p = 1 / np.arange(1, columns + 1)
+        cells = rng.choice(columns, (shape[0], a_document), p=p / p.sum())
+        rows = np.repeat(np.arange(shape[0]), a_document)
+        return mig.presence(sparse.csr_matrix((np.ones(cells.size), (rows, cells.ravel())), (shape[0], columns)))
+
+    return draw(shape[1], 2 * tokens_a_document), draw(shape[2], labels_a_document)
+
+
+def published_counts(x: sparse.csr_matrix, y: sparse.csr_matrix) -> np.ndarray:
+    """One pass of the published algorithm over the documents, for at most 200 labels: dense joint counts (V, L, 2, 2)."""
+    joint = np.zeros((x.shape[1], y.shape[1], 2, 2))
+    for i in range(x.shape[0]):
+        token, label = x[i].toarray()[0] > 0, y[i].toarray()[0] > 0
+        for a, with_token in ((0, ~token), (1, token)):
+            for b, with_label in ((0, ~label), (1, label)):
+                joint[:, :, a, b] += with_token[:, None] & with_label[None, :]
+    return joint
+
+
+def published_information(joint: np.ndarray, n: int) -> np.ndarray:
+    """MI (V, L) of the joint counts, in a second dense (V, L, 2, 2) tensor."""
+    joint = joint / n
+    independent = joint.sum(3, keepdims=True) * joint.sum(2, keepdims=True)
+    safe = np.where(joint > 0, joint, 1.0)
+    return (joint * np.log(safe / np.where(joint > 0, independent, 1.0))).sum((2, 3))
+
+
+def time_published(x, y, documents=100, tokens=2_000, seed=0) -> tuple[float, float]:
+    """CPU seconds on a random sample, and extrapolated: counting in N V L, closing in V L. Values are checked with MIG's."""
+    rng = np.random.default_rng(seed)
+    pick = lambda size, wanted: np.sort(rng.choice(size, min(size, wanted), replace=False))  # noqa: E731
+    rows = pick(x.shape[0], documents)
+    sx = mig.presence(x[rows][:, pick(x.shape[1], tokens)])
+    sy = mig.presence(y[rows][:, pick(y.shape[1], LABELS_AT_ONCE)])
+    began = time.process_time()
+    joint = published_counts(sx, sy)
+    counting = time.process_time() - began
+    values = published_information(joint, len(rows))
+    closing = time.process_time() - began - counting
+    np.testing.assert_allclose(values, mig.dense_mutual_information(sx, sy), atol=1e-9)
+    passes = x.shape[1] / sx.shape[1] * y.shape[1] / sy.shape[1]
+    return counting + closing, passes * (counting * x.shape[0] / len(rows) + closing)
+
+
+def peak_mib() -> float:
+    """Peak resident MiB of this program; ru_maxrss would start from the peak of the process that launched it."""
+    if (status := Path("/proc/self/status")).exists():
+        return int(status.read_text().split("VmHWM:")[1].split()[0]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def measure(folder: Path) -> None:
+    """In a process of its own: print CPU seconds of `teach` and the peak MiB it adds to the loaded inputs."""
+    x, y = (sparse.load_npz(folder / f"{name}.npz") for name in "xy")
+    before, began = peak_mib(), time.process_time()
+    mig.teach(x, y, variant="jaccard", top_k=64)
+    print(time.process_time() - began, peak_mib() - before)
+
+
+def time_teach(x, y) -> tuple[float, float]:
+    with tempfile.TemporaryDirectory() as folder:
+        sparse.save_npz(f"{folder}/x.npz", x, compressed=False)
+        sparse.save_npz(f"{folder}/y.npz", y, compressed=False)
+        command = [sys.executable, __file__, "--measure", folder]
+        return tuple(map(float, subprocess.check_output(command, text=True).split()))
+
+
+def append(row: dict, path: Path) -> None:
+    """Add one row to a CSV file."""
+    old = list(csv.DictReader(path.open())) if path.exists() else []
+    with atomic_path(path) as temporary, temporary.open("w", newline="") as f:
+        writer = csv.DictWriter(f, COLUMNS)
+        writer.writerows([dict(zip(COLUMNS, COLUMNS, strict=True)), *old, row])
+
+
+def main(arguments=None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--dataset", default="eurlex57k", help="a corpus by name, or 'zipf' for generated data")
+    parser.add_argument("--min-documents", type=int, default=2, help="words in fewer training documents are left out")
+    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
+    if (options := parser.parse_args(arguments)).measure:
+        return measure(options.measure)
+    dataset = options.dataset
+    try:
+        x, y = zipf_rows() if dataset == "zipf" else training_rows(dataset, options.min_documents)
+    except (ValueError, OSError) as error:
+        print(f"{dataset} cannot be read ({error}); timing generated Zipf data instead", file=sys.stderr)
+        dataset, (x, y) = "zipf", zipf_rows()
+    (seconds, mib), (sample, whole) = time_teach(x, y), time_published(x, y)
+    about = results.environment()
+    made_with = " ".join(f"{p} {version(p)}" for p in ("plantlib", "numpy", "scipy")) + f" python {about['python']}"
+    row = dict(zip(COLUMNS, (datetime.date.today().isoformat(), about["cpu"], dataset, *x.shape, y.shape[1],
+               round(seconds, 2), round(mib), round(sample, 2), round(whole / seconds), made_with), strict=True))  # fmt: skip
+    append(row, ROOT / "results/bench/mig.csv")
+    print("\n".join(f"{name:24} {value}" for name, value in row.items()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,257 @@
+"""The judge: run records and published numbers -> tables, figures and the README's section; METHOD.md sections 5 and 7.
+
+It reads the JSON of `results` and `results/paper_numbers.csv` and nothing else, so a table can be made again from the
+committed files on any machine. A group is what may stand in one table: one data set (fingerprint), backbone and number of
+tokens read; the peers read whole documents and stand in every group of their data set. Nothing here trains or evaluates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from plantlib import plots
+from plantlib.io import atomic_path
+from plantlib.results import RunRecord, compare, load_all, replace_section, to_markdown
+from plantlib.sources import checkout
+
+if TYPE_CHECKING:
+    import pandas
+
+METRICS = ("p@1", "p@3", "p@5", "ndcg@5", "psp@5", "macro_f1", "few/rp@5")
+ORDER = ("random", "shuffled", "l2r", "closed_form", "lookup", "lookup+score", "SVM", "SVM + J", "SVM + MI")
+OURS = ("lookup+score", "lookup", "l2r", "closed_form")
+FIGURE_METRICS = ("ndcg@5", "few/rp@5")
+BAR_SYSTEMS = ("random", "closed_form", "lookup", "lookup+score", "SVM", "SVM + MI", "bare MI")
+NO_RUNS = "No runs yet: `make reproduce` makes them, `make promote` copies them to results/runs."
+NAMES = {"p@1": "P@1", "p@3": "P@3", "p@5": "P@5", "ndcg@5": "nDCG@5", "psp@5": "PSP@5", "macro_f1": "macro-F1",
+         "few/rp@5": "few-shot RP@5"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Group:
+    """Records that may stand in one table; `set_aside` counts second records of the same system and seed."""
+
+    stem: str
+    records: list[RunRecord]
+    set_aside: int = 0
+
+    @property
+    def dataset(self) -> dict:
+        return self.records[0].dataset
+
+    @property
+    def baseline(self) -> str:
+        """The start that differences are taken to: random attention, else the first system of ORDER there is."""
+        return in_order({record.system for record in self.records})[0]
+
+    def table(self, metrics: Iterable[str] = METRICS) -> pandas.DataFrame:
+        """`results.compare` in the order of ORDER; metrics that no record has are left out."""
+        have = [m for m in metrics if any(record.metrics.get(m) is not None for record in self.records)]
+        found = compare(self.records, self.baseline, have)
+        return found.loc[in_order(found.index)]
+
+    def about(self) -> str:
+        """Data, label space, seeds and device in one sentence: what every number is stated with."""
+        data, planted = self.dataset, [r for r in self.records if r.kind == "planted"]
+        some = planted or self.records
+        seeds = sorted({r.seed for r in some})
+        devices = sorted({f"{r.environment['cores']} cores of {r.environment['cpu']}" for r in some})
+        read = f"first {tokens_of(some[0])} tokens read, backbone {some[0].backbone}" if planted else "whole documents read"
+        return (
+            f"{data['name']}{' (synthetic)' if data['synthetic'] else ''}: {data['train']:,} training, {data['dev']:,} dev and "
+            f"{data['test']:,} test documents; {data['labels']:,} labels ({data['label_space']}); {read}; "
+            f"seeds {', '.join(map(str, seeds))}; {' and '.join(devices)}. SVM and bare teachers read whole documents."
+        )
+
+
+def in_order(systems: Iterable[str]) -> list[str]:
+    """Systems as the tables show them: starts, linear peers, then the rest by name."""
+    return sorted(systems, key=lambda s: (ORDER.index(s) if s in ORDER else len(ORDER), s))
+
+
+def tokens_of(record: RunRecord) -> int | str:
+    """Tokens a planted run read of each document."""
+    return record.params.get("max_tokens") or "all"
+
+
+def load(folder: str | Path) -> list[RunRecord]:
+    """Every record of a folder; none when the folder is missing."""
+    return load_all(folder) if Path(folder).is_dir() else []
+
+
+def groups(records: Iterable[RunRecord]) -> list[Group]:
+    """Records by data set, backbone and tokens. Ablations (notebook 06) are left to their own notebook."""
+    records = [r for r in records if not (r.notebook or "").startswith("06")]
+    by_data: dict[tuple, list[RunRecord]] = {}
+    for record in records:
+        by_data.setdefault((record.dataset["name"], record.dataset["train"], record.dataset["fingerprint"]), []).append(record)
+    found, taken = [], set()
+    for (name, train, fingerprint), part in sorted(by_data.items()):
+        peers = [r for r in part if r.kind != "planted"]
+        planted: dict[tuple, list[RunRecord]] = {}
+        for record in part:
+            if record.kind == "planted":
+                planted.setdefault((str(record.backbone), str(tokens_of(record))), []).append(record)
+        for (backbone, tokens), own in sorted(planted.items()) or [(("", "words"), [])]:
+            stem = f"{name}-{train}d-{tokens}t"
+            stem = stem if stem not in taken else f"{stem}-{backbone}"
+            stem = stem if stem not in taken else f"{stem}-{fingerprint[:6]}"
+            taken.add(stem)
+            kept = _one_each([*own, *peers])
+            found.append(Group(stem, kept, len(own) + len(peers) - len(kept)))
+    return found
+
+
+def _one_each(records: list[RunRecord]) -> list[RunRecord]:
+    """One record a system and seed; notebook 05's where there are several."""
+    worst_first = sorted(records, key=lambda r: (r.notebook == "05_finetune", r.id))
+    return list({(r.system, r.seed): r for r in worst_first}.values())
+
+
+def write_table(group: Group, out: str | Path) -> Path:
+    """<out>/table-<data set>-<train>d-<tokens>t.md: what was measured, on what, with differences to the baseline."""
+    aside = f"\n\n{group.set_aside} further records of the same system and seed were set aside." if group.set_aside else ""
+    path = Path(out) / f"table-{group.stem}.md"
+    with atomic_path(path) as temporary:
+        temporary.write_text(f"# {group.stem}\n\n{group.about()}\n\n{to_markdown(group.table())}{aside}\n", encoding="utf-8")
+    return path
+
+
+def figures(group: Group, folder: str | Path) -> list[Path]:
+    """start_comparison, bucket_bars and learning_curves of a group as PNG; a figure without data is left out."""
+    import pandas as pd
+
+    paths, table = [], group.table()
+    tested = [m for m in FIGURE_METRICS if f"{m} diff" in table.columns]
+    for metric in tested:
+        ax = plots.start_comparison(table, metric)
+        ax.set_title(f"{group.stem}: difference in {NAMES[metric]}")
+        paths.append(plots.save(ax, Path(folder) / f"start_comparison-{metric.replace('/', '_')}-{group.stem}.png"))
+    rows = [{"system": s, **r.metrics} for s in BAR_SYSTEMS for r in group.records if r.system == s]
+    frame = pd.DataFrame(rows).reindex(columns=["system", "few/rp@5", "medium/rp@5", "head/rp@5"])
+    if len(frame):
+        ax = plots.bucket_bars(frame.astype({c: float for c in frame.columns[1:]}))
+        ax.set_title(f"{group.stem}: RP@5 by training frequency of the labels")
+        paths.append(plots.save(ax, Path(folder) / f"bucket_bars-{group.stem}.png"))
+    epochs = curves(group.records)
+    if len(epochs):
+        ax = plots.learning_curves(epochs)
+        ax.set_title(f"{group.stem}: dev nDCG@5 while training")
+        paths.append(plots.save(ax, Path(folder) / f"learning_curves-{group.stem}.png"))
+    return paths
+
+
+def curves(records: Iterable[RunRecord]) -> pandas.DataFrame:
+    """History of planted runs as `plots.learning_curves` reads it: start, seed, epoch and dev metrics."""
+    import pandas as pd
+
+    records = [r for r in records if r.kind == "planted"]
+    rows = [{"start": s, "seed": r.seed, **e} for s in in_order({r.system for r in records}) for r in records
+            if r.system == s for e in r.history]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def readme_section(found: list[Group]) -> str:
+    """Short tables for the README, a data set each: mean ± sd over seeds, a star where the baseline is passed or missed."""
+    if not found:
+        return NO_RUNS
+    parts = []
+    for group in found:
+        table = group.table()
+        have = [m for m in METRICS if m in table.columns]
+        lines = [["system", "seeds", *(NAMES[m] for m in have)], ["---", *["---:"] * (len(have) + 1)]]
+        lines += [[system, f"{int(row['seeds'])}", *(_cell(row, m) for m in have)] for system, row in table.iterrows()]
+        parts.append(f"**{group.about()}**\n\n" + "\n".join(f"| {' | '.join(cells)} |" for cells in lines))
+    note = "Percent; mean ± sd over seeds; \\* p < 0.05 against the first row, paired bootstrap over test documents."
+    return "\n\n".join([*parts, note])
+
+
+def _cell(row, metric: str) -> str:
+    value, sd, p = (row.get(f"{metric}{suffix}") for suffix in ("", " sd", " p"))
+    text = "-" if value != value else f"{100 * value:.1f}"
+    return text + ("" if sd != sd else f" ± {100 * sd:.1f}") + (" \\*" if p is not None and p < 0.05 else "")
+
+
+def paper_numbers(path: str | Path | None = None) -> pandas.DataFrame:
+    """results/paper_numbers.csv: system, dataset, train (documents), metric, value (percent), comparable, source, note."""
+    import pandas as pd
+
+    return pd.read_csv(path or checkout() / "results" / "paper_numbers.csv", keep_default_na=False)
+
+
+def paper_vs_ours(paper: pandas.DataFrame, found: list[Group]) -> pandas.DataFrame:
+    """Published numbers beside ours: system, dataset, metric, paper, ours, our run, verdict.
+
+    Ours is the first start of OURS that was run, fixed beforehand: a choice by test metric would flatter.
+    Verdicts: not comparable (the published number was obtained otherwise, see note), not run, different data (another
+    number of training documents), below, above.
+    """
+    import pandas as pd
+
+    rows = []
+    for item in paper.to_dict("records"):
+        ours, where, train = _ours(found, item["dataset"], item["metric"])
+        if item["comparable"] != "yes":
+            verdict = "not comparable"
+        elif ours is None:
+            verdict = "not run"
+        elif str(train) != str(item["train"]):
+            verdict = "different data"
+        else:
+            verdict = "below" if ours < float(item["value"]) else "above"
+        rows.append({"system": item["system"], "dataset": item["dataset"], "train": item["train"], "metric": item["metric"],
+                     "paper": float(item["value"]), "ours": "-" if ours is None else f"{ours:.1f}", "our run": where,
+                     "verdict": verdict})  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def _ours(found: list[Group], dataset: str, metric: str) -> tuple[float | None, str, int | None]:
+    """Mean in percent of our start on the largest group of a data set, its name and training documents."""
+    for group in sorted(found, key=lambda g: -g.dataset["train"]):
+        for start in OURS if group.dataset["name"] == dataset else ():
+            values = [r.metrics.get(metric) for r in group.records if r.system == start]
+            if values and None not in values:
+                return 100 * sum(values) / len(values), f"{start}, {group.stem}", group.dataset["train"]
+    return None, "-", None
+
+
+def gains(paper: pandas.DataFrame, found: list[Group], metric: str = "p@5") -> pandas.DataFrame:
+    """What planting adds to learned attention, in points: published (planted against learned) and ours (against random)."""
+    import pandas as pd
+
+    rows = []
+    part = paper[paper["metric"] == metric]
+    learned = part[part["system"] == "v1 learned attention"].set_index("train")["value"]
+    for item in part[part["system"] == "PLANT v1"].to_dict("records"):
+        rows.append({"data": item["dataset"], "train": int(item["train"]), "start": "PLANT v1 (published)",
+                     "gain": float(item["value"]) - float(learned[item["train"]])})  # fmt: skip
+    for group in found:
+        table = group.table([metric])
+        if group.baseline != "random" or f"{metric} diff" not in table.columns:
+            continue
+        for start in [s for s in ("l2r", "closed_form", "lookup", "lookup+score") if s in table.index]:
+            rows.append({"data": group.stem, "train": group.dataset["train"], "start": start,
+                         "gain": 100 * table.loc[start, f"{metric} diff"]})  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def update_readme(found: list[Group], path: str | Path | None = None) -> bool:
+    """Puts the short tables between the README's `results` markers; False where there is no README or no markers."""
+    path = Path(path) if path else checkout() / "README.md"
+    if not path.is_file() or "<!-- table:begin results -->" not in path.read_text(encoding="utf-8"):
+        return False
+    replace_section(path, "results", readme_section(found))
+    return True
+
+
+def on_disk(folder: str | Path, pattern: str = "**/*") -> pandas.DataFrame:
+    """Files under a folder, by relative name, with their size in MB: the last look of every notebook."""
+    import pandas as pd
+
+    folder = Path(folder)
+    files = sorted(p for p in folder.glob(pattern) if p.is_file() and not p.name.startswith("."))
+    rows = [(f"{folder.name}/{p.relative_to(folder).as_posix()}", round(p.stat().st_size / 2**20, 2)) for p in files]
+    return pd.DataFrame(rows, columns=["file", "MB"])

@@ -1,0 +1,152 @@
+"""Cached hidden states: equal to the model's own, without special tokens, whole after a kill, refused under another key.
+
+The file is written in place and marked by stretches of documents; a run that dies in the middle loses at most one
+stretch and ends in the same bytes as a run that did not die.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from conftest import WINDOW
+from safetensors import safe_open
+
+from plantlib import features, windows
+from plantlib.features import cached_features
+from plantlib.tokens import Ragged
+
+
+def tokens_of(lengths=(5, 0, 14, 15, 1, 29, 3, 61, 9, 2), vocabulary=60, seed=0) -> Ragged:
+    """Documents of these lengths: empty, one window exactly, one token more, several windows."""
+    rng = np.random.default_rng(seed)
+    return Ragged.from_lists([rng.integers(5, vocabulary, n) for n in lengths])
+
+
+def alone(backbone, ids) -> np.ndarray:
+    """Hidden states of one document, window by window, with [CLS] and [SEP] put on and taken off by hand."""
+    parts = -(-len(ids) // WINDOW)
+    edges = [len(ids) * i // parts for i in range(parts + 1)] if parts else [0]
+    states = [np.zeros((0, backbone.hidden_size), np.float32)]
+    for begin, end in zip(edges[:-1], edges[1:], strict=True):
+        with torch.inference_mode():
+            out = backbone.model(input_ids=torch.tensor([[2, *ids[begin:end].tolist(), 3]])).last_hidden_state
+        states.append(out[0, 1:-1].numpy())
+    return np.concatenate(states)
+
+
+class Counting:
+    """A backbone that counts the tokens it reads and dies before forward pass number `dies`."""
+
+    def __init__(self, backbone, dies=None):
+        self.passes, self.read, self.dies, forward = 0, 0, dies, backbone.model.forward
+
+        def counted(*args, attention_mask, **kwargs):
+            if self.passes == self.dies:
+                raise KeyboardInterrupt
+            self.passes += 1
+            self.read += int(attention_mask.sum()) - 2 * len(attention_mask)
+            return forward(*args, attention_mask=attention_mask, **kwargs)
+
+        backbone.model.forward = counted
+        self.backbone = backbone
+
+
+def test_equals_the_models_hidden_states(backbone, tmp_path):
+    tokens = tokens_of()
+    found = cached_features(backbone, tokens, tmp_path / "f.safetensors", key="k", batch_tokens=64, progress=False)
+    assert found.array.shape == (len(tokens.flat), backbone.hidden_size) and found.array.dtype == np.float16
+    for i in range(len(tokens)):
+        assert found.document(i).shape == (tokens.lengths[i], backbone.hidden_size)
+        np.testing.assert_allclose(found.document(i), alone(backbone, tokens[i]), rtol=2e-3, atol=2e-3, err_msg=f"document {i}")
+
+
+def test_documents_are_handed_out_in_the_order_asked_for(backbone, tmp_path):
+    found = cached_features(backbone, tokens_of(), tmp_path / "f.safetensors", key="k", progress=False)
+    some = found.documents([8, 1, 0])
+    assert some.dtype == np.float32
+    np.testing.assert_array_equal(some, np.concatenate([found.document(8), found.document(0)]))
+    assert found.documents([]).shape == (0, backbone.hidden_size)
+
+
+def test_windows_cut_evenly_and_never_span_documents():
+    cut = windows.spans(torch.tensor([0, 5, 5, 19, 34, 95]), WINDOW)
+    assert cut == [(0, 5), (5, 19), (19, 26), (26, 34), (34, 46), (46, 58), (58, 70), (70, 82), (82, 95)]
+
+
+def test_padding_does_not_change_a_documents_states(backbone):
+    short, long = tokens_of((4,)), tokens_of((4, 14))
+    np.testing.assert_allclose(features.hidden_states(backbone, [short[0]])[0],
+                               features.hidden_states(backbone, [short[0], long[1]])[0], atol=2e-3)  # fmt: skip
+
+
+def test_gradients_reach_the_backbone(backbone):
+    tokens = tokens_of((5, 20))
+    states = windows.encode(backbone, torch.from_numpy(tokens.flat).long(), torch.from_numpy(tokens.offsets))
+    states.square().sum().backward()
+    assert backbone.model.embeddings.word_embeddings.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("dies", [0, 1, 3, 5], ids=lambda n: f"after {n} batches")
+def test_killed_and_resumed_file_is_the_same_to_the_bit(dies, backbone_folder, tmp_path, monkeypatch):
+    from plantlib import backbones
+
+    monkeypatch.setattr(features, "STRETCH", 3)
+    tokens = tokens_of()
+    run = lambda backbone, name: cached_features(  # noqa: E731
+        backbone, tokens, tmp_path / name, key="k", batch_tokens=30, progress=False
+    )
+    whole = Counting(backbones.load(backbone_folder))
+    run(whole.backbone, "whole.safetensors")
+    assert whole.passes == 6 and whole.read == len(tokens.flat)
+
+    first = Counting(backbones.load(backbone_folder), dies)
+    with pytest.raises(KeyboardInterrupt):
+        run(first.backbone, "cut.safetensors")
+    assert not (tmp_path / "cut.safetensors").exists()
+    second = Counting(backbones.load(backbone_folder))
+    run(second.backbone, "cut.safetensors")
+    assert (tmp_path / "cut.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
+    longest = np.sort(tokens.lengths)[::-1]
+    again = first.read + second.read - len(tokens.flat)
+    assert 0 <= again <= max(longest[i : i + 3].sum() for i in range(0, len(longest), 3))
+    if dies == 5:
+        assert second.read < len(tokens.flat)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["cut.safetensors", "whole.safetensors"]
+
+
+def test_half_a_file_of_another_key_is_not_continued(backbone_folder, tmp_path, monkeypatch):
+    from plantlib import backbones
+
+    monkeypatch.setattr(features, "STRETCH", 2)
+    tokens, other = tokens_of(), tokens_of(seed=1)
+    options = {"path": tmp_path / "f.safetensors", "batch_tokens": 30, "progress": False}
+    with pytest.raises(KeyboardInterrupt):
+        cached_features(Counting(backbones.load(backbone_folder), 4).backbone, other, key="other", **options)
+    found = cached_features(backbones.load(backbone_folder), tokens, key="k", **options)
+    fresh = cached_features(backbones.load(backbone_folder), tokens, key="k", **options | {"path": tmp_path / "g.safetensors"})
+    np.testing.assert_array_equal(found.array, fresh.array)
+
+
+def test_second_call_reads_the_file_and_loads_no_backbone(backbone, tmp_path):
+    tokens = tokens_of()
+    first = cached_features(backbone, tokens, tmp_path / "f.safetensors", key="k", progress=False)
+    never = lambda: pytest.fail("the backbone was loaded although nothing is missing")  # noqa: E731
+    second = cached_features(never, tokens, tmp_path / "f.safetensors", key="k", progress=False)
+    np.testing.assert_array_equal(first.array, second.array)
+
+
+@pytest.mark.parametrize(("tokens", "key"), [(tokens_of(), "new"), (tokens_of((3, 4)), "k")], ids=["other key", "other size"])
+def test_file_of_something_else_is_refused(tokens, key, backbone, tmp_path):
+    cached_features(backbone, tokens_of(), tmp_path / "f.safetensors", key="k", progress=False)
+    with pytest.raises(ValueError, match=rf"139 tokens of k, wanted {len(tokens.flat)} of {key}; delete the file"):
+        cached_features(backbone, tokens, tmp_path / "f.safetensors", key=key, progress=False)
+
+
+@pytest.mark.parametrize("lengths", [(5, 0, 20), (0, 0)], ids=["documents", "no tokens at all"])
+def test_file_is_plain_safetensors(lengths, backbone, tmp_path):
+    tokens = tokens_of(lengths)
+    found = cached_features(backbone, tokens, tmp_path / "f.safetensors", key="k", progress=False)
+    with safe_open(tmp_path / "f.safetensors", "np") as f:
+        assert f.metadata() == {"key": "k"}
+        np.testing.assert_array_equal(f.get_tensor("hidden_states"), found.array)
