@@ -90,7 +90,7 @@ def scored(
 ) -> Scores:
     """Scores of the documents `rows`, `size` at a time."""
     evaluator = StreamingEvaluator(
-        labels[rows], train_counts, k=min(100, labels.shape[1]), auc_bins=2048 if auc else None
+        labels[rows], train_counts, k=100, auc_bins=2048 if auc else None
     )
     for begin in range(0, len(rows), size):
         part = np.arange(begin, min(begin + size, len(rows)))

@@ -28,6 +28,17 @@ COLOURS = {
     "teacher": "#d55e00",
     "linear+teacher": "#56b4e9",
 }
+# Rows of the tables that are no single start; none of them shares a colour with another.
+_ROWS = {
+    "lookup+score": "#d55e00",
+    "SVM": "#000000",
+    "SVM + J": "#56b4e9",
+    "SVM + MI": "#5b3a8e",
+    "bare MI": "#cc78bc",
+    "bare J": "#8c2d04",
+    "bare centroid": "#fbafe4",
+    "bare PPMI": "#ece133",
+}
 _SPARE = ("#fbafe4", "#ece133", "#949494", "#5b3a8e", "#8c2d04")
 _BUCKET_SHADES = {"few": "#fbe3c8", "medium": "#e3eef7", "head": "#e6e6e6"}
 
@@ -44,8 +55,9 @@ def style() -> None:
 def colours(systems: Iterable[str]) -> dict[str, str]:
     """System -> colour: fixed for the known starts, spare colours in the order of appearance for others."""
     names = list(dict.fromkeys(systems))
-    spare = [name for name in names if name not in COLOURS]
-    return {name: COLOURS.get(name) or _SPARE[spare.index(name) % len(_SPARE)] for name in names}
+    known = COLOURS | _ROWS
+    spare = [name for name in names if name not in known]
+    return {name: known.get(name) or _SPARE[spare.index(name) % len(_SPARE)] for name in names}
 
 
 def _axes(ax: Axes | None, size: tuple[float, float] | None = None) -> Axes:

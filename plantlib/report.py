@@ -20,7 +20,6 @@ from plantlib.sources import checkout
 if TYPE_CHECKING:
     import pandas
 
-METRICS = ("p@1", "p@3", "p@5", "ndcg@5", "psp@5", "macro_f1", "few/rp@5")
 ORDER = ("random", "shuffled", "l2r", "closed_form", "lookup", "lookup+score", "SVM", "SVM + J", "SVM + MI")
 OURS = ("lookup+score", "lookup", "l2r", "closed_form")
 FIGURE_METRICS = ("ndcg@5", "few/rp@5")
@@ -28,6 +27,7 @@ BAR_SYSTEMS = ("random", "closed_form", "lookup", "lookup+score", "SVM", "SVM + 
 NO_RUNS = "No runs yet: `make reproduce` makes them, `make promote` copies them to results/runs."
 NAMES = {"p@1": "P@1", "p@3": "P@3", "p@5": "P@5", "ndcg@5": "nDCG@5", "psp@5": "PSP@5", "macro_f1": "macro-F1",
          "few/rp@5": "few-shot RP@5"}  # fmt: skip
+METRICS = tuple(NAMES)
 
 
 @dataclass(frozen=True)
@@ -56,15 +56,12 @@ class Group:
     def about(self) -> str:
         """Data, label space, seeds and device in one sentence: what every number is stated with."""
         data, planted = self.dataset, [r for r in self.records if r.kind == "planted"]
-        some = planted or self.records
-        seeds = sorted({r.seed for r in some})
-        devices = sorted({f"{r.environment['cores']} cores of {r.environment['cpu']}" for r in some})
-        read = f"first {tokens_of(some[0])} tokens read, backbone {some[0].backbone}" if planted else "whole documents read"
-        return (
-            f"{data['name']}{' (synthetic)' if data['synthetic'] else ''}: {data['train']:,} training, {data['dev']:,} dev and "
-            f"{data['test']:,} test documents; {data['labels']:,} labels ({data['label_space']}); {read}; "
-            f"seeds {', '.join(map(str, seeds))}; {' and '.join(devices)}. SVM and bare teachers read whole documents."
-        )
+        seeds = ", ".join(map(str, sorted({r.seed for r in planted})))
+        devices = " and ".join(sorted({f"{r.environment['cores']} cores of {r.environment['cpu']}" for r in planted}))
+        read = f"first {tokens_of(planted[0])} tokens read, backbone {backbone_of(planted[0])}"
+        sizes = ", ".join(f"{data[split]:,} {split}" for split in ("train", "dev", "test"))
+        return (f"**{data['name']}**{' (synthetic)' if data['synthetic'] else ''}: {sizes} documents; {data['labels']:,} "
+                f"{data['label_space']}; {read}; seeds {seeds}; {devices}. SVM and bare teachers read whole documents.")
 
 
 def in_order(systems: Iterable[str]) -> list[str]:
@@ -77,29 +74,34 @@ def tokens_of(record: RunRecord) -> int | str:
     return record.params.get("max_tokens") or "all"
 
 
+def backbone_of(record: RunRecord) -> str:
+    """Backbone of a planted run, and how it was tuned when it was not frozen: `minilm`, `minilm-lora`."""
+    tuning = record.params.get("tuning") or "frozen"
+    return str(record.backbone) + ("" if tuning == "frozen" else f"-{tuning}")
+
+
 def load(folder: str | Path) -> list[RunRecord]:
     """Every record of a folder; none when the folder is missing."""
     return load_all(folder) if Path(folder).is_dir() else []
 
 
 def groups(records: Iterable[RunRecord]) -> list[Group]:
-    """Records by data set, backbone and tokens. Ablations (notebook 06) are left to their own notebook."""
-    records = [r for r in records if not (r.notebook or "").startswith("06")]
+    """Records by data set, backbone and tokens; a data set without a planted run is left out.
+
+    Ablations (notebook 06) are left to their own notebook.
+    """
     by_data: dict[tuple, list[RunRecord]] = {}
-    for record in records:
+    for record in [r for r in records if not (r.notebook or "").startswith("06")]:
         by_data.setdefault((record.dataset["name"], record.dataset["train"], record.dataset["fingerprint"]), []).append(record)
-    found, taken = [], set()
+    found: list[Group] = []
     for (name, train, fingerprint), part in sorted(by_data.items()):
         peers = [r for r in part if r.kind != "planted"]
         planted: dict[tuple, list[RunRecord]] = {}
-        for record in part:
-            if record.kind == "planted":
-                planted.setdefault((str(record.backbone), str(tokens_of(record))), []).append(record)
-        for (backbone, tokens), own in sorted(planted.items()) or [(("", "words"), [])]:
-            stem = f"{name}-{train}d-{tokens}t"
-            stem = stem if stem not in taken else f"{stem}-{backbone}"
-            stem = stem if stem not in taken else f"{stem}-{fingerprint[:6]}"
-            taken.add(stem)
+        for record in [r for r in part if r.kind == "planted"]:
+            planted.setdefault((backbone_of(record), str(tokens_of(record))), []).append(record)
+        for (backbone, tokens), own in sorted(planted.items()):
+            stem, ends = f"{name}-{train}d-{tokens}t", ("", f"-{backbone}", f"-{backbone}-{fingerprint[:6]}")
+            stem = next(stem + end for end in ends if stem + end not in {g.stem for g in found})
             kept = _one_each([*own, *peers])
             found.append(Group(stem, kept, len(own) + len(peers) - len(kept)))
     return found
@@ -121,12 +123,14 @@ def write_table(group: Group, out: str | Path) -> Path:
 
 
 def figures(group: Group, folder: str | Path) -> list[Path]:
-    """start_comparison, bucket_bars and learning_curves of a group as PNG; a figure without data is left out."""
+    """start_comparison, bucket_bars and learning_curves of a group as PNG; a figure without data is left out.
+
+    `bare PPMI` stands in the tables alone: it lies so far below that every other difference would vanish beside it.
+    """
     import pandas as pd
 
-    paths, table = [], group.table()
-    tested = [m for m in FIGURE_METRICS if f"{m} diff" in table.columns]
-    for metric in tested:
+    paths, table = [], group.table().drop(index="bare PPMI", errors="ignore")
+    for metric in [m for m in FIGURE_METRICS if f"{m} diff" in table.columns]:
         ax = plots.start_comparison(table, metric)
         ax.set_title(f"{group.stem}: difference in {NAMES[metric]}")
         paths.append(plots.save(ax, Path(folder) / f"start_comparison-{metric.replace('/', '_')}-{group.stem}.png"))
@@ -164,7 +168,7 @@ def readme_section(found: list[Group]) -> str:
         have = [m for m in METRICS if m in table.columns]
         lines = [["system", "seeds", *(NAMES[m] for m in have)], ["---", *["---:"] * (len(have) + 1)]]
         lines += [[system, f"{int(row['seeds'])}", *(_cell(row, m) for m in have)] for system, row in table.iterrows()]
-        parts.append(f"**{group.about()}**\n\n" + "\n".join(f"| {' | '.join(cells)} |" for cells in lines))
+        parts.append(f"{group.about()}\n\n" + "\n".join(f"| {' | '.join(cells)} |" for cells in lines))
     note = "Percent; mean ± sd over seeds; \\* p < 0.05 against the first row, paired bootstrap over test documents."
     return "\n\n".join([*parts, note])
 
@@ -222,8 +226,7 @@ def gains(paper: pandas.DataFrame, found: list[Group], metric: str = "p@5") -> p
     """What planting adds to learned attention, in points: published (planted against learned) and ours (against random)."""
     import pandas as pd
 
-    rows = []
-    part = paper[paper["metric"] == metric]
+    rows, part = [], paper[paper["metric"] == metric]
     learned = part[part["system"] == "v1 learned attention"].set_index("train")["value"]
     for item in part[part["system"] == "PLANT v1"].to_dict("records"):
         rows.append({"data": item["dataset"], "train": int(item["train"]), "start": "PLANT v1 (published)",
@@ -240,7 +243,7 @@ def gains(paper: pandas.DataFrame, found: list[Group], metric: str = "p@5") -> p
 
 def update_readme(found: list[Group], path: str | Path | None = None) -> bool:
     """Puts the short tables between the README's `results` markers; False where there is no README or no markers."""
-    path = Path(path) if path else checkout() / "README.md"
+    path = Path(path or checkout() / "README.md")
     if not path.is_file() or "<!-- table:begin results -->" not in path.read_text(encoding="utf-8"):
         return False
     replace_section(path, "results", readme_section(found))
@@ -253,5 +256,5 @@ def on_disk(folder: str | Path, pattern: str = "**/*") -> pandas.DataFrame:
 
     folder = Path(folder)
     files = sorted(p for p in folder.glob(pattern) if p.is_file() and not p.name.startswith("."))
-    rows = [(f"{folder.name}/{p.relative_to(folder).as_posix()}", round(p.stat().st_size / 2**20, 2)) for p in files]
-    return pd.DataFrame(rows, columns=["file", "MB"])
+    names = [f"{folder.name}/{p.relative_to(folder).as_posix()}" for p in files]
+    return pd.DataFrame({"file": names, "MB": [round(p.stat().st_size / 2**20, 2) for p in files]})

@@ -7,6 +7,7 @@ nothing else is needed later. Notebooks call these functions and show what they 
 from __future__ import annotations
 
 import json
+import re
 import resource
 import shutil
 import time
@@ -145,7 +146,9 @@ def run_name(prepared: Prepared, system: str, seed: int, tuning: str = "frozen")
     """Id of a run: data set, training documents, tokens read, backbone and what is trained of it, system, seed."""
     read = f"{prepared.max_tokens}t" if prepared.max_tokens else "all"
     backbone = Path(prepared.backbone).name + ("" if tuning == "frozen" else f"-{tuning}")
-    return f"{prepared.corpus.name}-{len(prepared.rows['train'])}d-{read}-{backbone}-{system}-s{seed}"
+    # the id is a file name; a user's table may be called anything
+    name, backbone = (re.sub(r"[^\w.@+-]+", "_", part)[:40] for part in (prepared.corpus.name, backbone))
+    return f"{name}-{len(prepared.rows['train'])}d-{read}-{backbone}-{system}-s{seed}"
 
 
 def _record(prepared, model, start, seed, config, epochs, times, run_id, notebook, planted, trained) -> RunRecord:

@@ -137,7 +137,7 @@ def score(
 ):
     """(Scores, Y) of a split: one forward pass, documents batched by length, no (N, L) matrix."""
     labels = documents.labels[documents.rows]
-    evaluator = StreamingEvaluator(labels, train_counts, k=min(k, labels.shape[1]), auc_bins=2048 if auc else None)
+    evaluator = StreamingEvaluator(labels, train_counts, k=k, auc_bins=2048 if auc else None)
     order = np.argsort(-documents.tokens.lengths[documents.rows], kind="stable")
     device, training = next(model.parameters()).device, model.training
     model.eval()

@@ -99,7 +99,7 @@ def test_another_backbone_is_refused(model, prepared, tmp_path):
     from transformers import BertConfig, BertModel
 
     tokenizer = tiny_tokenizer()
-    config = BertConfig(vocab_size=len(tokenizer), hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
+    config = BertConfig(vocab_size=len(tokenizer), hidden_size=8, num_hidden_layers=1, num_attention_heads=1)
     other = backbones.load(save_backbone(tmp_path / "other", BertModel(config), tokenizer))
     with pytest.raises(ValueError, match=f"hidden size 8 and {len(tokenizer)} tokens, the decoder wants 24"):
         model.attach_backbone(other)

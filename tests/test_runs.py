@@ -7,15 +7,17 @@ outside the label space and counted; a corpus from a user's own table with odd n
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from plantlib import Corpus, RunConfig, RunRecord, fit, planting, prepare, runs, train
+from plantlib import Corpus, RunConfig, RunRecord, backbones, fit, planting, prepare, runs, train
 from plantlib.data import DataError
 from plantlib.l2r import L2RConfig
+from plantlib.metrics import evaluate
 from plantlib.results import load_all
 from plantlib.runs import build_model, run_grid, run_peers, run_start, use_score
 from plantlib.train import TrainConfig
@@ -103,7 +105,7 @@ def test_starts_differ_only_where_they_begin(start, differs, prepared):
     bare, planted = (models[name].state_dict() for name in ("random", start))
     shared = {n for n in bare if n in planted}
     assert all(bare[n].shape == planted[n].shape for n in shared) and {n for n in bare} == shared
-    assert {n for n in planted if n not in bare} == ({n for n in planted if n.startswith("teacher_score.")} if start == "score" else set())
+    assert all(n.startswith("teacher_score.") and start == "score" for n in planted if n not in bare)
     assert {n for n in shared if not torch.equal(bare[n], planted[n])} <= differs
     assert (set(differs) & {"decoder.planted_gain", "decoder.teacher_gain"}) <= {
         n for n in shared if not torch.equal(bare[n], planted[n])
@@ -131,13 +133,34 @@ def test_label_only_in_test_is_outside_the_label_space_and_counted(prepared, cor
 
 def test_fit_returns_a_model_that_reads_text(corpus, backbone_folder, tmp_path, capsys):
     config = RunConfig(train=TrainConfig(epochs=4, batch_size=8, lr_queries=0.05, lr_outputs=0.05))
-    model = fit(corpus, backbone=backbone_folder, start="lookup+score", config=config, root=tmp_path, max_tokens=None, progress=False)
+    options = {"root": tmp_path, "max_tokens": None, "progress": False}
+    model = fit(corpus, backbone=backbone_folder, start="lookup+score", config=config, **options)
     (best, chance), *_ = model.predict(["the pulse and the valve were seen", "a cough"], k=3)[0]
     assert best == "heart" and 0 < chance <= 1
     assert model.explain("the pulse was seen", "heart").top(1)[0][0] == "pulse"
     assert "tiny" in capsys.readouterr().out
     model.save_pretrained(tmp_path / "out")
     assert type(model).from_pretrained(tmp_path / "out").predict(["a cough"])[0][0] == model.predict(["a cough"])[0][0]
+
+
+@pytest.mark.parametrize("tuning", ["lora", "full"])
+def test_tuned_backbones_are_scored_saved_and_loaded_whole(tuning, prepared, tmp_path):
+    """The backbone that was trained is the one that predicts, adapters merged, and the one that is saved."""
+    config = replace(QUICK, tuning=tuning, train=TrainConfig(epochs=1, batch_size=16, lr_backbone=0.05))
+    record, model = run_start(prepared, "lookup", 0, config=config, results=tmp_path, progress=False)
+    assert f"-{tuning}-lookup" in record.id and model.backbone is not None and not model.training
+    before = backbones.load(prepared.backbone).model.state_dict()
+    assert set(model.backbone.state_dict()) == set(before), "no adapters are left"
+    name = "encoder.layer.0.attention.self.query.weight"
+    assert not torch.allclose(model.backbone.state_dict()[name], before[name])
+    if tuning == "lora":
+        assert torch.equal(model.backbone.embeddings.word_embeddings.weight, before["embeddings.word_embeddings.weight"])
+    scores, labels = train.score(model, prepared.documents("test", cached=False), prepared.train_counts)
+    assert evaluate(scores, labels, prepared.train_counts, 60)["p@1"] == pytest.approx(record.metrics["p@1"])
+    model.save_pretrained(tmp_path / "m")
+    text = prepared.corpus.texts[90:]
+    for ours, theirs in zip(model.predict(text), type(model).from_pretrained(tmp_path / "m").predict(text), strict=True):
+        assert dict(ours) == pytest.approx(dict(theirs), abs=1e-5)
 
 
 @pytest.mark.parametrize("names", [
@@ -151,7 +174,8 @@ def test_a_users_table_goes_the_same_road(names, backbone_folder, tmp_path):
     for i in range(50):
         own = [names[i % len(names)]] + ([names[(i + 3) % len(names)]] if i % 5 == 0 else [])
         words = " ".join(["abcdefg"[names.index(n)] * 3 for n in own] + rng.choice(["the", "was", "and"], 6).tolist())
-        rows.append({"Text": words, "Etiketten": "|".join(dict.fromkeys(own)), "Teil": ["train", "train", "train", "dev", "test"][(i // 7) % 5]})
+        split = ("train", "train", "train", "dev", "test")[(i // 7) % 5]
+        rows.append({"Text": words, "Etiketten": "|".join(dict.fromkeys(own)), "Teil": split})
     path = tmp_path / "meine Daten (neu).csv"
     pd.DataFrame(rows).to_csv(path, index=False)
     mine = Corpus.from_csv(path, text="Text", labels="Etiketten", sep="|", split="Teil")

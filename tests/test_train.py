@@ -51,6 +51,10 @@ def weights(model) -> dict[str, torch.Tensor]:
     return {name: p.detach().clone() for name, p in model.named_parameters()}
 
 
+def without_times(history: list[dict]) -> list[dict]:
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in history]
+
+
 @pytest.fixture(scope="module")
 def trained(prepared, tmp_path_factory):
     """(model, history, folder) of one run that several tests read."""
@@ -94,8 +98,8 @@ def test_trainer_uses_the_groups_and_warms_up(prepared, tmp_path):
     assert [round(g["lr"], 9) for g in trainer.optimizer.param_groups] == [0.5, 0.005, 1.5]
 
 
-def test_fine_tuning_learns(prepared, trained):
-    model, history, _ = trained
+def test_fine_tuning_learns(prepared, tmp_path):
+    model, history = train_it(prepared, tmp_path, epochs=8, lr_queries=0.1, lr_outputs=0.1, patience=8)
     before = dev_metric(prepared, fresh_model(prepared))
     assert dev_metric(prepared, model) > before + 0.15
     assert history[-1]["train_loss"] < history[0]["train_loss"]
@@ -140,8 +144,7 @@ def test_two_runs_of_one_seed_are_equal_and_of_two_seeds_are_not(prepared, train
     other, _ = train_it(prepared, tmp_path / "other", seed=1, epochs=1)
     for name, value in weights(model).items():
         torch.testing.assert_close(weights(again)[name], value, rtol=1e-6, atol=1e-6)
-    drop = lambda rows: [{k: v for k, v in r.items() if k != "seconds"} for r in rows]  # noqa: E731
-    assert drop(history) == drop(same)
+    assert without_times(history) == without_times(same)
     assert not torch.allclose(weights(other)["decoder.label_outputs"], weights(model)["decoder.label_outputs"])
 
 
@@ -154,12 +157,12 @@ def test_streaming_score_equals_a_dense_evaluation(prepared, trained):
     with torch.inference_mode():
         logits = model(batch["token_ids"], batch["offsets"], batch["hidden_states"]).logits.double().numpy()
     order = np.argsort(-logits, axis=1, kind="stable")
-    np.testing.assert_array_equal(scores.topk.ids, order)
+    np.testing.assert_array_equal(scores.topk.ids[:, :7], order)
     gold = labels.toarray() > 0
     ranks = np.argsort(order, axis=1)[gold] + 1
     np.testing.assert_array_equal(scores.gold_ranks, ranks)
     assert (labels != prepared.corpus.labels[documents.rows]).nnz == 0
-    dense = evaluate(Scores(TopK.from_dense(logits, 7), gold_ranks=ranks), labels, prepared.train_counts, 60)
+    dense = evaluate(Scores(TopK.from_dense(logits, 100), gold_ranks=ranks), labels, prepared.train_counts, 60)
     found = evaluate(scores, labels, prepared.train_counts, 60)
     assert {k: found[k] for k in ("p@1", "ndcg@5", "psp@5", "map")} == pytest.approx(
         {k: dense[k] for k in ("p@1", "ndcg@5", "psp@5", "map")}
@@ -173,11 +176,12 @@ def test_labels_reach_the_loss_as_positive_cells(prepared):
     cells = prepared.corpus.labels[[3, 7, 17, 22]]
     assert set(batch) == {"token_ids", "offsets", "label_rows", "label_columns", "hidden_states"}
     assert len(batch["label_rows"]) == len(batch["label_columns"]) == cells.nnz < size
-    assert not [n for n, x in batch.items() if x.shape == (4, prepared.corpus.L) or (n.startswith("label") and x.numel() == size)]
+    assert not [name for name, x in batch.items() if x.shape == (4, prepared.corpus.L) or x.numel() == size]
     assert {(int(r), int(c)) for r, c in zip(batch["label_rows"], batch["label_columns"], strict=True)} == set(
         zip(*(x.tolist() for x in cells.nonzero()), strict=True)
     )
-    assert batch["offsets"].diff().tolist() == prepared.tokens.lengths[[3, 7, 17, 22]].tolist() and batch["offsets"].diff()[1] == 0
+    lengths = batch["offsets"].diff().tolist()
+    assert lengths == prepared.tokens.lengths[[3, 7, 17, 22]].tolist() and lengths[1] == 0
 
 
 def test_documents_and_labels_must_cover_the_same_corpus(prepared):
@@ -253,7 +257,7 @@ def test_killed_run_resumes_to_the_same_numbers(prepared, tmp_path):
         return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
     steps = lambda folder: [int(n) for n in (folder / "steps.log").read_text().split()]  # noqa: E731
-    victim, other = start(cut, "slow"), start(whole, "fast")
+    victim = start(cut, "slow")
     deadline = time.monotonic() + 120
     while not (cut / "steps.log").exists() or steps(cut)[-1:] != [17]:
         assert victim.poll() is None and time.monotonic() < deadline, victim.stdout and victim.communicate(timeout=5)[0]
@@ -263,15 +267,14 @@ def test_killed_run_resumes_to_the_same_numbers(prepared, tmp_path):
     (cut / "checkpoint-24").mkdir()
     (cut / "checkpoint-24" / "model.safetensors").write_bytes(b"half")
     again = start(cut, "fast")
-    for process in (again, other):
-        output, _ = process.communicate(timeout=120)
-        assert process.returncode == 0, output
-    assert steps(whole) == list(range(1, 33))
+    model, threads = fresh_model(prepared), torch.get_num_threads()
+    torch.set_num_threads(1)
+    _, history = train_it(prepared, whole, model, epochs=4, patience=4, lr_outputs=0.01)
+    torch.set_num_threads(threads)
+    output, _ = again.communicate(timeout=120)
+    assert again.returncode == 0, output
     assert steps(cut) == [*range(1, 18), *range(17, 33)], "resumed at the checkpoint of step 16, not restarted"
-    final = [torch.load(folder / "final.pt") for folder in (cut, whole)]
-    for name, value in final[1].items():
-        torch.testing.assert_close(final[0][name], value, rtol=1e-6, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
-    histories = [json.loads((folder / "history.json").read_text()) for folder in (cut, whole)]
-    assert [{k: v for k, v in row.items() if k != "seconds"} for row in histories[0]] == [
-        {k: v for k, v in row.items() if k != "seconds"} for row in histories[1]
-    ]
+    resumed = torch.load(cut / "final.pt")
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(resumed[name], value, rtol=1e-6, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+    assert without_times(json.loads((cut / "history.json").read_text())) == without_times(history)

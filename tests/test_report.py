@@ -1,0 +1,136 @@
+"""The judge on small made records: grouping, tables, figures, verdicts, the README's section, and no records at all."""
+
+from __future__ import annotations
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import pandas as pd  # noqa: E402
+import pytest  # noqa: E402
+
+from plantlib import report  # noqa: E402
+from plantlib.results import RunRecord  # noqa: E402
+
+ENVIRONMENT = {"python": "3", "torch": "2", "transformers": "5", "cpu": "cpu", "cores": 2, "commit": "c", "dirty": False}
+KEYS = ("p@1", "p@3", "p@5", "ndcg@5", "psp@5", "macro_f1", "few/rp@5", "medium/rp@5", "head/rp@5")
+
+
+def record(system, seed=0, value=0.5, kind="planted", data="toy", tokens=64, backbone="minilm", notebook="05_finetune", **more):
+    dataset = {"name": data, "fingerprint": data + "00", "train": 100, "dev": 10, "test": 4, "labels": 7,
+               "label_space": "seen", "synthetic": True} | more.pop("dataset", {})  # fmt: skip
+    planted = kind == "planted"
+    history = [{"epoch": e, "ndcg@5": value + e / 100, "few/rp@5": value} for e in (1, 2)] if planted else []
+    per_document = {k: [value, value, value - 0.1, value + 0.1] for k in ("p@1", "p@5", "ndcg@5", "few/rp@5")}
+    identity = f"{data}-{tokens}-{system}-{seed}-{notebook}-{backbone}".replace(" ", "_")
+    return RunRecord(id=identity, kind=kind, dataset=dataset, system=system, seed=seed, metrics=dict.fromkeys(KEYS, value),
+                     params={"max_tokens": tokens} if planted else {}, backbone=backbone if planted else None, history=history,
+                     per_document=per_document, notebook=notebook, environment=ENVIRONMENT, **more)  # fmt: skip
+
+
+def some() -> list[RunRecord]:
+    runs = [record(s, seed, v + seed / 100) for s, v in (("random", 0.4), ("lookup", 0.5), ("l2r", 0.45)) for seed in (0, 1)]
+    return [*runs, record("SVM", value=0.6, kind="linear"), record("bare PPMI", value=0.1, kind="teacher")]
+
+
+def test_groups_split_by_tokens_and_backbone_and_share_the_peers():
+    found = report.groups([*some(), record("random", tokens=128), record("random", tokens=128, backbone="other")])
+    assert sorted(g.stem for g in found) == ["toy-100d-128t", "toy-100d-128t-other", "toy-100d-64t"]
+    assert all("SVM" in {r.system for r in g.records} for g in found)
+
+
+def test_a_tuned_backbone_has_its_own_table():
+    tuned = record("random", value=0.7, notebook="08_backbones")
+    tuned.params["tuning"] = "lora"
+    found = {g.stem: g for g in report.groups([*some(), tuned])}
+    assert set(found) == {"toy-100d-64t", "toy-100d-64t-minilm-lora"}
+    assert "backbone minilm-lora" in found["toy-100d-64t-minilm-lora"].about()
+
+
+def test_other_fingerprints_never_share_a_table():
+    other = record("random", dataset={"fingerprint": "ffffffff"}, notebook="x")
+    found = report.groups([*some(), other])
+    assert len(found) == 2 and len({g.stem for g in found}) == 2
+
+
+def test_second_records_are_set_aside_and_ablations_left_out():
+    twice = [*some(), record("random", 0, 0.9, notebook="09_other"), record("random", 7, notebook="06_ablations")]
+    (group,) = report.groups(twice)
+    assert group.set_aside == 1 and group.table().loc["random", "p@1"] == pytest.approx(0.405)
+    assert group.table().loc["random", "seeds"] == 2
+
+
+def test_tables_stand_in_order_with_what_they_were_measured_on(tmp_path):
+    (group,) = report.groups(some())
+    assert list(group.table().index) == ["random", "l2r", "lookup", "SVM", "bare PPMI"]
+    text = report.write_table(group, tmp_path).read_text(encoding="utf-8")
+    assert "synthetic" in text and "seeds 0, 1" in text and "first 64 tokens" in text and "| lookup | 2 | 50.5 ± 0.7 |" in text
+    assert (tmp_path / "table-toy-100d-64t.md").is_file()
+
+
+def test_peers_wait_for_the_first_planted_run():
+    peers = [record("SVM", kind="linear"), record("bare MI", kind="teacher")]
+    assert report.groups(peers) == []
+    (group,) = report.groups([*peers, record("lookup")])
+    assert group.baseline == "lookup" and list(group.table().index) == ["lookup", "SVM", "bare MI"]
+
+
+def test_figures_are_written_and_repeat(tmp_path):
+    (group,) = report.groups(some())
+    first = {p.name: p.read_bytes() for p in report.figures(group, tmp_path / "a")}
+    assert first == {p.name: p.read_bytes() for p in report.figures(group, tmp_path / "b")}
+    assert {n.split("-")[0] for n in first} == {"start_comparison", "bucket_bars", "learning_curves"}
+
+
+def test_curves_hold_every_epoch_of_every_planted_run():
+    frame = report.curves(some())
+    assert len(frame) == 12 and set(frame["start"]) == {"random", "lookup", "l2r"}
+
+
+def paper() -> pd.DataFrame:
+    rows = [("A", "toy", 100, "p@1", 40.0, "yes"), ("B", "toy", 100, "p@1", 60.0, "yes"), ("C", "toy", 999, "p@1", 60.0, "yes"),
+            ("D", "toy", 100, "p@1", 60.0, "no"), ("E", "far", "", "p@1", 60.0, "yes"),
+            ("PLANT v1", "far", 25, "p@5", 30.0, "no"), ("v1 learned attention", "far", 25, "p@5", 25.0, "no")]  # fmt: skip
+    frame = pd.DataFrame(rows, columns=["system", "dataset", "train", "metric", "value", "comparable"])
+    return frame.assign(source="s", note="n")
+
+
+def test_verdicts():
+    verdicts = report.paper_vs_ours(paper(), report.groups(some())).set_index("system")["verdict"].to_dict()
+    assert [verdicts[s] for s in "ABCDE"] == ["above", "below", "different data", "not comparable", "not run"]
+
+
+def test_gains_stand_beside_published_ones():
+    gains = report.gains(paper(), report.groups(some()))
+    assert gains.loc[gains["start"] == "lookup", "gain"].item() == pytest.approx(10.0)
+    assert gains.iloc[0]["gain"] == pytest.approx(5.0)
+
+
+def test_the_readme_section_is_replaced_only_between_its_markers(tmp_path):
+    readme = tmp_path / "README.md"
+    assert not report.update_readme([], readme)
+    readme.write_text("a\n<!-- table:begin results -->\nold\n<!-- table:end results -->\nb\n", encoding="utf-8")
+    assert report.update_readme(report.groups(some()), readme)
+    text = readme.read_text(encoding="utf-8")
+    assert "old" not in text and text.startswith("a\n") and text.endswith("b\n") and "few-shot RP@5" in text
+
+
+def test_no_records_at_all(tmp_path):
+    assert report.load(tmp_path / "missing") == [] and report.groups([]) == []
+    assert report.readme_section([]) == report.NO_RUNS
+    assert set(report.paper_vs_ours(paper(), [])["verdict"]) == {"not comparable", "not run"}
+    assert len(report.gains(paper(), [])) == 1
+
+
+def test_the_committed_paper_numbers_read_and_are_judged():
+    numbers = report.paper_numbers()
+    assert set(numbers["comparable"]) == {"yes", "no"} and numbers["value"].between(0, 100).all()
+    assert (numbers[numbers["comparable"] == "no"]["note"].str.len() > 0).all() and numbers["source"].str.len().min() > 0
+    assert len(report.paper_vs_ours(numbers, report.groups(some()))) == len(numbers)
+
+
+def test_on_disk_names_files_relatively(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "x.json").write_text("{}")
+    assert report.on_disk(tmp_path, "**/*.json")["file"].tolist() == [f"{tmp_path.name}/a/x.json"]
+    assert report.on_disk(tmp_path / "missing").empty
