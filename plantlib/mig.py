@@ -62,7 +62,7 @@ def column_counts(x: sparse.csr_matrix) -> np.ndarray:
 
 
 def blocks_of_labels(x: sparse.csr_matrix, y: sparse.csr_matrix, memory_mb: float):
-    """Label ranges whose co-occurrence cells stay under `memory_mb` (64 bytes a cell with its temporaries; the count is an upper bound)."""
+    """Label ranges whose co-occurrence cells stay under `memory_mb`, at 64 bytes a cell; the count is an upper bound."""
     row_size = np.diff(x.indptr)
     upper = np.minimum(np.asarray(y.T @ row_size), x.shape[1]).astype(np.float64)
     budget = memory_mb * 2**20 / 64
