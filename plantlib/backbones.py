@@ -66,7 +66,14 @@ def load(name_or_path: str, *, trust_remote_code: bool = False) -> Backbone:
         raise ValueError(f"{path} holds no safetensors; save the model with save_pretrained")
     model = AutoModel.from_pretrained(path, use_safetensors=True, trust_remote_code=trust_remote_code)
     tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
-    return Backbone(name_or_path, model.eval(), tokenizer, window_of(model.config, tokenizer))
+    return Backbone(name_or_path, own_memory(model).eval(), tokenizer, window_of(model.config, tokenizer))
+
+
+def own_memory(model):
+    """Copy weights out of the mapped file: they may lie unaligned there, and alignment decides the last bit of a product."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.data = tensor.data.clone()
+    return model
 
 
 def tokenizer_of(name_or_path: str):

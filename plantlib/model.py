@@ -127,6 +127,7 @@ class PlantModel(PreTrainedModel):
     def from_pretrained(cls, path, *args, **kwargs) -> PlantModel:
         """Load what save_pretrained wrote, tokenizer included."""
         model = super().from_pretrained(path, *args, use_safetensors=True, **kwargs)
+        backbones.own_memory(model)
         if model.backbone is not None:
             model.tokenizer = AutoTokenizer.from_pretrained(path)
         return model

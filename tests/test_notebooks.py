@@ -19,7 +19,7 @@ PARAMETERS = {
     "05_finetune": COMMON | {"starts", "seeds", "epochs", "results"},
     "07_paper_vs_ours": {"runs", "out"},
 }
-MACHINE = re.compile(r"(?:/home/|/root/|/work/|/Users/|/usr/|/opt/|/tmp/|[A-Z]:\\\\)[\w.-]*")
+MACHINE = re.compile(r"(?:/(?:home|root|work|Users|usr|opt|tmp)/|[A-Z]:\\\\)[\w.-]*")
 
 
 @pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
