@@ -24,7 +24,7 @@ $(READY): pyproject.toml constraints.txt
 setup: $(READY)  ## build .venv (once; about 4 minutes and 2 GB)
 
 reproduce: $(READY)  ## the main job on a real corpus; DATASET=codiesp|eurlex57k|cooking|debtags|... TRAIN=n TOKENS=n
-	$(BIN)/python -m plantlib.reproduce $(if $(DATASET),--dataset $(DATASET)) $(if $(TRAIN),--train $(TRAIN)) --tokens $(TOKENS) $(ARGS)
+	$(BIN)/python -m plantlib.reproduce $(if $(DATASET),--dataset "$(DATASET)") $(if $(TRAIN),--train $(TRAIN)) --tokens $(TOKENS) $(ARGS)
 
 test: $(READY)   ## lint, unit tests, end-to-end slice, notebooks against their stored outputs
 	$(BIN)/ruff check .

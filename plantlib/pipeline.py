@@ -16,7 +16,7 @@ import numpy as np
 from scipy import sparse
 
 from plantlib import backbones, l2r, mig
-from plantlib.data import Corpus
+from plantlib.data import Corpus, DataError
 from plantlib.features import Features, cached_features
 from plantlib.l2r import L2RConfig, Planted
 from plantlib.mig import Teacher
@@ -51,6 +51,11 @@ class Prepared:
     max_tokens: int | None
     window: int
     key: str
+
+    @cached_property
+    def hidden_size(self) -> int:
+        """D of the backbone."""
+        return backbones.config_of(self.backbone).hidden_size
 
     @cached_property
     def rows(self) -> dict[str, np.ndarray]:
@@ -107,10 +112,17 @@ def prepare(
     corpus = corpus.labelled().with_dev().subset(**caps, seed=subset_seed)
     for split in ("train", "dev", "test"):
         corpus.rows(split)  # an empty split is an error before any long work
+    if max_tokens is not None and max_tokens < 1:
+        raise DataError(f"max_tokens={max_tokens}: read at least 1 token, or None for whole documents")
     seen = corpus.seen_in_train()
+    for split in ("train", "dev"):
+        if not seen.labels[seen.rows(split)].nnz:
+            raise DataError(f"no {split} document has a label of the training rows; check the labels column and the splits")
     extra = np.diff(corpus.labels.indptr) - np.diff(seen.labels.indptr)
     tokenizer = backbones.tokenizer_of(backbone)
     tokens = tokenise(seen.texts, tokenizer, max_tokens, progress=progress)
+    if not len(tokens.flat):
+        raise DataError("no document has a token this tokenizer knows; check the text column")
     vocabulary = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
     key = fingerprint_of(seen.fingerprint(), backbones.fingerprint(backbone), max_tokens)
     features = None

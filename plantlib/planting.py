@@ -1,4 +1,4 @@
-"""Starts: the values a LabelDecoder begins from. Everything else about a run is the same for all of them.
+"""Starts: the values a LabelDecoder begins from. Everything else about a run is the same, but for `score`, which adds a term.
 
 Realises METHOD.md section 4, "initialisations that differ ONLY in where Q and gamma start". A start is one name or several
 joined by "+": `random`; `l2r` or `closed_form` (planted queries); `lookup` (the teacher as attention bias); `shuffled` (the
@@ -107,10 +107,7 @@ class TeacherScore(nn.Module):
         weighted = counts.astype(np.float64)
         weighted.data = (1 + np.log(weighted.data)) * self.idf.numpy()[weighted.indices]
         norm = np.sqrt(np.asarray(weighted.multiply(weighted).sum(1))).clip(min=1e-12)
-        scores = (weighted.multiply(1 / norm)).tocsr() @ teacher.scores.T
-        spread = float(scores.data.std()) if scores.nnz else 0.0
-        # equal scores have no spread to divide by (rounding may leave a trace of one)
-        self.scale.fill_(spread if scores.nnz and spread > 1e-6 * abs(scores.data).max() else 1.0)
+        self.scale.fill_(_spread(weighted.multiply(1 / norm).tocsr(), teacher.scores.T.tocsr()))
 
     def forward(self, token_ids: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
         """token_ids (S,) packed, offsets (B+1) -> z (B, L)."""
@@ -129,3 +126,15 @@ class TeacherScore(nn.Module):
             where = document[cells.positions] * self.num_labels + cells.labels
             z.index_add_(0, where, weight[cells.positions] * cells.values)
         return z.view(batch, self.num_labels)
+
+
+def _spread(weights: sparse.csr_matrix, by_token: sparse.csr_matrix, rows: int = 512) -> float:
+    """Standard deviation of the non-zero scores weights @ by_token, block by block of rows; 1 where there is no spread."""
+    count, total, squares, largest = 0, 0.0, 0.0, 0.0
+    for begin in range(0, weights.shape[0], rows):
+        data = (weights[begin : begin + rows] @ by_token).data
+        count, total, squares = count + data.size, total + data.sum(), squares + (data**2).sum()
+        largest = max(largest, np.abs(data).max(initial=0.0))
+    spread = float(np.sqrt(max(squares / count - (total / count) ** 2, 0.0))) if count else 0.0
+    # equal scores have no spread to divide by (rounding may leave a trace of one)
+    return spread if spread > 1e-6 * largest else 1.0

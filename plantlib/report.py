@@ -20,13 +20,13 @@ from plantlib.sources import checkout
 if TYPE_CHECKING:
     import pandas
 
-ORDER = ("random", "shuffled", "l2r", "closed_form", "lookup", "lookup+score", "SVM", "SVM + J", "SVM + MI")
+ORDER = ("random", "shuffled", "l2r", "closed_form", "lookup", "score", "lookup+score", "SVM", "SVM + J", "SVM + MI")
 OURS = ("lookup+score", "lookup", "l2r", "closed_form")
 FIGURE_METRICS = ("ndcg@5", "few/rp@5")
-BAR_SYSTEMS = ("random", "closed_form", "lookup", "lookup+score", "SVM", "SVM + MI", "bare MI")
+BAR_SYSTEMS = ("random", "closed_form", "lookup", "score", "lookup+score", "SVM", "SVM + MI", "bare MI")
 NO_RUNS = "No runs yet: `make reproduce` makes them, `make promote` copies them to results/runs."
 NAMES = {"p@1": "P@1", "p@3": "P@3", "p@5": "P@5", "ndcg@5": "nDCG@5", "psp@5": "PSP@5", "macro_f1": "macro-F1",
-         "few/rp@5": "few-shot RP@5"}  # fmt: skip
+         "few/rp@5": "RP@5 few", "medium/rp@5": "RP@5 medium", "head/rp@5": "RP@5 head"}  # fmt: skip
 METRICS = tuple(NAMES)
 
 
@@ -169,7 +169,11 @@ def readme_section(found: list[Group]) -> str:
         lines = [["system", "seeds", *(NAMES[m] for m in have)], ["---", *["---:"] * (len(have) + 1)]]
         lines += [[system, f"{int(row['seeds'])}", *(_cell(row, m) for m in have)] for system, row in table.iterrows()]
         parts.append(f"{group.about()}\n\n" + "\n".join(f"| {' | '.join(cells)} |" for cells in lines))
-    note = "Percent; mean ± sd over seeds; \\* p < 0.05 against the first row, paired bootstrap over test documents."
+    note = (
+        "Percent; mean ± sd over seeds. \\*: p < 0.05 against the first row in either direction, paired bootstrap over test "
+        "documents, tested for P@1, P@5, nDCG@5 and RP@5 few alone, not corrected for their number. macro-F1: mean F1 of "
+        "labels in test, one threshold from dev. few, medium, head: labels with 1 to 5, 6 to 50, more training documents."
+    )
     return "\n\n".join([*parts, note])
 
 

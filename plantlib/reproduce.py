@@ -39,8 +39,11 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parse(arguments)
     began = time.perf_counter()
     try:
+        _check(options)
         dataset, reason = _table(options) or sources.choose(options.dataset or None)
         print(reason, flush=True)
+        if (Path(dataset) / "manifest.json").is_file():
+            dataset = str(Path(dataset).resolve())
         common = job(dataset, options)
         _describe(common)
         _run(common, options)
@@ -65,24 +68,44 @@ def _describe(common: dict) -> None:
 def _table(options: argparse.Namespace) -> tuple[str, str] | None:
     """A CSV or parquet named as the data set becomes a saved corpus under the file's name."""
     path = Path(options.dataset or "")
-    if path.suffix not in {".csv", ".tsv", ".parquet"}:
+    kind = path.suffix.lower()
+    if kind not in {".csv", ".tsv", ".parquet"}:
         return None
-    from plantlib.data import Corpus
+    from plantlib.data import Corpus, DataError
 
-    columns = {"text": options.text, "labels": options.labels, "sep": options.sep}
-    if path.suffix == ".parquet":
+    target = sources.homes()[0] / path.stem
+    if path.stem in {*sources.KNOWN, *sources.ALIASES} or (target.exists() and not (target / "manifest.json").is_file()):
+        raise DataError(f"{path.name} would take the name {path.stem!r}, which is in use; rename the file")
+    columns = {n: getattr(options, n) for n in ("text", "labels", "sep", "split", "id")}
+    if kind == ".parquet":
         corpus = Corpus.from_parquet(path, **columns)
     else:
-        corpus = Corpus.from_csv(path, **columns, delimiter="\t" if path.suffix == ".tsv" else ",")
-    corpus.save(sources.homes()[0] / corpus.name)
+        corpus = Corpus.from_csv(path, **columns, encoding=options.encoding, delimiter="\t" if kind == ".tsv" else ",")
+    corpus.save(target)
     return corpus.name, f"data set {corpus.name}: your table {path.name}"
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Refuse what would fail only after the hidden states are computed; make paths absolute for the notebooks."""
+    from plantlib.planting import parts_of
+
+    for start in options.starts.split(","):
+        parts_of(start)
+    for name in ("seeds", "epochs", "tokens", "train", "dev", "test"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name} {value}: give at least 1")
+    if Path(options.backbone).expanduser().is_dir():
+        options.backbone = str(Path(options.backbone).expanduser().resolve())
+    if os.environ.get("PLANT_HOME"):
+        os.environ["PLANT_HOME"] = str(Path(os.environ["PLANT_HOME"]).resolve())
 
 
 def _run(common: dict, options: argparse.Namespace) -> None:
     from plantlib.results import run_notebook
 
     root = sources.checkout()
-    local = root / "results" / "local" / common["dataset"]
+    local = root / "results" / "local" / Path(common["dataset"]).name
     records = str(local / "runs")
     seeds, epochs = list(range(options.seeds)), options.epochs
     steps = [
@@ -107,6 +130,9 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--text", default="text", help="text column of a .csv, .tsv or .parquet named as data set")
     parser.add_argument("--labels", default="labels", help="its labels column")
     parser.add_argument("--sep", default=";", help="what separates labels in one cell")
+    parser.add_argument("--split", help="its column with train, dev and test; without it test is drawn by hash")
+    parser.add_argument("--id", help="its column of document ids")
+    parser.add_argument("--encoding", default="utf-8", help="its encoding")
     parser.add_argument("--backbone", default="minilm", help="minilm, a local folder or a hub id")
     parser.add_argument("--tokens", type=int, default=256, help="tokens read of each document")
     parser.add_argument("--train", type=int, help="training documents (nested subsets)")

@@ -19,8 +19,8 @@ from scipy import sparse
 from tqdm.auto import tqdm
 
 from plantlib import backbones, mig, peers, planting, train
-from plantlib.data import Corpus
-from plantlib.l2r import L2RConfig
+from plantlib.data import Corpus, DataError
+from plantlib.l2r import TRAINERS, L2RConfig
 from plantlib.metrics import evaluate, hits, per_document, tune_threshold
 from plantlib.mig import Teacher
 from plantlib.model import PlantConfig, PlantModel
@@ -35,7 +35,7 @@ def build_model(prepared: Prepared, teacher: Teacher, *, keep: int | None = None
     """An unplanted model of the corpus's sizes, without backbone, its teacher's document score filled in."""
     names = prepared.corpus.label_names
     config = PlantConfig(
-        backbone_name=Path(prepared.backbone).name, hidden_size=prepared.features.hidden_size,
+        backbone_name=Path(prepared.backbone).name, hidden_size=prepared.hidden_size,
         num_tokens=len(prepared.vocabulary), num_planted_cells=teacher.relevance.nnz, num_teacher_cells=teacher.scores.nnz,
         keep=keep, max_tokens=prepared.max_tokens, window=prepared.window, id2label=dict(enumerate(names)),
         label2id={name: i for i, name in enumerate(names)},
@@ -61,6 +61,10 @@ class RunConfig:
     def __post_init__(self):
         if self.tuning not in TUNINGS:
             raise ValueError(f"tuning={self.tuning!r} is not known; use one of {', '.join(TUNINGS)}")
+        if self.l2r_trainer not in TRAINERS:
+            raise ValueError(f"l2r_trainer={self.l2r_trainer!r} is not known; use one of {', '.join(TRAINERS)}")
+        if self.keep is not None and self.keep < 1:
+            raise ValueError(f"keep={self.keep}: inattention keeps at least 1 token; use None to attend to all")
 
     def seeded(self, seed: int) -> RunConfig:
         """The same run with another seed everywhere."""
@@ -81,6 +85,8 @@ def run_start(
     _seed_all(seed)
     parts = planting.parts_of(start)
     teacher = prepared.teacher(config.teacher)
+    if not teacher.scores.nnz and parts != ["random"]:
+        raise DataError("no token speaks for any label of the training rows, so nothing can be planted; check texts and labels")
     times = {"teacher": time.perf_counter() - began}
     trainer = {"l2r": config.l2r_trainer, "closed_form": "closed_form"}.get(
         next((p for p in parts if p in planting.QUERY_STARTS), "")
@@ -168,7 +174,7 @@ def _record(prepared, model, start, seed, config, epochs, times, run_id, noteboo
         system=start,
         seed=seed,
         metrics=evaluate(scores, labels, prepared.train_counts, n_train, threshold, extra),
-        params=asdict(config) | {"max_tokens": prepared.max_tokens, "final_gains": gains},
+        params=asdict(config) | {"max_tokens": prepared.max_tokens, "inputs": prepared.key, "final_gains": gains},
         notebook=notebook,
         backbone=Path(prepared.backbone).name,
         teacher=asdict(config.teacher) | ({"l2r": {"trainer": planted.trainer, **planted.quality}} if planted else {}),
@@ -271,7 +277,7 @@ def _peer_record(prepared, system, kind, block, params, seconds, results, notebo
     return record
 
 
-STARTS = ("random", "l2r", "closed_form", "lookup", "shuffled", "lookup+score")
+STARTS = ("random", "l2r", "closed_form", "lookup", "shuffled", "score", "lookup+score")
 
 
 def run_grid(
@@ -280,7 +286,7 @@ def run_grid(
 ) -> list[RunRecord]:  # fmt: skip
     """Every start with every seed, and the peers; runs whose record stands in `results` are read, not repeated."""
     config, results, records = config or RunConfig(), Path(results), []
-    jobs = [(start, seed) for seed in seeds for start in starts]
+    jobs = [(start, seed) for seed in seeds for start in starts if planting.parts_of(start)]
     with tqdm(total=len(jobs), desc="runs", unit="run", disable=not progress) as bar:
         for start, seed in jobs:
             bar.set_postfix_str(f"{start}, seed {seed}")
@@ -298,7 +304,7 @@ def _finished(path: Path, prepared: Prepared, config: RunConfig) -> RunRecord | 
         return None
     record = RunRecord.load(path)
     same = {k: record.params.get(k) for k in asdict(config)} == _plain(asdict(config))
-    return record if same and record.dataset["fingerprint"] == prepared.corpus.fingerprint() else None
+    return record if same and record.params.get("inputs") == prepared.key else None
 
 
 def _plain(value):
@@ -327,7 +333,10 @@ def fit(
     **prepare_options,
 ) -> PlantModel:
     """MIG -> L2R -> plant -> fine-tune on a corpus; a model that predicts, explains and saves. Resumable after a kill."""
+    planting.parts_of(start)
+    if config.tuning == "frozen" and prepare_options.get("frozen") is False:
+        raise ValueError("tuning='frozen' reads cached features; leave frozen=True, or choose tuning='lora' or 'full'")
     prepared = prepare(corpus, backbone=backbone, **prepare_options)
-    record, model = run_start(prepared, start, seed, config=config)
+    record, model = run_start(prepared, start, seed, config=config, progress=prepare_options.get("progress", True))
     print(record)
     return model if model.backbone is not None else model.attach_backbone(backbones.load(backbone))

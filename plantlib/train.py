@@ -51,6 +51,8 @@ class TrainConfig:
         for name in ("epochs", "batch_size", "accumulation", "patience"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}; give at least 1")
+        if self.metric not in HISTORY_METRICS:
+            raise ValueError(f"metric={self.metric!r} cannot choose the epoch; use one of {', '.join(HISTORY_METRICS)}")
 
 
 class Documents(torch.utils.data.Dataset):
@@ -229,7 +231,7 @@ def history(log: list[dict]) -> list[dict]:
             row["train_loss"] = round(entry["loss"], 4)
         if "seconds" in entry:
             row["seconds"] = entry["seconds"]
-        row |= {k: round(entry[f"eval_{k}"], 4) for k in HISTORY_METRICS if f"eval_{k}" in entry}
+        row |= {k: round(entry[f"eval_{k}"], 6) for k in HISTORY_METRICS if f"eval_{k}" in entry}
     return [epochs[e] for e in sorted(epochs)]
 
 
