@@ -109,10 +109,10 @@ def test_gains_stand_beside_published_ones():
 def test_the_readme_section_is_replaced_only_between_its_markers(tmp_path):
     readme = tmp_path / "README.md"
     assert not report.update_readme([], readme)
-    readme.write_text("a\n<!-- table:begin results -->\nold\n<!-- table:end results -->\nb\n", encoding="utf-8")
+    readme.write_text("a\n<!-- table:begin results -->\nSTALE\n<!-- table:end results -->\nb\n", encoding="utf-8")
     assert report.update_readme(report.groups(some()), readme)
     text = readme.read_text(encoding="utf-8")
-    assert "old" not in text and text.startswith("a\n") and text.endswith("b\n") and "few-shot RP@5" in text
+    assert "STALE" not in text and text.startswith("a\n") and text.endswith("b\n") and "RP@5 few" in text
 
 
 def test_no_records_at_all(tmp_path):

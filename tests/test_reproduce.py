@@ -1,0 +1,91 @@
+"""`python -m plantlib.reproduce` before its long work: what it chooses, what it refuses, where it writes.
+
+The notebooks themselves are run by nbval and, with the job's parameters, by papermill; here papermill is replaced by a
+recorder, so that the parameters and folders of the whole job are seen in a second.
+"""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from plantlib import reproduce, results, sources
+from plantlib.data import Corpus
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def job(tmp_path, monkeypatch):
+    """Runs reproduce with a recorder in the place of papermill; returns the exit status and the calls."""
+    monkeypatch.setenv("PLANT_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("DATASET", raising=False)
+    monkeypatch.delenv("PLANT_DATA", raising=False)
+    monkeypatch.setattr(sources, "checkout", lambda: tmp_path)
+    calls = []
+
+    def record(notebook, parameters, output):
+        calls.append((Path(notebook).stem, parameters, output))
+
+    monkeypatch.setattr(results, "run_notebook", record)
+    return lambda *arguments: (reproduce.main(list(arguments)), calls)
+
+
+def table(path: Path, rows: int = 40) -> Path:
+    lines = [f'"note {i} about {"fever" if i % 2 else "cough"} and day {i}",{"A" if i % 2 else "B"};C' for i in range(rows)]
+    path.write_text("\n".join(["t,y", *lines]), encoding="utf-8")
+    return path
+
+
+def test_a_table_becomes_a_corpus_and_every_notebook_gets_the_job(job, tmp_path):
+    status, calls = job("--dataset", str(table(tmp_path / "Mine.CSV")), "--text", "t", "--labels", "y", "--seeds", "2")
+    assert status == 0
+    assert [name[:2] for name, *_ in calls] == ["02", "03", "05", "07"]
+    five = calls[2][1]
+    assert five["dataset"] == "Mine" and five["seeds"] == [0, 1] and "lookup+score" in five["starts"]
+    assert Path(five["results"]) == tmp_path / "results" / "local" / "Mine" / "runs"
+    assert Corpus.load(tmp_path / "home" / "Mine").label_names == ["A", "B", "C"]
+
+
+def test_a_saved_corpus_folder_is_read_and_not_written_into(job, tmp_path, monkeypatch):
+    corpus = Corpus.from_csv(table(tmp_path / "a.csv"), text="t", labels="y")
+    corpus.save(tmp_path / "mine")
+    before = sorted(p.name for p in (tmp_path / "mine").iterdir())
+    monkeypatch.chdir(tmp_path)
+    status, calls = job("--dataset", "mine")
+    assert status == 0 and Path(calls[0][1]["dataset"]) == (tmp_path / "mine").resolve()
+    assert sorted(p.name for p in (tmp_path / "mine").iterdir()) == before
+    assert calls[0][2].is_relative_to(tmp_path / "results" / "local" / "mine")
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["--starts", "lokup"], "lokup"),
+        (["--seeds", "0"], "--seeds 0"),
+        (["--tokens", "-1"], "--tokens -1"),
+        (["--epochs", "0"], "--epochs 0"),
+        (["--dataset", "nowhere"], "nowhere"),
+        (["--dataset", "nowhere.csv"], "nowhere.csv"),
+    ],
+    ids=lambda x: " ".join(x) if isinstance(x, list) else "",
+)
+def test_wrong_options_are_one_line_before_any_work(job, capsys, arguments, said):
+    status, calls = job(*arguments)
+    assert status == 1 and calls == []
+    printed = capsys.readouterr().err.strip().splitlines()
+    assert len(printed) == 1 and said in printed[0]
+
+
+def test_a_table_takes_no_name_that_is_in_use(job, capsys, tmp_path):
+    (tmp_path / "home" / "mine").mkdir(parents=True)
+    (tmp_path / "home" / "mine" / "raw.txt").write_text("precious")
+    for name in ("mine.csv", "codiesp.csv"):
+        status, calls = job("--dataset", str(table(tmp_path / name)), "--text", "t", "--labels", "y")
+        assert status == 1 and calls == [] and "rename the file" in capsys.readouterr().err
+    assert (tmp_path / "home" / "mine" / "raw.txt").exists()
+
+
+def test_relative_links_of_the_readme_lead_somewhere():
+    links = re.findall(r"\]\((?!http)([^)#]+)", (ROOT / "README.md").read_text())
+    assert [link for link in links if not (ROOT / link).exists()] == [] and len(links) > 8
