@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from plantlib.io import read_json, write_json
+from plantlib.progress import tqdm
 from plantlib.tokens import Ragged
 
 STRETCH = 256  # documents between two marks of progress: the most a killed run loses

@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from scipy import sparse
-from tqdm.auto import tqdm
 
 from plantlib import ranking
 from plantlib.features import Features
 from plantlib.io import atomic_path
 from plantlib.mig import Teacher
+from plantlib.progress import tqdm
 
 TRAINERS = ("approx_ndcg", "lambdarank", "listnet", "closed_form")
 

@@ -101,7 +101,7 @@ class Index:
 def count_repeats(train: Sequence[str], others: dict[str, Sequence[str]],
                   threshold: float = 0.9) -> dict[str, dict[str, int]]:
     """{split: {"documents", "exact", "near"}} of the texts in `others` that also stand in `train`."""
-    from tqdm.auto import tqdm
+    from plantlib.progress import tqdm
 
     index, counts = Index(threshold), {}
     total = len(train) + sum(map(len, others.values()))

@@ -11,10 +11,10 @@ from collections.abc import Callable
 
 import numpy as np
 from scipy import sparse
-from tqdm.auto import tqdm
 
 from plantlib.metrics import Scores, StreamingEvaluator
 from plantlib.mig import Teacher, column_counts, presence
+from plantlib.progress import tqdm
 
 Block = Callable[[np.ndarray], np.ndarray]  # rows (b,) -> scores (b, L)
 

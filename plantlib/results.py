@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from plantlib.io import atomic_path, read_json
+from plantlib.progress import bars_as_text
 from plantlib.statistics import mean_sd, paired_bootstrap
 
 if TYPE_CHECKING:
@@ -286,18 +287,19 @@ def _split(path: str | Path, name: str) -> tuple[str, str, str]:
 def run_notebook(notebook: str | Path, parameters: dict[str, Any], output: str | Path, progress: bool = True) -> Path:
     """Executes a notebook in its own folder; the executed copy goes to `output`, also when it fails.
 
-    ValueError for a name its cell tagged 'parameters' does not define; RuntimeError with the notebook's own error.
+    With progress, its bars appear here as text. ValueError for a name that its cell tagged 'parameters' does not define;
+    RuntimeError with the notebook's own error.
     """
     import papermill
 
     notebook, output = Path(notebook).resolve(), Path(output).resolve()
-    known = papermill.inspect_notebook(notebook)
-    if unknown := sorted(set(parameters) - set(known)):
+    if unknown := sorted(set(parameters) - set(known := papermill.inspect_notebook(notebook))):
         raise ValueError(f"{notebook.name} has no parameter {', '.join(unknown)}; known: {', '.join(known) or 'none'}")
     output.parent.mkdir(parents=True, exist_ok=True)
     try:
-        papermill.execute_notebook(notebook, output, parameters, kernel_name="python3", progress_bar=progress,
-                                   cwd=notebook.parent)
+        with bars_as_text():
+            papermill.execute_notebook(notebook, output, parameters, kernel_name="python3", progress_bar=False,
+                                       cwd=notebook.parent, stderr_file=sys.stderr if progress else None)
     except papermill.PapermillExecutionError as error:
         raise RuntimeError(f"{notebook.name}, cell {error.exec_count}: {error.ename}: {error.evalue}") from error
     return output

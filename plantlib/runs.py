@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 from scipy import sparse
-from tqdm.auto import tqdm
 
 from plantlib import backbones, mig, peers, planting, train
 from plantlib.data import Corpus, DataError
@@ -26,6 +25,7 @@ from plantlib.mig import Teacher
 from plantlib.model import PlantConfig, PlantModel
 from plantlib.pipeline import Prepared, TeacherConfig, fingerprint_of, prepare, pretrained
 from plantlib.planting import StartConfig
+from plantlib.progress import tqdm
 from plantlib.results import RunRecord
 from plantlib.tokens import tfidf, words
 from plantlib.train import TrainConfig

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy import sparse
-from tqdm.auto import tqdm
+
+from plantlib.progress import tqdm
 
 
 @dataclass(frozen=True, eq=False)

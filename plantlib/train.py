@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from scipy import sparse
-from tqdm.auto import tqdm
 from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging as transformers_logging
@@ -25,6 +24,7 @@ from plantlib.features import Features
 from plantlib.io import read_json
 from plantlib.metrics import StreamingEvaluator, evaluate
 from plantlib.model import PlantModel
+from plantlib.progress import tqdm
 from plantlib.tokens import Ragged
 
 HISTORY_METRICS = ("p@1", "p@5", "ndcg@5", "psp@5", "map", "few/rp@5")
