@@ -6,7 +6,6 @@ nothing else is needed later. Notebooks call these functions and show what they 
 
 from __future__ import annotations
 
-import json
 import re
 import resource
 import shutil
@@ -286,7 +285,9 @@ def run_grid(
 ) -> list[RunRecord]:  # fmt: skip
     """Every start with every seed, and the peers; runs whose record stands in `results` are read, not repeated."""
     config, results, records = config or RunConfig(), Path(results), []
-    jobs = [(start, seed) for seed in seeds for start in starts if planting.parts_of(start)]
+    for start in starts:
+        planting.parts_of(start)  # a misspelt start is an error before the first run, not after it
+    jobs = [(start, seed) for seed in seeds for start in starts]
     with tqdm(total=len(jobs), desc="runs", unit="run", disable=not progress) as bar:
         for start, seed in jobs:
             bar.set_postfix_str(f"{start}, seed {seed}")
@@ -303,12 +304,8 @@ def _finished(path: Path, prepared: Prepared, config: RunConfig) -> RunRecord | 
     if not path.exists():
         return None
     record = RunRecord.load(path)
-    same = {k: record.params.get(k) for k in asdict(config)} == _plain(asdict(config))
+    same = all(record.params.get(name) == value for name, value in asdict(config).items())
     return record if same and record.params.get("inputs") == prepared.key else None
-
-
-def _plain(value):
-    return json.loads(json.dumps(value))
 
 
 def peak_memory() -> float:
