@@ -16,7 +16,7 @@ from scipy import sparse
 from torch import nn
 
 from plantlib import kernels
-from plantlib.kernels.label_attention import Cells
+from plantlib.kernels import Cells
 
 
 class Packed(NamedTuple):
@@ -174,10 +174,4 @@ class LabelDecoder(nn.Module):
 
 def merge(a: AttentionState, b: AttentionState) -> AttentionState:
     """The state after two segments, differentiable; a segment without tokens changes nothing."""
-    top = torch.maximum(a.log_sum_exp, b.log_sum_exp)
-    safe = torch.where(top.isinf(), 0.0, top)
-    share_a, share_b = torch.exp(a.log_sum_exp - safe), torch.exp(b.log_sum_exp - safe)
-    total = share_a + share_b
-    whole = torch.where(total > 0, total, 1.0)
-    log_sum = torch.where(total > 0, safe + torch.log(whole), float("-inf"))
-    return AttentionState(log_sum, (share_a * a.value + share_b * b.value) / whole)
+    return AttentionState(*kernels.merge(a.log_sum_exp, a.value, b.log_sum_exp, b.value))

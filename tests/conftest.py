@@ -7,10 +7,15 @@ a label that only test documents carry and a document without any token.
 
 from __future__ import annotations
 
+import os
 import random
 from pathlib import Path
 
 import pytest
+import torch
+
+# read when triton is imported: without a GPU its kernels run in the interpreter
+os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")
 
 THEMES = {
     "heart": ("pulse", "valve", "beat"),
@@ -77,7 +82,6 @@ def save_backbone(folder: Path, model, tokenizer) -> str:
 @pytest.fixture(scope="session")
 def backbone_folder(tmp_path_factory) -> str:
     """Folder of a one-layer BERT, hidden size 24, random weights."""
-    import torch
     from transformers import BertConfig, BertModel
 
     torch.manual_seed(0)

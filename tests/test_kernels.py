@@ -11,9 +11,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from plantlib import kernels
-from plantlib.kernels import label_attention as blocked
-from plantlib.kernels import reference
-from plantlib.kernels.label_attention import Cells
+from plantlib.kernels import Cells, reference
+from plantlib.kernels import label_attention_torch as blocked
 
 GRADIENTS = ("hidden_states", "label_queries", "label_outputs", "gain")
 SHAPES = {
@@ -164,25 +163,27 @@ def test_ties_go_to_the_earlier_token(impl, scores, keep, kept):
 class Largest(TorchDispatchMode):
     """Remembers the largest number of elements any operation returned in storage of its own."""
 
-    numel = 0
+    def __init__(self, ignored=()):
+        super().__init__()
+        self.numel, self.ignored = 0, ignored
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
         for x in out if isinstance(out, (tuple, list)) else (out,):
-            if isinstance(x, torch.Tensor):
+            if isinstance(x, torch.Tensor) and x.dtype not in self.ignored:
                 self.numel = max(self.numel, x.numel())
         return out
 
 
 @pytest.mark.parametrize("keep", [None, 4])
-@pytest.mark.parametrize("tokens", [1500, 3000])
+@pytest.mark.parametrize("tokens", [3000, 6000])
 def test_memory_law(tokens, keep):
     """Nothing of size (B, L, D) or (S, L) in either pass; the largest tensor is an input, an output or one block."""
     num_labels, dim, lengths = 2 * blocked.BLOCK + 9, 6, [tokens // 6] * 6
     made = problem(lengths, num_labels, dim, cells=None, dtype=torch.float32)
     with Largest() as largest:
         run("torch", made, keep)
-    block = blocked.BLOCK * max(blocked.CHUNK, *lengths)
+    block = 2 * blocked.BLOCK * max(blocked.CHUNK, *lengths)
     assert largest.numel <= max(tokens * dim, 6 * num_labels, block, num_labels * dim)
     assert largest.numel < tokens * num_labels / 4
     with Largest() as largest:
@@ -198,6 +199,82 @@ def test_scores_of_ten_thousand_do_not_overflow(dtype, keep):
     found = run("torch", made, keep)
     assert all(x.isfinite().all() for x in found.values())
     check_equal(made | {"cells": None}, keep, tolerance=1e-9 if dtype == torch.float64 else 1e-2)
+
+
+def long_document(seed=0):
+    """One document longer than two widths: its context is kept and becomes the gradient of the outputs."""
+    made = problem([97], blocked.BLOCK + 5, 4, seed=seed)
+    assert len(made["hidden_states"]) >= 2 * made["hidden_states"].shape[1]
+    return made
+
+
+@pytest.mark.parametrize("keep", [None, 9])
+def test_a_long_document_through_its_context(keep):
+    check_equal(long_document(), keep)
+
+
+def test_a_second_backward_pass_finds_the_same_gradients():
+    made = long_document()
+    value, _ = kernels.attend(**made, impl="torch")
+    wanted = [made[n] for n in GRADIENTS]
+    first = torch.autograd.grad(value.square().sum(), wanted, retain_graph=True)
+    second = torch.autograd.grad(value.square().sum(), wanted)
+    for a, b in zip(first, second, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("frozen", GRADIENTS[:3])
+def test_frozen_inputs_get_no_gradient_and_change_no_other(frozen):
+    made, wanted = long_document(), run("torch", long_document())
+    made[frozen] = made[frozen].detach()
+    value, log_sum = kernels.attend(**made, impl="torch")
+    generator = torch.Generator().manual_seed(9)
+    weights = [torch.randn(value.shape, generator=generator, dtype=torch.float64) for _ in range(2)]
+    ((value * weights[0]).sum() + (log_sum * weights[1]).sum()).backward()
+    for name in GRADIENTS:
+        if name == frozen:
+            assert made[name].grad is None
+        else:
+            torch.testing.assert_close(made[name].grad, wanted[name], rtol=1e-12, atol=1e-12)
+
+
+def test_two_runs_give_equal_bits():
+    made = problem([300, 290, 0, 20], blocked.BLOCK + 3, 7, dtype=torch.float32)
+    first, second = run("torch", made), run("torch", made)
+    assert all(torch.equal(first[n], second[n]) for n in first)
+
+
+@pytest.mark.parametrize("keep", [None, 3])
+def test_poisoned_memory_does_not_show(monkeypatch, keep):
+    made = problem([5, 0, 7], 9, 4)
+    clean, empty, new_empty = run("torch", made, keep), torch.empty, torch.Tensor.new_empty
+    monkeypatch.setattr(torch, "empty", lambda *a, **k: empty(*a, **k).fill_(float("nan")))
+    monkeypatch.setattr(torch.Tensor, "new_empty", lambda *a, **k: new_empty(*a, **k).fill_(float("nan")))
+    poisoned, whole = run("torch", made, keep), run("torch", long_document(), keep)
+    assert all(torch.equal(clean[n], poisoned[n]) for n in clean)
+    assert all(x.isfinite().all() for x in whole.values())
+
+
+def test_compile_and_autocast_change_nothing():
+    made = problem([5, 0, 7], 9, 4, dtype=torch.float32)
+    plain = kernels.attend(**made, impl="torch")[0]
+    compiled = torch.compile(lambda: kernels.attend(**made, impl="torch")[0] * 2.0, backend="eager")()
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = kernels.attend(**made, impl="torch")[0]
+    torch.testing.assert_close(compiled, plain * 2.0)
+    assert torch.equal(mixed, plain)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.autograd.grad(mixed.sum(), made["label_queries"])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_inputs_are_summed_in_float32(dtype):
+    made = problem([40, 30], 9, 16, dtype=dtype)
+    cells = made["cells"]._replace(values=made["cells"].values.double())
+    exact = run("reference", made | {n: made[n].detach().double() for n in GRADIENTS} | {"cells": cells})
+    found = run("torch", made)
+    assert found["value"].dtype == torch.float32 and found["label_queries"].dtype == dtype
+    torch.testing.assert_close(found["value"].double(), exact["value"], rtol=1e-5, atol=1e-5)
 
 
 def test_documents_do_not_touch_each_other():
@@ -230,8 +307,14 @@ def test_float32_error_at_most_twice_the_reference(lengths, num_labels, dim, kee
 @pytest.mark.parametrize(("change", "message"), [
     ({"gain": None}, "without a gain"),
     ({"keep": 0}, "at least 1 token"),
-    ({"impl": "cuda"}, "use one of auto, torch, reference"),
-], ids=["cells without gain", "keep nothing", "unknown implementation"])  # fmt: skip
+    ({"impl": "cuda"}, "use one of auto, triton, torch, reference"),
+    ({"keep": 1, "state": (0, 0)}, "use LabelDecoder.read"),
+    ({"candidates": torch.tensor([[0, 1], [0, 1]])}, "must be .B, C. with B=1"),
+    ({"candidates": torch.tensor([[1, 1]])}, "distinct label ids below 2"),
+    ({"candidates": torch.tensor([[0, 2]])}, "distinct label ids below 2"),
+    ({"label_outputs": torch.zeros(3, 4)}, "must be one"),
+], ids=["cells without gain", "keep nothing", "unknown implementation", "keep with a state", "candidates of other documents",
+        "a candidate twice", "a candidate too high", "outputs of other labels"])  # fmt: skip
 def test_refusals_name_the_fix(change, message):
     with pytest.raises(ValueError, match=message):
         kernels.attend(**problem([3], 2, 4) | {"impl": "torch"} | change)

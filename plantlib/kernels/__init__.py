@@ -1,29 +1,22 @@
-"""Label attention behind one name, `impl="auto|torch|reference"`; this file alone asks which implementation to use.
+"""The arithmetic of the method behind one name an op, `impl="auto|triton|torch|reference"`.
 
-Realises the decoder's arithmetic of METHOD.md section 4. `reference` is the specification, `torch` is the default:
-blocks of labels, nothing of size (B, L, D) or (S, L) alive, recomputation in the backward pass.
+`reference` is the specification, `torch` the default without a GPU (blocks, nothing of size (B, L, D) or (S, L) alive,
+recomputation in the backward pass), `triton` the fused kernels. `machine.py` alone asks what the machine has; README.md
+beside this file says which kernel has run where. Ranking losses are reached through `ranking.py`, counts through `mig.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from plantlib.kernels.attention import Cells, merge, planted_attention
+from plantlib.kernels.machine import IMPLEMENTATIONS, implementation
 
-IMPLEMENTATIONS = ("auto", "torch", "reference")
+__all__ = ["Cells", "IMPLEMENTATIONS", "attend", "implementation", "merge"]
 
 
 def attend(*args, impl: str = "auto", **kwargs):
-    """Planted label attention by one implementation; arguments and results as in `kernels.reference.label_attention`."""
-    return implementation(impl)(*args, **kwargs)
-
-
-def implementation(impl: str = "auto") -> Callable:
-    """The label-attention function called `impl`."""
-    if impl not in IMPLEMENTATIONS:
-        raise ValueError(f"impl={impl!r} is not known; use one of {', '.join(IMPLEMENTATIONS)}")
+    """Planted label attention by one implementation; arguments and results as in `attention.planted_attention`."""
     if impl == "reference":
         from plantlib.kernels import reference
 
-        return reference.label_attention
-    from plantlib.kernels import label_attention as blocked
-
-    return blocked.label_attention
+        return reference.label_attention(*args, **kwargs)
+    return planted_attention(*args, impl=impl, **kwargs)

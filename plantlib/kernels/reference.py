@@ -26,12 +26,16 @@ def planted_scores(cells, num_tokens: int, num_labels: int, dtype: torch.dtype) 
     return dense.index_put((cells.positions.long(), cells.labels.long()), cells.values.to(dtype), accumulate=True)
 
 
-def label_attention(hidden_states, offsets, label_queries, label_outputs, cells=None, gain=None, keep=None):
+def label_attention(
+    hidden_states, offsets, label_queries, label_outputs, cells=None, gain=None, keep=None, *,
+    label_bias=None, candidates=None, state=None,
+):  # fmt: skip
     """Planted label attention of packed documents.
 
     hidden_states (S, D), offsets (B+1), label_queries (L, D), label_outputs (L, D)
     -> value (B, L) = sum_t softmax_t(<H_t, Q_l> + gain * planted[t, l]) <H_t, W_l>, log_sum_exp (B, L).
-    A document without tokens has value 0 and log_sum_exp minus infinity.
+    A document without tokens has value 0 and log_sum_exp minus infinity. label_bias (L,) is added to the value.
+    candidates (B, C) picks labels a document, -1 none. state (log_sum_exp, value) of earlier tokens is merged in.
     """
     scores = hidden_states @ label_queries.T  # (S, L)
     if cells is not None:
@@ -43,4 +47,48 @@ def label_attention(hidden_states, offsets, label_queries, label_outputs, cells=
         weights = torch.softmax(kept, dim=-1) if end > begin else kept
         values.append((weights * outputs[begin:end].T).sum(-1))
         log_sums.append(torch.logsumexp(kept, dim=-1))
-    return torch.stack(values), torch.stack(log_sums)
+    value, log_sum = torch.stack(values), torch.stack(log_sums)
+    if candidates is not None:
+        absent = candidates < 0
+        value = value.gather(1, candidates.clamp(min=0)).masked_fill(absent, 0.0)
+        log_sum = log_sum.gather(1, candidates.clamp(min=0)).masked_fill(absent, float("-inf"))
+    if state is not None:
+        # two read parts of one document weigh as their sums of exponentials
+        both = torch.stack([state[0], log_sum])
+        total = torch.logsumexp(both, 0)
+        share = torch.exp(both - torch.where(total.isinf(), 0.0, total))
+        value, log_sum = (share * torch.stack([state[1], value])).sum(0), total
+    if label_bias is None:
+        return value, log_sum
+    bias = label_bias if candidates is None else label_bias[candidates.clamp(min=0)].masked_fill(candidates < 0, 0.0)
+    return value + bias, log_sum
+
+
+def approx_ndcg_rows(scores, gain, mask, ideal, alpha: float) -> torch.Tensor:
+    """1 - approxNDCG a row: rank_i = 1 + sum_{j != i} sigmoid(alpha (s_j - s_i)).
+
+    scores, gain, mask (R, T), masked places hold score 0 and gain 0; ideal (R,) > 0 the best DCG -> (R,).
+    """
+    difference = scores[:, None, :] - scores[:, :, None]  # (R, T, T): s_j - s_i
+    ahead = torch.sigmoid(alpha * difference) * mask[:, None, :]
+    # the item itself contributes sigmoid(0) = 1/2, so that 1 + sum - 1/2
+    ranks = 0.5 + ahead.sum(-1)
+    return 1.0 - (gain / torch.log2(1.0 + ranks)).sum(-1) / ideal
+
+
+def rank_discounts(scores, mask) -> torch.Tensor:
+    """(R, T) 1 / log2(1 + rank) of the current order, ties by position; constants to autograd."""
+    order = scores.detach().masked_fill(~mask, float("-inf")).argsort(dim=-1, descending=True, stable=True)
+    places = torch.arange(1, scores.shape[1] + 1, device=scores.device).expand_as(order)
+    ranks = torch.zeros_like(order).scatter_(-1, order, places)
+    return 1.0 / torch.log2(1.0 + ranks.to(scores.dtype))
+
+
+def lambdarank_rows(scores, gain, mask, ideal, sigma: float) -> torch.Tensor:
+    """LambdaRank a row: sum over gain_i > gain_j of |delta nDCG| log(1 + exp(-sigma (s_i - s_j))); shapes as above."""
+    discount = rank_discounts(scores, mask)
+    better = (gain[:, :, None] > gain[:, None, :]) & mask[:, :, None] & mask[:, None, :]
+    weight = (gain[:, :, None] - gain[:, None, :]).abs() * (discount[:, :, None] - discount[:, None, :]).abs()
+    # softplus by logaddexp: torch's softplus is the identity above 20, which float64 sees
+    pair = torch.logaddexp(-sigma * (scores[:, :, None] - scores[:, None, :]), scores.new_zeros(()))
+    return torch.where(better, weight * pair, 0.0).sum((1, 2)) / ideal
