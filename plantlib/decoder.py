@@ -109,6 +109,22 @@ class LabelDecoder(nn.Module):
         """Logits (B, L) of packed documents; teacher_scores z (B, L), or None for no planted document score."""
         return self.finish(self.read(packed), teacher_scores)
 
+    def loss(self, packed: Packed, rows, columns, teacher_scores: torch.Tensor | None = None):
+        """(binary cross-entropy summed over labels, mean over B; logits (B, L) without a graph).
+
+        rows, columns (P,): the positive cells of (B, L). The same numbers as `forward` and the loss after it, at
+        three quarters of the products where gradients are wanted.
+        """
+        hidden = packed.hidden_states.to(self.label_queries.dtype)
+        added = self.label_bias.expand(len(packed.offsets) - 1, -1)
+        if teacher_scores is not None:
+            added = added + self.teacher_gain * teacher_scores
+        cells = self.planted.cells(packed.token_ids)
+        return kernels.attend_bce(
+            hidden, packed.offsets, self.label_queries, self.label_outputs, rows, columns, cells, self.planted_gain,
+            self.keep, added=added, impl=self.impl,
+        )  # fmt: skip
+
     def read(self, packed: Packed, state: AttentionState | None = None) -> AttentionState:
         """Read one segment of B documents after `state`; equal to reading all segments at once."""
         hidden = packed.hidden_states.to(self.label_queries.dtype)

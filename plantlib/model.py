@@ -94,14 +94,15 @@ class PlantModel(PreTrainedModel):
     def forward(self, token_ids, offsets, hidden_states=None, label_rows=None, label_columns=None, **_) -> PlantOutput:
         """token_ids (S,) packed, offsets (B+1), hidden_states (S, D) or None to run the backbone.
 
-        label_rows, label_columns (P,): the positive cells of (B, L); labels are never dense. The loss is binary
-        cross-entropy, summed over labels, mean over documents.
+        label_rows, label_columns (P,): the positive cells of (B, L); labels stay sparse. The loss is binary
+        cross-entropy, summed over labels, mean over documents; logits beside a loss carry no gradient.
         """
         hidden = self.encode(token_ids, offsets) if hidden_states is None else hidden_states
         z = self.teacher_score(token_ids, offsets) if self.teacher_score is not None else None
-        logits = self.decoder(Packed(hidden, token_ids, offsets), z)
-        loss = None if label_rows is None else sparse_bce(logits, label_rows, label_columns)
-        return PlantOutput(loss=loss, logits=logits)
+        packed = Packed(hidden, token_ids, offsets)
+        if label_rows is None:
+            return PlantOutput(logits=self.decoder(packed, z))
+        return PlantOutput(*self.decoder.loss(packed, label_rows, label_columns, z))
 
     def attach_backbone(self, backbone: backbones.Backbone) -> PlantModel:
         """Give a decoder trained on cached features its backbone, so that it reads text and saves whole."""
@@ -217,11 +218,6 @@ class Explanation:
             parts.append(f'<span style="background:{shade}" title="{weight:.3f}">{escape(self.text[begin:end])}</span>')
             last = end
         return "".join([*parts, escape(self.text[last:]), "</p>"])
-
-
-def sparse_bce(logits: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-    """Binary cross-entropy of (B, L) logits against positive cells: sum over labels, mean over documents."""
-    return (torch.nn.functional.softplus(logits).sum() - logits[rows, columns].sum()) / max(logits.shape[0], 1)
 
 
 AutoConfig.register("plant", PlantConfig)

@@ -262,3 +262,25 @@ def on_disk(folder: str | Path, pattern: str = "**/*") -> pandas.DataFrame:
     files = sorted(p for p in folder.glob(pattern) if p.is_file() and not p.name.startswith("."))
     names = [f"{folder.name}/{p.relative_to(folder).as_posix()}" for p in files]
     return pd.DataFrame({"file": names, "MB": [round(p.stat().st_size / 2**20, 2) for p in files]})
+
+
+def kernel_benchmarks(path: str | Path | None = None) -> pandas.DataFrame:
+    """Every row of results/bench/kernels.csv, in the order `make bench` appended them."""
+    import pandas as pd
+
+    path = Path(path) if path else checkout() / "results" / "bench" / "kernels.csv"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path.name} is not in {path.parent.name}/; run `make bench` to measure it")
+    return pd.read_csv(path)
+
+
+def newest_rows(measured: pandas.DataFrame) -> pandas.DataFrame:
+    """The last measurement of each device, op, shape and implementation."""
+    return measured.drop_duplicates(["device", "op", "shape", "implementation"], keep="last")
+
+
+def memory_rows(measured: pandas.DataFrame) -> pandas.DataFrame:
+    """What `plots.memory_law` draws: labels, implementation, memory_mb (MiB), from the rows of label_attention_memory."""
+    rows = newest_rows(measured[measured.op == "label_attention_memory"])
+    labels = rows["shape"].str.extract(r"L=(\d+)")[0].astype(int)
+    return rows.assign(labels=labels, memory_mb=rows.extra_mib)[["labels", "implementation", "memory_mb"]]

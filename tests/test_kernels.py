@@ -277,6 +277,43 @@ def test_half_inputs_are_summed_in_float32(dtype):
     torch.testing.assert_close(found["value"].double(), exact["value"], rtol=1e-5, atol=1e-5)
 
 
+def run_loss(impl, made, keep=None, factor=1.0):
+    """Loss, logits and every gradient of `attend_bce`; `added` and the positive cells are drawn here."""
+    generator = torch.Generator().manual_seed(4)
+    shape = (len(made["offsets"]) - 1, len(made["label_queries"]))
+    gold = torch.rand(shape, generator=generator) < 0.3
+    leaves = {n: made[n].detach().clone().requires_grad_() for n in GRADIENTS}
+    leaves["added"] = torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_()
+    rows, columns = gold.nonzero(as_tuple=True)
+    loss, logits = kernels.attend_bce(
+        **leaves, offsets=made["offsets"], rows=rows, columns=columns, cells=made["cells"], keep=keep, impl=impl
+    )
+    (loss * factor).backward()
+    gradients = {n: torch.zeros_like(x) if x.grad is None else x.grad for n, x in leaves.items()}
+    return {"loss": loss.detach(), "logits": logits} | gradients
+
+
+@pytest.mark.parametrize("keep", [None, 3], ids=["all", "keep 3"])
+@pytest.mark.parametrize(("lengths", "num_labels", "dim"), CASES)
+def test_loss_in_one_pass_equals_attention_then_loss(lengths, num_labels, dim, keep):
+    made = problem(lengths, num_labels, dim)
+    found, wanted = run_loss("torch", made, keep, factor=0.3), run_loss("reference", made, keep, factor=0.3)
+    for name in wanted:
+        torch.testing.assert_close(found[name], wanted[name], rtol=1e-9, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_loss_without_gradients_is_the_same_number():
+    made = problem([5, 0, 7], 9, 4)
+    with torch.no_grad():
+        shape, rows = (3, 9), torch.tensor([0, 2])
+        arguments = dict(made, rows=rows, columns=rows, added=torch.zeros(shape, dtype=torch.float64), impl="torch")
+        loss, logits = kernels.attend_bce(**arguments)
+    with_gradients, same = kernels.attend_bce(**arguments)
+    assert not loss.requires_grad and with_gradients.requires_grad and not same.requires_grad
+    torch.testing.assert_close(loss, with_gradients.detach())
+    torch.testing.assert_close(logits, same)
+
+
 def test_documents_do_not_touch_each_other():
     """Poison all tokens of one document with NaN: every other document keeps its values to the bit."""
     made = problem([4, 6, 3], 7, 5)

@@ -14,7 +14,8 @@ import torch
 from conftest import WINDOW, save_backbone, tiny_tokenizer
 
 from plantlib import PlantModel, backbones, planting
-from plantlib.model import PlantConfig, sparse_bce
+from plantlib.kernels.attention_bce import sparse_bce
+from plantlib.model import PlantConfig
 from plantlib.runs import build_model, use_score
 
 TEXTS = ["The pulse and the valve were seen.", "itch, rash & burn <b>today</b>", "", "gold " * (4 * WINDOW)]

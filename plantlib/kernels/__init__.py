@@ -8,9 +8,10 @@ beside this file says which kernel has run where. Ranking losses are reached thr
 from __future__ import annotations
 
 from plantlib.kernels.attention import Cells, merge, planted_attention
+from plantlib.kernels.attention import planted_attention_bce as attend_bce
 from plantlib.kernels.machine import IMPLEMENTATIONS, implementation
 
-__all__ = ["Cells", "IMPLEMENTATIONS", "attend", "implementation", "merge"]
+__all__ = ["Cells", "IMPLEMENTATIONS", "attend", "attend_bce", "implementation", "merge"]
 
 
 def attend(*args, impl: str = "auto", **kwargs):

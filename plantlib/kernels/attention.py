@@ -7,12 +7,14 @@ segments of a long document, autocast. Nothing here is larger than (B, L).
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import torch
 
 from plantlib.kernels import label_attention_torch as blocked
 from plantlib.kernels import machine
+from plantlib.kernels.attention_bce import AttentionBCE, sparse_bce
 from plantlib.kernels.label_attention_torch import Problem
 
 
@@ -156,3 +158,28 @@ class _LabelAttention(torch.autograd.Function):
         d_gain = None if gain is None else found.gain.to(gain.dtype)
         return (d_hidden, None, found.queries.to(queries.dtype), found.outputs.to(outputs.dtype), None, None, None, d_gain,
                 None, None, None)  # fmt: skip
+
+
+@torch.compiler.disable
+def planted_attention_bce(
+    hidden_states, offsets, label_queries, label_outputs, rows, columns, cells=None, gain=None, keep=None, *, added,
+    impl="auto",
+):  # fmt: skip
+    """(loss, logits (B, L)) of planted attention plus `added` (B, L) under binary cross-entropy.
+
+    rows, columns (P,): the positive cells of (B, L). Gradients as `planted_attention`, and to `added` (the label bias and
+    whatever else stands in the logit). The loss alone carries gradients; logits are for looking at.
+    """
+    if machine.implementation(impl, hidden_states) == "torch" and torch.is_grad_enabled():
+        _check(offsets, label_queries, label_outputs, cells, gain, keep, None, None)
+        kind = torch.promote_types(hidden_states.dtype, torch.promote_types(label_queries.dtype, label_outputs.dtype))
+        given = tuple(x.to(kind) for x in (hidden_states, label_queries, label_outputs))
+        planted = cells if cells is not None and len(cells[0]) else (None, None, None)
+        gain = None if planted[0] is None else gain
+        return AttentionBCE.apply(given[0], offsets, *given[1:], *planted, gain, keep, added, rows, columns)
+    attend = functools.partial(planted_attention, impl=impl)
+    if impl == "reference":
+        from plantlib.kernels.reference import label_attention as attend
+    value, _ = attend(hidden_states, offsets, label_queries, label_outputs, cells, gain, keep)
+    logits = value + added
+    return sparse_bce(logits, rows, columns), logits.detach()

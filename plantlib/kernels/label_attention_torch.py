@@ -101,7 +101,7 @@ def chunks(offsets: list[int], size: int = CHUNK) -> list[tuple[int, int]]:
     return found
 
 
-def _tiles(p: Problem) -> Iterator[Tile]:
+def tiles(p: Problem) -> Iterator[Tile]:
     """Every tile with tokens in it; queries and outputs of a block are stacked once for all its chunks."""
     edges, columns, kind = p.offsets.tolist(), p.shape[1], accumulator(p.hidden.dtype)
     longest = max((b - a for a, b in zip(edges[:-1], edges[1:], strict=True)), default=0)
@@ -117,7 +117,7 @@ def _tiles(p: Problem) -> Iterator[Tile]:
                     yield Tile(low, high, first, last, edges[first], edges[last], stacked, labels)
 
 
-class _Workspace:
+class Workspace:
     """Scores and outputs of a tile, (2, block, chunk), in memory that all tiles share."""
 
     def __init__(self, p: Problem):
@@ -160,11 +160,11 @@ def forward(p: Problem, keep_context: bool = False) -> Rows:
     keep_context, for a single document and all labels: sum_t exp(score - top) H_t, (L, D), comes with the rows. Up to a
     factor a label it is the gradient of the outputs; `backward` turns it into that and saves one product in eight.
     """
-    space, kind = _Workspace(p), accumulator(p.hidden.dtype)
+    space, kind = Workspace(p), accumulator(p.hidden.dtype)
     value, total = (p.hidden.new_zeros(p.shape, dtype=kind) for _ in range(2))
     top = p.hidden.new_full(p.shape, float("-inf"), dtype=kind)
     context = p.outputs.new_empty(p.outputs.shape, dtype=kind) if keep_context else None
-    for tile in _tiles(p):
+    for tile in tiles(p):
         h, size = space.hidden(tile), tile.high - tile.low
         both = space.take(2 * size, len(h))
         needed = both if context is None else both[:size]
@@ -175,12 +175,12 @@ def forward(p: Problem, keep_context: bool = False) -> Rows:
             weights = scores[:, span]
             keep_highest(weights, p.keep)
             highest = torch.amax(weights, 1, out=top[b, columns])
-            sums = torch.sum(_exp(weights, highest), 1, out=total[b, columns])
+            sums = torch.sum(exp_(weights, highest), 1, out=total[b, columns])
             if context is None:
                 found = read[:, span].mul_(weights).sum(1)
             else:
                 found = torch.mm(weights, h, out=context[columns]).mul(tile.stacked[size:]).sum(1)
-            torch.div(found, _safe(sums), out=value[b, columns])
+            torch.div(found, safe(sums), out=value[b, columns])
     return Rows(value, top, total, context=context)
 
 
@@ -189,15 +189,15 @@ def backward(p: Problem, rows: Rows, grad_value, grad_log_sum, wants_hidden: boo
 
     A context among `rows` is used up: its memory becomes the gradient of the outputs.
     """
-    space, kind = _Workspace(p), accumulator(p.hidden.dtype)
-    scale = 1.0 / _safe(rows.total)
+    space, kind = Workspace(p), accumulator(p.hidden.dtype)
+    scale = 1.0 / safe(rows.total)
     g = grad_value.to(kind) * scale
     shift = grad_log_sum.to(kind) * scale - g * rows.value
     d_hidden = torch.zeros_like(p.hidden, dtype=kind) if wants_hidden else None
     d_queries = torch.zeros_like(p.queries, dtype=kind)
     d_outputs = torch.zeros_like(p.outputs, dtype=kind) if rows.context is None else rows.context.mul_(g.T)
     d_gain = None if p.cells is None else torch.zeros((), dtype=torch.float64, device=p.hidden.device)
-    for tile in _tiles(p):
+    for tile in tiles(p):
         h, size = space.hidden(tile), tile.high - tile.low
         both = torch.mm(tile.stacked, h.T, out=space.take(2 * size, len(h)))
         scores, read, cells = both[:size], both[size:], space.cells(tile)
@@ -206,7 +206,7 @@ def backward(p: Problem, rows: Rows, grad_value, grad_log_sum, wants_hidden: boo
         for b, span in space.spans(tile):
             weights, reads = scores[:, span], read[:, span]
             keep_highest(weights, p.keep)
-            _exp(weights, rows.top[b, columns])
+            exp_(weights, rows.top[b, columns])
             upstream = g[b, columns, None]
             torch.addcmul(shift[b, columns, None], reads, upstream, out=reads).mul_(weights)  # ds
             weights.mul_(upstream)  # dv
@@ -222,12 +222,12 @@ def backward(p: Problem, rows: Rows, grad_value, grad_log_sum, wants_hidden: boo
     return Gradients(d_hidden, d_queries, d_outputs, d_gain)
 
 
-def _exp(scores: torch.Tensor, top: torch.Tensor) -> torch.Tensor:
+def exp_(scores: torch.Tensor, top: torch.Tensor) -> torch.Tensor:
     """exp(scores - top) in place; a row of nothing but minus infinity becomes zeros."""
     return scores.sub_(top.masked_fill(top == float("-inf"), 0.0)[:, None]).exp_()
 
 
-def _safe(sums: torch.Tensor) -> torch.Tensor:
+def safe(sums: torch.Tensor) -> torch.Tensor:
     return sums.masked_fill(sums == 0, 1.0)
 
 
