@@ -2,47 +2,50 @@
 
 All take scores (R, T), relevance (R, T) >= 0 and an optional mask (R, T), true where an item is real, and return the mean
 over the rows that have a relevant item. Rows without one give zero loss and finite gradients. Ideal DCG comes from the
-SORTED relevance, and every quotient is row by row. They do not know labels, documents or how lists are made (`l2r.py`).
+SORTED relevance, and every quotient is row by row. The pairs of the first two are walked in `kernels/`. They do not know
+labels, documents or how lists are made (`l2r.py`).
 """
 
 from __future__ import annotations
 
+from importlib import import_module
+
 import torch
+
+from plantlib.kernels.machine import implementation
 
 GAINS = ("linear", "exponential")
 MAX_EXPONENT = 30.0  # 2^30 still leaves float32 sums exact enough; published grades reach 101
+# where the pairwise losses live, by implementation; imported when first used, since triton may not be there
+KERNELS = {
+    "reference": "plantlib.kernels.reference",
+    "torch": "plantlib.kernels.listwise_torch",
+    "triton": "plantlib.kernels.listwise",
+}
 
 
-def approx_ndcg(scores, relevance, mask=None, *, alpha: float = 10.0, gains: str = "linear", k: int | None = None):
+@torch.compiler.disable
+def approx_ndcg(
+    scores, relevance, mask=None, *, alpha: float = 10.0, gains: str = "linear", k: int | None = None, impl: str = "auto"
+):
     """1 - approxNDCG (Qin, Liu, Li 2010): ranks are smoothed, rank_i = 1 + sum_j sigmoid(alpha (s_j - s_i)).
 
     k truncates the ideal DCG only, since a smooth rank has no cut. Returns a scalar in [0, 1] for k = None.
+    impl: "auto", "triton", "torch" or "reference"; half-precision scores are computed in float32.
     """
-    scores, gain, mask = _prepare(scores, relevance, mask, gains)
-    difference = scores[:, None, :] - scores[:, :, None]  # (R, T, T): s_j - s_i
-    ahead = torch.sigmoid(alpha * difference) * mask[:, None, :]
-    # the item itself contributes sigmoid(0) = 1/2, so that 1 + sum - 1/2
-    ranks = 0.5 + ahead.sum(-1)
-    dcg = (gain / torch.log2(1.0 + ranks)).sum(-1)
-    return _mean_over_taught(1.0 - dcg / _safe(ideal_dcg(gain, k)), gain)
+    return _by_pairs("approx_ndcg_rows", scores, relevance, mask, gains, k, impl, alpha=alpha)
 
 
-def lambdarank(scores, relevance, mask=None, *, sigma: float = 0.5, gains: str = "linear", k: int | None = None):
+@torch.compiler.disable
+def lambdarank(
+    scores, relevance, mask=None, *, sigma: float = 0.5, gains: str = "linear", k: int | None = None, impl: str = "auto"
+):
     """LambdaRank (Burges 2010) as a loss whose gradient is the lambda: |delta NDCG| weighs each pair's log-loss.
 
     The weights come from the current ranks and are constants to autograd. k truncates the ideal DCG (v1 uses 15).
+    impl as in `approx_ndcg`.
     """
-    scores, gain, mask = _prepare(scores, relevance, mask, gains)
-    order = scores.detach().masked_fill(~mask, float("-inf")).argsort(dim=-1, descending=True, stable=True)
-    ranks = torch.empty_like(order).scatter_(
-        -1, order, torch.arange(1, scores.shape[1] + 1, device=scores.device).expand_as(order)
-    )
-    discount = 1.0 / torch.log2(1.0 + ranks.to(scores.dtype))
-    better = (gain[:, :, None] > gain[:, None, :]) & mask[:, :, None] & mask[:, None, :]
-    weight = (gain[:, :, None] - gain[:, None, :]).abs() * (discount[:, :, None] - discount[:, None, :]).abs()
-    pair = torch.nn.functional.softplus(-sigma * (scores[:, :, None] - scores[:, None, :]))
-    loss = torch.where(better, weight * pair, 0.0).sum((1, 2)) / _safe(ideal_dcg(gain, k))
-    return _mean_over_taught(loss, gain)
+    return _by_pairs("lambdarank_rows", scores, relevance, mask, gains, k, impl, sigma=sigma)
 
 
 def listnet(scores, relevance, mask=None, *, gains: str = "linear"):
@@ -76,6 +79,19 @@ def ndcg(scores, relevance, mask=None, *, k: int | None = 25, gains: str = "line
     ideal = ideal_dcg(gain, k)
     value = (ranked / torch.log2(positions)).sum(-1) / _safe(ideal)
     return torch.where(ideal > 0, value, float("nan"))
+
+
+def _by_pairs(op: str, scores, relevance, mask, gains: str, k: int | None, impl: str, **sharpness: float):
+    """Mean row loss of the op `op` of `plantlib.kernels`; autocast does not reach into it."""
+    ((name, value),) = sharpness.items()
+    if not value > 0:
+        raise ValueError(f"{name}={value} must be above 0: the losses push better items up")
+    if scores.dtype in (torch.float16, torch.bfloat16):
+        scores = scores.float()
+    with torch.autocast(scores.device.type, enabled=False):
+        scores, gain, mask = _prepare(scores, relevance, mask, gains)
+        rows = getattr(import_module(KERNELS[implementation(impl, scores)]), op)
+        return _mean_over_taught(rows(scores, gain, mask, _safe(ideal_dcg(gain, k)), value), gain)
 
 
 def _prepare(scores, relevance, mask, gains: str):

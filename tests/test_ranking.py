@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -17,7 +18,11 @@ from sklearn.metrics import ndcg_score
 from plantlib import ranking
 from plantlib.ranking import LOSSES, ndcg
 
-EVERY_LOSS = pytest.mark.parametrize("name", sorted(LOSSES))
+PAIRWISE = ("approx_ndcg", "lambdarank")
+# as trained, which is impl="torch" on a CPU, and by the specification
+VARIANTS = LOSSES | {f"{name} reference": partial(LOSSES[name], impl="reference") for name in PAIRWISE}
+EVERY_LOSS = pytest.mark.parametrize("name", sorted(VARIANTS))
+BOTH_IMPLEMENTATIONS = pytest.mark.parametrize("impl", ["torch", "reference"])
 
 
 def lists(rows: int = 4, items: int = 6, seed: int = 0, dtype=torch.float64):
@@ -32,7 +37,7 @@ def lists(rows: int = 4, items: int = 6, seed: int = 0, dtype=torch.float64):
 
 def gradient(name: str, scores, relevance, mask=None, **options) -> torch.Tensor:
     scores = scores.clone().requires_grad_()
-    LOSSES[name](scores, relevance, mask, **options).backward()
+    VARIANTS[name](scores, relevance, mask, **options).backward()
     return scores.grad
 
 
@@ -41,7 +46,7 @@ def gradient(name: str, scores, relevance, mask=None, **options) -> torch.Tensor
 def test_gradient_equals_finite_differences_with_a_mask(name, gains):
     scores, relevance, mask = lists()
     assert not mask.all()
-    loss = lambda s: LOSSES[name](s, relevance, mask, gains=gains)  # noqa: E731
+    loss = lambda s: VARIANTS[name](s, relevance, mask, gains=gains)  # noqa: E731
     assert torch.autograd.gradcheck(loss, (scores.requires_grad_(),), eps=1e-7, atol=1e-6)
 
 
@@ -51,8 +56,8 @@ def test_rows_without_a_relevant_item_cost_nothing(name):
     relevance[1] = 0
     relevance[2] = torch.where(mask[2], 0.0, 3.0)  # relevant padding is no relevant item
     kept = torch.tensor([0, 3])
-    assert LOSSES[name](scores, relevance, mask).item() == pytest.approx(
-        LOSSES[name](scores[kept], relevance[kept], mask[kept]).item(), abs=1e-14
+    assert VARIANTS[name](scores, relevance, mask).item() == pytest.approx(
+        VARIANTS[name](scores[kept], relevance[kept], mask[kept]).item(), abs=1e-14
     )
     grad = gradient(name, scores, relevance, mask)
     assert (grad[[1, 2]] == 0).all() and (grad[kept] != 0).any()
@@ -65,7 +70,7 @@ def test_batch_with_nothing_relevant_is_exactly_zero_with_finite_gradients(name,
     scores, relevance, mask = lists(dtype=dtype)
     mask = torch.zeros_like(mask) if masked else mask
     relevance = relevance if masked else torch.zeros_like(relevance)
-    assert LOSSES[name](scores, relevance, mask).item() == 0.0
+    assert VARIANTS[name](scores, relevance, mask).item() == 0.0
     assert (gradient(name, scores, relevance, mask) == 0).all()
     assert ndcg(scores, relevance, mask).isnan().all()
 
@@ -75,7 +80,7 @@ def test_perfect_order_is_the_minimum_over_all_orders(name):
     relevance = torch.tensor([[4.0, 3.0, 2.0, 1.0, 0.0]], dtype=torch.float64)
     values = [3.0, 1.5, 0.0, -1.5, -3.0]
     losses = {
-        order: LOSSES[name](torch.tensor([order], dtype=torch.float64), relevance).item()
+        order: VARIANTS[name](torch.tensor([order], dtype=torch.float64), relevance).item()
         for order in itertools.permutations(values)
     }
     best, worst = min(losses, key=losses.get), max(losses, key=losses.get)
@@ -89,10 +94,10 @@ def test_order_of_columns_changes_nothing(name):
     # fault 2: an ideal DCG of unsorted labels weighs rows by the order of their columns
     scores, relevance, mask = lists(rows=5, items=9)
     relevance[0] = torch.arange(9.0)  # the best item last
-    wanted = LOSSES[name](scores, relevance, mask)
+    wanted = VARIANTS[name](scores, relevance, mask)
     for seed in range(5):
         order = torch.randperm(9, generator=torch.Generator().manual_seed(seed))
-        got = LOSSES[name](scores[:, order], relevance[:, order], mask[:, order])
+        got = VARIANTS[name](scores[:, order], relevance[:, order], mask[:, order])
         assert got.item() == pytest.approx(wanted.item(), abs=1e-12)
 
 
@@ -111,18 +116,18 @@ def test_batch_loss_is_the_mean_of_its_rows(name):
     # fault 3: (R,) divided by (R, 1) mixes every row with every other
     scores, relevance, mask = lists(rows=7, items=8)
     relevance *= torch.arange(1.0, 8.0, dtype=torch.float64)[:, None]  # ideal DCGs far apart
-    single = [LOSSES[name](*(t[i : i + 1] for t in (scores, relevance, mask))).item() for i in range(7)]
-    assert np.ptp(single) > 0.05 and LOSSES[name](scores, relevance, mask).item() == pytest.approx(np.mean(single), abs=1e-12)
+    single = [VARIANTS[name](*(t[i : i + 1] for t in (scores, relevance, mask))).item() for i in range(7)]
+    assert np.ptp(single) > 0.05 and VARIANTS[name](scores, relevance, mask).item() == pytest.approx(np.mean(single), abs=1e-12)
 
 
 @EVERY_LOSS
 def test_exponential_gains_of_published_grades_are_refused(name):
     scores, relevance, mask = lists(dtype=torch.float32)
     with pytest.raises(ValueError, match="up to 101 overflow.*gains='linear'"):
-        LOSSES[name](scores, relevance.index_fill(1, torch.tensor([0]), 101.0), gains="exponential")
+        VARIANTS[name](scores, relevance.index_fill(1, torch.tensor([0]), 101.0), gains="exponential")
     hidden = relevance.masked_fill(~mask, 101.0)
-    assert LOSSES[name](scores, hidden, mask, gains="exponential").isfinite(), "a masked grade is not looked at"
-    assert LOSSES[name](scores, relevance.index_fill(1, torch.tensor([0]), 101.0)).isfinite(), "linear gains take grade 101"
+    assert VARIANTS[name](scores, hidden, mask, gains="exponential").isfinite(), "a masked grade is not looked at"
+    assert VARIANTS[name](scores, relevance.index_fill(1, torch.tensor([0]), 101.0)).isfinite(), "linear gains take grade 101"
 
 
 @EVERY_LOSS
@@ -130,10 +135,10 @@ def test_exponential_gains_of_published_grades_are_refused(name):
 def test_masked_items_change_nothing(name, padding):
     # fault 5: padding is neither ranked nor learnt from
     scores, relevance, mask = lists()
-    wanted, wanted_grad = LOSSES[name](scores, relevance, mask), gradient(name, scores, relevance, mask)
+    wanted, wanted_grad = VARIANTS[name](scores, relevance, mask), gradient(name, scores, relevance, mask)
     padded = scores.masked_fill(~mask, padding)
     for other in (relevance.masked_fill(~mask, 3.0), relevance.masked_fill(~mask, padding)):
-        assert LOSSES[name](padded, other, mask).item() == wanted.item()
+        assert VARIANTS[name](padded, other, mask).item() == wanted.item()
         assert torch.equal(gradient(name, padded, other, mask), wanted_grad)
         assert torch.equal(ndcg(padded, other, mask), ndcg(scores, relevance, mask))
     assert (wanted_grad[~mask] == 0).all()
@@ -143,8 +148,8 @@ def test_masked_items_change_nothing(name, padding):
 def test_mask_equals_a_shorter_list(name):
     scores, relevance, _ = lists(items=9)
     mask = (torch.arange(9) < 5).expand(4, 9)
-    short = LOSSES[name](scores[:, :5], relevance[:, :5])
-    assert LOSSES[name](scores, relevance, mask).item() == pytest.approx(short.item(), abs=1e-12)
+    short = VARIANTS[name](scores[:, :5], relevance[:, :5])
+    assert VARIANTS[name](scores, relevance, mask).item() == pytest.approx(short.item(), abs=1e-12)
 
 
 @pytest.mark.parametrize("k", [1, 3, 10, None])
@@ -161,8 +166,9 @@ def test_ndcg_equals_scikit_learn(k, gains):
     assert got[3].isnan() and got.isnan().sum() == 1
 
 
+@BOTH_IMPLEMENTATIONS
 @pytest.mark.parametrize("k", [None, 3])
-def test_lambdarank_gradient_is_the_closed_form(k):
+def test_lambdarank_gradient_is_the_closed_form(k, impl):
     scores, relevance, mask = lists(rows=3, items=7, seed=2)
     sigma, wanted = 0.7, torch.zeros_like(scores)
     for r in range(3):
@@ -176,7 +182,7 @@ def test_lambdarank_gradient_is_the_closed_form(k):
                 pull = -sigma / (1 + math.exp(sigma * (scores[r, i] - scores[r, j]))) * swap / ideal
                 wanted[r, i] += pull
                 wanted[r, j] -= pull
-    got = gradient("lambdarank", scores, relevance, mask, sigma=sigma, k=k)
+    got = gradient("lambdarank", scores, relevance, mask, sigma=sigma, k=k, impl=impl)
     torch.testing.assert_close(got, wanted / 3, atol=1e-12, rtol=1e-10)
 
 
@@ -187,7 +193,8 @@ def test_approx_ndcg_of_sharp_ranks_is_one_minus_ndcg():
     assert gaps[2] < 1e-9 < gaps[1] < gaps[0]
 
 
-def test_approx_ndcg_equals_its_definition_by_loops():
+@BOTH_IMPLEMENTATIONS
+def test_approx_ndcg_equals_its_definition_by_loops(impl):
     scores, relevance, mask = lists(seed=6)
     total = 0.0
     for s, g, m in zip(scores.tolist(), relevance.tolist(), mask.tolist(), strict=True):
@@ -195,7 +202,7 @@ def test_approx_ndcg_equals_its_definition_by_loops():
         rank = {i: 1 + sum(1 / (1 + math.exp(10 * (s[i] - s[j]))) for j in items if j != i) for i in items}
         ideal = sum(x / math.log2(p + 2) for p, x in enumerate(sorted((g[i] for i in items), reverse=True)))
         total += 1 - sum(g[i] / math.log2(1 + rank[i]) for i in items) / ideal
-    assert ranking.approx_ndcg(scores, relevance, mask).item() == pytest.approx(total / len(scores), abs=1e-12)
+    assert ranking.approx_ndcg(scores, relevance, mask, impl=impl).item() == pytest.approx(total / len(scores), abs=1e-12)
 
 
 def test_listnet_minimum_is_zero_at_the_targets_logits():
@@ -207,7 +214,7 @@ def test_listnet_minimum_is_zero_at_the_targets_logits():
 @EVERY_LOSS
 def test_large_scores_stay_finite(name):
     scores, relevance, mask = lists(dtype=torch.float32)
-    assert LOSSES[name](scores * 1e4, relevance, mask).isfinite()
+    assert VARIANTS[name](scores * 1e4, relevance, mask).isfinite()
     assert gradient(name, scores * 1e4, relevance, mask).isfinite().all()
 
 
@@ -219,3 +226,7 @@ def test_errors_name_shapes_and_choices():
         ranking.approx_ndcg(scores, relevance, mask[:, :5])
     with pytest.raises(ValueError, match="gains='cubic'.*linear, exponential"):
         ranking.lambdarank(scores, relevance, gains="cubic")
+    with pytest.raises(ValueError, match="impl='numpy'.*auto, triton, torch, reference"):
+        ranking.lambdarank(scores, relevance, impl="numpy")
+    with pytest.raises(ValueError, match="alpha=0.* must be above 0"):
+        ranking.approx_ndcg(scores, relevance, alpha=0.0)
