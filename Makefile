@@ -39,6 +39,7 @@ run: $(READY)    ## one YAML run: make run RUN=runs/x.yaml
 
 bench: $(READY)  ## timings and memory against named baselines -> results/bench/*.csv
 	$(BIN)/python benchmarks/bench_mig.py
+	$(BIN)/python benchmarks/bench_kernels.py
 
 figures: $(READY) ## tables and figures from the committed runs, README included
 	$(BIN)/papermill --cwd notebooks notebooks/07_paper_vs_ours.ipynb results/executed/07_paper_vs_ours.ipynb
