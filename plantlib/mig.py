@@ -20,6 +20,8 @@ RELEVANCES = ("grade", "score")
 def presence(counts: sparse.csr_matrix) -> sparse.csr_matrix:
     """Binary (N, V) presence of a (N, V) count matrix, int32 so that products count exactly."""
     present = sparse.csr_matrix(counts, dtype=np.int32, copy=True)
+    # an entry stored twice is one document, not two
+    present.sum_duplicates()
     present.eliminate_zeros()
     present.data[:] = 1
     return present
@@ -47,6 +49,14 @@ def entropy(count, n: int, table: np.ndarray | None = None) -> np.ndarray:
     """H in nats of an event seen in `count` of `n` documents."""
     f = n_log_n(n) if table is None else table
     return (f[n] - f[count] - f[n - count]) / n
+
+
+def normalise(info, h_t, h_l, variant: str) -> np.ndarray:
+    """The score of a cell from I(t;l), H(t) and H(l), broadcastable: J, I / H(l) or I."""
+    tiny = np.finfo(float).tiny
+    if variant == "jaccard":
+        return info / np.maximum(h_t + h_l - info, tiny)
+    return info / np.maximum(h_l, tiny) if variant == "label_entropy" else info
 
 
 def dense_mutual_information(x: sparse.csr_matrix, y: sparse.csr_matrix) -> np.ndarray:
@@ -81,9 +91,7 @@ def association_blocks(x: sparse.csr_matrix, y: sparse.csr_matrix, *, variant="j
     x (N, V), y (N, L) training rows. Kept are cells with C N > n_t n_l: the token's presence speaks for the label.
     variant: "jaccard" J = I / (H(t) + H(l) - I), "label_entropy" I / H(l), "raw" I.
     """
-    if variant not in VARIANTS:
-        raise ValueError(f"variant={variant!r} is not known; use one of {', '.join(VARIANTS)}")
-    _check_rows(x, y)
+    check_request(x, y, variant)
     x, y = presence(x), presence(y)
     n, f = x.shape[0], n_log_n(x.shape[0])
     n_t, n_l = column_counts(x), column_counts(y)
@@ -94,16 +102,16 @@ def association_blocks(x: sparse.csr_matrix, y: sparse.csr_matrix, *, variant="j
         rows = np.repeat(np.arange(begin, end), np.diff(block.indptr))
         positive = block.data.astype(np.int64) * n > n_t[block.indices] * n_l[rows]
         keep_rows, keep_cols, both = rows[positive], block.indices[positive], block.data[positive]
-        score = information(both, n_t[keep_cols], n_l[keep_rows], n, f)
-        if variant == "jaccard":
-            score = score / np.maximum(h_t[keep_cols] + h_l[keep_rows] - score, np.finfo(float).tiny)
-        elif variant == "label_entropy":
-            score = score / np.maximum(h_l[keep_rows], np.finfo(float).tiny)
+        info = information(both, n_t[keep_cols], n_l[keep_rows], n, f)
+        score = normalise(info, h_t[keep_cols], h_l[keep_rows], variant)
         indptr = np.concatenate([[0], np.cumsum(np.bincount(keep_rows - begin, minlength=end - begin))])
         yield begin, sparse.csr_matrix((score, keep_cols, indptr), shape=(end - begin, x.shape[1]))
 
 
-def _check_rows(x, y) -> None:
+def check_request(x, y, variant: str) -> None:
+    """ValueError for an unknown variant, for rows that do not match and for none at all."""
+    if variant not in VARIANTS:
+        raise ValueError(f"variant={variant!r} is not known; use one of {', '.join(VARIANTS)}")
     if x.shape[0] != y.shape[0]:
         raise ValueError(
             f"tokens have {x.shape[0]} rows and labels {y.shape[0]}; pass the same training rows of both, e.g. x[rows], y[rows]"
@@ -180,12 +188,17 @@ def teach(
     relevance: str = "grade",
     min_documents: int = 1,
     memory_mb: float = 256.0,
+    impl: str = "auto",
+    device=None,
 ) -> Teacher:
     """Build the teacher from training rows: x (N, V) token presence or counts, y (N, L) labels.
 
     top_k: tokens kept a label, None for all with positive association. min_documents: rarer tokens are not counted.
-    memory_mb bounds the co-occurrence cells held at once; the result holds L x top_k cells.
+    memory_mb bounds the co-occurrence cells held at once; the result holds L x top_k cells. impl: "torch" is the sparse CPU
+    path, "triton" the fused kernels, "reference" a dense table for toy sizes; all give the same bits. "auto" takes "triton"
+    where `device` names a GPU, Triton is installed and the kernels' limits hold, and "torch" otherwise.
     """
+    check_request(x, y, variant)
     if relevance not in RELEVANCES:
         raise ValueError(f"relevance={relevance!r} is not known; use one of {', '.join(RELEVANCES)}")
     x = presence(x)
@@ -193,13 +206,53 @@ def teach(
     if min_documents > 1:
         x = x @ sparse.diags((seen >= min_documents).astype(np.int32), dtype=np.int32)
     vocabulary = max(int((seen >= max(min_documents, 1)).sum()), 1)
-    scores, ranks = [], []
-    for _, block in association_blocks(x, y, variant=variant, memory_mb=memory_mb):
-        best, rank = top_tokens(block, top_k)
-        scores.append(best)
-        ranks.append(rank)
-    scores, ranks = sparse.vstack(scores, format="csr"), sparse.vstack(ranks, format="csr")
+    scores, ranks = _best(x, y, variant, top_k, memory_mb, _implementation(impl, device, x.shape[0], top_k), device)
     return Teacher(scores, _relevance(scores, ranks, relevance, vocabulary), variant, x.shape[0])
+
+
+def _implementation(impl: str, device, documents: int, top_k: int | None) -> str:
+    """`impl` with "auto" resolved: "torch" without a look at PyTorch or Triton where no device is named."""
+    if impl == "torch" or (impl == "auto" and device is None):
+        return "torch"
+    import torch
+
+    from plantlib.kernels import machine
+
+    if impl != "auto":
+        default = "cuda" if torch.cuda.is_available() else "cpu"
+        return machine.implementation(impl, torch.empty(0, device=device or default))
+    if torch.device(device).type != "cuda" or not machine.has_triton():
+        return "torch"
+    from plantlib.kernels import cooccurrence
+
+    try:
+        cooccurrence.check_limits(documents, top_k)
+    except ValueError:
+        return "torch"
+    return "triton"
+
+
+def _best(x, y, variant, top_k, memory_mb, chosen: str, device) -> tuple[sparse.csr_matrix, sparse.csr_matrix]:
+    """(scores, ranks) of the best tokens a label, by one implementation."""
+    if chosen == "reference":
+        return top_tokens(_dense_associations(x, y, variant), top_k)
+    if chosen == "triton":
+        from plantlib.kernels import cooccurrence
+
+        return top_tokens(cooccurrence.top_associations(x, y, variant=variant, top_k=top_k, device=device), top_k)
+    blocks = association_blocks(x, y, variant=variant, memory_mb=memory_mb)
+    scores, ranks = zip(*(top_tokens(block, top_k) for _, block in blocks), strict=True)
+    return sparse.vstack(scores, format="csr"), sparse.vstack(ranks, format="csr")
+
+
+def _dense_associations(x, y, variant: str) -> sparse.csr_matrix:
+    """Positive associations, csr (L, V), by way of the dense table."""
+    x, y = presence(x), presence(y)
+    n, n_t, n_l = x.shape[0], column_counts(x)[:, None], column_counts(y)[None, :]
+    score = normalise(dense_mutual_information(x, y), entropy(n_t, n), entropy(n_l, n), variant).T
+    label, token = np.nonzero(((x.T @ y).toarray().astype(np.int64) * n > n_t * n_l).T)
+    indptr = np.searchsorted(label, np.arange(y.shape[1] + 1))
+    return sparse.csr_matrix((score[label, token], token, indptr), shape=score.shape)
 
 
 def _relevance(scores, ranks, kind: str, vocabulary: int) -> sparse.csr_matrix:

@@ -13,6 +13,7 @@ from sklearn.metrics import mutual_info_score
 
 from plantlib import mig, peers
 from plantlib.data import Corpus
+from plantlib.kernels import machine
 from plantlib.pipeline import Prepared, TeacherConfig
 from plantlib.tokens import words
 
@@ -175,6 +176,45 @@ def test_many_blocks_give_the_teacher_of_one(memory_mb):
         assert (a != b).nnz == 0 and a.indices.tolist() == b.indices.tolist()
 
 
+IMPLEMENTATIONS = [
+    "torch",
+    "reference",
+    pytest.param("triton", marks=pytest.mark.skipif(
+        not (machine.has_triton() and machine.interpreted()), reason="Triton's interpreter is off or triton is not installed"
+    )),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+@pytest.mark.parametrize("options", [{}, {"variant": "raw", "relevance": "score", "min_documents": 20, "top_k": 3}])
+def test_every_implementation_gives_the_same_bits(impl, options):
+    x, y = toy()
+    found, wanted = mig.teach(x, y, impl=impl, **options), mig.teach(x, y, **options)
+    for a, b in ((found.scores, wanted.scores), (found.relevance, wanted.relevance)):
+        assert a.indptr.tolist() == b.indptr.tolist() and a.indices.tolist() == b.indices.tolist()
+        assert a.shape == b.shape and a.data.tobytes() == b.data.tobytes()
+
+
+def test_the_dense_reference_keeps_all_tokens_too():
+    x, y = toy()
+    assert (mig.teach(x, y, top_k=None, impl="reference").scores != mig.teach(x, y, top_k=None).scores).nnz == 0
+
+
+@pytest.mark.skipif(not machine.has_triton(), reason="triton is not installed")
+def test_auto_takes_the_kernels_on_a_named_gpu_within_their_limits():
+    chosen = lambda device, n=100, top_k=64: mig._implementation("auto", device, n, top_k)  # noqa: E731
+    assert chosen("cuda") == chosen("cuda:0") == "triton"
+    for outside in ((None,), ("cpu",), ("cuda", 2**24 + 1), ("cuda", 9, None), ("cuda", 9, 513)):
+        assert chosen(*outside) == "torch", outside
+    assert mig._implementation("torch", "cuda", 9, 3) == "torch"
+
+
+def test_an_entry_stored_twice_is_one_document():
+    x, y = toy()
+    twice = sparse.csr_matrix((np.repeat(x.data, 2), np.repeat(x.indices, 2), 2 * x.indptr), shape=x.shape)
+    assert (mig.teach(twice, y).scores != mig.teach(x, y).scores).nnz == 0 and twice.nnz == 2 * x.nnz
+
+
 def test_rare_tokens_can_be_left_out():
     x, y = toy()
     teacher = mig.teach(x, y, min_documents=20)
@@ -228,6 +268,8 @@ def test_errors_name_the_sizes_and_the_choices():
         mig.teach(x, y, variant="chi2")
     with pytest.raises(ValueError, match="relevance='rank'.*grade"):
         mig.teach(x, y, relevance="rank")
+    with pytest.raises(ValueError, match="impl='cuda'.*triton, torch, reference"):
+        mig.teach(x, y, impl="cuda")
 
 
 def test_bare_rankers_equal_sums_by_hand():
