@@ -1,0 +1,310 @@
+"""Label attention and ranking losses against what they replace, same run, same inputs, medians -> results/bench/kernels.csv.
+
+    python benchmarks/bench_kernels.py [--repetitions 5] [--quick]
+
+Times come from one process with the contenders taking turns; peak memory from a process of its own a contender, beyond
+inputs, outputs and the gradients themselves. limit_share is the arithmetic of the contender's own form, divided by its time
+and by the rate this machine reaches in one large product. The bars printed at the end are computed from the rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import datetime
+import json
+import statistics
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from torch.nn import functional
+from tqdm import tqdm
+
+from plantlib import kernels, ranking, results
+from plantlib.io import atomic_path
+from plantlib.kernels.attention_bce import sparse_bce
+
+COLUMNS = ("date device threads op shape dtype implementation forward_ms both_ms cpu_ms extra_mib time_ratio baseline "
+           "limit_share bandwidth_gbs versions").split()  # fmt: skip
+ROOT = Path(__file__).resolve().parent.parent
+CUDA = torch.cuda.is_available()
+DEVICE, DTYPE = ("cuda", torch.bfloat16) if CUDA else ("cpu", torch.float32)
+SHAPES = [(8, 512, 4096, 8921), (8, 512, 4096, 30938)] if CUDA else [(1, 3072, 768, 8921), (4, 512, 384, 8921)]
+QUICK = [(2, 24, 8, 50)]
+LAW = [(1, 1024, 256, labels) for labels in (2000, 4000, 8000, 16000, 32000)]
+LISTS = (256, 512)
+
+
+def padded(made):
+    """H (B, T, D) of equally long documents."""
+    return made["h"].view(made["batch"], -1, made["h"].shape[1])
+
+
+def ours(made):
+    return kernels.attend(made["h"], made["offsets"], made["q"], made["w"])[0]
+
+
+def eager(made):
+    """The best plain form: scores (B, L, T) with the mask folded into the product, softmax, weighted outputs."""
+    h, batch = padded(made), made["batch"]
+    scores = torch.baddbmm(made["mask"], made["q"].expand(batch, *made["q"].shape), h.transpose(1, 2))
+    return (scores.softmax(-1) * (made["w"] @ h.transpose(1, 2))).sum(-1)
+
+
+def sdpa(made):
+    """scaled_dot_product_attention with labels as queries, then the context (B, L, D) read by W."""
+    h = padded(made)[:, None]
+    queries = made["q"].expand(made["batch"], 1, *made["q"].shape)
+    return (functional.scaled_dot_product_attention(queries, h, h, scale=1.0)[:, 0] * made["w"]).sum(-1)
+
+
+def published(made):
+    """nn.MultiheadAttention over label queries, one head, weights returned, and the head that reads the context."""
+    h = padded(made)
+    context, _ = made["mha"](made["q"].expand(made["batch"], *made["q"].shape), h, h, need_weights=True)
+    return (context * made["w"]).sum(-1)
+
+
+def reference(made):
+    return kernels.attend(made["h"], made["offsets"], made["q"], made["w"], impl="reference")[0]
+
+
+def with_loss(form):
+    """A form followed by the loss; `ours` takes its gradients in the same pass."""
+
+    def run(made):
+        if form is ours:
+            added = made["bias"].expand(made["batch"], -1)
+            return kernels.attend_bce(made["h"], made["offsets"], made["q"], made["w"], *made["gold"], added=added)[0]
+        return sparse_bce(form(made) + made["bias"], *made["gold"])
+
+    return run
+
+
+def listwise(name: str, impl: str, rows_at_once: int):
+    """A loss of all rows, the pairwise form by chunks of rows as memory demands."""
+
+    def run(made):
+        parts = zip(made["scores"].split(rows_at_once), made["relevance"].split(rows_at_once), strict=True)
+        return sum(ranking.LOSSES[name](s, r, impl=impl) * len(s) for s, r in parts) / len(made["scores"])
+
+    return run
+
+
+ATTENTION = {"eager": eager, "ours": ours, "sdpa": sdpa, "published": published} | ({"reference": reference} if CUDA else {})
+# products of B T L D multiply-adds, forward and backward, in each form; published adds the projections of H, Q and the context
+PRODUCTS = {"eager": 6, "ours": 8, "sdpa": 7, "published": 6, "reference": 6}
+LOSS_PRODUCTS = PRODUCTS | {"ours": 6}
+
+
+def operations(quick: bool) -> dict:
+    """op -> (shapes, {implementation: function}, baseline)."""
+    rows, items = (8, 16) if quick else LISTS
+    shapes = QUICK if quick else SHAPES
+    found = {
+        "label_attention": (shapes, ATTENTION, "eager"),
+        "label_attention_bce": (shapes, {n: with_loss(f) for n, f in ATTENTION.items()}, "eager"),
+        "label_attention_memory": (QUICK if quick else LAW, {n: ATTENTION[n] for n in ("eager", "ours", "sdpa")}, "eager"),
+    }
+    for name in ("approx_ndcg", "lambdarank"):
+        forms = {"pairwise": listwise(name, "reference", 64), "ours": listwise(name, "auto", rows)}
+        found[name] = ([(rows, items)], forms, "pairwise")
+    return found
+
+
+def inputs(op: str, shape: tuple) -> dict:
+    """Tensors of a shape, the same in every process; leaves that want gradients stand under 'leaves'."""
+    generator = torch.Generator().manual_seed(0)
+    draw = lambda *size: torch.randn(*size, generator=generator)  # noqa: E731
+    if not op.startswith("label_attention"):
+        scores = draw(*shape).to(DEVICE).requires_grad_()
+        relevance = torch.randint(0, 101, shape, generator=generator).float().to(DEVICE)
+        return {"scores": scores, "relevance": relevance, "leaves": [scores]}
+    batch, tokens, dim, labels = shape
+    made = {"h": draw(batch * tokens, dim), "q": draw(labels, dim) * 1.4 / dim**0.5, "w": draw(labels, dim) * dim**-0.5}
+    made = {n: x.to(DEVICE, DTYPE).requires_grad_() for n, x in made.items()}
+    made["bias"] = torch.zeros(labels, device=DEVICE, requires_grad=True)
+    made["leaves"] = list(made.values())
+    made["offsets"] = torch.arange(0, batch * tokens + 1, tokens, device=DEVICE)
+    made["mask"] = torch.zeros(batch, 1, tokens, device=DEVICE, dtype=DTYPE)
+    made["gold"] = (torch.arange(batch).repeat_interleave(5).to(DEVICE), torch.randint(labels, (5 * batch,), generator=generator).to(DEVICE))
+    made["mha"] = torch.nn.MultiheadAttention(dim, 1, bias=False, batch_first=True, device=DEVICE, dtype=DTYPE)
+    return made | {"batch": batch}
+
+
+def once(function, made) -> tuple[float, float, float]:
+    """(forward ms, forward + backward ms, CPU ms of both); gradients are dropped before."""
+    for leaf in [*made["leaves"], *(made["mha"].parameters() if "mha" in made else ())]:
+        leaf.grad = None
+    clock = lambda: (torch.cuda.synchronize() if CUDA else None, time.perf_counter())[1]  # noqa: E731
+    began, cpu = clock(), time.process_time()
+    out = function(made)
+    middle = clock()
+    out.backward(torch.ones_like(out))
+    return 1e3 * (middle - began), 1e3 * (clock() - began), 1e3 * (time.process_time() - cpu)
+
+
+def matmul_rate() -> float:
+    """FLOP a second of one large product, the best of several."""
+    size = 8192 if CUDA else 1536
+    a, b = (torch.randn(size, size, device=DEVICE, dtype=DTYPE) for _ in range(2))
+    return 2 * size**3 / min(_seconds(lambda: a @ b) for _ in range(8))
+
+
+def bandwidth() -> float:
+    """Bytes a second read and written by one copy that fits no cache."""
+    a = torch.zeros(2**28 if CUDA else 2**26, device=DEVICE)
+    b = torch.empty_like(a)
+    return 2 * 4 * a.numel() / min(_seconds(lambda: b.copy_(a)) for _ in range(5))
+
+
+def _seconds(function) -> float:
+    began = time.perf_counter()
+    function()
+    if CUDA:
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
+
+
+def resident() -> int:
+    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024
+
+
+def measure_memory(op: str, shape: tuple, name: str, quick: bool) -> float:
+    """MiB beyond inputs, output and gradients at the peak of one forward and backward pass; in a process of its own."""
+    function, made = operations(quick)[op][1][name], inputs(op, shape)
+    small = inputs(op, QUICK[0] if op.startswith("label_attention") else (8, 16))
+    once(function, small)  # libraries allocate their own workspaces here, not below
+    gradients = sum(x.numel() * x.element_size() for x in made["leaves"])
+    if CUDA:
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        once(function, made)
+        peak = torch.cuda.max_memory_allocated()
+    else:
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from what is resident now
+        before = resident()
+        once(function, made)
+        peak = resident()
+    return max(peak - before - gradients, 0) / 2**20
+
+
+def memory(op: str, shape: tuple, name: str, quick: bool) -> float | str:
+    command = [sys.executable, __file__, "--measure", json.dumps([op, shape, name, quick])]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode == 0:
+        return round(float(done.stdout.split()[-1]), 1)
+    if "out of memory" in done.stderr.lower() or done.returncode == -9:
+        return "out of memory"
+    raise RuntimeError(f"{name} at {shape} failed: {done.stderr[-500:]}")
+
+
+def run(options) -> list[dict]:
+    rate, copied = matmul_rate(), bandwidth()
+    about = results.environment()
+    device = torch.cuda.get_device_name() if CUDA else about["cpu"]
+    common = {"date": datetime.date.today().isoformat(), "device": device, "threads": torch.get_num_threads(),
+              "dtype": str(DTYPE).split(".")[1], "bandwidth_gbs": round(copied / 1e9, 1),
+              "versions": " ".join(f"{p} {version(p)}" for p in ("plantlib", "torch"))}  # fmt: skip
+    wanted = {n: o for n, o in operations(options.quick).items() if options.only in n}
+    bar = tqdm(total=sum(len(s) * len(f) for s, f, _ in wanted.values()), unit="row")
+    rows = []
+    for op, (shapes, forms, baseline) in wanted.items():
+        for shape in shapes:
+            extra = {n: memory(op, shape, n, options.quick) for n in forms}
+            fits = [n for n in forms if extra[n] != "out of memory"]
+            timed = {} if op == "label_attention_memory" else times(forms, fits, inputs(op, shape), options.repetitions)
+            for name in forms:
+                row = common | {"op": op, "shape": label(op, shape), "implementation": name, "extra_mib": extra[name]}
+                if name in timed:
+                    forward, both, cpu = timed[name]
+                    row |= {"forward_ms": round(forward, 2), "both_ms": round(both, 2), "cpu_ms": "" if CUDA else round(cpu, 2),
+                            "baseline": baseline, "time_ratio": round(both / timed[baseline][1], 3)}  # fmt: skip
+                    if op.startswith("label_attention"):
+                        products = (LOSS_PRODUCTS if op.endswith("bce") else PRODUCTS)[name]
+                        flop = 2 * products * shape[0] * shape[1] * shape[2] * shape[3]
+                        row["limit_share"] = round(flop / (both / 1e3) / rate, 3)
+                rows.append(row)
+                bar.update()
+    bar.close()
+    return rows
+
+
+def times(forms, names, made, repetitions: int) -> dict:
+    """name -> medians of `once`, the contenders taking turns after a warm-up."""
+    found = {name: [] for name in names}
+    for repetition in range(repetitions + 1):
+        for name in names:
+            taken = once(forms[name], made)
+            if repetition:
+                found[name].append(taken)
+    return {name: [statistics.median(column) for column in zip(*taken, strict=True)] for name, taken in found.items()}
+
+
+def label(op: str, shape: tuple) -> str:
+    names = ("B", "T", "D", "L") if op.startswith("label_attention") else ("R", "T")
+    return " ".join(f"{n}={size}" for n, size in zip(names, shape, strict=True))
+
+
+def bars(rows: list[dict]) -> list[tuple[str, float, float]]:
+    """(what, found, at most) of the promises about time and memory that these rows can speak of."""
+    found = []
+    by = {(r["op"], r["shape"], r["implementation"]): r for r in rows}
+    for (op, shape, name), row in by.items():
+        if name != "ours" or op == "label_attention_memory":
+            continue
+        if op.startswith("label_attention"):
+            plain, fused = by[op, shape, "eager"], by[op, shape, "sdpa"]
+            first = shape.startswith("B=1 ")
+            found += [
+                (f"{op} {shape}: time / eager", row["both_ms"] / plain["both_ms"], 0.75 if first else 0.8),
+                (f"{op} {shape}: time / sdpa", row["both_ms"] / fused["both_ms"], 1.0 if first else 1.2),
+                (f"{op} {shape}: memory / eager", row["extra_mib"] / max(plain["extra_mib"], 1e-9), 1 / 6),
+                (f"{op} {shape}: memory / sdpa", row["extra_mib"] / max(fused["extra_mib"], 1e-9), 1 / 2),
+            ]
+        else:
+            lists = int(shape.split()[0][2:])
+            found += [(f"{op}: CPU ms a row", (row["cpu_ms"] or row["both_ms"]) / lists, 6.0),
+                      (f"{op}: extra MiB", row["extra_mib"], 150.0),
+                      (f"{op}: time / pairwise", row["time_ratio"], 1 / 3)]  # fmt: skip
+    return found
+
+
+def append(rows: list[dict], path: Path) -> None:
+    old = list(csv.DictReader(path.open())) if path.exists() else []
+    with atomic_path(path) as temporary, temporary.open("w", newline="") as f:
+        writer = csv.DictWriter(f, COLUMNS)
+        writer.writeheader()
+        writer.writerows([*old, *rows])
+
+
+def main(arguments=None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repetitions", type=int, default=5, help="timed turns a contender; the median counts")
+    parser.add_argument("--only", default="", help="operations whose name holds this")
+    parser.add_argument("--quick", action="store_true", help="toy shapes, to see that it runs")
+    parser.add_argument("--out", type=Path, default=ROOT / "results/bench/kernels.csv")
+    parser.add_argument("--measure", help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.measure:
+        op, shape, name, quick = json.loads(options.measure)
+        print(measure_memory(op, tuple(shape), name, quick))
+        return
+    print("price: about 5 minutes on 2 CPU cores; other work on the machine spoils it", flush=True)
+    rows = run(options)
+    append(rows, options.out)
+    for row in rows:
+        print("  ".join(f"{row.get(c, '')!s:>{w}}" for c, w in zip(
+            ("op", "shape", "implementation", "forward_ms", "both_ms", "extra_mib", "time_ratio", "limit_share"),
+            (22, 24, 10, 10, 10, 10, 7, 7), strict=True)))  # fmt: skip
+    if not options.quick:
+        for what, value, most in bars(rows):
+            print(f"{'met   ' if value <= most else 'MISSED'} {what}: {value:.2f}, at most {most:.2f}")
+
+
+if __name__ == "__main__":
+    main()
