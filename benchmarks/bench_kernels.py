@@ -131,7 +131,8 @@ def inputs(op: str, shape: tuple) -> dict:
     made["leaves"] = list(made.values())
     made["offsets"] = torch.arange(0, batch * tokens + 1, tokens, device=DEVICE)
     made["mask"] = torch.zeros(batch, 1, tokens, device=DEVICE, dtype=DTYPE)
-    made["gold"] = (torch.arange(batch).repeat_interleave(5).to(DEVICE), torch.randint(labels, (5 * batch,), generator=generator).to(DEVICE))
+    columns = torch.randint(labels, (5 * batch,), generator=generator)
+    made["gold"] = (torch.arange(batch).repeat_interleave(5).to(DEVICE), columns.to(DEVICE))
     made["mha"] = torch.nn.MultiheadAttention(dim, 1, bias=False, batch_first=True, device=DEVICE, dtype=DTYPE)
     return made | {"batch": batch}
 

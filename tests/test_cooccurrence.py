@@ -67,6 +67,15 @@ def rising():
     return matrices(x, label[:, None])
 
 
+def late():
+    """A list full of equal tokens before the better ones come, for two labels whose lists are neighbours in memory."""
+    documents = 4 * TILE
+    label = np.arange(documents) < documents // 2
+    x = np.repeat(label[:, None], 6 * TILE, 1)
+    x[: documents // 4, : 4 * TILE] = False
+    return matrices(x, np.repeat(label[:, None], 2, 1))
+
+
 def hardly_associated():
     """C N just above n_t n_l: mutual information rounds to 0, and such a token is kept all the same."""
     n, n_l = 10_007, 5_000
@@ -97,6 +106,7 @@ CASES = {
     "ties over tile borders, K over a tile": (copies(), TILE + 4),
     "fewer positive tokens than K": (drawn(30, 12, 4), 100),
     "candidates cut again and again": (rising(), 10),
+    "equal candidates fill a list before better ones come": (late(), 10),
     "mutual information rounded to zero": (hardly_associated(), 20),
     "no label column": (matrices(np.ones((3, 4)), np.zeros((3, 0))), 2),
 }
@@ -234,6 +244,8 @@ def test_on_a_gpu_equals_the_cpu_path_to_the_bit(variant, top_k):
     rng = np.random.default_rng(0)
     x = sparse.random(5_003, 3_001, 0.02, "csr", rng=rng)
     y = sparse.random(5_003, 517, 0.01, "csr", rng=rng)
-    found = fused.top_associations(x.ceil(), y.ceil(), variant=variant, top_k=top_k, device="cuda")
-    same_bits(found, on_cpu(x.ceil(), y.ceil(), variant, top_k))
-    same_bits(fused.top_associations(x.ceil(), y.ceil(), variant=variant, top_k=top_k, device="cuda"), found)
+    # whole, and cut to sizes of 1, which a launcher would make constants
+    for corpus in ((x.ceil(), y.ceil()), (x.ceil()[:, :1], y.ceil()[:, :1]), (x.ceil()[:1], y.ceil()[:1])):
+        found = fused.top_associations(*corpus, variant=variant, top_k=top_k, device="cuda")
+        same_bits(found, on_cpu(*corpus, variant, top_k))
+        same_bits(fused.top_associations(*corpus, variant=variant, top_k=top_k, device="cuda"), found)

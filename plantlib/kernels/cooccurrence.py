@@ -88,13 +88,13 @@ def _keys(
 
 @triton.jit
 def _kth(keys, K):
-    """The K-th highest of non-negative keys (CAP,), found bit by bit; -1 where there are fewer."""
+    """The K-th highest of keys (CAP,), found bit by bit; 0, the lowest score, where fewer than K are scores."""
     edge = tl.full((), 0, tl.int64)
     one = tl.full((), 1, tl.int64)
     for step in range(63):
         trial = edge | (one << (62 - step))
         edge = tl.where(tl.sum((keys >= trial).to(tl.int32), 0) >= K, trial, edge)
-    return tl.where(tl.sum((keys >= 0).to(tl.int32), 0) >= K, edge, -1)
+    return edge
 
 
 @triton.jit
@@ -105,7 +105,7 @@ def _shorten(row, label, thresholds, filled, K, CAP: tl.constexpr):
     edge = _kth(keys, K)
     higher = keys > edge
     above = tl.sum(higher.to(tl.int32), 0)
-    tie = ((keys == edge) & (keys >= 0)).to(tl.int32)
+    tie = (keys == edge).to(tl.int32)
     kept = (higher | ((tie > 0) & (tl.cumsum(tie, 0) <= K - above))).to(tl.int32)
     # nobody may write before everybody has read
     tl.debug_barrier()
@@ -118,7 +118,7 @@ def _shorten(row, label, thresholds, filled, K, CAP: tl.constexpr):
 @triton.jit(do_not_specialize=NO_SPECIALIZATION)
 def _threshold_kernel(
     x_bits, y_bits, n_t, h_t, n_l, h_l, table,  # as in _keys
-    thresholds,  # (L,) int64 out: key of the K-th highest score with multiplicity, -1 where there are fewer
+    thresholds,  # (L,) int64 out: key of the K-th highest score with multiplicity, 0 where there are fewer
     above,  # (L,) int32 out: tokens strictly above it
     candidates,  # (L, CAP) int64 scratch: keys above the threshold so far
     filled,  # (L,) int32 scratch: how many
@@ -131,7 +131,7 @@ def _threshold_kernel(
     end = tl.minimum(begin + BL, L)
     there = labels < L
     rows = labels.to(tl.int64)[:, None] * CAP
-    tl.store(thresholds + labels, tl.full((BL,), -1, tl.int64), mask=there)
+    tl.store(thresholds + labels, tl.zeros((BL,), tl.int64), mask=there)
     tl.store(filled + labels, tl.zeros((BL,), tl.int32), mask=there)
     # the scratch is written and read by different threads of the program, hence the barriers
     tl.debug_barrier()
@@ -180,7 +180,7 @@ def _emit_kernel(
     for first in range(0, V, BT):
         tokens = first + tl.arange(0, BT)
         keys = _keys(x_bits, y_bits, n_t, h_t, n_l, h_l, table, tokens, labels, N, V, L, W, VARIANT, TINY, BT, BL, BW)
-        tie = ((keys == edge) & (keys >= 0)).to(tl.int32)
+        tie = (keys == edge).to(tl.int32)
         early = ties[:, None] + tl.cumsum(tie, 1) <= room
         keep = (keys > edge) | ((tie > 0) & early)
         place = row + written[:, None] + tl.cumsum(keep.to(tl.int32), 1) - 1
