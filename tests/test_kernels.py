@@ -314,6 +314,15 @@ def test_loss_without_gradients_is_the_same_number():
     torch.testing.assert_close(logits, same)
 
 
+def test_a_loss_hands_its_gradients_out_once():
+    made = problem([5, 7], 9, 4)
+    arguments = dict(made, rows=torch.tensor([0]), columns=torch.tensor([1]), added=torch.zeros(2, 9, dtype=torch.float64))
+    loss, _ = kernels.attend_bce(**arguments, impl="torch")
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="call attend_bce again"):
+        loss.backward()
+
+
 def test_documents_do_not_touch_each_other():
     """Poison all tokens of one document with NaN: every other document keeps its values to the bit."""
     made = problem([4, 6, 3], 7, 5)

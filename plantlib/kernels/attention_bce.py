@@ -42,14 +42,18 @@ class AttentionBCE(torch.autograd.Function):
             d_added = grade(logits, positives(problem.shape, rows, labels))
         kinds = [x.dtype for x in (hidden, queries, outputs)]
         gradients = [None if g is None else g.to(kind) for g, kind in zip(found[:3], kinds, strict=True)]
-        ctx.save_for_backward(*gradients, found.gain, d_added)
+        ctx.gradients = [*gradients, found.gain, d_added]
         ctx.mark_non_differentiable(logits)
         ctx.gain_dtype, ctx.added_dtype = None if gain is None else gain.dtype, added.dtype
         return loss, logits
 
     @staticmethod
     def backward(ctx, upstream, _):
-        d_hidden, d_queries, d_outputs, d_gain, d_added = (None if g is None else g * upstream for g in ctx.saved_tensors)
+        if ctx.gradients is None:
+            raise RuntimeError("this loss has handed its gradients out; call attend_bce again for a second backward pass")
+        # in place: a second copy of what is as large as the parameters would be all the memory that is used
+        d_hidden, d_queries, d_outputs, d_gain, d_added = (None if g is None else g.mul_(upstream) for g in ctx.gradients)
+        ctx.gradients = None
         d_gain = None if d_gain is None else d_gain.to(ctx.gain_dtype)
         return d_hidden, None, d_queries, d_outputs, None, None, None, d_gain, None, d_added.to(ctx.added_dtype), None, None
 

@@ -1,4 +1,4 @@
-"""X'Y -> mutual information -> the K best tokens a label in one Triton pass over bitmaps: no (V, L) table is ever stored.
+"""X'Y -> mutual information -> the K best tokens a label in two Triton passes over bitmaps: no (V, L) table is ever stored.
 
 Realises METHOD.md section 1 as `mig.association_blocks` and `mig.top_tokens` compute it, to the bit: counts are exact
 integers, logarithms come from the one float64 table, every float64 operation stands in the CPU's order and none is a product

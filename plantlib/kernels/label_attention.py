@@ -20,8 +20,7 @@ from plantlib.kernels import machine
 from plantlib.kernels.label_attention_torch import Gradients, Problem, Rows
 
 WORKSPACE = 2**26  # bytes of score and output gradients alive at once in the backward pass
-MAX_KEEP = 128  # inattention sorts 2 K keys a row in registers
-MAX_DIM = 8192
+MAX_KEEP, MAX_DIM = 128, 8192  # inattention sorts 2 K keys a row in registers
 CELLS = 16  # planted cells scattered by one product
 
 
