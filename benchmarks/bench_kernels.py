@@ -10,9 +10,9 @@ and by the rate this machine reaches in one large product. The bars printed at t
 from __future__ import annotations
 
 import argparse
-import csv
 import datetime
 import json
+import math
 import statistics
 import subprocess
 import sys
@@ -21,11 +21,11 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from common import append, peak_mib, restart_peak
 from torch.nn import functional
 from tqdm import tqdm
 
 from plantlib import kernels, ranking, results
-from plantlib.io import atomic_path
 from plantlib.kernels.attention_bce import sparse_bce
 
 COLUMNS = ("date device threads op shape dtype implementation forward_ms both_ms cpu_ms extra_mib time_ratio baseline "
@@ -85,20 +85,27 @@ def with_loss(form):
     return run
 
 
-def listwise(name: str, impl: str, rows_at_once: int):
-    """A loss of all rows, the pairwise form by chunks of rows as memory demands."""
-
-    def run(made):
-        parts = zip(made["scores"].split(rows_at_once), made["relevance"].split(rows_at_once), strict=True)
-        return sum(ranking.LOSSES[name](s, r, impl=impl) * len(s) for s, r in parts) / len(made["scores"])
-
-    return run
+def listwise(name: str, impl: str):
+    """A ranking loss of all rows at once; the pairwise form of 256 x 512 x 512 pairs keeps 1.5 GiB at most."""
+    return lambda made: ranking.LOSSES[name](made["scores"], made["relevance"], impl=impl)
 
 
 ATTENTION = {"eager": eager, "ours": ours, "sdpa": sdpa, "published": published} | ({"reference": reference} if CUDA else {})
-# products of B T L D multiply-adds, forward and backward, in each form; published adds the projections of H, Q and the context
+# products of B T L D multiply-adds, forward and backward, in each form
 PRODUCTS = {"eager": 6, "ours": 8, "sdpa": 7, "published": 6, "reference": 6}
-LOSS_PRODUCTS = PRODUCTS | {"ours": 6}
+OUT_OF_MEMORY = "out of memory"
+
+
+def flop(op: str, shape: tuple, name: str) -> int:
+    """Floating-point operations of the matrix products of a form, forward and backward."""
+    batch, tokens, dim, labels = shape
+    products = PRODUCTS[name]
+    if name == "ours" and not CUDA:
+        # the loss taken in saves recomputation; a single long document saves one product by its context
+        products = 6 if op.endswith("bce") else 8 - (batch == 1 and tokens >= 2 * dim)
+    # queries and context are projected a document and label, keys and values a token
+    projections = 3 * 2 * batch * (labels + tokens) * dim if name == "published" else 0
+    return 2 * dim * (products * batch * tokens * labels + projections)
 
 
 def operations(quick: bool) -> dict:
@@ -111,7 +118,7 @@ def operations(quick: bool) -> dict:
         "label_attention_memory": (QUICK if quick else LAW, {n: ATTENTION[n] for n in ("eager", "ours", "sdpa")}, "eager"),
     }
     for name in ("approx_ndcg", "lambdarank"):
-        forms = {"pairwise": listwise(name, "reference", 64), "ours": listwise(name, "auto", rows)}
+        forms = {"pairwise": listwise(name, "reference"), "ours": listwise(name, "auto")}
         found[name] = ([(rows, items)], forms, "pairwise")
     return found
 
@@ -149,16 +156,16 @@ def once(function, made) -> tuple[float, float, float]:
     return 1e3 * (middle - began), 1e3 * (clock() - began), 1e3 * (time.process_time() - cpu)
 
 
-def matmul_rate() -> float:
+def matmul_rate(quick: bool) -> float:
     """FLOP a second of one large product, the best of several."""
-    size = 8192 if CUDA else 2048
+    size = 256 if quick else 8192 if CUDA else 2048
     a, b, out = (torch.randn(size, size, device=DEVICE, dtype=DTYPE) for _ in range(3))
     return 2 * size**3 / min(_seconds(lambda: torch.mm(a, b, out=out)) for _ in range(12))
 
 
-def bandwidth() -> float:
+def bandwidth(quick: bool) -> float:
     """Bytes a second read and written by one copy that fits no cache."""
-    a = torch.zeros(2**28 if CUDA else 2**26, device=DEVICE)
+    a = torch.zeros(2 ** (20 if quick else 28 if CUDA else 26), device=DEVICE)
     b = torch.empty_like(a)
     return 2 * 4 * a.numel() / min(_seconds(lambda: b.copy_(a)) for _ in range(5))
 
@@ -171,68 +178,77 @@ def _seconds(function) -> float:
     return time.perf_counter() - began
 
 
-def resident() -> int:
-    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024
-
-
 def measure_memory(op: str, shape: tuple, name: str, quick: bool) -> float:
     """MiB beyond inputs, output and gradients at the peak of one forward and backward pass; in a process of its own."""
     function, made = operations(quick)[op][1][name], inputs(op, shape)
-    small = inputs(op, QUICK[0] if op.startswith("label_attention") else (8, 16))
-    once(function, small)  # libraries allocate their own workspaces here, not below
-    gradients = sum(x.numel() * x.element_size() for x in made["leaves"])
+    # libraries allocate their own workspaces here, not below
+    once(function, inputs(op, QUICK[0] if op.startswith("label_attention") else (8, 16)))
     if CUDA:
         torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        once(function, made)
-        peak = torch.cuda.max_memory_allocated()
     else:
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from what is resident now
-        before = resident()
-        once(function, made)
-        peak = resident()
-    return max(peak - before - gradients, 0) / 2**20
+        restart_peak()
+    before = torch.cuda.memory_allocated() / 2**20 if CUDA else peak_mib()
+    out = function(made)
+    out.backward(torch.ones_like(out))
+    peak = torch.cuda.max_memory_allocated() / 2**20 if CUDA else peak_mib()
+    weights = made["mha"].parameters() if "mha" in made else ()
+    kept = [out, *(x.grad for x in (*made["leaves"], *weights) if x.grad is not None)]
+    return max(peak - before - sum(x.numel() * x.element_size() for x in kept) / 2**20, 0.0)
 
 
 def memory(op: str, shape: tuple, name: str, quick: bool) -> float | str:
     command = [sys.executable, __file__, "--measure", json.dumps([op, shape, name, quick])]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode == 0:
-        return round(float(done.stdout.split()[-1]), 1)
+        return float(done.stdout.split()[-1])
     if "out of memory" in done.stderr.lower() or done.returncode == -9:
-        return "out of memory"
+        return OUT_OF_MEMORY
     raise RuntimeError(f"{name} at {shape} failed: {done.stderr[-500:]}")
 
 
 def run(options) -> list[dict]:
-    rate, copied = matmul_rate(), bandwidth()
-    about = results.environment()
-    device = torch.cuda.get_device_name() if CUDA else about["cpu"]
-    common = {"date": datetime.date.today().isoformat(), "device": device, "threads": torch.get_num_threads(),
-              "dtype": str(DTYPE).split(".")[1], "bandwidth_gbs": round(copied / 1e9, 1),
-              "versions": " ".join(f"{p} {version(p)}" for p in ("plantlib", "torch"))}  # fmt: skip
+    """One row an operation, shape and implementation."""
+    rate, common = matmul_rate(options.quick), about_the_machine(options.quick)
     wanted = {n: o for n, o in operations(options.quick).items() if options.only in n}
     bar = tqdm(total=sum(len(s) * len(f) for s, f, _ in wanted.values()), unit="row")
-    rows = []
+    # a toy needs no process of its own
+    measured, rows = measure_memory if options.quick else memory, []
     for op, (shapes, forms, baseline) in wanted.items():
         for shape in shapes:
-            extra = {n: memory(op, shape, n, options.quick) for n in forms}
-            fits = [n for n in forms if extra[n] != "out of memory"]
+            extra = {n: measured(op, shape, n, options.quick) for n in forms}
+            fits = [n for n in forms if extra[n] != OUT_OF_MEMORY]
+            for name in set(forms) - set(fits):
+                bar.write(f"{op} {label(op, shape)}: {name} is not timed, {extra[name]}")
             timed = {} if op == "label_attention_memory" else times(forms, fits, inputs(op, shape), options.repetitions)
             for name in forms:
-                row = common | {"op": op, "shape": label(op, shape), "implementation": name, "extra_mib": extra[name]}
-                if name in timed:
-                    forward, both, cpu = timed[name]
-                    row |= {"forward_ms": round(forward, 2), "both_ms": round(both, 2), "cpu_ms": "" if CUDA else round(cpu, 2),
-                            "baseline": baseline, "time_ratio": round(both / timed[baseline][1], 3)}  # fmt: skip
-                    if op.startswith("label_attention"):
-                        products = (LOSS_PRODUCTS if op.endswith("bce") else PRODUCTS)[name]
-                        flop = 2 * products * shape[0] * shape[1] * shape[2] * shape[3]
-                        row["limit_share"] = round(flop / (both / 1e3) / rate, 3)
-                rows.append(row)
+                row = common | {"op": op, "shape": label(op, shape), "implementation": name}
+                row["dtype"] = str(DTYPE if op.startswith("label_attention") else torch.float32).split(".")[1]
+                row["extra_mib"] = extra[name] if name not in fits else round(extra[name], 1)
+                rows.append(row | time_columns(op, shape, name, timed, baseline, rate))
                 bar.update()
     bar.close()
     return rows
+
+
+def about_the_machine(quick: bool) -> dict:
+    """Columns that all rows of a run share."""
+    device = torch.cuda.get_device_name() if CUDA else results.environment()["cpu"]
+    return {"date": datetime.date.today().isoformat(), "device": device, "threads": torch.get_num_threads(),
+            "bandwidth_gbs": round(bandwidth(quick) / 1e9, 1),
+            "versions": " ".join(f"{p} {version(p)}" for p in ("plantlib", "torch"))}  # fmt: skip
+
+
+def time_columns(op: str, shape: tuple, name: str, timed: dict, baseline: str, rate: float) -> dict:
+    """Columns of a contender that was timed; those that need the baseline stay empty where it was not."""
+    if name not in timed:
+        return {}
+    forward, both, cpu = timed[name]
+    found = {"forward_ms": round(forward, 3), "both_ms": round(both, 3), "cpu_ms": "" if CUDA else round(cpu, 3)}
+    if baseline in timed:
+        found |= {"baseline": baseline, "time_ratio": round(both / timed[baseline][1], 3)}
+    if op.startswith("label_attention"):
+        found["limit_share"] = float(f"{flop(op, shape, name) / (both / 1e3) / rate:.3g}")
+    return found
 
 
 def times(forms, names, made, repetitions: int) -> dict:
@@ -252,35 +268,59 @@ def label(op: str, shape: tuple) -> str:
 
 
 def bars(rows: list[dict]) -> list[tuple[str, float, float]]:
-    """(what, found, at most) of the promises about time and memory that these rows can speak of."""
+    """(what, found, at most) of the promises about time and memory; found is nan where a side was not measured."""
     found = []
     by = {(r["op"], r["shape"], r["implementation"]): r for r in rows}
     for (op, shape, name), row in by.items():
         if name != "ours" or op == "label_attention_memory":
             continue
-        if op.startswith("label_attention"):
-            plain, fused = by[op, shape, "eager"], by[op, shape, "sdpa"]
-            first = shape.startswith("B=1 ")
-            found += [
-                (f"{op} {shape}: time / eager", row["both_ms"] / plain["both_ms"], 0.75 if first else 0.8),
-                (f"{op} {shape}: time / sdpa", row["both_ms"] / fused["both_ms"], 1.0 if first else 1.2),
-                (f"{op} {shape}: memory / eager", row["extra_mib"] / max(plain["extra_mib"], 1e-9), 1 / 6),
-                (f"{op} {shape}: memory / sdpa", row["extra_mib"] / max(fused["extra_mib"], 1e-9), 1 / 2),
-            ]
-        else:
-            lists = int(shape.split()[0][2:])
-            found += [(f"{op}: CPU ms a row", (row["cpu_ms"] or row["both_ms"]) / lists, 6.0),
-                      (f"{op}: extra MiB", row["extra_mib"], 150.0),
-                      (f"{op}: time / pairwise", row["time_ratio"], 1 / 3)]  # fmt: skip
+        others = {n: r for (o, s, n), r in by.items() if (o, s) == (op, shape)}
+        promises = attention_bars if op.startswith("label_attention") else ranking_bars
+        found += [(f"{op} {shape}: {what}", value, most) for what, value, most in promises(row, others)]
     return found
 
 
-def append(rows: list[dict], path: Path) -> None:
-    old = list(csv.DictReader(path.open())) if path.exists() else []
-    with atomic_path(path) as temporary, temporary.open("w", newline="") as f:
-        writer = csv.DictWriter(f, COLUMNS)
-        writer.writeheader()
-        writer.writerows([*old, *rows])
+def attention_bars(row: dict, others: dict) -> list[tuple[str, float, float]]:
+    """Promises about label attention, `row` being ours; on a GPU its time is held to other ones."""
+    time_to, memory_to = (lambda n, c=c: ratio(row, others.get(n, {}), c) for c in ("both_ms", "extra_mib"))
+    first = row["shape"].startswith("B=1 ")
+    found = [("memory / eager", memory_to("eager"), 1 / 6), ("memory / sdpa", memory_to("sdpa"), 1 / 2)]
+    if row["cpu_ms"] != "":
+        times = [("eager", 0.75 if first else 0.8), ("sdpa", 1.0 if first else 1.2)]
+        return [*((f"time / {n}", time_to(n), most) for n, most in times), *found]
+    # forward has two products; half the rate of a large product is the promise
+    share = row["limit_share"] * row["both_ms"] / row["forward_ms"] * 2 / PRODUCTS["ours"]
+    forward = [("forward time / its limit", 1 / share, 2.0)] if row["op"] == "label_attention" else []
+    return [("time / published", time_to("published"), 1 / 3), *forward, *found]
+
+
+def ranking_bars(row: dict, others: dict) -> list[tuple[str, float, float]]:
+    """Promises about a ranking loss, `row` being ours."""
+    lists = int(row["shape"].split()[0][2:])
+    cpu = [] if row["cpu_ms"] == "" else [("CPU ms a row", row["cpu_ms"] / lists, 6.0)]
+    return [*cpu, ("extra MiB", row["extra_mib"], 150.0),
+            ("time / pairwise", ratio(row, others.get("pairwise", {}), "both_ms"), 1 / 3)]  # fmt: skip
+
+
+def ratio(row: dict, other: dict, column: str) -> float:
+    """row / other of a column, nan where either was not measured."""
+    pair = (row.get(column), other.get(column))
+    if any(not isinstance(x, (int, float)) for x in pair):
+        return math.nan
+    return pair[0] / max(pair[1], 1e-9)
+
+
+def verdict(value: float, most: float) -> str:
+    return "not measured" if math.isnan(value) else "yes" if value <= most else "no"
+
+
+def show(rows: list[dict]) -> None:
+    """Print the rows, the fastest of each shape first."""
+    widths = {"op": 22, "shape": 24, "implementation": 14, "forward_ms": 10, "both_ms": 10, "cpu_ms": 10, "extra_mib": 13,
+              "time_ratio": 10, "limit_share": 11}  # fmt: skip
+    print("  ".join(f"{c:>{w}}" for c, w in widths.items()))
+    for row in sorted(rows, key=lambda r: (r["op"], r["shape"], r.get("both_ms", math.inf))):
+        print("  ".join(f"{row.get(c, '')!s:>{w}}" for c, w in widths.items()))
 
 
 def main(arguments=None) -> None:
@@ -295,16 +335,14 @@ def main(arguments=None) -> None:
         op, shape, name, quick = json.loads(options.measure)
         print(measure_memory(op, tuple(shape), name, quick))
         return
+    if not any(options.only in op for op in operations(options.quick)):
+        parser.error(f"--only {options.only} names no operation; there are {', '.join(operations(options.quick))}")
     print("price: about 8 minutes on 2 CPU cores; other work on the machine spoils it", flush=True)
     rows = run(options)
-    append(rows, options.out)
-    for row in rows:
-        print("  ".join(f"{row.get(c, '')!s:>{w}}" for c, w in zip(
-            ("op", "shape", "implementation", "forward_ms", "both_ms", "extra_mib", "time_ratio", "limit_share"),
-            (22, 24, 10, 10, 10, 10, 7, 7), strict=True)))  # fmt: skip
-    if not options.quick:
-        for what, value, most in bars(rows):
-            print(f"{'met   ' if value <= most else 'MISSED'} {what}: {value:.2f}, at most {most:.2f}")
+    append(rows, options.out, COLUMNS)
+    show(rows)
+    for what, value, most in [] if options.quick else bars(rows):
+        print(f"{verdict(value, most):12} {what}: {value:.2f}, at most {most:.2f}")
 
 
 if __name__ == "__main__":

@@ -10,10 +10,8 @@ The published algorithm visits 4 N V L cells: it is timed on a sample and extrap
 from __future__ import annotations
 
 import argparse
-import csv
 import datetime
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -24,11 +22,11 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before numpy: one thread on both sides
 
 import numpy as np
+from common import append, peak_mib
 from scipy import sparse
 
 from plantlib import mig, results
 from plantlib.data import Corpus
-from plantlib.io import atomic_path
 from plantlib.tokens import words
 
 COLUMNS = "date device dataset N V L seconds mib baseline_seconds_sample ratio_extrapolated versions".split()
@@ -93,13 +91,6 @@ def time_published(x, y, documents=100, tokens=2_000, seed=0) -> tuple[float, fl
     return counting + closing, passes * (counting * x.shape[0] / len(rows) + closing)
 
 
-def peak_mib() -> float:
-    """Peak resident MiB of this program; ru_maxrss would start from the peak of the process that launched it."""
-    if (status := Path("/proc/self/status")).exists():
-        return int(status.read_text().split("VmHWM:")[1].split()[0]) / 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
 def measure(folder: Path) -> None:
     """In a process of its own: print CPU seconds of `teach` and the peak MiB it adds to the loaded inputs."""
     x, y = (sparse.load_npz(folder / f"{name}.npz") for name in "xy")
@@ -114,14 +105,6 @@ def time_teach(x, y) -> tuple[float, float]:
         sparse.save_npz(f"{folder}/y.npz", y, compressed=False)
         command = [sys.executable, __file__, "--measure", folder]
         return tuple(map(float, subprocess.check_output(command, text=True).split()))
-
-
-def append(row: dict, path: Path) -> None:
-    """Add one row to a CSV file."""
-    old = list(csv.DictReader(path.open())) if path.exists() else []
-    with atomic_path(path) as temporary, temporary.open("w", newline="") as f:
-        writer = csv.DictWriter(f, COLUMNS)
-        writer.writerows([dict(zip(COLUMNS, COLUMNS, strict=True)), *old, row])
 
 
 def main(arguments=None) -> None:
@@ -142,7 +125,7 @@ def main(arguments=None) -> None:
     made_with = " ".join(f"{p} {version(p)}" for p in ("plantlib", "numpy", "scipy")) + f" python {about['python']}"
     row = dict(zip(COLUMNS, (datetime.date.today().isoformat(), about["cpu"], dataset, *x.shape, y.shape[1],
                round(seconds, 2), round(mib), round(sample, 2), round(whole / seconds), made_with), strict=True))  # fmt: skip
-    append(row, ROOT / "results/bench/mig.csv")
+    append([row], ROOT / "results/bench/mig.csv", COLUMNS)
     print("\n".join(f"{name:24} {value}" for name, value in row.items()))
 
 

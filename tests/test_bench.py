@@ -35,14 +35,28 @@ def test_ranking_contenders_agree():
         assert forms["ours"](made).item() == pytest.approx(forms["pairwise"](made).item(), rel=1e-5)
 
 
-def test_rows_are_whole_and_appended(tmp_path, capsys):
+def test_quick_run_writes_every_contender_and_column(tmp_path, capsys):
+    out = tmp_path / "kernels.csv"
+    bench.main(["--quick", "--repetitions", "1", "--out", str(out)])
+    rows = list(csv.DictReader(out.open()))
+    wanted = [(op, name) for op, (_, forms, _) in bench.operations(quick=True).items() for name in forms]
+    assert [(r["op"], r["implementation"]) for r in rows] == wanted and list(rows[0]) == bench.COLUMNS
+    for row in rows:
+        # toys are smaller than a page of memory
+        assert float(row["extra_mib"]) >= 0 and float(row["bandwidth_gbs"]) > 0 and row["device"] and row["versions"]
+        timed = [] if row["op"] == "label_attention_memory" else ["forward_ms", "both_ms", "cpu_ms", "time_ratio"]
+        assert all(float(row[c]) > 0 for c in timed)
+        assert not timed or not row["op"].startswith("label_attention") or float(row["limit_share"]) > 0
+    assert "price" in capsys.readouterr().out
+
+
+def test_rows_are_appended_and_an_unknown_operation_is_refused(tmp_path):
     out = tmp_path / "kernels.csv"
     for _ in range(2):
         bench.main(["--quick", "--only", "lambdarank", "--repetitions", "1", "--out", str(out)])
-    rows = list(csv.DictReader(out.open()))
-    assert [r["implementation"] for r in rows] == ["pairwise", "ours"] * 2 and list(rows[0]) == bench.COLUMNS
-    assert all(float(r["both_ms"]) >= float(r["forward_ms"]) > 0 and float(r["extra_mib"]) >= 0 and r["device"] for r in rows)
-    assert "price" in capsys.readouterr().out
+    assert [r["implementation"] for r in csv.DictReader(out.open())] == ["pairwise", "ours"] * 2
+    with pytest.raises(SystemExit):
+        bench.main(["--quick", "--only", "listnet", "--out", str(out)])
 
 
 def test_memory_sees_a_tensor_that_stays_alive():
@@ -57,3 +71,21 @@ def test_bars_follow_the_rows():
     rows = [row | dict(implementation=n, both_ms=t, extra_mib=m) for n, t, m in measured]
     found = {what.split(": ")[1]: value <= most for what, value, most in bench.bars(rows)}
     assert found == {"time / eager": False, "time / sdpa": True, "memory / eager": True, "memory / sdpa": False}
+    assert [bench.verdict(v, 1.0) for v in (0.5, 1.0, 1.5, float("nan"))] == ["yes", "yes", "no", "not measured"]
+
+
+def test_what_ran_out_of_memory_has_no_ratio():
+    ours = dict(op="label_attention", shape="B=8 T=3 D=2 L=9", implementation="ours", cpu_ms="", both_ms=8.0, forward_ms=2.0,
+                extra_mib=6.0, limit_share=0.5)  # fmt: skip
+    rows = [ours, dict(ours, implementation="published", both_ms=32.0), dict(op=ours["op"], shape=ours["shape"],
+            implementation="eager", extra_mib=bench.OUT_OF_MEMORY)]  # fmt: skip
+    found = {what.split(": ")[1]: bench.verdict(value, most) for what, value, most in bench.bars(rows)}
+    assert found == {"time / published": "yes", "forward time / its limit": "yes", "memory / eager": "not measured",
+                     "memory / sdpa": "not measured"}  # fmt: skip
+
+
+def test_operations_counted_are_those_of_the_form():
+    shape = (1, 64, 32, 10)
+    plain = bench.flop("label_attention", shape, "eager")
+    assert plain == 6 * 2 * 64 * 32 * 10 and bench.flop("label_attention", shape, "ours") * 6 == plain * 7
+    assert bench.flop("label_attention", shape, "published") - plain == 3 * 2 * 2 * 32 * 32 * (64 + 10)
