@@ -7,17 +7,9 @@ beside this file says which kernel has run where. Ranking losses are reached thr
 
 from __future__ import annotations
 
-from plantlib.kernels.attention import Cells, merge, planted_attention
+from plantlib.kernels.attention import Cells, merge
+from plantlib.kernels.attention import planted_attention as attend
 from plantlib.kernels.attention import planted_attention_bce as attend_bce
 from plantlib.kernels.machine import IMPLEMENTATIONS, implementation
 
 __all__ = ["Cells", "IMPLEMENTATIONS", "attend", "attend_bce", "implementation", "merge"]
-
-
-def attend(*args, impl: str = "auto", **kwargs):
-    """Planted label attention by one implementation; arguments and results as in `attention.planted_attention`."""
-    if impl == "reference":
-        from plantlib.kernels import reference
-
-        return reference.label_attention(*args, **kwargs)
-    return planted_attention(*args, impl=impl, **kwargs)

@@ -7,13 +7,12 @@ segments of a long document, autocast. Nothing here is larger than (B, L).
 
 from __future__ import annotations
 
-import functools
 from typing import NamedTuple
 
 import torch
 
 from plantlib.kernels import label_attention_torch as blocked
-from plantlib.kernels import machine
+from plantlib.kernels import machine, reference
 from plantlib.kernels.attention_bce import AttentionBCE, sparse_bce
 from plantlib.kernels.label_attention_torch import Problem
 
@@ -42,6 +41,11 @@ def planted_attention(
     """
     _check(offsets, label_queries, label_outputs, cells, gain, keep, candidates, state)
     chosen = machine.implementation(impl, hidden_states)
+    if chosen == "reference":
+        return reference.label_attention(
+            hidden_states, offsets, label_queries, label_outputs, cells, gain, keep,
+            label_bias=label_bias, candidates=candidates, state=state,
+        )  # fmt: skip
     kind = torch.promote_types(hidden_states.dtype, torch.promote_types(label_queries.dtype, label_outputs.dtype))
     device = hidden_states.device.type
     if chosen == "triton":
@@ -177,9 +181,6 @@ def planted_attention_bce(
         planted = cells if cells is not None and len(cells[0]) else (None, None, None)
         gain = None if planted[0] is None else gain
         return AttentionBCE.apply(given[0], offsets, *given[1:], *planted, gain, keep, added, rows, columns)
-    attend = functools.partial(planted_attention, impl=impl)
-    if impl == "reference":
-        from plantlib.kernels.reference import label_attention as attend
-    value, _ = attend(hidden_states, offsets, label_queries, label_outputs, cells, gain, keep)
+    value, _ = planted_attention(hidden_states, offsets, label_queries, label_outputs, cells, gain, keep, impl=impl)
     logits = value + added
     return sparse_bce(logits, rows, columns), logits.detach()

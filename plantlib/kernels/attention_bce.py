@@ -37,9 +37,9 @@ class AttentionBCE(torch.autograd.Function):
         cells = None if positions is None else (positions, columns, values)
         problem = Problem(hidden, offsets, queries, outputs, cells, gain, keep)
         with torch.autocast(hidden.device.type, enabled=False):
-            logits, found = read_and_grade(problem, added, positives(problem.shape, rows, labels), ctx.needs_input_grad[0])
-            loss = sparse_bce(logits, rows, labels)
-            d_added = grade(logits, positives(problem.shape, rows, labels))
+            positive = positives(problem.shape, rows, labels)
+            logits, found = read_and_grade(problem, added, positive, ctx.needs_input_grad[0])
+            loss, d_added = sparse_bce(logits, rows, labels), grade(logits, positive, len(logits))
         kinds = [x.dtype for x in (hidden, queries, outputs)]
         gradients = [None if g is None else g.to(kind) for g, kind in zip(found[:3], kinds, strict=True)]
         ctx.gradients = [*gradients, found.gain, d_added]
@@ -58,9 +58,9 @@ class AttentionBCE(torch.autograd.Function):
         return d_hidden, None, d_queries, d_outputs, None, None, None, d_gain, None, d_added.to(ctx.added_dtype), None, None
 
 
-def grade(logits: torch.Tensor, positive: torch.Tensor) -> torch.Tensor:
-    """d loss / d logits: (sigma(logit) - 1[positive]) / B."""
-    return (logits.sigmoid() - positive.to(logits.dtype)) / max(len(logits), 1)
+def grade(logits: torch.Tensor, positive: torch.Tensor, batch: int) -> torch.Tensor:
+    """d loss / d logits of any shape: (sigma(logit) - 1[positive]) / B."""
+    return (logits.sigmoid() - positive.to(logits.dtype)) / max(batch, 1)
 
 
 def read_and_grade(p: Problem, added, positive, wants_hidden: bool) -> tuple[torch.Tensor, blocked.Gradients]:
@@ -71,10 +71,7 @@ def read_and_grade(p: Problem, added, positive, wants_hidden: bool) -> tuple[tor
     d_queries, d_outputs = (torch.zeros_like(x, dtype=kind) for x in (p.queries, p.outputs))
     d_gain = None if p.cells is None else torch.zeros((), dtype=torch.float64, device=p.hidden.device)
     for tile in blocked.tiles(p):
-        h, size = space.hidden(tile), tile.high - tile.low
-        both = torch.mm(tile.stacked, h.T, out=space.take(2 * size, len(h)))
-        scores, read, cells = both[:size], both[size:], space.cells(tile)
-        space.plant(scores, cells)
+        (h, scores, read, cells), size = space.read(tile), tile.high - tile.low
         columns = slice(tile.low, tile.high)
         for b, span in space.spans(tile):
             _grade_document(scores[:, span], read[:, span], p.keep, logits[b, columns], positive[b, columns], len(logits))
@@ -95,6 +92,6 @@ def _grade_document(scores, reads, keep, logits, positive, batch: int) -> None:
     total = blocked.safe(scores.sum(1))
     value = (scores * reads).sum(1).div_(total)
     logits += value
-    g = ((logits.sigmoid() - positive.to(logits.dtype)) / (batch * total))[:, None]
+    g = (grade(logits, positive, batch) / total)[:, None]
     torch.addcmul(-g * value[:, None], reads, g, out=reads).mul_(scores)
     scores.mul_(g)

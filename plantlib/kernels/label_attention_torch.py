@@ -144,6 +144,13 @@ class Workspace:
         index = (columns[inside] - tile.low) * (tile.end - tile.begin) + positions[inside] - tile.begin
         return index, values[inside].to(self.kind)
 
+    def read(self, tile: Tile):
+        """Hidden states (chunk, D), planted scores and outputs (block, chunk) in shared memory, and the planted cells."""
+        h, size, cells = self.hidden(tile), tile.high - tile.low, self.cells(tile)
+        both = torch.mm(tile.stacked, h.T, out=self.take(2 * size, len(h)))
+        self.plant(both[:size], cells)
+        return h, both[:size], both[size:], cells
+
     def spans(self, tile: Tile) -> Iterator[tuple[int, slice]]:
         for b in range(tile.first, tile.last):
             if self.edges[b + 1] > self.edges[b]:
@@ -198,10 +205,7 @@ def backward(p: Problem, rows: Rows, grad_value, grad_log_sum, wants_hidden: boo
     d_outputs = torch.zeros_like(p.outputs, dtype=kind) if rows.context is None else rows.context.mul_(g.T)
     d_gain = None if p.cells is None else torch.zeros((), dtype=torch.float64, device=p.hidden.device)
     for tile in tiles(p):
-        h, size = space.hidden(tile), tile.high - tile.low
-        both = torch.mm(tile.stacked, h.T, out=space.take(2 * size, len(h)))
-        scores, read, cells = both[:size], both[size:], space.cells(tile)
-        space.plant(scores, cells)
+        (h, scores, read, cells), size = space.read(tile), tile.high - tile.low
         columns = slice(tile.low, tile.high)
         for b, span in space.spans(tile):
             weights, reads = scores[:, span], read[:, span]
