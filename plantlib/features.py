@@ -22,11 +22,33 @@ STRETCH = 256  # documents between two marks of progress: the most a killed run 
 
 
 @dataclass(frozen=True, eq=False)
+class Standard:
+    """h -> (h - shift) * scale, (D,) each: brings any backbone's hidden states to one spread, so that one learning rate fits all."""
+
+    shift: np.ndarray
+    scale: np.ndarray
+
+
+def standard_of(states: np.ndarray, spread: float = 0.3, usual: tuple[float, float] = (0.1, 1.0)) -> Standard | None:
+    """None when the root mean square of `states` (S, D) is a usual one; else what brings every dimension to `spread`.
+
+    Sentence encoders end in vectors of unit size; a causal LM ends in a norm made for its output layer, seven times larger and
+    ruled by a few dimensions, where the same steps of Adam overshoot.
+    """
+    states = np.asarray(states, dtype=np.float32)
+    if not len(states) or usual[0] <= float(np.sqrt(np.mean(states**2))) <= usual[1]:
+        return None
+    deviation = states.std(0)
+    return Standard(states.mean(0), np.where(deviation > 1e-6, spread / np.maximum(deviation, 1e-6), 0.0).astype(np.float32))
+
+
+@dataclass(frozen=True, eq=False)
 class Features:
     """Memory-mapped hidden states of N documents: `array` (S, D) float16 and the tokens they belong to."""
 
     array: np.ndarray
     tokens: Ragged
+    standard: Standard | None = None  # applied on reading
 
     @property
     def hidden_size(self) -> int:
@@ -34,7 +56,8 @@ class Features:
 
     def document(self, i: int) -> np.ndarray:
         """(T, D) float32 hidden states of document i."""
-        return np.asarray(self.array[self.tokens.offsets[i] : self.tokens.offsets[i + 1]], dtype=np.float32)
+        states = np.asarray(self.array[self.tokens.offsets[i] : self.tokens.offsets[i + 1]], dtype=np.float32)
+        return states if self.standard is None else (states - self.standard.shift) * self.standard.scale
 
     def documents(self, rows) -> np.ndarray:
         """(S', D) float32 hidden states of the documents `rows`, one after another."""

@@ -38,6 +38,7 @@ class PlantConfig(PreTrainedConfig):
     keep: int | None = None
     max_tokens: int | None = None
     window: int = 510
+    standardised: bool = False
     threshold: float = 0.5
     calibration: list | None = None
     tie_word_embeddings: bool = False
@@ -73,6 +74,9 @@ class PlantModel(PreTrainedModel):
             if config.num_teacher_cells
             else None
         )
+        if config.standardised:
+            self.register_buffer("hidden_shift", torch.zeros(config.hidden_size))
+            self.register_buffer("hidden_scale", torch.ones(config.hidden_size))
         self.tokenizer = None
         self.post_init()
 
@@ -87,6 +91,12 @@ class PlantModel(PreTrainedModel):
             )
         return windows.encode(self.as_backbone(), token_ids, offsets)
 
+    def standardise(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Hidden states at the spread the decoder was planted for; see `features.standard_of`."""
+        if not self.config.standardised:
+            return hidden
+        return (hidden.to(self.hidden_shift.dtype) - self.hidden_shift) * self.hidden_scale
+
     def as_backbone(self) -> backbones.Backbone:
         """The model's own backbone in the form `windows` and `features` read."""
         return backbones.Backbone(self.config.backbone_name or "", self.backbone, self.tokenizer, self.config.window)
@@ -99,7 +109,7 @@ class PlantModel(PreTrainedModel):
         """
         hidden = self.encode(token_ids, offsets) if hidden_states is None else hidden_states
         z = self.teacher_score(token_ids, offsets) if self.teacher_score is not None else None
-        packed = Packed(hidden, token_ids, offsets)
+        packed = Packed(self.standardise(hidden), token_ids, offsets)
         if label_rows is None:
             return PlantOutput(logits=self.decoder(packed, z))
         return PlantOutput(*self.decoder.loss(packed, label_rows, label_columns, z))
@@ -173,8 +183,8 @@ class PlantModel(PreTrainedModel):
         ids, offsets = self._packed(tokens)
         column = torch.tensor([self.config.label2id[label]], device=self.device)
         hidden, cells = self.encode(ids, offsets), self.decoder.planted.cells(ids)
-        scores, outputs = self.decoder.token_scores(hidden, cells, column)
-        bare, _ = self.decoder.token_scores(hidden, None, column)
+        scores, outputs = self.decoder.token_scores(self.standardise(hidden), cells, column)
+        bare, _ = self.decoder.token_scores(self.standardise(hidden), None, column)
         logit = float(self(ids, offsets, hidden).logits[0, column])
         spans = self.tokenizer(
             text, add_special_tokens=False, return_offsets_mapping=True,

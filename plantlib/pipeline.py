@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from scipy import sparse
 
 from plantlib import backbones, l2r, mig
 from plantlib.data import Corpus, DataError
-from plantlib.features import Features, cached_features
+from plantlib.features import Features, Standard, cached_features, hidden_states, standard_of
 from plantlib.l2r import L2RConfig, Planted
 from plantlib.mig import Teacher
 from plantlib.sources import checkout
@@ -25,6 +25,7 @@ from plantlib.tokens import Ragged, tokenise
 from plantlib.train import Documents
 
 LABEL_SPACE = "labels with a training document"
+STANDARD_SAMPLE = 64  # training documents that the spread of hidden states is measured on
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Prepared:
     @cached_property
     def hidden_size(self) -> int:
         """D of the backbone."""
-        return backbones.config_of(self.backbone).hidden_size
+        return backbones.hidden_size_of(backbones.config_of(self.backbone))
 
     @cached_property
     def rows(self) -> dict[str, np.ndarray]:
@@ -74,6 +75,15 @@ class Prepared:
     @property
     def train_labels(self) -> sparse.csr_matrix:
         return self.corpus.labels[self.rows["train"]]
+
+    @cached_property
+    def standard(self) -> Standard | None:
+        """How the hidden states are brought to a usual spread, from a sample of training documents; None when they are."""
+        sample = self.rows["train"][:STANDARD_SAMPLE]
+        if self.features is not None:
+            return standard_of(self.features.documents(sample))
+        backbone = backbones.load(self.backbone)
+        return standard_of(np.concatenate([hidden_states(backbone, [self.tokens[i]])[0] for i in sample]))
 
     def documents(self, split: str, cached: bool = True) -> Documents:
         """The split as the trainer reads it; cached hands over the frozen backbone's features, else the backbone runs."""
@@ -137,21 +147,35 @@ def fingerprint_of(*parts) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
+def listening_features(prepared: Prepared, progress: bool = True) -> Features:
+    """Hidden states of train and dev documents alone, for L2R pretraining of a run that tunes its backbone.
+
+    The other documents count as empty, so that rows keep their numbers; half of the forward passes are saved.
+    """
+    read = np.concatenate([prepared.rows["train"], prepared.rows["dev"]])
+    used = np.zeros(len(prepared.tokens), bool)
+    used[read] = True
+    nothing = np.zeros(0, np.int32)
+    tokens = Ragged.from_lists([prepared.tokens[i] if used[i] else nothing for i in range(len(used))])
+    path = prepared.root / "features" / f"{prepared.corpus.name}-{prepared.key}-train-dev.safetensors"
+    load = lambda: backbones.load(prepared.backbone)  # noqa: E731
+    return cached_features(load, tokens, path, key=f"{prepared.key}-train-dev", progress=progress)
+
+
 def pretrained(
     prepared: Prepared, trainer: str, teacher: Teacher, *, teacher_config: TeacherConfig, config: L2RConfig,
     progress: bool = True,
 ) -> Planted:  # fmt: skip
     """planted.safetensors of one trainer and seed, made where it is missing, checked against this corpus."""
-    if prepared.features is None:
-        raise ValueError("L2R pretraining reads cached hidden states; call prepare(..., frozen=True)")
     key = fingerprint_of(prepared.key, trainer, asdict(teacher_config), asdict(config))
     path = prepared.root / "planted" / f"{prepared.corpus.name}-{trainer}-{key}.safetensors"
     if path.exists():
         planted = Planted.load(path)
         planted.check(prepared.corpus.label_names, prepared.vocabulary)
         return planted
+    features = prepared.features or listening_features(prepared, progress)
     planted = l2r.pretrain(
-        trainer, prepared.features, prepared.rows["train"], teacher, label_names=prepared.corpus.label_names,
+        trainer, replace(features, standard=prepared.standard), prepared.rows["train"], teacher, label_names=prepared.corpus.label_names,
         tokens=prepared.vocabulary, labels=prepared.corpus.labels, held_out=prepared.rows["dev"], config=config,
         progress=progress,
     )  # fmt: skip

@@ -64,14 +64,14 @@ def _cpu_name() -> str:
     return found[1].strip() if found else platform.processor()
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """What JSON can hold: numpy to Python, tuples to lists, keys to str, nan and infinities to None."""
     if hasattr(value, "tolist"):
-        return _plain(value.tolist())
+        return plain(value.tolist())
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if value is None or isinstance(value, (str, int)):
@@ -127,7 +127,7 @@ class RunRecord:
 
     def __post_init__(self) -> None:
         for item in fields(self):
-            value = _plain(getattr(self, item.name))
+            value = plain(getattr(self, item.name))
             _refuse_leaks(value, f"{item.name} of run {str(self.id)[:80]!r}")
             object.__setattr__(self, item.name, value)
         if not re.fullmatch(r"[\w.@+-]{1,120}", str(self.id)):

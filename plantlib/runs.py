@@ -14,9 +14,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from scipy import sparse
 
-from plantlib import backbones, mig, peers, planting, train
+from plantlib import backbones, mig, peers, planting, train, tuning
 from plantlib.data import Corpus, DataError
 from plantlib.l2r import TRAINERS, L2RConfig
 from plantlib.metrics import evaluate, hits, per_document, tune_threshold
@@ -25,9 +26,10 @@ from plantlib.model import PlantConfig, PlantModel
 from plantlib.pipeline import Prepared, TeacherConfig, fingerprint_of, prepare, pretrained
 from plantlib.planting import StartConfig
 from plantlib.progress import tqdm
-from plantlib.results import RunRecord
+from plantlib.results import RunRecord, plain
 from plantlib.tokens import tfidf, words
 from plantlib.train import TrainConfig
+from plantlib.tuning import BackboneOptions, LoraOptions
 
 
 def build_model(prepared: Prepared, teacher: Teacher, *, keep: int | None = None) -> PlantModel:
@@ -37,12 +39,13 @@ def build_model(prepared: Prepared, teacher: Teacher, *, keep: int | None = None
         backbone_name=Path(prepared.backbone).name, hidden_size=prepared.hidden_size,
         num_tokens=len(prepared.vocabulary), num_planted_cells=teacher.relevance.nnz, num_teacher_cells=teacher.scores.nnz,
         keep=keep, max_tokens=prepared.max_tokens, window=prepared.window, id2label=dict(enumerate(names)),
-        label2id={name: i for i, name in enumerate(names)},
+        label2id={name: i for i, name in enumerate(names)}, standardised=prepared.standard is not None,
     )  # fmt: skip
-    return PlantModel(config)
-
-
-TUNINGS = ("frozen", "lora", "full")
+    model = PlantModel(config)
+    if prepared.standard is not None:
+        model.hidden_shift.copy_(torch.from_numpy(prepared.standard.shift))
+        model.hidden_scale.copy_(torch.from_numpy(prepared.standard.scale))
+    return model
 
 
 @dataclass(frozen=True)
@@ -56,10 +59,12 @@ class RunConfig:
     l2r_trainer: str = "approx_ndcg"
     keep: int | None = None
     tuning: str = "frozen"  # or "lora", "full": what is trained of the backbone
+    lora: LoraOptions = LoraOptions()
+    backbone: BackboneOptions = BackboneOptions()
 
     def __post_init__(self):
-        if self.tuning not in TUNINGS:
-            raise ValueError(f"tuning={self.tuning!r} is not known; use one of {', '.join(TUNINGS)}")
+        if self.tuning not in tuning.TUNINGS:
+            raise ValueError(f"tuning={self.tuning!r} is not known; use one of {', '.join(tuning.TUNINGS)}")
         if self.l2r_trainer not in TRAINERS:
             raise ValueError(f"l2r_trainer={self.l2r_trainer!r} is not known; use one of {', '.join(TRAINERS)}")
         if self.keep is not None and self.keep < 1:
@@ -100,8 +105,10 @@ def run_start(
     planting.plant(model.decoder, start, teacher, prepared.train_labels, planted=planted, config=config.start)
     use_score(model, parts, teacher, prepared)
     cached = config.tuning == "frozen"
+    # what came before may have drawn numbers: every start of a seed gets the same adapters and dropout
+    _seed_all(seed)
     if not cached:
-        open_backbone(model, prepared, config.tuning)
+        tuning.open_backbone(model, prepared.backbone, config.tuning, config.lora, config.backbone)
     run_id = run_id or run_name(prepared, start, seed, config.tuning)
     folder = prepared.root / "checkpoints" / f"{run_id}-{fingerprint_of(prepared.key, start, asdict(config))}"
     fitted = time.perf_counter()
@@ -115,27 +122,13 @@ def run_start(
         progress=progress,
     )
     times["fine_tune"] = time.perf_counter() - fitted
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    close_backbone(model)
+    trained = tuning.trained_parameters(model)
+    model.eval()
     record = _record(prepared, model, start, seed, config, epochs, times, run_id, notebook, planted, trained)
     if results is not None:
         record.save(results)
     shutil.rmtree(folder, ignore_errors=True)
     return record, model
-
-
-def open_backbone(model: PlantModel, prepared: Prepared, tuning: str) -> None:
-    """Attach the backbone for training: "lora" adds adapters to its attention and freezes the rest, "full" trains all."""
-    model.attach_backbone(backbones.load(prepared.backbone))
-    if tuning == "lora":
-        model.backbone = backbones.add_lora(model.backbone)
-
-
-def close_backbone(model: PlantModel) -> None:
-    """Merge adapters into the weights, so that what is scored is what is saved."""
-    if hasattr(model.backbone, "merge_and_unload"):
-        model.backbone = model.backbone.merge_and_unload()
-    model.eval()
 
 
 def use_score(model: PlantModel, parts: list[str], teacher: Teacher, prepared: Prepared) -> None:
@@ -183,7 +176,7 @@ def _record(prepared, model, start, seed, config, epochs, times, run_id, noteboo
         per_document=per_document(scores, labels),
         times={k: round(v, 2) for k, v in times.items()},
         peak_memory_mb=peak_memory(),
-        model_size={"trained_parameters": trained},
+        model_size=trained,
     )
 
 
@@ -303,8 +296,9 @@ def _finished(path: Path, prepared: Prepared, config: RunConfig) -> RunRecord | 
     """The record at `path` when it was made from this corpus with these parameters; another one is made again."""
     if not path.exists():
         return None
-    record = RunRecord.load(path)
-    same = all(record.params.get(name) == value for name, value in asdict(config).items())
+    record, defaults = RunRecord.load(path), asdict(RunConfig())
+    # an option that a record does not know had its default then
+    same = all(record.params.get(name, plain(defaults[name])) == plain(value) for name, value in asdict(config).items())
     return record if same and record.params.get("inputs") == prepared.key else None
 
 

@@ -110,6 +110,18 @@ class PlantTrainer(Trainer):
         return metrics
 
 
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        """A checkpoint holds what is trained: a frozen backbone of gigabytes is not written again every epoch."""
+        state = self.model.state_dict() if state_dict is None else state_dict
+        super()._save(output_dir, state_dict=trained_state(self.model, state))
+
+
+def trained_state(model: PlantModel, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """`state` without the frozen values of the backbone; all of the decoder stays."""
+    frozen = {name for name, p in model.named_parameters() if name.startswith("backbone.") and not p.requires_grad}
+    return {name: value for name, value in state.items() if name not in frozen}
+
+
 def parameter_groups(model, config: TrainConfig) -> list[dict]:
     """Optimizer groups: queries, outputs and bias, gains, backbone; every trainable parameter is in exactly one."""
     groups = {"queries": [], "outputs": [], "gains": [], "backbone": []}

@@ -1,0 +1,105 @@
+"""LoRA on any backbone: which layers by architecture, wrapping, and adapters saved as adapters (peft's own format).
+
+Realises METHOD.md section 4's "LoRA r 16, alpha 32, dropout .05" and its list of targets. Silent partial matches are an error:
+every listed target must match a linear layer, and what must stay frozen (DeepSeek's router and experts) is never matched.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+# a list of targets by `config.model_type`; every one of them must match, `lora_targets` refuses otherwise
+LORA_TARGETS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("mistral", "llama", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "olmo2", "smollm3"), ATTENTION),
+    "phi3": ("qkv_proj", "o_proj"),
+    "deepseek_v3": ("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"),
+    **dict.fromkeys(
+        ("bert", "roberta", "xlm-roberta", "camembert", "electra"), ("query", "key", "value", "output.dense")
+    ),
+    "distilbert": ("q_lin", "k_lin", "v_lin", "out_lin"),
+}
+
+
+@dataclass(frozen=True)
+class LoraOptions:
+    """LoRA's sizes. targets None takes the architecture's own list."""
+
+    r: int = 16
+    alpha: int = 32
+    dropout: float = 0.05
+    targets: tuple[str, ...] | None = None
+
+    def __post_init__(self):
+        if self.r < 1 or not 0 <= self.dropout < 1:
+            raise ValueError(f"r={self.r}, dropout={self.dropout}: give a rank of at least 1 and a dropout in [0, 1)")
+
+
+def linear_layers(model) -> list[str]:
+    """The last two parts of the names of all linear layers, sorted."""
+    import torch
+
+    named = (name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear))
+    return sorted({".".join(name.split(".")[-2:]) for name in named})
+
+
+def lora_targets(model, wanted: tuple[str, ...] | None = None) -> list[str]:
+    """LoRA target names for `model`; raises ValueError with the model's linear layers when one of them matches nothing."""
+    kind = model.config.model_type
+    targets = list(wanted or LORA_TARGETS.get(kind, ()))
+    if not wanted and kind == "deepseek_v3" and getattr(model.config, "q_lora_rank", None) is None:
+        targets = ["q_proj", *targets[2:]]
+    linear = _linear_names(model)
+    missing = [t for t in targets if not any(n == t or n.endswith("." + t) for n in linear)]
+    if not targets or missing:
+        known = ", ".join(LORA_TARGETS)
+        raise ValueError(
+            f"no LoRA targets for {kind!r}: {'unmatched ' + ', '.join(missing) if missing else 'known are ' + known}; "
+            f"pass targets from its linear layers: {', '.join(linear_layers(model))}"
+        )
+    return targets
+
+
+def _linear_names(model) -> list[str]:
+    import torch
+
+    return [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+
+
+def add_lora(model, options: LoraOptions = LoraOptions()):
+    """Wrap `model` with LoRA adapters on its attention; everything else is frozen."""
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        r=options.r, lora_alpha=options.alpha, lora_dropout=options.dropout,
+        target_modules=lora_targets(model, options.targets),
+    )  # fmt: skip
+    with warnings.catch_warnings():
+        # peft asks transformers for a name that is being renamed; nothing a user could act on
+        warnings.simplefilter("ignore", FutureWarning)
+        return get_peft_model(model, config)
+
+
+def is_adapted(model) -> bool:
+    """Whether `model` carries peft adapters."""
+    return hasattr(model, "peft_config")
+
+
+def save_adapter(model, folder: str | Path) -> None:
+    """Write adapter_model.safetensors and adapter_config.json, as peft does: loadable without this library."""
+    model.save_pretrained(str(folder), safe_serialization=True)
+
+
+def load_adapter(model, folder: str | Path, *, trainable: bool = False):
+    """`model` wrapped with the adapter in `folder`; raises ValueError when the folder holds none."""
+    from peft import PeftModel
+
+    if not (Path(folder) / "adapter_config.json").exists():
+        raise ValueError(f"{folder} has no adapter_config.json; give a folder written by save_adapter or peft")
+    if not (Path(folder) / "adapter_model.safetensors").exists():
+        raise ValueError(f"{folder} has no adapter_model.safetensors; adapters are read from safetensors alone")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
