@@ -10,6 +10,9 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
+from plantlib.io import read_json
+
+CONFIGURATION, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 # a list of targets by `config.model_type`; every one of them must match, `lora_targets` refuses otherwise
 LORA_TARGETS: dict[str, tuple[str, ...]] = {
@@ -89,17 +92,49 @@ def is_adapted(model) -> bool:
 
 def save_adapter(model, folder: str | Path) -> None:
     """Write adapter_model.safetensors and adapter_config.json, as peft does: loadable without this library."""
-    model.save_pretrained(str(folder), safe_serialization=True)
+    model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
+
+
+def holds_adapter(path: str | Path) -> bool:
+    """Whether `path` is a folder in peft's format."""
+    return (Path(path).expanduser() / CONFIGURATION).is_file()
+
+
+def base_of(folder: str | Path) -> str:
+    """Name or path of the backbone that an adapter folder belongs to."""
+    named = read_json(Path(folder).expanduser() / CONFIGURATION)["base_model_name_or_path"]
+    if not named:
+        raise ValueError(f"{folder}/{CONFIGURATION} names no base_model_name_or_path; write the backbone's name into it")
+    return named
 
 
 def load_adapter(model, folder: str | Path, *, trainable: bool = False):
     """`model` wrapped with the adapter in `folder`; raises ValueError when the folder holds none."""
     from peft import PeftModel
 
-    if not (Path(folder) / "adapter_config.json").exists():
+    if not holds_adapter(folder):
         raise ValueError(f"{folder} has no adapter_config.json; give a folder written by save_adapter or peft")
-    if not (Path(folder) / "adapter_model.safetensors").exists():
+    if not (Path(folder) / WEIGHTS).exists():
         raise ValueError(f"{folder} has no adapter_model.safetensors; adapters are read from safetensors alone")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+        # a file whose names do not match only warns; here it is an error, below
+        warnings.simplefilter("ignore")
+        adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+    _check_names(adapted, folder)
+    return adapted
+
+
+def _check_names(adapted, folder: str | Path) -> None:
+    """ValueError when the file's names are not the model's: an adapter of a whole causal LM has one more part in each."""
+    from peft import get_peft_model_state_dict
+    from safetensors import safe_open
+
+    with safe_open(Path(folder) / WEIGHTS, "pt") as f:
+        found = set(f.keys())
+    wanted = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
+    if found != wanted:
+        first = sorted(found ^ wanted)[0]
+        raise ValueError(
+            f"the adapter in {folder} has {len(found)} tensors, this backbone takes {len(wanted)}; first difference {first!r}; "
+            "adapt the backbone itself (AutoModel), not a model with a head around it"
+        )

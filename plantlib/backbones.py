@@ -1,19 +1,20 @@
 """Backbones: any Hugging Face encoder or causal LM by name, folder or configuration; its window and its special tokens.
 
-Realises "plug into any backbone" of METHOD.md section 4. `minilm` and `smollm2` are real pretrained models that need no model hub
-(`weights.py`). Weights are loaded from safetensors alone; remote code is off unless asked for. LoRA is in `adapters.py`, reading
-documents longer than the window in `windows.py`.
+Realises "plug into any backbone" of METHOD.md section 4. `minilm` and `smollm2` are real pretrained models that need no model
+hub (`weights.py`). Weights are loaded from safetensors alone; remote code is off unless asked for. LoRA is in `adapters.py`,
+reading documents longer than the window in `windows.py`.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from plantlib import weights
+from plantlib import adapters, weights
 from plantlib.io import sha256
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -24,12 +25,16 @@ OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert")
 
 @dataclass(frozen=True, eq=False)
 class Backbone:
-    """A loaded backbone. window counts real tokens a forward pass may hold, special tokens already taken off."""
+    """A loaded backbone. window counts real tokens a forward pass may hold, special tokens already taken off.
+
+    overlap: tokens on either side of a window that are read for context alone, where a document has several windows.
+    """
 
     name: str
     model: Any
     tokenizer: Any
     window: int
+    overlap: int = 0
 
     @property
     def hidden_size(self) -> int:
@@ -43,13 +48,15 @@ class Backbone:
 
 def load(
     name_or_config, *, tokenizer=None, dtype: str = "float32", quantise: bool = False, gradient_checkpointing: bool = False,
-    dropout: float | None = None, seed: int = 0, trust_remote_code: bool = False,
+    dropout: float | None = None, window: int | None = None, overlap: int = 0, seed: int = 0, trust_remote_code: bool = False,
 ) -> Backbone:  # fmt: skip
     """Load `minilm`, `smollm2`, a local folder or a hub id; or make random weights from a configuration object.
 
     tokenizer: one to use instead of the backbone's own, needed with a configuration. dtype: of the weights; the head stays
-    float32. quantise: 4-bit weights through bitsandbytes, where CUDA is. gradient_checkpointing: recompute layers in the backward
-    pass. dropout: replaces every dropout rate of the configuration; 0 halves time and memory on a CPU. seed: of random weights.
+    float32. quantise: 4-bit weights through bitsandbytes, where CUDA is. gradient_checkpointing: recompute layers in the
+    backward pass. dropout: replaces every dropout rate of the configuration; 0 halves time and memory on a CPU.
+    window: at most so many tokens are read at a time, fewer than the backbone could. overlap: see `Backbone`.
+    seed: of random weights.
     Raises ValueError naming the fix for what cannot be loaded, before any weight is read.
     """
     from transformers import AutoTokenizer
@@ -59,7 +66,7 @@ def load(
     if quantise:
         check_quantisable()
     named = isinstance(name_or_config, (str, Path))
-    config = config_of(name_or_config, trust_remote_code) if named else name_or_config
+    config = config_of(name_or_config, trust_remote_code) if named else copy.deepcopy(name_or_config)
     check_architecture(config)
     if dropout is not None:
         set_dropout(config, dropout)
@@ -70,15 +77,17 @@ def load(
         model = _random(config, tokenizer, dtype, seed)
     fit_vocabulary(model, tokenizer)
     if gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     name = str(name_or_config) if named else config.model_type
-    return Backbone(name, model.eval(), tokenizer, window_of(model.config, tokenizer))
+    return Backbone(name, model.eval(), tokenizer, window_of(model.config, tokenizer, window), overlap)
 
 
 def _weights(name: str, config, dtype: str, quantise: bool, trust_remote_code: bool):
     import torch
     from transformers import AutoModel
 
+    if adapters.holds_adapter(name):
+        return _adapted(name, config, dtype, quantise, trust_remote_code)
     path, options = locate(name), {}
     if Path(path).is_dir() and not any(Path(path).glob("*.safetensors")):
         raise ValueError(f"{path} holds no safetensors; save the model with save_pretrained")
@@ -92,6 +101,12 @@ def _weights(name: str, config, dtype: str, quantise: bool, trust_remote_code: b
         path, config=config, use_safetensors=True, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code, **options
     )
     return model if quantise else own_memory(model)
+
+
+def _adapted(folder: str, config, *options):
+    """The backbone that an adapter folder names, its adapter merged into the weights: a backbone like any other then."""
+    base = _weights(adapters.base_of(folder), config, *options)
+    return adapters.load_adapter(base, folder).merge_and_unload()
 
 
 def _random(config, tokenizer, dtype: str, seed: int):
@@ -120,7 +135,7 @@ def check_architecture(config) -> None:
     """ValueError for models that have no one sequence of hidden states over the text."""
     if getattr(config, "is_encoder_decoder", False):
         raise ValueError(
-            f"{config.model_type!r} is an encoder-decoder; PLANT reads one sequence of hidden states: use an encoder or a causal LM"
+            f"{config.model_type!r} is an encoder-decoder; PLANT reads one sequence of states: use an encoder or a causal LM"
         )
     if config.model_type == "plant":
         raise ValueError("this folder holds a whole PLANT model; load it with PlantModel.from_pretrained")
@@ -139,8 +154,8 @@ def fit_vocabulary(model, tokenizer) -> None:
     if len(tokenizer) > rows:
         import torch
 
-        embeddings = model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-        with torch.no_grad():
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            embeddings = model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
             embeddings.weight[rows:] = embeddings.weight[:rows].mean(0)
 
 
@@ -151,11 +166,11 @@ def own_memory(model):
     return model
 
 
-def tokenizer_of(name_or_path: str):
+def tokenizer_of(name_or_path: str, trust_remote_code: bool = False):
     """The tokenizer alone."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(locate(name_or_path))
+    return AutoTokenizer.from_pretrained(locate(name_or_path), trust_remote_code=trust_remote_code)
 
 
 def config_of(name_or_path: str, trust_remote_code: bool = False):
@@ -171,31 +186,36 @@ def hidden_size_of(config) -> int:
 
 
 def locate(name_or_path: str) -> str:
-    """A folder for `minilm`, `smollm2` or a local path; a hub id is handed on as it is."""
+    """A folder for `minilm`, `smollm2` or a local path, the base's for an adapter; a hub id is handed on as it is."""
     if name_or_path in weights.FOLDERS:
         return str(weights.FOLDERS[name_or_path]())
     path = Path(name_or_path).expanduser()
     if path.is_dir():
+        if adapters.holds_adapter(path):
+            return locate(adapters.base_of(path))
         if not (path / "config.json").exists():
             raise ValueError(f"{path} has no config.json; give a folder written by save_pretrained")
         return str(path)
     if path.is_absolute() or name_or_path.startswith(".") or name_or_path.count("/") != 1:
-        known = "', '".join(weights.FOLDERS)
+        known = "', '".join(n for n in weights.FOLDERS if not n.startswith("tiny-"))
         raise ValueError(
             f"backbone {name_or_path!r} is no folder here; use '{known}', an existing folder or a hub id 'owner/name'"
         )
     return name_or_path
 
 
-def window_of(config, tokenizer) -> int:
-    """Real tokens one forward pass may hold: positions less special tokens, at most the tokenizer's own limit."""
+def window_of(config, tokenizer, wanted: int | None = None) -> int:
+    """Real tokens one forward pass may hold: positions less special tokens, at most the tokenizer's own limit and `wanted`."""
     limit = min(getattr(config, "max_position_embeddings", None) or LONGEST_WINDOW, LONGEST_WINDOW)
     if tokenizer.model_max_length and tokenizer.model_max_length < 10**6:
         limit = min(limit, tokenizer.model_max_length)
     if config.model_type in OFFSET_POSITIONS:
         limit = min(limit, config.max_position_embeddings - config.pad_token_id - 1)
     prefix, suffix = specials(tokenizer)
-    return limit - len(prefix) - len(suffix)
+    room = limit - len(prefix) - len(suffix)
+    if wanted is not None and not 1 <= wanted <= room:
+        raise ValueError(f"window={wanted}: this backbone reads 1 to {room} tokens at a time")
+    return wanted or room
 
 
 def specials(tokenizer) -> tuple[list[int], list[int]]:
@@ -215,8 +235,9 @@ def fingerprint(name_or_path: str) -> str:
 
     A hub id is its name and the revision that the local cache holds.
     """
-    path = Path(locate(name_or_path))
-    digest = hashlib.sha256()
+    path, digest = Path(locate(name_or_path)), hashlib.sha256()
+    if adapters.holds_adapter(name_or_path):
+        digest.update(sha256(Path(name_or_path) / adapters.WEIGHTS).encode())
     patterns = ("*.safetensors", "*.model", "config.json", "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json")
     files = sorted({file for pattern in patterns for file in path.glob(pattern) if file.is_file()})
     if not files:

@@ -23,7 +23,7 @@ STRETCH = 256  # documents between two marks of progress: the most a killed run 
 
 @dataclass(frozen=True, eq=False)
 class Standard:
-    """h -> (h - shift) * scale, (D,) each: brings any backbone's hidden states to one spread, so that one learning rate fits all."""
+    """h -> (h - shift) * scale, (D,) each: any backbone's hidden states at one spread, so that one learning rate fits all."""
 
     shift: np.ndarray
     scale: np.ndarray

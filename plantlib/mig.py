@@ -73,16 +73,53 @@ def column_counts(x: sparse.csr_matrix) -> np.ndarray:
 
 def blocks_of_labels(x: sparse.csr_matrix, y: sparse.csr_matrix, memory_mb: float):
     """Label ranges whose co-occurrence cells stay under `memory_mb`, at 64 bytes a cell; the count is an upper bound."""
-    row_size = np.diff(x.indptr)
-    upper = np.minimum(np.asarray(y.T @ row_size), x.shape[1]).astype(np.float64)
+    yield from blocks_of_cells(np.minimum(tokens_beside(x, y), x.shape[1]), memory_mb)
+
+
+def tokens_beside(x: sparse.csr_matrix, y: sparse.csr_matrix) -> np.ndarray:
+    """(L,) int64: distinct tokens of a label's documents, summed over the documents, from presence x (N, V) and y (N, L)."""
+    return np.asarray(y.T @ np.diff(x.indptr).astype(np.int64))
+
+
+def blocks_of_cells(cells_of_label: np.ndarray, memory_mb: float):
+    """Ranges [begin, end) of labels whose cells together stay under `memory_mb`, at 64 bytes a cell; one label at least."""
     budget = memory_mb * 2**20 / 64
     begin, load = 0, 0.0
-    for label, cells in enumerate(upper):
+    for label, cells in enumerate(np.asarray(cells_of_label, np.float64)):
         if load + cells > budget and label > begin:
             yield begin, label
             begin, load = label, 0.0
         load += cells
-    yield begin, y.shape[1]
+    yield begin, len(cells_of_label)
+
+
+@dataclass(frozen=True, eq=False)
+class Margins:
+    """Documents: all `n`, with a token `n_t` (V,), with a label `n_l` (L,), int64; the table f and both entropies, float64."""
+
+    n: int
+    n_t: np.ndarray
+    n_l: np.ndarray
+    f: np.ndarray
+    h_t: np.ndarray
+    h_l: np.ndarray
+
+    @classmethod
+    def of(cls, n: int, n_t: np.ndarray, n_l: np.ndarray) -> Margins:
+        f = n_log_n(n)
+        return cls(n, n_t, n_l, f, entropy(n_t, n, f), entropy(n_l, n, f))
+
+
+def association_of_counts(counts: sparse.csr_matrix, begin: int, margins: Margins, variant: str) -> sparse.csr_matrix:
+    """Positive-association scores, csr (B, V), of the co-occurrence counts C' (B, V) of labels begin, ..., begin + B - 1."""
+    m = margins
+    rows = np.repeat(np.arange(begin, begin + counts.shape[0]), np.diff(counts.indptr))
+    positive = counts.data.astype(np.int64) * m.n > m.n_t[counts.indices] * m.n_l[rows]
+    rows, columns, both = rows[positive], counts.indices[positive], counts.data[positive]
+    info = information(both, m.n_t[columns], m.n_l[rows], m.n, m.f)
+    score = normalise(info, m.h_t[columns], m.h_l[rows], variant)
+    indptr = np.concatenate([[0], np.cumsum(np.bincount(rows - begin, minlength=counts.shape[0]))])
+    return sparse.csr_matrix((score, columns, indptr), shape=counts.shape)
 
 
 def association_blocks(x: sparse.csr_matrix, y: sparse.csr_matrix, *, variant="jaccard", memory_mb=256.0):
@@ -93,25 +130,21 @@ def association_blocks(x: sparse.csr_matrix, y: sparse.csr_matrix, *, variant="j
     """
     check_request(x, y, variant)
     x, y = presence(x), presence(y)
-    n, f = x.shape[0], n_log_n(x.shape[0])
-    n_t, n_l = column_counts(x), column_counts(y)
-    h_t, h_l = entropy(n_t, n, f), entropy(n_l, n, f)
+    margins = Margins.of(x.shape[0], column_counts(x), column_counts(y))
     y_t = y.T.tocsr()
     for begin, end in blocks_of_labels(x, y, memory_mb):
-        block = (y_t[begin:end] @ x).tocsr()
-        rows = np.repeat(np.arange(begin, end), np.diff(block.indptr))
-        positive = block.data.astype(np.int64) * n > n_t[block.indices] * n_l[rows]
-        keep_rows, keep_cols, both = rows[positive], block.indices[positive], block.data[positive]
-        info = information(both, n_t[keep_cols], n_l[keep_rows], n, f)
-        score = normalise(info, h_t[keep_cols], h_l[keep_rows], variant)
-        indptr = np.concatenate([[0], np.cumsum(np.bincount(keep_rows - begin, minlength=end - begin))])
-        yield begin, sparse.csr_matrix((score, keep_cols, indptr), shape=(end - begin, x.shape[1]))
+        yield begin, association_of_counts((y_t[begin:end] @ x).tocsr(), begin, margins, variant)
+
+
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """ValueError for a value of option `name` that is not among `choices`."""
+    if value not in choices:
+        raise ValueError(f"{name}={value!r} is not known; use one of {', '.join(choices)}")
 
 
 def check_request(x, y, variant: str) -> None:
     """ValueError for an unknown variant, for rows that do not match and for none at all."""
-    if variant not in VARIANTS:
-        raise ValueError(f"variant={variant!r} is not known; use one of {', '.join(VARIANTS)}")
+    check_choice("variant", variant, VARIANTS)
     if x.shape[0] != y.shape[0]:
         raise ValueError(
             f"tokens have {x.shape[0]} rows and labels {y.shape[0]}; pass the same training rows of both, e.g. x[rows], y[rows]"
@@ -199,8 +232,7 @@ def teach(
     where `device` names a GPU, Triton is installed and the kernels' limits hold, and "torch" otherwise.
     """
     check_request(x, y, variant)
-    if relevance not in RELEVANCES:
-        raise ValueError(f"relevance={relevance!r} is not known; use one of {', '.join(RELEVANCES)}")
+    check_choice("relevance", relevance, RELEVANCES)
     x = presence(x)
     seen = column_counts(x)
     if min_documents > 1:

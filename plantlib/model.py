@@ -2,7 +2,9 @@
 
 Realises METHOD.md section 4 as one model. Documents travel packed (token ids one after another, offsets between them), so no
 padding reaches the decoder. A model may carry no backbone: then hidden states are handed in, as head training on cached
-features does, and `attach_backbone` completes it for use on text.
+features does, and `attach_backbone` completes it for use on text. Documents longer than the backbone's window
+are streamed: one window of each in memory at a time, in the backward pass too, and (B, L) numbers between them.
+Not here: what goes to disk (`saving.py`).
 """
 
 from __future__ import annotations
@@ -13,11 +15,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from huggingface_hub.dataclasses import strict
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from torch.utils.checkpoint import checkpoint
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
-from plantlib import backbones, windows
-from plantlib.decoder import LabelDecoder, Packed
+from plantlib import backbones, saving, windows
+from plantlib.decoder import AttentionState, LabelDecoder, Packed
+from plantlib.kernels.attention_bce import sparse_bce
 from plantlib.kernels.reference import keep_top_k
 from plantlib.planting import TeacherScore
 from plantlib.tokens import Ragged, tokenise
@@ -25,12 +29,19 @@ from plantlib.tokens import Ragged, tokenise
 
 @strict
 class PlantConfig(PreTrainedConfig):
-    """Sizes of a PlantModel. `id2label` holds the label names; `backbone_config` is None for a decoder alone."""
+    """Sizes of a PlantModel. `id2label` holds the label names; `backbone_config` is None for a decoder alone.
+
+    backbone_saved: "whole" when the folder holds the backbone's weights, "adapter" when it holds adapters to be put on the
+    backbone that `backbone_fingerprint` names. overlap: see `backbones.Backbone`.
+    """
 
     model_type = "plant"
 
     backbone_name: str | None = None
     backbone_config: dict | None = None
+    backbone_saved: str = "whole"
+    backbone_fingerprint: str | None = None
+    backbone_dtype: str = "float32"
     hidden_size: int = 384
     num_tokens: int = 1
     num_planted_cells: int = 0
@@ -38,6 +49,7 @@ class PlantConfig(PreTrainedConfig):
     keep: int | None = None
     max_tokens: int | None = None
     window: int = 510
+    overlap: int = 0
     standardised: bool = False
     threshold: float = 0.5
     calibration: list | None = None
@@ -63,7 +75,7 @@ class PlantModel(PreTrainedModel):
     def __init__(self, config: PlantConfig):
         super().__init__(config)
         self.backbone = None
-        if config.backbone_config is not None:
+        if config.backbone_config is not None and config.backbone_saved == "whole":
             options = dict(config.backbone_config)
             self.backbone = AutoModel.from_config(AutoConfig.for_model(options.pop("model_type"), **options))
         self.decoder = LabelDecoder(
@@ -85,10 +97,6 @@ class PlantModel(PreTrainedModel):
 
     def encode(self, token_ids: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
         """Hidden states (S, D) of packed token ids, through windows of the backbone."""
-        if self.backbone is None or self.tokenizer is None:
-            raise ValueError(
-                "this model has no backbone; call attach_backbone(backbones.load(...)) or pass hidden_states"
-            )
         return windows.encode(self.as_backbone(), token_ids, offsets)
 
     def standardise(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -99,7 +107,32 @@ class PlantModel(PreTrainedModel):
 
     def as_backbone(self) -> backbones.Backbone:
         """The model's own backbone in the form `windows` and `features` read."""
-        return backbones.Backbone(self.config.backbone_name or "", self.backbone, self.tokenizer, self.config.window)
+        if self.backbone is None or self.tokenizer is None:
+            raise ValueError("this model has no backbone; call attach_backbone(backbones.load(...)) or pass hidden_states")
+        config = self.config
+        return backbones.Backbone(config.backbone_name or "", self.backbone, self.tokenizer, config.window, config.overlap)
+
+    def stream(self, token_ids: torch.Tensor, offsets: torch.Tensor) -> AttentionState:
+        """The decoder's state after reading documents window by window; equal to reading them at once.
+
+        Of a window nothing is kept for the backward pass but its ids: it is read again there. So memory is that of one window
+        of each document and (B, L) numbers a round, however long the documents are.
+        """
+        backbone, batch = self.as_backbone(), len(offsets) - 1
+        state = self.decoder.start_state(batch)
+        for cut in windows.rounds(backbone, offsets):
+            lengths = [0 if w is None else w.end - w.begin for w in cut]
+            starts = torch.tensor([0, *lengths], device=offsets.device).cumsum(0)
+            present = [w for w in cut if w is not None]
+            ids = torch.cat([token_ids[w.begin : w.end] for w in present])
+
+            def read(ids, starts, *state, present=present):
+                hidden = self.standardise(windows.encode_windows(backbone, token_ids, present))
+                return tuple(self.decoder.read(Packed(hidden, ids, starts), AttentionState(*state)))
+
+            again = torch.is_grad_enabled() and self.training
+            state = checkpoint(read, ids, starts, *state, use_reentrant=False) if again else read(ids, starts, *state)
+        return AttentionState(*state)
 
     def forward(self, token_ids, offsets, hidden_states=None, label_rows=None, label_columns=None, **_) -> PlantOutput:
         """token_ids (S,) packed, offsets (B+1), hidden_states (S, D) or None to run the backbone.
@@ -107,8 +140,13 @@ class PlantModel(PreTrainedModel):
         label_rows, label_columns (P,): the positive cells of (B, L); labels stay sparse. The loss is binary
         cross-entropy, summed over labels, mean over documents; logits beside a loss carry no gradient.
         """
-        hidden = self.encode(token_ids, offsets) if hidden_states is None else hidden_states
         z = self.teacher_score(token_ids, offsets) if self.teacher_score is not None else None
+        if hidden_states is None and longest(offsets) > self.config.window:
+            logits = self.decoder.finish(self.stream(token_ids, offsets), z)
+            if label_rows is None:
+                return PlantOutput(logits=logits)
+            return PlantOutput(sparse_bce(logits, label_rows, label_columns), logits.detach())
+        hidden = self.encode(token_ids, offsets) if hidden_states is None else hidden_states
         packed = Packed(self.standardise(hidden), token_ids, offsets)
         if label_rows is None:
             return PlantOutput(logits=self.decoder(packed, z))
@@ -122,26 +160,24 @@ class PlantModel(PreTrainedModel):
                 f"{self.config.hidden_size} and {self.config.num_tokens}; load the backbone it was trained on"
             )
         self.backbone, self.tokenizer = backbone.model, backbone.tokenizer
-        self.config.backbone_name, self.config.window = Path(backbone.name).name, backbone.window
-        self.config.backbone_config = backbone.model.config.to_diff_dict() | {
-            "model_type": backbone.model.config.model_type
-        }
+        config, inner = self.config, backbone.model.config
+        config.backbone_name, config.window, config.overlap = Path(backbone.name).name, backbone.window, backbone.overlap
+        config.backbone_config = inner.to_diff_dict() | {"model_type": inner.model_type}
+        config.backbone_dtype = str(next(backbone.model.parameters()).dtype).removeprefix("torch.")
+        self.backbone_source = backbone.name
         return self
 
-    def save_pretrained(self, save_directory, **kwargs) -> None:
-        """Weights (safetensors), configuration and tokenizer in one folder."""
-        super().save_pretrained(save_directory, **kwargs)
-        if self.tokenizer is not None:
-            self.tokenizer.save_pretrained(save_directory)
+    def save_pretrained(self, save_directory, state_dict=None, **kwargs) -> None:
+        """Weights (safetensors), configuration and tokenizer in one folder; adapters as adapters, in peft's format."""
+        saving.save(self, Path(save_directory), super().save_pretrained, state_dict, **kwargs)
 
     @classmethod
-    def from_pretrained(cls, path, *args, **kwargs) -> PlantModel:
-        """Load what save_pretrained wrote, tokenizer included."""
-        model = super().from_pretrained(path, *args, use_safetensors=True, **kwargs)
-        backbones.own_memory(model)
-        if model.backbone is not None:
-            model.tokenizer = AutoTokenizer.from_pretrained(path)
-        return model
+    def from_pretrained(cls, path, *args, backbone: str | None = None, **kwargs) -> PlantModel:
+        """Load what save_pretrained wrote, tokenizer included.
+
+        backbone: where the backbone lies that saved adapters belong to; by default what the adapter's own file names.
+        """
+        return saving.load(super().from_pretrained, path, backbone, *args, **kwargs)
 
     def tokenise(self, texts: list[str]) -> Ragged:
         """Packed token ids of texts as the model was trained to read them."""
@@ -195,6 +231,11 @@ class PlantModel(PreTrainedModel):
             torch.softmax(keep_top_k(scores[:, 0], self.decoder.keep), 0).cpu().numpy(),
             (scores - bare)[:, 0].cpu().numpy(), outputs[:, 0].cpu().numpy(), logit,
         )  # fmt: skip
+
+
+def longest(offsets: torch.Tensor) -> int:
+    """Tokens of the longest of B documents."""
+    return int(offsets.diff().max()) if len(offsets) > 1 else 0
 
 
 @dataclass(frozen=True, eq=False)

@@ -52,11 +52,13 @@ class Prepared:
     max_tokens: int | None
     window: int
     key: str
+    overlap: int = 0
+    trust_remote_code: bool = False
 
     @cached_property
     def hidden_size(self) -> int:
         """D of the backbone."""
-        return backbones.hidden_size_of(backbones.config_of(self.backbone))
+        return backbones.hidden_size_of(backbones.config_of(self.backbone, self.trust_remote_code))
 
     @cached_property
     def rows(self) -> dict[str, np.ndarray]:
@@ -76,13 +78,18 @@ class Prepared:
     def train_labels(self) -> sparse.csr_matrix:
         return self.corpus.labels[self.rows["train"]]
 
+    def load_backbone(self, **options) -> backbones.Backbone:
+        """The backbone as this corpus is read by it; options as for `backbones.load`."""
+        reading = {"window": self.window, "overlap": self.overlap, "trust_remote_code": self.trust_remote_code}
+        return backbones.load(self.backbone, **reading | options)
+
     @cached_property
     def standard(self) -> Standard | None:
         """How the hidden states are brought to a usual spread, from a sample of training documents; None when they are."""
         sample = self.rows["train"][:STANDARD_SAMPLE]
         if self.features is not None:
             return standard_of(self.features.documents(sample))
-        backbone = backbones.load(self.backbone)
+        backbone = self.load_backbone()
         return standard_of(np.concatenate([hidden_states(backbone, [self.tokens[i]])[0] for i in sample]))
 
     def documents(self, split: str, cached: bool = True) -> Documents:
@@ -110,9 +117,12 @@ def artefacts(root: str | Path | None = None) -> Path:
 def prepare(
     corpus: Corpus | str, *, backbone: str = "minilm", max_tokens: int | None = 510, train_documents: int | None = None,
     dev_documents: int | None = None, test_documents: int | None = None, subset_seed: int = 0, root: str | Path | None = None,
-    frozen: bool = True, progress: bool = True,
+    frozen: bool = True, window: int | None = None, overlap: int = 0, trust_remote_code: bool = False,
+    progress: bool = True,
 ) -> Prepared:  # fmt: skip
     """Cap, tokenise and read a corpus once; features are cached when the backbone stays frozen.
+
+    window: tokens the backbone reads at a time, as many as it can when None; overlap: tokens read again around a window.
 
     A corpus without dev split gets one from its training rows. The label space is the labels with a training document
     after the cap; gold labels outside it are counted, not hidden.
@@ -129,18 +139,20 @@ def prepare(
         if not seen.labels[seen.rows(split)].nnz:
             raise DataError(f"no {split} document has a label of the training rows; check the labels column and the splits")
     extra = np.diff(corpus.labels.indptr) - np.diff(seen.labels.indptr)
-    tokenizer = backbones.tokenizer_of(backbone)
+    tokenizer = backbones.tokenizer_of(backbone, trust_remote_code)
     tokens = tokenise(seen.texts, tokenizer, max_tokens, progress=progress)
     if not len(tokens.flat):
         raise DataError("no document has a token this tokenizer knows; check the text column")
     vocabulary = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
-    key = fingerprint_of(seen.fingerprint(), backbones.fingerprint(backbone), max_tokens)
-    features = None
-    if frozen:
-        path = artefacts(root) / "features" / f"{seen.name}-{key}.safetensors"
-        features = cached_features(lambda: backbones.load(backbone), tokens, path, key=key, progress=progress)
-    window = backbones.window_of(backbones.config_of(backbone), tokenizer)
-    return Prepared(seen, backbone, tokens, vocabulary, extra, features, artefacts(root), max_tokens, window, key)
+    reading = [window, overlap] if window or overlap else []
+    key = fingerprint_of(seen.fingerprint(), backbones.fingerprint(backbone), max_tokens, *reading)
+    window = backbones.window_of(backbones.config_of(backbone, trust_remote_code), tokenizer, window)
+    prepared = Prepared(seen, backbone, tokens, vocabulary, extra, None, artefacts(root), max_tokens, window, key, overlap,
+                        trust_remote_code)
+    if not frozen:
+        return prepared
+    path = prepared.root / "features" / f"{seen.name}-{key}.safetensors"
+    return replace(prepared, features=cached_features(prepared.load_backbone, tokens, path, key=key, progress=progress))
 
 
 def fingerprint_of(*parts) -> str:
@@ -158,8 +170,7 @@ def listening_features(prepared: Prepared, progress: bool = True) -> Features:
     nothing = np.zeros(0, np.int32)
     tokens = Ragged.from_lists([prepared.tokens[i] if used[i] else nothing for i in range(len(used))])
     path = prepared.root / "features" / f"{prepared.corpus.name}-{prepared.key}-train-dev.safetensors"
-    load = lambda: backbones.load(prepared.backbone)  # noqa: E731
-    return cached_features(load, tokens, path, key=f"{prepared.key}-train-dev", progress=progress)
+    return cached_features(prepared.load_backbone, tokens, path, key=f"{prepared.key}-train-dev", progress=progress)
 
 
 def pretrained(
@@ -175,9 +186,9 @@ def pretrained(
         return planted
     features = prepared.features or listening_features(prepared, progress)
     planted = l2r.pretrain(
-        trainer, replace(features, standard=prepared.standard), prepared.rows["train"], teacher, label_names=prepared.corpus.label_names,
-        tokens=prepared.vocabulary, labels=prepared.corpus.labels, held_out=prepared.rows["dev"], config=config,
-        progress=progress,
+        trainer, replace(features, standard=prepared.standard), prepared.rows["train"], teacher,
+        label_names=prepared.corpus.label_names, tokens=prepared.vocabulary, labels=prepared.corpus.labels,
+        held_out=prepared.rows["dev"], config=config, progress=progress,
     )  # fmt: skip
     planted.save(path)
     return planted

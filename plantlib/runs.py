@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from scipy import sparse
 
-from plantlib import backbones, mig, peers, planting, train, tuning
+from plantlib import launch, mig, peers, planting, train, tuning
 from plantlib.data import Corpus, DataError
 from plantlib.l2r import TRAINERS, L2RConfig
 from plantlib.metrics import evaluate, hits, per_document, tune_threshold
@@ -38,8 +38,9 @@ def build_model(prepared: Prepared, teacher: Teacher, *, keep: int | None = None
     config = PlantConfig(
         backbone_name=Path(prepared.backbone).name, hidden_size=prepared.hidden_size,
         num_tokens=len(prepared.vocabulary), num_planted_cells=teacher.relevance.nnz, num_teacher_cells=teacher.scores.nnz,
-        keep=keep, max_tokens=prepared.max_tokens, window=prepared.window, id2label=dict(enumerate(names)),
-        label2id={name: i for i, name in enumerate(names)}, standardised=prepared.standard is not None,
+        keep=keep, max_tokens=prepared.max_tokens, window=prepared.window, overlap=prepared.overlap,
+        id2label=dict(enumerate(names)), label2id={name: i for i, name in enumerate(names)},
+        standardised=prepared.standard is not None,
     )  # fmt: skip
     model = PlantModel(config)
     if prepared.standard is not None:
@@ -95,11 +96,12 @@ def run_start(
     trainer = {"l2r": config.l2r_trainer, "closed_form": "closed_form"}.get(
         next((p for p in parts if p in planting.QUERY_STARTS), "")
     )
-    planted = (
-        pretrained(prepared, trainer, teacher, teacher_config=config.teacher, config=config.l2r, progress=progress)
-        if trainer
-        else None
-    )
+    planted = None
+    if trainer:
+        with launch.main_first():
+            planted = pretrained(
+                prepared, trainer, teacher, teacher_config=config.teacher, config=config.l2r, progress=progress
+            )
     times["l2r"] = time.perf_counter() - began - times["teacher"]
     model = build_model(prepared, teacher, keep=config.keep)
     planting.plant(model.decoder, start, teacher, prepared.train_labels, planted=planted, config=config.start)
@@ -108,7 +110,7 @@ def run_start(
     # what came before may have drawn numbers: every start of a seed gets the same adapters and dropout
     _seed_all(seed)
     if not cached:
-        tuning.open_backbone(model, prepared.backbone, config.tuning, config.lora, config.backbone)
+        tuning.open_backbone(model, prepared, config.tuning, config.lora, config.backbone)
     run_id = run_id or run_name(prepared, start, seed, config.tuning)
     folder = prepared.root / "checkpoints" / f"{run_id}-{fingerprint_of(prepared.key, start, asdict(config))}"
     fitted = time.perf_counter()
@@ -125,9 +127,10 @@ def run_start(
     trained = tuning.trained_parameters(model)
     model.eval()
     record = _record(prepared, model, start, seed, config, epochs, times, run_id, notebook, planted, trained)
-    if results is not None:
-        record.save(results)
-    shutil.rmtree(folder, ignore_errors=True)
+    if launch.is_main():
+        if results is not None:
+            record.save(results)
+        shutil.rmtree(folder, ignore_errors=True)
     return record, model
 
 
@@ -330,4 +333,4 @@ def fit(
     prepared = prepare(corpus, backbone=backbone, **prepare_options)
     record, model = run_start(prepared, start, seed, config=config, progress=prepare_options.get("progress", True))
     print(record)
-    return model if model.backbone is not None else model.attach_backbone(backbones.load(backbone))
+    return model if model.backbone is not None else model.attach_backbone(prepared.load_backbone())

@@ -20,6 +20,7 @@ from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, Traine
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging as transformers_logging
 
+from plantlib import launch
 from plantlib.features import Features
 from plantlib.io import read_json
 from plantlib.metrics import StreamingEvaluator, evaluate
@@ -116,9 +117,27 @@ class PlantTrainer(Trainer):
         super()._save(output_dir, state_dict=trained_state(self.model, state))
 
 
+    def _issue_warnings_after_load(self, load_result) -> None:
+        """What a checkpoint leaves out is what is frozen; anything else that is missing or unknown is an error."""
+        missing = set(load_result.missing_keys) - frozen_names(self.model)
+        if missing or load_result.unexpected_keys:
+            raise ValueError(
+                f"the checkpoint lacks {sorted(missing)[:3]} and has unknown {sorted(load_result.unexpected_keys)[:3]}; "
+                "delete the run's checkpoint folder to start it again"
+            )
+
+
+def frozen_names(model: PlantModel) -> set[str]:
+    """Parameters and buffers of the backbone that training leaves as they are."""
+    if model.backbone is None:
+        return set()
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    return {f"backbone.{name}" for name in model.backbone.state_dict()} - trained
+
+
 def trained_state(model: PlantModel, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """`state` without the frozen values of the backbone; all of the decoder stays."""
-    frozen = {name for name, p in model.named_parameters() if name.startswith("backbone.") and not p.requires_grad}
+    frozen = frozen_names(model)
     return {name: value for name, value in state.items() if name not in frozen}
 
 
@@ -203,11 +222,13 @@ def fine_tune(
         callbacks=[EarlyStoppingCallback(early_stopping_patience=config.patience), _Progress(config.metric, progress)],
     )  # fmt: skip
     trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=_last_whole_checkpoint(folder) if resume else None)
+    with trainer.args.main_process_first():
+        last = last_whole_checkpoint(folder) if resume else None
+    trainer.train(resume_from_checkpoint=last)
     return history(trainer.state.log_history)
 
 
-def _last_whole_checkpoint(folder: Path) -> str | None:
+def last_whole_checkpoint(folder: Path) -> str | None:
     """The newest checkpoint written to its end; what a kill left half-written is removed."""
     for path in folder.glob("checkpoint-*"):
         try:
@@ -228,7 +249,9 @@ def _arguments(folder: Path, config: TrainConfig) -> TrainingArguments:
         load_best_model_at_end=True, metric_for_best_model=f"eval_{config.metric}", greater_is_better=True,
         restore_callback_states_from_checkpoint=True, remove_unused_columns=False, report_to="none",
         disable_tqdm=True, dataloader_num_workers=0, dataloader_pin_memory=False, max_grad_norm=0.0,
-        label_names=[], log_level="error",
+        label_names=[], log_level="error", log_level_replica="error",
+        # a batch may hold no planted cell, and an encoder may have a pooler that nobody reads
+        ddp_find_unused_parameters=True, use_cpu=launch.on_cpu(),
     )  # fmt: skip
 
 

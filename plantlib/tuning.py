@@ -1,14 +1,14 @@
 """What is trained of a backbone: nothing (cached features), LoRA adapters, or everything; one interface for the three.
 
-Realises METHOD.md section 4, "LoRA r 16 alpha 32 dropout .05". `open_backbone` makes a planted head and its backbone one model to
-train; nothing is merged afterwards, so adapters stay adapters and are saved as such.
+Realises METHOD.md section 4, "LoRA r 16 alpha 32 dropout .05". `open_backbone` makes a planted head and its backbone one model
+to train; nothing is merged afterwards, so adapters stay adapters and are saved as such.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from plantlib import adapters, backbones
+from plantlib import adapters
 from plantlib.adapters import LoraOptions
 
 TUNINGS = ("frozen", "lora", "full")
@@ -25,19 +25,19 @@ class BackboneOptions:
 
 
 def open_backbone(
-    model, name: str, tuning: str, lora: LoraOptions = LoraOptions(), options: BackboneOptions = BackboneOptions()
+    model, prepared, tuning: str, lora: LoraOptions | None = None, options: BackboneOptions = BackboneOptions()
 ) -> None:
-    """Attach the backbone `name` to `model`: "lora" adds adapters and freezes the rest, "full" trains all, "frozen" nothing."""
+    """Attach the backbone of `prepared`: "lora" adds adapters and freezes the rest, "full" trains all, "frozen" nothing."""
     if tuning == "full" and options.quantise:
         raise ValueError("4-bit weights cannot be trained in full; use tuning='lora', or quantise=False")
-    backbone = backbones.load(
-        name, dtype=options.dtype, dropout=options.dropout, quantise=options.quantise,
+    backbone = prepared.load_backbone(
+        dtype=options.dtype, dropout=options.dropout, quantise=options.quantise,
         gradient_checkpointing=options.gradient_checkpointing and tuning != "frozen",
     )  # fmt: skip
     model.attach_backbone(backbone)
     model.backbone.requires_grad_(tuning == "full")
     if tuning == "lora":
-        model.backbone = adapters.add_lora(model.backbone, lora)
+        model.backbone = adapters.add_lora(model.backbone, lora or LoraOptions())
     if options.gradient_checkpointing and tuning == "lora":
         # the embeddings are frozen: without this no gradient would reach a checkpointed layer
         model.backbone.enable_input_require_grads()

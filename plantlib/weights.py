@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 import zipfile
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -39,7 +40,43 @@ def smollm2_folder() -> Path:
     return folder
 
 
+TINY = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+TINY_ATTENTION = TINY | {"num_key_value_heads": 2}
+TINY_MLA = TINY | {
+    "num_key_value_heads": 4, "q_lora_rank": 24, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8,
+    "v_head_dim": 12, "n_routed_experts": 4, "n_group": 2, "topk_group": 1, "num_experts_per_tok": 2,
+    "moe_intermediate_size": 24, "first_k_dense_replace": 1,
+}  # fmt: skip
+TINY_FAMILIES = {
+    "mistral": ("MistralConfig", TINY_ATTENTION), "llama": ("LlamaConfig", TINY_ATTENTION),
+    "phi3": ("Phi3Config", TINY_ATTENTION), "deepseek-v3": ("DeepseekV3Config", TINY_MLA),
+}  # fmt: skip
+
+
+def tiny_folder(family: str) -> Path:
+    """Folder of a small backbone of a real architecture, random weights, MiniLM's tokenizer: to try the road, not to win.
+
+    The same weights everywhere: they come from one seed.
+    """
+    folder = cache_root() / f"tiny-{family}-1"
+    if not (folder / "config.json").exists():
+        import torch
+        import transformers
+
+        tokenizer = transformers.AutoTokenizer.from_pretrained(minilm_folder())
+        kind, sizes = TINY_FAMILIES[family]
+        config = getattr(transformers, kind)(
+            **sizes, vocab_size=len(tokenizer), max_position_embeddings=514, pad_token_id=tokenizer.pad_token_id
+        )
+        with torch.random.fork_rng(devices=[]), atomic_path(folder) as temporary:
+            torch.manual_seed(0)
+            transformers.AutoModel.from_config(config).save_pretrained(temporary)
+            tokenizer.save_pretrained(temporary)
+    return folder
+
+
 FOLDERS = {"minilm": minilm_folder, "smollm2": smollm2_folder}
+FOLDERS |= {f"tiny-{family}": partial(tiny_folder, family) for family in TINY_FAMILIES}
 
 
 def package_folder(requirement: str, module: str, wanted: str) -> Path:

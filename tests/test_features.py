@@ -71,7 +71,43 @@ def test_documents_are_handed_out_in_the_order_asked_for(backbone, tmp_path):
 
 def test_windows_cut_evenly_and_never_span_documents():
     cut = windows.spans(torch.tensor([0, 5, 5, 19, 34, 95]), WINDOW)
-    assert cut == [(0, 5), (5, 19), (19, 26), (26, 34), (34, 46), (46, 58), (58, 70), (70, 82), (82, 95)]
+    assert [[(w.begin, w.end) for w in document] for document in cut] == [
+        [(0, 5)], [], [(5, 19)], [(19, 26), (26, 34)], [(34, 46), (46, 58), (58, 70), (70, 82), (82, 95)],
+    ]  # fmt: skip
+    assert all((w.first, w.last) == (w.begin, w.end) for document in cut for w in document)
+
+
+@pytest.mark.parametrize("causal", [False, True], ids=["both sides", "left alone"])
+def test_overlapping_windows_keep_every_token_once(causal):
+    offsets = torch.tensor([0, 14, 15, 15, 76])
+    cut = windows.spans(offsets, WINDOW, overlap=3, causal=causal)
+    for (begin, end), document in zip(zip(offsets[:-1], offsets[1:], strict=True), cut, strict=True):
+        assert [t for w in document for t in range(w.begin, w.end)] == list(range(begin, end))
+        assert all(begin <= w.first <= w.begin and w.end <= w.last <= end and w.last - w.first <= WINDOW for w in document)
+        for before, after in zip(document[:-1], document[1:], strict=True):
+            assert after.first == after.begin - 3 and before.last == before.end + (0 if causal else min(3, end - before.end))
+
+
+def test_overlap_without_room_is_refused():
+    with pytest.raises(ValueError, match="overlap=7 leaves no room in a window of 14 tokens; give less than 7"):
+        windows.spans(torch.tensor([0, 20]), WINDOW, overlap=7)
+
+
+def test_overlap_lends_context(backbone_folder):
+    """A token at a window's edge gets the state it has in a window that holds its neighbours."""
+    from plantlib import backbones
+
+    ids = tokens_of((24,))[0]
+    whole = backbones.load(backbone_folder, overlap=2)
+    offsets = torch.tensor([0, 24])
+    found = windows.encode(whole, torch.from_numpy(ids).long(), offsets)
+    (first, *_), = windows.spans(offsets, WINDOW, overlap=2)
+    with torch.inference_mode():
+        read = [2, *ids[first.first : first.last].tolist(), 3]
+        wanted = whole.model(input_ids=torch.tensor([read])).last_hidden_state[0, 1:-1][: first.end]
+    torch.testing.assert_close(found[: first.end].detach(), wanted, rtol=1e-4, atol=1e-5)
+    bare = windows.encode(backbones.load(backbone_folder), torch.from_numpy(ids).long(), offsets)
+    assert found.shape == bare.shape and not torch.allclose(found, bare, atol=1e-3)
 
 
 def test_padding_does_not_change_a_documents_states(backbone):

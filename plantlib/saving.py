@@ -1,0 +1,120 @@
+"""What a PlantModel leaves on disk: the whole model, or the head beside adapters in peft's own format; and its model card.
+
+A folder of a model with LoRA holds `model.safetensors` (decoder and teacher score alone), `adapter/` (adapter_model.safetensors
+and adapter_config.json, which peft reads without this library) and the tokenizer. The backbone itself is not copied: it is
+loaded again from where it came from and its fingerprint must agree. Only safetensors and JSON are read.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from plantlib import adapters, backbones
+from plantlib.io import atomic_path, write_json
+
+ADAPTER = "adapter"
+
+
+def save(model, folder: Path, write, state_dict=None, **kwargs) -> None:
+    """Save `model` to `folder`; `write` is transformers' save_pretrained, a given state_dict a Trainer's checkpoint."""
+    adapted = state_dict is None and adapters.is_adapted(model.backbone)
+    if adapted:
+        _name_base(model)
+        model.config.backbone_saved = "adapter"
+        state_dict = {n: t for n, t in model.state_dict().items() if not n.startswith("backbone.")}
+    try:
+        write(folder, **({} if state_dict is None else {"state_dict": state_dict}), **kwargs)
+    finally:
+        model.config.backbone_saved = "whole"
+    if adapted:
+        adapters.save_adapter(model.backbone, folder / ADAPTER)
+    if model.tokenizer is not None:
+        model.tokenizer.save_pretrained(folder)
+
+
+def _name_base(model) -> None:
+    """Write into the adapter's configuration which backbone it belongs to, and its fingerprint into the model's."""
+    source = model.backbone_source
+    for config in model.backbone.peft_config.values():
+        config.base_model_name_or_path = source
+    model.config.backbone_fingerprint = backbones.fingerprint(source)
+
+
+def load(read, path, backbone: str | None = None, *args, **kwargs):
+    """The model in `path`; `read` is transformers' from_pretrained."""
+    model = read(path, *args, **{"use_safetensors": True, "dtype": torch.float32} | kwargs)
+    backbones.own_memory(model)
+    config = model.config
+    if config.backbone_saved == "adapter":
+        return _put_on_backbone(model, Path(path), backbone)
+    if model.backbone is not None:
+        from transformers import AutoTokenizer
+
+        model.backbone.to(getattr(torch, config.backbone_dtype))
+        model.tokenizer, model.backbone_source = AutoTokenizer.from_pretrained(path), str(path)
+    return model
+
+
+def _put_on_backbone(model, path: Path, backbone: str | None):
+    """Load the backbone the adapters in `path` belong to, check it and put them on."""
+    from transformers import AutoTokenizer
+
+    named = adapters.base_of(path / ADAPTER)
+    source, wanted = backbone or named, model.config.backbone_fingerprint
+    try:
+        found = backbones.fingerprint(source)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"the adapters in {path} belong to the backbone {named!r}, which is not here ({error}); pass backbone= with its "
+            "folder or hub id"
+        ) from error
+    if found != wanted:
+        raise ValueError(
+            f"the adapters in {path} were trained on a backbone of fingerprint {wanted}, {source!r} has {found}; "
+            "pass backbone= with the one they were trained on"
+        )
+    config = model.config
+    loaded = backbones.load(
+        source, tokenizer=AutoTokenizer.from_pretrained(path), dtype=config.backbone_dtype, overlap=config.overlap
+    )
+    window = config.window
+    model.attach_backbone(loaded)
+    config.window = window
+    model.backbone = adapters.load_adapter(model.backbone, path / ADAPTER)
+    return model.eval()
+
+
+def write_card(record, folder: str | Path) -> Path:
+    """README.md of a model folder, every number from the run's record; nothing is typed by hand."""
+    data, metrics, path = record.dataset, record.metrics, Path(folder) / "README.md"
+    shown = [(k, metrics[k]) for k in sorted(metrics) if metrics[k] is not None]
+    lines = [
+        "---", "library_name: plantlib", "pipeline_tag: text-classification",
+        "tags: [plant, multi-label, label-attention, planted-attention]", "---", "",
+        f"# {record.id}", "",
+        f"A PLANT model: start `{record.system}`, backbone `{record.backbone}`, tuning "
+        f"`{record.params.get('tuning', 'frozen')}`, seed {record.seed}.",
+        "",
+        f"Trained on **{data['name']}**{' (synthetic)' if data['synthetic'] else ''}: {data['train']:,} training, "
+        f"{data['dev']:,} dev and {data['test']:,} test documents; label space: {data['labels']:,} {data['label_space']}.",
+        "", "```python", "from plantlib import PlantModel",
+        'PlantModel.from_pretrained("this folder").predict(["..."], k=8)', "```", "",
+        "Scores are calibrated on dev; the epoch was chosen on dev and test was read once.", "",
+        "| test metric | value |", "| --- | ---: |", *(f"| {k} | {v:.4f} |" for k, v in shown), "",
+        f"Run of {record.created} on {record.environment['cores']} cores of {record.environment['cpu']}; "
+        f"parameters trained: {_sizes(record.model_size)}. The whole record: `run.json`.",
+        "",
+        "Not for clinical decisions: a ranking of codes for a person to check.",
+    ]  # fmt: skip
+    with atomic_path(path) as temporary:
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_json(Path(folder) / "run.json", {"id": record.id, "params": record.params, "metrics": metrics, "dataset": data})
+    return path
+
+
+def _sizes(sizes) -> str:
+    if not isinstance(sizes, dict):
+        return f"{sizes or 0:,}"
+    return f"{sizes['trained_parameters']:,} ({sizes.get('trained_in_backbone', 0):,} of them in the backbone)"
