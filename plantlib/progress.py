@@ -1,6 +1,6 @@
 """Progress bars that reach the reader: widgets in JupyterLab, text where a notebook is run by papermill.
 
-Under papermill a widget is seen by nobody, so `results.run_notebook` sets PLANT_PROGRESS=text for its kernel and passes the
+Under papermill a widget is seen by nobody, so `runner.run_notebook` sets PLANT_PROGRESS=text for its kernel and passes the
 kernel's standard error on. Everything in plantlib that takes more than seconds draws its bar through `tqdm` here.
 """
 

@@ -102,7 +102,7 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _run(common: dict, options: argparse.Namespace) -> None:
-    from plantlib.results import run_notebook
+    from plantlib.runner import run_notebook
 
     root = sources.checkout()
     local = root / "results" / "local" / Path(common["dataset"]).name

@@ -1,7 +1,7 @@
 """Run records, their comparison and the runs themselves: YAML asks, JSON remembers (METHOD section 5).
 
 A run writes one `RunRecord` as results/runs/<id>.json; tables and figures are made from those files alone.
-`run_yaml` executes a notebook with the parameters of runs/<id>.yaml; `replace_section` puts a table into the README.
+`replace_section` puts a table into the README; the runs themselves are started by `runner.py`.
 No document text, host name, user name or absolute path enters a record. Not here: metrics, figures, training.
 """
 
@@ -13,7 +13,6 @@ import os
 import platform
 import re
 import subprocess
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
@@ -23,7 +22,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from plantlib.io import atomic_path, read_json
-from plantlib.progress import bars_as_text
 from plantlib.statistics import mean_sd, paired_bootstrap
 
 if TYPE_CHECKING:
@@ -282,69 +280,3 @@ def _split(path: str | Path, name: str) -> tuple[str, str, str]:
     head, rest = content.split(begin)
     body, tail = rest.split(end)
     return head + begin, body, end + tail
-
-
-def run_notebook(notebook: str | Path, parameters: dict[str, Any], output: str | Path, progress: bool = True) -> Path:
-    """Executes a notebook in its own folder; the executed copy goes to `output`, also when it fails.
-
-    With progress, its bars appear here as text. ValueError for a name that its cell tagged 'parameters' does not define;
-    RuntimeError with the notebook's own error.
-    """
-    import papermill
-
-    notebook, output = Path(notebook).resolve(), Path(output).resolve()
-    if unknown := sorted(set(parameters) - set(known := papermill.inspect_notebook(notebook))):
-        raise ValueError(f"{notebook.name} has no parameter {', '.join(unknown)}; known: {', '.join(known) or 'none'}")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with bars_as_text():
-            papermill.execute_notebook(notebook, output, parameters, kernel_name="python3", progress_bar=False,
-                                       cwd=notebook.parent, stderr_file=sys.stderr if progress else None)
-    except papermill.PapermillExecutionError as error:
-        raise RuntimeError(f"{notebook.name}, cell {error.exec_count}: {error.ename}: {error.evalue}") from error
-    return output
-
-
-def run_yaml(path: str | Path, force: bool = False, progress: bool = True) -> Path:
-    """Runs runs/<id>.yaml (keys notebook, parameters) unless results/runs/<id>.json exists; returns that JSON's path.
-
-    Paths are relative to the folder above runs/. The id (the file's name) reaches a notebook that has a parameter
-    `run_id`. The executed notebook stays in results/executed/. RuntimeError if no record was written.
-    """
-    import papermill
-    import yaml
-
-    path = Path(path).resolve()
-    root, run_id = path.parent.parent, path.stem
-    data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    if not isinstance(data, dict) or "notebook" not in data or set(data) - {"id", "notebook", "parameters"}:
-        raise ValueError(f"{path.name}: wanted the keys notebook and parameters (and id, if any), got {data!r:.200}")
-    if data.get("id", run_id) != run_id:
-        raise ValueError(f"{path.name} names the run {data['id']!r}: the id is the file's name, drop the key")
-    record = root / "results" / "runs" / f"{run_id}.json"
-    if record.exists() and not force:
-        return record
-    parameters, before = dict(data.get("parameters") or {}), record.stat().st_mtime_ns if record.exists() else None
-    if "run_id" in papermill.inspect_notebook(root / data["notebook"]):
-        parameters.setdefault("run_id", run_id)
-    run_notebook(root / data["notebook"], parameters, root / "results" / "executed" / f"{run_id}.ipynb", progress)
-    if not record.exists() or record.stat().st_mtime_ns == before:
-        raise RuntimeError(f"{data['notebook']} wrote no results/runs/{run_id}.json: save its RunRecord there")
-    RunRecord.load(record)
-    return record
-
-
-def main(arguments: list[str]) -> int:
-    """`python -m plantlib.results [--force] runs/a.yaml ...`: runs what is missing; exit status 1 if any run failed."""
-    status = 0
-    for name in (argument for argument in arguments if argument != "--force"):
-        try:
-            print(f"{name}: {run_yaml(name, '--force' in arguments).name}")
-        except (OSError, ValueError, RuntimeError) as error:
-            print(f"{name}: {error}", file=sys.stderr)
-            status = 1
-    return status
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

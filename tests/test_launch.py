@@ -6,7 +6,6 @@ Real `accelerate launch` with two CPU processes over gloo and the configuration 
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -87,6 +86,16 @@ def free_port() -> int:
         return s.getsockname()[1]
 
 
+def kill_all(process: subprocess.Popen) -> None:
+    """SIGKILL the launcher and the processes it started, which have sessions of their own."""
+    import psutil
+
+    found = psutil.Process(process.pid)
+    for one in (found, *found.children(recursive=True)):
+        one.kill()
+    process.communicate(timeout=60)
+
+
 def check_same(record: RunRecord, wanted: RunRecord) -> None:
     assert [row["epoch"] for row in record.history] == [row["epoch"] for row in wanted.history] == [1, 2, 3]
     for ours, theirs in zip(record.history, wanted.history, strict=True):
@@ -112,8 +121,7 @@ def test_killed_launch_goes_on_from_its_checkpoint(job, alone):
     while not list(checkpoints.glob("*/checkpoint-*/trainer_state.json")):
         assert victim.poll() is None and time.monotonic() < deadline, "no checkpoint was written"
         time.sleep(0.02)
-    os.killpg(victim.pid, signal.SIGKILL)
-    victim.communicate()
+    kill_all(victim)
     assert not list((home / "killed").glob("*.json"))
     finish(start("killed", *DDP, accumulation=1, port=free_port()))
     check_same(RunRecord.load(next((home / "killed").glob("*.json"))), alone)

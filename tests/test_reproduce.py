@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from plantlib import reproduce, results, sources
+from plantlib import reproduce, runner, sources
 from plantlib.data import Corpus
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -27,7 +27,7 @@ def job(tmp_path, monkeypatch):
     def record(notebook, parameters, output):
         calls.append((Path(notebook).stem, parameters, output))
 
-    monkeypatch.setattr(results, "run_notebook", record)
+    monkeypatch.setattr(runner, "run_notebook", record)
     return lambda *arguments: (reproduce.main(list(arguments)), calls)
 
 

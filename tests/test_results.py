@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from plantlib import results
+from plantlib import results, runner
 from plantlib.results import RunRecord
 
 DOCUMENTS = 200
@@ -184,7 +184,7 @@ def notebook(path: Path, *cells: str) -> Path:
 def test_misspelt_parameter_is_an_error(tmp_path):
     path = notebook(tmp_path / "n.ipynb", "epochs = 1\nseed = 0  # int")
     with pytest.raises(ValueError, match="has no parameter epoch; known: epochs, seed"):
-        results.run_notebook(path, {"epoch": 3}, tmp_path / "out.ipynb", progress=False)
+        runner.run_notebook(path, {"epoch": 3}, tmp_path / "out.ipynb", progress=False)
     assert not (tmp_path / "out.ipynb").exists()
 
 
@@ -205,14 +205,14 @@ def test_yaml_runs_what_is_missing_and_reports_failure(tmp_path, capsys, monkeyp
     (runs / "good.yaml").write_text("notebook: notebooks/toy.ipynb\nparameters: {seed: 7}\n")
     (runs / "bad.yaml").write_text("notebook: notebooks/toy.ipynb\nparameters: {fail: true}\n")
     monkeypatch.chdir(tmp_path)
-    assert results.main(["runs/good.yaml", "runs/bad.yaml"]) == 1
+    assert runner.main(["runs/good.yaml", "runs/bad.yaml"]) == 1
     done = RunRecord.load(tmp_path / "results" / "runs" / "good.json")
     assert (done.id, done.seed) == ("good", 7)
     assert "KeyError: 'no such corpus'" in capsys.readouterr().err
     assert (tmp_path / "results" / "executed" / "bad.ipynb").exists()
     # present, so nothing is executed: a broken notebook is not even opened
     (tmp_path / "notebooks" / "toy.ipynb").write_text("broken")
-    assert results.main(["runs/good.yaml"]) == 0 and results.main(["--force", "runs/good.yaml"]) == 1
+    assert runner.main(["runs/good.yaml"]) == 0 and runner.main(["--force", "runs/good.yaml"]) == 1
 
 
 def test_yaml_errors_name_the_fix(tmp_path):
@@ -222,4 +222,23 @@ def test_yaml_errors_name_the_fix(tmp_path):
                           ("notebook: n\nparams: {}", "wanted the keys")):  # fmt: skip
         path.write_text(text)
         with pytest.raises(ValueError, match=message):
-            results.run_yaml(path)
+            runner.run_yaml(path)
+
+
+def test_grid_notebook_writes_into_the_folder_it_is_given(tmp_path):
+    """A notebook with `results` and no `run_id` names its records itself; the folder is seen from above runs/."""
+    record(id="placeholder").save(tmp_path / "template")
+    notebook(
+        tmp_path / "notebooks" / "grid.ipynb",
+        "results = ''\nseeds = [0]",
+        "import json, pathlib\nraw = json.loads(pathlib.Path('../template/placeholder.json').read_text())\n"
+        "folder = pathlib.Path(results)\nfolder.mkdir(parents=True, exist_ok=True)\n"
+        "for seed in seeds:\n    (folder / f'g{seed}.json').write_text(json.dumps(raw | {'id': f'g{seed}', 'seed': seed}))",
+    )
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "g.yaml").write_text("notebook: notebooks/grid.ipynb\nparameters: {seeds: [0, 1], results: out/r}\n")
+    folder = runner.run_yaml(tmp_path / "runs" / "g.yaml", progress=False)
+    assert folder == tmp_path / "out" / "r" and [r.id for r in results.load_all(folder)] == ["g0", "g1"]
+    (tmp_path / "runs" / "none.yaml").write_text("notebook: notebooks/grid.ipynb\nparameters: {seeds: [], results: none}\n")
+    with pytest.raises(RuntimeError, match="wrote no record into none"):
+        runner.run_yaml(tmp_path / "runs" / "none.yaml", progress=False)

@@ -1,0 +1,94 @@
+"""Notebooks as batch jobs: papermill executes them with the parameters of a call or of a YAML file in runs/.
+
+Defaults teach, YAML reproduces: `run_notebook` executes one notebook in its own folder, `run_yaml` one file of runs/, and
+`python -m plantlib.runner runs/a.yaml ...` what is missing of several. What the runs write are records of `results.py`.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from plantlib.progress import bars_as_text
+from plantlib.results import RunRecord, load_all
+
+
+def run_notebook(notebook: str | Path, parameters: dict[str, Any], output: str | Path, progress: bool = True) -> Path:
+    """Executes a notebook in its own folder; the executed copy goes to `output`, also when it fails.
+
+    With progress, its bars appear here as text. ValueError for a name that its cell tagged 'parameters' does not define;
+    RuntimeError with the notebook's own error.
+    """
+    import papermill
+
+    notebook, output = Path(notebook).resolve(), Path(output).resolve()
+    if unknown := sorted(set(parameters) - set(known := papermill.inspect_notebook(notebook))):
+        raise ValueError(f"{notebook.name} has no parameter {', '.join(unknown)}; known: {', '.join(known) or 'none'}")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with bars_as_text():
+            papermill.execute_notebook(notebook, output, parameters, kernel_name="python3", progress_bar=False,
+                                       cwd=notebook.parent, stderr_file=sys.stderr if progress else None)
+    except papermill.PapermillExecutionError as error:
+        raise RuntimeError(f"{notebook.name}, cell {error.exec_count}: {error.ename}: {error.evalue}") from error
+    return output
+
+
+def run_yaml(path: str | Path, force: bool = False, progress: bool = True) -> Path:
+    """Runs runs/<id>.yaml (keys notebook, parameters) unless results/runs/<id>.json exists; returns that JSON's path.
+
+    Paths are relative to the folder above runs/. The id (the file's name) reaches a notebook that has a parameter
+    `run_id`. One that has `results` instead runs a grid: it writes many records to that folder, reads those that are
+    finished, and the folder's path is returned. The executed notebook stays in results/executed/. RuntimeError if no
+    record was written.
+    """
+    import papermill
+    import yaml
+
+    path = Path(path).resolve()
+    root, run_id = path.parent.parent, path.stem
+    data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(data, dict) or "notebook" not in data or set(data) - {"id", "notebook", "parameters"}:
+        raise ValueError(f"{path.name}: wanted the keys notebook and parameters (and id, if any), got {data!r:.200}")
+    if data.get("id", run_id) != run_id:
+        raise ValueError(f"{path.name} names the run {data['id']!r}: the id is the file's name, drop the key")
+    executed = root / "results" / "executed" / f"{run_id}.ipynb"
+    record = root / "results" / "runs" / f"{run_id}.json"
+    if record.exists() and not force:
+        return record
+    parameters, before = dict(data.get("parameters") or {}), record.stat().st_mtime_ns if record.exists() else None
+    known = papermill.inspect_notebook(root / data["notebook"])
+    if "run_id" in known:
+        parameters.setdefault("run_id", run_id)
+    elif "results" in known:
+        return _run_grid(root, root / data["notebook"], parameters, executed, progress)
+    run_notebook(root / data["notebook"], parameters, executed, progress)
+    if not record.exists() or record.stat().st_mtime_ns == before:
+        raise RuntimeError(f"{data['notebook']} wrote no results/runs/{run_id}.json: save its RunRecord there")
+    RunRecord.load(record)
+    return record
+
+
+def _run_grid(root: Path, notebook: Path, parameters: dict[str, Any], executed: Path, progress: bool) -> Path:
+    folder = root / (parameters.get("results") or "results/runs")
+    run_notebook(notebook, parameters | {"results": str(folder)}, executed, progress)
+    if not (folder.is_dir() and load_all(folder)):
+        raise RuntimeError(f"{notebook.name} wrote no record into {folder.name}: save its RunRecords there")
+    return folder
+
+
+def main(arguments: list[str]) -> int:
+    """`python -m plantlib.runner [--force] runs/a.yaml ...`: runs what is missing; exit status 1 if any run failed."""
+    status = 0
+    for name in (argument for argument in arguments if argument != "--force"):
+        try:
+            print(f"{name}: {run_yaml(name, '--force' in arguments).name}")
+        except (OSError, ValueError, RuntimeError) as error:
+            print(f"{name}: {error}", file=sys.stderr)
+            status = 1
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
