@@ -42,6 +42,7 @@ bench: $(READY)  ## timings and memory against named baselines -> results/bench/
 	$(BIN)/python benchmarks/bench_kernels.py
 
 figures: $(READY) ## tables and figures from the committed runs, README included
+	mkdir -p results/executed
 	$(BIN)/papermill --cwd notebooks notebooks/07_paper_vs_ours.ipynb results/executed/07_paper_vs_ours.ipynb
 	$(BIN)/python -c "from plantlib import plots; plots.save(plots.data_flow(), 'results/figures/data_flow.png')"
 

@@ -93,6 +93,8 @@ def is_adapted(model) -> bool:
 def save_adapter(model, folder: str | Path) -> None:
     """Write adapter_model.safetensors and adapter_config.json, as peft does: loadable without this library."""
     model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
+    # peft adds an empty form of a model card; ours is written from the run's record
+    (Path(folder) / "README.md").unlink(missing_ok=True)
 
 
 def holds_adapter(path: str | Path) -> bool:

@@ -109,6 +109,29 @@ def start_comparison(table: pandas.DataFrame, metric: str = "p@1", ax: Axes | No
     return ax
 
 
+def backbone_comparison(frame: pandas.DataFrame, metric: str = "ndcg@5", ax: Axes | None = None) -> Axes:
+    """Difference of each start to random attention on the same backbone, with its 95 % interval, in points.
+
+    frame: columns group (data set and backbone, a row of the figure), start, '<metric> diff', '... low', '... high'.
+    """
+    names = [f"{metric} {part}" for part in ("diff", "low", "high")]
+    _need(frame, "group", "start", *names)
+    rows = frame.dropna(subset=names)
+    places, starts = list(dict.fromkeys(rows["group"])), colours(rows["start"])
+    ax = _axes(ax, (6.8, 1.3 + 0.28 * len(rows)))
+    for i, (start, colour) in enumerate(starts.items()):
+        part = rows[rows["start"] == start]
+        shift = 0.6 * ((i + 0.5) / len(starts) - 0.5)
+        y = [places.index(group) + shift for group in part["group"]]
+        ax.hlines(y, 100 * part[names[1]], 100 * part[names[2]], color=colour, linewidth=2)
+        ax.plot(100 * part[names[0]], y, "o", color=colour, markersize=6, label=start)
+    ax.axvline(0, color=COLOURS["random"], linewidth=1)
+    ax.set(yticks=range(len(places)), yticklabels=places, ylim=(len(places) - 0.5, -0.5))
+    ax.set_xlabel(f"{metric}, points above random attention on the same backbone (95 % interval)")
+    ax.legend(bbox_to_anchor=(1.01, 1), loc="upper left")
+    return ax
+
+
 def bucket_bars(frame: pandas.DataFrame, metric: str = "rp@5", ax: Axes | None = None) -> Axes:
     """Metric (a fraction) in the few, medium and head bucket, a bar a system, whiskers one sd over seeds.
 

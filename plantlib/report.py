@@ -85,13 +85,13 @@ def load(folder: str | Path) -> list[RunRecord]:
     return load_all(folder) if Path(folder).is_dir() else []
 
 
-def groups(records: Iterable[RunRecord]) -> list[Group]:
+def groups(records: Iterable[RunRecord], elsewhere: tuple[str, ...] = ("06", "08")) -> list[Group]:
     """Records by data set, backbone and tokens; a data set without a planted run is left out.
 
-    Ablations (notebook 06) are left to their own notebook.
+    elsewhere: notebooks whose records have tables of their own: ablations (06), backbones (08, `backbone_report.py`).
     """
     by_data: dict[tuple, list[RunRecord]] = {}
-    for record in [r for r in records if not (r.notebook or "").startswith("06")]:
+    for record in [r for r in records if not (r.notebook or "-").startswith(elsewhere)]:
         by_data.setdefault((record.dataset["name"], record.dataset["train"], record.dataset["fingerprint"]), []).append(record)
     found: list[Group] = []
     for (name, train, fingerprint), part in sorted(by_data.items()):
@@ -167,7 +167,7 @@ def readme_section(found: list[Group]) -> str:
         table = group.table()
         have = [m for m in METRICS if m in table.columns]
         lines = [["system", "seeds", *(NAMES[m] for m in have)], ["---", *["---:"] * (len(have) + 1)]]
-        lines += [[system, f"{int(row['seeds'])}", *(_cell(row, m) for m in have)] for system, row in table.iterrows()]
+        lines += [[system, f"{int(row['seeds'])}", *(cell(row, m) for m in have)] for system, row in table.iterrows()]
         parts.append(f"{group.about()}\n\n" + "\n".join(f"| {' | '.join(cells)} |" for cells in lines))
     note = (
         "Percent; mean ± sd over seeds. \\*: p < 0.05 against the first row in either direction, paired bootstrap over test "
@@ -177,7 +177,8 @@ def readme_section(found: list[Group]) -> str:
     return "\n\n".join([*parts, note])
 
 
-def _cell(row, metric: str) -> str:
+def cell(row, metric: str) -> str:
+    """Mean ± sd in percent, a star where the difference to the baseline has p < 0.05."""
     value, sd, p = (row.get(f"{metric}{suffix}") for suffix in ("", " sd", " p"))
     text = "-" if value != value else f"{100 * value:.1f}"
     return text + ("" if sd != sd else f" ± {100 * sd:.1f}") + (" \\*" if p is not None and p < 0.05 else "")

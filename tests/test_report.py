@@ -42,7 +42,8 @@ def test_groups_split_by_tokens_and_backbone_and_share_the_peers():
 def test_a_tuned_backbone_has_its_own_table():
     tuned = record("random", value=0.7, notebook="08_backbones")
     tuned.params["tuning"] = "lora"
-    found = {g.stem: g for g in report.groups([*some(), tuned])}
+    assert len(report.groups([*some(), tuned])) == 1, "backbones have a report of their own"
+    found = {g.stem: g for g in report.groups([*some(), tuned], elsewhere=("06",))}
     assert set(found) == {"toy-100d-64t", "toy-100d-64t-minilm-lora"}
     assert "backbone minilm-lora" in found["toy-100d-64t-minilm-lora"].about()
 
@@ -134,3 +135,34 @@ def test_on_disk_names_files_relatively(tmp_path):
     (tmp_path / "a" / "x.json").write_text("{}")
     assert report.on_disk(tmp_path, "**/*.json")["file"].tolist() == [f"{tmp_path.name}/a/x.json"]
     assert report.on_disk(tmp_path / "missing").empty
+
+
+def backbone_records():
+    for backbone, gain in (("minilm", 0.02), ("smollm2", 0.1)):
+        for start, extra in (("random", 0.0), ("lookup", gain)):
+            for seed in (0, 1):
+                made = record(start, seed, 0.4 + extra, backbone=backbone, notebook="08_backbones", times={"fine_tune": 90.0},
+                              model_size={"trained_parameters": 1500, "trained_in_backbone": 500})  # fmt: skip
+                made.params.update(tuning="lora", train={"epochs": 2})
+                yield made
+
+
+def test_backbones_have_their_table_figure_and_section(tmp_path):
+    from plantlib import backbone_report
+
+    (tmp_path / "README.md").write_text("# x\n<!-- table:begin backbones -->\nold\n<!-- table:end backbones -->\n")
+    written = backbone_report.write([*some(), *backbone_records()], tmp_path, tmp_path / "README.md")
+    assert [p.name for p in written] == ["table-backbones.md", "backbones-ndcg@5.png", "backbones-few_rp@5.png"]
+    text = (tmp_path / "README.md").read_text()
+    row = "| toy, 100 documents | 64 | smollm2-lora | lookup | 2 | 500 + 1,000 | 0.8 | 50.0"
+    assert row in text and "old" not in text and "2 epochs for minilm-lora" in text and "SVM" not in text
+    frame = backbone_report.comparison(backbone_report.groups(backbone_records()))
+    assert list(frame["group"].unique()) == ["toy, minilm-lora", "toy, smollm2-lora"]
+    assert frame[frame.start == "lookup"]["ndcg@5 diff"].round(3).tolist() == [0.02, 0.1], "to random on the same backbone"
+
+
+def test_no_backbone_runs_say_how_to_make_some(tmp_path):
+    from plantlib import backbone_report
+
+    assert [p.name for p in backbone_report.write(some(), tmp_path)] == ["table-backbones.md"]
+    assert "make run RUN=" in (tmp_path / "table-backbones.md").read_text()
