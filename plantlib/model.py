@@ -89,7 +89,7 @@ class PlantModel(PreTrainedModel):
         if config.standardised:
             self.register_buffer("hidden_shift", torch.zeros(config.hidden_size))
             self.register_buffer("hidden_scale", torch.ones(config.hidden_size))
-        self.tokenizer = None
+        self.tokenizer = self.backbone_source = self.record = None
         self.post_init()
 
     def _init_weights(self, module) -> None:

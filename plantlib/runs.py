@@ -127,6 +127,7 @@ def run_start(
     trained = tuning.trained_parameters(model)
     model.eval()
     record = _record(prepared, model, start, seed, config, epochs, times, run_id, notebook, planted, trained)
+    model.record = record
     if launch.is_main():
         if results is not None:
             record.save(results)
@@ -330,7 +331,7 @@ def fit(
     planting.parts_of(start)
     if config.tuning == "frozen" and prepare_options.get("frozen") is False:
         raise ValueError("tuning='frozen' reads cached features; leave frozen=True, or choose tuning='lora' or 'full'")
-    prepared = prepare(corpus, backbone=backbone, **prepare_options)
+    prepared = prepare(corpus, backbone=backbone, **{"frozen": config.tuning == "frozen"} | prepare_options)
     record, model = run_start(prepared, start, seed, config=config, progress=prepare_options.get("progress", True))
     print(record)
     return model if model.backbone is not None else model.attach_backbone(prepared.load_backbone())

@@ -19,7 +19,8 @@ ADAPTER = "adapter"
 
 def save(model, folder: Path, write, state_dict=None, **kwargs) -> None:
     """Save `model` to `folder`; `write` is transformers' save_pretrained, a given state_dict a Trainer's checkpoint."""
-    adapted = state_dict is None and adapters.is_adapted(model.backbone)
+    checkpoint = state_dict is not None
+    adapted = not checkpoint and adapters.is_adapted(model.backbone)
     if adapted:
         _name_base(model)
         model.config.backbone_saved = "adapter"
@@ -32,6 +33,8 @@ def save(model, folder: Path, write, state_dict=None, **kwargs) -> None:
         adapters.save_adapter(model.backbone, folder / ADAPTER)
     if model.tokenizer is not None:
         model.tokenizer.save_pretrained(folder)
+    if model.record is not None and not checkpoint:
+        write_card(model.record, folder)
 
 
 def _name_base(model) -> None:

@@ -73,6 +73,22 @@ def test_rotary_backbone_survives_saving(prepared, tmp_path):
     assert torch.equal(logits_of(PlantModel.from_pretrained(tmp_path / "m")), logits_of(model))
 
 
+@pytest.mark.parametrize("tuned", [False, True], ids=["whole", "adapters"])
+def test_bfloat16_backbone_keeps_a_float32_head(tuned, prepared, backbone_folder, tmp_path):
+    from plantlib import adapters
+
+    model = planted_model(prepared, backbones.load(backbone_folder, dtype="bfloat16"))
+    if tuned:
+        model.backbone = adapters.add_lora(model.backbone).eval()
+    model.save_pretrained(tmp_path / "m")
+    loaded = PlantModel.from_pretrained(tmp_path / "m")
+    for found in (model, loaded):
+        assert {p.dtype for n, p in found.named_parameters() if n.startswith("decoder.")} == {torch.float32}
+        own = {p.dtype for n, p in found.named_parameters() if n.startswith("backbone.") and "lora_" not in n}
+        assert own == {torch.bfloat16}
+    torch.testing.assert_close(logits_of(loaded), logits_of(model), rtol=1e-3, atol=1e-3)
+
+
 def test_auto_classes_load_it(model, tmp_path):
     from transformers import AutoConfig, AutoModel
 
