@@ -177,6 +177,8 @@ def config_of(name_or_path: str, trust_remote_code: bool = False):
     """The configuration alone."""
     from transformers import AutoConfig
 
+    from plantlib import awd_lstm  # noqa: F401 (registers its classes)
+
     return AutoConfig.from_pretrained(locate(str(name_or_path)), trust_remote_code=trust_remote_code)
 
 
