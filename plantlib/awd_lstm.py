@@ -57,6 +57,7 @@ class AwdLstmModel(PreTrainedModel):
     config_class = AwdLstmConfig
     base_model_prefix = "encoder"
     main_input_name = "input_ids"
+    carries_state = True
 
     def __init__(self, config: AwdLstmConfig):
         super().__init__(config)

@@ -119,20 +119,20 @@ class PlantModel(PreTrainedModel):
         of each document and (B, L) numbers a round, however long the documents are.
         """
         backbone, batch = self.as_backbone(), len(offsets) - 1
-        state = self.decoder.start_state(batch)
+        state, again = tuple(self.decoder.start_state(batch)), torch.is_grad_enabled() and self.training
         for cut in windows.rounds(backbone, offsets):
             lengths = [0 if w is None else w.end - w.begin for w in cut]
             starts = torch.tensor([0, *lengths], device=offsets.device).cumsum(0)
-            present = [w for w in cut if w is not None]
-            ids = torch.cat([token_ids[w.begin : w.end] for w in present])
+            ids = torch.cat([token_ids[w.begin : w.end] for w in cut if w is not None])
 
-            def read(ids, starts, *state, present=present):
-                hidden = self.standardise(windows.encode_windows(backbone, token_ids, present))
-                return tuple(self.decoder.read(Packed(hidden, ids, starts), AttentionState(*state)))
+            def read(ids, starts, *state, cut=cut):
+                # four tensors of attention, then what a recurrent backbone carries
+                hidden, memory = windows.encode_round(backbone, token_ids, cut, state[4:])
+                packed = Packed(self.standardise(hidden), ids, starts)
+                return (*self.decoder.read(packed, AttentionState(*state[:4])), *memory)
 
-            again = torch.is_grad_enabled() and self.training
             state = checkpoint(read, ids, starts, *state, use_reentrant=False) if again else read(ids, starts, *state)
-        return AttentionState(*state)
+        return AttentionState(*state[:4])
 
     def forward(self, token_ids, offsets, hidden_states=None, label_rows=None, label_columns=None, **_) -> PlantOutput:
         """token_ids (S,) packed, offsets (B+1), hidden_states (S, D) or None to run the backbone.

@@ -67,9 +67,41 @@ def is_causal(model) -> bool:
     return any(getattr(module, "is_causal", False) for module in model.modules())
 
 
+def carries_state(backbone) -> bool:
+    """Whether the backbone goes on from a window's end: a recurrent one does, and then needs no overlap for context."""
+    return bool(getattr(backbone.model, "carries_state", False)) and backbone.overlap == 0
+
+
 def encode(backbone, token_ids: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
     """Hidden states (S, D) of packed token ids (S,); offsets (B+1). Differentiable in the backbone's parameters."""
-    return encode_windows(backbone, token_ids, [w for document in _cut(backbone, offsets) for w in document])
+    if not carries_state(backbone):
+        return encode_windows(backbone, token_ids, [w for document in _cut(backbone, offsets) for w in document])
+    memory, pieces = (), {}
+    for cut in rounds(backbone, offsets):
+        hidden, memory = encode_round(backbone, token_ids, cut, memory)
+        present = [w for w in cut if w is not None]
+        parts = hidden.split([w.end - w.begin for w in present])
+        pieces |= {w.begin: part for w, part in zip(present, parts, strict=True)}
+    return torch.cat([pieces[begin] for begin in sorted(pieces)]) if pieces else encode_windows(backbone, token_ids, [])
+
+
+def encode_round(backbone, token_ids: torch.Tensor, cut: list[Window | None], memory: tuple = ()):
+    """(kept hidden states of one window of each document, memory after it); memory is () unless the backbone carries a state.
+
+    memory: what a recurrent backbone knows of each of the B documents, (1, B, size) tensors, h and c of every layer in turn.
+    """
+    present = [w for w in cut if w is not None]
+    if not carries_state(backbone):
+        return encode_windows(backbone, token_ids, present), ()
+    rows = torch.tensor([i for i, w in enumerate(cut) if w is not None], device=token_ids.device)
+    own = [m.index_select(1, rows) for m in memory]
+    input_ids, attention, kept = padded(token_ids, present, backbone.tokenizer)
+    state = list(zip(own[::2], own[1::2], strict=True)) or None
+    output = backbone.model(input_ids=input_ids, attention_mask=attention, state=state)
+    after = [s for pair in output.state for s in pair]
+    memory = memory or tuple(s.new_zeros(1, len(cut), s.shape[2]) for s in after)
+    memory = tuple(m.index_copy(1, rows, s.to(m.dtype)) for m, s in zip(memory, after, strict=True))
+    return output.last_hidden_state[kept], memory
 
 
 def encode_windows(backbone, token_ids: torch.Tensor, cut: list[Window]) -> torch.Tensor:
@@ -86,7 +118,12 @@ def _cut(backbone, offsets: torch.Tensor) -> list[list[Window]]:
 
 
 def rounds(backbone, offsets: torch.Tensor) -> Iterator[list[Window | None]]:
-    """Round r holds the r-th window of every document, None where it has been read to its end."""
+    """Round r holds the r-th window of every document, None where it has been read to its end.
+
+    A recurrent backbone that reads texts from their end gets the last windows first.
+    """
     cut = _cut(backbone, offsets)
+    if carries_state(backbone) and not is_causal(backbone.model):
+        cut = [document[::-1] for document in cut]
     for r in range(max((len(document) for document in cut), default=0)):
         yield [document[r] if r < len(document) else None for document in cut]

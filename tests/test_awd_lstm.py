@@ -208,6 +208,35 @@ def test_perplexity_falls_and_the_folder_is_a_backbone(pretrained, corpus):
     assert states.shape == (30, 24) and torch.isfinite(states).all()
 
 
+def test_state_is_carried_over_windows(pretrained, corpus, tmp_path):
+    """Short windows, streamed or encoded, give what one long window gives: logits, every gradient, cached features."""
+    from plantlib.kernels.attention_bce import sparse_bce
+    from plantlib.planting import plant
+    from plantlib.runs import build_model
+
+    _, folder, _ = pretrained
+    ids, offsets = torch.arange(60) % 25 + 3, torch.tensor([0, 31, 31, 36, 60])
+    found = []
+    for window in (None, 7):
+        prepared = prepare(corpus, backbone=str(folder), max_tokens=None, window=window, root=tmp_path, progress=False)
+        model = build_model(prepared, prepared.teacher())
+        plant(model.decoder, "lookup", prepared.teacher(), prepared.train_labels)
+        torch.nn.init.normal_(model.decoder.label_outputs, std=0.5, generator=torch.Generator().manual_seed(0))
+        model.attach_backbone(prepared.load_backbone(dropout=0.0)).train()
+        states = model.encode(ids, offsets).detach()
+        logits = model.decoder.finish(model.stream(ids, offsets))
+        sparse_bce(logits, torch.arange(4), torch.arange(4)).backward()
+        gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+        found.append((states, logits.detach(), gradients, prepared.features.array))
+    for one, many in zip(*found, strict=True):
+        if isinstance(one, dict):
+            assert set(one) == set(many) and any(n.startswith("backbone.layers") for n in one)
+            for name in one:
+                torch.testing.assert_close(many[name], one[name], rtol=1e-3, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+        else:
+            np.testing.assert_allclose(many, one, rtol=2e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize("tuning", ["frozen", "full"])
 def test_it_goes_the_whole_road(tuning, pretrained, corpus, tmp_path):
     _, folder, _ = pretrained
