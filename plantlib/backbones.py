@@ -16,6 +16,7 @@ from typing import Any
 
 from plantlib import adapters, weights
 from plantlib.io import sha256
+from plantlib.progress import without_library_bars
 
 DTYPES = ("float32", "bfloat16", "float16")
 LONGEST_WINDOW = 4096
@@ -97,9 +98,10 @@ def _weights(name: str, config, dtype: str, quantise: bool, trust_remote_code: b
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
         )
-    model = AutoModel.from_pretrained(
-        path, config=config, use_safetensors=True, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code, **options
-    )
+    size = sum(file.stat().st_size for file in Path(path).glob("*.safetensors")) if Path(path).is_dir() else 2**40
+    options |= {"config": config, "dtype": getattr(torch, dtype), "trust_remote_code": trust_remote_code}
+    with without_library_bars(wanted=size > 2**30):
+        model = AutoModel.from_pretrained(path, use_safetensors=True, **options)
     return model if quantise else own_memory(model)
 
 

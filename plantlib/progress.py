@@ -25,6 +25,21 @@ def tqdm(*args, **kwargs):
 
 
 @contextmanager
+def without_library_bars(wanted: bool = False) -> Iterator[None]:
+    """transformers' own bars are left out inside, unless `wanted`: they belong to files that take longer than seconds."""
+    from transformers.utils import logging
+
+    before = logging.is_progress_bar_enabled()
+    if not wanted:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if before:
+            logging.enable_progress_bar()
+
+
+@contextmanager
 def bars_as_text() -> Iterator[None]:
     """Kernels started inside draw text bars; the variable is put back afterwards."""
     before = os.environ.get(VARIABLE)

@@ -13,6 +13,7 @@ import torch
 
 from plantlib import adapters, backbones
 from plantlib.io import atomic_path, write_json
+from plantlib.progress import without_library_bars
 
 ADAPTER = "adapter"
 
@@ -47,7 +48,8 @@ def _name_base(model) -> None:
 
 def load(read, path, backbone: str | None = None, *args, **kwargs):
     """The model in `path`; `read` is transformers' from_pretrained."""
-    model = read(path, *args, **{"use_safetensors": True, "dtype": torch.float32} | kwargs)
+    with without_library_bars():
+        model = read(path, *args, **{"use_safetensors": True, "dtype": torch.float32} | kwargs)
     backbones.own_memory(model)
     config = model.config
     if config.backbone_saved == "adapter":

