@@ -302,8 +302,15 @@ def _finished(path: Path, prepared: Prepared, config: RunConfig) -> RunRecord | 
         return None
     record, defaults = RunRecord.load(path), asdict(RunConfig())
     # an option that a record does not know had its default then
-    same = all(record.params.get(name, plain(defaults[name])) == plain(value) for name, value in asdict(config).items())
+    same = all(_filled(record.params.get(name), plain(defaults[name])) == plain(v) for name, v in asdict(config).items())
     return record if same and record.params.get("inputs") == prepared.key else None
+
+
+def _filled(recorded, default):
+    """What a record says of an option, with the defaults of parts it does not know."""
+    if isinstance(recorded, dict) and isinstance(default, dict):
+        return default | recorded
+    return default if recorded is None else recorded
 
 
 def peak_memory() -> float:

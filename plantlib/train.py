@@ -20,7 +20,7 @@ from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, Traine
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging as transformers_logging
 
-from plantlib import launch
+from plantlib import launch, schedules
 from plantlib.features import Features
 from plantlib.io import read_json
 from plantlib.metrics import StreamingEvaluator, evaluate
@@ -33,7 +33,11 @@ HISTORY_METRICS = ("p@1", "p@5", "ndcg@5", "psp@5", "map", "few/rp@5")
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Options of one fine-tuning run; learning rates by parameter group."""
+    """Options of one fine-tuning run; learning rates by parameter group.
+
+    layer_decay: the backbone's rate is divided by it a layer further down (2.6 as first published). stages: what is trained
+    from which epoch on, see `schedules`; all from the start by default.
+    """
 
     epochs: int = 4
     batch_size: int = 16
@@ -42,8 +46,11 @@ class TrainConfig:
     lr_outputs: float = 1e-2
     lr_gains: float = 1e-2
     lr_backbone: float = 2e-4
+    layer_decay: float = 1.0
     weight_decay: float = 0.0
+    schedule: str = "linear"
     warmup: float = 0.1
+    stages: tuple[str, ...] = ()
     patience: int = 2
     metric: str = "ndcg@5"
     seed: int = 0
@@ -54,6 +61,11 @@ class TrainConfig:
                 raise ValueError(f"{name}={getattr(self, name)}; give at least 1")
         if self.metric not in HISTORY_METRICS:
             raise ValueError(f"metric={self.metric!r} cannot choose the epoch; use one of {', '.join(HISTORY_METRICS)}")
+        if self.schedule not in schedules.SCHEDULES:
+            raise ValueError(f"schedule={self.schedule!r} is not known; use one of {', '.join(schedules.SCHEDULES)}")
+        if self.layer_decay <= 0:
+            raise ValueError(f"layer_decay={self.layer_decay}; give a number above 0, 1 for one rate in all layers")
+        schedules.check_stages(self.stages)
 
 
 class Documents(torch.utils.data.Dataset):
@@ -93,12 +105,22 @@ class PlantTrainer(Trainer):
         self.plant_config, self.train_counts = plant_config, train_counts
         # the loss is a mean over documents, not over "items" that Trainer would count from a labels field
         self.model_accepts_loss_kwargs = False
+        # asked now: a stage may switch off for an epoch what the next one trains
+        self.frozen = frozen_names(self.model)
 
     def create_optimizer(self, model=None):
         """AdamW over `parameter_groups`."""
         if self.optimizer is None:
             self.optimizer = torch.optim.AdamW(parameter_groups(model or self.model, self.plant_config))
         return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer=None):
+        """transformers' schedules by name, and the one-cycle of PyTorch."""
+        if self.plant_config.schedule != "one_cycle":
+            return super().create_scheduler(num_training_steps, optimizer)
+        if self.lr_scheduler is None:
+            self.lr_scheduler = schedules.one_cycle(optimizer or self.optimizer, num_training_steps, self.plant_config.warmup)
+        return self.lr_scheduler
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """Metrics of a split, from scores that leave the model only as top-k and ranks."""
@@ -114,12 +136,12 @@ class PlantTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """A checkpoint holds what is trained: a frozen backbone of gigabytes is not written again every epoch."""
         state = self.model.state_dict() if state_dict is None else state_dict
-        super()._save(output_dir, state_dict=trained_state(self.model, state))
+        super()._save(output_dir, state_dict={name: value for name, value in state.items() if name not in self.frozen})
 
 
     def _issue_warnings_after_load(self, load_result) -> None:
         """What a checkpoint leaves out is what is frozen; anything else that is missing or unknown is an error."""
-        missing = set(load_result.missing_keys) - frozen_names(self.model)
+        missing = set(load_result.missing_keys) - self.frozen
         if missing or load_result.unexpected_keys:
             raise ValueError(
                 f"the checkpoint lacks {sorted(missing)[:3]} and has unknown {sorted(load_result.unexpected_keys)[:3]}; "
@@ -135,29 +157,29 @@ def frozen_names(model: PlantModel) -> set[str]:
     return {f"backbone.{name}" for name in model.backbone.state_dict()} - trained
 
 
-def trained_state(model: PlantModel, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """`state` without the frozen values of the backbone; all of the decoder stays."""
-    frozen = frozen_names(model)
-    return {name: value for name, value in state.items() if name not in frozen}
-
-
 def parameter_groups(model, config: TrainConfig) -> list[dict]:
-    """Optimizer groups: queries, outputs and bias, gains, backbone; every trainable parameter is in exactly one."""
-    groups = {"queries": [], "outputs": [], "gains": [], "backbone": []}
+    """Optimizer groups: queries, outputs and bias, gains, backbone by depth; every trainable parameter is in exactly one."""
+    groups: dict[str, list] = {"queries": [], "outputs": [], "gains": []}
+    backbone: dict[str, torch.nn.Parameter] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         last = name.rsplit(".", 1)[-1]
         kind = {"label_queries": "queries", "label_outputs": "outputs", "label_bias": "outputs"}.get(last)
-        groups[kind or ("gains" if last.endswith("_gain") else "backbone")].append(parameter)
-    rates = {k: getattr(config, f"lr_{k}") for k in groups}
-    decay = {
-        "queries": config.weight_decay,
-        "outputs": config.weight_decay,
-        "gains": 0.0,
-        "backbone": config.weight_decay,
-    }
-    return [{"params": p, "lr": rates[k], "weight_decay": decay[k]} for k, p in groups.items() if p]
+        kind = kind or ("gains" if last.endswith("_gain") else None)
+        if kind:
+            groups[kind].append(parameter)
+        else:
+            backbone[name] = parameter
+    decay = {"gains": 0.0}
+    found = [
+        {"params": p, "lr": getattr(config, f"lr_{k}"), "weight_decay": decay.get(k, config.weight_decay)}
+        for k, p in groups.items() if p
+    ]  # fmt: skip
+    by_rate: dict[float, list] = {}
+    for name, rate in schedules.layer_rates(backbone, config.lr_backbone, config.layer_decay).items():
+        by_rate.setdefault(rate, []).append(backbone[name])
+    return found + [{"params": p, "lr": rate, "weight_decay": config.weight_decay} for rate, p in sorted(by_rate.items())]
 
 
 def score(
@@ -222,6 +244,8 @@ def fine_tune(
         callbacks=[EarlyStoppingCallback(early_stopping_patience=config.patience), _Progress(config.metric, progress)],
     )  # fmt: skip
     trainer.remove_callback(PrinterCallback)
+    if config.stages:
+        trainer.add_callback(schedules.Unfreeze(model, config.stages))
     with trainer.args.main_process_first():
         last = last_whole_checkpoint(folder) if resume else None
     trainer.train(resume_from_checkpoint=last)
@@ -244,7 +268,7 @@ def _arguments(folder: Path, config: TrainConfig) -> TrainingArguments:
     return TrainingArguments(
         output_dir=str(folder), num_train_epochs=config.epochs, per_device_train_batch_size=config.batch_size,
         per_device_eval_batch_size=config.batch_size, gradient_accumulation_steps=config.accumulation,
-        learning_rate=config.lr_outputs, warmup_steps=config.warmup, lr_scheduler_type="linear", seed=config.seed,
+        learning_rate=config.lr_outputs, warmup_steps=config.warmup, lr_scheduler_type=_schedule(config), seed=config.seed,
         eval_strategy="epoch", save_strategy="epoch", logging_strategy="epoch", save_total_limit=1,
         load_best_model_at_end=True, metric_for_best_model=f"eval_{config.metric}", greater_is_better=True,
         restore_callback_states_from_checkpoint=True, remove_unused_columns=False, report_to="none",
@@ -253,6 +277,11 @@ def _arguments(folder: Path, config: TrainConfig) -> TrainingArguments:
         # a batch may hold no planted cell, and an encoder may have a pooler that nobody reads
         ddp_find_unused_parameters=True, use_cpu=launch.on_cpu(),
     )  # fmt: skip
+
+
+def _schedule(config: TrainConfig) -> str:
+    """transformers' name of a schedule; the one-cycle is made by `PlantTrainer.create_scheduler`."""
+    return {"one_cycle": "constant", "constant": "constant_with_warmup"}.get(config.schedule, config.schedule)
 
 
 def history(log: list[dict]) -> list[dict]:

@@ -1,0 +1,87 @@
+"""Discriminative learning rates and gradual unfreezing, as the first published PLANT trains: by depth, stage by stage.
+
+Realises METHOD.md section 4, "optimisation: discriminative learning rates and gradual unfreezing (v1)". Depth is read from the
+names of the backbone's parameters: embeddings are depth 0, layer i is depth i + 1, what comes after the layers belongs to the
+last. A stage names what is trained from its epoch on; the callback only switches gradients, the optimizer knows all from the
+start, so a killed run resumes in the right stage.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from transformers import TrainerCallback
+
+# "head"; "last 2": the head and the two deepest layers; "all"
+STAGE = re.compile(r"head|all|last [1-9]\d*")
+SCHEDULES = ("linear", "cosine", "one_cycle", "constant")
+
+
+def check_stages(stages: Iterable[str]) -> None:
+    """ValueError for a stage that is not known."""
+    for stage in stages:
+        if not STAGE.fullmatch(stage):
+            raise ValueError(f"stage {stage!r} is not known; use 'head', 'last N' (layers, with the head) or 'all'")
+
+
+def depths(names: Iterable[str]) -> dict[str, int]:
+    """Depth of each backbone parameter, 0 for embeddings, as the names say it; adapters lie where their layer lies."""
+    names = list(names)
+    numbers = {n: int(found[1]) + 1 for n in names if (found := re.search(r"\blayers?\.(\d+)\.", n))}
+    deepest = max(numbers.values(), default=1)
+    return {n: numbers.get(n, 0 if "embed" in n else deepest) for n in names}
+
+
+def layer_rates(names: Iterable[str], rate: float, decay: float) -> dict[str, float]:
+    """Learning rate of each backbone parameter: `rate` in the deepest layer, divided by `decay` a layer further down."""
+    found = depths(names)
+    deepest = max(found.values(), default=0)
+    return {name: rate / decay ** (deepest - depth) for name, depth in found.items()}
+
+
+def trained_in(stage: str, names: Iterable[str]) -> set[str]:
+    """Which backbone parameters are trained in a stage."""
+    found = depths(names)
+    if stage == "all":
+        return set(found)
+    if stage == "head":
+        return set()
+    lowest = max(found.values(), default=0) - int(stage.split()[1])
+    return {name for name, depth in found.items() if depth > lowest}
+
+
+class Unfreeze(TrainerCallback):
+    """Stage i from epoch i on, the last one to the end: switches `requires_grad` of what training may touch at all."""
+
+    def __init__(self, model, stages: tuple[str, ...]):
+        check_stages(stages)
+        self.stages = stages
+        self.parameters = {
+            n.removeprefix("backbone."): p
+            for n, p in model.named_parameters()
+            if n.startswith("backbone.") and p.requires_grad
+        }
+
+    def enter(self, epoch: int) -> None:
+        """Switch to the stage of an epoch, counted from 0."""
+        wanted = trained_in(self.stages[min(epoch, len(self.stages) - 1)], self.parameters)
+        for name, parameter in self.parameters.items():
+            parameter.requires_grad_(name in wanted)
+            if name not in wanted:
+                parameter.grad = None
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self.enter(int(round(state.epoch or 0)))
+
+    def on_train_end(self, args, state, control, **kwargs):
+        for parameter in self.parameters.values():
+            parameter.requires_grad_(True)
+
+
+def one_cycle(optimizer, steps: int, warmup: float):
+    """Rates rise over the first share of the steps and fall as a cosine, momentum the other way round; one step an update."""
+    from torch.optim.lr_scheduler import OneCycleLR
+
+    rates = [group["lr"] for group in optimizer.param_groups]
+    return OneCycleLR(optimizer, rates, total_steps=steps + 1, pct_start=max(warmup, 0.01))
