@@ -17,7 +17,7 @@ import numpy as np
 
 from plantlib.data import Corpus
 from plantlib.io import atomic_path, write_json
-from plantlib.progress import tqdm
+from plantlib.pipeline import fingerprint_of
 from plantlib.tokens import tokenise
 
 
@@ -80,7 +80,8 @@ def pretrain(
     model = _model(config, tokenizer)
     rows, held_out = stream(own, tokenizer, config), stream(texts["dev"], tokenizer, config)
     before = perplexity(model, held_out, config)
-    _train(model, rows, config, Path(folder), progress)
+    key = fingerprint_of(corpus.fingerprint(), tokenizer.get_vocab(), asdict(config))
+    _train(model, rows, config, Path(folder).with_name(f".{Path(folder).name}-{key}.checkpoints"), progress)
     found = {"perplexity_before": before, "perplexity": perplexity(model, held_out, config), "documents": len(own),
              "tokens": int(rows.size), "vocabulary": len(tokenizer)}  # fmt: skip
     model.config.direction = config.direction
@@ -148,12 +149,12 @@ def perplexity(model, rows: np.ndarray, config: PretrainConfig) -> float:
     return math.exp(total / seen)
 
 
-def _train(model, rows: np.ndarray, config: PretrainConfig, folder: Path, progress: bool) -> None:
-    """transformers.Trainer over the chunks in order; a checkpoint an epoch, where the carried state begins anew."""
+def _train(model, rows: np.ndarray, config: PretrainConfig, work: Path, progress: bool) -> None:
+    """transformers.Trainer over the chunks in order; a checkpoint an epoch in `work`, where the carried state begins anew."""
     from torch.utils.data import SequentialSampler
     from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-    from plantlib.train import last_whole_checkpoint
+    from plantlib.train import StepBar, last_whole_checkpoint
 
     class StreamTrainer(Trainer):
         carried = None
@@ -166,21 +167,10 @@ def _train(model, rows: np.ndarray, config: PretrainConfig, folder: Path, progre
             self.carried = tuple(tuple(s.detach() for s in layer) for layer in output.state)
             return output.loss + config.activation * output.last_hidden_state.square().mean()
 
-    class Follow(TrainerCallback):
-        def on_train_begin(self, args, state, control, **kwargs):
-            options = {"total": state.max_steps, "initial": state.global_step, "desc": "AWD-LSTM", "unit": "step"}
-            self.bar = tqdm(**options, disable=not progress)
-
+    class Begin(TrainerCallback):
         def on_epoch_begin(self, args, state, control, **kwargs):
             trainer.carried = None
 
-        def on_step_end(self, args, state, control, **kwargs):
-            self.bar.update(state.global_step - self.bar.n)
-
-        def on_train_end(self, args, state, control, **kwargs):
-            self.bar.close()
-
-    work = folder.with_name(f".{folder.name}.checkpoints")
     arguments = TrainingArguments(
         output_dir=str(work), num_train_epochs=config.epochs, per_device_train_batch_size=1, max_grad_norm=0.25,
         learning_rate=config.learning_rate, lr_scheduler_type="cosine", warmup_steps=0.1, save_strategy="epoch",
@@ -189,7 +179,7 @@ def _train(model, rows: np.ndarray, config: PretrainConfig, folder: Path, progre
     )  # fmt: skip
     trainer = StreamTrainer(
         model=model, args=arguments, train_dataset=Chunks(rows, config.chunk), data_collator=lambda items: items[0],
-        callbacks=[Follow()],
+        callbacks=[Begin(), StepBar("AWD-LSTM", progress)],
     )  # fmt: skip
     trainer.model_accepts_loss_kwargs = False
     trainer.remove_callback(PrinterCallback)

@@ -17,7 +17,7 @@ import numpy as np
 from plantlib import adapters, backbones
 from plantlib.data import Corpus
 from plantlib.io import atomic_path, write_json
-from plantlib.progress import tqdm
+from plantlib.pipeline import fingerprint_of
 from plantlib.tokens import tokenise
 
 OBJECTIVES = ("causal", "masked")
@@ -68,7 +68,9 @@ def adapt(
         parameter.requires_grad_("lora_" in name)
     collate = _collator(objective, tokenizer, config)
     before = perplexity(model, held_out, collate, config)
-    _train(model, rows, collate, config, Path(folder), progress)
+    key = fingerprint_of(corpus.fingerprint(), backbones.fingerprint(backbone), asdict(config), str(lora))
+    work = Path(folder).with_name(f".{Path(folder).name}-{key}.checkpoints")
+    _train(model, rows, collate, config, work, progress)
     after = perplexity(model, held_out, collate, config)
     found = {"perplexity_before": before, "perplexity_after": after, "documents": len(texts["train"] + texts["unlabelled"]),
              "tokens": int(rows.size), "objective": objective}  # fmt: skip
@@ -140,25 +142,14 @@ def _batch(collate, rows: np.ndarray, device) -> dict:
     return {k: v.to(device) for k, v in collate([{"input_ids": row.tolist()} for row in rows]).items()}
 
 
-def _train(model, rows: np.ndarray, collate, config: AdaptConfig, folder: Path, progress: bool) -> None:
-    """transformers.Trainer on the rows; checkpoints beside the folder, removed at the end, resumed from after a kill."""
+def _train(model, rows: np.ndarray, collate, config: AdaptConfig, work: Path, progress: bool) -> None:
+    """transformers.Trainer on the rows; its checkpoints in `work`, resumed from after a kill, removed at the end."""
     import shutil
 
-    from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+    from transformers import PrinterCallback, Trainer, TrainingArguments
 
-    from plantlib.train import last_whole_checkpoint
+    from plantlib.train import StepBar, last_whole_checkpoint
 
-    class Bar(TrainerCallback):
-        def on_train_begin(self, args, state, control, **kwargs):
-            self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="adapt", unit="step", disable=not progress)
-
-        def on_step_end(self, args, state, control, **kwargs):
-            self.bar.update(state.global_step - self.bar.n)
-
-        def on_train_end(self, args, state, control, **kwargs):
-            self.bar.close()
-
-    work = folder.with_name(f".{folder.name}.checkpoints")
     arguments = TrainingArguments(
         output_dir=str(work), num_train_epochs=config.epochs, per_device_train_batch_size=config.batch_size,
         learning_rate=config.learning_rate, lr_scheduler_type="linear", warmup_steps=0.05, save_strategy="steps",
@@ -167,7 +158,7 @@ def _train(model, rows: np.ndarray, collate, config: AdaptConfig, folder: Path, 
     )  # fmt: skip
     trainer = Trainer(
         model=model, args=arguments, train_dataset=[{"input_ids": row.tolist()} for row in rows], data_collator=collate,
-        callbacks=[Bar()],
+        callbacks=[StepBar("adapt", progress)],
     )  # fmt: skip
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=last_whole_checkpoint(work))

@@ -206,27 +206,39 @@ def score(
     return evaluator.result(), labels
 
 
-class _Progress(TrainerCallback):
-    """A bar over steps with time left and the dev metric, and wall seconds in the log at each evaluation."""
+class StepBar(TrainerCallback):
+    """A bar over a Trainer's steps with time left, from where a resumed run begins."""
 
-    def __init__(self, metric: str, show: bool):
-        self.metric, self.show, self.bar = metric, show, None
+    def __init__(self, description: str, show: bool):
+        self.description, self.show, self.bar = description, show, None
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.begin = time.perf_counter()
-        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="fine-tune", unit="step", disable=not self.show)
+        options = {"total": state.max_steps, "initial": state.global_step, "desc": self.description, "unit": "step"}
+        self.bar = tqdm(**options, disable=not self.show)
 
     def on_step_end(self, args, state, control, **kwargs):
         self.bar.update(state.global_step - self.bar.n)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.bar.close()
+
+
+class _Progress(StepBar):
+    """The bar with the dev metric, and wall seconds in the log at each evaluation."""
+
+    def __init__(self, metric: str, show: bool):
+        super().__init__("fine-tune", show)
+        self.metric = metric
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.begin = time.perf_counter()
+        super().on_train_begin(args, state, control, **kwargs)
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
         if state.log_history:
             state.log_history[-1]["seconds"] = round(time.perf_counter() - self.begin, 2)
         if self.bar is not None and metrics:
             self.bar.set_postfix({f"dev {self.metric}": f"{metrics[f'eval_{self.metric}']:.3f}"})
-
-    def on_train_end(self, args, state, control, **kwargs):
-        self.bar.close()
 
 
 def fine_tune(

@@ -282,3 +282,28 @@ def test_stream_holds_every_document_once_and_labels_are_one_later(corpus):
 def test_pretraining_options_are_checked(options, message):
     with pytest.raises(ValueError, match=message):
         PretrainConfig(**options)
+
+
+def test_killed_pretraining_resumes_and_another_one_does_not_take_its_checkpoint(corpus, tmp_path, monkeypatch):
+    from plantlib import train
+
+    config = dataclasses.replace(QUICK, epochs=3)
+    pretrain(corpus, tmp_path / "whole", config=config, progress=False)
+
+    class Dies(train.StepBar):
+        def on_step_end(self, args, state, control, **kwargs):
+            super().on_step_end(args, state, control, **kwargs)
+            if state.epoch > 2.2:
+                raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "StepBar", Dies)
+        with pytest.raises(KeyboardInterrupt):
+            pretrain(corpus, tmp_path / "cut", config=config, progress=False)
+    assert not (tmp_path / "cut").exists() and list(tmp_path.glob(".cut-*.checkpoints/checkpoint-*"))
+    pretrain(corpus, tmp_path / "cut", config=dataclasses.replace(config, seed=1), progress=False)
+    pretrain(corpus, tmp_path / "cut", config=config, progress=False)
+    assert not list(tmp_path.glob(".cut*"))
+    whole, cut = (AwdLstmForCausalLM.from_pretrained(tmp_path / name).state_dict() for name in ("whole", "cut"))
+    for name, value in whole.items():
+        torch.testing.assert_close(cut[name], value, rtol=1e-5, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
