@@ -86,15 +86,20 @@ def comparison(found: list[report.Group]) -> pandas.DataFrame:
 
 
 def write(records: Iterable[RunRecord], out: str | Path, readme: str | Path | None = None) -> list[Path]:
-    """table-backbones.md, its figures, and the `backbones` section of `readme` where one is given and has the markers."""
+    """table-backbones.md, its figures, and the `backbones` section of `readme` where one is given and has the markers.
+
+    Nothing is written where there are no such runs, as after a job on one frozen backbone.
+    """
     found, out = groups(records), Path(out)
+    if not found:
+        return []
     path = out / "table-backbones.md"
     with atomic_path(path) as temporary:
         temporary.write_text(f"# Backbones\n\n{markdown(found)}\n", encoding="utf-8")
     written = [path]
-    frame = comparison(found) if found else None
+    frame = comparison(found)
     for metric in ("ndcg@5", "few/rp@5"):
-        if frame is not None and f"{metric} diff" in frame.columns and frame[f"{metric} diff"].notna().any():
+        if f"{metric} diff" in frame.columns and frame[f"{metric} diff"].notna().any():
             ax = plots.backbone_comparison(frame, metric)
             ax.set_title(f"What planting adds on each backbone, {report.NAMES[metric]}")
             written.append(plots.save(ax, out / "figures" / f"backbones-{metric.replace('/', '_')}.png"))

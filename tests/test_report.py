@@ -164,5 +164,5 @@ def test_backbones_have_their_table_figure_and_section(tmp_path):
 def test_no_backbone_runs_say_how_to_make_some(tmp_path):
     from plantlib import backbone_report
 
-    assert [p.name for p in backbone_report.write(some(), tmp_path)] == ["table-backbones.md"]
-    assert "make run RUN=" in (tmp_path / "table-backbones.md").read_text()
+    assert backbone_report.write(some(), tmp_path) == [] and not list(tmp_path.iterdir())
+    assert "make run RUN=" in backbone_report.markdown(backbone_report.groups(some()))
