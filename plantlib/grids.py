@@ -21,7 +21,8 @@ def backbone_grid(
     dataset: str, backbones: list[str], *, tuning: str = "lora", starts=("random", "l2r", "lookup"), seeds=(0,), tokens=128,
     window: int | None = None, overlap: int = 0, epochs: int = 4, batch_size: int = 16, accumulation: int = 1,
     lr_backbone: float = 2e-4, dtype: str = "float32", quantise: bool = False, gradient_checkpointing: bool = False,
-    lora_r: int = 16, lora_alpha: int = 32, lora_dropout: float = 0.05, trust_remote_code: bool = False,
+    lora_r: int = 16, lora_alpha: int = 32, lora_dropout: float = 0.05,
+    lora_targets: list[str] | None = None, trust_remote_code: bool = False,
     train_documents: int | None = None, dev_documents: int | None = None, test_documents: int | None = None,
     results: str | Path = "results/runs", root: str | Path | None = None, notebook: str | None = "08_backbones",
     progress: bool = True,
@@ -31,7 +32,7 @@ def backbone_grid(
     Raises MemoryExceeded before any long work when a backbone does not fit into the memory of the device.
     """
     config = RunConfig(
-        tuning=tuning, lora=LoraOptions(r=lora_r, alpha=lora_alpha, dropout=lora_dropout),
+        tuning=tuning, lora=LoraOptions(lora_r, lora_alpha, lora_dropout, tuple(lora_targets) if lora_targets else None),
         backbone=BackboneOptions(dtype, 0.0, quantise, gradient_checkpointing),
         train=TrainConfig(epochs=epochs, batch_size=batch_size, accumulation=accumulation, lr_backbone=lr_backbone),
     )  # fmt: skip

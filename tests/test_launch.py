@@ -148,3 +148,22 @@ def test_memory_is_refused_before_any_training(job, monkeypatch, capsys):
     monkeypatch.setattr(memory, "available", lambda device=None: 1000)
     assert launch.main([str(home / "run.yaml"), f"results={home / 'none'}", f"root={home / 'none-artefacts'}"]) == 1
     assert "1000 B" in capsys.readouterr().err and not (home / "none").exists()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "runs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_yaml_run_is_understood_by_launch_and_notebook(path):
+    import papermill
+
+    asked = yaml.safe_load(path.read_text())
+    known = papermill.inspect_notebook(ROOT / asked["notebook"])
+    assert set(launch.read_parameters(path)) <= set(known)
+
+
+def test_layers_to_adapt_can_be_named(job):
+    """For an architecture that is not in the list; a wrong name is refused before anything is trained."""
+    home, _ = job
+    options = [f"results={home / 'named'}", f"root={home / 'named-artefacts'}", "epochs=1", "starts=[random]"]
+    assert launch.main([str(home / "run.yaml"), "lora_targets=[query]", *options]) == 0
+    [record] = [RunRecord.load(p) for p in (home / "named").glob("*.json")]
+    assert record.model_size["trained_in_backbone"] == 2 * 16 * 24, "one layer, one matrix of 24 x 24, rank 16"
+    assert launch.main([str(home / "run.yaml"), "lora_targets=[nowhere]", "seeds=[1]", *options]) == 1

@@ -27,7 +27,7 @@ PARAMETERS = {
     "dataset", "backbones", "tuning", "starts", "seeds", "tokens", "epochs", "batch_size", "accumulation", "dtype", "quantise",
     "gradient_checkpointing", "train_documents", "dev_documents", "test_documents", "results",
 }  # fmt: skip
-OPTIONAL = {"lora_dropout", "trust_remote_code"}
+OPTIONAL = {"lora_dropout", "lora_targets", "trust_remote_code"}
 # phi3small is not in transformers; LLaMA 3 8B has its widths and number of layers
 ARCHITECTURE = {"phi-3-small": "llama-3-8b"}
 
