@@ -42,10 +42,12 @@ class LoraOptions:
 
 def linear_layers(model) -> list[str]:
     """The last two parts of the names of all linear layers, sorted."""
-    import torch
+    return sorted({".".join(name.split(".")[-2:]) for name in _linear_names(model)})
 
-    named = (name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear))
-    return sorted({".".join(name.split(".")[-2:]) for name in named})
+
+def is_target(name: str, target: str) -> bool:
+    """Whether LoRA's `target` means the layer `name`: all of it or its last parts, as peft matches."""
+    return name == target or name.endswith("." + target)
 
 
 def lora_targets(model, wanted: tuple[str, ...] | None = None) -> list[str]:
@@ -55,7 +57,7 @@ def lora_targets(model, wanted: tuple[str, ...] | None = None) -> list[str]:
     if not wanted and kind == "deepseek_v3" and getattr(model.config, "q_lora_rank", None) is None:
         targets = ["q_proj", *targets[2:]]
     linear = _linear_names(model)
-    missing = [t for t in targets if not any(n == t or n.endswith("." + t) for n in linear)]
+    missing = [t for t in targets if not any(is_target(n, t) for n in linear)]
     if not targets or missing:
         known = ", ".join(LORA_TARGETS)
         raise ValueError(

@@ -61,8 +61,7 @@ class AwdLstmModel(PreTrainedModel):
 
     def __init__(self, config: AwdLstmConfig):
         super().__init__(config)
-        if config.direction not in DIRECTIONS:
-            raise ValueError(f"direction={config.direction!r} is not known; use one of {', '.join(DIRECTIONS)}")
+        check_direction(config.direction)
         # what `windows` asks: where a token's context lies
         self.is_causal = config.direction == "forward"
         self.embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
@@ -132,6 +131,12 @@ class AwdLstmForCausalLM(PreTrainedModel):
         logits = self.decoder(output.last_hidden_state)
         loss = None if labels is None else nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
         return AwdLstmOutput(output.last_hidden_state, output.state, loss, logits)
+
+
+def check_direction(direction: str) -> None:
+    """ValueError for a direction that is not known."""
+    if direction not in DIRECTIONS:
+        raise ValueError(f"direction={direction!r} is not known; use one of {', '.join(DIRECTIONS)}")
 
 
 def _lengths(input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:

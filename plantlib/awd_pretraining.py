@@ -17,6 +17,7 @@ import numpy as np
 
 from plantlib.data import Corpus
 from plantlib.io import atomic_path, write_json
+from plantlib.language_model import texts_of
 from plantlib.pipeline import fingerprint_of
 from plantlib.tokens import tokenise
 
@@ -71,14 +72,11 @@ def pretrain(
 
     config = config or PretrainConfig()
     corpus = Corpus.load(corpus) if isinstance(corpus, str) else corpus
-    texts = {s: [corpus.texts[i] for i in np.flatnonzero(corpus.split == s)] for s in ("train", "unlabelled", "dev")}
-    if not texts["dev"]:
-        raise ValueError("perplexity is stated on dev text and there is none; carve a dev split with corpus.with_dev()")
-    own = texts["train"] + texts["unlabelled"]
+    own, dev = texts_of(corpus)
     tokenizer = tokenizer or word_tokenizer(own, config.vocabulary, config.min_documents)
     set_seed(config.seed)
     model = _model(config, tokenizer)
-    rows, held_out = stream(own, tokenizer, config), stream(texts["dev"], tokenizer, config)
+    rows, held_out = stream(own, tokenizer, config), stream(dev, tokenizer, config)
     before = perplexity(model, held_out, config)
     key = fingerprint_of(corpus.fingerprint(), tokenizer.get_vocab(), asdict(config))
     _train(model, rows, config, Path(folder).with_name(f".{Path(folder).name}-{key}.checkpoints"), progress)
@@ -93,10 +91,9 @@ def pretrain(
 
 
 def _model(config: PretrainConfig, tokenizer):
-    from plantlib.awd_lstm import DIRECTIONS, AwdLstmConfig, AwdLstmForCausalLM
+    from plantlib.awd_lstm import AwdLstmConfig, AwdLstmForCausalLM, check_direction
 
-    if config.direction not in DIRECTIONS:
-        raise ValueError(f"direction={config.direction!r} is not known; use one of {', '.join(DIRECTIONS)}")
+    check_direction(config.direction)
     # the stream itself is reversed for a backward model, so the language model reads forward while it is trained
     sizes = config.sizes | {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, "direction": "forward"}
     return AwdLstmForCausalLM(AwdLstmConfig(**sizes))
@@ -152,9 +149,9 @@ def perplexity(model, rows: np.ndarray, config: PretrainConfig) -> float:
 def _train(model, rows: np.ndarray, config: PretrainConfig, work: Path, progress: bool) -> None:
     """transformers.Trainer over the chunks in order; a checkpoint an epoch in `work`, where the carried state begins anew."""
     from torch.utils.data import SequentialSampler
-    from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+    from transformers import Trainer, TrainerCallback, TrainingArguments
 
-    from plantlib.train import StepBar, last_whole_checkpoint
+    from plantlib.train import StepBar, start
 
     class StreamTrainer(Trainer):
         carried = None
@@ -182,6 +179,5 @@ def _train(model, rows: np.ndarray, config: PretrainConfig, work: Path, progress
         callbacks=[Begin(), StepBar("AWD-LSTM", progress)],
     )  # fmt: skip
     trainer.model_accepts_loss_kwargs = False
-    trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=last_whole_checkpoint(work))
+    start(trainer)
     shutil.rmtree(work, ignore_errors=True)

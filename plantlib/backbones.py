@@ -62,8 +62,7 @@ def load(
     """
     from transformers import AutoTokenizer
 
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype={dtype!r} is not known; use one of {', '.join(DTYPES)}")
+    check_dtype(dtype)
     if quantise:
         check_quantisable()
     named = isinstance(name_or_config, (str, Path))
@@ -121,6 +120,12 @@ def _random(config, tokenizer, dtype: str, seed: int):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return AutoModel.from_config(config).to(getattr(torch, dtype))
+
+
+def check_dtype(dtype: str) -> None:
+    """ValueError for a type of weights that is not known."""
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype={dtype!r} is not known; use one of {', '.join(DTYPES)}")
 
 
 def check_quantisable() -> None:

@@ -57,11 +57,8 @@ def adapt(
     corpus = Corpus.load(corpus) if isinstance(corpus, str) else corpus
     set_seed(config.seed)
     objective, model, tokenizer = _language_model(backbone, config)
-    texts = {s: [corpus.texts[i] for i in np.flatnonzero(corpus.split == s)] for s in ("train", "unlabelled", "dev")}
-    if not texts["dev"]:
-        raise ValueError("perplexity is stated on dev text and there is none; carve a dev split with corpus.with_dev()")
-    rows = _blocks(texts["train"] + texts["unlabelled"], tokenizer, config)
-    held_out = _blocks(texts["dev"], tokenizer, config)
+    own, dev = texts_of(corpus)
+    rows, held_out = _blocks(own, tokenizer, config), _blocks(dev, tokenizer, config)
     inner = adapters.add_lora(getattr(model, model.base_model_prefix), lora or adapters.LoraOptions())
     setattr(model, model.base_model_prefix, inner)
     for name, parameter in model.named_parameters():
@@ -72,10 +69,18 @@ def adapt(
     work = Path(folder).with_name(f".{Path(folder).name}-{key}.checkpoints")
     _train(model, rows, collate, config, work, progress)
     after = perplexity(model, held_out, collate, config)
-    found = {"perplexity_before": before, "perplexity_after": after, "documents": len(texts["train"] + texts["unlabelled"]),
+    found = {"perplexity_before": before, "perplexity_after": after, "documents": len(own),
              "tokens": int(rows.size), "objective": objective}  # fmt: skip
     _write(inner, tokenizer, backbone, Path(folder), found | {"options": asdict(config)})
     return found
+
+
+def texts_of(corpus: Corpus) -> tuple[list[str], list[str]]:
+    """(texts of training and unlabelled documents, texts of dev); ValueError without dev, on which perplexity is stated."""
+    texts = {s: [corpus.texts[i] for i in np.flatnonzero(corpus.split == s)] for s in ("train", "unlabelled", "dev")}
+    if not texts["dev"]:
+        raise ValueError("perplexity is stated on dev text and there is none; carve a dev split with corpus.with_dev()")
+    return texts["train"] + texts["unlabelled"], texts["dev"]
 
 
 def _language_model(backbone: str, config: AdaptConfig):
@@ -146,9 +151,9 @@ def _train(model, rows: np.ndarray, collate, config: AdaptConfig, work: Path, pr
     """transformers.Trainer on the rows; its checkpoints in `work`, resumed from after a kill, removed at the end."""
     import shutil
 
-    from transformers import PrinterCallback, Trainer, TrainingArguments
+    from transformers import Trainer, TrainingArguments
 
-    from plantlib.train import StepBar, last_whole_checkpoint
+    from plantlib.train import StepBar, start
 
     arguments = TrainingArguments(
         output_dir=str(work), num_train_epochs=config.epochs, per_device_train_batch_size=config.batch_size,
@@ -160,8 +165,7 @@ def _train(model, rows: np.ndarray, collate, config: AdaptConfig, work: Path, pr
         model=model, args=arguments, train_dataset=[{"input_ids": row.tolist()} for row in rows], data_collator=collate,
         callbacks=[StepBar("adapt", progress)],
     )  # fmt: skip
-    trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=last_whole_checkpoint(work))
+    start(trainer)
     shutil.rmtree(work, ignore_errors=True)
 
 

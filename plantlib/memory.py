@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from plantlib import backbones
-from plantlib.adapters import LoraOptions, lora_targets
+from plantlib.adapters import LoraOptions, is_target, lora_targets
 from plantlib.sources import checkout
-from plantlib.tuning import TUNINGS
+from plantlib.tuning import TUNINGS, check_tuning
 
 ELEMENT = {"float32": 4, "bfloat16": 2, "float16": 2}
 PARTS = ("weights", "adapters", "gradients", "optimizer", "activations", "head")
@@ -125,11 +125,8 @@ def _check(num_labels, batch_size, tokens, window, tuned: str, dtype: str, quant
     for name, value in (("num_labels", num_labels), ("batch_size", batch_size), ("tokens", tokens), ("window", window)):
         if value is not None and value < 1:
             raise ValueError(f"{name}={value}; give at least 1")
-    for name, value, known in (("dtype", dtype, ELEMENT), ("tuning", tuned, TUNINGS)):
-        if value not in known:
-            raise ValueError(f"{name}={value!r} is not known; use one of {', '.join(known)}")
-    if tuned == "full" and quantise:
-        raise ValueError("4-bit weights cannot be trained in full; use tuning='lora', or quantise=False")
+    backbones.check_dtype(dtype)
+    check_tuning(tuned, quantise)
 
 
 def _remedies(tuned: str, dtype: str, four_bit: bool, checkpointing: bool, batch_size: int) -> tuple[str, ...]:
@@ -159,7 +156,7 @@ def linear_layers(model, targets: list[str] | None = None) -> dict[str, tuple[in
     import torch
 
     found = {n: (m.in_features, m.out_features) for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
-    return found if targets is None else {n: x for n, x in found.items() if f".{n}".endswith(tuple(f".{t}" for t in targets))}
+    return found if targets is None else {n: x for n, x in found.items() if any(is_target(n, t) for t in targets)}
 
 
 def head_bytes(z: Sizes, num_labels: int, num_planted_cells: int) -> int:

@@ -64,8 +64,7 @@ class RunConfig:
     backbone: BackboneOptions = BackboneOptions()
 
     def __post_init__(self):
-        if self.tuning not in tuning.TUNINGS:
-            raise ValueError(f"tuning={self.tuning!r} is not known; use one of {', '.join(tuning.TUNINGS)}")
+        tuning.check_tuning(self.tuning, self.backbone.quantise)
         if self.l2r_trainer not in TRAINERS:
             raise ValueError(f"l2r_trainer={self.l2r_trainer!r} is not known; use one of {', '.join(TRAINERS)}")
         if self.keep is not None and self.keep < 1:

@@ -80,13 +80,9 @@ def _put_on_backbone(model, path: Path, backbone: str | None):
             f"the adapters in {path} were trained on a backbone of fingerprint {wanted}, {source!r} has {found}; "
             "pass backbone= with the one they were trained on"
         )
-    config = model.config
-    loaded = backbones.load(
-        source, tokenizer=AutoTokenizer.from_pretrained(path), dtype=config.backbone_dtype, overlap=config.overlap
-    )
-    window = config.window
-    model.attach_backbone(loaded)
-    config.window = window
+    config, tokenizer = model.config, AutoTokenizer.from_pretrained(path)
+    reading = {"window": config.window, "overlap": config.overlap}
+    model.attach_backbone(backbones.load(source, tokenizer=tokenizer, dtype=config.backbone_dtype, **reading))
     model.backbone = adapters.load_adapter(model.backbone, path / ADAPTER)
     return model.eval()
 
@@ -109,7 +105,7 @@ def write_card(record, folder: str | Path) -> Path:
         "Scores are calibrated on dev; the epoch was chosen on dev and test was read once.", "",
         "| test metric | value |", "| --- | ---: |", *(f"| {k} | {v:.4f} |" for k, v in shown), "",
         f"Run of {record.created} on {record.environment['cores']} cores of {record.environment['cpu']}; "
-        f"parameters trained: {_sizes(record.model_size)}. The whole record: `run.json`.",
+        f"parameters trained: {_sizes(record.model_size)}. All options and metrics: `run.json`.",
         "",
         "Not for clinical decisions: a ranking of codes for a person to check.",
     ]  # fmt: skip

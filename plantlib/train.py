@@ -132,12 +132,10 @@ class PlantTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """A checkpoint holds what is trained: a frozen backbone of gigabytes is not written again every epoch."""
         state = self.model.state_dict() if state_dict is None else state_dict
         super()._save(output_dir, state_dict={name: value for name, value in state.items() if name not in self.frozen})
-
 
     def _issue_warnings_after_load(self, load_result) -> None:
         """What a checkpoint leaves out is what is frozen; anything else that is missing or unknown is an error."""
@@ -255,13 +253,18 @@ def fine_tune(
         data_collator=train.collate, plant_config=config, train_counts=train_counts,
         callbacks=[EarlyStoppingCallback(early_stopping_patience=config.patience), _Progress(config.metric, progress)],
     )  # fmt: skip
-    trainer.remove_callback(PrinterCallback)
     if config.stages:
         trainer.add_callback(schedules.Unfreeze(model, config.stages))
-    with trainer.args.main_process_first():
-        last = last_whole_checkpoint(folder) if resume else None
-    trainer.train(resume_from_checkpoint=last)
+    start(trainer, resume)
     return history(trainer.state.log_history)
+
+
+def start(trainer: Trainer, resume: bool = True) -> None:
+    """Train, from the newest whole checkpoint of the trainer's folder where there is one; nothing is printed."""
+    trainer.remove_callback(PrinterCallback)
+    with trainer.args.main_process_first():
+        last = last_whole_checkpoint(Path(trainer.args.output_dir)) if resume else None
+    trainer.train(resume_from_checkpoint=last)
 
 
 def last_whole_checkpoint(folder: Path) -> str | None:

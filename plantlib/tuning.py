@@ -24,12 +24,17 @@ class BackboneOptions:
     gradient_checkpointing: bool = False
 
 
-def open_backbone(
-    model, prepared, tuning: str, lora: LoraOptions | None = None, options: BackboneOptions = BackboneOptions()
-) -> None:
-    """Attach the backbone of `prepared`: "lora" adds adapters and freezes the rest, "full" trains all, "frozen" nothing."""
-    if tuning == "full" and options.quantise:
+def check_tuning(tuning: str, quantise: bool) -> None:
+    """ValueError for a tuning that is not known, and for one that 4-bit weights cannot have."""
+    if tuning not in TUNINGS:
+        raise ValueError(f"tuning={tuning!r} is not known; use one of {', '.join(TUNINGS)}")
+    if tuning == "full" and quantise:
         raise ValueError("4-bit weights cannot be trained in full; use tuning='lora', or quantise=False")
+
+
+def open_backbone(model, prepared, tuning: str, lora: LoraOptions, options: BackboneOptions) -> None:
+    """Attach the backbone of `prepared`: "lora" adds adapters and freezes the rest, "full" trains all, "frozen" nothing."""
+    check_tuning(tuning, options.quantise)
     backbone = prepared.load_backbone(
         dtype=options.dtype, dropout=options.dropout, quantise=options.quantise,
         gradient_checkpointing=options.gradient_checkpointing and tuning != "frozen",
@@ -37,10 +42,7 @@ def open_backbone(
     model.attach_backbone(backbone)
     model.backbone.requires_grad_(tuning == "full")
     if tuning == "lora":
-        model.backbone = adapters.add_lora(model.backbone, lora or LoraOptions())
-    if options.gradient_checkpointing and tuning == "lora":
-        # the embeddings are frozen: without this no gradient would reach a checkpointed layer
-        model.backbone.enable_input_require_grads()
+        model.backbone = adapters.add_lora(model.backbone, lora)
 
 
 def trained_parameters(model) -> dict[str, int]:
