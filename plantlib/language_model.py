@@ -88,6 +88,9 @@ def _language_model(backbone: str, config: AdaptConfig):
     from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
+    if adapters.holds_adapter(backbone):
+        # its base alone would be read here, and the new adapter put on top of the old one later
+        raise ValueError(f"{backbone!r} is an adapted backbone already; adapt {adapters.base_of(backbone)!r}, on all the text")
     kind = backbones.config_of(backbone)
     masked = config.objective == "masked" or (config.objective is None and kind.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES)
     tokenizer = backbones.tokenizer_of(backbone)

@@ -85,6 +85,12 @@ def test_backbone_without_head_is_refused(corpus, backbone_folder, tmp_path):
     assert not (tmp_path / "a").exists()
 
 
+def test_an_adapted_backbone_is_not_adapted_again(adapted, corpus, tmp_path):
+    _, base, out, _ = adapted
+    with pytest.raises(ValueError, match=f"is an adapted backbone already; adapt '{base}'"):
+        adapt(corpus, str(out), tmp_path / "a", progress=False)
+
+
 @pytest.mark.parametrize(("options", "message"), [
     ({"objective": "next"}, "objective='next' is not known"), ({"block": 1}, "block=1"), ({"epochs": 0}, "epochs=0"),
 ])  # fmt: skip
