@@ -1,7 +1,8 @@
 """LabelDecoder: planted label attention, inattention and the exact streaming state; METHOD.md section 4.
 
     A[b,:,l]    = softmax over real tokens of ( <H[b,t], Q[l]> + gamma G[ids[b,t], l] )
-    logit[b,l]  = sum_t A[b,t,l] <H[b,t], W[l]> + beta[l] + delta z[b,l]
+    logit[b,l]  = sum_t A[b,t,l] <H[b,t], W[l]> + beta[l] + delta z[b,l] + lambda u[b,l]
+z is the teacher's score of a document over tokens, u the linear score over words; both are options of a start.
 Every start uses this module with the same parameters and shapes; only the values they begin from differ (`l2r.plant`).
 It knows nothing of backbones and files. No tensor of size (B, L, D) or (B, T, L) is ever built; see `kernels`.
 """
@@ -102,23 +103,23 @@ class LabelDecoder(nn.Module):
         self.label_bias = nn.Parameter(torch.zeros(num_labels))
         self.planted_gain = nn.Parameter(torch.zeros(()))
         self.teacher_gain = nn.Parameter(torch.zeros(()))
+        self.linear_gain = nn.Parameter(torch.zeros(()))
         self.planted = PlantedTable(num_tokens, num_cells)
         self.keep, self.impl = keep, impl
 
-    def forward(self, packed: Packed, teacher_scores: torch.Tensor | None = None) -> torch.Tensor:
-        """Logits (B, L) of packed documents; teacher_scores z (B, L), or None for no planted document score."""
-        return self.finish(self.read(packed), teacher_scores)
+    def forward(self, packed: Packed, teacher_scores=None, linear_scores=None) -> torch.Tensor:
+        """Logits (B, L) of packed documents; teacher_scores z and linear_scores u (B, L), or None where none is planted."""
+        return self.finish(self.read(packed), teacher_scores, linear_scores)
 
-    def loss(self, packed: Packed, rows, columns, teacher_scores: torch.Tensor | None = None):
+    def loss(self, packed: Packed, rows, columns, teacher_scores=None, linear_scores=None):
         """(binary cross-entropy summed over labels, mean over B; logits (B, L) without a graph).
 
         rows, columns (P,): the positive cells of (B, L). The same numbers as `forward` and the loss after it, at
         three quarters of the products where gradients are wanted.
         """
         hidden = packed.hidden_states.to(self.label_queries.dtype)
-        added = self.label_bias.expand(len(packed.offsets) - 1, -1)
-        if teacher_scores is not None:
-            added = added + self.teacher_gain * teacher_scores
+        added = self.offset(teacher_scores, linear_scores)
+        added = added.expand(len(packed.offsets) - 1, -1)
         cells = self.planted.cells(packed.token_ids)
         return kernels.attend_bce(
             hidden, packed.offsets, self.label_queries, self.label_outputs, rows, columns, cells, self.planted_gain,
@@ -182,10 +183,16 @@ class LabelDecoder(nn.Module):
             scores = scores.index_put((where, label), self.planted_gain * value.to(scores.dtype), accumulate=True)
         return scores, hidden @ outputs.T
 
-    def finish(self, state: AttentionState, teacher_scores: torch.Tensor | None = None) -> torch.Tensor:
+    def finish(self, state: AttentionState, teacher_scores=None, linear_scores=None) -> torch.Tensor:
         """Logits (B, L) of documents that have been read to the end."""
-        logits = state.value + self.label_bias
-        return logits if teacher_scores is None else logits + self.teacher_gain * teacher_scores
+        return state.value + self.offset(teacher_scores, linear_scores)
+
+    def offset(self, teacher_scores=None, linear_scores=None) -> torch.Tensor:
+        """What is added to attention's part of the logits, (L,) or (B, L)."""
+        added = self.label_bias
+        if teacher_scores is not None:
+            added = added + self.teacher_gain * teacher_scores
+        return added if linear_scores is None else added + self.linear_gain * linear_scores
 
 
 def merge(a: AttentionState, b: AttentionState) -> AttentionState:

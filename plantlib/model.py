@@ -25,6 +25,7 @@ from plantlib.kernels.attention_bce import sparse_bce
 from plantlib.kernels.reference import keep_top_k
 from plantlib.planting import TeacherScore
 from plantlib.tokens import Ragged, tokenise
+from plantlib.word_score import WordScore
 
 
 @strict
@@ -46,6 +47,8 @@ class PlantConfig(PreTrainedConfig):
     num_tokens: int = 1
     num_planted_cells: int = 0
     num_teacher_cells: int = 0
+    num_words: int = 0
+    num_word_cells: int = 0
     keep: int | None = None
     max_tokens: int | None = None
     window: int = 510
@@ -85,6 +88,9 @@ class PlantModel(PreTrainedModel):
             TeacherScore(config.num_tokens, config.num_labels, config.num_teacher_cells)
             if config.num_teacher_cells
             else None
+        )
+        self.word_score = (
+            WordScore(config.num_words, config.num_labels, config.num_word_cells) if config.num_words else None
         )
         if config.standardised:
             self.register_buffer("hidden_shift", torch.zeros(config.hidden_size))
@@ -134,23 +140,31 @@ class PlantModel(PreTrainedModel):
             state = checkpoint(read, ids, starts, *state, use_reentrant=False) if again else read(ids, starts, *state)
         return AttentionState(*state[:4])
 
-    def forward(self, token_ids, offsets, hidden_states=None, label_rows=None, label_columns=None, **_) -> PlantOutput:
+    def forward(
+        self, token_ids, offsets, hidden_states=None, label_rows=None, label_columns=None, linear_scores=None, **_
+    ) -> PlantOutput:
         """token_ids (S,) packed, offsets (B+1), hidden_states (S, D) or None to run the backbone.
 
+        linear_scores (B, L): what a model with a `word_score` adds to the logits, see `word_scores`.
         label_rows, label_columns (P,): the positive cells of (B, L); labels stay sparse. The loss is binary
         cross-entropy, summed over labels, mean over documents; logits beside a loss carry no gradient.
         """
         z = self.teacher_score(token_ids, offsets) if self.teacher_score is not None else None
+        if (self.word_score is None) != (linear_scores is None):
+            raise ValueError(
+                "this model adds a linear score over words; pass linear_scores=model.word_scores(texts)" if self.word_score
+                else "linear_scores were given to a model that plants none; leave them out"
+            )  # fmt: skip
         if hidden_states is None and longest(offsets) > self.config.window:
-            logits = self.decoder.finish(self.stream(token_ids, offsets), z)
+            logits = self.decoder.finish(self.stream(token_ids, offsets), z, linear_scores)
             if label_rows is None:
                 return PlantOutput(logits=logits)
             return PlantOutput(sparse_bce(logits, label_rows, label_columns), logits.detach())
         hidden = self.encode(token_ids, offsets) if hidden_states is None else hidden_states
         packed = Packed(self.standardise(hidden), token_ids, offsets)
         if label_rows is None:
-            return PlantOutput(logits=self.decoder(packed, z))
-        return PlantOutput(*self.decoder.loss(packed, label_rows, label_columns, z))
+            return PlantOutput(logits=self.decoder(packed, z, linear_scores))
+        return PlantOutput(*self.decoder.loss(packed, label_rows, label_columns, z, linear_scores))
 
     def attach_backbone(self, backbone: backbones.Backbone) -> PlantModel:
         """Give a decoder trained on cached features its backbone, so that it reads text and saves whole."""
@@ -190,6 +204,10 @@ class PlantModel(PreTrainedModel):
         ids = torch.from_numpy(tokens.flat.astype(np.int64)).to(self.device)
         return ids, torch.from_numpy(tokens.offsets).to(self.device)
 
+    def word_scores(self, texts: list[str]) -> torch.Tensor | None:
+        """(B, L) linear scores of texts, all their words read; None for a model that plants none."""
+        return None if self.word_score is None else self.word_score(*self._packed(self.word_score.word_ids(texts)))
+
     @torch.inference_mode()
     def predict(self, texts: list[str], k: int = 8, batch: int = 16) -> list[list[tuple[str, float]]]:
         """The k best labels of every text with scores calibrated on dev (probabilities once `calibration` is set)."""
@@ -198,8 +216,8 @@ class PlantModel(PreTrainedModel):
         self.eval()
         out, slope_shift = [], self.config.calibration or [1.0, 0.0]
         for begin in range(0, len(texts), batch):
-            tokens = self.tokenise(texts[begin : begin + batch])
-            logits = self(*self._packed(tokens)).logits
+            part = texts[begin : begin + batch]
+            logits = self(*self._packed(self.tokenise(part)), linear_scores=self.word_scores(part)).logits
             best = logits.topk(min(k, logits.shape[1]), dim=1)
             scores = torch.sigmoid(best.values * slope_shift[0] + slope_shift[1])
             for ids, row in zip(best.indices.tolist(), scores.tolist(), strict=True):
@@ -221,7 +239,7 @@ class PlantModel(PreTrainedModel):
         hidden, cells = self.encode(ids, offsets), self.decoder.planted.cells(ids)
         scores, outputs = self.decoder.token_scores(self.standardise(hidden), cells, column)
         bare, _ = self.decoder.token_scores(self.standardise(hidden), None, column)
-        logit = float(self(ids, offsets, hidden).logits[0, column])
+        logit = float(self(ids, offsets, hidden, linear_scores=self.word_scores([text])).logits[0, column])
         spans = self.tokenizer(
             text, add_special_tokens=False, return_offsets_mapping=True,
             truncation=self.config.max_tokens is not None, max_length=self.config.max_tokens,

@@ -15,13 +15,14 @@ from pathlib import Path
 import numpy as np
 from scipy import sparse
 
-from plantlib import backbones, l2r, mig
+from plantlib import backbones, l2r, linear_score, mig
 from plantlib.data import Corpus, DataError
 from plantlib.features import Features, Standard, cached_features, hidden_states, standard_of
 from plantlib.l2r import L2RConfig, Planted
+from plantlib.linear_score import LinearConfig, LinearScore
 from plantlib.mig import Teacher
 from plantlib.sources import checkout
-from plantlib.tokens import Ragged, tokenise
+from plantlib.tokens import Ragged, tokenise, words
 from plantlib.train import Documents
 
 LABEL_SPACE = "labels with a training document"
@@ -92,9 +93,18 @@ class Prepared:
         backbone = self.load_backbone()
         return standard_of(np.concatenate([hidden_states(backbone, [self.tokens[i]])[0] for i in sample]))
 
-    def documents(self, split: str, cached: bool = True) -> Documents:
+    def documents(self, split: str, cached: bool = True, linear: LinearScore | None = None) -> Documents:
         """The split as the trainer reads it; cached hands over the frozen backbone's features, else the backbone runs."""
-        return Documents(self.tokens, self.corpus.labels, self.rows[split], self.features if cached else None)
+        added = linear.scores if linear else None
+        return Documents(self.tokens, self.corpus.labels, self.rows[split], self.features if cached else None, added)
+
+    def linear(self, config: LinearConfig, progress: bool = True) -> LinearScore:
+        """The linear score over words of training rows; finished parts are kept under `root`."""
+        found = words(self.corpus.texts, self.rows["train"], config.min_documents)
+        folder = self.root / "linear" / f"{self.corpus.name}-{fingerprint_of(self.corpus.fingerprint(), asdict(config))}"
+        return linear_score.fit(
+            found, self.corpus.labels, self.rows["train"], config=config, folder=folder, progress=progress
+        )
 
     def teacher(self, config: TeacherConfig = TeacherConfig()) -> Teacher:
         """MIG on the training rows alone."""

@@ -2,7 +2,8 @@
 
 Realises METHOD.md section 4, "initialisations that differ ONLY in where Q and gamma start". A start is one name or several
 joined by "+": `random`; `l2r` or `closed_form` (planted queries); `lookup` (the teacher as attention bias); `shuffled` (the
-lookup of a teacher permuted among labels, the control); `score` (the teacher's own document score as a term of the logit).
+lookup of a teacher permuted among labels, the control); `score` (the teacher's own document score as a term of the logit);
+`linear` (SVM, teachers and centroids over words as a term of the logit: training begins from that sum, exactly).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from plantlib.decoder import LabelDecoder, PlantedTable
 from plantlib.l2r import Planted
 from plantlib.mig import Teacher, column_counts
 
-STARTS = ("random", "l2r", "closed_form", "lookup", "shuffled", "score")
+STARTS = ("random", "l2r", "closed_form", "lookup", "shuffled", "score", "linear")
 QUERY_STARTS = ("l2r", "closed_form")
 
 
@@ -28,6 +29,7 @@ class StartConfig:
 
     lookup_gain: float = 4.0  # gamma of `lookup` and `shuffled`
     score_gain: float = 1.0  # delta of `score`
+    linear_gain: float = 1.0  # lambda of `linear`
     init_std: float = 0.02  # of Q and W
     seed: int = 0
 
@@ -68,6 +70,11 @@ def plant(
         decoder.label_bias.copy_(prior_log_odds(labels))
         decoder.planted_gain.fill_(config.lookup_gain if {"lookup", "shuffled"} & set(parts) else 0.0)
         decoder.teacher_gain.fill_(config.score_gain if "score" in parts else 0.0)
+        decoder.linear_gain.fill_(config.linear_gain if "linear" in parts else 0.0)
+        if "linear" in parts:
+            # the linear score knows how frequent a label is, and attention adds nothing until it has learnt something
+            decoder.label_bias.zero_()
+            decoder.label_outputs.zero_()
         if wanted:
             if planted.label_queries.shape != decoder.label_queries.shape:
                 raise ValueError(

@@ -20,6 +20,7 @@ from scipy import sparse
 from plantlib import launch, mig, peers, planting, train, tuning
 from plantlib.data import Corpus, DataError
 from plantlib.l2r import TRAINERS, L2RConfig
+from plantlib.linear_score import LinearConfig, LinearScore
 from plantlib.metrics import evaluate, hits, per_document, tune_threshold
 from plantlib.mig import Teacher
 from plantlib.model import PlantConfig, PlantModel
@@ -32,17 +33,22 @@ from plantlib.train import TrainConfig
 from plantlib.tuning import BackboneOptions, LoraOptions
 
 
-def build_model(prepared: Prepared, teacher: Teacher, *, keep: int | None = None) -> PlantModel:
-    """An unplanted model of the corpus's sizes, without backbone, its teacher's document score filled in."""
+def build_model(
+    prepared: Prepared, teacher: Teacher, *, keep: int | None = None, linear: LinearScore | None = None
+) -> PlantModel:
+    """An unplanted model of the corpus's sizes, without backbone; with `linear` its score over words is filled in."""
     names = prepared.corpus.label_names
     config = PlantConfig(
         backbone_name=Path(prepared.backbone).name, hidden_size=prepared.hidden_size,
         num_tokens=len(prepared.vocabulary), num_planted_cells=teacher.relevance.nnz, num_teacher_cells=teacher.scores.nnz,
         keep=keep, max_tokens=prepared.max_tokens, window=prepared.window, overlap=prepared.overlap,
         id2label=dict(enumerate(names)), label2id={name: i for i, name in enumerate(names)},
-        standardised=prepared.standard is not None,
+        standardised=prepared.standard is not None, num_words=len(linear.words) if linear else 0,
+        num_word_cells=linear.tables[0].cells.nnz if linear else 0,
     )  # fmt: skip
     model = PlantModel(config)
+    if linear is not None:
+        model.word_score.load_linear(linear)
     if prepared.standard is not None:
         model.hidden_shift.copy_(torch.from_numpy(prepared.standard.shift))
         model.hidden_scale.copy_(torch.from_numpy(prepared.standard.scale))
@@ -56,6 +62,7 @@ class RunConfig:
     teacher: TeacherConfig = TeacherConfig()
     l2r: L2RConfig = L2RConfig()
     start: StartConfig = StartConfig()
+    linear: LinearConfig = LinearConfig()
     train: TrainConfig = TrainConfig()
     l2r_trainer: str = "approx_ndcg"
     keep: int | None = None
@@ -76,6 +83,7 @@ class RunConfig:
             self,
             l2r=replace(self.l2r, seed=seed),
             start=replace(self.start, seed=seed),
+            linear=replace(self.linear, seed=seed),
             train=replace(self.train, seed=seed),
         )
 
@@ -102,7 +110,9 @@ def run_start(
                 prepared, trainer, teacher, teacher_config=config.teacher, config=config.l2r, progress=progress
             )
     times["l2r"] = time.perf_counter() - began - times["teacher"]
-    model = build_model(prepared, teacher, keep=config.keep)
+    linear = prepared.linear(config.linear, progress) if "linear" in parts else None
+    times["linear"] = time.perf_counter() - began - times["teacher"] - times["l2r"]
+    model = build_model(prepared, teacher, keep=config.keep, linear=linear)
     planting.plant(model.decoder, start, teacher, prepared.train_labels, planted=planted, config=config.start)
     use_score(model, parts, teacher, prepared)
     cached = config.tuning == "frozen"
@@ -115,8 +125,8 @@ def run_start(
     fitted = time.perf_counter()
     epochs = train.fine_tune(
         model,
-        prepared.documents("train", cached),
-        prepared.documents("dev", cached),
+        prepared.documents("train", cached, linear),
+        prepared.documents("dev", cached, linear),
         prepared.train_counts,
         folder,
         config=config.train,
@@ -125,7 +135,7 @@ def run_start(
     times["fine_tune"] = time.perf_counter() - fitted
     trained = tuning.trained_parameters(model)
     model.eval()
-    record = _record(prepared, model, start, seed, config, epochs, times, run_id, notebook, planted, trained)
+    record = _record(prepared, model, start, seed, config, epochs, times, run_id, notebook, planted, trained, linear)
     model.record = record
     if launch.is_main():
         if results is not None:
@@ -135,7 +145,8 @@ def run_start(
 
 
 def use_score(model: PlantModel, parts: list[str], teacher: Teacher, prepared: Prepared) -> None:
-    """Fill the teacher's document score where the start plants it; elsewhere the model does without."""
+    """Fill the teacher's document score where the start plants it; elsewhere the model does without, and without its gain."""
+    model.decoder.linear_gain.requires_grad_(model.word_score is not None)
     if "score" in parts:
         model.teacher_score.load_teacher(teacher, prepared.counts[prepared.rows["train"]])
     else:
@@ -152,16 +163,16 @@ def run_name(prepared: Prepared, system: str, seed: int, tuning: str = "frozen")
     return f"{name}-{len(prepared.rows['train'])}d-{read}-{backbone}-{system}-s{seed}"
 
 
-def _record(prepared, model, start, seed, config, epochs, times, run_id, notebook, planted, trained) -> RunRecord:
+def _record(prepared, model, start, seed, config, epochs, times, run_id, notebook, planted, trained, linear) -> RunRecord:
     """Threshold and calibration from dev, then the one reading of test."""
     began, n_train, cached = time.perf_counter(), len(prepared.rows["train"]), config.tuning == "frozen"
-    dev_scores, dev_labels = train.score(model, prepared.documents("dev", cached), prepared.train_counts, auc=False)
+    dev_scores, dev_labels = train.score(model, prepared.documents("dev", cached, linear), prepared.train_counts, auc=False)
     threshold = tune_threshold(dev_scores.topk, dev_labels)
     model.config.threshold, model.config.calibration = threshold, calibrate(dev_scores.topk, dev_labels)
-    scores, labels = train.score(model, prepared.documents("test", cached), prepared.train_counts)
+    scores, labels = train.score(model, prepared.documents("test", cached, linear), prepared.train_counts)
     extra = prepared.extra_gold[prepared.rows["test"]]
     times["evaluate"] = time.perf_counter() - began
-    gains = {"planted": model.decoder.planted_gain.item(), "teacher": model.decoder.teacher_gain.item()}
+    gains = {name: getattr(model.decoder, f"{name}_gain").item() for name in ("planted", "teacher", "linear")}
     return RunRecord(
         id=run_id,
         kind="planted",
@@ -172,7 +183,8 @@ def _record(prepared, model, start, seed, config, epochs, times, run_id, noteboo
         params=asdict(config) | {"max_tokens": prepared.max_tokens, "inputs": prepared.key, "final_gains": gains},
         notebook=notebook,
         backbone=Path(prepared.backbone).name,
-        teacher=asdict(config.teacher) | ({"l2r": {"trainer": planted.trainer, **planted.quality}} if planted else {}),
+        teacher=asdict(config.teacher) | ({"l2r": {"trainer": planted.trainer, **planted.quality}} if planted else {})
+        | ({"linear": linear.weights} if linear else {}),
         history=epochs,
         chosen_epoch=train.chosen_epoch(epochs, config.train.metric),
         threshold=threshold,
@@ -272,7 +284,7 @@ def _peer_record(prepared, system, kind, block, params, seconds, results, notebo
     return record
 
 
-STARTS = ("random", "l2r", "closed_form", "lookup", "shuffled", "score", "lookup+score")
+STARTS = ("random", "l2r", "closed_form", "lookup", "shuffled", "score", "lookup+score", "linear", "lookup+linear")
 
 
 def run_grid(

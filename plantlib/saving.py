@@ -12,10 +12,11 @@ from pathlib import Path
 import torch
 
 from plantlib import adapters, backbones
-from plantlib.io import atomic_path, write_json
+from plantlib.io import atomic_path, read_json, write_json
 from plantlib.progress import without_library_bars
 
 ADAPTER = "adapter"
+WORDS = "words.json"
 
 
 def save(model, folder: Path, write, state_dict=None, **kwargs) -> None:
@@ -32,6 +33,8 @@ def save(model, folder: Path, write, state_dict=None, **kwargs) -> None:
         model.config.backbone_saved = "whole"
     if adapted:
         adapters.save_adapter(model.backbone, folder / ADAPTER)
+    if model.word_score is not None and not checkpoint:
+        write_json(folder / WORDS, model.word_score.words)
     if model.tokenizer is not None:
         model.tokenizer.save_pretrained(folder)
     if model.record is not None and not checkpoint:
@@ -52,6 +55,8 @@ def load(read, path, backbone: str | None = None, *args, **kwargs):
         model = read(path, *args, **{"use_safetensors": True, "dtype": torch.float32} | kwargs)
     backbones.own_memory(model)
     config = model.config
+    if model.word_score is not None:
+        model.word_score.set_words(read_json(Path(path) / WORDS))
     if config.backbone_saved == "adapter":
         return _put_on_backbone(model, Path(path), backbone)
     if model.backbone is not None:

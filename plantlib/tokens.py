@@ -77,7 +77,17 @@ class Words:
     counts: sparse.csr_matrix
 
 
-def words(texts: list[str], train_rows: np.ndarray, min_documents: int = 2, pattern: str = r"(?u)\b\w\w+\b") -> Words:
+WORD = r"(?u)\b\w\w+\b"
+
+
+def word_analyser(pattern: str = WORD):
+    """text -> its lower-cased words, as `words` counts them."""
+    from sklearn.feature_extraction.text import CountVectorizer
+
+    return CountVectorizer(token_pattern=pattern).build_analyzer()
+
+
+def words(texts: list[str], train_rows: np.ndarray, min_documents: int = 2, pattern: str = WORD) -> Words:
     """Lower-cased word unigrams; the vocabulary comes from the training rows, nothing is learnt from others."""
     from sklearn.feature_extraction.text import CountVectorizer
 

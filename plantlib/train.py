@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,12 +70,19 @@ class TrainConfig:
 
 
 class Documents(torch.utils.data.Dataset):
-    """Rows of a corpus as the collator reads them: token ids, labels and, for a frozen backbone, cached features."""
+    """Rows of a corpus as the collator reads them: token ids, labels and, for a frozen backbone, cached features.
 
-    def __init__(self, tokens: Ragged, labels: sparse.csr_matrix, rows: np.ndarray, features: Features | None = None):
+    linear: rows -> (b, L) linear scores over words, for a start that plants them.
+    """
+
+    def __init__(
+        self, tokens: Ragged, labels: sparse.csr_matrix, rows: np.ndarray, features: Features | None = None,
+        linear: Callable[[list[int]], np.ndarray] | None = None,
+    ):  # fmt: skip
         if len(tokens) != labels.shape[0]:
             raise ValueError(f"{len(tokens)} tokenised documents and {labels.shape[0]} label rows; both must cover the corpus")
         self.tokens, self.labels, self.rows, self.features = tokens, labels.tocsr(), np.asarray(rows), features
+        self.linear = linear
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -94,6 +102,8 @@ class Documents(torch.utils.data.Dataset):
         }
         if self.features is not None:
             batch["hidden_states"] = torch.from_numpy(self.features.documents(rows))
+        if self.linear is not None:
+            batch["linear_scores"] = torch.from_numpy(self.linear(rows))
         return batch
 
 

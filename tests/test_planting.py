@@ -64,6 +64,7 @@ def what_it_plants(start: str) -> set[str]:
     """The state a start may set differently from `random`."""
     table = {name: {"label_queries"} for name in planting.QUERY_STARTS}
     table |= {"lookup": {"planted_gain"}, "score": {"teacher_gain"}}
+    table["linear"] = {"linear_gain", "label_outputs", "label_bias"}
     table["shuffled"] = {"planted_gain", *(f"planted.planted_{part}" for part in ("indptr", "labels", "values"))}
     return set().union(*(table.get(part, set()) for part in start.split("+")))
 
@@ -80,7 +81,10 @@ def test_a_start_differs_from_random_only_in_what_it_plants(start, teacher, labe
 
 def test_outputs_and_bias_are_the_same_for_all_starts_of_a_seed(teacher, labels, planted):
     for seed in (0, 1):
-        made = [decoder_of(s, teacher, labels, planted, seed) for s in (*planting.STARTS, *TOGETHER)]
+        made = [decoder_of(s, teacher, labels, planted, seed) for s in (*planting.STARTS, *TOGETHER) if s != "linear"]
+        # a linear start begins without outputs and bias, so that it is the linear score and nothing else
+        zero = decoder_of("linear", teacher, labels, planted, seed)
+        assert not zero.label_outputs.any() and not zero.label_bias.any()
         for a, b in combinations(made, 2):
             assert torch.equal(a.label_outputs, b.label_outputs) and torch.equal(a.label_bias, b.label_bias)
             assert [p.requires_grad for p in a.parameters()] == [p.requires_grad for p in b.parameters()]
@@ -101,6 +105,7 @@ def test_gains_and_queries_are_the_ones_named(teacher, labels, planted):
         parts = set(start.split("+"))
         assert decoder.planted_gain.item() == (4.0 if parts & {"lookup", "shuffled"} else 0.0)
         assert decoder.teacher_gain.item() == (1.0 if "score" in parts else 0.0)
+        assert decoder.linear_gain.item() == (1.0 if "linear" in parts else 0.0)
         assert torch.equal(decoder.label_queries, planted.label_queries) == bool(parts & set(planting.QUERY_STARTS))
     assert gains["random"].planted_gain.item() == gains["random"].teacher_gain.item() == 0.0
 
@@ -186,7 +191,15 @@ def test_every_parameter_gets_a_gradient_at_the_first_step(start, teacher, label
     score.load_teacher(teacher, documents().counts(V)[:30])
     decoder = decoder_of(start, teacher, labels, planted)
     before = {k: p.detach().clone() for k, p in decoder.named_parameters()}
-    logits = decoder(packed, score(packed.token_ids, packed.offsets))
+    linear = torch.randn(30, L, generator=torch.Generator().manual_seed(3))
+    if "linear" in start:
+        # outputs begin at zero and are alone in front of attention: they move first, everything else with the second step
+        logits = decoder(packed, None, linear)
+        torch.nn.functional.binary_cross_entropy_with_logits(logits, torch.from_numpy(labels.toarray()).float()).backward()
+        assert (decoder.label_outputs.grad.abs().sum(1) > 0).all()
+        torch.optim.SGD(decoder.parameters(), lr=0.1).step()
+        decoder.zero_grad()
+    logits = decoder(packed, score(packed.token_ids, packed.offsets), linear)
     torch.nn.functional.binary_cross_entropy_with_logits(logits, torch.from_numpy(labels.toarray()).float()).backward()
     for name, p in decoder.named_parameters():
         rows = p.grad.reshape(len(p.grad), -1).abs().sum(1) if p.dim() else p.grad.abs()[None]

@@ -51,7 +51,7 @@ def test_every_start_gives_a_saved_and_valid_record(grid, prepared):
         assert 0 <= record.metrics["p@1"] <= 1 and record.metrics["micro_auc"] > 0 and record.chosen_epoch == 1
         assert len(record.history) == 1 and len(record.per_document["ndcg@5"]) == 20
         assert np.mean([x for x in record.per_document["p@1"]]) == pytest.approx(record.metrics["p@1"], abs=1e-3)
-        assert set(record.times) == {"teacher", "l2r", "fine_tune", "evaluate"}
+        assert set(record.times) == {"teacher", "l2r", "linear", "fine_tune", "evaluate"}
         assert ("l2r" in record.teacher) == (record.system in ("l2r", "closed_form"))
     assert sorted(p.name for p in folder.iterdir()) == sorted(f"{r.id}.json" for r in records)
     assert not list((prepared.root / "checkpoints").iterdir()), "checkpoints of finished runs are removed"

@@ -1,0 +1,284 @@
+"""A document's linear score over words: one-vs-rest SVM, teachers and label centroids, stacked into one table.
+
+The peer of METHOD.md section 7 ("linear + planted score, no attention") as something a decoder can start from. Every term is
+linear in the tf-idf weights of a document, so with fixed weights they fold into one (L, V) table and one intercept a label:
+z[b, l] = <tfidf[b], M[l]> + m[l]. The weights of the terms, never negative, are those under which the sum predicts training
+documents it has not seen (out of fold); the same out-of-fold scores are what training documents carry while the decoder is
+trained on top, since a linear model knows its own documents by heart. Only training rows are read. Not here: the module that
+scores text (`word_score.py`).
+"""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from scipy import optimize, sparse
+
+from plantlib import mig, peers
+from plantlib.io import atomic_path
+from plantlib.progress import tqdm
+from plantlib.tokens import tfidf
+
+TERMS = ("svm", "jaccard", "raw", "ppmi", "centroid")
+
+
+@dataclass(frozen=True)
+class LinearConfig:
+    """terms: what is summed. prune: smaller SVM weights are dropped. folds: parts of the training rows for out-of-fold scores.
+
+    Above `dense_cells` cells of (n, L) a label's SVM learns from its documents, the `hard` documents a label that the
+    teacher takes for its own, and `easy` random ones, instead of from all.
+    """
+
+    terms: tuple[str, ...] = TERMS
+    c: float = 1.0
+    prune: float = 0.03
+    top_k: int = 64
+    folds: int = 5
+    min_documents: int = 2
+    dense_cells: float = 5e7
+    hard: int = 1000
+    easy: int = 1000
+    seed: int = 0
+
+    def __post_init__(self):
+        unknown = [t for t in self.terms if t not in TERMS]
+        if unknown or not self.terms:
+            raise ValueError(f"terms={self.terms!r}: use one or several of {', '.join(TERMS)}")
+        if self.folds < 2:
+            raise ValueError(f"folds={self.folds}: out-of-fold scores need at least 2")
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """z = weights @ cells.T + intercept: cells csr (L, V) float32, intercept (L,) float32."""
+
+    cells: sparse.csr_matrix
+    intercept: np.ndarray
+
+    def scores(self, weights: sparse.csr_matrix) -> np.ndarray:
+        """(b, L) float32 of documents with tf-idf rows `weights` (b, V)."""
+        return (weights @ self.cells.T).toarray().astype(np.float32) + self.intercept
+
+
+@dataclass(frozen=True, eq=False)
+class LinearScore:
+    """What the stack has learnt: `tables[0]` from all training rows, `tables[k]` from all but part k; `weights` of the terms.
+
+    part (N,): 0 for documents that no table has seen, else the part a training row belongs to. tfidf (N, V).
+    """
+
+    words: list[str]
+    idf: np.ndarray
+    tables: list[Table]
+    part: np.ndarray
+    weights: dict[str, float]
+    tfidf: sparse.csr_matrix
+
+    def scores(self, rows) -> np.ndarray:
+        """(b, L) float32 of documents `rows`; a training row is scored by the table that has not seen it."""
+        rows = np.asarray(rows)
+        out = np.empty((len(rows), len(self.tables[0].intercept)), np.float32)
+        for k in np.unique(self.part[rows]):
+            here = self.part[rows] == k
+            out[here] = self.tables[k].scores(self.tfidf[rows[here]])
+        return out
+
+
+def fit(
+    words, labels: sparse.csr_matrix, train_rows: np.ndarray, *, config: LinearConfig = LinearConfig(),
+    folder: str | Path | None = None, progress: bool = True,
+) -> LinearScore:  # fmt: skip
+    """Fit the stack on `train_rows`; words: `tokens.Words` of all N documents, labels Y (N, L).
+
+    folder keeps the tables of finished parts, so that a killed fit goes on with the next part.
+    """
+    train_rows = np.asarray(train_rows)
+    if len(train_rows) < config.folds:
+        raise ValueError(f"{len(train_rows)} training documents cannot be cut into {config.folds} folds; lower folds")
+    weights = tfidf(words.counts, train_rows)
+    df = mig.column_counts(words.counts[train_rows])
+    idf = np.log((1 + len(train_rows)) / (1 + df)) + 1
+    fold = np.random.default_rng(config.seed).permutation(len(train_rows)) % config.folds
+    part = np.zeros(weights.shape[0], np.int32)
+    part[train_rows] = fold + 1
+    parts: list[dict[str, Table]] = []
+    with tqdm(total=(config.folds + 1) * labels.shape[1], desc="linear score", unit="label", disable=not progress) as bar:
+        for k in range(-1, config.folds):
+            rows = train_rows[fold != k]
+            parts.append(_part(weights[rows], labels[rows], config, folder and Path(folder) / f"part{k + 1}.safetensors", bar))
+    coefficients, intercept = stack(parts[1:], weights[train_rows], labels[train_rows], fold, config)
+    found = dict(zip(config.terms, map(float, coefficients), strict=True))
+    tables = [_fold_up(p, found, intercept) for p in parts]
+    return LinearScore(words.names, idf.astype(np.float32), tables, part, found, weights)
+
+
+def _part(weights, labels, config: LinearConfig, path: Path | None, bar) -> dict[str, Table]:
+    """The terms of one part of the rows, read from `path` where they stand."""
+    if path is not None and path.exists():
+        bar.update(labels.shape[1])
+        return load_tables(path)
+    found = terms_of(weights, labels, config, bar)
+    if path is not None:
+        save_tables(found, path)
+    return found
+
+
+def terms_of(weights: sparse.csr_matrix, labels: sparse.csr_matrix, config: LinearConfig, bar=None) -> dict[str, Table]:
+    """Every term of `config` from training rows alone: weights (n, V) tf-idf, labels (n, L)."""
+    x, nothing, found = mig.presence(weights != 0), np.zeros(labels.shape[1], np.float32), {}
+    makers = {
+        "jaccard": lambda: mig.teach(x, labels, top_k=config.top_k).scores,
+        "raw": lambda: mig.teach(x, labels, variant="raw", top_k=config.top_k).scores,
+        "ppmi": lambda: mig.top_tokens(peers.ppmi(x, labels).scores, 4 * config.top_k)[0],
+        "centroid": lambda: mig.top_tokens(peers.centroids(weights, labels).scores, 4 * config.top_k)[0],
+    }
+    for term in config.terms:
+        found[term] = svm(weights, labels, config, bar) if term == "svm" else Table(_float32(makers[term]()), nothing)
+    return found
+
+
+def svm(weights: sparse.csr_matrix, labels: sparse.csr_matrix, config: LinearConfig, bar=None) -> Table:
+    """One-vs-rest LinearSVC with pruned weights; a label on no row scores -1, on every row 1."""
+    from sklearn.svm import LinearSVC
+
+    columns = labels.tocsc()
+    choose = _negatives(weights, labels, config)
+
+    def one(label: int):
+        positive = np.zeros(weights.shape[0], bool)
+        positive[columns.indices[columns.indptr[label] : columns.indptr[label + 1]]] = True
+        if not positive.any() or positive.all():
+            return np.zeros(0, np.int32), np.zeros(0, np.float32), 1.0 if positive.all() else -1.0
+        rows = choose(label, positive)
+        model = LinearSVC(C=config.c, random_state=config.seed).fit(weights[rows], positive[rows])
+        kept = np.flatnonzero(np.abs(model.coef_[0]) > config.prune)
+        return kept.astype(np.int32), model.coef_[0][kept].astype(np.float32), float(model.intercept_[0])
+
+    # liblinear lets go of the interpreter while it works, so threads share one copy of the documents
+    found = []
+    with ThreadPoolExecutor(_threads()) as pool:
+        for row in pool.map(one, range(labels.shape[1])):
+            found.append(row)
+            if bar is not None:
+                bar.update()
+    indptr = np.cumsum([0, *(len(kept) for kept, _, _ in found)])
+    cells = sparse.csr_matrix(
+        (np.concatenate([v for _, v, _ in found]), np.concatenate([k for k, _, _ in found]), indptr),
+        shape=(labels.shape[1], weights.shape[1]),
+    )
+    return Table(cells, np.array([b for _, _, b in found], np.float32))
+
+
+def _negatives(weights, labels, config: LinearConfig):
+    """label, positive (n,) -> rows to learn from: all, or for large (n, L) the label's own, hard and random ones."""
+    n, everything = weights.shape[0], np.arange(weights.shape[0])
+    if n * labels.shape[1] <= config.dense_cells or n <= config.hard + config.easy:
+        return lambda label, positive: everything
+    by_label = peers.centroids(weights, labels).scores + 2 * mig.teach(weights != 0, labels, top_k=config.top_k).scores
+    by_label, by_word = mig.top_tokens(by_label.tocsr(), 4 * config.top_k)[0], weights.T.tocsr()
+
+    def choose(label: int, positive: np.ndarray) -> np.ndarray:
+        near = (by_label[label] @ by_word).toarray().ravel()
+        near[positive] = -1.0
+        hard = np.argpartition(-near, config.hard)[: config.hard]
+        easy = np.random.default_rng([config.seed, label]).choice(n, config.easy, replace=False)
+        return np.unique(np.concatenate([np.flatnonzero(positive), hard, easy]))
+
+    return choose
+
+
+def stack(parts, weights, labels, fold, config: LinearConfig, documents: int = 2000, sample: int = 100):
+    """(coefficients (M,) >= 0, intercept): logistic regression of labels on out-of-fold terms.
+
+    parts[k]: the terms made without fold k. Of a document all positive cells are read, the `sample` highest of every term's
+    sum and `sample` random others, weighted to stand for all.
+    """
+    rng = np.random.default_rng(config.seed)
+    rows = np.sort(rng.permutation(len(fold))[:documents])
+    x, y, w = [], [], []
+    for row in rows:
+        part = parts[fold[row]]
+        terms = np.stack([part[t].scores(weights[row])[0] for t in config.terms], 1)
+        cells, weight = _sampled(terms, labels[row].indices, sample, rng)
+        x.append(terms[cells])
+        y.append(np.isin(cells, labels[row].indices))
+        w.append(weight)
+    x, y, w = np.concatenate(x).astype(np.float64), np.concatenate(y), np.concatenate(w)
+    spread = np.maximum(np.sqrt(np.average((x - np.average(x, 0, w)) ** 2, axis=0, weights=w)), 1e-12)
+    return _logistic(x / spread, y, w / len(rows), spread)
+
+
+def _sampled(terms: np.ndarray, gold: np.ndarray, sample: int, rng) -> tuple[np.ndarray, np.ndarray]:
+    """Cells of one document and the number of cells each stands for."""
+    count = len(terms)
+    first = (terms / np.maximum(np.abs(terms).max(0), 1e-12)).sum(1)
+    sure = np.union1d(np.argpartition(-first, min(sample, count - 1))[:sample], gold)
+    rest = np.setdiff1d(np.arange(count), sure)
+    drawn = rng.choice(rest, min(sample, len(rest)), replace=False)
+    weight = np.concatenate([np.ones(len(sure)), np.full(len(drawn), len(rest) / max(len(drawn), 1))])
+    return np.concatenate([sure, drawn]), weight
+
+
+def _logistic(x, y, w, spread) -> tuple[np.ndarray, float]:
+    """Weighted logistic regression with coefficients that are not negative."""
+
+    def loss(theta):
+        s = x @ theta[:-1] + theta[-1]
+        slope = w * (1 / (1 + np.exp(-s)) - y)
+        return float(w @ (np.logaddexp(0, s) - y * s)), np.append(x.T @ slope, slope.sum())
+
+    start = np.append(np.full(x.shape[1], 0.1), -3.0)
+    bounds = [(0.0, None)] * x.shape[1] + [(None, None)]
+    found = optimize.minimize(loss, start, jac=True, bounds=bounds, method="L-BFGS-B")
+    return found.x[:-1] / spread, float(found.x[-1])
+
+
+def _fold_up(part: dict[str, Table], weights: dict[str, float], intercept: float) -> Table:
+    """The weighted sum of terms as one table."""
+    cells = sum(c * part[term].cells for term, c in weights.items()).tocsr()
+    cells.eliminate_zeros()
+    cells.sort_indices()
+    shift = sum(c * part[term].intercept for term, c in weights.items()) + intercept
+    return Table(_float32(cells), np.asarray(shift, np.float32))
+
+
+def save_tables(tables: dict[str, Table], path: str | Path) -> None:
+    """Tables as one safetensors file."""
+    from safetensors.numpy import save_file
+
+    arrays = {}
+    for name, table in tables.items():
+        cells = table.cells
+        arrays |= {f"{name}.indptr": cells.indptr.astype(np.int64), f"{name}.indices": cells.indices.astype(np.int32)}
+        arrays |= {f"{name}.data": cells.data, f"{name}.intercept": table.intercept}
+    width = {name: str(table.cells.shape[1]) for name, table in tables.items()}
+    with atomic_path(path) as temporary:
+        save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, temporary, metadata=width)
+
+
+def load_tables(path: str | Path) -> dict[str, Table]:
+    """What `save_tables` wrote, in the order of TERMS."""
+    from safetensors import safe_open
+
+    with safe_open(path, "numpy") as file:
+        width = {name: int(v) for name, v in file.metadata().items()}
+        get = lambda name: [file.get_tensor(f"{name}.{part}") for part in ("data", "indices", "indptr", "intercept")]  # noqa: E731
+        found = {}
+        for name in [t for t in TERMS if t in width]:
+            data, indices, indptr, intercept = get(name)
+            found[name] = Table(sparse.csr_matrix((data, indices, indptr), shape=(len(intercept), width[name])), intercept)
+    return found
+
+
+def _float32(cells) -> sparse.csr_matrix:
+    return sparse.csr_matrix(cells, dtype=np.float32)
+
+
+def _threads() -> int:
+    return int(os.environ.get("OMP_NUM_THREADS") or 0) or os.cpu_count() or 1
+
