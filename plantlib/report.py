@@ -20,10 +20,15 @@ from plantlib.sources import checkout
 if TYPE_CHECKING:
     import pandas
 
-ORDER = ("random", "shuffled", "l2r", "closed_form", "lookup", "score", "lookup+score", "SVM", "SVM + J", "SVM + MI")
-OURS = ("lookup+score", "lookup", "l2r", "closed_form")
+ORDER = (
+    "random", "shuffled", "l2r", "closed_form", "lookup", "score", "lookup+score", "linear", "lookup+linear", "SVM", "SVM + J",
+    "SVM + MI",
+)  # fmt: skip
+OURS = ("lookup+linear", "lookup+score", "lookup", "l2r", "closed_form")
 FIGURE_METRICS = ("ndcg@5", "few/rp@5")
-BAR_SYSTEMS = ("random", "closed_form", "lookup", "score", "lookup+score", "SVM", "SVM + MI", "bare MI")
+BAR_SYSTEMS = (
+    "random", "closed_form", "lookup", "score", "lookup+score", "linear", "lookup+linear", "SVM", "SVM + MI", "bare MI",
+)  # fmt: skip
 NO_RUNS = "No runs yet: `make reproduce` makes them, `make promote` copies them to results/runs."
 NAMES = {"p@1": "P@1", "p@3": "P@3", "p@5": "P@5", "ndcg@5": "nDCG@5", "psp@5": "PSP@5", "macro_f1": "macro-F1",
          "few/rp@5": "RP@5 few", "medium/rp@5": "RP@5 medium", "head/rp@5": "RP@5 head"}  # fmt: skip
@@ -240,7 +245,7 @@ def gains(paper: pandas.DataFrame, found: list[Group], metric: str = "p@5") -> p
         table = group.table([metric])
         if group.baseline != "random" or f"{metric} diff" not in table.columns:
             continue
-        for start in [s for s in ("l2r", "closed_form", "lookup", "lookup+score") if s in table.index]:
+        for start in [s for s in ("l2r", "closed_form", "lookup", "lookup+score", "lookup+linear") if s in table.index]:
             rows.append({"data": group.stem, "train": group.dataset["train"], "start": start,
                          "gain": 100 * table.loc[start, f"{metric} diff"]})  # fmt: skip
     return pd.DataFrame(rows)
