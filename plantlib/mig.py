@@ -239,7 +239,7 @@ def teach(
         x = x @ sparse.diags((seen >= min_documents).astype(np.int32), dtype=np.int32)
     vocabulary = max(int((seen >= max(min_documents, 1)).sum()), 1)
     scores, ranks = _best(x, y, variant, top_k, memory_mb, _implementation(impl, device, x.shape[0], top_k), device)
-    return Teacher(scores, _relevance(scores, ranks, relevance, vocabulary), variant, x.shape[0])
+    return Teacher(scores, relevance_of(scores, ranks, relevance, vocabulary), variant, x.shape[0])
 
 
 def _implementation(impl: str, device, documents: int, top_k: int | None) -> str:
@@ -287,7 +287,8 @@ def _dense_associations(x, y, variant: str) -> sparse.csr_matrix:
     return sparse.csr_matrix((score[label, token], token, indptr), shape=score.shape)
 
 
-def _relevance(scores, ranks, kind: str, vocabulary: int) -> sparse.csr_matrix:
+def relevance_of(scores, ranks, kind: str, vocabulary: int) -> sparse.csr_matrix:
+    """G in (0, 1], csr (L, V), from scores and their ranks (1 for the best) among `vocabulary` tokens."""
     graded = scores.copy()
     if kind == "grade":
         graded.data = grades(ranks.data - 1, vocabulary) / 101.0

@@ -267,7 +267,7 @@ def teach_partitions(
     parts = _blocks(sources, total, *kept, client=client, progress=progress, **options)
     scores, ranks = (sparse.vstack(matrices, format="csr") for matrices in zip(*parts, strict=True))
     vocabulary = max(int((total.n_t >= max(min_documents, 1)).sum()), 1)
-    return mig.Teacher(scores, mig._relevance(scores, ranks, relevance, vocabulary), variant, total.n)
+    return mig.Teacher(scores, mig.relevance_of(scores, ranks, relevance, vocabulary), variant, total.n)
 
 
 def _blocks(sources, total: _Scan, folder, key, *, client, progress, variant, top_k, min_documents, memory_mb) -> list:

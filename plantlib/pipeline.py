@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from scipy import sparse
 
-from plantlib import backbones, l2r, linear_score, mig
+from plantlib import associations, backbones, l2r, linear_score, mig
 from plantlib.data import Corpus, DataError
 from plantlib.features import Features, Standard, cached_features, hidden_states, standard_of
 from plantlib.l2r import L2RConfig, Planted
@@ -31,7 +31,7 @@ STANDARD_SAMPLE = 64  # training documents that the spread of hidden states is m
 
 @dataclass(frozen=True)
 class TeacherConfig:
-    """The teacher's options; see `mig.teach`."""
+    """The teacher's options; see `mig.teach`, and `associations.teach` for variants that are not MI."""
 
     variant: str = "raw"
     top_k: int = 64
@@ -107,8 +107,8 @@ class Prepared:
         )
 
     def teacher(self, config: TeacherConfig = TeacherConfig()) -> Teacher:
-        """MIG on the training rows alone."""
-        return mig.teach(self.counts[self.rows["train"]], self.train_labels, **asdict(config))
+        """The teacher of `config` from the training rows alone."""
+        return associations.teach(self.counts[self.rows["train"]], self.train_labels, **asdict(config))
 
     def about(self) -> dict:
         """The data set as a RunRecord states it."""

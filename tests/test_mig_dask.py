@@ -375,7 +375,7 @@ def test_the_command_goes_on_with_its_partitions(corpus, backbone_folder, tmp_pa
     folder, out = corpus.save(tmp_path / "tiny"), tmp_path / "out"
     call = [str(folder), "--out", str(out), "--workers", "0", "--backbone", backbone_folder]
     with monkeypatch.context() as broken:
-        broken.setattr(mig, "_relevance", lambda *_: 1 / 0)
+        broken.setattr(mig, "relevance_of", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             mig_dask.main(call)
     assert len(list(out.glob("work-*/partitions/part-*"))) == 8 and len(list(out.glob("work-*/checkpoint/block-*"))) == 1
