@@ -36,9 +36,10 @@ from plantlib.tuning import BackboneOptions, LoraOptions
 
 def build_model(
     prepared: Prepared, teacher: Teacher, *, keep: int | tuple | None = None, l2r_table: sparse.csr_matrix | None = None,
-    v1: V1Config = V1Config(), lm_weight: float = 0.0,
+    v1: V1Config | None = None, lm_weight: float = 0.0,
 ) -> PlantModel:  # fmt: skip
     """An unplanted model of the corpus's sizes, without backbone; with the language model's head where one is needed."""
+    v1 = v1 or V1Config()
     if v1.stateful == "v1" and prepared.overlap:
         raise ValueError(f"stateful='v1' reads segments side by side, not overlap={prepared.overlap}; prepare with overlap=0")
     names, cells = prepared.corpus.label_names, 0 if l2r_table is None else l2r_table.nnz

@@ -39,7 +39,7 @@ class StaticConfig:
     space: str = "grades"  # or "text": what chooses the directions of E
     loss: str = "lambdarank"
     epochs: int = 3
-    learning_rate: float = 3e-3
+    learning_rate: float = 0.3
     labels_a_batch: int = 64
     graded: int = 64
     mined: int = 64
