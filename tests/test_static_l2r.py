@@ -91,7 +91,7 @@ def test_text_alone_makes_embeddings_without_labels(corpus):
     x = counts.toarray().astype(float)
     x /= np.sqrt(x.sum(0)).clip(min=1e-9)
     exact = static.embed(counts, None, shown, replace(config, dim=N))
-    scale = float((exact[0] @ exact[0]))
+    scale = float(exact[0] @ exact[0])
     np.testing.assert_allclose((exact @ exact.T / scale)[:6, :6], (x.T @ x)[:6, :6], atol=5e-3)
 
 

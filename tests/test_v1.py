@@ -1,4 +1,4 @@
-"""The first version's ingredients, each against numbers worked by hand: L2R term, contexts, inattention, running state, LM head.
+"""The first version's ingredients, each against numbers worked by hand: L2R term, contexts, inattention, state, LM head.
 
 METHOD.md section 4. One toy is used throughout: two or three tokens, hidden states of one number, one or two labels, so that
 every softmax can be written down.
@@ -271,7 +271,7 @@ def test_v1_goes_the_whole_road_and_is_saved(tuning, v1, keep, lm_weight, corpus
     """Trained on windows shorter than the documents, written and read again: same options, same predictions."""
     ready = prepare(corpus, backbone=awd["forward"], max_tokens=None, window=10, frozen=tuning == "frozen", root=tmp_path,
                     progress=False)  # fmt: skip
-    train = TrainConfig(epochs=2, lm_weight=lm_weight, **({"keep_from": 16, "keep_epochs": 1} if keep else {}))
+    train = TrainConfig(epochs=1, lm_weight=lm_weight, **({"keep_from": 16, "keep_epochs": 1} if keep else {}))
     config = options(tuning=tuning, v1=v1, keep=keep, train=train)
     record, model = run_start(ready, "v1", 0, config=config, progress=False)
     assert record.params["final_gains"]["l2r"] != 2.0 and record.teacher["static_l2r"]["dim"] > 1
