@@ -19,10 +19,9 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
-from plantlib import backbones, saving, windows
+from plantlib import backbones, lm_head, saving, windows
 from plantlib.decoder import AttentionState, LabelDecoder, Packed
 from plantlib.kernels.attention_bce import sparse_bce
-from plantlib.kernels.reference import keep_top_k
 from plantlib.planting import TeacherScore
 from plantlib.tokens import Ragged, tokenise
 from plantlib.word_score import WordScore
@@ -33,7 +32,9 @@ class PlantConfig(PreTrainedConfig):
     """Sizes of a PlantModel. `id2label` holds the label names; `backbone_config` is None for a decoder alone.
 
     backbone_saved: "whole" when the folder holds the backbone's weights, "adapter" when it holds adapters to be put on the
-    backbone that `backbone_fingerprint` names. overlap: see `backbones.Backbone`.
+    backbone that `backbone_fingerprint` names. overlap: see `backbones.Backbone`. num_l2r_cells, contexts, stateful: see
+    `LabelDecoder`; l2r_from, top_n: whose L2R score a position takes, see `lm_head`. lm_head: the folder holds that head.
+    backward: texts are read from their end.
     """
 
     model_type = "plant"
@@ -49,7 +50,14 @@ class PlantConfig(PreTrainedConfig):
     num_teacher_cells: int = 0
     num_words: int = 0
     num_word_cells: int = 0
-    keep: int | None = None
+    num_l2r_cells: int = 0
+    contexts: str = "mixed"
+    stateful: str = "exact"
+    l2r_from: str = "read"
+    top_n: int = 8
+    lm_head: bool = False
+    backward: bool = False
+    keep: int | list | None = None
     max_tokens: int | None = None
     window: int = 510
     overlap: int = 0
@@ -82,8 +90,9 @@ class PlantModel(PreTrainedModel):
             options = dict(config.backbone_config)
             self.backbone = AutoModel.from_config(AutoConfig.for_model(options.pop("model_type"), **options))
         self.decoder = LabelDecoder(
-            config.num_labels, config.hidden_size, config.num_tokens, config.num_planted_cells, config.keep
-        )
+            config.num_labels, config.hidden_size, config.num_tokens, config.num_planted_cells, config.keep,
+            num_l2r_cells=config.num_l2r_cells, contexts=config.contexts, stateful=config.stateful,
+        )  # fmt: skip
         self.teacher_score = (
             TeacherScore(config.num_tokens, config.num_labels, config.num_teacher_cells)
             if config.num_teacher_cells
@@ -95,6 +104,8 @@ class PlantModel(PreTrainedModel):
         if config.standardised:
             self.register_buffer("hidden_shift", torch.zeros(config.hidden_size))
             self.register_buffer("hidden_scale", torch.ones(config.hidden_size))
+        self.lm_head = torch.nn.Linear(config.hidden_size, config.num_tokens).requires_grad_(False) if config.lm_head else None
+        self.lm_weight = 0.0  # of the language model's loss beside the labels', while a backbone is trained
         self.tokenizer = self.backbone_source = self.record = None
         self.post_init()
 
@@ -111,6 +122,20 @@ class PlantModel(PreTrainedModel):
             return hidden
         return (hidden.to(self.hidden_shift.dtype) - self.hidden_shift) * self.hidden_scale
 
+    def packed(self, hidden: torch.Tensor, token_ids: torch.Tensor, offsets: torch.Tensor) -> Packed:
+        """What the decoder reads, from hidden states as the backbone gave them."""
+        config, scored = self.config, None
+        if config.num_l2r_cells and config.l2r_from != "read":
+            scored = lm_head.scored_tokens(self.lm_head, hidden, 1 if config.l2r_from == "likely" else config.top_n)
+        return Packed(self.standardise(hidden), token_ids, offsets, scored)
+
+    def lm_loss(self, hidden, token_ids, offsets) -> torch.Tensor | None:
+        """(2,) sum and number of the language model's losses; None where they are not asked for."""
+        if not (self.lm_weight and self.training):
+            return None
+        total, count = lm_head.loss_sum(self.lm_head, hidden, token_ids, offsets, self.config.backward)
+        return torch.stack([total, total.new_tensor(count)])
+
     def as_backbone(self) -> backbones.Backbone:
         """The model's own backbone in the form `windows` and `features` read."""
         if self.backbone is None or self.tokenizer is None:
@@ -119,26 +144,37 @@ class PlantModel(PreTrainedModel):
         return backbones.Backbone(config.backbone_name or "", self.backbone, self.tokenizer, config.window, config.overlap)
 
     def stream(self, token_ids: torch.Tensor, offsets: torch.Tensor) -> AttentionState:
-        """The decoder's state after reading documents window by window; equal to reading them at once.
+        """The decoder's state after reading documents window by window; equal to reading them at once, if `stateful` is exact.
 
         Of a window nothing is kept for the backward pass but its ids: it is read again there. So memory is that of one window
         of each document and (B, L) numbers a round, however long the documents are.
         """
         backbone, batch = self.as_backbone(), len(offsets) - 1
         state, again = tuple(self.decoder.start_state(batch)), torch.is_grad_enabled() and self.training
+        state = (*state[:4], self.decoder.label_bias.new_zeros(2))
         for cut in windows.rounds(backbone, offsets):
             lengths = [0 if w is None else w.end - w.begin for w in cut]
             starts = torch.tensor([0, *lengths], device=offsets.device).cumsum(0)
             ids = torch.cat([token_ids[w.begin : w.end] for w in cut if w is not None])
 
             def read(ids, starts, *state, cut=cut):
-                # four tensors of attention, then what a recurrent backbone carries
-                hidden, memory = windows.encode_round(backbone, token_ids, cut, state[4:])
-                packed = Packed(self.standardise(hidden), ids, starts)
-                return (*self.decoder.read(packed, AttentionState(*state[:4])), *memory)
+                # four tensors of attention, one of the language model's loss, then what a recurrent backbone carries
+                hidden, memory = windows.encode_round(backbone, token_ids, cut, state[5:])
+                lm = self.lm_loss(hidden, ids, starts)
+                read = self.decoder.read(self.packed(hidden, ids, starts), AttentionState(*state[:4]))
+                return (*read[:4], state[4] if lm is None else state[4] + lm, *memory)
 
             state = checkpoint(read, ids, starts, *state, use_reentrant=False) if again else read(ids, starts, *state)
-        return AttentionState(*state[:4])
+        return AttentionState(*state[:5])
+
+    def read_segments(self, hidden, token_ids, offsets) -> AttentionState:
+        """The state of `stateful="v1"` after hidden states that are there already, in the segments the backbone would read."""
+        state = self.decoder.start_state(len(offsets) - 1)
+        for cut in windows.rounds_of(windows.spans(offsets, self.config.window), self.config.backward):
+            places = torch.cat([torch.arange(w.begin, w.end, device=hidden.device) for w in cut if w is not None])
+            starts = torch.tensor([0, *(0 if w is None else w.end - w.begin for w in cut)], device=offsets.device).cumsum(0)
+            state = self.decoder.read(self.packed(hidden[places], token_ids[places], starts), state)
+        return state
 
     def forward(
         self, token_ids, offsets, hidden_states=None, label_rows=None, label_columns=None, linear_scores=None, **_
@@ -155,16 +191,29 @@ class PlantModel(PreTrainedModel):
                 "this model adds a linear score over words; pass linear_scores=model.word_scores(texts)" if self.word_score
                 else "linear_scores were given to a model that plants none; leave them out"
             )  # fmt: skip
-        if hidden_states is None and longest(offsets) > self.config.window:
-            logits = self.decoder.finish(self.stream(token_ids, offsets), z, linear_scores)
+        long = longest(offsets) > self.config.window
+        if long and (hidden_states is None or self.config.stateful == "v1"):
+            if hidden_states is None:
+                state = self.stream(token_ids, offsets)
+            else:
+                state = self.read_segments(hidden_states, token_ids, offsets)
+            logits = self.decoder.finish(state, z, linear_scores)
             if label_rows is None:
                 return PlantOutput(logits=logits)
-            return PlantOutput(sparse_bce(logits, label_rows, label_columns), logits.detach())
+            return PlantOutput(self._with_lm(sparse_bce(logits, label_rows, label_columns), state.lm_loss), logits.detach())
         hidden = self.encode(token_ids, offsets) if hidden_states is None else hidden_states
-        packed = Packed(self.standardise(hidden), token_ids, offsets)
+        packed = self.packed(hidden, token_ids, offsets)
         if label_rows is None:
             return PlantOutput(logits=self.decoder(packed, z, linear_scores))
-        return PlantOutput(*self.decoder.loss(packed, label_rows, label_columns, z, linear_scores))
+        loss, logits = self.decoder.loss(packed, label_rows, label_columns, z, linear_scores)
+        lm = self.lm_loss(hidden, token_ids, offsets) if hidden_states is None else None
+        return PlantOutput(self._with_lm(loss, lm), logits)
+
+    def _with_lm(self, loss: torch.Tensor, lm: torch.Tensor | None) -> torch.Tensor:
+        """The labels' loss plus `lm_weight` times the language model's mean over tokens."""
+        if lm is None or not self.lm_weight:
+            return loss
+        return loss + self.lm_weight * lm[0] / lm[1].clamp(min=1)
 
     def attach_backbone(self, backbone: backbones.Backbone) -> PlantModel:
         """Give a decoder trained on cached features its backbone, so that it reads text and saves whole."""
@@ -235,10 +284,8 @@ class PlantModel(PreTrainedModel):
         self.eval()
         tokens = self.tokenise([text])
         ids, offsets = self._packed(tokens)
-        column = torch.tensor([self.config.label2id[label]], device=self.device)
-        hidden, cells = self.encode(ids, offsets), self.decoder.planted.cells(ids)
-        scores, outputs = self.decoder.token_scores(self.standardise(hidden), cells, column)
-        bare, _ = self.decoder.token_scores(self.standardise(hidden), None, column)
+        column, hidden = self.config.label2id[label], self.encode(ids, offsets)
+        attention, planted, outputs = self.decoder.attention(self.packed(hidden, ids, offsets), column)
         logit = float(self(ids, offsets, hidden, linear_scores=self.word_scores([text])).logits[0, column])
         spans = self.tokenizer(
             text, add_special_tokens=False, return_offsets_mapping=True,
@@ -246,8 +293,7 @@ class PlantModel(PreTrainedModel):
         )["offset_mapping"]  # fmt: skip
         return Explanation(
             label, text, [tuple(s) for s in spans],
-            torch.softmax(keep_top_k(scores[:, 0], self.decoder.keep), 0).cpu().numpy(),
-            (scores - bare)[:, 0].cpu().numpy(), outputs[:, 0].cpu().numpy(), logit,
+            attention.cpu().numpy(), planted.cpu().numpy(), outputs.cpu().numpy(), logit,
         )  # fmt: skip
 
 

@@ -3,7 +3,8 @@
 Realises METHOD.md section 4, "initialisations that differ ONLY in where Q and gamma start". A start is one name or several
 joined by "+": `random`; `l2r` or `closed_form` (planted queries); `lookup` (the teacher as attention bias); `shuffled` (the
 lookup of a teacher permuted among labels, the control); `score` (the teacher's own document score as a term of the logit);
-`linear` (SVM, teachers and centroids over words as a term of the logit: training begins from that sum, exactly).
+`linear` (SVM, teachers and centroids over words as a term of the logit: training begins from that sum, exactly); `v1`
+(lookup and the scores of a static L2R model beside learned attention, as first published).
 """
 
 from __future__ import annotations
@@ -15,23 +16,58 @@ import torch
 from scipy import sparse
 from torch import nn
 
+from plantlib.contexts import check_decoder
 from plantlib.decoder import LabelDecoder, PlantedTable
 from plantlib.l2r import Planted
+from plantlib.lm_head import L2R_FROM
 from plantlib.mig import Teacher, column_counts
 
-STARTS = ("random", "l2r", "closed_form", "lookup", "shuffled", "score", "linear")
+STARTS = ("random", "l2r", "closed_form", "lookup", "shuffled", "score", "linear", "v1")
 QUERY_STARTS = ("l2r", "closed_form")
+LOOKUP_STARTS = ("lookup", "shuffled", "v1")
 
 
 @dataclass(frozen=True)
 class StartConfig:
-    """Sizes of the initial values, the same for every start."""
+    """Sizes of the initial values, the same for every start.
 
-    lookup_gain: float = 4.0  # gamma of `lookup` and `shuffled`
+    v1_lookup, v1_l2r: whether `v1` plants that ingredient; one that is off starts as `random` has it, its gain at zero.
+    """
+
+    lookup_gain: float = 4.0  # gamma of `lookup`, `shuffled` and `v1`
+    l2r_gain: float = 2.0  # rho of `v1`
+    v1_lookup: bool = True
+    v1_l2r: bool = True
     score_gain: float = 1.0  # delta of `score`
     linear_gain: float = 1.0  # lambda of `linear`
     init_std: float = 0.02  # of Q and W
     seed: int = 0
+
+
+@dataclass(frozen=True)
+class V1Config:
+    """What the first version does differently, each apart; no start sets any of it, so that starts of one grid compare.
+
+    contexts, stateful: see `decoder.LabelDecoder`. l2r_from: whose L2R score a position takes, see `lm_head`; top_n: of
+    "expected". l2r_table: train the static L2R model whatever the start, so that all starts have its parameters.
+    """
+
+    contexts: str = "mixed"
+    stateful: str = "exact"
+    l2r_from: str = "read"
+    top_n: int = 8
+    l2r_table: bool = False
+
+    def __post_init__(self):
+        check_decoder(self.contexts, self.stateful, None, 1)
+        if self.l2r_from not in L2R_FROM:
+            raise ValueError(f"l2r_from={self.l2r_from!r} is not known; use one of {', '.join(L2R_FROM)}")
+        if self.top_n < 1:
+            raise ValueError(f"top_n={self.top_n}; give at least 1")
+
+    def wants_table(self, start: str) -> bool:
+        """Whether a run of `start` has an L2R table."""
+        return self.l2r_table or self.contexts == "sum" or "v1" in parts_of(start)
 
 
 def parts_of(start: str) -> list[str]:
@@ -43,19 +79,21 @@ def parts_of(start: str) -> list[str]:
             f"start {start!r}: {unknown[0]!r} is not known; use {', '.join(STARTS)}, or several joined by '+'"
         )
     repeated = len(set(parts)) < len(parts)
-    if repeated or sum(p in QUERY_STARTS for p in parts) > 1 or {"lookup", "shuffled"} <= set(parts):
+    if repeated or sum(p in QUERY_STARTS for p in parts) > 1 or sum(p in LOOKUP_STARTS for p in parts) > 1:
         raise ValueError(
             f"start {start!r} plants the same values twice; name each part once, and one of l2r, "
-            "closed_form and one of lookup, shuffled at most"
+            "closed_form and one of lookup, shuffled, v1 at most"
         )
     return parts
 
 
 def plant(
     decoder: LabelDecoder, start: str, teacher: Teacher, labels: sparse.csr_matrix, *,
-    planted: Planted | None = None, config: StartConfig = StartConfig(),
+    planted: Planted | None = None, config: StartConfig = StartConfig(), l2r_table: sparse.csr_matrix | None = None,
 ) -> None:  # fmt: skip
     """Set every value of `decoder` for `start`; labels are the training rows of Y (n, L), for the bias only.
+
+    l2r_table, csr (L, V): scores of the static L2R model, for a decoder that has a place for them (`v1` needs one).
 
     The random values come from one generator in one order, so two starts of one seed share all they do not plant.
     """
@@ -63,12 +101,24 @@ def plant(
     wanted = next((p for p in parts if p in QUERY_STARTS), None)
     if wanted and planted is None:
         raise ValueError(f"start {start!r} needs pretrained queries; run l2r.pretrain and pass planted=")
+    if (decoder.l2r is None) != (l2r_table is None) or ("v1" in parts and l2r_table is None):
+        place = "a place" if decoder.l2r is not None else "no place"
+        raise ValueError(
+            f"start {start!r}: the decoder has {place} for an L2R table and {'none' if l2r_table is None else 'one'} came with "
+            "it; train one with static_l2r.pretrain, size the decoder by num_l2r_cells and pass l2r_table=, or do without both"
+        )
+    lookup, l2r = gains_of(parts, config)
     generator = torch.Generator().manual_seed(config.seed)
     with torch.no_grad():
         decoder.label_queries.normal_(0, config.init_std, generator=generator)
         decoder.label_outputs.normal_(0, config.init_std, generator=generator)
         decoder.label_bias.copy_(prior_log_odds(labels))
-        decoder.planted_gain.fill_(config.lookup_gain if {"lookup", "shuffled"} & set(parts) else 0.0)
+        decoder.planted_gain.fill_(lookup)
+        if decoder.l2r is not None:
+            decoder.l2r_gain.fill_(l2r)
+        if decoder.contexts == "sum":
+            # a context counts from the start where something is planted in it; the others wait at zero
+            decoder.context_gain.copy_(torch.tensor([1.0, float(lookup > 0), float(l2r > 0)]))
         decoder.teacher_gain.fill_(config.score_gain if "score" in parts else 0.0)
         decoder.linear_gain.fill_(config.linear_gain if "linear" in parts else 0.0)
         if "linear" in parts:
@@ -83,6 +133,15 @@ def plant(
                 )
             decoder.label_queries.copy_(planted.label_queries)
     decoder.planted.load_relevance((teacher.shuffled(config.seed) if "shuffled" in parts else teacher).relevance)
+    if l2r_table is not None:
+        decoder.l2r.load_relevance(l2r_table)
+
+
+def gains_of(parts: list[str], config: StartConfig) -> tuple[float, float]:
+    """(gamma, rho) at the start."""
+    v1 = "v1" in parts
+    lookup = {"lookup", "shuffled"} & set(parts) or (v1 and config.v1_lookup)
+    return config.lookup_gain if lookup else 0.0, config.l2r_gain if v1 and config.v1_l2r else 0.0
 
 
 def prior_log_odds(labels: sparse.csr_matrix) -> torch.Tensor:

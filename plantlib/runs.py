@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from scipy import sparse
 
-from plantlib import launch, mig, peers, planting, train, tuning
+from plantlib import backbones, launch, lm_head, mig, peers, planting, static_l2r, train, tuning
+from plantlib.contexts import check_decoder
 from plantlib.data import Corpus, DataError
 from plantlib.l2r import TRAINERS, L2RConfig
 from plantlib.linear_score import LinearConfig, LinearScore
@@ -25,23 +26,38 @@ from plantlib.metrics import evaluate, hits, per_document, tune_threshold
 from plantlib.mig import Teacher
 from plantlib.model import PlantConfig, PlantModel
 from plantlib.pipeline import Prepared, TeacherConfig, fingerprint_of, prepare, pretrained
-from plantlib.planting import StartConfig
+from plantlib.planting import StartConfig, V1Config
 from plantlib.progress import tqdm
 from plantlib.results import RunRecord, plain
+from plantlib.static_l2r import StaticConfig
 from plantlib.tokens import tfidf, words
 from plantlib.train import TrainConfig
 from plantlib.tuning import BackboneOptions, LoraOptions
 
 
 def build_model(
-    prepared: Prepared, teacher: Teacher, *, keep: int | None = None, linear: LinearScore | None = None
-) -> PlantModel:
-    """An unplanted model of the corpus's sizes, without backbone; with `linear` its score over words is filled in."""
-    names = prepared.corpus.label_names
+    prepared: Prepared, teacher: Teacher, *, keep: int | tuple | None = None, l2r_table: sparse.csr_matrix | None = None,
+    v1: V1Config | None = None, lm_weight: float = 0.0, linear: LinearScore | None = None,
+) -> PlantModel:  # fmt: skip
+    """An unplanted model of the corpus's sizes, without backbone; with the language model's head where one is needed.
+
+    linear: its score over words is filled in.
+    """
+    v1 = v1 or V1Config()
+    if v1.stateful == "v1" and prepared.overlap:
+        raise ValueError(f"stateful='v1' reads segments side by side, not overlap={prepared.overlap}; prepare with overlap=0")
+    names, cells = prepared.corpus.label_names, 0 if l2r_table is None else l2r_table.nnz
+    head = None
+    if lm_weight or (cells and v1.l2r_from != "read"):
+        head = lm_head.load(prepared.backbone, len(prepared.vocabulary), prepared.trust_remote_code)
+    inner = backbones.config_of(prepared.backbone, prepared.trust_remote_code)
     config = PlantConfig(
         backbone_name=Path(prepared.backbone).name, hidden_size=prepared.hidden_size,
         num_tokens=len(prepared.vocabulary), num_planted_cells=teacher.relevance.nnz, num_teacher_cells=teacher.scores.nnz,
-        keep=keep, max_tokens=prepared.max_tokens, window=prepared.window, overlap=prepared.overlap,
+        num_l2r_cells=cells, contexts=v1.contexts, stateful=v1.stateful, l2r_from=v1.l2r_from, top_n=v1.top_n,
+        lm_head=head is not None, backward=getattr(inner, "direction", "forward") == "backward",
+        keep=list(keep) if isinstance(keep, tuple) else keep,
+        max_tokens=prepared.max_tokens, window=prepared.window, overlap=prepared.overlap,
         id2label=dict(enumerate(names)), label2id={name: i for i, name in enumerate(names)},
         standardised=prepared.standard is not None, num_words=len(linear.words) if linear else 0,
         num_word_cells=linear.tables[0].cells.nnz if linear else 0,
@@ -49,6 +65,8 @@ def build_model(
     model = PlantModel(config)
     if linear is not None:
         model.word_score.load_linear(linear)
+    if head is not None:
+        model.lm_head.load_state_dict(head.state_dict())
     if prepared.standard is not None:
         model.hidden_shift.copy_(torch.from_numpy(prepared.standard.shift))
         model.hidden_scale.copy_(torch.from_numpy(prepared.standard.scale))
@@ -65,7 +83,9 @@ class RunConfig:
     linear: LinearConfig = LinearConfig()
     train: TrainConfig = TrainConfig()
     l2r_trainer: str = "approx_ndcg"
-    keep: int | None = None
+    keep: int | tuple[int | None, ...] | None = None  # inattention's K, or three with v1.contexts="sum"
+    v1: V1Config = V1Config()
+    static: StaticConfig = StaticConfig()
     tuning: str = "frozen"  # or "lora", "full": what is trained of the backbone
     lora: LoraOptions = LoraOptions()
     backbone: BackboneOptions = BackboneOptions()
@@ -74,8 +94,9 @@ class RunConfig:
         tuning.check_tuning(self.tuning, self.backbone.quantise)
         if self.l2r_trainer not in TRAINERS:
             raise ValueError(f"l2r_trainer={self.l2r_trainer!r} is not known; use one of {', '.join(TRAINERS)}")
-        if self.keep is not None and self.keep < 1:
-            raise ValueError(f"keep={self.keep}: inattention keeps at least 1 token; use None to attend to all")
+        check_decoder(self.v1.contexts, self.v1.stateful, self.keep, 1)
+        if self.train.lm_weight and self.tuning == "frozen":
+            raise ValueError("lm_weight wants a backbone that is trained; use tuning='full' or 'lora', or lm_weight=0")
 
     def seeded(self, seed: int) -> RunConfig:
         """The same run with another seed everywhere."""
@@ -84,6 +105,7 @@ class RunConfig:
             l2r=replace(self.l2r, seed=seed),
             start=replace(self.start, seed=seed),
             linear=replace(self.linear, seed=seed),
+            static=replace(self.static, seed=seed),
             train=replace(self.train, seed=seed),
         )
 
@@ -109,11 +131,20 @@ def run_start(
             planted = pretrained(
                 prepared, trainer, teacher, teacher_config=config.teacher, config=config.l2r, progress=progress
             )
+    static = None
+    if config.v1.wants_table(start):
+        with launch.main_first():
+            static = static_l2r.of(prepared, config.static, progress)
+    l2r_table = None if static is None else static.table()
     times["l2r"] = time.perf_counter() - began - times["teacher"]
     linear = prepared.linear(config.linear, progress) if "linear" in parts else None
     times["linear"] = time.perf_counter() - began - times["teacher"] - times["l2r"]
-    model = build_model(prepared, teacher, keep=config.keep, linear=linear)
-    planting.plant(model.decoder, start, teacher, prepared.train_labels, planted=planted, config=config.start)
+    model = build_model(
+        prepared, teacher, keep=config.keep, l2r_table=l2r_table, v1=config.v1, lm_weight=config.train.lm_weight, linear=linear
+    )
+    planting.plant(
+        model.decoder, start, teacher, prepared.train_labels, planted=planted, config=config.start, l2r_table=l2r_table
+    )
     use_score(model, parts, teacher, prepared)
     cached = config.tuning == "frozen"
     # what came before may have drawn numbers: every start of a seed gets the same adapters and dropout
@@ -136,6 +167,8 @@ def run_start(
     trained = tuning.trained_parameters(model)
     model.eval()
     record = _record(prepared, model, start, seed, config, epochs, times, run_id, notebook, planted, trained, linear)
+    if static is not None:
+        record = replace(record, teacher=record.teacher | {"static_l2r": static.quality})
     model.record = record
     if launch.is_main():
         if results is not None:
@@ -173,6 +206,8 @@ def _record(prepared, model, start, seed, config, epochs, times, run_id, noteboo
     extra = prepared.extra_gold[prepared.rows["test"]]
     times["evaluate"] = time.perf_counter() - began
     gains = {name: getattr(model.decoder, f"{name}_gain").item() for name in ("planted", "teacher", "linear")}
+    further = {name: getattr(model.decoder, f"{name}_gain", None) for name in ("l2r", "context")}
+    gains |= {name: gain.tolist() for name, gain in further.items() if gain is not None}
     return RunRecord(
         id=run_id,
         kind="planted",

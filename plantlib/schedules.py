@@ -79,6 +79,30 @@ class Unfreeze(TrainerCallback):
             parameter.requires_grad_(True)
 
 
+class Inattention(TrainerCallback):
+    """Anneals inattention's K: from `begin` tokens down to the decoder's own K, by equal factors over `epochs` epochs.
+
+    Dev is always read with the K that the model will be used with, so that the choice of the epoch is one about that model.
+    """
+
+    def __init__(self, decoder, begin: int, epochs: int):
+        self.decoder, self.begin, self.epochs, self.keep = decoder, begin, epochs, decoder.keep
+
+    def keep_of(self, epoch: int) -> int | list:
+        """K in an epoch, counted from 0; the decoder's own one from `epochs` on."""
+        if epoch >= self.epochs:
+            return self.keep
+        share = epoch / self.epochs
+        fall = lambda k: k if k is None or k >= self.begin else round(self.begin ** (1 - share) * k**share)  # noqa: E731
+        return [fall(k) for k in self.keep] if isinstance(self.keep, (list, tuple)) else fall(self.keep)
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self.decoder.keep = self.keep_of(int(round(state.epoch or 0)))
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        self.decoder.keep = self.keep
+
+
 def one_cycle(optimizer, steps: int, warmup: float):
     """Rates rise over the first share of the steps and fall as a cosine, momentum the other way round; one step an update."""
     from torch.optim.lr_scheduler import OneCycleLR

@@ -37,7 +37,9 @@ class TrainConfig:
     """Options of one fine-tuning run; learning rates by parameter group.
 
     layer_decay: the backbone's rate is divided by it a layer further down (2.6 as first published). stages: what is trained
-    from which epoch on, see `schedules`; all from the start by default.
+    from which epoch on, see `schedules`; all from the start by default. keep_from, keep_epochs: inattention's K falls from
+    keep_from to the run's K over so many epochs; fixed by default. lm_weight: of the language model's own loss beside the
+    labels', while a backbone is trained.
     """
 
     epochs: int = 4
@@ -52,6 +54,9 @@ class TrainConfig:
     schedule: str = "linear"
     warmup: float = 0.1
     stages: tuple[str, ...] = ()
+    keep_from: int | None = None
+    keep_epochs: int = 0
+    lm_weight: float = 0.0
     patience: int = 2
     metric: str = "ndcg@5"
     seed: int = 0
@@ -67,6 +72,12 @@ class TrainConfig:
         if self.layer_decay <= 0:
             raise ValueError(f"layer_decay={self.layer_decay}; give a number above 0, 1 for one rate in all layers")
         schedules.check_stages(self.stages)
+        if (self.keep_from is None) != (self.keep_epochs == 0) or self.keep_epochs < 0 or (self.keep_from or 1) < 1:
+            raise ValueError(
+                f"keep_from={self.keep_from}, keep_epochs={self.keep_epochs}: annealing wants both, 1 or more; else neither"
+            )
+        if self.lm_weight < 0:
+            raise ValueError(f"lm_weight={self.lm_weight}; give at least 0")
 
 
 class Documents(torch.utils.data.Dataset):
@@ -265,6 +276,11 @@ def fine_tune(
     )  # fmt: skip
     if config.stages:
         trainer.add_callback(schedules.Unfreeze(model, config.stages))
+    if config.keep_from is not None:
+        if not any(model.decoder.keeps):
+            raise ValueError(f"keep_from={config.keep_from} anneals inattention, but this model attends to all; set keep=")
+        trainer.add_callback(schedules.Inattention(model.decoder, config.keep_from, config.keep_epochs))
+    model.lm_weight = config.lm_weight
     start(trainer, resume)
     return history(trainer.state.log_history)
 

@@ -122,8 +122,11 @@ def rounds(backbone, offsets: torch.Tensor) -> Iterator[list[Window | None]]:
 
     A recurrent backbone that reads texts from their end gets the last windows first.
     """
-    cut = _cut(backbone, offsets)
-    if carries_state(backbone) and not is_causal(backbone.model):
-        cut = [document[::-1] for document in cut]
+    yield from rounds_of(_cut(backbone, offsets), carries_state(backbone) and not is_causal(backbone.model))
+
+
+def rounds_of(cut: list[list[Window]], from_the_end: bool = False) -> Iterator[list[Window | None]]:
+    """The rounds of windows that are cut already."""
+    cut = [document[::-1] for document in cut] if from_the_end else cut
     for r in range(max((len(document) for document in cut), default=0)):
         yield [document[r] if r < len(document) else None for document in cut]

@@ -50,20 +50,24 @@ def planted() -> Planted:
     return Planted(torch.randn(L, D, generator=torch.Generator().manual_seed(9)), [], [], "listnet")
 
 
-def decoder_of(start: str, teacher, labels, planted, seed: int = 0, dirty: bool = False) -> LabelDecoder:
-    decoder = LabelDecoder(L, D, V, teacher.relevance.nnz)
+# scores of a static L2R model: every decoder here has a place for them, whatever its start
+TABLE = sparse.random(L, V, 0.4, "csr", random_state=4)
+
+
+def decoder_of(start: str, teacher, labels, planted, seed: int = 0, dirty: bool = False, contexts="mixed") -> LabelDecoder:
+    decoder = LabelDecoder(L, D, V, teacher.relevance.nnz, num_l2r_cells=TABLE.nnz, contexts=contexts)
     if dirty:
         for p in decoder.parameters():
             torch.nn.init.constant_(p, 77.0)
     queries = planted if set(start.split("+")) & set(planting.QUERY_STARTS) else None
-    plant(decoder, start, teacher, labels, planted=queries, config=StartConfig(seed=seed))
+    plant(decoder, start, teacher, labels, planted=queries, config=StartConfig(seed=seed), l2r_table=TABLE)
     return decoder
 
 
 def what_it_plants(start: str) -> set[str]:
     """The state a start may set differently from `random`."""
     table = {name: {"label_queries"} for name in planting.QUERY_STARTS}
-    table |= {"lookup": {"planted_gain"}, "score": {"teacher_gain"}}
+    table |= {"lookup": {"planted_gain"}, "score": {"teacher_gain"}, "v1": {"planted_gain", "l2r_gain"}}
     table["linear"] = {"linear_gain", "label_outputs", "label_bias"}
     table["shuffled"] = {"planted_gain", *(f"planted.planted_{part}" for part in ("indptr", "labels", "values"))}
     return set().union(*(table.get(part, set()) for part in start.split("+")))
@@ -103,11 +107,34 @@ def test_gains_and_queries_are_the_ones_named(teacher, labels, planted):
     gains = {s: decoder_of(s, teacher, labels, planted) for s in (*planting.STARTS, *TOGETHER)}
     for start, decoder in gains.items():
         parts = set(start.split("+"))
-        assert decoder.planted_gain.item() == (4.0 if parts & {"lookup", "shuffled"} else 0.0)
+        assert decoder.planted_gain.item() == (4.0 if parts & {"lookup", "shuffled", "v1"} else 0.0)
+        assert decoder.l2r_gain.item() == (2.0 if "v1" in parts else 0.0)
         assert decoder.teacher_gain.item() == (1.0 if "score" in parts else 0.0)
         assert decoder.linear_gain.item() == (1.0 if "linear" in parts else 0.0)
         assert torch.equal(decoder.label_queries, planted.label_queries) == bool(parts & set(planting.QUERY_STARTS))
     assert gains["random"].planted_gain.item() == gains["random"].teacher_gain.item() == 0.0
+
+
+@pytest.mark.parametrize("contexts", ["mixed", "sum"])
+def test_each_part_of_v1_is_switched_off_alone(contexts, teacher, labels):
+    """Same shapes and other values as with everything on; a context with nothing planted waits at zero."""
+    wanted = {(True, True): (4.0, 2.0), (False, True): (0.0, 2.0), (True, False): (4.0, 0.0), (False, False): (0.0, 0.0)}
+    states = {}
+    for (lookup, l2r), gains in wanted.items():
+        decoder = LabelDecoder(L, D, V, teacher.relevance.nnz, num_l2r_cells=TABLE.nnz, contexts=contexts)
+        plant(decoder, "v1", teacher, labels, config=StartConfig(v1_lookup=lookup, v1_l2r=l2r), l2r_table=TABLE)
+        assert (decoder.planted_gain.item(), decoder.l2r_gain.item()) == gains
+        if contexts == "sum":
+            assert decoder.context_gain.tolist() == [1.0, float(lookup), float(l2r)]
+        states[lookup, l2r] = decoder.state_dict()
+    for name, value in decoder_of("random", teacher, labels, None, contexts=contexts).state_dict().items():
+        assert torch.equal(value, states[False, False][name]), f"v1 with nothing planted is random, but for {name}"
+
+
+@pytest.mark.parametrize(("start", "cells", "table"), [("v1", 0, None), ("v1", TABLE.nnz, None), ("random", 0, TABLE)])
+def test_an_l2r_table_and_its_place_come_together(start, cells, table, teacher, labels):
+    with pytest.raises(ValueError, match="L2R table"):
+        plant(LabelDecoder(L, D, V, teacher.relevance.nnz, num_l2r_cells=cells), start, teacher, labels, l2r_table=table)
 
 
 def test_shuffled_plants_the_same_lists_under_other_labels(teacher, labels, planted):
@@ -122,6 +149,7 @@ def test_shuffled_plants_the_same_lists_under_other_labels(teacher, labels, plan
     ("start", "message"),
     [("warm", "'warm' is not known; use random"), ("lookup+magic", "'magic' is not known"), ("", "'' is not known"),
      ("l2r+closed_form", "plants the same values twice"), ("lookup+shuffled", "plants the same values twice"),
+     ("v1+lookup", "plants the same values twice"),
      ("lookup+lookup", "name each part once"),
      ("l2r", "needs pretrained queries; run l2r.pretrain"), ("closed_form+score", "needs pretrained queries")],
 )  # fmt: skip

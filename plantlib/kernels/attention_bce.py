@@ -30,7 +30,7 @@ def positives(shape: tuple[int, int], rows: torch.Tensor, columns: torch.Tensor)
 
 
 class AttentionBCE(torch.autograd.Function):
-    """(loss, logits (B, L)); gradients reach hidden, queries, outputs, gain and `added`; logits carry none."""
+    """(loss, logits (B, L)); gradients reach hidden, queries, outputs, cell values, gain and `added`; logits carry none."""
 
     @staticmethod
     def forward(ctx, hidden, offsets, queries, outputs, positions, columns, values, gain, keep, added, rows, labels):
@@ -38,11 +38,11 @@ class AttentionBCE(torch.autograd.Function):
         problem = Problem(hidden, offsets, queries, outputs, cells, gain, keep)
         with torch.autocast(hidden.device.type, enabled=False):
             positive = positives(problem.shape, rows, labels)
-            logits, found = read_and_grade(problem, added, positive, ctx.needs_input_grad[0])
+            logits, found = read_and_grade(problem, added, positive, ctx.needs_input_grad[0], ctx.needs_input_grad[6])
             loss, d_added = sparse_bce(logits, rows, labels), grade(logits, positive, len(logits))
         kinds = [x.dtype for x in (hidden, queries, outputs)]
         gradients = [None if g is None else g.to(kind) for g, kind in zip(found[:3], kinds, strict=True)]
-        ctx.gradients = [*gradients, found.gain, d_added]
+        ctx.gradients = [*gradients, found.gain, d_added, found.values]
         ctx.mark_non_differentiable(logits)
         ctx.gain_dtype, ctx.added_dtype = None if gain is None else gain.dtype, added.dtype
         return loss, logits
@@ -52,10 +52,12 @@ class AttentionBCE(torch.autograd.Function):
         if ctx.gradients is None:
             raise RuntimeError("this loss has handed its gradients out; call attend_bce again for a second backward pass")
         # in place: a second copy of what is as large as the parameters would be all the memory that is used
-        d_hidden, d_queries, d_outputs, d_gain, d_added = (None if g is None else g.mul_(upstream) for g in ctx.gradients)
+        scaled = [None if g is None else g.mul_(upstream) for g in ctx.gradients]
+        d_hidden, d_queries, d_outputs, d_gain, d_added, d_values = scaled
         ctx.gradients = None
         d_gain = None if d_gain is None else d_gain.to(ctx.gain_dtype)
-        return d_hidden, None, d_queries, d_outputs, None, None, None, d_gain, None, d_added.to(ctx.added_dtype), None, None
+        d_added = d_added.to(ctx.added_dtype)
+        return d_hidden, None, d_queries, d_outputs, None, None, d_values, d_gain, None, d_added, None, None
 
 
 def grade(logits: torch.Tensor, positive: torch.Tensor, batch: int) -> torch.Tensor:
@@ -63,13 +65,16 @@ def grade(logits: torch.Tensor, positive: torch.Tensor, batch: int) -> torch.Ten
     return (logits.sigmoid() - positive.to(logits.dtype)) / max(batch, 1)
 
 
-def read_and_grade(p: Problem, added, positive, wants_hidden: bool) -> tuple[torch.Tensor, blocked.Gradients]:
+def read_and_grade(
+    p: Problem, added, positive, wants_hidden: bool, wants_values: bool = False
+) -> tuple[torch.Tensor, blocked.Gradients]:
     """Logits (B, L) = value + added, and the gradients of the loss, tile by tile; arguments as `AttentionBCE`."""
     space, kind = blocked.Workspace(p), blocked.accumulator(p.hidden.dtype)
     logits = added.detach().to(kind).clone()
     d_hidden = torch.zeros_like(p.hidden, dtype=kind) if wants_hidden else None
     d_queries, d_outputs = (torch.zeros_like(x, dtype=kind) for x in (p.queries, p.outputs))
     d_gain = None if p.cells is None else torch.zeros((), dtype=torch.float64, device=p.hidden.device)
+    d_values = torch.zeros_like(p.cells[2]) if wants_values else None
     for tile in blocked.tiles(p):
         (h, scores, read, cells), size = space.read(tile), tile.high - tile.low
         columns = slice(tile.low, tile.high)
@@ -81,8 +86,8 @@ def read_and_grade(p: Problem, added, positive, wants_hidden: bool) -> tuple[tor
         if d_hidden is not None:
             d_hidden[tile.begin : tile.end].addmm_(read.T, tile.stacked[:size]).addmm_(scores.T, tile.stacked[size:])
         if cells is not None:
-            d_gain += (read.reshape(-1)[cells[0]] * cells[1]).sum(dtype=torch.float64)
-    return logits, blocked.Gradients(d_hidden, d_queries, d_outputs, d_gain)
+            d_gain += blocked.grade_cells(p, read, cells, d_values)
+    return logits, blocked.Gradients(d_hidden, d_queries, d_outputs, d_gain, d_values)
 
 
 def _grade_document(scores, reads, keep, logits, positive, batch: int) -> None:

@@ -54,12 +54,13 @@ class Rows(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """Of hidden (None unless wanted), queries, outputs and the gain (None without cells)."""
+    """Of hidden (None unless wanted), queries, outputs, the gain (None without cells), cells' values (None unless wanted)."""
 
     hidden: torch.Tensor | None
     queries: torch.Tensor
     outputs: torch.Tensor
     gain: torch.Tensor | None
+    values: torch.Tensor | None = None
 
 
 class Tile(NamedTuple):
@@ -136,13 +137,13 @@ class Workspace:
         return self.problem.hidden[tile.begin : tile.end].to(self.kind)
 
     def cells(self, tile: Tile):
-        """(index into the (block, chunk) scores, G) of the planted cells inside a tile, or None."""
+        """(index into the (block, chunk) scores, G, place among all cells) of the planted cells inside a tile, or None."""
         if self.bounds is None or self.bounds[tile.low] == self.bounds[tile.high]:
             return None
         positions, columns, values = (x[self.bounds[tile.low] : self.bounds[tile.high]] for x in self.problem.cells)
-        inside = (positions >= tile.begin) & (positions < tile.end)
+        inside = ((positions >= tile.begin) & (positions < tile.end)).nonzero().squeeze(1)
         index = (columns[inside] - tile.low) * (tile.end - tile.begin) + positions[inside] - tile.begin
-        return index, values[inside].to(self.kind)
+        return index, values[inside].to(self.kind), inside + self.bounds[tile.low]
 
     def read(self, tile: Tile):
         """Hidden states (chunk, D), planted scores and outputs (block, chunk) in shared memory, and the planted cells."""
@@ -191,7 +192,9 @@ def forward(p: Problem, keep_context: bool = False) -> Rows:
     return Rows(value, top, total, context=context)
 
 
-def backward(p: Problem, rows: Rows, grad_value, grad_log_sum, wants_hidden: bool = True) -> Gradients:
+def backward(
+    p: Problem, rows: Rows, grad_value, grad_log_sum, wants_hidden: bool = True, wants_values: bool = False
+) -> Gradients:
     """Gradients given those of value and log_sum_exp; p = e / s, dv = g p, ds = p (g (v - value) + g_lse).
 
     A context among `rows` is used up: its memory becomes the gradient of the outputs.
@@ -204,6 +207,7 @@ def backward(p: Problem, rows: Rows, grad_value, grad_log_sum, wants_hidden: boo
     d_queries = torch.zeros_like(p.queries, dtype=kind)
     d_outputs = torch.zeros_like(p.outputs, dtype=kind) if rows.context is None else rows.context.mul_(g.T)
     d_gain = None if p.cells is None else torch.zeros((), dtype=torch.float64, device=p.hidden.device)
+    d_values = torch.zeros_like(p.cells[2]) if wants_values else None
     for tile in tiles(p):
         (h, scores, read, cells), size = space.read(tile), tile.high - tile.low
         columns = slice(tile.low, tile.high)
@@ -222,8 +226,16 @@ def backward(p: Problem, rows: Rows, grad_value, grad_log_sum, wants_hidden: boo
             part = d_hidden[tile.begin : tile.end]
             part.addmm_(read.T, tile.stacked[:size]).addmm_(scores.T, tile.stacked[size:])
         if cells is not None:
-            d_gain += (read.reshape(-1)[cells[0]] * cells[1]).sum(dtype=torch.float64)
-    return Gradients(d_hidden, d_queries, d_outputs, d_gain)
+            d_gain += grade_cells(p, read, cells, d_values)
+    return Gradients(d_hidden, d_queries, d_outputs, d_gain, d_values)
+
+
+def grade_cells(p: Problem, ds: torch.Tensor, cells, d_values: torch.Tensor | None) -> torch.Tensor:
+    """The gain's gradient from a tile's ds (block, chunk); fills in the gradient of the cells' values where it is wanted."""
+    own = ds.reshape(-1)[cells[0]]
+    if d_values is not None:
+        d_values[cells[2]] = (p.gain.to(own.dtype) * own).to(d_values.dtype)
+    return (own * cells[1]).sum(dtype=torch.float64)
 
 
 def exp_(scores: torch.Tensor, top: torch.Tensor) -> torch.Tensor:

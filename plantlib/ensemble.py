@@ -1,0 +1,130 @@
+"""Several PlantModels whose logits are summed, as the first version's forward and backward models are; one record for the sum.
+
+Realises METHOD.md section 4, "forward and backward models, predictions summed". Members may read with different backbones and
+tokenizers, but must name the same labels in the same order. Threshold and calibration of the sum come from dev; test is read
+once. Members are trained by `runs.run_start`; nothing is trained here.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from plantlib import runs
+from plantlib.io import atomic_path, read_json, write_json
+from plantlib.l2r import check_same
+from plantlib.metrics import Scores, StreamingEvaluator, evaluate, per_document, tune_threshold
+from plantlib.model import PlantModel
+from plantlib.pipeline import Prepared
+from plantlib.results import RunRecord
+from plantlib.train import Documents
+
+
+class Ensemble:
+    """Models of one label space; `predict` sums their logits. threshold and calibration (slope, shift) belong to the sum."""
+
+    def __init__(self, models: list[PlantModel], threshold: float = 0.5, calibration: list[float] | None = None):
+        if len(models) < 2:
+            raise ValueError(f"an ensemble of {len(models)} model(s); give two at least, or use the model itself")
+        self.names = label_names(models[0])
+        for model in models[1:]:
+            check_same("labels", label_names(model), self.names)
+        self.models, self.threshold, self.calibration = list(models), threshold, calibration
+
+    @torch.inference_mode()
+    def logits(self, texts: list[str]) -> torch.Tensor:
+        """(B, L) summed logits; every model tokenises the texts its own way."""
+        return sum(model.eval()(*model._packed(model.tokenise(texts))).logits.float().cpu() for model in self.models)
+
+    def predict(self, texts: list[str], k: int = 8, batch: int = 16) -> list[list[tuple[str, float]]]:
+        """The k best labels of every text with scores calibrated on dev."""
+        if isinstance(texts, str):
+            raise ValueError("predict takes a list of texts, got one string; write predict([text])")
+        out, (slope, shift) = [], self.calibration or [1.0, 0.0]
+        for begin in range(0, len(texts), batch):
+            best = self.logits(texts[begin : begin + batch]).topk(min(k, len(self.names)), dim=1)
+            scores = torch.sigmoid(best.values * slope + shift)
+            out += [[(self.names[i], s) for i, s in zip(*row, strict=True)]
+                    for row in zip(best.indices.tolist(), scores.tolist(), strict=True)]  # fmt: skip
+        return out
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """One folder: every member as a model of its own, and ensemble.json."""
+        with atomic_path(folder) as temporary:
+            Path(temporary).mkdir(parents=True, exist_ok=True)
+            for i, model in enumerate(self.models):
+                model.save_pretrained(Path(temporary) / f"member-{i}")
+            about = {"members": len(self.models), "threshold": self.threshold, "calibration": self.calibration}
+            write_json(Path(temporary) / "ensemble.json", about)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> Ensemble:
+        """Load what save_pretrained wrote."""
+        about = read_json(Path(folder) / "ensemble.json")
+        models = [PlantModel.from_pretrained(Path(folder) / f"member-{i}") for i in range(about["members"])]
+        return cls(models, about["threshold"], about["calibration"])
+
+
+def label_names(model: PlantModel) -> list[str]:
+    """Names of the labels in the order of the logits."""
+    return [model.config.id2label[i] for i in range(model.config.num_labels)]
+
+
+def score(models: list[PlantModel], documents: list[Documents], train_counts: np.ndarray, *, batch_size=16, auc=True) -> Scores:
+    """Scores of a split from summed logits; documents[i] holds the same rows as models[i] reads them."""
+    rows, labels = documents[0].rows, documents[0].labels[documents[0].rows]
+    evaluator = StreamingEvaluator(labels, train_counts, k=100, auc_bins=2048 if auc else None)
+    order = np.argsort(-documents[0].tokens.lengths[rows], kind="stable")
+    with torch.inference_mode():
+        for begin in range(0, len(order), batch_size):
+            part = order[begin : begin + batch_size]
+            found = [_logits(m.eval(), d, rows[part]) for m, d in zip(models, documents, strict=True)]
+            evaluator.update(part, sum(found))
+    return evaluator.result()
+
+
+def _logits(model: PlantModel, documents: Documents, rows: np.ndarray) -> torch.Tensor:
+    device = next(model.parameters()).device
+    batch = documents.collate([int(r) for r in rows])
+    return model(**{n: v.to(device) for n, v in batch.items() if not n.startswith("label_")}).logits.float().cpu()
+
+
+def run_ensemble(
+    members: list[tuple[Prepared, PlantModel]], *, results: str | Path | None = None, run_id: str | None = None,
+    notebook: str | None = None,
+) -> tuple[RunRecord, Ensemble]:  # fmt: skip
+    """Threshold and calibration of the sum from dev, one reading of test, one record; members are models of `run_start`."""
+    (first, one), began = members[0], time.perf_counter()
+    for prepared, model in members[1:]:
+        if prepared.corpus.fingerprint() != first.corpus.fingerprint() or model.record.seed != one.record.seed:
+            raise ValueError(
+                f"members were trained on {first.corpus.name!r} and {prepared.corpus.name!r}, seeds {one.record.seed} and "
+                f"{model.record.seed}; an ensemble is stated on one corpus, one set of documents and one seed"
+            )
+    ensemble = Ensemble([model for _, model in members])
+    train_counts, labels, rows = first.train_counts, first.corpus.labels, first.rows
+    read = {split: [_documents(prepared, model, split) for prepared, model in members] for split in ("dev", "test")}
+    dev = score(ensemble.models, read["dev"], train_counts, auc=False)
+    ensemble.threshold = tune_threshold(dev.topk, labels[rows["dev"]])
+    ensemble.calibration = runs.calibrate(dev.topk, labels[rows["dev"]])
+    test, gold, extra = score(ensemble.models, read["test"], train_counts), labels[rows["test"]], first.extra_gold[rows["test"]]
+    system = f"{one.record.system} ensemble"
+    record = RunRecord(
+        id=run_id or f"{one.record.id}-ensemble", kind="planted", dataset=first.about(), system=system, seed=one.record.seed,
+        metrics=evaluate(test, gold, train_counts, len(rows["train"]), ensemble.threshold, extra),
+        params={"members": [model.record.id for _, model in members], "inputs": [p.key for p, _ in members]},
+        notebook=notebook, backbone=" + ".join(str(model.record.backbone) for _, model in members),
+        threshold=ensemble.threshold, per_document=per_document(test, gold),
+        times={"evaluate": round(time.perf_counter() - began, 2)}, peak_memory_mb=runs.peak_memory(),
+    )  # fmt: skip
+    if results is not None:
+        record.save(results)
+    return record, ensemble
+
+
+def _documents(prepared: Prepared, model: PlantModel, split: str) -> Documents:
+    """As the model was trained to read them: from cached features while it has no backbone of its own."""
+    return prepared.documents(split, cached=model.backbone is None)
