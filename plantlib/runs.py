@@ -146,6 +146,7 @@ def use_score(model: PlantModel, parts: list[str], teacher: Teacher, prepared: P
 def run_name(prepared: Prepared, system: str, seed: int, tuning: str = "frozen") -> str:
     """Id of a run: data set, training documents, tokens read, backbone and what is trained of it, system, seed."""
     read = f"{prepared.max_tokens}t" if prepared.max_tokens else "all"
+    read += "" if prepared.label_space == "seen" else f"-{prepared.label_space}-labels"
     backbone = Path(prepared.backbone).name + ("" if tuning == "frozen" else f"-{tuning}")
     # the id is a file name; a user's table may be called anything
     name, backbone = (re.sub(r"[^\w.@+-]+", "_", part)[:40] for part in (prepared.corpus.name, backbone))
