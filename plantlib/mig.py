@@ -287,6 +287,13 @@ def _dense_associations(x, y, variant: str) -> sparse.csr_matrix:
     return sparse.csr_matrix((score[label, token], token, indptr), shape=score.shape)
 
 
+def ranked(scores, variant: str, n_train: int, *, top_k: int | None, relevance: str, vocabulary: int) -> Teacher:
+    """A Teacher of given scores, csr (L, V): the best top_k tokens a label, graded as `teach` grades them."""
+    check_choice("relevance", relevance, RELEVANCES)
+    scores, ranks = top_tokens(scores, top_k)
+    return Teacher(scores, _relevance(scores, ranks, relevance, vocabulary), variant, n_train)
+
+
 def _relevance(scores, ranks, kind: str, vocabulary: int) -> sparse.csr_matrix:
     graded = scores.copy()
     if kind == "grade":

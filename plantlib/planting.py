@@ -2,7 +2,8 @@
 
 Realises METHOD.md section 4, "initialisations that differ ONLY in where Q and gamma start". A start is one name or several
 joined by "+": `random`; `l2r` or `closed_form` (planted queries); `lookup` (the teacher as attention bias); `shuffled` (the
-lookup of a teacher permuted among labels, the control); `score` (the teacher's own document score as a term of the logit).
+lookup of a teacher permuted among labels, the control); `score` (the teacher's own document score as a term of the logit);
+`text` (labels with no or few documents are taught by their own words too, in the attention and in the score: `label_texts`).
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from plantlib.decoder import LabelDecoder, PlantedTable
 from plantlib.l2r import Planted
 from plantlib.mig import Teacher, column_counts
 
-STARTS = ("random", "l2r", "closed_form", "lookup", "shuffled", "score")
+STARTS = ("random", "l2r", "closed_form", "lookup", "shuffled", "score", "text")
+BIASED = {"lookup", "shuffled", "text"}  # these plant the attention bias
+SCORED = {"score", "text"}  # and these the document score
 QUERY_STARTS = ("l2r", "closed_form")
 
 
@@ -41,10 +44,11 @@ def parts_of(start: str) -> list[str]:
             f"start {start!r}: {unknown[0]!r} is not known; use {', '.join(STARTS)}, or several joined by '+'"
         )
     repeated = len(set(parts)) < len(parts)
-    if repeated or sum(p in QUERY_STARTS for p in parts) > 1 or {"lookup", "shuffled"} <= set(parts):
+    clash = "shuffled" in parts and BIASED & set(parts) != {"shuffled"}
+    if repeated or sum(p in QUERY_STARTS for p in parts) > 1 or clash:
         raise ValueError(
             f"start {start!r} plants the same values twice; name each part once, and one of l2r, "
-            "closed_form and one of lookup, shuffled at most"
+            "closed_form and shuffled beside neither lookup nor text"
         )
     return parts
 
@@ -66,8 +70,8 @@ def plant(
         decoder.label_queries.normal_(0, config.init_std, generator=generator)
         decoder.label_outputs.normal_(0, config.init_std, generator=generator)
         decoder.label_bias.copy_(prior_log_odds(labels))
-        decoder.planted_gain.fill_(config.lookup_gain if {"lookup", "shuffled"} & set(parts) else 0.0)
-        decoder.teacher_gain.fill_(config.score_gain if "score" in parts else 0.0)
+        decoder.planted_gain.fill_(config.lookup_gain if BIASED & set(parts) else 0.0)
+        decoder.teacher_gain.fill_(config.score_gain if SCORED & set(parts) else 0.0)
         if wanted:
             if planted.label_queries.shape != decoder.label_queries.shape:
                 raise ValueError(

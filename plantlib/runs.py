@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from scipy import sparse
 
-from plantlib import launch, mig, peers, planting, train, tuning
+from plantlib import label_texts, launch, mig, peers, planting, train, tuning
 from plantlib.data import Corpus, DataError
 from plantlib.l2r import TRAINERS, L2RConfig
 from plantlib.metrics import evaluate, hits, per_document, tune_threshold
@@ -102,6 +102,8 @@ def run_start(
                 prepared, trainer, teacher, teacher_config=config.teacher, config=config.l2r, progress=progress
             )
     times["l2r"] = time.perf_counter() - began - times["teacher"]
+    if "text" in parts:
+        teacher = label_texts.for_start(prepared, teacher, parts, config.teacher)
     model = build_model(prepared, teacher, keep=config.keep)
     planting.plant(model.decoder, start, teacher, prepared.train_labels, planted=planted, config=config.start)
     use_score(model, parts, teacher, prepared)
@@ -136,7 +138,7 @@ def run_start(
 
 def use_score(model: PlantModel, parts: list[str], teacher: Teacher, prepared: Prepared) -> None:
     """Fill the teacher's document score where the start plants it; elsewhere the model does without."""
-    if "score" in parts:
+    if planting.SCORED & set(parts):
         model.teacher_score.load_teacher(teacher, prepared.counts[prepared.rows["train"]])
     else:
         model.teacher_score, model.config.num_teacher_cells = None, 0
