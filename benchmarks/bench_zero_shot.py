@@ -52,7 +52,8 @@ def row_of(corpus: Corpus, counts: np.ndarray, gold, system: str, seed: int, fou
     """One result as it is stored."""
     unseen = counts == 0
     return {"dataset": corpus.name, "fingerprint": corpus.fingerprint(), "system": system, "seed": seed,
-            "label_space": "all labels of the corpus", "labels": corpus.L, "labels_without_training_document": int(unseen.sum()),
+            "label_space": "all labels of the corpus", "labels": corpus.L,
+            "labels_without_training_document": int(unseen.sum()),
             "of_them_in_test": int((unseen & (mig.column_counts(gold) > 0)).sum()),
             "documents": {"train": int((corpus.split == "train").sum()), "test": gold.shape[0]},
             "labels_with_text": sum(t is not None for t in label_texts.read(corpus)), "params": params,
