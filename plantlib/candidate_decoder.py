@@ -162,12 +162,16 @@ class CandidateData:
 
 
 def fit(decoder: CandidateDecoder, data: CandidateData, train: np.ndarray, labels: sparse.csr_matrix,
-        config: CandidateConfig, progress: bool = True) -> list[float]:  # fmt: skip
-    """Train on positives and the ranker's negatives; the mean loss of every epoch. labels Y (N, L), training rows read."""
+        config: CandidateConfig, progress: bool = True, after_epoch: Callable[[int, float], None] | None = None,
+) -> list[float]:  # fmt: skip
+    """Train on positives and the ranker's negatives; the mean loss of every epoch. labels Y (N, L), training rows read.
+
+    after_epoch: called with the epoch, from 1, and its loss.
+    """
     rng, optimisers, losses = np.random.default_rng(config.seed), decoder.optimisers(config.learning_rate), []
     steps = range(0, len(train), config.batch_size)
     with tqdm(total=config.epochs * len(steps), desc="candidates", unit="step", disable=not progress) as bar:
-        for _ in range(config.epochs):
+        for epoch in range(1, config.epochs + 1):
             order, total = rng.permutation(train), 0.0
             for begin in steps:
                 rows = order[begin : begin + config.batch_size]
@@ -181,6 +185,8 @@ def fit(decoder: CandidateDecoder, data: CandidateData, train: np.ndarray, label
                 total += loss.item() * len(rows)
                 bar.update()
             losses.append(total / len(train))
+            if after_epoch is not None:
+                after_epoch(epoch, losses[-1])
     return losses
 
 

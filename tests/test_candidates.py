@@ -5,6 +5,7 @@ METHOD section 6: fault 6 (two factors that never leave zero) and fault 11 (cand
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 
 import numpy as np
@@ -12,13 +13,14 @@ import pytest
 import torch
 from scipy import sparse
 
-from plantlib import candidate_decoder, candidates, mig
-from plantlib.candidate_decoder import CandidateConfig, CandidateData, CandidateDecoder, candidate_bce, factors, plant
+from plantlib import candidate_decoder, candidate_runs, candidates
+from plantlib.candidate_decoder import CandidateConfig, CandidateDecoder, candidate_bce, factors, plant
 from plantlib.candidates import Ranker
 from plantlib.data import DataError
 from plantlib.decoder import Packed
 from plantlib.kernels import Cells, reference
 from plantlib.metrics import precision_at_k
+from plantlib.results import RunRecord
 
 L, V, D, R = 23, 17, 6, 3
 
@@ -181,17 +183,8 @@ def test_options_are_checked(option, message):
         CandidateConfig(**option)
 
 
-def data_of(prepared, labels, config) -> CandidateData:
-    train, features = prepared.rows["train"], prepared.features
-    x, y = prepared.counts[train], labels[train]
-    teachers = tuple(mig.teach(x, y, variant=v, relevance="score") for v in ("raw", "jaccard"))
-
-    def packed(rows):
-        tokens = prepared.tokens.select(rows)
-        return Packed(torch.from_numpy(features.documents(rows)), torch.from_numpy(tokens.flat.astype(np.int64)),
-                      torch.from_numpy(tokens.offsets))  # fmt: skip
-
-    return CandidateData.of(packed, prepared.counts, train, labels, teachers, config, progress=False)
+def with_labels(prepared, labels):
+    return dataclasses.replace(prepared, corpus=dataclasses.replace(prepared.corpus, labels=labels))
 
 
 def test_training_works_and_prediction_needs_no_labels(prepared):
@@ -199,7 +192,7 @@ def test_training_works_and_prediction_needs_no_labels(prepared):
     labels, train, test = prepared.corpus.labels, prepared.rows["train"], prepared.rows["test"]
     made = []
     for y in (labels, _scrambled_outside(labels, train)):
-        data = data_of(prepared, y, config)
+        data = candidate_runs.data_of(with_labels(prepared, y), config, progress=False)
         decoder = CandidateDecoder(labels.shape[1], prepared.hidden_size, config.rank)
         plant(decoder, y[train], config)
         losses = candidate_decoder.fit(decoder, data, train, y, config, progress=False)
@@ -212,6 +205,19 @@ def test_training_works_and_prediction_needs_no_labels(prepared):
     assert "labels" not in inspect.signature(candidate_decoder.predict).parameters
     listed = made[0][0][test][:, : config.width]
     assert all(set(row[row >= 0]) <= set(own) for row, own in zip(made[0][2].ids, listed, strict=True))
+
+
+def test_a_run_is_a_record_that_states_what_its_candidates_reach(prepared, tmp_path):
+    config = CandidateConfig(width=5, rank=8, epochs=3, learning_rate=3e-2)
+    record, decoder = candidate_runs.run_candidates(prepared, config, results=tmp_path, progress=False)
+    again = RunRecord.load(tmp_path / f"{record.id}.json")
+    assert again.system == "candidates" and again.metrics["p@1"] == record.metrics["p@1"] > 0.5
+    assert 0.5 < record.metrics["recall@5 of candidates"] <= 1 and record.metrics["r@5"] <= record.metrics[
+        "recall@5 of candidates"] + 1e-9, "candidates bound every recall"
+    assert record.chosen_epoch == 1 + int(np.argmax([e["ndcg@5"] for e in record.history])) and len(record.history) == 3
+    assert record.model_size["trained_parameters"] == sum(p.numel() for p in decoder.parameters())
+    with pytest.raises(DataError, match="frozen=True"):
+        candidate_runs.data_of(dataclasses.replace(prepared, features=None), config)
 
 
 def _scrambled_outside(labels: sparse.csr_matrix, train: np.ndarray) -> sparse.csr_matrix:
