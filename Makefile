@@ -40,6 +40,7 @@ run: $(READY)    ## one YAML run: make run RUN=runs/x.yaml; on several processes
 bench: $(READY)  ## timings and memory against named baselines -> results/bench/*.csv
 	$(BIN)/python benchmarks/bench_mig.py
 	$(BIN)/python benchmarks/bench_kernels.py
+	$(BIN)/python benchmarks/bench_candidates.py
 
 figures: $(READY) ## tables and figures from the committed runs, README included
 	mkdir -p results/executed

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from plantlib import label_texts as label_words
 from plantlib.data import Corpus, DataError
 
 try:
@@ -98,6 +99,16 @@ def _from_terminology(labels: set[str]) -> dict[str, str]:
     return {c: terminology.get_description(c.upper()) for c in labels if terminology.is_valid_item(c.upper())}
 
 
+def long_texts(texts: dict[str, str]) -> dict[str, str]:
+    """Descriptions with ICD-10-CM's inclusion terms behind them, where simple-icd-10-cm knows the code."""
+    try:
+        import simple_icd_10_cm as terminology
+    except ImportError:
+        return texts
+    terms = {c: terminology.get_inclusion_term(c.upper()) for c in texts if terminology.is_valid_item(c.upper())}
+    return {code: ". ".join([text, *terms.get(code, ())]) for code, text in texts.items()}
+
+
 def name_of(task: str, language: str) -> str:
     """codiesp, codiesp-p, codiesp-dp, each with -es for the Spanish text."""
     return "codiesp" + ("" if task == "D" else f"-{task.lower()}") + ("" if language == "en" else f"-{language}")
@@ -122,7 +133,9 @@ def build(out: Path, source: Path | None = None, *, task: str = "D", language: s
                                [case["text_en" if language == "en" else "text"] for case in cases], labels, splits,
                                label_texts=texts, manifest=manifest,
                                evidence=evidence_frame(cases, task) if language == "es" else None)
-    return corpus.save(out)
+    folder = corpus.save(out)
+    label_words.write(folder, long_texts(texts))
+    return folder
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from plantlib import label_texts as label_words
 from plantlib.data import Corpus, DataError
 from plantlib.io import sha256
 
@@ -171,6 +172,14 @@ def _from_folder(source: Path) -> tuple[list[dict[str, Any]], dict[str, str], di
     return list(files.jsonl("debtags")), files.sums(name, words), {tag: entry["name"] for tag, entry in table.items()}
 
 
+def long_texts(source: Path, names: dict[str, str]) -> dict[str, str]:
+    """Names with the vocabulary's descriptions behind them, where a debtags_vocabulary.json lies in `source`."""
+    path = source / "debtags_vocabulary.json"
+    table = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    described = {tag: f"{entry['name']}. {entry.get('description', '')}" for tag, entry in table.items()}
+    return names | described
+
+
 def build(out: Path, source: Path | None = None) -> Path:
     """Write the corpus folder `out` through apt, or from `source`; about 15 s; 85 MB of lists come and go."""
     more: dict[str, Any] = {}
@@ -194,7 +203,10 @@ def build(out: Path, source: Path | None = None) -> Path:
         "debtags", [row["package"] for row in kept], [f"{r['package']} {r['short']}. {r['text']}" for r in kept],
         [row["labels"] for row in kept], [split_of(row["group"]) for row in kept], manifest=manifest,
         label_texts={tag: text for tag, text in names.items() if tag in used})
-    return corpus.save(out)
+    folder = corpus.save(out)
+    longer = names if source is None else long_texts(Path(source), names)
+    label_words.write(folder, {tag: text for tag, text in longer.items() if tag in used})
+    return folder
 
 
 if __name__ == "__main__":

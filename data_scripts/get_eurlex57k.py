@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from plantlib import label_texts as label_words
 from plantlib.data import Corpus, DataError
 from plantlib.io import sha256
 
@@ -56,6 +57,15 @@ def concept_names(source: Path) -> tuple[dict[str, str], dict[str, str]]:
     return names, {path.name: sha256(path)}
 
 
+def long_texts(source: Path) -> dict[str, str]:
+    """{concept id: its name and its other names}, from where `concept_names` finds them."""
+    places = [folder / name for folder in (source, source.parent) for name in CONCEPTS]
+    path = next((place for place in places if place.is_file()), None)
+    table = json.loads(path.read_text(encoding="utf-8")) if path else {}
+    return {key: ". ".join([value["label"], *value.get("alt_labels", ())]) if isinstance(value, dict) else str(value)
+            for key, value in table.items()}
+
+
 def build(out: Path, source: Path | None = None) -> Path:
     """Write the corpus folder `out` from the public origin, or from `source`; about a minute, 1 GB of memory."""
     from tqdm.auto import tqdm
@@ -66,6 +76,7 @@ def build(out: Path, source: Path | None = None) -> Path:
             source = common.download(BASE + "datasets.zip", Path(temporary), "datasets.zip")
         files = common.Files(source)
         label_texts, concept_sum = concept_names(Path(source).absolute())
+        longer = long_texts(Path(source).absolute())
         laws = [(law["celex_id"], text_of(law), law["concepts"], split) for split in SPLITS
                 for law in tqdm(records(files, split), desc=f"eurlex57k {split}", unit="doc", delay=5, leave=False)]
         sources = {**_sums(files), **concept_sum}
@@ -73,8 +84,10 @@ def build(out: Path, source: Path | None = None) -> Path:
     used = {label for own in labels for label in own}
     manifest = common.manifest(BASE, "CC BY-SA 4.0; texts (c) European Union, Decision 2011/833/EU", sources,
                                "text: header, recitals and main_body; official split", language="en")
-    return Corpus.from_lists("eurlex57k", ids, texts, labels, split, manifest=manifest,
-                             label_texts={k: v for k, v in label_texts.items() if k in used}).save(out)
+    folder = Corpus.from_lists("eurlex57k", ids, texts, labels, split, manifest=manifest,
+                               label_texts={k: v for k, v in label_texts.items() if k in used}).save(out)
+    label_words.write(folder, {k: v for k, v in longer.items() if k in used})
+    return folder
 
 
 def _sums(files: common.Files) -> dict[str, str]:

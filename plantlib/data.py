@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from plantlib.io import atomic_path, read_json, write_json
+from plantlib.streaming import digest, label_matrix
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -211,14 +212,8 @@ class Corpus:
 
     @cached_property
     def _fingerprint(self) -> str:
-        digest = hashlib.sha256()
-        for strings in (self.ids, self.texts, self.label_names, self.split.tolist()):
-            digest.update(len(strings).to_bytes(8, "little"))
-            for string in strings:
-                data = string.encode("utf-8", "surrogatepass")
-                digest.update(len(data).to_bytes(8, "little") + data)
-        digest.update(self.labels.indptr.astype("<i8").tobytes() + self.labels.indices.astype("<i8").tobytes())
-        return digest.hexdigest()[:16]
+        columns = (self.ids, self.texts, self.label_names, self.split.tolist())
+        return digest([(len(c), c) for c in columns], [self.labels.indptr], [self.labels.indices])
 
     def fingerprint(self) -> str:
         """16 hex digits over ids, texts, labels, their names and splits; the same on every platform; cached."""
@@ -281,7 +276,7 @@ class Corpus:
         documents, names = pq.read_table(folder / "documents.parquet"), pq.read_table(folder / "labels.parquet")
         evidence = folder / "evidence.parquet"
         corpus = cls(manifest["name"], documents["id"].to_pylist(), documents["text"].to_pylist(),
-                     _csr(documents["labels"].to_pylist(), len(names)), names["name"].to_pylist(),
+                     label_matrix(documents["labels"], len(names)), names["name"].to_pylist(),
                      np.asarray(documents["split"].to_pylist(), dtype=str),
                      {n: t for n, t in zip(*(names[c].to_pylist() for c in ("name", "text")), strict=True) if t},
                      pq.read_table(evidence).to_pandas() if evidence.is_file() else None,

@@ -287,6 +287,13 @@ def _dense_associations(x, y, variant: str) -> sparse.csr_matrix:
     return sparse.csr_matrix((score[label, token], token, indptr), shape=score.shape)
 
 
+def ranked(scores, variant: str, n_train: int, *, top_k: int | None, relevance: str, vocabulary: int) -> Teacher:
+    """A Teacher of given scores, csr (L, V): the best top_k tokens a label, graded as `teach` grades them."""
+    check_choice("relevance", relevance, RELEVANCES)
+    scores, ranks = top_tokens(scores, top_k)
+    return Teacher(scores, relevance_of(scores, ranks, relevance, vocabulary), variant, n_train)
+
+
 def relevance_of(scores, ranks, kind: str, vocabulary: int) -> sparse.csr_matrix:
     """G in (0, 1], csr (L, V), from scores and their ranks (1 for the best) among `vocabulary` tokens."""
     graded = scores.copy()

@@ -25,7 +25,11 @@ from plantlib.sources import checkout
 from plantlib.tokens import Ragged, tokenise, words
 from plantlib.train import Documents
 
-LABEL_SPACE = "labels with a training document"
+LABEL_SPACES = {
+    "seen": "labels with a training document",
+    "train": "labels with a training document before the cap",
+    "all": "all labels of the corpus",
+}
 STANDARD_SAMPLE = 64  # training documents that the spread of hidden states is measured on
 
 
@@ -55,6 +59,7 @@ class Prepared:
     key: str
     overlap: int = 0
     trust_remote_code: bool = False
+    label_space: str = "seen"
 
     @cached_property
     def hidden_size(self) -> int:
@@ -114,7 +119,7 @@ class Prepared:
         """The data set as a RunRecord states it."""
         return {
             "name": self.corpus.name, "fingerprint": self.corpus.fingerprint(), "labels": self.corpus.L,
-            "label_space": LABEL_SPACE, "synthetic": bool(self.corpus.manifest.get("synthetic", False)),
+            "label_space": LABEL_SPACES[self.label_space], "synthetic": bool(self.corpus.manifest.get("synthetic", False)),
             **{s: len(r) for s, r in self.rows.items()},
         }  # fmt: skip
 
@@ -128,23 +133,30 @@ def prepare(
     corpus: Corpus | str, *, backbone: str = "minilm", max_tokens: int | None = 510, train_documents: int | None = None,
     dev_documents: int | None = None, test_documents: int | None = None, subset_seed: int = 0, root: str | Path | None = None,
     frozen: bool = True, window: int | None = None, overlap: int = 0, trust_remote_code: bool = False,
-    progress: bool = True,
+    label_space: str = "seen", progress: bool = True,
 ) -> Prepared:  # fmt: skip
     """Cap, tokenise and read a corpus once; features are cached when the backbone stays frozen.
 
     window: tokens the backbone reads at a time, as many as it can when None; overlap: tokens read again around a window.
 
     A corpus without dev split gets one from its training rows. The label space is the labels with a training document
-    after the cap; gold labels outside it are counted, not hidden.
+    after the cap ("seen"), before it ("train": the space stays while the rows shrink) or every label of the corpus ("all":
+    labels without any training document count too); gold labels outside it are counted, not hidden.
     """
+    if label_space not in LABEL_SPACES:
+        raise DataError(f"label_space={label_space!r} is not known; use one of {', '.join(LABEL_SPACES)}")
     corpus = Corpus.load(corpus) if isinstance(corpus, str) else corpus
     caps = {"train": train_documents, "dev": dev_documents, "test": test_documents}
-    corpus = corpus.labelled().with_dev().subset(**caps, seed=subset_seed)
+    whole = corpus.labelled().with_dev()
+    corpus = whole.subset(**caps, seed=subset_seed)
     for split in ("train", "dev", "test"):
         corpus.rows(split)  # an empty split is an error before any long work
     if max_tokens is not None and max_tokens < 1:
         raise DataError(f"max_tokens={max_tokens}: read at least 1 token, or None for whole documents")
-    seen = corpus.seen_in_train()
+    seen = {
+        "seen": corpus.seen_in_train, "train": lambda: whole.seen_in_train().subset(**caps, seed=subset_seed),
+        "all": lambda: corpus,
+    }[label_space]()  # fmt: skip
     for split in ("train", "dev"):
         if not seen.labels[seen.rows(split)].nnz:
             raise DataError(f"no {split} document has a label of the training rows; check the labels column and the splits")
@@ -158,7 +170,7 @@ def prepare(
     key = fingerprint_of(seen.fingerprint(), backbones.fingerprint(backbone), max_tokens, *reading)
     window = backbones.window_of(backbones.config_of(backbone, trust_remote_code), tokenizer, window)
     prepared = Prepared(seen, backbone, tokens, vocabulary, extra, None, artefacts(root), max_tokens, window, key, overlap,
-                        trust_remote_code)
+                        trust_remote_code, label_space)
     if not frozen:
         return prepared
     path = prepared.root / "features" / f"{seen.name}-{key}.safetensors"

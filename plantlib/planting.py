@@ -4,7 +4,8 @@ Realises METHOD.md section 4, "initialisations that differ ONLY in where Q and g
 joined by "+": `random`; `l2r` or `closed_form` (planted queries); `lookup` (the teacher as attention bias); `shuffled` (the
 lookup of a teacher permuted among labels, the control); `score` (the teacher's own document score as a term of the logit);
 `linear` (SVM, teachers and centroids over words as a term of the logit: training begins from that sum, exactly); `v1`
-(lookup and the scores of a static L2R model beside learned attention, as first published).
+(lookup and the scores of a static L2R model beside learned attention, as first published); `text` (labels with no or few
+documents are taught by their own words too, in the attention and in the score: `label_texts`).
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from plantlib.l2r import Planted
 from plantlib.lm_head import L2R_FROM
 from plantlib.mig import Teacher, column_counts
 
-STARTS = ("random", "l2r", "closed_form", "lookup", "shuffled", "score", "linear", "v1")
+STARTS = ("random", "l2r", "closed_form", "lookup", "shuffled", "score", "linear", "v1", "text")
+SCORED = {"score", "text"}  # these plant the document score
 QUERY_STARTS = ("l2r", "closed_form")
 LOOKUP_STARTS = ("lookup", "shuffled", "v1")
 
@@ -79,10 +81,11 @@ def parts_of(start: str) -> list[str]:
             f"start {start!r}: {unknown[0]!r} is not known; use {', '.join(STARTS)}, or several joined by '+'"
         )
     repeated = len(set(parts)) < len(parts)
-    if repeated or sum(p in QUERY_STARTS for p in parts) > 1 or sum(p in LOOKUP_STARTS for p in parts) > 1:
+    clash = sum(p in LOOKUP_STARTS for p in parts) > 1 or {"shuffled", "text"} <= set(parts)
+    if repeated or sum(p in QUERY_STARTS for p in parts) > 1 or clash:
         raise ValueError(
             f"start {start!r} plants the same values twice; name each part once, and one of l2r, "
-            "closed_form and one of lookup, shuffled, v1 at most"
+            "closed_form, one of lookup, shuffled, v1 and not shuffled beside text"
         )
     return parts
 
@@ -119,7 +122,7 @@ def plant(
         if decoder.contexts == "sum":
             # a context counts from the start where something is planted in it; the others wait at zero
             decoder.context_gain.copy_(torch.tensor([1.0, float(lookup > 0), float(l2r > 0)]))
-        decoder.teacher_gain.fill_(config.score_gain if "score" in parts else 0.0)
+        decoder.teacher_gain.fill_(config.score_gain if SCORED & set(parts) else 0.0)
         decoder.linear_gain.fill_(config.linear_gain if "linear" in parts else 0.0)
         if "linear" in parts:
             # the linear score knows how frequent a label is, and attention adds nothing until it has learnt something
@@ -140,7 +143,7 @@ def plant(
 def gains_of(parts: list[str], config: StartConfig) -> tuple[float, float]:
     """(gamma, rho) at the start."""
     v1 = "v1" in parts
-    lookup = {"lookup", "shuffled"} & set(parts) or (v1 and config.v1_lookup)
+    lookup = {"lookup", "shuffled", "text"} & set(parts) or (v1 and config.v1_lookup)
     return config.lookup_gain if lookup else 0.0, config.l2r_gain if v1 and config.v1_l2r else 0.0
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from scipy import sparse
 
-from plantlib import backbones, launch, lm_head, mig, peers, planting, static_l2r, train, tuning
+from plantlib import backbones, label_texts, launch, lm_head, mig, peers, planting, static_l2r, train, tuning
 from plantlib.contexts import check_decoder
 from plantlib.data import Corpus, DataError
 from plantlib.l2r import TRAINERS, L2RConfig
@@ -139,6 +139,8 @@ def run_start(
     times["l2r"] = time.perf_counter() - began - times["teacher"]
     linear = prepared.linear(config.linear, progress) if "linear" in parts else None
     times["linear"] = time.perf_counter() - began - times["teacher"] - times["l2r"]
+    if "text" in parts:
+        teacher = label_texts.for_start(prepared, teacher, parts, config.teacher)
     model = build_model(
         prepared, teacher, keep=config.keep, l2r_table=l2r_table, v1=config.v1, lm_weight=config.train.lm_weight, linear=linear
     )
@@ -180,7 +182,7 @@ def run_start(
 def use_score(model: PlantModel, parts: list[str], teacher: Teacher, prepared: Prepared) -> None:
     """Fill the teacher's document score where the start plants it; elsewhere the model does without, and without its gain."""
     model.decoder.linear_gain.requires_grad_(model.word_score is not None)
-    if "score" in parts:
+    if planting.SCORED & set(parts):
         model.teacher_score.load_teacher(teacher, prepared.counts[prepared.rows["train"]])
     else:
         model.teacher_score, model.config.num_teacher_cells = None, 0
@@ -190,6 +192,7 @@ def use_score(model: PlantModel, parts: list[str], teacher: Teacher, prepared: P
 def run_name(prepared: Prepared, system: str, seed: int, tuning: str = "frozen") -> str:
     """Id of a run: data set, training documents, tokens read, backbone and what is trained of it, system, seed."""
     read = f"{prepared.max_tokens}t" if prepared.max_tokens else "all"
+    read += "" if prepared.label_space == "seen" else f"-{prepared.label_space}-labels"
     backbone = Path(prepared.backbone).name + ("" if tuning == "frozen" else f"-{tuning}")
     # the id is a file name; a user's table may be called anything
     name, backbone = (re.sub(r"[^\w.@+-]+", "_", part)[:40] for part in (prepared.corpus.name, backbone))

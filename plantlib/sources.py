@@ -36,6 +36,9 @@ KNOWN = {
     "cooking": Source("get_cooking", "stackexchange_cooking", {}),
     "debtags": Source("get_debtags", "debtags", {}),
     "synthetic-icd": Source("get_synthetic_icd", "synthetic-icd", {}),
+    # local files only: see the script
+    **{name: Source("get_xmc", name, {"dataset": name})
+       for name in ("eurlex-4k", "wiki10-31k", "amazoncat-13k", "amazon-670k", "amazon-3m")},
 }
 ALIASES = {"stackexchange_cooking": "cooking", "synthetic_icd": "synthetic-icd"}
 PREFERENCE = ("codiesp", "eurlex57k", "cooking", "debtags")

@@ -68,7 +68,7 @@ def what_it_plants(start: str) -> set[str]:
     """The state a start may set differently from `random`."""
     table = {name: {"label_queries"} for name in planting.QUERY_STARTS}
     table |= {"lookup": {"planted_gain"}, "score": {"teacher_gain"}, "v1": {"planted_gain", "l2r_gain"}}
-    table["linear"] = {"linear_gain", "label_outputs", "label_bias"}
+    table |= {"linear": {"linear_gain", "label_outputs", "label_bias"}, "text": {"planted_gain", "teacher_gain"}}
     table["shuffled"] = {"planted_gain", *(f"planted.planted_{part}" for part in ("indptr", "labels", "values"))}
     return set().union(*(table.get(part, set()) for part in start.split("+")))
 
@@ -107,9 +107,9 @@ def test_gains_and_queries_are_the_ones_named(teacher, labels, planted):
     gains = {s: decoder_of(s, teacher, labels, planted) for s in (*planting.STARTS, *TOGETHER)}
     for start, decoder in gains.items():
         parts = set(start.split("+"))
-        assert decoder.planted_gain.item() == (4.0 if parts & {"lookup", "shuffled", "v1"} else 0.0)
+        assert decoder.planted_gain.item() == (4.0 if parts & {"lookup", "shuffled", "v1", "text"} else 0.0)
         assert decoder.l2r_gain.item() == (2.0 if "v1" in parts else 0.0)
-        assert decoder.teacher_gain.item() == (1.0 if "score" in parts else 0.0)
+        assert decoder.teacher_gain.item() == (1.0 if parts & {"score", "text"} else 0.0)
         assert decoder.linear_gain.item() == (1.0 if "linear" in parts else 0.0)
         assert torch.equal(decoder.label_queries, planted.label_queries) == bool(parts & set(planting.QUERY_STARTS))
     assert gains["random"].planted_gain.item() == gains["random"].teacher_gain.item() == 0.0
@@ -150,7 +150,7 @@ def test_shuffled_plants_the_same_lists_under_other_labels(teacher, labels, plan
     [("warm", "'warm' is not known; use random"), ("lookup+magic", "'magic' is not known"), ("", "'' is not known"),
      ("l2r+closed_form", "plants the same values twice"), ("lookup+shuffled", "plants the same values twice"),
      ("v1+lookup", "plants the same values twice"),
-     ("lookup+lookup", "name each part once"),
+     ("lookup+lookup", "name each part once"), ("shuffled+text", "not shuffled beside text"),
      ("l2r", "needs pretrained queries; run l2r.pretrain"), ("closed_form+score", "needs pretrained queries")],
 )  # fmt: skip
 def test_unknown_contradictory_or_incomplete_starts_are_refused(start, message, teacher, labels):

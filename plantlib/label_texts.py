@@ -1,0 +1,134 @@
+"""Label texts and the teacher they make: a label's own words, for labels that no or few training documents carry.
+
+A description is read as one more training document that carries its label alone: the MI of METHOD.md section 1 for counts
+C = 1, n_l = 1, n_t = df + 1, N = n + 1, which is an idf of the training documents; a word of many labels counts for less.
+`teach` makes that teacher, `joined` adds it to the MIG teacher for labels with at most `few` documents. Descriptions come from
+terminologies (`label_texts.json` beside a built corpus, else the corpus's own column), never from dev or test documents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy import sparse
+
+from plantlib import mig
+from plantlib.data import Corpus, DataError
+from plantlib.io import read_json, write_json
+from plantlib.mig import Teacher
+
+if TYPE_CHECKING:
+    from plantlib.pipeline import Prepared, TeacherConfig
+
+FILE = "label_texts.json"
+FEW = 5  # training documents up to which a label's words join its MIG teacher
+WEIGHT = 8.0  # of a description against a document, chosen on dev of CodiEsp and EURLEX57K: it holds the label's words alone
+
+
+def write(folder: str | Path, texts: dict[str, str]) -> Path:
+    """label_texts.json in the folder of a built corpus: label name -> description, inclusion terms and other names."""
+    return write_json(Path(folder) / FILE, {name: texts[name] for name in sorted(texts) if texts[name]})
+
+
+def read(corpus: Corpus, folder: str | Path | None = None) -> list[str | None]:
+    """The L labels' texts in column order, None where there is none.
+
+    folder: where label_texts.json may lie, by default the built corpus of that name; labels it lacks take the corpus's own
+    description. Raises DataError for a file that does not map names to texts.
+    """
+    from plantlib.sources import find
+
+    folder = Path(folder) if folder is not None else find(corpus.name)
+    table = read_json(folder / FILE) if folder is not None and (folder / FILE).is_file() else {}
+    if not isinstance(table, dict) or not all(isinstance(text, str) for text in table.values()):
+        raise DataError(f"{folder / FILE} does not map label names to texts; wanted an object of strings: build it again")
+    return [table.get(name) or corpus.label_texts.get(name) for name in corpus.label_names]
+
+
+def rarity(presence: sparse.csr_matrix) -> np.ndarray:
+    """(V,) weight of a token among labels: 1 in one label's text alone, falling with ln(1 + L / labels that use it)."""
+    described = max(int((np.diff(presence.indptr) > 0).sum()), 1)
+    used = mig.column_counts(presence)
+    return np.log1p(described / np.maximum(used, 1)) / np.log1p(described)
+
+
+def scores_of(words: sparse.csr_matrix, counts: sparse.csr_matrix, variant: str = "raw") -> sparse.csr_matrix:
+    """Scores (L, V) of label texts: words (L, V) token counts of the texts, counts (n, V) of the training documents.
+
+    I for C = n_l = 1 (or its `variant`) times `rarity`, over the square root of the text's number of distinct tokens.
+    """
+    mig.check_choice("variant", variant, mig.VARIANTS)
+    if words.shape[1] != counts.shape[1]:
+        raise ValueError(f"label texts have {words.shape[1]} tokens, documents {counts.shape[1]}; use one tokenizer for both")
+    found, n = mig.presence(words), counts.shape[0] + 1
+    with_token = mig.column_counts(mig.presence(counts)) + 1
+    ones, table = np.ones_like(with_token), mig.n_log_n(n)
+    info = mig.information(ones, with_token, ones, n, table)
+    weight = mig.normalise(info, mig.entropy(with_token, n, table), mig.entropy(1, n, table), variant)
+    # a token of every document says nothing, whatever label it stands in
+    weight = np.where(with_token < n, weight, 0.0) * rarity(found)
+    # long descriptions would win by their length alone
+    length = np.sqrt(np.repeat(np.diff(found.indptr), np.diff(found.indptr)))
+    scores = sparse.csr_matrix((weight[found.indices] / length, found.indices, found.indptr), shape=found.shape)
+    scores.eliminate_zeros()
+    return scores
+
+
+def teach(
+    words: sparse.csr_matrix, counts: sparse.csr_matrix, *, variant: str = "raw", top_k: int | None = 64,
+    relevance: str = "score", weight: float = WEIGHT,
+) -> Teacher:  # fmt: skip
+    """The teacher of label texts alone; options as `mig.teach`, arrays as `scores_of`, all scores times `weight`."""
+    scores = weight * scores_of(words, counts, variant)
+    return mig.ranked(scores, variant, counts.shape[0], top_k=top_k, relevance=relevance, vocabulary=_seen(counts))
+
+
+def _seen(counts: sparse.csr_matrix) -> int:
+    return max(int((mig.column_counts(counts) > 0).sum()), 1)
+
+
+def limited(teacher: Teacher, train_counts: np.ndarray, few: int = FEW) -> Teacher:
+    """Only the labels with at most `few` training documents; train_counts (L,)."""
+    keep = sparse.diags((np.asarray(train_counts) <= few).astype(float)).tocsr()
+    scores, relevance = ((keep @ m).tocsr() for m in (teacher.scores, teacher.relevance))
+    for m in (scores, relevance):
+        m.eliminate_zeros()
+    return Teacher(scores, relevance, teacher.variant, teacher.n_train)
+
+
+def joined(first: Teacher, words: Teacher, *, top_k: int | None = 64, relevance: str = "score", vocabulary: int) -> Teacher:
+    """The sum of two teachers' scores, graded anew: a label that has but one of them keeps it."""
+    scores = (first.scores + words.scores).tocsr()
+    return mig.ranked(scores, first.variant, first.n_train, top_k=top_k, relevance=relevance, vocabulary=vocabulary)
+
+
+def word_counts(prepared: Prepared, texts: Sequence[str | None]) -> sparse.csr_matrix:
+    """(L, V) tokens of the labels' texts by the tokenizer the documents were read with."""
+    from plantlib import backbones
+    from plantlib.tokens import tokenise
+
+    tokenizer = backbones.tokenizer_of(prepared.backbone, prepared.trust_remote_code)
+    return tokenise([text or "" for text in texts], tokenizer, progress=False).counts(len(prepared.vocabulary))
+
+
+def for_start(
+    prepared: Prepared, teacher: Teacher, parts: Sequence[str], config: TeacherConfig, folder: str | Path | None = None,
+) -> Teacher:  # fmt: skip
+    """What a start with the part `text` plants: relevance for the attention, scores for the document score.
+
+    Labels with at most FEW documents get their words in both. The MIG teacher stands beside them where the start names it:
+    in the attention with `lookup`, in the document score with `score`.
+    """
+    texts = read(prepared.corpus, folder)
+    counts = prepared.counts[prepared.rows["train"]]
+    options = {"variant": config.variant, "top_k": config.top_k, "relevance": config.relevance}
+    words = limited(teach(word_counts(prepared, texts), counts, **options), prepared.train_counts)
+    if not words.scores.nnz:
+        raise DataError(f"no label of {prepared.corpus.name!r} with at most {FEW} training documents has a text; start without "
+                        f"'text', or lay {FILE} beside the corpus")
+    both = joined(teacher, words, top_k=config.top_k, relevance=config.relevance, vocabulary=_seen(counts))
+    attention, score = (both if name in parts else words for name in ("lookup", "score"))
+    return Teacher(score.scores, attention.relevance, teacher.variant, teacher.n_train)
