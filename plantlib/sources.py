@@ -29,13 +29,17 @@ class Source(NamedTuple):
 
 KNOWN = {
     "codiesp": Source("get_codiesp", "codiesp", {}),
-    "codiesp-p": Source("get_codiesp", "codiesp", {"task": "P"}),
-    "codiesp-dp": Source("get_codiesp", "codiesp", {"task": "DP"}),
     "codiesp-es": Source("get_codiesp", "codiesp", {"language": "es"}),
+    **{f"codiesp-{task}{end}": Source("get_codiesp", "codiesp", {"task": task.upper(), "language": end[1:] or "en"})
+       for task in ("d3", "p", "dp") for end in ("", "-es")},
     "eurlex57k": Source("get_eurlex57k", "eurlex57k", {}),
     "cooking": Source("get_cooking", "stackexchange_cooking", {}),
     "debtags": Source("get_debtags", "debtags", {}),
     "synthetic-icd": Source("get_synthetic_icd", "synthetic-icd", {}),
+    # credentialed: made from the tables that the user has
+    **{f"mimic3-{subset}": Source("get_mimic3", "mimic3", {"subset": subset}) for subset in ("full", "top50", "rare50", "few")},
+    "mimic3-full-exact": Source("get_mimic3", "mimic3", {"codes": "exact"}),
+    **{f"mimic4-{subset}": Source("get_mimic4", "mimic4", {"subset": subset}) for subset in ("icd10", "icd9", "few")},
 }
 ALIASES = {"stackexchange_cooking": "cooking", "synthetic_icd": "synthetic-icd"}
 PREFERENCE = ("codiesp", "eurlex57k", "cooking", "debtags")
