@@ -21,6 +21,7 @@ from typing import Any
 
 from plantlib.data import Corpus, DataError
 from plantlib.io import atomic_path, sha256
+from plantlib.privacy import check_place
 from plantlib.sources import homes
 
 
@@ -128,7 +129,7 @@ def manifest(origin: str, licence: str, sources: dict[str, str], *notes: str, **
     return {"origin": origin, "licence": licence, "sources": sources, "notes": list(notes), **more}
 
 
-def credentialed(name: str, source: Path | None, text: str, texts: Sequence[str],
+def credentialed(name: str, out: Path, source: Path | None, text: str, texts: Sequence[str],
                  choices: dict[str, tuple[str, Sequence[str]]]) -> str:
     """`name`, after checking the options of a script whose data set needs credentials; DataError says what to do."""
     for what, (got, wanted) in {**choices, "text": (text, texts)}.items():
@@ -138,6 +139,7 @@ def credentialed(name: str, source: Path | None, text: str, texts: Sequence[str]
         raise DataError(f"{name} is credentialed: nobody but you can fetch it. Get its tables from PhysioNet under your own "
                         "data use agreement, put them into one folder and pass --from FOLDER, or set PLANT_DATA to the folder "
                         "above (data_scripts/README.md)")
+    check_place(out)
     return name
 
 

@@ -141,8 +141,8 @@ def build(out: Path, source: Path | None = None, *, subset: str = "full", text: 
 
     text: plain (word pieces, the default), raw, caml or edin, see clinical.py.
     """
-    name = common.credentialed(name_of(subset, codes), source, text, clinical.TEXTS, {"subset": (subset, SUBSETS),
-                                                                                     "codes": (codes, ("published", "exact"))})
+    name = common.credentialed(name_of(subset, codes), out, source, text, clinical.TEXTS,
+                               {"subset": (subset, SUBSETS), "codes": (codes, ("published", "exact"))})
     tables, zeros = Tables(source), codes == "exact"
     coded = all_codes(tables, zeros)
     notes = summaries(tables)

@@ -1,8 +1,9 @@
 """MIMIC-IV discharge summaries with ICD-10 codes, with ICD-9 codes, or the 800 notes with rare codes. Credentialed.
 
 Origin: https://physionet.org/content/mimic-iv-note/2.2/ and mimiciv/2.2/ (PhysioNet Credentialed Health Data License 1.5.0).
---from takes a folder with discharge, diagnoses_icd, procedures_icd (.csv or .csv.gz; d_icd_diagnoses and d_icd_procedures give label texts)
-and, for the published split, Edin et al.'s mimiciv_icd10_split.feather or mimiciv_icd9_split.feather (also .csv, .parquet).
+--from takes a folder with discharge, diagnoses_icd and procedures_icd (.csv or .csv.gz; d_icd_diagnoses and d_icd_procedures
+give label texts) and, for the published split, Edin et al.'s mimiciv_icd10_split.feather or mimiciv_icd9_split.feather (or
+the same as .csv or .parquet).
 Rule of Edin et al. (SIGIR 2023): notes with a code of the version, codes with at least 10 notes, patients stratified.
 few: of the ICD-10 notes those with a code of 3 to 7 training notes, 800 of them drawn in the shares of the splits, all their
 labels kept (the slice of PLANT's latest repository). The notes are read twice and never held together.
@@ -90,8 +91,8 @@ def split_of(tables: Tables, own: dict[Note, set[str]], version: str) -> tuple[d
     column = {code: i for i, code in enumerate(names)}
     rows = [sorted(column[c] for c in codes) for codes in own.values()]
     sides = splits.stratified([note.patient for note in own], rows, SHARES, f"mimic4 icd{version}")
-    return dict(zip(own, sides, strict=True)), (f"split: DERIVED by rule, patients stratified by their codes, since no {stem}.* was "
-                                                "supplied; not the published split")
+    note = f"split: DERIVED by rule, patients stratified by codes, since no {stem}.* was supplied; not the published split"
+    return dict(zip(own, sides, strict=True)), note
 
 
 def few(own: dict[Note, set[str]], split: dict[Note, str], cap: int = NOTES) -> dict[Note, set[str]]:
@@ -129,7 +130,7 @@ def build(out: Path, source: Path | None = None, *, subset: str = "icd10", text:
 
     text: plain (word pieces, the default), raw, caml or edin, see clinical.py.
     """
-    name = common.credentialed(name_of(subset), source, text, clinical.TEXTS, {"subset": (subset, SUBSETS)})
+    name = common.credentialed(name_of(subset), out, source, text, clinical.TEXTS, {"subset": (subset, SUBSETS)})
     tables, version = Tables(source), "9" if subset == "icd9" else "10"
     own = coded(tables, version)
     split, how = split_of(tables, own, version)

@@ -95,7 +95,8 @@ class Tables:
                     yield chunk
             except (EOFError, OSError, pd.errors.ParserError, UnicodeDecodeError) as error:
                 # the message of a parser may quote a line of the table
-                raise DataError(f"{path.name} cannot be read ({type(error).__name__}): cut off or no CSV, download again") from None
+                kind = type(error).__name__
+                raise DataError(f"{path.name} cannot be read ({kind}): cut off or no CSV, download it again") from None
 
     def sums(self) -> dict[str, str]:
         """{file: sha256} of the files that were read."""
