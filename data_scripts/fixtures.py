@@ -150,7 +150,7 @@ def mimic4(folder: Path, admissions: int = 600, seed: int = 0, labels: int = 300
     used = sorted({code for stay in found for code in stay.diagnoses})
     rows = [[code, v, terminology.get_description(code)] for code in used for v in ("9", "10")]
     table(folder / "hosp" / "d_icd_diagnoses.csv.gz", ("icd_code", "icd_version", "long_title"), rows)
-    rows = [[code, "10", f"Generated procedure {code}"] for code in PROCEDURES10]
+    rows = [[c, v, f"Generated procedure {c}"] for v, own in (("9", PROCEDURES9), ("10", PROCEDURES10)) for c in own]
     table(folder / "hosp" / "d_icd_procedures.csv.gz", ("icd_code", "icd_version", "long_title"), rows)
     return marker(folder, "mimic4", admissions, seed, labels)
 

@@ -20,7 +20,7 @@ from plantlib.progress import tqdm
 if TYPE_CHECKING:
     import pandas as pd
 
-ROWS = 5_000  # about 50 MB of the longest notes
+ROWS = 2_000  # notes; some 20 MB of text
 MARKER = "synthetic.json"  # written by fixtures.py: these tables hold generated notes
 
 

@@ -96,7 +96,8 @@ def stratified(patients: Sequence[str], labels: Sequence[Sequence[int]], shares:
                 continue
             need = room if label is None else wanted[:, label]
             best = np.flatnonzero(need >= need.max() - 1e-9)
-            side[i] = best[np.argmax(room[best])]
+            # a tie goes to the split that has got least of its share: the largest one would take every rare label
+            side[i] = best[np.argmax(room[best] / share[best])]
             columns = list(own[i])
             wanted[side[i], columns] -= [own[i][c] for c in columns]
             room[side[i]] -= size[i]
