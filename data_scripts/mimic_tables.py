@@ -74,8 +74,8 @@ class Tables:
                             "download it from PhysioNet with your own credentials, see data_scripts/README.md")
         return path
 
-    def chunks(self, table: str, columns: list[str], rows: int = ROWS) -> Iterator[pd.DataFrame]:
-        """Frames of at most `rows` rows with `columns` (lower case) as text; '' where the table has nothing.
+    def chunks(self, table: str, columns: list[str], rows: int | None = None) -> Iterator[pd.DataFrame]:
+        """Frames of at most `rows` rows (ROWS when None) with `columns` (lower case) as text; '' where the table has nothing.
 
         Raises DataError for a lacking column or a file that is cut off or no CSV, naming the file.
         """
@@ -88,7 +88,7 @@ class Tables:
             handle = gzip.GzipFile(fileobj=plain) if path.suffix == ".gz" else plain
             wanted = lambda name: name.lower() in columns  # noqa: E731
             try:
-                for chunk in pd.read_csv(handle, dtype=str, keep_default_na=False, usecols=wanted, chunksize=rows):
+                for chunk in pd.read_csv(handle, dtype=str, keep_default_na=False, usecols=wanted, chunksize=rows or ROWS):
                     chunk.columns = [name.lower() for name in chunk.columns]
                     if missing := sorted(set(columns) - set(chunk.columns)):
                         raise DataError(f"{path.name} lacks the columns {missing}: take the table as PhysioNet publishes it")
