@@ -89,6 +89,7 @@ def run_yaml(path: str | Path, force: bool = False, progress: bool = True) -> Pa
     record = root / "results" / "runs" / f"{run_id}.json"
     if record.exists() and not force:
         return record
+    sources.ready(str((data.get("parameters") or {}).get("dataset")))
     parameters, before = dict(data.get("parameters") or {}), record.stat().st_mtime_ns if record.exists() else None
     known = papermill.inspect_notebook(root / data["notebook"])
     if "run_id" in known:

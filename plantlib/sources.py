@@ -87,6 +87,15 @@ def local_source(name: str) -> Path | None:
     return folder if folder is not None and folder.is_dir() else None
 
 
+def ready(name: str) -> None:
+    """DataError, before any long work, for a credentialed corpus that is not built and whose tables are not here."""
+    known = KNOWN.get(ALIASES.get(name, name))
+    if known and known.script.startswith("get_mimic") and find(name) is None and local_source(name) is None:
+        raise DataError(f"{name} is not built and needs your own credentials: get its tables from PhysioNet, then run "
+                        f"data_scripts/{known.script}.py --from FOLDER (data_scripts/README.md), or set PLANT_DATA to the "
+                        f"folder that holds {known.folder}/")
+
+
 def find_or_build(name: str, root: str | Path | None = None) -> Path:
     """The folder of a corpus by name; a known one is built when absent, with one line that says so."""
     name = ALIASES.get(name, name)

@@ -7,6 +7,7 @@ import subprocess
 
 import nbformat
 import pytest
+import yaml
 
 from plantlib import privacy, runner, saving, sources
 from plantlib.data import Corpus
@@ -20,7 +21,8 @@ CANARY = "the violet heron counted seven brass kettles by moonlight"
 def home(tmp_path, monkeypatch):
     """A data folder with one credentialed corpus whose first document holds the canary, and an open one."""
     monkeypatch.setenv("PLANT_HOME", str(tmp_path / "home"))
-    texts = [f"cough and fever today {CANARY} no more"] + [f"{'cough' if i % 2 else 'rash'} seen on day {i}" for i in range(1, 30)]
+    texts = [f"{'cough' if i % 2 else 'rash'} seen on day {i}" for i in range(30)]
+    texts[0] = f"cough and fever today {CANARY} no more"
     labels = [["cough"] if "cough" in text else ["rash"] for text in texts]
     split = ["train"] * 20 + ["dev"] * 5 + ["test"] * 5
     ids = [f"n{i}" for i in range(30)]
@@ -31,8 +33,9 @@ def home(tmp_path, monkeypatch):
 
 def test_overlap_is_words_in_a_row_whatever_the_form(home):
     assert privacy.credentialed_folders() == [home / "secret"]
-    for text in (CANARY.upper(), "the violet, heron\ncounted: seven brass", "<b>the vi</b>olet <i>heron</i> counted seven brass kettles",
-                 "<td>the</td><td>violet</td><td>heron</td><td>counted</td><td>seven</td><td>brass</td>"):
+    cells = "".join(f"<td>{word}</td>" for word in CANARY.split())
+    for text in (CANARY.upper(), "the violet, heron\ncounted: seven brass", cells,
+                 "<b>the vi</b>olet <i>heron</i> counted seven brass"):
         with pytest.raises(PrivacyError, match="card.md would hold 6 or more words") as refused:
             privacy.check({"a": [("x", text)]}, home.parent / "card.md")
         assert "heron" not in str(refused.value)
@@ -61,7 +64,8 @@ def test_the_canary_reaches_no_record_card_model_or_artefact(home, backbone_fold
     assert {p.name for p in outside} >= {f"{record.id}.json", "README.md", "run.json"}
     assert not any(b"heron" in p.read_bytes() for p in outside) and privacy.scan([out, tmp_path / "card"]) == []
     told = dataclasses.replace(record, params={**record.params, "example": CANARY})
-    for write in (lambda: told.save(out), lambda: saving.write_card(dataclasses.replace(record, system=CANARY), tmp_path / "card")):
+    named = dataclasses.replace(record, system=CANARY)
+    for write in (lambda: told.save(out), lambda: saving.write_card(named, tmp_path / "card")):
         with pytest.raises(PrivacyError, match="credentialed"):
             write()
     assert "heron" not in (tmp_path / "card" / "README.md").read_text()
@@ -90,9 +94,9 @@ def notebook(folder, *sources_of_cells: str):
 
 
 def test_executed_notebooks_leave_without_the_canary(home, tmp_path, capsys):
-    path = notebook(tmp_path, "from plantlib import Corpus\nfrom IPython.display import HTML\ntext = Corpus.load(dataset).texts[0]",
-                    "print('numbers', 1 + 1)\nHTML(''.join(f'<b>{w}</b> ' for w in text.split()))", "text",
-                    "raise ValueError(text)")
+    path = notebook(tmp_path, "from plantlib import Corpus\nfrom IPython.display import HTML",
+                    "text = Corpus.load(dataset).texts[0]\nprint('numbers', 1 + 1)",
+                    "HTML(''.join(f'<b>{w}</b> ' for w in text.split()))", "text", "raise ValueError(text)")
     output = tmp_path / "executed" / "show.ipynb"
     with pytest.raises(RuntimeError, match="ValueError") as failed:
         runner.run_notebook(path, {"dataset": "secret"}, output, progress=False)
@@ -116,3 +120,15 @@ def test_credentialed_corpora_are_not_built_where_git_looks(tmp_path):
 
 def test_the_data_folder_is_ignored():
     assert "/data/" in (sources.checkout() / ".gitignore").read_text().splitlines()
+
+
+def test_runs_on_credentialed_data_fail_early_and_say_why(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PLANT_HOME", str(tmp_path))
+    monkeypatch.delenv("PLANT_DATA", raising=False)
+    rows = sorted((sources.checkout() / "runs").glob("*-mimic*.yaml"))
+    names = {yaml.safe_load(path.read_text())["parameters"]["dataset"] for path in rows}
+    assert names == {name for name in sources.KNOWN if name.startswith("mimic")} - {"mimic3-full-exact"}
+    monkeypatch.setattr(runner, "run_notebook", lambda *a, **k: pytest.fail("a notebook was started"))
+    assert runner.main([str(path) for path in rows]) == 1
+    said = capsys.readouterr().err.strip().splitlines()
+    assert len(said) == len(rows) and all("is not built and needs your own credentials" in line for line in said)
