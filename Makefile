@@ -31,6 +31,8 @@ test: $(READY)   ## lint, unit tests, end-to-end slice, notebooks against their 
 	$(BIN)/python -m pytest -m "not network and not gpu" tests
 	$(BIN)/python -m pytest --nbval --nbval-sanitize-with notebooks/sanitize.cfg --nbval-cell-timeout 600 notebooks
 
+data-check: $(READY) ## what is built under $$PLANT_HOME or data/ against the published counts
+	$(BIN)/python -m data_scripts.check
 lab: $(READY)    ## JupyterLab at notebook 00
 	$(BIN)/jupyter lab notebooks/00_start_here.ipynb
 
@@ -53,8 +55,7 @@ promote: $(READY) ## commit-ready copies of a local job's records: make promote 
 constraints: $(READY) ## rewrite constraints.txt from the working environment
 	(head -2 constraints.txt; $(BIN)/pip freeze --exclude-editable | grep -viE '^(torch|gt[-_]all[-_]minilm[-_]l6[-_]v2|llm[-_]smollm2|coverage|py-spy)[ =]' | sort -f) > constraints.new
 	mv constraints.new constraints.txt
-
 clean:      ## remove artefacts and local results (the environment and corpora stay)
 	rm -rf artefacts results/local results/executed
 
-.PHONY: help setup reproduce test lab run bench figures promote constraints clean
+.PHONY: help setup reproduce test data-check lab run bench figures promote constraints clean

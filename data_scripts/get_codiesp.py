@@ -1,8 +1,9 @@
 """CodiEsp v4 (CLEF eHealth 2020): 1,000 published clinical cases with ICD-10 codes, and 2,751 without.
 
 Origin: Zenodo record 3837305 (codiesp.zip), CC BY 4.0; case reports from SciELO, no patient records. Official split.
-Task D (ICD-10-CM diagnoses, the default), P (ICD-10-PCS procedures) or DP; text in English (the organisers' machine
-translation, the default) or the Spanish original. The background cases become split 'unlabelled'.
+Task D (ICD-10-CM diagnoses, the default), P (ICD-10-PCS procedures), DP, or D3 (diagnoses cut to their three-character
+categories); text in English (the organisers' machine translation, the default) or the Spanish original. The background
+cases become split 'unlabelled'.
 Gold evidence spans point into the SPANISH text, so a corpus carries evidence only with language es.
 --from takes codiesp.zip, its unpacked folder, or a folder with {train,dev,test,background}.jsonl(.xz).
 """
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 URL = "https://zenodo.org/record/3837305/files/codiesp.zip"
 FOLDERS = {"train": "train", "dev": "dev", "test": "test", "background": "unlabelled"}
+TASKS = ("D", "D3", "P", "DP")
 KINDS = {"DIAGNOSTICO": "D", "PROCEDIMIENTO": "P"}
 
 
@@ -66,6 +68,11 @@ def records(files: common.Files) -> Iterator[tuple[str, dict[str, Any]]]:
             yield split, case
 
 
+def code_of(code: str, task: str) -> str:
+    """The label that a code stands for: itself, or its category under D3 ('r06.00' -> 'r06')."""
+    return code.split(".")[0][:3] if task == "D3" else code
+
+
 def evidence_frame(cases: list[dict[str, Any]], task: str) -> pd.DataFrame:
     """One row a span: id, label, start, end (characters of the Spanish text) and the text between them."""
     import pandas as pd
@@ -75,6 +82,7 @@ def evidence_frame(cases: list[dict[str, Any]], task: str) -> pd.DataFrame:
         for kind, code, _, places in case.get("X", ()):
             if KINDS.get(kind) not in task:
                 continue
+            code = code_of(code, task)
             for place in places.split(";"):
                 start, end = map(int, place.split())
                 rows.append((case["id"], code, start, end, case["text"][start:end]))
@@ -84,7 +92,8 @@ def evidence_frame(cases: list[dict[str, Any]], task: str) -> pd.DataFrame:
 def label_texts(files: common.Files, labels: set[str], task: str) -> dict[str, str]:
     """Descriptions: from labels_<task>.tsv when there, else ICD-10-CM's from simple-icd-10-cm when installed."""
     texts = {}
-    for kind in task:
+    # the files describe whole codes, not categories
+    for kind in "" if task == "D3" else task:
         if name := files.find(f"labels_{kind}.tsv"):
             for row in csv.DictReader(io.StringIO(files.text(name)), delimiter="\t", quoting=csv.QUOTE_NONE):
                 texts[row["code"]] = row["description"]
@@ -110,18 +119,18 @@ def long_texts(texts: dict[str, str]) -> dict[str, str]:
 
 
 def name_of(task: str, language: str) -> str:
-    """codiesp, codiesp-p, codiesp-dp, each with -es for the Spanish text."""
+    """codiesp, codiesp-d3, codiesp-p, codiesp-dp, each with -es for the Spanish text."""
     return "codiesp" + ("" if task == "D" else f"-{task.lower()}") + ("" if language == "en" else f"-{language}")
 
 
 def build(out: Path, source: Path | None = None, *, task: str = "D", language: str = "en") -> Path:
-    """Write the corpus folder `out` from Zenodo, or from `source`. task: D, P or DP; language: en or es."""
-    if task not in ("D", "P", "DP") or language not in ("en", "es"):
-        raise DataError(f"task={task!r}, language={language!r}: wanted task D, P or DP and language en or es")
+    """Write the corpus folder `out` from Zenodo, or from `source`. task: one of TASKS; language: en or es."""
+    if task not in TASKS or language not in ("en", "es"):
+        raise DataError(f"task={task!r}, language={language!r}: wanted task D, D3, P or DP and language en or es")
     with tempfile.TemporaryDirectory() as temporary:
         files = common.Files(source or common.download(URL, Path(temporary), "codiesp.zip"))
         splits, cases = (list(column) for column in zip(*records(files), strict=True))
-        labels = [[code for kind in task for code in case.get(kind, ())] for case in cases]
+        labels = [[code_of(code, task) for kind in task for code in case.get(kind, ())] for case in cases]
         texts = label_texts(files, {code for own in labels for code in own}, task)
         lines = [n for n in files.names if n.endswith((".jsonl", ".jsonl.xz", "labels_D.tsv", "labels_P.tsv"))]
         sources = files.sums(*lines) if lines else files.digest()
@@ -140,5 +149,5 @@ def build(out: Path, source: Path | None = None, *, task: str = "D", language: s
 
 if __name__ == "__main__":
     sys.exit(common.cli(__doc__, name_of, build, {
-        "--task": {"default": "D", "choices": ["D", "P", "DP"]},
+        "--task": {"default": "D", "choices": TASKS},
         "--language": {"default": "en", "choices": ["en", "es"]}}))

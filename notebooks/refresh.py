@@ -13,6 +13,8 @@ from pathlib import Path
 
 import nbformat
 
+from plantlib import privacy
+
 EXTRA = "metadata.papermill metadata.widgets cell.metadata.papermill cell.metadata.execution metadata.language_info.version"
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
@@ -22,9 +24,12 @@ def refresh(path: Path) -> float:
     import papermill
 
     began = time.perf_counter()
-    papermill.execute_notebook(path, path, cwd=str(path.parent), progress_bar=False)
+    # kept in memory until it is known to hold no credentialed text
+    notebook = papermill.execute_notebook(path, None, cwd=str(path.parent), progress_bar=False)
     seconds = time.perf_counter() - began
-    notebook = nbformat.read(path, as_version=4)
+    if count := privacy.withhold(notebook, privacy.credentialed_folders()):
+        raise privacy.PrivacyError(f"{path.name}: {count} outputs hold text of a credentialed corpus, nothing was written; "
+                                   "store notebooks with their default data set")
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs = [o for o in cell.outputs if WIDGET not in o.get("data", {}) and o.get("name") != "stderr"]

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from scipy import sparse
 
-from plantlib import associations, backbones, l2r, linear_score, mig
+from plantlib import associations, backbones, l2r, linear_score, mig, privacy
 from plantlib.data import Corpus, DataError
 from plantlib.features import Features, Standard, cached_features, hidden_states, standard_of
 from plantlib.l2r import L2RConfig, Planted
@@ -121,6 +121,7 @@ class Prepared:
             "name": self.corpus.name, "fingerprint": self.corpus.fingerprint(), "labels": self.corpus.L,
             "label_space": LABEL_SPACES[self.label_space], "synthetic": bool(self.corpus.manifest.get("synthetic", False)),
             **{s: len(r) for s, r in self.rows.items()},
+            **({"credentialed": True} if privacy.is_credentialed(self.corpus) else {}),
         }  # fmt: skip
 
 
@@ -169,7 +170,8 @@ def prepare(
     reading = [window, overlap] if window or overlap else []
     key = fingerprint_of(seen.fingerprint(), backbones.fingerprint(backbone), max_tokens, *reading)
     window = backbones.window_of(backbones.config_of(backbone, trust_remote_code), tokenizer, window)
-    prepared = Prepared(seen, backbone, tokens, vocabulary, extra, None, artefacts(root), max_tokens, window, key, overlap,
+    folder = artefacts(privacy.artefacts_root(seen, root))
+    prepared = Prepared(seen, backbone, tokens, vocabulary, extra, None, folder, max_tokens, window, key, overlap,
                         trust_remote_code, label_space)
     if not frozen:
         return prepared

@@ -21,6 +21,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from plantlib import privacy
 from plantlib.io import atomic_path, read_json
 from plantlib.statistics import mean_sd, paired_bootstrap
 
@@ -144,6 +145,7 @@ class RunRecord:
         data = {"schema": SCHEMA} | {item.name: getattr(self, item.name) for item in fields(self)}
         lines = [f"{json.dumps(key)}: {json.dumps(x, ensure_ascii=False, allow_nan=False)}" for key, x in data.items()]
         path = Path(folder) / f"{self.id}.json"
+        privacy.check_record(self, path)
         with atomic_path(path) as temporary:
             temporary.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
         return path

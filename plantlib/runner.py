@@ -6,10 +6,14 @@ Defaults teach, YAML reproduces: `run_notebook` executes one notebook in its own
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import sys
 from pathlib import Path
 from typing import Any
 
+from plantlib import privacy, sources
+from plantlib.io import atomic_path
 from plantlib.progress import bars_as_text
 from plantlib.results import RunRecord, load_all
 
@@ -17,22 +21,50 @@ from plantlib.results import RunRecord, load_all
 def run_notebook(notebook: str | Path, parameters: dict[str, Any], output: str | Path, progress: bool = True) -> Path:
     """Executes a notebook in its own folder; the executed copy goes to `output`, also when it fails.
 
-    With progress, its bars appear here as text. ValueError for a name that its cell tagged 'parameters' does not define;
-    RuntimeError with the notebook's own error.
+    With progress, its bars appear here as text. When a parameter names a credentialed corpus, the notebook runs inside the
+    data folder and `output` gets a copy whose outputs hold none of its text. ValueError for a name that its cell tagged
+    'parameters' does not define; RuntimeError with the notebook's own error.
     """
     import papermill
 
     notebook, output = Path(notebook).resolve(), Path(output).resolve()
     if unknown := sorted(set(parameters) - set(known := papermill.inspect_notebook(notebook))):
         raise ValueError(f"{notebook.name} has no parameter {', '.join(unknown)}; known: {', '.join(known) or 'none'}")
-    output.parent.mkdir(parents=True, exist_ok=True)
+    corpora = [] if privacy.inside_data(output) else privacy.named_in(_defaults(known) | parameters)
+    place = sources.homes()[0].resolve() / "executed" / output.name if corpora else output
+    for path in {place, output}:
+        path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with bars_as_text():
-            papermill.execute_notebook(notebook, output, parameters, kernel_name="python3", progress_bar=False,
+            papermill.execute_notebook(notebook, place, parameters, kernel_name="python3", progress_bar=False,
                                        cwd=notebook.parent, stderr_file=sys.stderr if progress else None)
     except papermill.PapermillExecutionError as error:
-        raise RuntimeError(f"{notebook.name}, cell {error.exec_count}: {error.ename}: {error.evalue}") from error
+        said = privacy.WITHHELD if privacy.overlap(privacy.shown(error.evalue), corpora) else error.evalue
+        raise RuntimeError(f"{notebook.name}, cell {error.exec_count}: {error.ename}: {said}") from (None if corpora else error)
+    finally:
+        if corpora and place.exists():
+            _release(place, output, corpora)
     return output
+
+
+def _defaults(known: dict[str, dict]) -> dict[str, Any]:
+    """The default values in a notebook's parameters cell, those that are literals."""
+    found = {}
+    for name, about in known.items():
+        with contextlib.suppress(ValueError, SyntaxError):
+            found[name] = ast.literal_eval(about["default"])
+    return found
+
+
+def _release(place: Path, output: Path, corpora: list[Path]) -> None:
+    """Copy an executed notebook out of the data folder, without the outputs that hold text of the corpora."""
+    import nbformat
+
+    notebook = nbformat.read(place, as_version=4)
+    if count := privacy.withhold(notebook, corpora):
+        print(f"{output.name}: {count} outputs withheld, they hold credentialed text", file=sys.stderr)
+    with atomic_path(output) as temporary:
+        nbformat.write(notebook, temporary)
 
 
 def run_yaml(path: str | Path, force: bool = False, progress: bool = True) -> Path:
@@ -57,6 +89,7 @@ def run_yaml(path: str | Path, force: bool = False, progress: bool = True) -> Pa
     record = root / "results" / "runs" / f"{run_id}.json"
     if record.exists() and not force:
         return record
+    sources.ready(str((data.get("parameters") or {}).get("dataset")))
     parameters, before = dict(data.get("parameters") or {}), record.stat().st_mtime_ns if record.exists() else None
     known = papermill.inspect_notebook(root / data["notebook"])
     if "run_id" in known:

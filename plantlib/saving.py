@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from plantlib import adapters, backbones
+from plantlib import adapters, backbones, privacy
 from plantlib.io import atomic_path, read_json, write_json
 from plantlib.progress import without_library_bars
 
@@ -21,6 +21,7 @@ WORDS = "words.json"
 
 def save(model, folder: Path, write, state_dict=None, **kwargs) -> None:
     """Save `model` to `folder`; `write` is transformers' save_pretrained, a given state_dict a Trainer's checkpoint."""
+    privacy.check_model_folder(model.record, folder)
     checkpoint = state_dict is not None
     adapted = not checkpoint and adapters.is_adapted(model.backbone)
     if adapted:
@@ -114,6 +115,8 @@ def write_card(record, folder: str | Path) -> Path:
         "",
         "Not for clinical decisions: a ranking of codes for a person to check.",
     ]  # fmt: skip
+    if data.get("credentialed"):
+        privacy.check(lines, path)
     with atomic_path(path) as temporary:
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
     write_json(Path(folder) / "run.json", {"id": record.id, "params": record.params, "metrics": metrics, "dataset": data})

@@ -29,9 +29,9 @@ class Source(NamedTuple):
 
 KNOWN = {
     "codiesp": Source("get_codiesp", "codiesp", {}),
-    "codiesp-p": Source("get_codiesp", "codiesp", {"task": "P"}),
-    "codiesp-dp": Source("get_codiesp", "codiesp", {"task": "DP"}),
     "codiesp-es": Source("get_codiesp", "codiesp", {"language": "es"}),
+    **{f"codiesp-{task}{end}": Source("get_codiesp", "codiesp", {"task": task.upper(), "language": end[1:] or "en"})
+       for task in ("d3", "p", "dp") for end in ("", "-es")},
     "eurlex57k": Source("get_eurlex57k", "eurlex57k", {}),
     "cooking": Source("get_cooking", "stackexchange_cooking", {}),
     "debtags": Source("get_debtags", "debtags", {}),
@@ -39,6 +39,10 @@ KNOWN = {
     # local files only: see the script
     **{name: Source("get_xmc", name, {"dataset": name})
        for name in ("eurlex-4k", "wiki10-31k", "amazoncat-13k", "amazon-670k", "amazon-3m")},
+    # credentialed: made from the tables that the user has
+    **{f"mimic3-{subset}": Source("get_mimic3", "mimic3", {"subset": subset}) for subset in ("full", "top50", "rare50", "few")},
+    "mimic3-full-exact": Source("get_mimic3", "mimic3", {"codes": "exact"}),
+    **{f"mimic4-{subset}": Source("get_mimic4", "mimic4", {"subset": subset}) for subset in ("icd10", "icd9", "few")},
 }
 ALIASES = {"stackexchange_cooking": "cooking", "synthetic_icd": "synthetic-icd"}
 PREFERENCE = ("codiesp", "eurlex57k", "cooking", "debtags")
@@ -84,6 +88,15 @@ def local_source(name: str) -> Path | None:
     data = os.environ.get("PLANT_DATA")
     folder = Path(data) / KNOWN[name].folder if data else None
     return folder if folder is not None and folder.is_dir() else None
+
+
+def ready(name: str) -> None:
+    """DataError, before any long work, for a credentialed corpus that is not built and whose tables are not here."""
+    known = KNOWN.get(ALIASES.get(name, name))
+    if known and known.script.startswith("get_mimic") and find(name) is None and local_source(name) is None:
+        raise DataError(f"{name} is not built and needs your own credentials: get its tables from PhysioNet, then run "
+                        f"data_scripts/{known.script}.py --from FOLDER (data_scripts/README.md), or set PLANT_DATA to the "
+                        f"folder that holds {known.folder}/")
 
 
 def find_or_build(name: str, root: str | Path | None = None) -> Path:

@@ -1,0 +1,169 @@
+"""`make data-check`: what was built against what was published, quantity by quantity (expected.csv).
+
+Every data set of the table that stands in the data folder is counted from its parquet files, texts a few at a time. Each
+difference is named; the exit status is 1 when there is one. Not built, made of generated notes, or split by a rule of ours:
+said, not judged. Several rows of one quantity are alternatives: sources count differently. Counts must be equal; means and
+medians must round to what was published.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from plantlib import sources
+from plantlib.data import DataError
+from plantlib.io import read_json
+
+TABLE = Path(__file__).with_name("expected.csv")
+RANGE = re.compile(r"labels in (\d+)(?: (to) (\d+)| (or more))? documents")
+MADE_BY_RULE = "DERIVED"
+
+
+class Expected(NamedTuple):
+    """One row of expected.csv."""
+
+    dataset: str
+    split: str
+    quantity: str
+    expected: str
+    source: str
+
+
+class Built:
+    """What can be counted of a corpus folder: Y by split, and words of its texts when asked."""
+
+    def __init__(self, folder: Path) -> None:
+        import pyarrow.parquet as pq
+
+        self.folder, self.manifest = folder, read_json(folder / "manifest.json")
+        table = pq.read_table(folder / "documents.parquet", columns=["split", "labels"])
+        self.split = np.asarray(table["split"].to_pylist(), dtype=str)
+        labels = table["labels"].combine_chunks()
+        self.lengths = np.asarray(labels.value_lengths().to_pylist(), dtype=np.int64)
+        self.row = np.repeat(np.arange(len(self.split)), self.lengths)
+        self.column = labels.flatten().to_numpy()
+        self.L = pq.ParquetFile(folder / "labels.parquet").metadata.num_rows
+
+    def rows(self, split: str) -> np.ndarray:
+        """(N,) bool: the documents of 'train', of 'train+dev', or with 'all' of every split but unlabelled."""
+        return self.split != "unlabelled" if split == "all" else np.isin(self.split, split.split("+"))
+
+    def frequency(self, split: str) -> np.ndarray:
+        """(L,) documents of the split a label."""
+        return np.bincount(self.column[self.rows(split)[self.row]], minlength=self.L)
+
+    def words(self) -> Iterator[int]:
+        """Words of each document, in order."""
+        import pyarrow.parquet as pq
+
+        with pq.ParquetFile(self.folder / "documents.parquet") as file:
+            for batch in file.iter_batches(batch_size=1024, columns=["text"]):
+                yield from (len(text.split()) for text in batch["text"].to_pylist())
+
+    def measure(self, split: str, quantity: str) -> float:
+        """The value of a quantity as expected.csv names it; DataError for an unknown one."""
+        rows = self.rows(split)
+        if quantity == "documents":
+            return int(rows.sum())
+        if quantity == "labels":
+            return int((self.frequency(split) > 0).sum())
+        if quantity == "labels/doc":
+            return float(self.lengths[rows].mean())
+        if quantity == "median labels":
+            return float(np.median(self.lengths[rows]))
+        if quantity == "median words":
+            return float(np.median(np.fromiter(self.words(), np.int64)[rows]))
+        if quantity == "labels not in train":
+            return int(((self.frequency(split) > 0) & (self.frequency("train") == 0)).sum())
+        if found := RANGE.fullmatch(quantity):
+            low, high = int(found[1]), int(found[3] or found[1]) if not found[4] else np.inf
+            frequency = self.frequency(split)
+            return int(((frequency >= low) & (frequency <= high)).sum())
+        raise DataError(f"expected.csv asks for {quantity!r}: wanted documents, labels, labels/doc, median labels, "
+                        "median words, labels not in train, or labels in A to B documents")
+
+
+def expectations(path: Path = TABLE) -> dict[str, dict[tuple[str, str], list[Expected]]]:
+    """{dataset: {(split, quantity): its rows}} of the table."""
+    with open(path, encoding="utf-8", newline="") as handle:
+        rows = [Expected(**row) for row in csv.DictReader(handle)]
+    found: dict[str, dict[tuple[str, str], list[Expected]]] = {}
+    for row in rows:
+        found.setdefault(row.dataset, {}).setdefault((row.split, row.quantity), []).append(row)
+    return found
+
+
+def agrees(value: float, expected: str) -> bool:
+    """Whether a counted value is the published one: counts (int) exactly, others to as many decimals as were published."""
+    slack = 0.0 if isinstance(value, int) else 0.5 * 10.0 ** -len(expected.partition(".")[2]) + 1e-9
+    return abs(value - float(expected)) <= slack
+
+
+def differences(built: Built, wanted: dict[tuple[str, str], list[Expected]]) -> list[str]:
+    """One line a quantity that no source agrees with."""
+    found = []
+    for (split, quantity), rows in wanted.items():
+        value = built.measure(split, quantity)
+        if not any(agrees(value, row.expected) for row in rows):
+            published = " or ".join(f"{row.expected} ({row.source})" for row in rows)
+            found.append(f"{split} {quantity}: {value:.6g}, published {published}")
+    return found
+
+
+def excuse(built: Built) -> str | None:
+    """Why a corpus is no copy of the published one by its own manifest; None when it should be."""
+    if built.manifest.get("synthetic"):
+        return "made of generated notes, nothing to compare"
+    derived = next((note for note in built.manifest.get("notes", ()) if MADE_BY_RULE in note), None)
+    return f"not the published selection ({derived})" if derived else None
+
+
+def check(names: list[str] | None = None, path: Path = TABLE) -> int:
+    """Print a line a data set and its differences; the number of data sets that differ. names: None for all of the table."""
+    wanted, wrong = expectations(path), 0
+    if unknown := sorted(set(names or ()) - set(wanted)):
+        raise DataError(f"no published counts for {', '.join(unknown)}: wanted of {', '.join(wanted)}")
+    for name in names or wanted:
+        if (folder := sources.find(name)) is None:
+            print(f"{name}: not built")
+            continue
+        built = Built(folder)
+        found, reason = differences(built, wanted[name]), excuse(built)
+        if reason and found:
+            print(f"{name}: {reason}; {len(found)} of {len(wanted[name])} quantities differ")
+        elif found:
+            wrong += 1
+            print(f"{name}: {len(found)} of {len(wanted[name])} quantities differ")
+        else:
+            print(f"{name}: {len(wanted[name])} quantities as published")
+        for line in () if built.manifest.get("synthetic") else found:
+            print(f"  {line}")
+    return wrong
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """`python -m data_scripts.check [NAME ...] [--build]`."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help="data sets (default: all of expected.csv)")
+    parser.add_argument("--build", action="store_true", help="first build those whose folder $PLANT_DATA has")
+    given = parser.parse_args(arguments)
+    try:
+        for name in (given.names or expectations()) if given.build else ():
+            if sources.find(name) is None and name in sources.KNOWN and sources.local_source(name):
+                sources.find_or_build(name)
+        return 1 if check(given.names) else 0
+    except DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
