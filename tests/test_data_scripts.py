@@ -111,7 +111,7 @@ def test_codiesp_archive_folder_and_lines_agree(tmp_path, codiesp_lines, codiesp
 
 def test_codiesp_refuses_what_it_does_not_know(tmp_path, codiesp_archive):
     build = sources.script("get_codiesp").build
-    with pytest.raises(DataError, match="wanted task D, P or DP and language en or es"):
+    with pytest.raises(DataError, match="wanted task D, D3, P or DP and language en or es"):
         build(tmp_path / "out", codiesp_archive, task="X")
     shutil.rmtree(codiesp_archive / "dev")
     with pytest.raises(DataError, match="lacks dev/devD.tsv"):
