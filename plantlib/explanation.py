@@ -164,9 +164,12 @@ class DocumentExplanation:
     def __repr__(self) -> str:
         return f"DocumentExplanation({', '.join(f'{one.label} {one.score:.2f}' for one in self.explanations) or 'no label'})"
 
+    def table_html(self) -> str:
+        """The labels with their scores and words alone, as an HTML table."""
+        return reprs.html_table(["label", "score", "words behind it (attention)"], self._cells())
+
     def _repr_html_(self) -> str:
-        table = reprs.html_table(["label", "score", "words behind it (attention)"], self._cells())
-        return table + "".join(one._repr_html_() for one in self.explanations)
+        return self.table_html() + "".join(one._repr_html_() for one in self.explanations)
 
     def _repr_markdown_(self) -> str:
         return reprs.markdown_table(["label", "score", "words behind it (attention)"], self._cells())
