@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from plantlib.io import atomic_path, read_json, write_json
+from plantlib.reprs import Card, Rich
 from plantlib.streaming import digest, label_matrix
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def _csr(rows: Sequence[Sequence[int]], columns: int) -> csr_matrix:
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class Corpus:
+class Corpus(Rich):
     """N documents with L labels.
 
     ids: N unique document ids. texts: N raw texts.
@@ -329,8 +330,7 @@ class Corpus:
 
         table = {}
         for split in [s for s in SPLITS if (self.split == s).any()]:
-            rows = self.rows(split)
-            y = self.labels[rows]
+            y = self.labels[rows := self.rows(split)]
             table[split] = {"documents": rows.size, "labels used": np.unique(y.indices).size,
                             "labels/doc": round(y.nnz / rows.size, 2),
                             "median words": float(np.median([len(self.texts[i].split()) for i in rows]))}
@@ -341,5 +341,5 @@ class Corpus:
         mark = ", synthetic" if self.manifest.get("synthetic") else ""
         return f"Corpus({self.name}: {self.N:,} documents ({splits}), {self.L:,} labels{mark})"
 
-    def _repr_html_(self) -> str:
-        return f"<p><b>{self.name}</b>: {self.N:,} documents, {self.L:,} labels</p>{self.summary().to_html()}"
+    def _card(self) -> Card:
+        return Card.of_frame(self.name, repr(self).removeprefix(f"Corpus({self.name}: ")[:-1], self.summary())

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import sparse
 
+from plantlib.reprs import Card, Rich
+
 VARIANTS = ("jaccard", "label_entropy", "raw")
 RELEVANCES = ("grade", "score")
 
@@ -179,7 +181,7 @@ def grades(ranks: np.ndarray, vocabulary: int) -> np.ndarray:
 
 
 @dataclass(frozen=True, eq=False)
-class Teacher:
+class Teacher(Rich):
     """What MIG teaches: `scores` and `relevance` G, csr (L, V), the best K tokens a label.
 
     relevance lies in (0, 1]: the published grade / 101 ("grade") or the score / the label's best score ("score").
@@ -210,6 +212,13 @@ class Teacher:
         cells, labels = self.scores.nnz, int(self.taught.sum())
         taught = f"{labels:,} of {self.num_labels:,} labels taught"
         return f"Teacher({self.variant}, {taught}, {cells:,} cells, {self.n_train:,} documents)"
+
+    def _card(self) -> Card:
+        tokens = np.diff(self.scores.indptr)[self.taught]
+        best = [self.scores.data[a:b].max() for a, b in zip(self.scores.indptr, self.scores.indptr[1:], strict=False) if b > a]
+        rows = [[name, *np.quantile(values, (0, 0.5, 1)).tolist()]
+                for name, values in (("tokens kept", tokens), ("best score", best)) if len(values)]  # fmt: skip
+        return Card("teacher", repr(self)[len("Teacher("):-1], ["a label", "least", "median", "most"], rows)
 
 
 def teach(

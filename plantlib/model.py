@@ -4,11 +4,12 @@ Realises METHOD.md section 4 as one model. Documents travel packed (token ids on
 padding reaches the decoder. A model may carry no backbone: then hidden states are handed in, as head training on cached
 features does, and `attach_backbone` completes it for use on text. Documents longer than the backbone's window
 are streamed: one window of each in memory at a time, in the backward pass too, and (B, L) numbers between them.
-Not here: what goes to disk (`saving.py`).
+Not here: what goes to disk (`saving.py`), what an explanation holds (`explanation.py`, whose names are passed on).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,8 +20,9 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
-from plantlib import backbones, lm_head, saving, windows
+from plantlib import backbones, explanation, lm_head, saving, windows
 from plantlib.decoder import AttentionState, LabelDecoder, Packed
+from plantlib.explanation import DocumentExplanation, Explanation
 from plantlib.kernels.attention_bce import sparse_bce
 from plantlib.planting import TeacherScore
 from plantlib.tokens import Ragged, tokenise
@@ -274,27 +276,22 @@ class PlantModel(PreTrainedModel):
         return out
 
     @torch.inference_mode()
-    def explain(self, text: str, label: str) -> Explanation:
-        """Attention of one label over the words' tokens of `text`, with the planted part of the score beside it."""
-        if label not in self.config.label2id:
-            near = [name for name in self.config.label2id if name.lower().startswith(label.lower()[:3])][:5]
-            raise ValueError(
-                f"label {label!r} is not one of {self.config.num_labels}; near ones: {', '.join(near) or 'none'}"
-            )
+    def explain(self, text: str, label: str | Sequence[str], html: str | Path | None = None):
+        """Which words of `text` a label was read from: an `Explanation`, or a `DocumentExplanation` for several labels.
+
+        Documents longer than the window are read window by window. html: also write a self-contained HTML file there.
+        """
         self.eval()
-        tokens = self.tokenise([text])
-        ids, offsets = self._packed(tokens)
-        column, hidden = self.config.label2id[label], self.encode(ids, offsets)
-        attention, planted, outputs = self.decoder.attention(self.packed(hidden, ids, offsets), column)
-        logit = float(self(ids, offsets, hidden, linear_scores=self.word_scores([text])).logits[0, column])
-        spans = self.tokenizer(
-            text, add_special_tokens=False, return_offsets_mapping=True,
-            truncation=self.config.max_tokens is not None, max_length=self.config.max_tokens,
-        )["offset_mapping"]  # fmt: skip
-        return Explanation(
-            label, text, [tuple(s) for s in spans],
-            attention.cpu().numpy(), planted.cpu().numpy(), outputs.cpu().numpy(), logit,
-        )  # fmt: skip
+        labels = [label] if isinstance(label, str) else list(label)
+        found = explanation.explain(self, text, labels)
+        shown = found[0] if isinstance(label, str) else DocumentExplanation(found)
+        if html is not None:
+            shown.save_html(html)
+        return shown
+
+    def explain_document(self, text: str, k: int = 5, html: str | Path | None = None) -> DocumentExplanation:
+        """The k labels that `predict` ranks first, with their scores and the words behind each; html as for `explain`."""
+        return self.explain(text, [label for label, _ in self.predict([text], k)[0]], html)
 
 
 def longest(offsets: torch.Tensor) -> int:
@@ -302,38 +299,7 @@ def longest(offsets: torch.Tensor) -> int:
     return int(offsets.diff().max()) if len(offsets) > 1 else 0
 
 
-@dataclass(frozen=True, eq=False)
-class Explanation:
-    """Why a label: character span, attention weight, planted score and output of each token, and the label's logit."""
-
-    label: str
-    text: str
-    spans: list[tuple[int, int]]
-    attention: np.ndarray
-    planted: np.ndarray
-    outputs: np.ndarray
-    logit: float
-
-    def top(self, k: int = 10) -> list[tuple[str, float]]:
-        """The k tokens with most attention."""
-        order = np.argsort(-self.attention, kind="stable")[:k]
-        return [(self.text[slice(*self.spans[i])], float(self.attention[i])) for i in order]
-
-    def __repr__(self) -> str:
-        return f"Explanation({self.label!r}, {len(self.spans)} tokens, logit {self.logit:.2f})"
-
-    def _repr_html_(self) -> str:
-        from html import escape
-
-        strongest = max(float(self.attention.max(initial=0.0)), 1e-12)
-        parts, last = [f"<p><b>{escape(self.label)}</b>, logit {self.logit:.2f}</p><p>"], 0
-        for (begin, end), weight in zip(self.spans, self.attention, strict=True):
-            parts.append(escape(self.text[last:begin]))
-            shade = f"rgba(230,159,0,{float(weight) / strongest:.2f})"
-            parts.append(f'<span style="background:{shade}" title="{weight:.3f}">{escape(self.text[begin:end])}</span>')
-            last = end
-        return "".join([*parts, escape(self.text[last:]), "</p>"])
-
+__all__ = ["DocumentExplanation", "Explanation", "PlantConfig", "PlantModel", "PlantOutput", "longest"]
 
 AutoConfig.register("plant", PlantConfig)
 AutoModel.register(PlantConfig, PlantModel)

@@ -1,8 +1,8 @@
 """`make reproduce`: the main job on one corpus, notebook by notebook, through papermill.
 
 Chooses the corpus, says why, runs notebooks 02 (MI gain), 03 (pretraining), 05 (fine-tuning: starts x seeds, and the peers) and
-07 (table and figures) with the parameters below, and prints the table. Finished runs are read again, so a second call or
-a call after a kill costs little. Everything it writes lies in results/local and artefacts/.
+07 (table and figures) with the parameters below, prints the table, saves the best planted model. Finished runs are read again,
+so a second call or a call after a kill costs little. Everything it writes lies in results/local and artefacts/.
 """
 
 from __future__ import annotations
@@ -119,7 +119,45 @@ def _run(common: dict, options: argparse.Namespace) -> None:
         run_notebook(root / "notebooks" / f"{name}.ipynb", parameters, local / "executed" / f"{name}.ipynb")
     for table in sorted(local.glob("*.md")):
         print(f"\n{table.read_text(encoding='utf-8')}")
+    save_best(common, options.epochs, local / "runs", local / "model")
     print(f"records, table and figures: {os.path.relpath(local)}")
+
+
+def best_run(records: list):
+    """The planted run with the best dev value of its own choosing metric (nDCG@5); None where nothing was planted."""
+    def value(record) -> float:
+        metric = record.params["train"]["metric"]
+        return max(row[metric] for row in record.history)
+
+    planted = [r for r in records if r.kind == "planted" and r.system not in ("random", "shuffled")]
+    return max(planted, key=value, default=None)
+
+
+def save_best(common: dict, epochs: int, records: Path, target: Path) -> Path | None:
+    """Leave the job's best planted model, chosen on dev, as a folder that `PlantModel.from_pretrained` and notebook A2 read.
+
+    A run keeps its record alone, so the best one is run again, to the same numbers; a model that is there already stays.
+    """
+    from plantlib import pipeline, runs
+    from plantlib.io import atomic_path, read_json
+    from plantlib.results import load_all
+    from plantlib.train import TrainConfig
+
+    prepared, config = None, runs.RunConfig(train=TrainConfig(epochs=epochs))
+    if records.is_dir() and any(records.glob("*.json")):
+        prepared = pipeline.prepare(common["dataset"], **{k: v for k, v in common.items() if k != "dataset"})
+    best = best_run([r for r in load_all(records) if r.params.get("inputs") == prepared.key]) if prepared else None
+    if best is None:
+        print("no planted run, so no model was saved")
+        return None
+    kept = read_json(target / "run.json") if (target / "run.json").is_file() else {"id": None}
+    if kept["id"] != best.id or any(kept["params"][k] != best.params[k] for k in ("inputs", "train", "start", "teacher")):
+        print(f"model: {best.id}, the best planted run on dev, once more ...", flush=True)
+        _, model = runs.run_start(prepared, best.system, best.seed, config=config)
+        with atomic_path(target) as temporary:
+            model.attach_backbone(prepared.load_backbone()).save_pretrained(temporary)
+    print(f"model for notebook A2 (model_folder) and PlantModel.from_pretrained: {os.path.relpath(target)}")
+    return target
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:

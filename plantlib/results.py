@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from plantlib import privacy
 from plantlib.io import atomic_path, read_json
+from plantlib.reprs import Card, Rich
 from plantlib.statistics import mean_sd, paired_bootstrap
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def _refuse_leaks(value: Any, where: str) -> None:
 
 
 @dataclass(frozen=True, repr=False)
-class RunRecord:
+class RunRecord(Rich):
     """One run. Values are made JSON-plain on construction (nan becomes None) and checked; ValueError says what to fix.
 
     dataset: name, fingerprint, train/dev/test (documents), labels (count), label_space (in words), synthetic (bool).
@@ -169,12 +170,12 @@ class RunRecord:
         dataset = self.dataset["name"]
         return f"RunRecord({self.id!r}, dataset={dataset!r}, system={self.system!r}, seed={self.seed}{numbers})"
 
-    def _repr_markdown_(self) -> str:
+    def _card(self) -> Card:
         data = self.dataset
-        head = (f"**{self.id}**: {self.system} on {data['name']}{' (synthetic)' if data['synthetic'] else ''}, "
-                f"{data['train']} training and {data['test']} test documents, label space: {data['label_space']}")
-        rows = [f"| {key} | {'-' if x is None else f'{x:.4f}'} |" for key, x in sorted(self.metrics.items())]
-        return "\n".join([head, "", "| metric | test |", "| --- | ---: |", *rows])
+        about = (f"{self.system} on {data['name']}{' (synthetic)' if data['synthetic'] else ''}, "
+                 f"{data['train']} training and {data['test']} test documents, label space: {data['label_space']}")
+        rows = [[key, "-" if x is None else f"{x:.4f}"] for key, x in sorted(self.metrics.items())]
+        return Card(self.id, about, ["metric", "test"], rows)
 
 
 def load_all(folder: str | Path) -> list[RunRecord]:

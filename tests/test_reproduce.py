@@ -86,6 +86,29 @@ def test_a_table_takes_no_name_that_is_in_use(job, capsys, tmp_path):
     assert (tmp_path / "home" / "mine" / "raw.txt").exists()
 
 
+def test_the_best_planted_model_is_left_for_notebook_a2(corpus, backbone_folder, tmp_path, monkeypatch, capsys):
+    from plantlib import PlantModel, pipeline, runs
+    from plantlib.results import load_all
+    from plantlib.train import TrainConfig
+
+    folder = str(corpus.save(tmp_path / "tiny"))
+    common = {"dataset": folder, "backbone": backbone_folder, "max_tokens": None}
+    monkeypatch.setattr(pipeline, "checkout", lambda: tmp_path)
+    assert reproduce.save_best(common, 2, tmp_path / "runs", tmp_path / "model") is None
+    prepared = pipeline.prepare(corpus, backbone=backbone_folder, max_tokens=None, progress=False)
+    config = runs.RunConfig(train=TrainConfig(epochs=2))
+    runs.run_grid(prepared, ("random", "lookup", "score"), (0, 1), config=config, results=tmp_path / "runs", progress=False)
+    best = reproduce.best_run(load_all(tmp_path / "runs"))
+    dev = {r.id: max(row["ndcg@5"] for row in r.history) for r in load_all(tmp_path / "runs") if r.system != "random"}
+    assert dev[best.id] == max(dev.values())
+    assert reproduce.save_best(common, 2, tmp_path / "runs", tmp_path / "model") == tmp_path / "model"
+    model = PlantModel.from_pretrained(tmp_path / "model")
+    assert model.decoder.planted_gain.item() == pytest.approx(best.params["final_gains"]["planted"], abs=1e-6)
+    assert len(model.explain_document(corpus.texts[0], 2)) == 2 and best.id in (tmp_path / "model" / "README.md").read_text()
+    monkeypatch.setattr(runs, "run_start", lambda *a, **k: pytest.fail("trained again"))
+    assert reproduce.save_best(common, 2, tmp_path / "runs", tmp_path / "model") and "model_folder" in capsys.readouterr().out
+
+
 def test_relative_links_of_the_readme_lead_somewhere():
     links = re.findall(r"\]\((?!http)([^)#]+)", (ROOT / "README.md").read_text())
     assert [link for link in links if not (ROOT / link).exists()] == [] and len(links) > 8
