@@ -20,7 +20,11 @@ WIDGET = "application/vnd.jupyter.widget-view+json"
 def refresh(path: Path) -> float:
     """Executes one notebook with its default parameters; returns the seconds it took."""
     import papermill
+    from install_cell import insert
 
+    fresh = nbformat.read(path, as_version=4)
+    if insert(fresh, path.stem[:2]):
+        nbformat.write(fresh, path)
     began = time.perf_counter()
     papermill.execute_notebook(path, path, cwd=str(path.parent), progress_bar=False)
     seconds = time.perf_counter() - began
