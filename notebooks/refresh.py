@@ -22,7 +22,11 @@ WIDGET = "application/vnd.jupyter.widget-view+json"
 def refresh(path: Path) -> float:
     """Executes one notebook with its default parameters; returns the seconds it took."""
     import papermill
+    from install_cell import insert
 
+    fresh = nbformat.read(path, as_version=4)
+    if insert(fresh, path.stem[:2]):
+        nbformat.write(fresh, path)
     began = time.perf_counter()
     # kept in memory until it is known to hold no credentialed text
     notebook = papermill.execute_notebook(path, None, cwd=str(path.parent), progress_bar=False)

@@ -327,6 +327,14 @@ def _arrow(ax: Axes, start: tuple[int, int, str], end: tuple[int, int, str]) -> 
                                             "shrinkA": 1, "shrinkB": 1})
 
 
+def method_figure() -> Axes:
+    """The method on eight toy sentences, four panels: counts, graded relevance, attention before training, the formula."""
+    from plantlib import method_figure as picture
+
+    style()
+    return picture.draw(COLOURS["lookup"], COLOURS["random"])
+
+
 def save(ax: Axes, path: str | Path) -> Path:
     """Writes the figure of `ax` as PNG, 120 dpi, atomically and with the same bytes each time; closes the figure."""
     import matplotlib.pyplot as plt

@@ -26,6 +26,7 @@ ORDER = (
 )  # fmt: skip
 OURS = ("lookup+linear", "lookup+score", "lookup", "l2r", "closed_form")
 FIGURE_METRICS = ("ndcg@5", "few/rp@5")
+SUMMARY = ("random", "shuffled", "lookup", "linear", "lookup+linear", "SVM", "SVM + MI", "bare MI")
 BAR_SYSTEMS = (
     "random", "closed_form", "lookup", "score", "lookup+score", "linear", "lookup+linear", "SVM", "SVM + MI", "bare MI",
 )  # fmt: skip
@@ -182,6 +183,29 @@ def readme_section(found: list[Group]) -> str:
     return "\n\n".join([*parts, note])
 
 
+def summary(found: list[Group]) -> str:
+    """The README's first table: a row a data set and metric of FIGURE_METRICS, a column a system of SUMMARY.
+
+    Of groups with the same data set and number of documents the one with most records stands here, the first of equals; all
+    of them stand in `readme_section`.
+    """
+    if not found:
+        return NO_RUNS
+    fullest: dict[tuple, Group] = {}
+    for group in found:
+        key = group.dataset["name"], group.dataset["train"]
+        fullest[key] = max(fullest.get(key, group), group, key=lambda g: len(g.records))
+    lines = [["test, percent", *SUMMARY], ["---", *["---:"] * len(SUMMARY)]]
+    for (name, train), group in fullest.items():
+        table = group.table(FIGURE_METRICS)
+        for metric in [m for m in FIGURE_METRICS if m in table.columns]:
+            own = [cell(table.loc[s], metric) if s in table.index else "-" for s in SUMMARY]
+            lines.append([f"{name}, {train:,} documents: {NAMES[metric]}", *own])
+    note = ("Mean ± sd over seeds; \\*: p < 0.05 against `random`, the same model with nothing planted. RP@5 few: labels with "
+            "1 to 5 training documents.")  # fmt: skip
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + f"\n\n{note}"
+
+
 def cell(row, metric: str) -> str:
     """Mean ± sd in percent, a star where the difference to the baseline has p < 0.05."""
     value, sd, p = (row.get(f"{metric}{suffix}") for suffix in ("", " sd", " p"))
@@ -252,11 +276,13 @@ def gains(paper: pandas.DataFrame, found: list[Group], metric: str = "p@5") -> p
 
 
 def update_readme(found: list[Group], path: str | Path | None = None) -> bool:
-    """Puts the short tables between the README's `results` markers; False where there is no README or no markers."""
+    """Puts the tables between the README's `summary` and `results` markers; False where there is no README or no markers."""
     path = Path(path or checkout() / "README.md")
     if not path.is_file() or "<!-- table:begin results -->" not in path.read_text(encoding="utf-8"):
         return False
     replace_section(path, "results", readme_section(found))
+    if "<!-- table:begin summary -->" in path.read_text(encoding="utf-8"):
+        replace_section(path, "summary", summary(found))
     return True
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import hashlib
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -67,13 +69,16 @@ def _release(place: Path, output: Path, corpora: list[Path]) -> None:
         nbformat.write(notebook, temporary)
 
 
-def run_yaml(path: str | Path, force: bool = False, progress: bool = True) -> Path:
+def run_yaml(path: str | Path, force: bool = False, progress: bool = True, changes: dict[str, Any] | None = None) -> Path:
     """Runs runs/<id>.yaml (keys notebook, parameters) unless results/runs/<id>.json exists; returns that JSON's path.
 
     Paths are relative to the folder above runs/. The id (the file's name) reaches a notebook that has a parameter
     `run_id`. One that has `results` instead runs a grid: it writes many records to that folder, reads those that are
     finished, and the folder's path is returned. The executed notebook stays in results/executed/. RuntimeError if no
     record was written.
+
+    changes: parameters in the place of the file's. The id then names them, and a grid writes to results/local/<id>/runs
+    (unless they say where), so that a trial never takes the place of a committed record.
     """
     import papermill
     import yaml
@@ -85,22 +90,39 @@ def run_yaml(path: str | Path, force: bool = False, progress: bool = True) -> Pa
         raise ValueError(f"{path.name}: wanted the keys notebook and parameters (and id, if any), got {data!r:.200}")
     if data.get("id", run_id) != run_id:
         raise ValueError(f"{path.name} names the run {data['id']!r}: the id is the file's name, drop the key")
+    parameters = dict(data.get("parameters") or {})
+    if changes:
+        run_id, parameters = _changed(run_id, parameters, changes)
     executed = root / "results" / "executed" / f"{run_id}.ipynb"
     record = root / "results" / "runs" / f"{run_id}.json"
     if record.exists() and not force:
         return record
-    sources.ready(str((data.get("parameters") or {}).get("dataset")))
-    parameters, before = dict(data.get("parameters") or {}), record.stat().st_mtime_ns if record.exists() else None
+    sources.ready(str(parameters.get("dataset")))
+    before = record.stat().st_mtime_ns if record.exists() else None
     known = papermill.inspect_notebook(root / data["notebook"])
     if "run_id" in known:
         parameters.setdefault("run_id", run_id)
     elif "results" in known:
+        if changes and "results" not in changes:
+            parameters["results"] = f"results/local/{run_id}/runs"
         return _run_grid(root, root / data["notebook"], parameters, executed, progress)
     run_notebook(root / data["notebook"], parameters, executed, progress)
     if not record.exists() or record.stat().st_mtime_ns == before:
         raise RuntimeError(f"{data['notebook']} wrote no results/runs/{run_id}.json: save its RunRecord there")
     RunRecord.load(record)
     return record
+
+
+def _changed(run_id: str, parameters: dict[str, Any], changes: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The id and the parameters of a run that differs from its file; the id is a file name of at most 100 characters."""
+    for name, value in changes.items():
+        if isinstance(parameters.get(name), list) and not isinstance(value, list):
+            raise ValueError(f"{name}={value}: this parameter is a list, write {name}=[{value}]")
+    told = [f"{name}-{value}" for name, value in changes.items()]
+    named = "+".join([run_id, *(re.sub(r"[^\w.]+", "-", text).strip("-") for text in told)])
+    if len(named) > 100:
+        named = f"{named[:83]}-{hashlib.sha256(repr(changes).encode()).hexdigest()[:16]}"
+    return named, parameters | changes
 
 
 def _run_grid(root: Path, notebook: Path, parameters: dict[str, Any], executed: Path, progress: bool) -> Path:

@@ -208,6 +208,7 @@ def score(
     batch_size: int = 16,
     auc: bool = True,
     k: int = 100,
+    progress: bool = False,
 ):
     """(Scores, Y) of a split: one forward pass, documents batched by length, no (N, L) matrix."""
     labels = documents.labels[documents.rows]
@@ -216,7 +217,7 @@ def score(
     device, training = next(model.parameters()).device, model.training
     model.eval()
     with torch.inference_mode():
-        for begin in range(0, len(order), batch_size):
+        for begin in tqdm(range(0, len(order), batch_size), desc="batches", disable=not progress):
             part = order[begin : begin + batch_size]
             batch = documents.collate([int(r) for r in documents.rows[part]])
             batch = {name: value.to(device) for name, value in batch.items() if not name.startswith("label_")}

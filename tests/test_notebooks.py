@@ -106,6 +106,53 @@ def test_ids_are_stable(path):
     assert len(set(ids)) == len(ids) and all(i.startswith(path.stem[:2] + "-") for i in ids)
 
 
+def install_cell():
+    """notebooks/install_cell.py as a module."""
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location("install_cell", ROOT / "notebooks" / "install_cell.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_first_code_cell_installs_what_is_missing(path):
+    wanted, first = install_cell().SOURCE, cells(path)[0]
+    assert first.source == wanted, f"run: python notebooks/install_cell.py {path.name}"
+    assert first.outputs == [] and "parameters" in cells(path)[1].metadata.tags
+
+
+def test_the_install_cell_is_put_once_and_moves_the_counts():
+    module, new = install_cell(), nbformat.v4
+    result = new.new_output("execute_result", {"text/plain": "1"}, execution_count=1)
+    code = new.new_code_cell("1", id="99-01", execution_count=1, outputs=[result])
+    notebook = new.new_notebook(cells=[new.new_markdown_cell("# T", id="99-00"), code, new.new_code_cell("2", id="99-02")])
+    assert module.insert(notebook, "99") and not module.insert(notebook, "99")
+    assert [c["id"] for c in notebook.cells] == ["99-00", "99-install", "99-01", "99-02"]
+    assert [c.execution_count for c in notebook.cells[1:]] == [1, 2, None] and result.execution_count == 2
+
+
+def test_the_install_cell_acts_only_without_plantlib(monkeypatch, capsys):
+    import importlib.util
+    import subprocess
+    import sys
+
+    calls = []
+    monkeypatch.setattr(subprocess, "run", lambda command, check: calls.append(command))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    source = compile(install_cell().SOURCE, "cell", "exec")
+    exec(source, {})
+    assert calls == [] and capsys.readouterr() == ("", "")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.chdir(ROOT / "notebooks")
+    exec(source, {})
+    assert calls == [["bash", str(ROOT / "binder" / "postBuild")]] and sys.path[0] == str(ROOT)
+    monkeypatch.chdir("/")
+    monkeypatch.setattr("builtins.input", lambda prompt: "https://example.org/plant.git")
+    exec(source, {})
+    assert calls[1] == ["git", "clone", "--depth", "1", "https://example.org/plant.git", "plant"] and len(calls) == 3
+
+
 def test_the_readme_maps_each(path):
     readme = ROOT / "README.md"
     if not readme.is_file():

@@ -115,6 +115,35 @@ def test_data_flow_names_every_step_without_overlap():
     assert steps <= {text.get_text() for text in words}
 
 
+def test_method_figure_draws_what_the_library_computes():
+    """The words of heart failure alone in its column of G; softmax of 4 G over the document, worked by hand."""
+    from plantlib.method_figure import example
+
+    counts, relevance, attention = example()
+    assert counts.loc["breathless"].tolist() == [2, 1, 0] and counts.loc["fever"].tolist() == [0, 3, 0]
+    assert (relevance > 0).sum().max() <= 3 and relevance.loc["swollen", "heart failure"] == 1
+    assert relevance.loc["at"].max() == 0, "as frequent with the label as without it: no token to look at"
+    weights = np.exp(4 * np.array([relevance.at["breathless", "heart failure"], 0, 0, 0, 1, 1]))
+    np.testing.assert_allclose(attention["planted"], weights / weights.sum())
+    np.testing.assert_allclose(attention["random"], 1 / 6)
+
+
+def test_method_figure_titles_and_words_do_not_overlap():
+    figure = plots.method_figure().figure
+    figure.canvas.draw()
+    assert len(figure.axes) == 4
+    words = [t for ax in figure.axes for t in (ax._left_title, ax.xaxis.label, *ax.texts)]
+    words += [label for ax in figure.axes[:2] for label in ax.get_xticklabels()] + figure.axes[0].get_yticklabels()
+    words += figure.axes[2].get_yticklabels() + figure.axes[2].legend_.texts
+    boxes = [(t.get_text(), t.get_window_extent()) for t in words if t.get_text()]
+    for (first, a), (second, b) in itertools.combinations(boxes, 2):
+        assert not a.overlaps(b), f"{first!r} overlaps {second!r}"
+    bars = figure.axes[2].legend_.get_window_extent()
+    assert not any(patch.get_window_extent().overlaps(bars) for patch in figure.axes[2].patches)
+    width = figure.get_window_extent().x1
+    assert all(0 <= box.x0 and box.x1 <= width for _, box in boxes)
+
+
 def test_missing_columns_are_named():
     with pytest.raises(ValueError, match="wanted rows with start, seed, epoch, ndcg@5; got 1 rows with .'a'."):
         plots.learning_curves(pd.DataFrame({"a": [1]}))

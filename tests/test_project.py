@@ -50,6 +50,33 @@ def test_make_alone_prints_help_and_the_makefile_stays_short():
     assert len((ROOT / "Makefile").read_text().splitlines()) <= 60
 
 
+def test_binder_installs_the_pins_of_the_makefile():
+    script, makefile = (ROOT / "binder" / "postBuild").read_text(), (ROOT / "Makefile").read_text()
+    pins = set(re.findall(r"[\w-]+==[\w.]+", makefile))
+    assert len(pins) >= 3 and set(re.findall(r"[\w-]+==[\w.]+", script)) == pins
+    assert subprocess.run(["bash", "-n", str(ROOT / "binder" / "postBuild")]).returncode == 0
+    assert (ROOT / "binder" / "postBuild").stat().st_mode & 0o100, "Binder runs it as a program"
+    python = yaml.safe_load((ROOT / "binder" / "environment.yml").read_text())["dependencies"][0]
+    assert PROJECT["requires-python"].startswith(">=" + python.split("=")[1])
+
+
+def test_citation_and_changelog_know_the_version():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert {"cff-version", "message", "title", "authors", "version", "license"} <= set(citation)
+    assert citation["version"] == PROJECT["version"] and citation["license"] == PROJECT["license"]
+    heads = re.findall(r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text(), re.M)
+    assert heads[0] == "Unreleased" and heads[1] == PROJECT["version"]
+    import plantlib
+
+    assert plantlib.__version__ == PROJECT["version"]
+
+
+def test_the_readme_says_it_all_within_one_screen():
+    screen = "\n".join((ROOT / "README.md").read_text(encoding="utf-8").splitlines()[:45])
+    for piece in ("make reproduce", "make test", "figures/method_figure.png", "lookup+score |", "<!-- table:end summary"):
+        assert piece in screen, piece
+
+
 def tracked() -> list[Path]:
     names = subprocess.run(["git", "-C", str(ROOT), "ls-files"], capture_output=True, text=True, check=True).stdout
     return [ROOT / name for name in names.splitlines() if (ROOT / name).is_file()]
