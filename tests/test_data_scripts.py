@@ -109,6 +109,15 @@ def test_codiesp_archive_folder_and_lines_agree(tmp_path, codiesp_lines, codiesp
     assert list(made[2].manifest["sources"]) == ["codiesp.zip"]
 
 
+def test_codiesp_categories_and_every_variant_by_name(tmp_path, codiesp_lines):
+    made = {name: Corpus.load(sources.script("get_codiesp").build(tmp_path / "out" / name, codiesp_lines, **known.options))
+            for name, known in sources.KNOWN.items() if known.script == "get_codiesp"}
+    assert {c.name for c in made.values()} == set(made) and len(made) == 8
+    assert made["codiesp-d3"].label_names == ["r05", "r06", "r50"] and made["codiesp-dp-es"].L == made["codiesp-dp"].L == 5
+    assert made["codiesp-d3-es"].evidence["label"].unique().tolist() == ["r50", "r05"] and made["codiesp-d3"].evidence is None
+    assert made["codiesp-d3"].label_texts["r05"] == "Cough"
+
+
 def test_codiesp_refuses_what_it_does_not_know(tmp_path, codiesp_archive):
     build = sources.script("get_codiesp").build
     with pytest.raises(DataError, match="wanted task D, D3, P or DP and language en or es"):
