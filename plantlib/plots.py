@@ -344,3 +344,23 @@ def save(ax: Axes, path: str | Path) -> Path:
         ax.figure.savefig(temporary, format="png", dpi=120, metadata={"Software": None})
     plt.close(ax.figure)
     return path
+
+
+def inattention_sweep(frame: pandas.DataFrame, metric: str = "ndcg@5", ax: Axes | None = None) -> Axes:
+    """Metric (a fraction) against inattention's K on a logarithmic axis, a line a start; K of None, all tokens, stands last.
+
+    frame: columns start, keep (a number or None) and `metric`, one row a run; whiskers go from the worst to the best seed.
+    """
+    _need(frame, "start", "keep", metric)
+    ax = _axes(ax)
+    kept = sorted({int(k) for k in frame["keep"].dropna()})
+    places = {k: i for i, k in enumerate(kept)} | {"all": len(kept)}
+    where = [places["all"] if k != k or k is None else places[int(k)] for k in frame["keep"]]
+    for start, colour in colours(frame["start"]).items():
+        rows = frame.assign(place=where)[frame["start"] == start].groupby("place")[metric]
+        mean = 100 * rows.mean()
+        ax.plot(mean.index, mean, color=colour, marker="o", label=start)
+        ax.vlines(mean.index, 100 * rows.min(), 100 * rows.max(), color=colour, linewidth=2)
+    ax.set(xticks=list(places.values()), xticklabels=list(places), xlabel="K tokens kept a label", ylabel=f"{metric} (%)")
+    ax.legend(title="start")
+    return ax

@@ -302,9 +302,11 @@ def _ndcg(asked: sparse.csr_matrix, config: StaticConfig, scores) -> dict[str, f
 def zero_points(model: StaticL2R, grades: sparse.csr_matrix, keep: int) -> torch.Tensor:
     """(L,) c that puts each label's (K+1)-th best token at zero; minus infinity for a label without teacher."""
     points, taught = [], torch.from_numpy(np.diff(grades.indptr) > 0)
+    # of a vocabulary smaller than K all tokens but the last are planted
+    place = min(keep + 1, int(model.token_bias.isfinite().sum()))
     for a in range(0, len(grades.indptr) - 1, BLOCK):
         s = model.scores(a, min(a + BLOCK, grades.shape[0]))
-        points.append(-s.topk(min(keep + 1, s.shape[1]), dim=1).values[:, -1])
+        points.append(-s.topk(place, dim=1).values[:, -1])
     return torch.where(taught, torch.cat(points), float("-inf"))
 
 

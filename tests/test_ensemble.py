@@ -33,7 +33,8 @@ def test_predictions_are_of_the_sum_and_survive_saving(members, prepared, corpus
     best = ensemble.predict(texts, k=2)
     for row, logits in zip(best, summed, strict=True):
         top = int(logits.argmax())
-        assert row[0][0] == ensemble.names[top] and row[0][1] == pytest.approx(torch.sigmoid(logits[top] * slope + shift).item(), abs=1e-5)
+        chance = torch.sigmoid(logits[top] * slope + shift).item()
+        assert row[0][0] == ensemble.names[top] and row[0][1] == pytest.approx(chance, abs=1e-5)
     ensemble.save_pretrained(tmp_path / "e")
     loaded = Ensemble.from_pretrained(tmp_path / "e")
     assert loaded.predict(texts) == ensemble.predict(texts) and loaded.threshold == ensemble.threshold

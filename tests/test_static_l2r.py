@@ -130,6 +130,11 @@ def test_table_holds_k_tokens_a_label_between_zero_and_one(model, corpus):
     assert right > 0.8
 
 
+def test_k_beyond_the_vocabulary_plants_all_but_the_last_token(corpus):
+    table = static.pretrain(*corpus, **NAMES, config=replace(QUICK, planted_tokens=500), progress=False).table()
+    assert np.diff(table.indptr).min() >= V - 3 and np.isfinite(table.data).all() and V - 1 not in table.indices
+
+
 def test_labels_without_a_teacher_plant_nothing(corpus):
     counts, labels = corpus
     without = sparse.hstack([labels[:, :-1], sparse.csr_matrix((N, 1), dtype=np.int32)]).tocsr()

@@ -1,0 +1,50 @@
+"""The first version's grid: every ablation changes one thing, what is finished is read again, two directions are summed."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import pytest
+
+from plantlib import RunConfig, v1_grid
+from plantlib.planting import V1Config
+from plantlib.train import TrainConfig
+
+
+def flat(config) -> dict:
+    parts = {a: part if isinstance(part, dict) else {"": part} for a, part in asdict(config).items()}
+    return {f"{a}.{b}": v for a, part in parts.items() for b, v in part.items()}
+
+
+def test_every_ablation_changes_one_thing():
+    config = RunConfig(keep=8, v1=V1Config(l2r_table=True))
+    wanted = {"v1": set(), "random": set(), "v1-no-l2r": {"start.v1_l2r"}, "v1-no-lookup": {"start.v1_lookup"},
+              "v1-no-inattention": {"keep."}, "v1-other-state": {"v1.stateful"}}  # fmt: skip
+    assert set(wanted) == set(v1_grid.ABLATIONS)
+    for system, (_, changes) in v1_grid.ABLATIONS.items():
+        before, after = flat(config), flat(v1_grid.changed(config, changes))
+        assert {k for k in before if before[k] != after[k]} == wanted[system], system
+    annealed = RunConfig(keep=8, train=TrainConfig(keep_from=32, keep_epochs=2))
+    assert v1_grid.changed(annealed, {"keep": None}).train.keep_from is None
+
+
+def test_unknown_system_is_refused_before_any_work():
+    with pytest.raises(ValueError, match="system 'v2' is not known; use v1, random"):
+        v1_grid.awd_grid("no such corpus", systems=("v2",))
+
+
+def test_two_directions_are_trained_summed_and_read_again(corpus, tmp_path, monkeypatch):
+    corpus.save(tmp_path / "tiny")
+    options = dict(
+        systems=("v1",), directions=("forward", "backward"), tokens=None, window=10, hidden_size=8, lstm_size=8, layers=1,
+        lm_epochs=1, lm_rows=4, tuning="frozen", epochs=1, keep=4, dim=8, results=tmp_path / "runs", root=tmp_path,
+        progress=False,
+    )  # fmt: skip
+    records, models = v1_grid.awd_grid(str(tmp_path / "tiny"), **options)
+    assert [r.system for r in records] == ["v1", "v1", "v1 ensemble"] and len({r.id for r in records}) == 3
+    assert [m["direction"] for m in models] == ["forward", "backward"] and all(m["perplexity"] > 1 for m in models)
+    assert records[2].params["members"] == [records[0].id, records[1].id]
+    for name in ("pretrain", "run_start", "run_ensemble"):
+        monkeypatch.setattr(v1_grid, name, lambda *a, **k: pytest.fail("finished work was done again"))
+    again, _ = v1_grid.awd_grid(str(tmp_path / "tiny"), **options)
+    assert again == records
