@@ -30,7 +30,6 @@ test: $(READY)   ## lint, unit tests, end-to-end slice, notebooks against their 
 	$(BIN)/ruff check .
 	$(BIN)/python -m pytest -m "not network and not gpu" tests
 	$(BIN)/python -m pytest --nbval --nbval-sanitize-with notebooks/sanitize.cfg --nbval-cell-timeout 600 notebooks
-
 data-check: $(READY) ## what is built under $$PLANT_HOME or data/ against the published counts
 	$(BIN)/python -m data_scripts.check
 lab: $(READY)    ## JupyterLab at notebook 00
@@ -38,7 +37,6 @@ lab: $(READY)    ## JupyterLab at notebook 00
 
 run: $(READY)    ## one YAML run: make run RUN=runs/x.yaml; on several processes with CONFIG=runs/accelerate/ddp.yaml
 	$(if $(CONFIG),$(BIN)/accelerate launch --config_file $(CONFIG) -m plantlib.launch,$(BIN)/python -m plantlib.runner) $(RUN)
-
 bench: $(READY)  ## timings and memory against named baselines -> results/bench/*.csv
 	$(BIN)/python benchmarks/bench_mig.py
 	$(BIN)/python benchmarks/bench_kernels.py
@@ -48,10 +46,8 @@ figures: $(READY) ## tables and figures from the committed runs, README included
 	mkdir -p results/executed
 	$(BIN)/papermill --cwd notebooks notebooks/07_paper_vs_ours.ipynb results/executed/07_paper_vs_ours.ipynb
 	$(BIN)/python -c "from plantlib import plots; [plots.save(getattr(plots, n)(), f'results/figures/{n}.png') for n in ('data_flow', 'method_figure')]"
-
 promote: $(READY) ## commit-ready copies of a local job's records: make promote DATASET=x
 	$(BIN)/python -c "from pathlib import Path; from plantlib.reproduce import promote; print(len(promote(Path('results/local/$(DATASET)/runs'), Path('results/runs'))), 'records')"
-
 constraints: $(READY) ## rewrite constraints.txt from the working environment
 	(head -2 constraints.txt; $(BIN)/pip freeze --exclude-editable | grep -viE '^(torch|gt[-_]all[-_]minilm[-_]l6[-_]v2|llm[-_]smollm2|coverage|py-spy)[ =]' | sort -f) > constraints.new
 	mv constraints.new constraints.txt

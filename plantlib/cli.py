@@ -32,7 +32,7 @@ and the committed experiments:
 
 Your documents stay on this machine. Backbones are read from it too, unless HF_HUB_OFFLINE=0; plant data may download a corpus.
 Exit status: 0 done, 1 something given cannot be used (one line says what), 2 wrong usage."""
-STARTS = "random, l2r, closed_form, lookup, shuffled, score, lookup+score"
+STARTS = "random, l2r, closed_form, lookup, shuffled, score, lookup+score, linear, lookup+linear"
 
 
 def main(arguments: list[str] | None = None) -> int:

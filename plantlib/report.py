@@ -26,7 +26,7 @@ ORDER = (
 )  # fmt: skip
 OURS = ("lookup+linear", "lookup+score", "lookup", "l2r", "closed_form")
 FIGURE_METRICS = ("ndcg@5", "few/rp@5")
-SUMMARY = ("random", "shuffled", "lookup", "linear", "lookup+linear", "SVM", "SVM + MI", "bare MI")
+SUMMARY = ("random", "shuffled", "lookup", "lookup+score", "linear", "lookup+linear", "SVM", "SVM + MI", "bare MI")
 BAR_SYSTEMS = (
     "random", "closed_form", "lookup", "score", "lookup+score", "linear", "lookup+linear", "SVM", "SVM + MI", "bare MI",
 )  # fmt: skip

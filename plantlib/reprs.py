@@ -97,7 +97,10 @@ def page(title: str, body: str) -> str:
 
 
 def save_page(path: str | Path, title: str, body: str) -> Path:
-    """Write `page` atomically; characters that UTF-8 cannot hold become '?'."""
+    """Write `page` atomically; characters that UTF-8 cannot hold become '?'. PrivacyError for text of a credentialed corpus."""
+    from plantlib import privacy
+
+    privacy.check(body, Path(path))
     with atomic_path(path) as temporary:
         temporary.write_text(page(title, body), encoding="utf-8", errors="replace")
     return Path(path)

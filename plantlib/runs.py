@@ -1,4 +1,4 @@
-"""One run, one record: plant a start, fine-tune, choose on dev, read test once; and the peers on the same documents.
+"""One run, one record: plant a start, fine-tune, choose on dev, read test once.
 
 Realises METHOD.md sections 4 to 7 on what `pipeline.prepare` made ready. Each run writes one small JSON (`RunRecord`) and
 nothing else is needed later. Notebooks call these functions and show what they return.
@@ -14,63 +14,23 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 from scipy import sparse
 
-from plantlib import backbones, label_texts, launch, lm_head, mig, peers, planting, static_l2r, train, tuning
+from plantlib import label_texts, launch, planting, static_l2r, train, tuning
 from plantlib.contexts import check_decoder
 from plantlib.data import Corpus, DataError
 from plantlib.l2r import TRAINERS, L2RConfig
-from plantlib.linear_score import LinearConfig, LinearScore
+from plantlib.linear_score import LinearConfig
 from plantlib.metrics import evaluate, hits, per_document, tune_threshold
-from plantlib.mig import Teacher
-from plantlib.model import PlantConfig, PlantModel
+from plantlib.model import PlantModel
 from plantlib.pipeline import Prepared, TeacherConfig, fingerprint_of, prepare, pretrained
+from plantlib.planted_model import build_model, use_score
 from plantlib.planting import StartConfig, V1Config
 from plantlib.progress import tqdm
 from plantlib.results import RunRecord, plain
 from plantlib.static_l2r import StaticConfig
-from plantlib.tokens import tfidf, words
 from plantlib.train import TrainConfig
 from plantlib.tuning import BackboneOptions, LoraOptions
-
-
-def build_model(
-    prepared: Prepared, teacher: Teacher, *, keep: int | tuple | None = None, l2r_table: sparse.csr_matrix | None = None,
-    v1: V1Config | None = None, lm_weight: float = 0.0, linear: LinearScore | None = None,
-) -> PlantModel:  # fmt: skip
-    """An unplanted model of the corpus's sizes, without backbone; with the language model's head where one is needed.
-
-    linear: its score over words is filled in.
-    """
-    v1 = v1 or V1Config()
-    if v1.stateful == "v1" and prepared.overlap:
-        raise ValueError(f"stateful='v1' reads segments side by side, not overlap={prepared.overlap}; prepare with overlap=0")
-    names, cells = prepared.corpus.label_names, 0 if l2r_table is None else l2r_table.nnz
-    head = None
-    if lm_weight or (cells and v1.l2r_from != "read"):
-        head = lm_head.load(prepared.backbone, len(prepared.vocabulary), prepared.trust_remote_code)
-    inner = backbones.config_of(prepared.backbone, prepared.trust_remote_code)
-    config = PlantConfig(
-        backbone_name=Path(prepared.backbone).name, hidden_size=prepared.hidden_size,
-        num_tokens=len(prepared.vocabulary), num_planted_cells=teacher.relevance.nnz, num_teacher_cells=teacher.scores.nnz,
-        num_l2r_cells=cells, contexts=v1.contexts, stateful=v1.stateful, l2r_from=v1.l2r_from, top_n=v1.top_n,
-        lm_head=head is not None, backward=getattr(inner, "direction", "forward") == "backward",
-        keep=list(keep) if isinstance(keep, tuple) else keep,
-        max_tokens=prepared.max_tokens, window=prepared.window, overlap=prepared.overlap,
-        id2label=dict(enumerate(names)), label2id={name: i for i, name in enumerate(names)},
-        standardised=prepared.standard is not None, num_words=len(linear.words) if linear else 0,
-        num_word_cells=linear.tables[0].cells.nnz if linear else 0,
-    )  # fmt: skip
-    model = PlantModel(config)
-    if linear is not None:
-        model.word_score.load_linear(linear)
-    if head is not None:
-        model.lm_head.load_state_dict(head.state_dict())
-    if prepared.standard is not None:
-        model.hidden_shift.copy_(torch.from_numpy(prepared.standard.shift))
-        model.hidden_scale.copy_(torch.from_numpy(prepared.standard.scale))
-    return model
 
 
 @dataclass(frozen=True)
@@ -179,16 +139,6 @@ def run_start(
     return record, model
 
 
-def use_score(model: PlantModel, parts: list[str], teacher: Teacher, prepared: Prepared) -> None:
-    """Fill the teacher's document score where the start plants it; elsewhere the model does without, and without its gain."""
-    model.decoder.linear_gain.requires_grad_(model.word_score is not None)
-    if planting.SCORED & set(parts):
-        model.teacher_score.load_teacher(teacher, prepared.counts[prepared.rows["train"]])
-    else:
-        model.teacher_score, model.config.num_teacher_cells = None, 0
-        model.decoder.teacher_gain.requires_grad_(False)
-
-
 def run_name(prepared: Prepared, system: str, seed: int, tuning: str = "frozen") -> str:
     """Id of a run: data set, training documents, tokens read, backbone and what is trained of it, system, seed."""
     read = f"{prepared.max_tokens}t" if prepared.max_tokens else "all"
@@ -243,83 +193,6 @@ def calibrate(topk, labels: sparse.csr_matrix) -> list[float]:
         return [1.0, 0.0]
     curve = LogisticRegression(C=1e6).fit(scores[:, None], right)
     return [float(curve.coef_[0, 0]), float(curve.intercept_[0])]
-
-
-def run_peers(
-    prepared: Prepared, *, results: str | Path | None = None, notebook: str | None = None, progress: bool = True
-) -> list[RunRecord]:
-    """The rows without attention on the same documents and label space: bare teachers, SVM, SVM + w x J and + w x MI."""
-    rows, labels = prepared.rows, prepared.corpus.labels
-    began = time.perf_counter()
-    counts = words(prepared.corpus.texts, rows["train"]).counts
-    weights = tfidf(counts, rows["train"])
-    x, y = counts[rows["train"]], prepared.train_labels
-    taught = {"J": mig.teach(x, y, top_k=64), "MI": mig.teach(x, y, variant="raw", top_k=64)}
-    taught |= {"PPMI": peers.ppmi(x, y), "centroid": peers.centroids(weights[rows["train"]], y)}
-    blocks = {f"bare {name}": peers.bare_teacher(weights, teacher) for name, teacher in taught.items()}
-    seconds = {name: round(time.perf_counter() - began, 2) for name in blocks}
-    began = time.perf_counter()
-    svm = peers.linear_svm(weights, labels, rows["train"], progress=progress)
-    seconds["SVM"] = round(time.perf_counter() - began, 2)
-    records = [
-        _peer_record(prepared, name, "teacher", block, {}, seconds[name], results, notebook) for name, block in blocks.items()
-    ]
-    records.append(_peer_record(prepared, "SVM", "linear", svm, {"C": 1.0}, seconds["SVM"], results, notebook))
-    for name in ("J", "MI"):
-        weight = tuned_weight(prepared, svm, blocks[f"bare {name}"])
-        block = peers.added(svm, blocks[f"bare {name}"], weight)
-        records.append(
-            _peer_record(
-                prepared,
-                f"SVM + {name}",
-                "linear",
-                block,
-                {"C": 1.0, "weight": weight},
-                seconds["SVM"],
-                results,
-                notebook,
-            )
-        )
-    return records
-
-
-def tuned_weight(
-    prepared: Prepared, first, second, metric: str = "ndcg@5", grid=(0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
-) -> float:
-    """The weight of `second` with the best dev metric; both blocks are evaluated on dev only."""
-    dev, labels = prepared.rows["dev"], prepared.corpus.labels
-    value = lambda w: evaluate(  # noqa: E731
-        peers.scored(peers.added(first, second, w), labels, dev, prepared.train_counts, auc=False),
-        labels[dev],
-        prepared.train_counts,
-        len(prepared.rows["train"]),
-    )[metric]
-    return max(grid, key=value)
-
-
-def _peer_record(prepared, system, kind, block, params, seconds, results, notebook) -> RunRecord:
-    rows, labels = prepared.rows, prepared.corpus.labels
-    dev = peers.scored(block, labels, rows["dev"], prepared.train_counts, auc=False)
-    threshold = tune_threshold(dev.topk, labels[rows["dev"]])
-    scores = peers.scored(block, labels, rows["test"], prepared.train_counts)
-    n_train, extra = len(rows["train"]), prepared.extra_gold[rows["test"]]
-    record = RunRecord(
-        id=run_name(prepared, system.replace(" ", "_"), 0),
-        kind=kind,
-        dataset=prepared.about(),
-        system=system,
-        seed=0,
-        metrics=evaluate(scores, labels[rows["test"]], prepared.train_counts, n_train, threshold, extra),
-        params=params | {"text": "whole document, words"},
-        notebook=notebook,
-        threshold=threshold,
-        per_document=per_document(scores, labels[rows["test"]]),
-        times={"train": seconds},
-        peak_memory_mb=peak_memory(),
-    )
-    if results is not None:
-        record.save(results)
-    return record
 
 
 STARTS = ("random", "l2r", "closed_form", "lookup", "shuffled", "score", "lookup+score", "linear", "lookup+linear")

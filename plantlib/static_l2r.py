@@ -11,7 +11,6 @@ tokens exist for a block of labels at a time. No backbone is needed.
 from __future__ import annotations
 
 import argparse
-import functools
 import json
 import sys
 import time
@@ -26,6 +25,7 @@ from plantlib import mig, ranking
 from plantlib.io import atomic_path, read_json, write_json
 from plantlib.l2r import check_same
 from plantlib.progress import tqdm
+from plantlib.token_space import embed, frequency
 
 SPACES = ("grades", "text")
 BLOCK = 256  # labels whose scores of all tokens are held at once
@@ -142,7 +142,7 @@ def pretrain(
     grades = teacher.relevance.astype(np.float32)
     feature, seen = frequency(counts), mig.column_counts(mig.presence(counts)) > 0
     quality = _measured(counts, feature, grades, seen, config, progress)
-    embeddings = embed(counts, grades, seen, config)
+    embeddings = embed(counts, grades, seen, space=config.space, dim=config.dim, seed=config.seed)
     start = begin(embeddings, grades, seen, config)
     label, bias = _train(embeddings, feature, start, grades, seen, config, progress, "static L2R, all tokens")
     # what no training document has is never planted
@@ -155,7 +155,7 @@ def _measured(counts, feature, grades, seen, config: StaticConfig, progress: boo
     """Quality of a model that is shown a part of the tokens, on the others."""
     held_out = hold_out(seen, config)
     shown = seen & ~held_out
-    embeddings = embed(counts, grades, shown, config)
+    embeddings = embed(counts, grades, shown, space=config.space, dim=config.dim, seed=config.seed)
     start = begin(embeddings, grades, shown, config)
     trained = _train(embeddings, feature, start, grades, shown, config, progress, "static L2R, shown tokens")
     return {
@@ -165,42 +165,6 @@ def _measured(counts, feature, grades, seen, config: StaticConfig, progress: boo
         "held_out_tokens": int(held_out.sum()), "shown_tokens": int(shown.sum()), "dim": embeddings.shape[1],
         "labels": int(np.count_nonzero(np.diff(grades[:, held_out].indptr))),
     }  # fmt: skip
-
-
-def embed(counts, grades: sparse.csr_matrix, shown: np.ndarray, config: StaticConfig = StaticConfig()) -> torch.Tensor:
-    """E (V, d) = A'U of all tokens: A (n, V) presence / sqrt(n_t), U (n, d) orthonormal, d `dim` or what there is.
-
-    U spans the left singular vectors of A itself (space "text"), or of A G' over the `shown` tokens alone, each label's grades
-    at length one ("grades"). A product of the two sparse factors, by a randomised range finder: (n, L) is never made.
-    """
-    present = mig.presence(counts).astype(np.float32)
-    a = (present @ sparse.diags((1 / np.sqrt(np.maximum(mig.column_counts(present), 1))).astype(np.float32))).tocsr()
-    factors = [a]
-    if config.space == "grades":
-        own = grades[:, shown].astype(np.float32)
-        length = np.sqrt(np.asarray(own.multiply(own).sum(1)).ravel()).clip(min=1e-12)
-        factors = [a[:, shown].tocsr(), (sparse.diags((1 / length).astype(np.float32)) @ own).T.tocsr()]
-    rank = max(min(config.dim, a.shape[0] - 1, factors[-1].shape[1]), 1)
-    found = (a.T @ directions(factors, rank, config.seed)).astype(np.float32)
-    return torch.from_numpy(found / max(float(np.sqrt(np.square(found).sum(1).mean())), 1e-12))
-
-
-def directions(factors: list[sparse.csr_matrix], rank: int, seed: int, powers: int = 1) -> np.ndarray:
-    """(n, rank) orthonormal, about the leading left singular vectors of the product of sparse factors (Halko et al. 2011)."""
-    forward = lambda m: functools.reduce(lambda right, left: left @ right, factors[::-1], m)  # noqa: E731
-    back = lambda m: functools.reduce(lambda right, left: left.T @ right, factors, m)  # noqa: E731
-    draw = np.random.default_rng(seed).standard_normal((factors[-1].shape[1], rank + 10)).astype(np.float32)
-    basis = np.linalg.qr(forward(draw))[0]
-    for _ in range(powers):
-        basis = np.linalg.qr(forward(np.linalg.qr(back(basis))[0]))[0]
-    left = np.linalg.svd(np.linalg.qr(back(basis), mode="r"))[2]
-    return basis @ left[:rank].T
-
-
-def frequency(counts: sparse.csr_matrix) -> torch.Tensor:
-    """(V,) standardised logarithm of document frequency: the feature that b_t is a multiple of, known without labels."""
-    value = np.log1p(mig.column_counts(mig.presence(counts)))
-    return torch.from_numpy(((value - value.mean()) / max(value.std(), 1e-12)).astype(np.float32))
 
 
 def hold_out(seen: np.ndarray, config: StaticConfig = StaticConfig()) -> np.ndarray:

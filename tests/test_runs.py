@@ -18,8 +18,9 @@ from plantlib import Corpus, RunConfig, RunRecord, backbones, fit, planting, pre
 from plantlib.data import DataError
 from plantlib.l2r import L2RConfig
 from plantlib.metrics import evaluate
+from plantlib.peer_runs import run_peers
 from plantlib.results import load_all
-from plantlib.runs import build_model, run_grid, run_peers, run_start, use_score
+from plantlib.runs import build_model, run_grid, run_start, use_score
 from plantlib.train import TrainConfig
 
 STARTS = ("random", "lookup", "l2r", "closed_form", "shuffled", "lookup+score")

@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy import sparse
 
-from plantlib import mig, ranking
+from plantlib import mig, ranking, token_space
 from plantlib import static_l2r as static
 from plantlib.io import read_json
 from plantlib.static_l2r import StaticConfig, StaticL2R
@@ -38,12 +38,16 @@ def model(corpus) -> StaticL2R:
     return static.pretrain(*corpus, **NAMES, config=QUICK, progress=False)
 
 
+def embed(counts, grades, shown, config):
+    return token_space.embed(counts, grades, shown, space=config.space, dim=config.dim, seed=config.seed)
+
+
 def test_directions_are_the_leading_singular_vectors():
     rng = np.random.default_rng(0)
     a, b = sparse.csr_matrix(rng.random((30, 5))), sparse.csr_matrix(rng.random((5, 12)))
     for factors, product in (([a], a.toarray()), ([a, b], (a @ b).toarray())):
         left = np.linalg.svd(product)[0][:, :3]
-        found = static.directions(factors, 3, seed=0, powers=3)
+        found = token_space.directions(factors, 3, seed=0, powers=3)
         np.testing.assert_allclose(found.T @ found, np.eye(3), atol=1e-5)
         np.testing.assert_allclose(np.abs(np.sum(found * left, 0)), 1.0, atol=1e-3)
 
@@ -59,7 +63,7 @@ def test_training_raises_what_a_poor_start_ranks(corpus):
     counts, labels = corpus
     grades = mig.teach(counts, labels, top_k=30).relevance.astype(np.float32)
     shown = np.ones(V, bool)
-    e, x = static.embed(counts, grades, shown, QUICK), static.frequency(counts)
+    e, x = embed(counts, grades, shown, QUICK), token_space.frequency(counts)
     poor = (torch.randn(L, e.shape[1], generator=torch.Generator().manual_seed(0)), torch.zeros(()))
     asked = np.ones(V, bool)
     before = static.held_out_ndcg(e, x, *poor, grades, asked, QUICK)["ndcg_exponential"]
@@ -78,7 +82,7 @@ def test_grades_of_held_out_tokens_are_not_read(corpus, monkeypatch):
     asked = []
     monkeypatch.setattr(static, "held_out_ndcg", lambda *a: asked.append([t.clone() for t in (a[0], a[2], a[3])]) or {})
     for g in (grades, sparse.csr_matrix(spoilt)):
-        static._measured(counts, static.frequency(counts), g, seen, QUICK, False)
+        static._measured(counts, token_space.frequency(counts), g, seen, QUICK, False)
     for a, b in zip(asked[:2], asked[2:], strict=True):
         assert all(torch.equal(u, v) for u, v in zip(a, b, strict=True)), "E, F and b know nothing of held-out grades"
 
@@ -86,11 +90,11 @@ def test_grades_of_held_out_tokens_are_not_read(corpus, monkeypatch):
 def test_text_alone_makes_embeddings_without_labels(corpus):
     counts, labels = corpus
     config, shown = replace(QUICK, space="text"), np.ones(V, bool)
-    a, b = (static.embed(counts, mig.teach(counts, y).relevance, shown, config) for y in (labels, labels[::-1]))
+    a, b = (embed(counts, mig.teach(counts, y).relevance, shown, config) for y in (labels, labels[::-1]))
     assert torch.equal(a, b) and not a[V - 1].any()
     x = counts.toarray().astype(float)
     x /= np.sqrt(x.sum(0)).clip(min=1e-9)
-    exact = static.embed(counts, None, shown, replace(config, dim=N))
+    exact = embed(counts, None, shown, replace(config, dim=N))
     scale = float(exact[0] @ exact[0])
     np.testing.assert_allclose((exact @ exact.T / scale)[:6, :6], (x.T @ x)[:6, :6], atol=5e-3)
 

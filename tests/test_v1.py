@@ -26,6 +26,7 @@ from plantlib.train import TrainConfig
 from plantlib.tuning import BackboneOptions
 
 V = 4
+UNUSED = ("teacher_gain", "linear_gain")
 
 
 def sigmoid(x: float) -> float:
@@ -98,7 +99,7 @@ def test_gradients_of_both_gains_are_those_of_autograd(contexts, keep):
         packed = Packed(h, torch.tensor([0, 1, 2, 3, 1, 2, 3, 3, 0]), torch.tensor([0, 5, 5, 9]))
         loss, logits = made.loss(packed, torch.tensor([0, 2]), torch.tensor([1, 0]))
         loss.backward()
-        found[impl] = [loss, logits, h.grad, *(p.grad for n, p in made.named_parameters() if n not in ("teacher_gain", "linear_gain"))]
+        found[impl] = [loss, logits, h.grad, *(p.grad for n, p in made.named_parameters() if n not in UNUSED)]
         assert all(g is not None and g.abs().sum() > 0 for g in found[impl])
     for a, b in zip(found["torch"], found["reference"], strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)

@@ -1,0 +1,94 @@
+"""The rows without attention as run records: bare teachers, the SVM, and the SVM plus a teacher; METHOD.md section 7.
+
+On the documents and label space of a `Prepared` corpus, whole documents in words; evaluated as the models are. The scores
+themselves are made in `peers.py`, those of other libraries in `library_peers.py`.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from plantlib import mig, peers
+from plantlib.metrics import evaluate, per_document, tune_threshold
+from plantlib.pipeline import Prepared
+from plantlib.results import RunRecord
+from plantlib.runs import peak_memory, run_name
+from plantlib.tokens import tfidf, words
+
+
+def run_peers(
+    prepared: Prepared, *, results: str | Path | None = None, notebook: str | None = None, progress: bool = True
+) -> list[RunRecord]:
+    """The rows without attention on the same documents and label space: bare teachers, SVM, SVM + w x J and + w x MI."""
+    rows, labels = prepared.rows, prepared.corpus.labels
+    began = time.perf_counter()
+    counts = words(prepared.corpus.texts, rows["train"]).counts
+    weights = tfidf(counts, rows["train"])
+    x, y = counts[rows["train"]], prepared.train_labels
+    taught = {"J": mig.teach(x, y, top_k=64), "MI": mig.teach(x, y, variant="raw", top_k=64)}
+    taught |= {"PPMI": peers.ppmi(x, y), "centroid": peers.centroids(weights[rows["train"]], y)}
+    blocks = {f"bare {name}": peers.bare_teacher(weights, teacher) for name, teacher in taught.items()}
+    seconds = {name: round(time.perf_counter() - began, 2) for name in blocks}
+    began = time.perf_counter()
+    svm = peers.linear_svm(weights, labels, rows["train"], progress=progress)
+    seconds["SVM"] = round(time.perf_counter() - began, 2)
+    records = [
+        _peer_record(prepared, name, "teacher", block, {}, seconds[name], results, notebook) for name, block in blocks.items()
+    ]
+    records.append(_peer_record(prepared, "SVM", "linear", svm, {"C": 1.0}, seconds["SVM"], results, notebook))
+    for name in ("J", "MI"):
+        weight = tuned_weight(prepared, svm, blocks[f"bare {name}"])
+        block = peers.added(svm, blocks[f"bare {name}"], weight)
+        records.append(
+            _peer_record(
+                prepared,
+                f"SVM + {name}",
+                "linear",
+                block,
+                {"C": 1.0, "weight": weight},
+                seconds["SVM"],
+                results,
+                notebook,
+            )
+        )
+    return records
+
+
+def tuned_weight(
+    prepared: Prepared, first, second, metric: str = "ndcg@5", grid=(0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
+) -> float:
+    """The weight of `second` with the best dev metric; both blocks are evaluated on dev only."""
+    dev, labels = prepared.rows["dev"], prepared.corpus.labels
+    value = lambda w: evaluate(  # noqa: E731
+        peers.scored(peers.added(first, second, w), labels, dev, prepared.train_counts, auc=False),
+        labels[dev],
+        prepared.train_counts,
+        len(prepared.rows["train"]),
+    )[metric]
+    return max(grid, key=value)
+
+
+def _peer_record(prepared, system, kind, block, params, seconds, results, notebook) -> RunRecord:
+    rows, labels = prepared.rows, prepared.corpus.labels
+    dev = peers.scored(block, labels, rows["dev"], prepared.train_counts, auc=False)
+    threshold = tune_threshold(dev.topk, labels[rows["dev"]])
+    scores = peers.scored(block, labels, rows["test"], prepared.train_counts)
+    n_train, extra = len(rows["train"]), prepared.extra_gold[rows["test"]]
+    record = RunRecord(
+        id=run_name(prepared, system.replace(" ", "_"), 0),
+        kind=kind,
+        dataset=prepared.about(),
+        system=system,
+        seed=0,
+        metrics=evaluate(scores, labels[rows["test"]], prepared.train_counts, n_train, threshold, extra),
+        params=params | {"text": "whole document, words"},
+        notebook=notebook,
+        threshold=threshold,
+        per_document=per_document(scores, labels[rows["test"]]),
+        times={"train": seconds},
+        peak_memory_mb=peak_memory(),
+    )
+    if results is not None:
+        record.save(results)
+    return record
