@@ -38,14 +38,14 @@ lab: $(READY)    ## JupyterLab at notebook 00
 run: $(READY)    ## one YAML run: make run RUN=runs/x.yaml; on several processes with CONFIG=runs/accelerate/ddp.yaml
 	$(if $(CONFIG),$(BIN)/accelerate launch --config_file $(CONFIG) -m plantlib.launch,$(BIN)/python -m plantlib.runner) $(RUN)
 bench: $(READY)  ## timings and memory against named baselines -> results/bench/*.csv
-	$(BIN)/python benchmarks/bench_mig.py
-	$(BIN)/python benchmarks/bench_kernels.py
-	$(BIN)/python benchmarks/bench_candidates.py
+	$(BIN)/python benchmarks/bench_mig.py && $(BIN)/python benchmarks/bench_kernels.py && $(BIN)/python benchmarks/bench_candidates.py
 
 figures: $(READY) ## tables and figures from the committed runs, README included
-	mkdir -p results/executed
-	$(BIN)/papermill --cwd notebooks notebooks/07_paper_vs_ours.ipynb results/executed/07_paper_vs_ours.ipynb
+	mkdir -p results/executed && $(BIN)/papermill --cwd notebooks notebooks/07_paper_vs_ours.ipynb results/executed/07_paper_vs_ours.ipynb
 	$(BIN)/python -c "from plantlib import plots; [plots.save(getattr(plots, n)(), f'results/figures/{n}.png') for n in ('data_flow', 'method_figure')]"
+
+site: $(READY)   ## notebooks, lessons and API pages as static HTML in site/, without a network
+	$(BIN)/sphinx-build -q -W --keep-going -c docs -d artefacts/doctrees . site && $(BIN)/python docs/check_links.py site
 promote: $(READY) ## commit-ready copies of a local job's records: make promote DATASET=x
 	$(BIN)/python -c "from pathlib import Path; from plantlib.reproduce import promote; print(len(promote(Path('results/local/$(DATASET)/runs'), Path('results/runs'))), 'records')"
 constraints: $(READY) ## rewrite constraints.txt from the working environment
@@ -54,4 +54,4 @@ constraints: $(READY) ## rewrite constraints.txt from the working environment
 clean:      ## remove artefacts and local results (the environment and corpora stay)
 	rm -rf artefacts results/local results/executed
 
-.PHONY: help setup reproduce test data-check lab run bench figures promote constraints clean
+.PHONY: help setup reproduce test data-check lab run bench figures site promote constraints clean
