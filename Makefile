@@ -45,6 +45,7 @@ figures: $(READY) ## tables and figures from the committed runs, README included
 	mkdir -p results/executed
 	$(BIN)/papermill --cwd notebooks notebooks/07_paper_vs_ours.ipynb results/executed/07_paper_vs_ours.ipynb
 	$(BIN)/python -c "from plantlib import plots; plots.save(plots.data_flow(), 'results/figures/data_flow.png')"
+	$(BIN)/python -c "from plantlib import evidence; evidence.draw()"
 
 promote: $(READY) ## commit-ready copies of a local job's records: make promote DATASET=x
 	$(BIN)/python -c "from pathlib import Path; from plantlib.reproduce import promote; print(len(promote(Path('results/local/$(DATASET)/runs'), Path('results/runs'))), 'records')"
