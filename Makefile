@@ -42,7 +42,7 @@ bench: $(READY)  ## timings and memory against named baselines -> results/bench/
 
 figures: $(READY) ## tables and figures from the committed runs, README included
 	mkdir -p results/executed && $(BIN)/papermill --cwd notebooks notebooks/07_paper_vs_ours.ipynb results/executed/07_paper_vs_ours.ipynb
-	$(BIN)/python -c "from plantlib import plots; [plots.save(getattr(plots, n)(), f'results/figures/{n}.png') for n in ('data_flow', 'method_figure')]"
+	$(BIN)/python -c "from plantlib import evidence, plots; evidence.draw(); [plots.save(getattr(plots, n)(), f'results/figures/{n}.png') for n in ('data_flow', 'method_figure')]"
 
 site: $(READY)   ## notebooks, lessons and API pages as static HTML in site/, without a network
 	$(BIN)/sphinx-build -q -W --keep-going -c docs -d artefacts/doctrees . site && $(BIN)/python docs/check_links.py site

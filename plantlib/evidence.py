@@ -241,6 +241,21 @@ def table(found: dict) -> pandas.DataFrame:
     return pd.DataFrame(rows)
 
 
+def draw(source: str | Path = "results/evidence.json", target: str | Path = "results/figures/evidence.png") -> Path:
+    """The committed numbers as a figure: all labels, a row a system."""
+    from plantlib import plots
+    from plantlib.io import read_json
+
+    found = read_json(source)
+    rows = table(found)
+    ax = plots.evidence_agreement(rows[rows["bucket"] == "all"], chance=found["pairs"]["chance precision"])
+    about = found["dataset"]
+    ax.set_title(f"{about['name']}, {found['split']}: {found['pairs']['labels']:,} marked labels of "
+                 f"{found['pairs']['documents']} documents, {len(found['seeds'])} seed(s)", pad=32)  # fmt: skip
+    plots.save(ax, target)
+    return Path(target)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the comparison; exit status 1 with one line when something is wrong."""
     parser = argparse.ArgumentParser(prog="python -m plantlib.evidence", description=__doc__.split("\n")[0])
