@@ -13,11 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from plantlib.results import RunRecord, load_all
+from plantlib.results import RunRecord
 
 if TYPE_CHECKING:
-    import pandas
-
     from plantlib.pipeline import Prepared
     from plantlib.runs import RunConfig
 
