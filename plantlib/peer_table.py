@@ -1,22 +1,19 @@
 """All peers of a data set in one call, and results/peers.csv: what each is worth and what it costs.
 
-`python -m plantlib.peer_table codiesp --train 500` runs what is missing and rewrites the table from the run records; a row that
-could not be run stays in the table as "not run". METHOD.md section 7 says why the rows stand there. Nothing here trains by itself.
+`python -m plantlib.peer_table codiesp --train 500` runs what is missing and rewrites the table from the run records; a peer
+without a record stays in the table as "not run". METHOD.md section 7 says why the rows stand there. Nothing here trains itself.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from plantlib.io import atomic_path
-from plantlib.results import RunRecord, load_all
+from plantlib.results import load_all
 from plantlib.sources import checkout
 
 if TYPE_CHECKING:
-    import pandas
 
     from plantlib.pipeline import Prepared
 
