@@ -46,6 +46,7 @@ figures: $(READY) ## tables and figures from the committed runs, README included
 	$(BIN)/papermill --cwd notebooks notebooks/07_paper_vs_ours.ipynb results/executed/07_paper_vs_ours.ipynb
 	$(BIN)/python -c "from plantlib import plots; plots.save(plots.data_flow(), 'results/figures/data_flow.png')"
 
+peers: $(READY); $(BIN)/python -m plantlib.peer_table $(DATASET) $(if $(TRAIN),--train $(TRAIN)) --tokens $(TOKENS) $(ARGS) ## peers of other libraries -> results/peers.csv; DATASET= TRAIN=
 promote: $(READY) ## commit-ready copies of a local job's records: make promote DATASET=x
 	$(BIN)/python -c "from pathlib import Path; from plantlib.reproduce import promote; print(len(promote(Path('results/local/$(DATASET)/runs'), Path('results/runs'))), 'records')"
 
@@ -56,4 +57,4 @@ constraints: $(READY) ## rewrite constraints.txt from the working environment
 clean:      ## remove artefacts and local results (the environment and corpora stay)
 	rm -rf artefacts results/local results/executed
 
-.PHONY: help setup reproduce test lab run bench figures promote constraints clean
+.PHONY: help setup reproduce test lab run bench figures peers promote constraints clean

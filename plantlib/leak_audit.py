@@ -127,8 +127,8 @@ def paragraph(frame: pandas.DataFrame, metric: str = "RP@5") -> str:
     rest = ", ".join(f"{mean[b]:+.1f} on {b}" for b in BUCKETS if b in mean.index and b != most)
     return (
         f"{metric} among the labels of a bucket, from the teacher of the training rows to the teacher of all rows, nothing "
-        f"else changed. {' '.join(parts)} A teacher that has counted the test rows gains most on {most} labels ({mean[most]:+.1f} "
-        f"points; {rest}): gains of this kind measure what the teacher was told, not what the model learnt."
+        f"else changed. {' '.join(parts)} A teacher that has counted the test rows gains most on {most} labels "
+        f"({mean[most]:+.1f} points; {rest}): gains of this kind measure what the teacher was told, not what the model learnt."
     )
 
 

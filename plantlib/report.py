@@ -20,7 +20,8 @@ from plantlib.sources import checkout
 if TYPE_CHECKING:
     import pandas
 
-ORDER = ("random", "shuffled", "l2r", "closed_form", "lookup", "score", "lookup+score", "SVM", "SVM + J", "SVM + MI")
+ORDER = ("random", "shuffled", "l2r", "closed_form", "lookup", "score", "lookup+score", "SVM", "SVM + J", "SVM + MI",
+         "logistic", "Parabel", "Bonsai", "PLT", "XR-Linear", "CAML head", "PLM-ICD head")  # fmt: skip
 OURS = ("lookup+score", "lookup", "l2r", "closed_form")
 FIGURE_METRICS = ("ndcg@5", "few/rp@5")
 BAR_SYSTEMS = ("random", "closed_form", "lookup", "score", "lookup+score", "SVM", "SVM + MI", "bare MI")
@@ -62,7 +63,8 @@ class Group:
         read = f"first {tokens_of(planted[0])} tokens read, backbone {backbone_of(planted[0])}"
         sizes = ", ".join(f"{data[split]:,} {split}" for split in ("train", "dev", "test"))
         return (f"**{data['name']}**{' (synthetic)' if data['synthetic'] else ''}: {sizes} documents; {data['labels']:,} "
-                f"{data['label_space']}; {read}; seeds {seeds}; {devices}. SVM and bare teachers read whole documents.")
+                f"{data['label_space']}; {read}; seeds {seeds}; {devices}. Linear peers and bare teachers read "
+                "whole documents.")
 
 
 def in_order(systems: Iterable[str]) -> list[str]:
