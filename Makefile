@@ -46,6 +46,8 @@ figures: $(READY) ## tables and figures from the committed runs, README included
 
 site: $(READY)   ## notebooks, lessons and API pages as static HTML in site/, without a network
 	$(BIN)/sphinx-build -q -W --keep-going -c docs -d artefacts/doctrees . site && $(BIN)/python docs/check_links.py site
+peers: $(READY)  ## peers of other libraries -> results/peers.csv; DATASET= TRAIN= TOKENS=
+	$(BIN)/python -m plantlib.peer_table $(DATASET) $(if $(TRAIN),--train $(TRAIN)) --tokens $(TOKENS) $(ARGS)
 promote: $(READY) ## commit-ready copies of a local job's records: make promote DATASET=x
 	$(BIN)/python -c "from pathlib import Path; from plantlib.reproduce import promote; print(len(promote(Path('results/local/$(DATASET)/runs'), Path('results/runs'))), 'records')"
 constraints: $(READY) ## rewrite constraints.txt from the working environment
@@ -54,4 +56,4 @@ constraints: $(READY) ## rewrite constraints.txt from the working environment
 clean:      ## remove artefacts and local results (the environment and corpora stay)
 	rm -rf artefacts results/local results/executed
 
-.PHONY: help setup reproduce test data-check lab run bench figures site promote constraints clean
+.PHONY: help setup reproduce test data-check lab run bench figures site peers promote constraints clean

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     import pandas
 
 ORDER = (
-    "random", "shuffled", "l2r", "closed_form", "lookup", "score", "lookup+score", "linear", "lookup+linear", "SVM", "SVM + J",
-    "SVM + MI",
+    "random", "shuffled", "l2r", "closed_form", "lookup", "score", "lookup+score", "linear", "shuffled+linear", "lookup+linear",
+    "SVM", "SVM + J", "SVM + MI", "logistic", "Parabel", "Bonsai", "PLT", "XR-Linear", "CAML head", "PLM-ICD head",
 )  # fmt: skip
 OURS = ("lookup+linear", "lookup+score", "lookup", "l2r", "closed_form")
 FIGURE_METRICS = ("ndcg@5", "few/rp@5")
@@ -30,6 +30,7 @@ SUMMARY = ("random", "shuffled", "lookup", "lookup+score", "linear", "lookup+lin
 BAR_SYSTEMS = (
     "random", "closed_form", "lookup", "score", "lookup+score", "linear", "lookup+linear", "SVM", "SVM + MI", "bare MI",
 )  # fmt: skip
+ELSEWHERE = ("06", "08", "convergence", "leak_audit")
 NO_RUNS = "No runs yet: `make reproduce` makes them, `make promote` copies them to results/runs."
 NAMES = {"p@1": "P@1", "p@3": "P@3", "p@5": "P@5", "ndcg@5": "nDCG@5", "psp@5": "PSP@5", "macro_f1": "macro-F1",
          "few/rp@5": "RP@5 few", "medium/rp@5": "RP@5 medium", "head/rp@5": "RP@5 head"}  # fmt: skip
@@ -67,7 +68,8 @@ class Group:
         read = f"first {tokens_of(planted[0])} tokens read, backbone {backbone_of(planted[0])}"
         sizes = ", ".join(f"{data[split]:,} {split}" for split in ("train", "dev", "test"))
         return (f"**{data['name']}**{' (synthetic)' if data['synthetic'] else ''}: {sizes} documents; {data['labels']:,} "
-                f"{data['label_space']}; {read}; seeds {seeds}; {devices}. SVM and bare teachers read whole documents.")
+                f"{data['label_space']}; {read}; seeds {seeds}; {devices}. Linear peers and bare teachers read "
+                "whole documents.")
 
 
 def in_order(systems: Iterable[str]) -> list[str]:
@@ -91,10 +93,11 @@ def load(folder: str | Path) -> list[RunRecord]:
     return load_all(folder) if Path(folder).is_dir() else []
 
 
-def groups(records: Iterable[RunRecord], elsewhere: tuple[str, ...] = ("06", "08")) -> list[Group]:
+def groups(records: Iterable[RunRecord], elsewhere: tuple[str, ...] = ELSEWHERE) -> list[Group]:
     """Records by data set, backbone and tokens; a data set without a planted run is left out.
 
-    elsewhere: notebooks whose records have tables of their own: ablations (06), backbones (08, `backbone_report.py`).
+    elsewhere: notebooks whose records have tables of their own: ablations (06), backbones (08, `backbone_report.py`), the
+    leak audit, the long runs of `convergence.py`.
     """
     by_data: dict[tuple, list[RunRecord]] = {}
     for record in [r for r in records if not (r.notebook or "-").startswith(elsewhere)]:
@@ -109,7 +112,9 @@ def groups(records: Iterable[RunRecord], elsewhere: tuple[str, ...] = ("06", "08
             stem, ends = f"{name}-{train}d-{tokens}t", ("", f"-{backbone}", f"-{backbone}-{fingerprint[:6]}")
             stem = next(stem + end for end in ends if stem + end not in {g.stem for g in found})
             kept = _one_each([*own, *peers])
-            found.append(Group(stem, kept, len(own) + len(peers) - len(kept)))
+            # a peer measured again for its costs (`library_peers.py`) is the same row, not another one
+            aside = [r for r in (*own, *peers) if r not in kept and r.notebook != "peers"]
+            found.append(Group(stem, kept, len(aside)))
     return found
 
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import pandas
 
 SCHEMA = 1
-KINDS = ("planted", "linear", "teacher")
+KINDS = ("planted", "linear", "teacher", "neural")
 _DATASET_KEYS = ("name", "fingerprint", "train", "dev", "test", "labels", "label_space", "synthetic")
 _ENVIRONMENT_KEYS = ("python", "torch", "transformers", "cpu", "cores", "commit", "dirty")
 _ABSOLUTE_PATH = re.compile(r"(?:^|[\s'\"=:(,])(?:~?/[\w.~-]+){2,}|\b[A-Za-z]:\\")

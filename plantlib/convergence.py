@@ -1,0 +1,141 @@
+"""How fast a start learns: dev metric by step, and the steps and seconds to reach what random attention reaches at best.
+
+Realises the convergence claim of METHOD.md sections 4 and 8: planting is a head start, so it must show in steps and not only
+in the end. `run` trains long with early stopping on dev; everything else reads the `history` of run records and trains nothing.
+Seconds are wall time of one run on one machine: they compare starts of one data set, no more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from plantlib.results import RunRecord
+
+if TYPE_CHECKING:
+    import pandas
+
+    from plantlib.pipeline import Prepared
+    from plantlib.runs import RunConfig
+
+NOTEBOOK = "convergence"  # what the records say they were made by; `report.groups` leaves them out of the main table
+STARTS = ("random", "lookup", "lookup+score")
+SUFFIX = "-long"
+BASELINE = "random"
+
+
+def long_config(epochs: int = 20, patience: int = 4) -> RunConfig:
+    """The run that may go on until dev stops it."""
+    from plantlib.runs import RunConfig
+    from plantlib.train import TrainConfig
+
+    return RunConfig(train=replace(TrainConfig(), epochs=epochs, patience=patience))
+
+
+def run(
+    prepared: Prepared, results: str | Path, *, starts: Iterable[str] = STARTS, seeds: Iterable[int] = (0, 1),
+    config: RunConfig | None = None, progress: bool = True,
+) -> list[RunRecord]:  # fmt: skip
+    """Every start with every seed under its own id (`-long`); records that stand in `results` are read, not repeated."""
+    from plantlib import runs
+    from plantlib.progress import tqdm
+
+    config, made, jobs = config or long_config(), [], [(start, seed) for seed in seeds for start in starts]
+    for start, seed in tqdm(jobs, desc="long runs", unit="run", disable=not progress):
+        run_id = runs.run_name(prepared, start, seed) + SUFFIX
+        found = runs._finished(Path(results) / f"{run_id}.json", prepared, config.seeded(seed))
+        if not found:
+            options = {"config": config, "results": results, "run_id": run_id, "notebook": NOTEBOOK, "progress": progress}
+            found, _ = runs.run_start(prepared, start, seed, **options)
+        made.append(found)
+    return made
+
+
+def sets(records: Iterable[RunRecord], long: bool = True) -> dict[str, list[RunRecord]]:
+    """Planted records by data set; the long runs, or those of the main table."""
+    from plantlib import report
+
+    if not long:
+        return {g.stem: [r for r in g.records if r.kind == "planted"] for g in report.groups(records)}
+    found: dict[str, list[RunRecord]] = {}
+    for record in sorted((r for r in records if r.notebook == NOTEBOOK), key=lambda r: (r.system != BASELINE, r.id)):
+        data = record.dataset
+        found.setdefault(f"{data['name']}-{data['train']}d-{report.tokens_of(record)}t-long", []).append(record)
+    return found
+
+
+def steps(records: Iterable[RunRecord]) -> pandas.DataFrame:
+    """The history of planted runs: start, seed, epoch, step (optimiser steps), seconds (wall) and dev metrics."""
+    import pandas as pd
+
+    rows = []
+    for record in records:
+        train = record.params["train"]
+        an_epoch = math.ceil(record.dataset["train"] / train["batch_size"] / train.get("accumulation", 1))
+        rows += [{"start": record.system, "seed": record.seed, "step": an_epoch * e["epoch"], **e} for e in record.history]
+    return pd.DataFrame(rows)
+
+
+def reached(frame: pandas.DataFrame, metric: str = "ndcg@5", baseline: str = BASELINE) -> pandas.DataFrame:
+    """How long each start takes to the best dev value that the baseline of the same seed reaches, a row a start.
+
+    frame: as `steps`. Columns: seeds, reached (how many seeds got there at all), steps and seconds of those (means), share
+    (their steps over the baseline's own steps to it), best (mean best dev value). ValueError without the baseline.
+    """
+    import pandas as pd
+
+    if frame.empty or baseline not in set(frame["start"]):
+        raise ValueError(f"no run of {baseline!r} to measure against; run it with the same data and seeds")
+    base = frame[frame["start"] == baseline]
+    target = base.groupby("seed")[metric].max()
+    own = base.loc[base.groupby("seed")[metric].idxmax()].set_index("seed")["step"]
+    rows = []
+    for start, part in frame.groupby("start", sort=False):
+        part = part[part["seed"].isin(target.index)]
+        first = part[part[metric] >= part["seed"].map(target)].sort_values("step").groupby("seed").first()
+        row = {"start": start, "seeds": part["seed"].nunique(), "reached": len(first)}
+        row |= {"best": part.groupby("seed")[metric].max().mean(), "steps": first["step"].mean()}
+        row |= {"seconds": first["seconds"].mean(), "share": (first["step"] / own).mean()}
+        rows.append(row)
+    return pd.DataFrame(rows).set_index("start")
+
+
+def sentence(name: str, table: pandas.DataFrame, metric: str = "nDCG@5", baseline: str = BASELINE) -> str:
+    """The table in words, a data set at a time."""
+    base, said = table.loc[baseline], []
+    for start, row in table.drop(index=baseline).iterrows():
+        if not row["reached"]:
+            said.append(f"`{start}` never reaches it (best {100 * row['best']:.1f})")
+            continue
+        some = "" if row["reached"] == row["seeds"] else f" in {int(row['reached'])} of {int(row['seeds'])} seeds"
+        said.append(f"`{start}` reaches it after {row['steps']:.0f} steps, {row['seconds']:.0f} s{some} and goes on to "
+                    f"{100 * row['best']:.1f}")  # fmt: skip
+    return (f"{name}: `{baseline}` takes {base['steps']:.0f} steps, {base['seconds']:.0f} s to its best dev {metric}, "
+            f"{100 * base['best']:.1f}; " + "; ".join(said) + ".")  # fmt: skip
+
+
+def main() -> None:
+    """`python -m plantlib.convergence codiesp --train 500`: the long runs of a data set."""
+    from plantlib.pipeline import prepare
+
+    parser = argparse.ArgumentParser(prog="python -m plantlib.convergence", description=__doc__.split("\n")[0])
+    parser.add_argument("dataset")
+    parser.add_argument("--tokens", type=int, default=256)
+    for split in ("train", "dev", "test"):
+        parser.add_argument(f"--{split}", type=int)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--starts", nargs="+", default=list(STARTS))
+    parser.add_argument("--results", default="results/runs")
+    options = parser.parse_args()
+    caps = {f"{s}_documents": getattr(options, s) for s in ("train", "dev", "test")}
+    prepared = prepare(options.dataset, max_tokens=options.tokens, **caps)
+    for record in run(prepared, options.results, starts=options.starts, seeds=options.seeds):
+        print(record)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+"""What a teacher that has seen the test rows would gain: METHOD.md section 6, fault 1, measured on purpose and nowhere else.
+
+The published code counts mutual information over every row of the file. Here the same run is made twice, with the teacher of
+the training rows and with the teacher of all rows, over a label space that also holds labels without a training document. The
+leaky teacher exists in this module alone and is reached by the name `leaky` alone; its records carry that word.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from plantlib import mig, runs
+from plantlib.data import Corpus
+from plantlib.mig import Teacher
+from plantlib.pipeline import Prepared, TeacherConfig, fingerprint_of, prepare
+from plantlib.progress import tqdm
+from plantlib.results import RunRecord, plain
+
+if TYPE_CHECKING:
+    import pandas
+
+NOTEBOOK = "leak_audit"
+STARTS = ("lookup", "lookup+score")
+BUCKETS = ("zero", "few", "medium", "head")
+
+
+@dataclass(frozen=True, eq=False)
+class EveryLabel(Prepared):
+    """A prepared corpus whose label space holds every label of its documents, those without a training document too."""
+
+    def about(self) -> dict:
+        return super().about() | {"label_space": "labels with a document in any split"}
+
+
+@dataclass(frozen=True, eq=False)
+class _Leaky(EveryLabel):
+    """The same with a teacher that counts train, dev and test rows. For the audit only; made by `leaky`."""
+
+    def teacher(self, config: TeacherConfig | None = None) -> Teacher:
+        config = config or TeacherConfig()
+        rows = np.concatenate(list(self.rows.values()))
+        return mig.teach(self.counts[rows], self.corpus.labels[rows], **asdict(config))
+
+
+def every_label(
+    corpus: Corpus | str, *, train_documents: int | None = None, dev_documents: int | None = None,
+    test_documents: int | None = None, **options,
+) -> EveryLabel:  # fmt: skip
+    """`pipeline.prepare` with the wider label space; its features are those of the usual one."""
+    corpus = Corpus.load(corpus) if isinstance(corpus, str) else corpus
+    caps = {"train_documents": train_documents, "dev_documents": dev_documents, "test_documents": test_documents}
+    usual = prepare(corpus, **caps, **options)
+    whole = corpus.labelled().with_dev().subset(train_documents, dev_documents, test_documents)
+    used = np.unique(whole.labels.indices)
+    whole = whole._derive("label space: labels with a document in any split", columns=used)
+    changed = {"corpus": whole, "extra_gold": np.zeros(whole.N, np.int64), "key": fingerprint_of(usual.key, "every label")}
+    return EveryLabel(**_fields(usual) | changed)
+
+
+def leaky(prepared: EveryLabel) -> Prepared:
+    """The same corpus with the leaky teacher."""
+    return _Leaky(**_fields(prepared) | {"key": fingerprint_of(prepared.key, "leaky")})
+
+
+def _fields(prepared: Prepared) -> dict:
+    return {f.name: getattr(prepared, f.name) for f in fields(prepared)}
+
+
+def audit(
+    prepared: EveryLabel, results: str | Path, *, starts: Iterable[str] = STARTS, seeds: Iterable[int] = (0, 1, 2),
+    config: runs.RunConfig | None = None, progress: bool = True,
+) -> list[RunRecord]:  # fmt: skip
+    """Each start and seed with the clean and with the leaky teacher; records that stand in `results` are read."""
+    config, records = config or runs.RunConfig(), []
+    sides = {"clean": prepared, "leaky": leaky(prepared)}
+    jobs = [(start, seed, side) for seed in seeds for start in starts for side in sides]
+    for start, seed, side in tqdm(jobs, desc="leak audit", unit="run", disable=not progress):
+        run_id = runs.run_name(prepared, f"{side}_{start}", seed) + "-audit"
+        path, wanted = Path(results) / f"{run_id}.json", plain(asdict(config.seeded(seed))) | {"inputs": sides[side].key}
+        record = RunRecord.load(path) if path.is_file() else None
+        if record is None or {k: record.params.get(k) for k in wanted} != wanted:
+            options = {"config": config, "run_id": run_id, "notebook": NOTEBOOK, "progress": progress}
+            made, _ = runs.run_start(sides[side], start, seed, **options)
+            record = replace(made, system=f"{side} {start}")
+            record.save(results)
+        records.append(record)
+    return records
+
+
+def gains(records: Iterable[RunRecord], metric: str = "rp@5") -> pandas.DataFrame:
+    """One row a data set, start, seed and bucket: labels' `metric` under the clean and the leaky teacher, and the gain."""
+    import pandas as pd
+
+    found: dict[tuple, dict[str, RunRecord]] = {}
+    for record in [r for r in records if r.notebook == NOTEBOOK]:
+        side, start = record.system.split(" ", 1)
+        data = f"{record.dataset['name']}, {record.dataset['train']:,} documents"
+        found.setdefault((data, start, record.seed), {})[side] = record
+    rows = []
+    for (data, start, seed), pair in sorted(found.items()):
+        for bucket in BUCKETS if len(pair) == 2 else ():
+            clean, tainted = (pair[side].metrics.get(f"{bucket}/{metric}") for side in ("clean", "leaky"))
+            if clean is not None and tainted is not None:
+                rows.append({"data": data, "start": start, "seed": seed, "bucket": bucket, "clean": clean, "leaky": tainted,
+                             "gain": tainted - clean})  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def paragraph(frame: pandas.DataFrame, metric: str = "RP@5") -> str:
+    """What the numbers say, a data set after the other, from the frame alone."""
+    if frame.empty:
+        return "No audit runs yet: `python -m plantlib.leak_audit codiesp --train 500` makes them."
+    parts = []
+    for (data, start), rows in frame.groupby(["data", "start"], sort=False):
+        mean = 100 * rows.groupby("bucket")[["clean", "leaky", "gain"]].mean()
+        said = [f"{b} {mean.loc[b, 'clean']:.1f} to {mean.loc[b, 'leaky']:.1f} ({mean.loc[b, 'gain']:+.1f})"
+                for b in BUCKETS if b in mean.index]  # fmt: skip
+        parts.append(f"On {data}, `{start}`, {_seeds(rows)}: {'; '.join(said)}.")
+    mean = 100 * frame.groupby("bucket")["gain"].mean()
+    most = mean.idxmax()
+    rest = ", ".join(f"{mean[b]:+.1f} on {b}" for b in BUCKETS if b in mean.index and b != most)
+    return (
+        f"{metric} among the labels of a bucket, from the teacher of the training rows to the teacher of all rows, nothing "
+        f"else changed. {' '.join(parts)} A teacher that has counted the test rows gains most on {most} labels "
+        f"({mean[most]:+.1f} points; {rest}): gains of this kind measure what the teacher was told, not what the model learnt."
+    )
+
+
+def _seeds(rows: pandas.DataFrame) -> str:
+    n = rows["seed"].nunique()
+    return f"{n} seed{'' if n == 1 else 's'}"
+
+
+def main() -> None:
+    """`python -m plantlib.leak_audit codiesp --train 500`"""
+    parser = argparse.ArgumentParser(prog="python -m plantlib.leak_audit", description=__doc__.split("\n")[0])
+    parser.add_argument("dataset")
+    parser.add_argument("--tokens", type=int, default=128)
+    for split in ("train", "dev", "test"):
+        parser.add_argument(f"--{split}", type=int)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--results", default="results/runs")
+    options = parser.parse_args()
+    caps = {f"{s}_documents": getattr(options, s) for s in ("train", "dev", "test")}
+    prepared = every_label(options.dataset, max_tokens=options.tokens, **caps)
+    print(paragraph(gains(audit(prepared, options.results, seeds=options.seeds))))
+
+
+if __name__ == "__main__":
+    main()
