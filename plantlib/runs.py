@@ -41,6 +41,7 @@ class RunConfig:
     l2r: L2RConfig = L2RConfig()
     start: StartConfig = StartConfig()
     linear: LinearConfig = LinearConfig()
+    linear_rate: float = 0.3  # times the head's learning rates where training begins from the linear score
     train: TrainConfig = TrainConfig()
     l2r_trainer: str = "approx_ndcg"
     keep: int | tuple[int | None, ...] | None = None  # inattention's K, or three with v1.contexts="sum"
@@ -68,6 +69,12 @@ class RunConfig:
             static=replace(self.static, seed=seed),
             train=replace(self.train, seed=seed),
         )
+
+
+    def train_for(self, parts: list[str]) -> TrainConfig:
+        """Training options for a start of these parts: from the linear score smaller steps of the head."""
+        rate = self.linear_rate if "linear" in parts else 1.0
+        return replace(self.train, lr_queries=rate * self.train.lr_queries, lr_outputs=rate * self.train.lr_outputs)
 
 
 def run_start(
@@ -122,7 +129,7 @@ def run_start(
         prepared.documents("dev", cached, linear),
         prepared.train_counts,
         folder,
-        config=config.train,
+        config=config.train_for(parts),
         progress=progress,
     )
     times["fine_tune"] = time.perf_counter() - fitted

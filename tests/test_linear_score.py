@@ -178,3 +178,11 @@ def test_a_model_says_when_its_linear_scores_are_missing_or_unwanted(prepared, f
         bare(**batch, linear_scores=torch.zeros(1, prepared.corpus.L))
     with pytest.raises(ValueError, match="no word list"):
         WordScore(3, 2, 0).word_ids(["a"])
+
+
+def test_the_head_takes_smaller_steps_from_the_linear_score_and_nowhere_else():
+    config = RunConfig()
+    assert config.train_for(["lookup"]) == config.train
+    slow = config.train_for(["lookup", "linear"])
+    assert slow.lr_outputs == slow.lr_queries == pytest.approx(0.3 * config.train.lr_queries)
+    assert slow.lr_gains == config.train.lr_gains and slow.epochs == config.train.epochs
