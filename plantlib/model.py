@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
-from plantlib import backbones, explanation, lm_head, saving, windows
+from plantlib import backbones, explanation, lm_head, ranking, saving, windows
 from plantlib.decoder import AttentionState, LabelDecoder, Packed
 from plantlib.explanation import DocumentExplanation, Explanation
 from plantlib.kernels.attention_bce import sparse_bce
@@ -107,6 +107,7 @@ class PlantModel(PreTrainedModel):
             self.register_buffer("hidden_shift", torch.zeros(config.hidden_size))
             self.register_buffer("hidden_scale", torch.ones(config.hidden_size))
         self.lm_head = torch.nn.Linear(config.hidden_size, config.num_tokens).requires_grad_(False) if config.lm_head else None
+        self.label_loss = "bce"  # or "approx_ndcg", over the labels of a document
         self.lm_weight = 0.0  # of the language model's loss beside the labels', while a backbone is trained
         self.tokenizer = self.backbone_source = self.record = None
         self.post_init()
@@ -184,8 +185,8 @@ class PlantModel(PreTrainedModel):
         """token_ids (S,) packed, offsets (B+1), hidden_states (S, D) or None to run the backbone.
 
         linear_scores (B, L): what a model with a `word_score` adds to the logits, see `word_scores`.
-        label_rows, label_columns (P,): the positive cells of (B, L); labels stay sparse. The loss is binary
-        cross-entropy, summed over labels, mean over documents; logits beside a loss carry no gradient.
+        label_rows, label_columns (P,): the positive cells of (B, L); labels stay sparse. The loss is `label_loss`,
+        binary cross-entropy summed over labels or approxNDCG, mean over documents; logits beside a loss carry no gradient.
         """
         z = self.teacher_score(token_ids, offsets) if self.teacher_score is not None else None
         if (self.word_score is None) != (linear_scores is None):
@@ -202,14 +203,25 @@ class PlantModel(PreTrainedModel):
             logits = self.decoder.finish(state, z, linear_scores)
             if label_rows is None:
                 return PlantOutput(logits=logits)
-            return PlantOutput(self._with_lm(sparse_bce(logits, label_rows, label_columns), state.lm_loss), logits.detach())
+            loss = self.loss_of(logits, label_rows, label_columns)
+            return PlantOutput(self._with_lm(loss, state.lm_loss), logits.detach())
         hidden = self.encode(token_ids, offsets) if hidden_states is None else hidden_states
         packed = self.packed(hidden, token_ids, offsets)
         if label_rows is None:
             return PlantOutput(logits=self.decoder(packed, z, linear_scores))
-        loss, logits = self.decoder.loss(packed, label_rows, label_columns, z, linear_scores)
+        if self.label_loss == "bce":
+            loss, logits = self.decoder.loss(packed, label_rows, label_columns, z, linear_scores)
+        else:
+            logits = self.decoder(packed, z, linear_scores)
+            loss, logits = self.loss_of(logits, label_rows, label_columns), logits.detach()
         lm = self.lm_loss(hidden, token_ids, offsets) if hidden_states is None else None
         return PlantOutput(self._with_lm(loss, lm), logits)
+
+    def loss_of(self, logits: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+        """The labels' loss from logits (B, L) and positive cells (P,): `label_loss`, a mean over documents."""
+        if self.label_loss == "bce":
+            return sparse_bce(logits, rows, columns)
+        return ranking.approx_ndcg(logits, torch.zeros_like(logits).index_put((rows, columns), logits.new_ones(())))
 
     def _with_lm(self, loss: torch.Tensor, lm: torch.Tensor | None) -> torch.Tensor:
         """The labels' loss plus `lm_weight` times the language model's mean over tokens."""

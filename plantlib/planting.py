@@ -4,8 +4,9 @@ Realises METHOD.md section 4, "initialisations that differ ONLY in where Q and g
 joined by "+": `random`; `l2r` or `closed_form` (planted queries); `lookup` (the teacher as attention bias); `shuffled` (the
 lookup of a teacher permuted among labels, the control); `score` (the teacher's own document score as a term of the logit);
 `linear` (SVM, teachers and centroids over words as a term of the logit: training begins from that sum, exactly); `v1`
-(lookup and the scores of a static L2R model beside learned attention, as first published); `text` (labels with no or few
-documents are taught by their own words too, in the attention and in the score: `label_texts`).
+(lookup and the scores of a static L2R model beside learned attention, as first published); `outputs` (W and beta in closed
+form: `planted_outputs`); `text` (labels with no or few documents are taught by their own words too, in the attention and in
+the score: `label_texts`).
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from plantlib.l2r import Planted
 from plantlib.lm_head import L2R_FROM
 from plantlib.mig import Teacher, column_counts
 
-STARTS = ("random", "l2r", "closed_form", "lookup", "shuffled", "score", "linear", "v1", "text")
+STARTS = ("random", "l2r", "closed_form", "lookup", "shuffled", "score", "linear", "v1", "text", "outputs")
 SCORED = {"score", "text"}  # these plant the document score
 QUERY_STARTS = ("l2r", "closed_form")
 LOOKUP_STARTS = ("lookup", "shuffled", "v1")
@@ -82,10 +83,11 @@ def parts_of(start: str) -> list[str]:
         )
     repeated = len(set(parts)) < len(parts)
     clash = sum(p in LOOKUP_STARTS for p in parts) > 1 or {"shuffled", "text"} <= set(parts)
+    clash = clash or {"linear", "outputs"} <= set(parts)
     if repeated or sum(p in QUERY_STARTS for p in parts) > 1 or clash:
         raise ValueError(
             f"start {start!r} plants the same values twice; name each part once, and one of l2r, "
-            "closed_form, one of lookup, shuffled, v1 and not shuffled beside text"
+            "closed_form, one of lookup, shuffled, v1, and neither shuffled beside text nor outputs beside linear"
         )
     return parts
 

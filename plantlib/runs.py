@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from scipy import sparse
 
-from plantlib import label_texts, launch, planting, static_l2r, train, tuning
+from plantlib import label_texts, launch, planted_outputs, planting, static_l2r, train, tuning
 from plantlib.contexts import check_decoder
 from plantlib.data import Corpus, DataError
 from plantlib.l2r import TRAINERS, L2RConfig
@@ -25,6 +25,7 @@ from plantlib.metrics import evaluate, hits, per_document, tune_threshold
 from plantlib.model import PlantModel
 from plantlib.pipeline import Prepared, TeacherConfig, fingerprint_of, prepare, pretrained
 from plantlib.planted_model import build_model, use_score
+from plantlib.planted_outputs import OutputsConfig
 from plantlib.planting import StartConfig, V1Config
 from plantlib.progress import tqdm
 from plantlib.results import RunRecord, plain
@@ -41,6 +42,7 @@ class RunConfig:
     l2r: L2RConfig = L2RConfig()
     start: StartConfig = StartConfig()
     linear: LinearConfig = LinearConfig()
+    outputs: OutputsConfig = OutputsConfig()
     linear_rate: float = 0.3  # times the head's learning rates where training begins from the linear score
     train: TrainConfig = TrainConfig()
     l2r_trainer: str = "approx_ndcg"
@@ -85,6 +87,8 @@ def run_start(
     began, config = time.perf_counter(), config.seeded(seed)
     _seed_all(seed)
     parts = planting.parts_of(start)
+    if "outputs" in parts and config.tuning != "frozen":
+        raise ValueError(f"start {start!r}: outputs are planted from cached features; use tuning='frozen', or leave them out")
     teacher = prepared.teacher(config.teacher)
     if not teacher.scores.nnz and parts != ["random"]:
         raise DataError("no token speaks for any label of the training rows, so nothing can be planted; check texts and labels")
@@ -116,6 +120,8 @@ def run_start(
     )
     use_score(model, parts, teacher, prepared)
     cached = config.tuning == "frozen"
+    if "outputs" in parts:
+        planted_outputs.plant_outputs(model, prepared.documents("train"), config.outputs, progress)
     # what came before may have drawn numbers: every start of a seed gets the same adapters and dropout
     _seed_all(seed)
     if not cached:

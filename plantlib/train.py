@@ -29,6 +29,7 @@ from plantlib.model import PlantModel
 from plantlib.progress import tqdm
 from plantlib.tokens import Ragged
 
+LOSSES = ("bce", "approx_ndcg")  # over the labels of a document
 HISTORY_METRICS = ("p@1", "p@5", "ndcg@5", "psp@5", "map", "few/rp@5")
 
 
@@ -57,6 +58,7 @@ class TrainConfig:
     keep_from: int | None = None
     keep_epochs: int = 0
     lm_weight: float = 0.0
+    loss: str = "bce"
     patience: int = 2
     metric: str = "ndcg@5"
     seed: int = 0
@@ -76,6 +78,8 @@ class TrainConfig:
             raise ValueError(
                 f"keep_from={self.keep_from}, keep_epochs={self.keep_epochs}: annealing wants both, 1 or more; else neither"
             )
+        if self.loss not in LOSSES:
+            raise ValueError(f"loss={self.loss!r} is not known; use one of {', '.join(LOSSES)}")
         if self.lm_weight < 0:
             raise ValueError(f"lm_weight={self.lm_weight}; give at least 0")
 
@@ -281,7 +285,7 @@ def fine_tune(
         if not any(model.decoder.keeps):
             raise ValueError(f"keep_from={config.keep_from} anneals inattention, but this model attends to all; set keep=")
         trainer.add_callback(schedules.Inattention(model.decoder, config.keep_from, config.keep_epochs))
-    model.lm_weight = config.lm_weight
+    model.lm_weight, model.label_loss = config.lm_weight, config.loss
     start(trainer, resume)
     return history(trainer.state.log_history)
 

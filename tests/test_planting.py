@@ -150,7 +150,7 @@ def test_shuffled_plants_the_same_lists_under_other_labels(teacher, labels, plan
     [("warm", "'warm' is not known; use random"), ("lookup+magic", "'magic' is not known"), ("", "'' is not known"),
      ("l2r+closed_form", "plants the same values twice"), ("lookup+shuffled", "plants the same values twice"),
      ("v1+lookup", "plants the same values twice"),
-     ("lookup+lookup", "name each part once"), ("shuffled+text", "not shuffled beside text"),
+     ("lookup+lookup", "name each part once"), ("shuffled+text", "neither shuffled beside text"),
      ("l2r", "needs pretrained queries; run l2r.pretrain"), ("closed_form+score", "needs pretrained queries")],
 )  # fmt: skip
 def test_unknown_contradictory_or_incomplete_starts_are_refused(start, message, teacher, labels):

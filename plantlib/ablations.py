@@ -1,0 +1,119 @@
+"""What each part of planting is worth: one switch at a time from one base run, everything else as it was.
+
+Realises METHOD.md's demand that planted and unplanted runs differ in one thing. A row of SWITCHES is a start and what changes of
+the `RunConfig`; `run` makes the records that are missing, under ids of their own, and `effects` compares each with the base,
+document by document. Records name notebook 06, so that 07's main tables leave them out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import is_dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from plantlib.pipeline import Prepared
+from plantlib.progress import tqdm
+from plantlib.results import RunRecord, compare
+from plantlib.runs import RunConfig, _finished, run_name, run_start
+
+if TYPE_CHECKING:
+    import pandas
+
+NOTEBOOK = "06_ablations"
+BASE = "base"
+# name -> (start, {option of RunConfig, with a dot for an option inside an option: value})
+SWITCHES: dict[str, tuple[str, dict[str, Any]]] = {
+    BASE: ("lookup", {}),
+    "no planting": ("random", {}),
+    "teacher shuffled": ("shuffled", {}),
+    "teacher random": ("lookup", {"teacher.variant": "random"}),
+    "teacher J": ("lookup", {"teacher.variant": "jaccard"}),
+    "teacher MI / H(l)": ("lookup", {"teacher.variant": "label_entropy"}),
+    "teacher chi-squared": ("lookup", {"teacher.variant": "chi2"}),
+    "teacher pointwise MI": ("lookup", {"teacher.variant": "ppmi"}),
+    "published grades": ("lookup", {"teacher.relevance": "grade"}),
+    "16 tokens a label": ("lookup", {"teacher.top_k": 16}),
+    "256 tokens a label": ("lookup", {"teacher.top_k": 256}),
+    "gain 1": ("lookup", {"start.lookup_gain": 1.0}),
+    "gain 8": ("lookup", {"start.lookup_gain": 8.0}),
+    "queries frozen": ("lookup", {"train.lr_queries": 0.0}),
+    "queries from approxNDCG": ("l2r", {}),
+    "queries from LambdaRank": ("l2r", {"l2r_trainer": "lambdarank"}),
+    "L2R for one epoch": ("l2r", {"l2r.epochs": 1}),
+    "queries in closed form": ("closed_form", {}),
+    "queries and lookup": ("l2r+lookup", {}),
+    "outputs planted too": ("lookup+outputs", {}),
+    "outputs alone": ("outputs", {}),
+    "inattention K 8": ("lookup", {"keep": 8}),
+    "inattention K 32": ("lookup", {"keep": 32}),
+    "loss approxNDCG": ("lookup", {"train.loss": "approx_ndcg"}),
+    "teacher's score too": ("lookup+score", {}),
+    "linear score too": ("lookup+linear", {}),
+}
+
+
+def changed(config: RunConfig, changes: dict[str, Any]) -> RunConfig:
+    """`config` with options replaced; "teacher.top_k" is an option of an option. ValueError for one there is not."""
+    for name, value in changes.items():
+        outer, _, inner = name.partition(".")
+        if not hasattr(config, outer) or (inner and not hasattr(getattr(config, outer), inner)):
+            raise ValueError(f"{name!r} is no option of a run; use a field of RunConfig, or teacher.top_k for one inside")
+        part = getattr(config, outer)
+        if not inner and is_dataclass(part):
+            raise ValueError(f"{name!r} holds several options; name one of them, e.g. {name}.{next(iter(vars(part)))}")
+        config = replace(config, **{outer: replace(part, **{inner: value}) if inner else value})
+    return config
+
+
+def run(
+    prepared: Prepared, switches: Iterable[str] = tuple(SWITCHES), seeds: Iterable[int] = (0, 1, 2), *,
+    config: RunConfig = RunConfig(), results: str | Path, progress: bool = True,
+) -> list[RunRecord]:  # fmt: skip
+    """The records of every switch and seed; those that stand in `results` with the same options are read, not made again."""
+    switches = list(switches)
+    unknown = [name for name in switches if name not in SWITCHES]
+    if unknown:
+        raise ValueError(f"switch {unknown[0]!r} is not known; use {', '.join(SWITCHES)}")
+    jobs = [(name, seed) for seed in seeds for name in switches]
+    found = []
+    with tqdm(jobs, desc="ablations", unit="run", disable=not progress) as bar:
+        for name, seed in bar:
+            bar.set_postfix_str(f"{name}, seed {seed}")
+            found.append(one(prepared, name, seed, config=config, results=results))
+    return found
+
+
+def one(prepared: Prepared, name: str, seed: int, *, config: RunConfig = RunConfig(), results: str | Path) -> RunRecord:
+    """One switch and seed as a record whose system is the switch's name."""
+    start, changes = SWITCHES[name]
+    config, run_id = changed(config, changes), run_id_of(prepared, name, seed)
+    record = _finished(Path(results) / f"{run_id}.json", prepared, config.seeded(seed))
+    if record is None:
+        record, _ = run_start(prepared, start, seed, config=config, run_id=run_id, notebook=NOTEBOOK, progress=False)
+        record = replace(record, system=name, params=record.params | {"start_name": start})
+        record.save(results)
+    return record
+
+
+def run_id_of(prepared: Prepared, name: str, seed: int) -> str:
+    """Id of an ablation, a file name: "ablation", then as other runs."""
+    safe = "".join(c if c.isalnum() else "_" for c in name)
+    return f"ablation-{run_name(prepared, safe, seed)}"
+
+
+def of(records: Iterable[RunRecord]) -> dict[str, list[RunRecord]]:
+    """Ablation records by data set, documents and tokens read."""
+    found: dict[str, list[RunRecord]] = {}
+    for record in records:
+        if record.notebook == NOTEBOOK and record.system in SWITCHES:
+            key = f"{record.dataset['name']}, {record.dataset['train']:,} documents, {record.params['max_tokens']} tokens"
+            found.setdefault(key, []).append(record)
+    return found
+
+
+def effects(records: Iterable[RunRecord], metrics: Iterable[str] = ("ndcg@5", "few/rp@5", "p@1")) -> pandas.DataFrame:
+    """A row a switch in the order of SWITCHES: mean, difference to the base with its interval from paired bootstrap."""
+    records = list(records)
+    table = compare(records, BASE, list(metrics))
+    return table.loc[[name for name in SWITCHES if name in table.index]]
