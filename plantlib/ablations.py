@@ -1,7 +1,7 @@
 """What each part of planting is worth: one switch at a time from one base run, everything else as it was.
 
-Realises METHOD.md's demand that planted and unplanted runs differ in one thing. A row of SWITCHES is a start and what changes of
-the `RunConfig`; `run` makes the records that are missing, under ids of their own, and `effects` compares each with the base,
+Realises METHOD.md's demand that planted and unplanted runs differ in one thing. A row of SWITCHES is a start and what changes
+of the `RunConfig`; `run` makes the records that are missing, under ids of their own, and `effects` compares each with the base,
 document by document. Records name notebook 06, so that 07's main tables leave them out.
 """
 
@@ -68,7 +68,7 @@ def changed(config: RunConfig, changes: dict[str, Any]) -> RunConfig:
 
 def run(
     prepared: Prepared, switches: Iterable[str] = tuple(SWITCHES), seeds: Iterable[int] = (0, 1, 2), *,
-    config: RunConfig = RunConfig(), results: str | Path, progress: bool = True,
+    config: RunConfig | None = None, results: str | Path, progress: bool = True,
 ) -> list[RunRecord]:  # fmt: skip
     """The records of every switch and seed; those that stand in `results` with the same options are read, not made again."""
     switches = list(switches)
@@ -84,10 +84,10 @@ def run(
     return found
 
 
-def one(prepared: Prepared, name: str, seed: int, *, config: RunConfig = RunConfig(), results: str | Path) -> RunRecord:
+def one(prepared: Prepared, name: str, seed: int, *, config: RunConfig | None = None, results: str | Path) -> RunRecord:
     """One switch and seed as a record whose system is the switch's name."""
     start, changes = SWITCHES[name]
-    config, run_id = changed(config, changes), run_id_of(prepared, name, seed)
+    config, run_id = changed(config or RunConfig(), changes), run_id_of(prepared, name, seed)
     record = _finished(Path(results) / f"{run_id}.json", prepared, config.seeded(seed))
     if record is None:
         record, _ = run_start(prepared, start, seed, config=config, run_id=run_id, notebook=NOTEBOOK, progress=False)

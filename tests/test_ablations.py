@@ -1,0 +1,74 @@
+"""Ablations: one switch changes one thing, records have ids of their own and are read again, effects are taken to the base."""
+
+from dataclasses import asdict, replace
+
+import pytest
+
+from plantlib import ablations, planting
+from plantlib.ablations import SWITCHES, changed
+from plantlib.report import groups
+from plantlib.results import plain
+from plantlib.runs import RunConfig
+from plantlib.train import TrainConfig
+
+CONFIG = RunConfig(train=TrainConfig(epochs=1))
+
+
+def differences(a: dict, b: dict, path: str = "") -> set[str]:
+    found = set()
+    for name in a:
+        where = f"{path}.{name}".strip(".")
+        if isinstance(a[name], dict):
+            found |= differences(a[name], b[name], where)
+        elif a[name] != b[name]:
+            found.add(where)
+    return found
+
+
+@pytest.mark.parametrize("name", SWITCHES)
+def test_a_switch_changes_what_it_names_and_nothing_else(name):
+    start, changes = SWITCHES[name]
+    planting.parts_of(start)
+    assert differences(asdict(RunConfig()), asdict(changed(RunConfig(), changes))) == set(changes)
+    # what changes of L2R is told from L2R as it is, everything else from the base
+    parent = "queries from approxNDCG" if start == "l2r" and changes else ablations.BASE
+    assert (start != SWITCHES[parent][0]) + len(changes) == (name != ablations.BASE)
+
+
+def test_records_are_made_once_compared_with_the_base_and_left_out_of_the_main_table(prepared, tmp_path, monkeypatch):
+    names = ["base", "no planting", "teacher chi-squared", "inattention K 8", "queries frozen"]
+    records = ablations.run(prepared, names, [0], config=CONFIG, results=tmp_path, progress=False)
+    assert [r.system for r in records] == names and len(list(tmp_path.glob("ablation-*.json"))) == 5
+    monkeypatch.setattr(ablations, "run_start", lambda *_, **__: pytest.fail("a finished record was made again"))
+    assert ablations.run(prepared, names, [0], config=CONFIG, results=tmp_path, progress=False) == records
+    table = ablations.effects(records)
+    assert list(table.index) == [n for n in SWITCHES if n in names] and table.index[0] == "base"
+    low, middle, high = (table.loc["no planting", f"ndcg@5 {part}"] for part in ("low", "diff", "high"))
+    assert low <= middle <= high
+    assert groups(records) == [] and list(ablations.of(records).values()) == [records]
+    other = RunConfig(train=TrainConfig(epochs=1, batch_size=8))
+    with pytest.raises(BaseException, match="made again"):
+        ablations.run(prepared, ["base"], [0], config=other, results=tmp_path, progress=False)
+
+
+def test_frozen_queries_stay_where_they_were_planted(prepared, tmp_path):
+    from plantlib.runs import run_start
+
+    _, model = run_start(prepared, "lookup", config=changed(CONFIG, {"train.lr_queries": 0.0}), progress=False)
+    slow = replace(CONFIG, train=TrainConfig(epochs=1, lr_queries=1e-30))
+    fresh = run_start(prepared, "lookup", config=slow, progress=False)[1]
+    assert (model.decoder.label_queries - fresh.decoder.label_queries).abs().max() < 1e-6
+    assert plain(asdict(CONFIG)) != plain(asdict(changed(CONFIG, {"train.lr_queries": 0.0})))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"), [({"teacher.kind": 1}, "no option of a run"), ({"teacher": 1}, "holds several")]
+)
+def test_unknown_options_are_named(changes, message):
+    with pytest.raises(ValueError, match=message):
+        changed(RunConfig(), changes)
+
+
+def test_unknown_switches_are_named(prepared, tmp_path):
+    with pytest.raises(ValueError, match="switch 'gain 3' is not known"):
+        ablations.run(prepared, ["gain 3"], [0], results=tmp_path)
