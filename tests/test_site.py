@@ -43,7 +43,7 @@ def test_every_notebook_stands_there_with_its_outputs(site):
     for path in sorted((ROOT / "notebooks").glob("[0-9A]*.ipynb")):
         page = (site / "notebooks" / f"{path.stem}.html").read_text(encoding="utf-8")
         assert "cell_output" in page and "binder" in page, path.name
-    assert '<details class="hide' in page, "the install cell is folded away"
+    assert '<details class="admonition hide above-input"' in page, "the install cell is folded away"
     front = (site / "docs" / "index.html").read_text(encoding="utf-8")
     assert "00_start_here.html" in front and "method_figure.png" in front and "data_flow.png" in front
     assert "docs/index.html" in (site / "index.html").read_text(encoding="utf-8")
