@@ -250,8 +250,8 @@ def draw(source: str | Path = "results/evidence.json", target: str | Path = "res
     rows = table(found)
     ax = plots.evidence_agreement(rows[rows["bucket"] == "all"], chance=found["pairs"]["chance precision"])
     about = found["dataset"]
-    ax.set_title(f"{about['name']}, {found['split']}: {found['pairs']['labels']:,} marked labels of "
-                 f"{found['pairs']['documents']} documents, {len(found['seeds'])} seed(s)", pad=32)  # fmt: skip
+    ax.figure.suptitle(f"{about['name']}, {found['split']}: {found['pairs']['labels']:,} marked labels of "
+                 f"{found['pairs']['documents']} documents, {len(found['seeds'])} seed(s)")  # fmt: skip
     plots.save(ax, target)
     return Path(target)
 

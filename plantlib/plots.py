@@ -235,22 +235,22 @@ def attention_strip(tokens: Iterable[str], weights: Iterable[float], title: str 
 
 def evidence_agreement(table: pandas.DataFrame, measures=("auc", "precision", "iou"), chance: float | None = None,
                        ax: Axes | None = None) -> Axes:
-    """Mean agreement of attention with gold evidence spans (percent), a row a system, a mark a measure, a bar over seeds.
+    """Mean agreement of attention with gold evidence spans (percent), a row a system; bar: worst to best seed.
 
     table: as `evidence.table` returns it, rows of one bucket; chance: expected precision of a blind guess, drawn dotted.
     """
     _need(table, "system", *measures)
-    ax = _axes(ax, (7.2, 1.4 + 0.36 * len(table)))
+    ax = _axes(ax, (9.6, 1.4 + 0.36 * len(table)))
     names = {"auc": "AUC", "precision": "precision at the span's length", "iou": "IoU (weighted)"}
     for i, measure in enumerate(measures):
         colour, places = (COLOURS["l2r"], COLOURS["lookup"], COLOURS["closed_form"])[i % 3], range(len(table))
         ax.hlines(places, 100 * table[f"{measure} min"], 100 * table[f"{measure} max"], color=colour, linewidth=2)
         ax.plot(100 * table[measure], places, "os^"[i % 3], color=colour, label=names.get(measure, measure))
     if chance is not None:
-        ax.axvline(100 * chance, color=COLOURS["lookup"], linewidth=1, linestyle=":")
+        ax.axvline(100 * chance, color=COLOURS["lookup"], linewidth=1, linestyle=":", label="precision of a blind guess")
     ax.set(yticks=range(len(table)), yticklabels=table["system"], ylim=(len(table) - 0.5, -0.5), xlim=(0, 100))
-    ax.set_xlabel("agreement with gold evidence (%); bar: seeds; dotted: blind precision")
-    ax.legend(bbox_to_anchor=(0.5, 1.0), loc="lower center", ncols=3)
+    ax.set_xlabel("agreement with gold evidence (%)")
+    ax.legend(bbox_to_anchor=(1.01, 1), loc="upper left")
     return ax
 
 

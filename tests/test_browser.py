@@ -103,7 +103,7 @@ def page(browser):
     assert [error for error in errors if not any(known in error for known in HARMLESS)] == []
 
 
-def run_all(page, lab: str, name: str, minutes: float = 8) -> None:
+def run_all(page, lab: str, name: str, minutes: float = 15) -> None:
     """Open a notebook, run every cell through the menu and wait until no prompt shows a star; no cell may end in an error."""
     page.goto(f"{lab}/lab/tree/{name}.ipynb?reset")
     page.locator(".jp-Notebook .jp-CodeCell").first.wait_for(timeout=PATIENCE)
