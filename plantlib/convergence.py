@@ -114,8 +114,9 @@ def sentence(name: str, table: pandas.DataFrame, metric: str = "nDCG@5", baselin
         some = "" if row["reached"] == row["seeds"] else f" in {int(row['reached'])} of {int(row['seeds'])} seeds"
         said.append(f"`{start}` reaches it after {row['steps']:.0f} steps, {row['seconds']:.0f} s{some} and goes on to "
                     f"{100 * row['best']:.1f}")  # fmt: skip
-    return (f"{name}: `{baseline}` takes {base['steps']:.0f} steps, {base['seconds']:.0f} s to its best dev {metric}, "
-            f"{100 * base['best']:.1f}; " + "; ".join(said) + ".")  # fmt: skip
+    first = (f"{name}: `{baseline}` takes {base['steps']:.0f} steps, {base['seconds']:.0f} s to its best dev {metric}, "
+             f"{100 * base['best']:.1f}")  # fmt: skip
+    return "; ".join([first, *said]) + "."
 
 
 def main() -> None:
