@@ -210,7 +210,7 @@ def summary(found: list[Group]) -> str:
         for metric in [m for m in FIGURE_METRICS if m in tables[0].columns]:
             own = [_summary_cell(tables, system, metric) for system in SUMMARY]
             lines.append([f"{name}, {train:,} documents: {NAMES[metric]}", *own])
-    note = ("Mean ± sd over seeds; \\*: p < 0.05 against `random`, the same model with nothing planted, or against `linear` in "
+    note = ("Mean ± sd over seeds; \\*: p < 0.05 against `random`, nothing planted, or against `linear` in "
             "rows where `random` has a †: that run read fewer tokens. RP@5 few: labels with 1 to 5 training documents.")  # fmt: skip
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + f"\n\n{note}"
 
