@@ -211,7 +211,7 @@ def summary(found: list[Group]) -> str:
             own = [_summary_cell(tables, system, metric) for system in SUMMARY]
             lines.append([f"{name}, {train:,} documents: {NAMES[metric]}", *own])
     note = ("Mean ± sd over seeds; \\*: p < 0.05 against `random`, nothing planted, or against `linear` in "
-            "rows where `random` has a †: that run read fewer tokens. RP@5 few: labels with 1 to 5 training documents.")  # fmt: skip
+            "rows where `random` has a †, a run that read fewer tokens. RP@5 few: labels with 1 to 5 documents.")  # fmt: skip
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + f"\n\n{note}"
 
 
