@@ -122,7 +122,7 @@ Dev and test documents are set aside; test is read once, after the epoch was cho
     made.add_argument("--force", action="store_true", help="replace the model that stands there")
     _columns(made)
     train = made.add_argument_group("training")
-    train.add_argument("--start", default="lookup+score", help=f"what is planted: {STARTS} (default: lookup+score)")
+    train.add_argument("--start", default="lookup+linear", help=f"what is planted: {STARTS} (default: lookup+linear)")
     train.add_argument("--backbone", default="minilm", help="minilm, smollm2, a folder or a hub id (default: minilm)")
     train.add_argument("--epochs", type=int, default=4, help="most passes over the training documents (default: 4)")
     train.add_argument("--tokens", type=int, default=256, help="tokens read of each document (default: 256)")

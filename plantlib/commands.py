@@ -251,8 +251,8 @@ def measure(model, corpus: Corpus, rows) -> tuple[dict[str, float], str]:
     labels, extra = in_label_space(corpus, rows, [model.config.id2label[i] for i in range(model.config.num_labels)])
     if not labels.nnz:
         raise DataError(f"no document of {corpus.name} has a label that the model knows; check the labels column and --sep")
-    tokens, counts = model.tokenise([corpus.texts[i] for i in rows]), np.ones(labels.shape[1], np.int64)
-    documents = train.Documents(tokens, labels, np.arange(len(rows)))
+    texts, counts = [corpus.texts[i] for i in rows], np.ones(labels.shape[1], np.int64)
+    documents = train.Documents(model.tokenise(texts), labels, np.arange(len(rows)), linear=model.linear_of(texts))
     scores, gold = train.score(model, documents, counts, progress=True)
     found = metrics.evaluate(scores, gold, counts, len(rows), model.config.threshold, extra)
     named = {n: v for n, v in found.items() if not n.startswith(("psp@", *(f"{bucket}/" for bucket in scores.masks)))}

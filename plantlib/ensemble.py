@@ -37,7 +37,10 @@ class Ensemble:
     @torch.inference_mode()
     def logits(self, texts: list[str]) -> torch.Tensor:
         """(B, L) summed logits; every model tokenises the texts its own way."""
-        return sum(model.eval()(*model._packed(model.tokenise(texts))).logits.float().cpu() for model in self.models)
+        found = [
+            model.eval()(*model._packed(model.tokenise(texts)), linear_scores=model.word_scores(texts)) for model in self.models
+        ]
+        return sum(one.logits.float().cpu() for one in found)
 
     def predict(self, texts: list[str], k: int = 8, batch: int = 16) -> list[list[tuple[str, float]]]:
         """The k best labels of every text with scores calibrated on dev."""
@@ -127,4 +130,6 @@ def run_ensemble(
 
 def _documents(prepared: Prepared, model: PlantModel, split: str) -> Documents:
     """As the model was trained to read them: from cached features while it has no backbone of its own."""
-    return prepared.documents(split, cached=model.backbone is None)
+    documents = prepared.documents(split, cached=model.backbone is None)
+    documents.linear = model.linear_of(prepared.corpus.texts)
+    return documents

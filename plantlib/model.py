@@ -271,6 +271,10 @@ class PlantModel(PreTrainedModel):
         """(B, L) linear scores of texts, all their words read; None for a model that plants none."""
         return None if self.word_score is None else self.word_score(*self._packed(self.word_score.word_ids(texts)))
 
+    def linear_of(self, texts: list[str]):
+        """What `train.Documents` asks for linear scores: rows of `texts` -> (b, L); None for a model that plants none."""
+        return None if self.word_score is None else lambda rows: self.word_scores([texts[i] for i in rows]).cpu().numpy()
+
     @torch.inference_mode()
     def predict(self, texts: list[str], k: int = 8, batch: int = 16) -> list[list[tuple[str, float]]]:
         """The k best labels of every text with scores calibrated on dev (probabilities once `calibration` is set)."""

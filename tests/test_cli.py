@@ -71,7 +71,7 @@ def test_fit_saves_a_model_and_prints_only_results(shop):
     printed = (shop / "fit.out").read_text()
     # document 7 is blank and dropped
     assert printed.startswith(f"model: {shop / 'model'}\nmine: 59 train, 20 dev, 20 test documents; 7 labels with a training")
-    assert "start lookup+score, backbone tiny-bert, seed 0, epoch " in printed and "RunRecord" not in printed
+    assert "start lookup+linear, backbone tiny-bert, seed 0, epoch " in printed and "RunRecord" not in printed
     assert numbers(printed)["p@1"] >= 0.9, "labels follow from words here"
     assert commands.is_model(shop / "model") and (shop / "model" / "README.md").is_file()
     assert not [p for p in shop.iterdir() if p.name.startswith(".")], "nothing half-written is left"

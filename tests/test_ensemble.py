@@ -76,3 +76,15 @@ def test_contradictory_members_are_refused(members):
     with pytest.raises(ValueError, match="labels differ"):
         Ensemble([m for _, m in members])
     config.id2label = names
+
+
+def test_members_that_plant_a_linear_score_are_summed_like_others(prepared):
+    quick, starts = RunConfig(train=TrainConfig(epochs=1)), ("lookup+linear", "lookup")
+    members = [(prepared, run_start(prepared, start, config=quick, progress=False)[1]) for start in starts]
+    record, ensemble = run_ensemble(members)
+    assert record.metrics["p@1"] > 0
+    for _, model in members:
+        model.attach_backbone(prepared.load_backbone())
+    text = prepared.corpus.texts[int(prepared.rows["test"][0])]
+    alone = [m(*m._packed(m.tokenise([text])), linear_scores=m.word_scores([text])).logits for _, m in members]
+    assert torch.allclose(ensemble.logits([text]), sum(alone), atol=1e-4)
