@@ -19,7 +19,8 @@ project, author, release = "PLANT companion", "The plantlib maintainers", __vers
 copyright = author
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx-mathjax-offline"]
 root_doc = "docs/index"
-include_patterns = ["docs/**", "notebooks/*.ipynb", "*.md", "results/*.md", "plantlib/kernels/README.md"]
+include_patterns = ["docs/**", "notebooks/*.ipynb", "*.md", "results/*.md", "plantlib/kernels/README.md",
+                    "data_scripts/README.md"]
 exclude_patterns = [".*", "site", "artefacts", "data", "jupyter_execute", "results/local", "results/executed",
                     "docs/_templates"]
 

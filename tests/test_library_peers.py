@@ -16,7 +16,7 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 from scipy import sparse  # noqa: E402
 
-from plantlib import convergence, library_peers, pecos, peer_table, peer_worker, plots, plots_claims, runs  # noqa: E402
+from plantlib import convergence, library_peers, pecos, peer_runs, peer_table, peer_worker, plots, plots_claims, runs  # noqa: E402
 from plantlib.library_peers import PEERS, Job, Peer  # noqa: E402
 from plantlib.results import RunRecord  # noqa: E402
 
@@ -63,7 +63,7 @@ def test_the_extra_is_installed(library):
 
 def test_the_svm_equals_the_one_of_run_peers(words, made):
     (mine,) = [r for r in made[0] if r.system == "SVM"]
-    (other,) = [r for r in runs.run_peers(words, progress=False) if r.system == "SVM"]
+    (other,) = [r for r in peer_runs.run_peers(words, progress=False) if r.system == "SVM"]
     assert mine.metrics["ndcg@5"] == pytest.approx(other.metrics["ndcg@5"]) and mine.per_document == other.per_document
 
 
