@@ -286,7 +286,7 @@ def explain(options: Namespace) -> None:
     label = options.label or model.predict([text], k=1)[0][0][0]
     found = model.explain(text, label)
     print(f"{found.label}\tlogit {found.logit:.4f}")
-    for word, weight in found.top(options.k):
+    for word, weight in found.top_words(options.k):
         print(f"{word}\t{weight:.4f}")
     if options.out:
         write_page(found, Path(options.out))
