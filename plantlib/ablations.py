@@ -113,7 +113,13 @@ def of(records: Iterable[RunRecord]) -> dict[str, list[RunRecord]]:
 
 
 def effects(records: Iterable[RunRecord], metrics: Iterable[str] = ("ndcg@5", "few/rp@5", "p@1")) -> pandas.DataFrame:
-    """A row a switch in the order of SWITCHES: mean, difference to the base with its interval from paired bootstrap."""
+    """A row a switch in the order of SWITCHES: mean, difference to the base with its interval from paired bootstrap.
+
+    Of the seeds those that every switch has been run with, so that a grid in the making compares like with like.
+    """
     records = list(records)
+    seeds = [{r.seed for r in records if r.system == name} for name in {r.system for r in records}]
+    common = set.intersection(*seeds) or set.union(*seeds)
+    records = [r for r in records if r.seed in common]
     table = compare(records, BASE, list(metrics))
     return table.loc[[name for name in SWITCHES if name in table.index]]

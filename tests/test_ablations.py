@@ -39,12 +39,14 @@ def test_records_are_made_once_compared_with_the_base_and_left_out_of_the_main_t
     names = ["base", "no planting", "teacher chi-squared", "inattention K 8", "queries frozen"]
     records = ablations.run(prepared, names, [0], config=CONFIG, results=tmp_path, progress=False)
     assert [r.system for r in records] == names and len(list(tmp_path.glob("ablation-*.json"))) == 5
+    half = ablations.run(prepared, ["base"], [0, 1], config=CONFIG, results=tmp_path / "half", progress=False)
     monkeypatch.setattr(ablations, "run_start", lambda *_, **__: pytest.fail("a finished record was made again"))
     assert ablations.run(prepared, names, [0], config=CONFIG, results=tmp_path, progress=False) == records
     table = ablations.effects(records)
     assert list(table.index) == [n for n in SWITCHES if n in names] and table.index[0] == "base"
     low, middle, high = (table.loc["no planting", f"ndcg@5 {part}"] for part in ("low", "diff", "high"))
     assert low <= middle <= high
+    assert ablations.effects([*half, *records[1:]]).equals(table), "a seed that only the base has does not count"
     assert groups(records) == [] and list(ablations.of(records).values()) == [records]
     other = RunConfig(train=TrainConfig(epochs=1, batch_size=8))
     with pytest.raises(BaseException, match="made again"):
