@@ -21,6 +21,7 @@ from plantlib import Corpus, label_texts, mig, peers, prepare, runs
 from plantlib.io import read_json, write_json
 from plantlib.metrics import evaluate
 from plantlib.progress import tqdm
+from plantlib.tokens import WORD
 from plantlib.train import TrainConfig
 
 METRICS = ("zero/r@15", "zero/rp@5", "few/r@15", "few/rp@5", "ndcg@5", "p@1", "psp@5")
@@ -33,7 +34,7 @@ def bare_rows(name: str) -> list[dict]:
     train, test, texts = corpus.rows("train"), corpus.rows("test"), label_texts.read(corpus)
     words = [text or "" for text in texts]
     # a zero-shot label's words may stand in no training document
-    vectorizer = CountVectorizer(token_pattern=r"(?u)\b\w\w+\b", dtype=np.int32)
+    vectorizer = CountVectorizer(token_pattern=WORD, dtype=np.int32)
     vectorizer.fit([*(corpus.texts[i] for i in train), *words])
     x, held = (vectorizer.transform([corpus.texts[i] for i in rows]).tocsr() for rows in (train, test))
     y, weights = corpus.labels[train], TfidfTransformer(sublinear_tf=True).fit(x).transform(held).tocsr()

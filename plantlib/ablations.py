@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from plantlib.pipeline import Prepared
 from plantlib.progress import tqdm
 from plantlib.results import RunRecord, compare
-from plantlib.runs import RunConfig, _finished, run_name, run_start
+from plantlib.runs import RunConfig, finished, run_name, run_start
 
 if TYPE_CHECKING:
     import pandas
@@ -88,7 +88,7 @@ def one(prepared: Prepared, name: str, seed: int, *, config: RunConfig | None = 
     """One switch and seed as a record whose system is the switch's name."""
     start, changes = SWITCHES[name]
     config, run_id = changed(config or RunConfig(), changes), run_id_of(prepared, name, seed)
-    record = _finished(Path(results) / f"{run_id}.json", prepared, config.seeded(seed))
+    record = finished(Path(results) / f"{run_id}.json", prepared, config.seeded(seed))
     if record is None:
         record, _ = run_start(prepared, start, seed, config=config, run_id=run_id, notebook=NOTEBOOK, progress=False)
         record = replace(record, system=name, params=record.params | {"start_name": start})

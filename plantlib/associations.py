@@ -20,7 +20,8 @@ def teach(
 ) -> Teacher:
     """The teacher `variant`, one of `mig.VARIANTS` or OTHERS: x (N, V) token counts, y (N, L) labels, training rows.
 
-    "chi2": N (C N - n_t n_l)^2 / (n_t n_l (N - n_t)(N - n_l)). "ppmi": ln(C N / ((n_t + 1) n_l)). "random": the tokens of
+    "chi2": N (C N - n_t n_l)^2 / (n_t n_l (N - n_t)(N - n_l)). "ppmi": ln(C N / ((n_t + 1) n_l)), whose 1
+    damps tokens seen once, which plain PMI puts on top. "random": the tokens of
     a label's documents in random order, so that it knows where a label's words are and not which of them matter.
     """
     mig.check_choice("variant", variant, (*mig.VARIANTS, *OTHERS))

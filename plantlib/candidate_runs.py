@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from plantlib import candidate_decoder, candidates, mig
 from plantlib.candidate_decoder import CandidateConfig, CandidateData, CandidateDecoder
 from plantlib.data import DataError
 from plantlib.decoder import Packed
-from plantlib.metrics import Scores, TopK, evaluate, mean, ndcg_at_k, per_document, tune_threshold
+from plantlib.metrics import Scores, TopK, mean, ndcg_at_k
 from plantlib.pipeline import Prepared
 from plantlib.results import RunRecord
 from plantlib.runs import peak_memory, run_name
@@ -29,15 +29,13 @@ def data_of(prepared: Prepared, config: CandidateConfig, progress: bool = True) 
     if prepared.features is None:
         raise DataError("candidates are trained on cached features; call prepare(..., frozen=True)")
     train, counts = prepared.rows["train"], prepared.counts
+    features = replace(prepared.features, standard=prepared.standard)
     taught = tuple(mig.teach(counts[train], prepared.train_labels, variant=v, relevance="score") for v in ("raw", "jaccard"))
 
     def packed(rows: np.ndarray) -> Packed:
         tokens = prepared.tokens.select(rows)
-        hidden = prepared.features.documents(rows)
-        if prepared.standard is not None:
-            hidden = (hidden - prepared.standard.shift) * prepared.standard.scale
         ids = torch.from_numpy(tokens.flat.astype(np.int64))
-        return Packed(torch.from_numpy(hidden), ids, torch.from_numpy(tokens.offsets))
+        return Packed(torch.from_numpy(features.documents(rows)), ids, torch.from_numpy(tokens.offsets))
 
     return CandidateData.of(packed, counts, train, prepared.corpus.labels, taught, config, progress)
 
@@ -74,17 +72,14 @@ def run_candidates(
 
 def _record(prepared, config, data, found: dict[str, TopK], history, chosen: int, times) -> RunRecord:
     """Threshold from dev, metrics and recall@C of test."""
-    labels, rows = prepared.corpus.labels, prepared.rows
-    gold, threshold = labels[rows["test"]], tune_threshold(found["dev"], labels[rows["dev"]])
-    metrics = evaluate(Scores(found["test"]), gold, prepared.train_counts, len(rows["train"]), threshold,
-                       prepared.extra_gold[rows["test"]])  # fmt: skip
-    reach = candidates.recall(data.ranked[rows["test"]], gold, (config.width,))
-    metrics |= {f"recall@{c} of candidates": value for c, value in reach.items()}
+    labels, test = prepared.corpus.labels, prepared.rows["test"]
+    judged = prepared.judge(Scores(found["dev"]), Scores(found["test"]))
+    reach = candidates.recall(data.ranked[test], labels[test], (config.width,))
+    judged["metrics"] |= {f"recall@{c} of candidates": value for c, value in reach.items()}
     size = candidate_decoder.table_bytes(labels.shape[1], prepared.hidden_size, config.rank) // 4
     return RunRecord(
-        id=run_name(prepared, "candidates", config.seed), kind="planted", dataset=prepared.about(), system="candidates",
-        seed=config.seed, metrics=metrics, params=asdict(config) | {"max_tokens": prepared.max_tokens, "inputs": prepared.key},
+        id=run_name(prepared, "candidates", config.seed), kind="planted", system="candidates",
+        seed=config.seed, params=asdict(config) | {"max_tokens": prepared.max_tokens, "inputs": prepared.key},
         backbone=Path(prepared.backbone).name, teacher={"variant": "MI and J", "top_k": 64}, history=history,
-        chosen_epoch=chosen, threshold=threshold, per_document=per_document(Scores(found["test"]), gold), times=times,
-        peak_memory_mb=peak_memory(), model_size={"trained_parameters": size},
+        chosen_epoch=chosen, times=times, peak_memory_mb=peak_memory(), model_size={"trained_parameters": size}, **judged,
     )  # fmt: skip

@@ -289,14 +289,4 @@ def explain(options: Namespace) -> None:
     for word, weight in found.top_words(options.k):
         print(f"{word}\t{weight:.4f}")
     if options.out:
-        write_page(found, Path(options.out))
-
-
-def write_page(found, path: Path) -> None:
-    """One self-contained HTML file: no script, no style sheet, nothing fetched."""
-    from html import escape
-
-    style = "body{font:16px/1.6 sans-serif;max-width:50em;margin:2em auto;white-space:pre-wrap}"
-    head = f'<meta charset="utf-8"><title>{escape(found.label)}</title><style>{style}</style>'
-    with atomic_path(path) as temporary:
-        temporary.write_text(f"<!doctype html><html><head>{head}</head><body>{found._repr_html_()}</body></html>\n", "utf-8")
+        found.save_html(Path(options.out))

@@ -47,7 +47,7 @@ def run(
     config, made, jobs = config or long_config(), [], [(start, seed) for seed in seeds for start in starts]
     for start, seed in tqdm(jobs, desc="long runs", unit="run", disable=not progress):
         run_id = runs.run_name(prepared, start, seed) + SUFFIX
-        found = runs._finished(Path(results) / f"{run_id}.json", prepared, config.seeded(seed))
+        found = runs.finished(Path(results) / f"{run_id}.json", prepared, config.seeded(seed))
         if not found:
             options = {"config": config, "results": results, "run_id": run_id, "notebook": NOTEBOOK, "progress": progress}
             found, _ = runs.run_start(prepared, start, seed, **options)

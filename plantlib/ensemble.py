@@ -16,7 +16,7 @@ import torch
 from plantlib import runs
 from plantlib.io import atomic_path, read_json, write_json
 from plantlib.l2r import check_same
-from plantlib.metrics import Scores, StreamingEvaluator, evaluate, per_document, tune_threshold
+from plantlib.metrics import Scores, StreamingEvaluator
 from plantlib.model import PlantModel
 from plantlib.pipeline import Prepared
 from plantlib.results import RunRecord
@@ -108,20 +108,17 @@ def run_ensemble(
                 f"{model.record.seed}; an ensemble is stated on one corpus, one set of documents and one seed"
             )
     ensemble = Ensemble([model for _, model in members])
-    train_counts, labels, rows = first.train_counts, first.corpus.labels, first.rows
+    train_counts, dev_labels = first.train_counts, first.corpus.labels[first.rows["dev"]]
     read = {split: [_documents(prepared, model, split) for prepared, model in members] for split in ("dev", "test")}
     dev = score(ensemble.models, read["dev"], train_counts, auc=False)
-    ensemble.threshold = tune_threshold(dev.topk, labels[rows["dev"]])
-    ensemble.calibration = runs.calibrate(dev.topk, labels[rows["dev"]])
-    test, gold, extra = score(ensemble.models, read["test"], train_counts), labels[rows["test"]], first.extra_gold[rows["test"]]
+    judged = first.judge(dev, score(ensemble.models, read["test"], train_counts))
+    ensemble.threshold, ensemble.calibration = judged["threshold"], runs.calibrate(dev.topk, dev_labels)
     system = f"{one.record.system} ensemble"
     record = RunRecord(
-        id=run_id or f"{one.record.id}-ensemble", kind="planted", dataset=first.about(), system=system, seed=one.record.seed,
-        metrics=evaluate(test, gold, train_counts, len(rows["train"]), ensemble.threshold, extra),
+        id=run_id or f"{one.record.id}-ensemble", kind="planted", system=system, seed=one.record.seed,
         params={"members": [model.record.id for _, model in members], "inputs": [p.key for p, _ in members]},
         notebook=notebook, backbone=" + ".join(str(model.record.backbone) for _, model in members),
-        threshold=ensemble.threshold, per_document=per_document(test, gold),
-        times={"evaluate": round(time.perf_counter() - began, 2)}, peak_memory_mb=runs.peak_memory(),
+        times={"evaluate": round(time.perf_counter() - began, 2)}, peak_memory_mb=runs.peak_memory(), **judged,
     )  # fmt: skip
     if results is not None:
         record.save(results)

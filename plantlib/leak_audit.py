@@ -20,7 +20,7 @@ from plantlib.data import Corpus
 from plantlib.mig import Teacher
 from plantlib.pipeline import Prepared, TeacherConfig, fingerprint_of, prepare
 from plantlib.progress import tqdm
-from plantlib.results import RunRecord, plain
+from plantlib.results import RunRecord
 
 if TYPE_CHECKING:
     import pandas
@@ -82,9 +82,8 @@ def audit(
     jobs = [(start, seed, side) for seed in seeds for start in starts for side in sides]
     for start, seed, side in tqdm(jobs, desc="leak audit", unit="run", disable=not progress):
         run_id = runs.run_name(prepared, f"{side}_{start}", seed) + "-audit"
-        path, wanted = Path(results) / f"{run_id}.json", plain(asdict(config.seeded(seed))) | {"inputs": sides[side].key}
-        record = RunRecord.load(path) if path.is_file() else None
-        if record is None or {k: record.params.get(k) for k in wanted} != wanted:
+        record = runs.finished(Path(results) / f"{run_id}.json", sides[side], config.seeded(seed))
+        if record is None:
             options = {"config": config, "run_id": run_id, "notebook": NOTEBOOK, "progress": progress}
             made, _ = runs.run_start(sides[side], start, seed, **options)
             record = replace(made, system=f"{side} {start}")

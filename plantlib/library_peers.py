@@ -1,7 +1,7 @@
 """Peers of other libraries on the same documents, split and label space: one process each, one record each.
 
 Realises METHOD.md section 7: one-vs-rest models of scikit-learn, Parabel and Bonsai of omikuji, napkinXC's PLT, XR-Linear of
-PECOS. All read the tf-idf of whole documents that `runs.run_peers` reads; vocabulary and idf come from training rows, the
+PECOS. All read the tf-idf of whole documents that `peer_runs.run_peers` reads; vocabulary and idf come from training rows, the
 regularisation of the one-vs-rest models is chosen on dev, test is read once. What a peer does in its process: `peer_worker.py`.
 """
 
@@ -22,10 +22,11 @@ from scipy import sparse
 from plantlib import pecos
 from plantlib.data import Corpus
 from plantlib.io import read_json, write_json
-from plantlib.metrics import Scores, StreamingEvaluator, evaluate, per_document, tune_threshold
+from plantlib.metrics import Scores, StreamingEvaluator, evaluate
 from plantlib.pipeline import Prepared, artefacts, fingerprint_of
 from plantlib.progress import tqdm
 from plantlib.results import RunRecord
+from plantlib.runs import run_name
 from plantlib.tokens import Ragged, tfidf, words
 
 NOTEBOOK = "peers"  # what these records say they were made by
@@ -120,19 +121,13 @@ def params_of(name: str, options: dict, seed: int, threads: int) -> dict:
 
 def finished(prepared: Prepared, name: str, seed: int, threads: int, results: str | Path | None) -> RunRecord | None:
     """The record of an earlier call on this corpus with these settings."""
-    path = Path(results or ".") / f"{peer_id(prepared, name, seed)}.json"
+    path = Path(results or ".") / f"{run_name(prepared, name, seed)}.json"
     if results is None or not path.is_file():
         return None
     record = RunRecord.load(path)
     wanted = params_of(name, record.params.get("options", {}), seed, threads)
     same = all(record.params.get(k) == v for k, v in wanted.items())
     return record if same and record.dataset["fingerprint"] == prepared.corpus.fingerprint() else None
-
-
-def peer_id(prepared: Prepared, name: str, seed: int) -> str:
-    from plantlib.runs import run_name
-
-    return run_name(prepared, name.replace(" ", "_"), seed)
 
 
 class WorkerFailed(RuntimeError):
@@ -183,15 +178,12 @@ def train(prepared: Prepared, name: str, data: Job, python: Path, seed: int = 0,
         found.append((value, options, report, scores["test"], read))
     _, options, report, scores, read = max(found, key=lambda item: item[0])
     test = prepared.corpus.labels[prepared.rows["test"]]
-    threshold, on_test = tune_threshold(read.topk, dev), collect(scores, test, prepared.train_counts)
-    n_train, extra = len(prepared.rows["train"]), prepared.extra_gold[prepared.rows["test"]]
     times = {k: report[k] for k in ("train", "train_cpu", "predict", "predict_cpu")}
     return RunRecord(
-        id=peer_id(prepared, name, seed), kind="linear", dataset=prepared.about(), system=name, seed=seed,
-        metrics=evaluate(on_test, test, prepared.train_counts, n_train, threshold, extra),
-        params=params_of(name, options, seed, threads), notebook=NOTEBOOK, threshold=threshold,
-        per_document=per_document(on_test, test), times=times, peak_memory_mb=report["peak_memory_mb"],
-        model_size={"model_mb": report["model_mb"], "data_mb": report["data_mb"]},
+        id=run_name(prepared, name, seed), kind="linear", system=name, seed=seed,
+        params=params_of(name, options, seed, threads), notebook=NOTEBOOK, times=times,
+        peak_memory_mb=report["peak_memory_mb"], model_size={"model_mb": report["model_mb"], "data_mb": report["data_mb"]},
+        **prepared.judge(read, collect(scores, test, prepared.train_counts)),
     )  # fmt: skip
 
 

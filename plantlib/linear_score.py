@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from scipy import optimize, sparse
 from plantlib import mig, peers
 from plantlib.io import atomic_path
 from plantlib.progress import tqdm
-from plantlib.tokens import tfidf
+from plantlib.tokens import smooth_idf, tfidf
 
 TERMS = ("svm", "jaccard", "raw", "ppmi", "centroid")
 
@@ -60,9 +61,14 @@ class Table:
     cells: sparse.csr_matrix
     intercept: np.ndarray
 
+    @cached_property
+    def by_word(self) -> sparse.csr_matrix:
+        """The cells as csr (V, L): a product with `cells.T` would turn the whole table round for every batch."""
+        return self.cells.T.tocsr()
+
     def scores(self, weights: sparse.csr_matrix) -> np.ndarray:
         """(b, L) float32 of documents with tf-idf rows `weights` (b, V)."""
-        return (weights @ self.cells.T).toarray().astype(np.float32) + self.intercept
+        return (weights @ self.by_word).toarray().astype(np.float32) + self.intercept
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,8 +107,6 @@ def fit(
     if len(train_rows) < config.folds:
         raise ValueError(f"{len(train_rows)} training documents cannot be cut into {config.folds} folds; lower folds")
     weights = tfidf(words.counts, train_rows)
-    df = mig.column_counts(words.counts[train_rows])
-    idf = np.log((1 + len(train_rows)) / (1 + df)) + 1
     fold = np.random.default_rng(config.seed).permutation(len(train_rows)) % config.folds
     part = np.zeros(weights.shape[0], np.int32)
     part[train_rows] = fold + 1
@@ -114,7 +118,8 @@ def fit(
     coefficients, intercept = stack(parts[1:], weights[train_rows], labels[train_rows], fold, config)
     found = dict(zip(config.terms, map(float, coefficients), strict=True))
     tables = [_fold_up(p, found, intercept) for p in parts]
-    return LinearScore(words.names, idf.astype(np.float32), tables, part, found, weights)
+    idf = smooth_idf(words.counts[train_rows]).astype(np.float32)
+    return LinearScore(words.names, idf, tables, part, found, weights)
 
 
 def _part(weights, labels, config: LinearConfig, path: Path | None, bar) -> dict[str, Table]:
@@ -144,20 +149,16 @@ def terms_of(weights: sparse.csr_matrix, labels: sparse.csr_matrix, config: Line
 
 def svm(weights: sparse.csr_matrix, labels: sparse.csr_matrix, config: LinearConfig, bar=None) -> Table:
     """One-vs-rest LinearSVC with pruned weights; a label on no row scores -1, on every row 1."""
-    from sklearn.svm import LinearSVC
-
     columns = labels.tocsc()
     choose = _negatives(weights, labels, config)
 
     def one(label: int):
         positive = np.zeros(weights.shape[0], bool)
         positive[columns.indices[columns.indptr[label] : columns.indptr[label + 1]]] = True
-        if not positive.any() or positive.all():
-            return np.zeros(0, np.int32), np.zeros(0, np.float32), 1.0 if positive.all() else -1.0
         rows = choose(label, positive)
-        model = LinearSVC(C=config.c, random_state=config.seed).fit(weights[rows], positive[rows])
-        kept = np.flatnonzero(np.abs(model.coef_[0]) > config.prune)
-        return kept.astype(np.int32), model.coef_[0][kept].astype(np.float32), float(model.intercept_[0])
+        coef, intercept = peers.one_against_rest(weights[rows], positive[rows], config.c, config.seed)
+        kept = np.flatnonzero(np.abs(coef) > config.prune)
+        return kept.astype(np.int32), coef[kept].astype(np.float32), intercept
 
     # liblinear lets go of the interpreter while it works, so threads share one copy of the documents
     found = []

@@ -21,7 +21,6 @@ from torch.nn.utils.rnn import pad_sequence
 
 from plantlib import kernels, runs, train
 from plantlib.library_peers import NOTEBOOK
-from plantlib.metrics import evaluate, per_document, tune_threshold
 from plantlib.model import PlantOutput
 from plantlib.peer_worker import peak_memory
 from plantlib.pipeline import Prepared, fingerprint_of
@@ -96,10 +95,6 @@ class PlmIcd(LabelHead):
 HEADS = {"CAML head": Caml, "PLM-ICD head": PlmIcd}
 
 
-def peer_id(prepared: Prepared, name: str, seed: int) -> str:
-    return runs.run_name(prepared, name.replace(" ", "_"), seed)
-
-
 def run(
     prepared: Prepared, names: Iterable[str] = tuple(HEADS), seeds: Iterable[int] = (0,), *, config: TrainConfig = CONFIG,
     results: str | Path | None = None, progress: bool = True,
@@ -111,7 +106,7 @@ def run(
     for name, seed in [(n, s) for s in seeds for n in names]:
         if name not in HEADS:
             raise ValueError(f"head {name!r} is not known; use some of {', '.join(HEADS)}")
-        path = Path(results or ".") / f"{peer_id(prepared, name, seed)}.json"
+        path = Path(results or ".") / f"{runs.run_name(prepared, name, seed)}.json"
         found = RunRecord.load(path) if results is not None and path.is_file() else None
         wanted = params_of(prepared, replace(config, seed=seed))
         if found is None or {k: found.params.get(k) for k in wanted} != plain(wanted):
@@ -130,11 +125,11 @@ def params_of(prepared: Prepared, config: TrainConfig) -> dict:
 
 def run_head(prepared: Prepared, name: str, config: TrainConfig, progress: bool = True) -> RunRecord:
     """Train on train, stop and choose the epoch on dev, read test once."""
-    runs._seed_all(config.seed)
+    runs.seed_all(config.seed)
     model = HEADS[name](prepared.corpus.L, prepared.hidden_size)
     with torch.no_grad():
         model.label_bias.copy_(prior_log_odds(prepared.train_labels))
-    run_id = peer_id(prepared, name, config.seed)
+    run_id = runs.run_name(prepared, name, config.seed)
     folder = prepared.root / "checkpoints" / f"{run_id}-{fingerprint_of(prepared.key, name, asdict(config))}"
     began, cpu = time.perf_counter(), time.process_time()
     parts = {split: prepared.documents(split) for split in ("train", "dev", "test")}
@@ -149,19 +144,16 @@ def run_head(prepared: Prepared, name: str, config: TrainConfig, progress: bool 
 
 
 def _record(prepared: Prepared, model: LabelHead, name: str, run_id: str, config: TrainConfig, epochs, times) -> RunRecord:
-    counts, n_train = prepared.train_counts, len(prepared.rows["train"])
-    dev, dev_labels = train.score(model, prepared.documents("dev"), counts, auc=False)
-    threshold = tune_threshold(dev.topk, dev_labels)
+    dev, _ = train.score(model, prepared.documents("dev"), prepared.train_counts, auc=False)
     began, cpu = time.perf_counter(), time.process_time()
-    scores, labels = train.score(model, prepared.documents("test"), counts, auc=False)
+    test, _ = train.score(model, prepared.documents("test"), prepared.train_counts, auc=False)
     times |= {"predict": time.perf_counter() - began, "predict_cpu": time.process_time() - cpu}
     size = sum(p.numel() for p in model.parameters())
     return RunRecord(
-        id=run_id, kind="neural", dataset=prepared.about(), system=name, seed=config.seed,
-        metrics=evaluate(scores, labels, counts, n_train, threshold, prepared.extra_gold[prepared.rows["test"]]),
+        id=run_id, kind="neural", system=name, seed=config.seed,
         params=params_of(prepared, config), notebook=NOTEBOOK, history=epochs,
-        chosen_epoch=train.chosen_epoch(epochs, config.metric), threshold=threshold,
-        per_document=per_document(scores, labels), times={k: round(v, 3) for k, v in times.items()},
+        chosen_epoch=train.chosen_epoch(epochs, config.metric), times={k: round(v, 3) for k, v in times.items()},
         peak_memory_mb=peak_memory(),
         model_size={"trained_parameters": size, "model_mb": round(4 * size / 2**20, 3)},
+        **prepared.judge(dev, test),
     )  # fmt: skip

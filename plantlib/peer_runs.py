@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from plantlib import mig, peers
-from plantlib.metrics import evaluate, per_document, tune_threshold
+from plantlib.metrics import evaluate
 from plantlib.pipeline import Prepared
 from plantlib.results import RunRecord
 from plantlib.runs import peak_memory, run_name
@@ -72,22 +72,17 @@ def tuned_weight(
 def _peer_record(prepared, system, kind, block, params, seconds, results, notebook) -> RunRecord:
     rows, labels = prepared.rows, prepared.corpus.labels
     dev = peers.scored(block, labels, rows["dev"], prepared.train_counts, auc=False)
-    threshold = tune_threshold(dev.topk, labels[rows["dev"]])
-    scores = peers.scored(block, labels, rows["test"], prepared.train_counts)
-    n_train, extra = len(rows["train"]), prepared.extra_gold[rows["test"]]
+    test = peers.scored(block, labels, rows["test"], prepared.train_counts)
     record = RunRecord(
-        id=run_name(prepared, system.replace(" ", "_"), 0),
+        id=run_name(prepared, system, 0),
         kind=kind,
-        dataset=prepared.about(),
         system=system,
         seed=0,
-        metrics=evaluate(scores, labels[rows["test"]], prepared.train_counts, n_train, threshold, extra),
         params=params | {"text": "whole document, words"},
         notebook=notebook,
-        threshold=threshold,
-        per_document=per_document(scores, labels[rows["test"]]),
         times={"train": seconds},
         peak_memory_mb=peak_memory(),
+        **prepared.judge(dev, test),
     )
     if results is not None:
         record.save(results)

@@ -42,7 +42,7 @@ COLUMNS = {
 
 
 def plain_rows(prepared: Prepared, results: Path, progress: bool = True) -> None:
-    """The rows of `runs.run_peers` (bare teachers, SVM and their sum), where this data set has none yet."""
+    """The rows of `peer_runs.run_peers` (bare teachers, SVM and their sum), where this data set has none yet."""
     from plantlib import library_peers, peer_runs
 
     fingerprint = prepared.corpus.fingerprint()

@@ -12,8 +12,9 @@ from collections.abc import Callable
 import numpy as np
 from scipy import sparse
 
+from plantlib import associations
 from plantlib.metrics import Scores, StreamingEvaluator
-from plantlib.mig import Teacher, column_counts, presence
+from plantlib.mig import Margins, Teacher, column_counts, presence
 from plantlib.progress import tqdm
 
 Block = Callable[[np.ndarray], np.ndarray]  # rows (b,) -> scores (b, L)
@@ -28,19 +29,12 @@ def bare_teacher(weights: sparse.csr_matrix, teacher: Teacher) -> Block:
     return lambda rows: (weights[rows] @ by_token).toarray()
 
 
-def ppmi(x: sparse.csr_matrix, y: sparse.csr_matrix, *, shift: float = 1.0) -> Teacher:
-    """Positive pointwise MI of token and label, ln(C N / (n_t n_l)) where positive, C raised by `shift` in the margins.
-
-    x (n, V), y (n, L) training rows. The shift damps tokens seen once, which plain PMI puts on top.
-    """
+def ppmi(x: sparse.csr_matrix, y: sparse.csr_matrix) -> Teacher:
+    """Positive pointwise MI of token and label, all tokens of each label: x (n, V), y (n, L) training rows."""
     x, y = presence(x), presence(y)
-    both = (y.T @ x).tocsr()
-    n_t, n_l = column_counts(x), column_counts(y)
-    rows = np.repeat(np.arange(both.shape[0]), np.diff(both.indptr))
-    both = both.astype(np.float64)
-    both.data = np.log(both.data * x.shape[0] / ((n_t[both.indices] + shift) * n_l[rows])).clip(min=0)
-    both.eliminate_zeros()
-    return Teacher(both, both, "ppmi", x.shape[0])
+    margins = Margins.of(x.shape[0], column_counts(x), column_counts(y))
+    scores = associations.score(y.T @ x, 0, margins, "ppmi")
+    return Teacher(scores, scores, "ppmi", x.shape[0])
 
 
 def centroids(weights: sparse.csr_matrix, y: sparse.csr_matrix) -> Teacher:
@@ -61,18 +55,21 @@ def linear_svm(
     progress=True,
 ) -> Block:
     """One-vs-rest linear SVM (scikit-learn LinearSVC) on tf-idf; labels on every or no training row score a constant."""
+    x, y = weights[rows], labels[rows].tocsc()
+    coef, intercept = np.zeros((labels.shape[1], x.shape[1]), np.float32), np.zeros(labels.shape[1], np.float32)
+    for label in tqdm(range(labels.shape[1]), desc="linear SVM", unit="label", disable=not progress):
+        coef[label], intercept[label] = one_against_rest(x, y[:, [label]].toarray().ravel() > 0, c, seed)
+    return lambda part: weights[part] @ coef.T + intercept
+
+
+def one_against_rest(x: sparse.csr_matrix, positive: np.ndarray, c: float, seed: int) -> tuple[np.ndarray, float]:
+    """(weights (V,), intercept) of one LinearSVC: x (n, V), positive (n,) bool; on no row it scores -1, on every row 1."""
     from sklearn.svm import LinearSVC
 
-    x, y = weights[rows], labels[rows].tocsc()
-    coef, intercept = np.zeros((labels.shape[1], x.shape[1]), np.float32), np.full(labels.shape[1], -1.0, np.float32)
-    for label in tqdm(range(labels.shape[1]), desc="linear SVM", unit="label", disable=not progress):
-        positive = y[:, [label]].toarray().ravel() > 0
-        if not positive.any() or positive.all():
-            intercept[label] = 1.0 if positive.all() else -1.0
-            continue
-        model = LinearSVC(C=c, random_state=seed).fit(x, positive)
-        coef[label], intercept[label] = model.coef_[0], model.intercept_[0]
-    return lambda part: weights[part] @ coef.T + intercept
+    if not positive.any() or positive.all():
+        return np.zeros(x.shape[1]), 1.0 if positive.all() else -1.0
+    model = LinearSVC(C=c, random_state=seed).fit(x, positive)
+    return model.coef_[0], float(model.intercept_[0])
 
 
 def added(first: Block, second: Block, weight: float) -> Block:

@@ -20,6 +20,7 @@ from plantlib.data import Corpus, DataError
 from plantlib.features import Features, Standard, cached_features, hidden_states, standard_of
 from plantlib.l2r import L2RConfig, Planted
 from plantlib.linear_score import LinearConfig, LinearScore
+from plantlib.metrics import Scores, evaluate, per_document, tune_threshold
 from plantlib.mig import Teacher
 from plantlib.sources import checkout
 from plantlib.tokens import Ragged, tokenise, words
@@ -114,6 +115,13 @@ class Prepared:
     def teacher(self, config: TeacherConfig = TeacherConfig()) -> Teacher:
         """The teacher of `config` from the training rows alone."""
         return associations.teach(self.counts[self.rows["train"]], self.train_labels, **asdict(config))
+
+    def judge(self, dev: Scores, test: Scores) -> dict:
+        """What a RunRecord says of scores of dev and test: data set, threshold from dev, metrics and rows of test."""
+        labels, rows = self.corpus.labels, self.rows
+        threshold, gold = tune_threshold(dev.topk, labels[rows["dev"]]), labels[rows["test"]]
+        found = evaluate(test, gold, self.train_counts, len(rows["train"]), threshold, self.extra_gold[rows["test"]])
+        return {"dataset": self.about(), "threshold": threshold, "metrics": found, "per_document": per_document(test, gold)}
 
     def about(self) -> dict:
         """The data set as a RunRecord states it."""

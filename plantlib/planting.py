@@ -23,6 +23,7 @@ from plantlib.decoder import LabelDecoder, PlantedTable
 from plantlib.l2r import Planted
 from plantlib.lm_head import L2R_FROM
 from plantlib.mig import Teacher, column_counts
+from plantlib.tokens import smooth_idf
 
 STARTS = ("random", "l2r", "closed_form", "lookup", "shuffled", "score", "linear", "v1", "text", "outputs")
 SCORED = {"score", "text"}  # these plant the document score
@@ -172,8 +173,7 @@ class TeacherScore(nn.Module):
 
     def load_teacher(self, teacher: Teacher, counts: sparse.csr_matrix) -> None:
         """Fill from a teacher and the token counts (n, V) of the training rows."""
-        n, df = counts.shape[0], column_counts(counts)
-        self.idf.copy_(torch.from_numpy((np.log((1 + n) / (1 + df)) + 1).astype(np.float32)))
+        self.idf.copy_(torch.from_numpy(smooth_idf(counts).astype(np.float32)))
         self.table.load_relevance(teacher.scores)
         weighted = counts.astype(np.float64)
         weighted.data = (1 + np.log(weighted.data)) * self.idf.numpy()[weighted.indices]

@@ -21,7 +21,7 @@ from plantlib.contexts import check_decoder
 from plantlib.data import Corpus, DataError
 from plantlib.l2r import TRAINERS, L2RConfig
 from plantlib.linear_score import LinearConfig
-from plantlib.metrics import evaluate, hits, per_document, tune_threshold
+from plantlib.metrics import hits
 from plantlib.model import PlantModel
 from plantlib.pipeline import Prepared, TeacherConfig, fingerprint_of, prepare, pretrained
 from plantlib.planted_model import build_model, use_score
@@ -85,7 +85,7 @@ def run_start(
 ) -> tuple[RunRecord, PlantModel]:  # fmt: skip
     """Plant `start`, fine-tune, choose the epoch on dev, read test once; the record is saved when `results` is given."""
     began, config = time.perf_counter(), config.seeded(seed)
-    _seed_all(seed)
+    seed_all(seed)
     parts = planting.parts_of(start)
     if "outputs" in parts and config.tuning != "frozen":
         raise ValueError(f"start {start!r}: outputs are planted from cached features; use tuning='frozen', or leave them out")
@@ -123,7 +123,7 @@ def run_start(
     if "outputs" in parts:
         planted_outputs.plant_outputs(model, prepared.documents("train"), config.outputs, progress)
     # what came before may have drawn numbers: every start of a seed gets the same adapters and dropout
-    _seed_all(seed)
+    seed_all(seed)
     if not cached:
         tuning.open_backbone(model, prepared, config.tuning, config.lora, config.backbone)
     run_id = run_id or run_name(prepared, start, seed, config.tuning)
@@ -157,19 +157,19 @@ def run_name(prepared: Prepared, system: str, seed: int, tuning: str = "frozen")
     read = f"{prepared.max_tokens}t" if prepared.max_tokens else "all"
     read += "" if prepared.label_space == "seen" else f"-{prepared.label_space}-labels"
     backbone = Path(prepared.backbone).name + ("" if tuning == "frozen" else f"-{tuning}")
-    # the id is a file name; a user's table may be called anything
-    name, backbone = (re.sub(r"[^\w.@+-]+", "_", part)[:40] for part in (prepared.corpus.name, backbone))
+    # the id is a file name; a user's table may be called anything, a peer has spaces in its name
+    name, backbone, system = (re.sub(r"[^\w.@+-]+", "_", part) for part in (prepared.corpus.name, backbone, system))
+    name, backbone = name[:40], backbone[:40]
     return f"{name}-{len(prepared.rows['train'])}d-{read}-{backbone}-{system}-s{seed}"
 
 
 def _record(prepared, model, start, seed, config, epochs, times, run_id, notebook, planted, trained, linear) -> RunRecord:
     """Threshold and calibration from dev, then the one reading of test."""
-    began, n_train, cached = time.perf_counter(), len(prepared.rows["train"]), config.tuning == "frozen"
+    began, cached = time.perf_counter(), config.tuning == "frozen"
     dev_scores, dev_labels = train.score(model, prepared.documents("dev", cached, linear), prepared.train_counts, auc=False)
-    threshold = tune_threshold(dev_scores.topk, dev_labels)
-    model.config.threshold, model.config.calibration = threshold, calibrate(dev_scores.topk, dev_labels)
-    scores, labels = train.score(model, prepared.documents("test", cached, linear), prepared.train_counts)
-    extra = prepared.extra_gold[prepared.rows["test"]]
+    scores, _ = train.score(model, prepared.documents("test", cached, linear), prepared.train_counts)
+    judged = prepared.judge(dev_scores, scores)
+    model.config.threshold, model.config.calibration = judged["threshold"], calibrate(dev_scores.topk, dev_labels)
     times["evaluate"] = time.perf_counter() - began
     gains = {name: getattr(model.decoder, f"{name}_gain").item() for name in ("planted", "teacher", "linear")}
     further = {name: getattr(model.decoder, f"{name}_gain", None) for name in ("l2r", "context")}
@@ -177,10 +177,8 @@ def _record(prepared, model, start, seed, config, epochs, times, run_id, noteboo
     return RunRecord(
         id=run_id,
         kind="planted",
-        dataset=prepared.about(),
         system=start,
         seed=seed,
-        metrics=evaluate(scores, labels, prepared.train_counts, n_train, threshold, extra),
         params=asdict(config) | {"max_tokens": prepared.max_tokens, "inputs": prepared.key, "final_gains": gains},
         notebook=notebook,
         backbone=Path(prepared.backbone).name,
@@ -188,11 +186,10 @@ def _record(prepared, model, start, seed, config, epochs, times, run_id, noteboo
         | ({"linear": linear.weights} if linear else {}),
         history=epochs,
         chosen_epoch=train.chosen_epoch(epochs, config.train.metric),
-        threshold=threshold,
-        per_document=per_document(scores, labels),
         times={k: round(v, 2) for k, v in times.items()},
         peak_memory_mb=peak_memory(),
         model_size=trained,
+        **judged,
     )
 
 
@@ -223,7 +220,7 @@ def run_grid(
     with tqdm(total=len(jobs), desc="runs", unit="run", disable=not progress) as bar:
         for start, seed in jobs:
             bar.set_postfix_str(f"{start}, seed {seed}")
-            found = _finished(results / f"{run_name(prepared, start, seed, config.tuning)}.json", prepared, config.seeded(seed))
+            found = finished(results / f"{run_name(prepared, start, seed, config.tuning)}.json", prepared, config.seeded(seed))
             if not found:
                 found, _ = run_start(prepared, start, seed, config=config, results=results, notebook=notebook, progress=False)
             records.append(found)
@@ -231,7 +228,7 @@ def run_grid(
     return records
 
 
-def _finished(path: Path, prepared: Prepared, config: RunConfig) -> RunRecord | None:
+def finished(path: Path, prepared: Prepared, config: RunConfig) -> RunRecord | None:
     """The record at `path` when it was made from this corpus with these parameters; another one is made again."""
     if not path.exists():
         return None
@@ -253,7 +250,7 @@ def peak_memory() -> float:
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
 
 
-def _seed_all(seed: int) -> None:
+def seed_all(seed: int) -> None:
     """One seed for python, numpy and torch."""
     from transformers import set_seed
 

@@ -102,6 +102,12 @@ def words(texts: list[str], train_rows: np.ndarray, min_documents: int = 2, patt
     return Words(list(vectorizer.get_feature_names_out()), vectorizer.transform(texts).tocsr())
 
 
+def smooth_idf(counts: sparse.csr_matrix) -> np.ndarray:
+    """(V,) float64 ln((1 + n) / (1 + n_t)) + 1 of counts (n, V), as `tfidf` weighs words (scikit-learn's smooth idf)."""
+    present = np.bincount(counts.indices, minlength=counts.shape[1])
+    return np.log((1 + counts.shape[0]) / (1 + present)) + 1
+
+
 def tfidf(counts: sparse.csr_matrix, train_rows: np.ndarray) -> sparse.csr_matrix:
     """Sublinear tf-idf of (N, V) counts with the idf of the training rows, rows of unit length."""
     from sklearn.feature_extraction.text import TfidfTransformer

@@ -20,7 +20,7 @@ from plantlib.pipeline import Prepared, artefacts, fingerprint_of, prepare
 from plantlib.planting import StartConfig, V1Config
 from plantlib.progress import tqdm
 from plantlib.results import RunRecord
-from plantlib.runs import RunConfig, _finished, run_name, run_start
+from plantlib.runs import RunConfig, finished, run_name, run_start
 from plantlib.static_l2r import StaticConfig
 from plantlib.train import TrainConfig
 from plantlib.tuning import BackboneOptions
@@ -72,7 +72,7 @@ def run_system(
         raise ValueError(f"system {system!r} is not known; use {', '.join(ABLATIONS)}")
     start, changes = ABLATIONS[system]
     config, run_id = changed(config, changes), run_name(prepared, system, seed, config.tuning)
-    found = None if again else _finished(Path(results) / f"{run_id}.json", prepared, config.seeded(seed))
+    found = None if again else finished(Path(results) / f"{run_id}.json", prepared, config.seeded(seed))
     if found:
         return found, None
     record, model = run_start(prepared, start, seed, config=config, run_id=run_id, notebook=notebook, progress=progress)

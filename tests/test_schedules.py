@@ -10,7 +10,7 @@ import torch
 
 from plantlib import adapters, backbones, planting, schedules, train
 from plantlib.awd_lstm import AwdLstmConfig, AwdLstmModel
-from plantlib.runs import RunConfig, _finished, build_model, run_start, use_score
+from plantlib.runs import RunConfig, build_model, finished, run_start, use_score
 from plantlib.train import TrainConfig, fine_tune, parameter_groups
 
 
@@ -148,5 +148,5 @@ def test_records_from_before_these_options_still_count_as_finished(prepared, tmp
         del record.params["train"][name]
     del record.params["lora"], record.params["backbone"]
     path = record.save(tmp_path)
-    assert _finished(path, prepared, config) == record
-    assert _finished(path, prepared, RunConfig(train=TrainConfig(epochs=1, schedule="cosine")).seeded(0)) is None
+    assert finished(path, prepared, config) == record
+    assert finished(path, prepared, RunConfig(train=TrainConfig(epochs=1, schedule="cosine")).seeded(0)) is None
