@@ -38,6 +38,8 @@ def untrained(model, start: str = "lookup", seed: int = 0):
     sizes.backbone_config = None
     twin = PlantModel(sizes)
     twin.load_state_dict({name: t for name, t in model.state_dict().items() if not name.startswith("backbone.")})
+    if model.word_score is not None:
+        twin.word_score.set_words(model.word_score.words)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         twin.decoder.label_queries.normal_(0, options.init_std, generator=generator)

@@ -131,3 +131,18 @@ def test_without_ipywidgets_the_static_forms_come_back(model, corpus, monkeypatc
     assert viewer.explore(found) is found
     assert isinstance(viewer.text_box(model, DOCUMENT), DocumentExplanation)
     assert isinstance(viewer.picker({"now": model}, corpus, corpus.rows("dev")), viewer.Panels)
+
+
+def test_a_model_that_begins_from_the_linear_score_has_twins_too(prepared, backbone):
+    from plantlib.linear_score import LinearConfig
+    from plantlib.planted_model import build_model, use_score
+    from plantlib.planting import plant
+
+    teacher = prepared.teacher()
+    made = build_model(prepared, teacher, linear=prepared.linear(LinearConfig(folds=2), progress=False))
+    plant(made.decoder, "lookup+linear", teacher, prepared.train_labels)
+    use_score(made, ["lookup", "linear"], teacher, prepared)
+    made.attach_backbone(backbone)
+    for twin in viewer.stages(made).values():
+        assert torch.equal(twin.word_scores([DOCUMENT]), made.word_scores([DOCUMENT]))
+        assert twin.explain(DOCUMENT, "heart").rest == pytest.approx(made.explain(DOCUMENT, "heart").rest, abs=1e-5)
