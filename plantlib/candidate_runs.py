@@ -1,85 +1,166 @@
-"""One run of the decoder on candidates, to a RunRecord: MI and J rank, positives join in training alone, the best epoch by dev.
+"""One run of the decoder on candidates, to a RunRecord: a ranking, a start, the best epoch by dev.
 
-The counterpart of `runs.run_start` for label sets too large to score whole, on the cached features of a frozen backbone. The
-record states recall@C of the candidates, which bounds every other number; labels outside a document's candidates are missed.
+The counterpart of `runs.run_start` for corpora where every document against every label is too much, on the cached features of
+a frozen backbone. The record states recall@C of the candidates, which bounds every other number; labels outside a document's
+candidates are missed.
 """
 
 from __future__ import annotations
 
-import copy
+import shutil
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 
 from plantlib import candidate_decoder, candidates, mig
-from plantlib.candidate_decoder import CandidateConfig, CandidateData, CandidateDecoder
+from plantlib.candidate_decoder import CandidateConfig, CandidateDecoder
+from plantlib.candidate_training import CandidateData, fit, predict
 from plantlib.data import DataError
 from plantlib.decoder import Packed
+from plantlib.io import atomic_path, read_json, write_json
+from plantlib.linear_score import LinearConfig, LinearScore
 from plantlib.metrics import Scores, TopK, mean, ndcg_at_k
-from plantlib.pipeline import Prepared
+from plantlib.pipeline import Prepared, fingerprint_of
+from plantlib.progress import tqdm
 from plantlib.results import RunRecord
 from plantlib.runs import peak_memory, run_name
 
 
-def data_of(prepared: Prepared, config: CandidateConfig, progress: bool = True) -> CandidateData:
-    """Rankings, weights and packed features of a prepared corpus; teachers MI and J of its training rows."""
+def data_of(
+    prepared: Prepared, config: CandidateConfig, start: str = "lookup+score", progress: bool = True
+) -> tuple[CandidateData, LinearScore | None]:
+    """Rankings, scores and packed features of a prepared corpus for `start`, and the linear score where it plants one."""
     if prepared.features is None:
         raise DataError("candidates are trained on cached features; call prepare(..., frozen=True)")
-    train, counts = prepared.rows["train"], prepared.counts
+    parts, train, counts = candidate_decoder.parts_of(start), prepared.rows["train"], prepared.counts
     features = replace(prepared.features, standard=prepared.standard)
     taught = tuple(mig.teach(counts[train], prepared.train_labels, variant=v, relevance="score") for v in ("raw", "jaccard"))
+    relevance = (taught[0].shuffled(config.seed) if "shuffled" in parts else taught[0]).relevance
 
     def packed(rows: np.ndarray) -> Packed:
         tokens = prepared.tokens.select(rows)
         ids = torch.from_numpy(tokens.flat.astype(np.int64))
         return Packed(torch.from_numpy(features.documents(rows)), ids, torch.from_numpy(tokens.offsets))
 
-    return CandidateData.of(packed, counts, train, prepared.corpus.labels, taught, config, progress)
+    if "linear" in parts:
+        # one linear score for all seeds: candidates stay the same, and it is the longest step of a large corpus
+        linear = prepared.linear(LinearConfig(), progress)
+        return CandidateData.of_linear(packed, linear, relevance, config, progress), linear
+    labels = prepared.corpus.L
+    data = CandidateData.of_teachers(packed, counts, train, labels, taught, relevance, config, progress)
+    return data if "score" in parts else replace(data, scores=None), None
 
 
 def run_candidates(
-    prepared: Prepared, config: CandidateConfig | None = None, *, results: str | Path | None = None,
-    progress: bool = True,
+    prepared: Prepared, config: CandidateConfig | None = None, start: str = "lookup+score", *,
+    results: str | Path | None = None, notebook: str | None = None, progress: bool = True,
 ) -> tuple[RunRecord, CandidateDecoder]:  # fmt: skip
-    """Rank, plant, train, keep the epoch with the best dev nDCG@5, read test once; the record is saved when asked."""
+    """Rank, plant, train, keep the epoch with the best dev nDCG@5, read test once; the record is saved when asked.
+
+    A run that begins from a score may keep epoch 0, the score itself. A killed run goes on after its last whole epoch.
+    """
     began, labels, rows, config = time.perf_counter(), prepared.corpus.labels, prepared.rows, config or CandidateConfig()
+    parts = candidate_decoder.parts_of(start)
     torch.manual_seed(config.seed)
-    data = data_of(prepared, config, progress)
+    data, linear = data_of(prepared, config, start, progress)
     times = {"teacher": round(time.perf_counter() - began, 2)}
     decoder = CandidateDecoder(labels.shape[1], prepared.hidden_size, config.rank)
-    candidate_decoder.plant(decoder, prepared.train_labels, config)
-    history, best = [], (-1.0, 0, decoder.state_dict())
+    candidate_decoder.plant(decoder, prepared.train_labels, config, start)
+    run_id = run_id_of(prepared, start, config)
+    folder = prepared.root / "checkpoints" / f"{run_id}-{fingerprint_of(prepared.key, start, asdict(config))}"
+    kept = Kept(decoder, folder)
 
-    def after_epoch(epoch: int, loss: float) -> None:
-        nonlocal best
-        value = mean(ndcg_at_k(candidate_decoder.predict(decoder, data, rows["dev"], config), labels[rows["dev"]], 5))
-        history.append({"epoch": epoch, "train_loss": round(loss, 4), "ndcg@5": value})
-        if value > best[0]:
-            best = (value, epoch, copy.deepcopy(decoder.state_dict()))
+    def after_epoch(epoch: int, loss: float | None) -> None:
+        value = mean(ndcg_at_k(predict(decoder, data, rows["dev"], config), labels[rows["dev"]], 5))
+        kept.offer({"epoch": epoch, "ndcg@5": value} | ({} if loss is None else {"train_loss": round(loss, 4)}))
 
-    candidate_decoder.fit(decoder, data, rows["train"], labels, config, progress, after_epoch)
-    decoder.load_state_dict(best[2])
+    if {"linear", "score"} & set(parts) and not kept.history:
+        after_epoch(0, None)
+    rate = config.learning_rate * (config.linear_rate if "linear" in parts else 1.0)
+    fit(decoder, data, rows["train"], labels, config, rate=rate, folder=folder, progress=progress, after_epoch=after_epoch)
+    kept.restore()
     times["fine_tune"] = round(time.perf_counter() - began - times["teacher"], 2)
-    found = {s: candidate_decoder.predict(decoder, data, rows[s], config) for s in ("dev", "test")}
-    record = _record(prepared, config, data, found, history, best[1], times)
+    found = {s: predict(decoder, data, rows[s], config) for s in ("dev", "test")}
+    record = _record(prepared, config, start, run_id, data, found, kept, times, linear, notebook)
     if results is not None:
         record.save(results)
+    shutil.rmtree(folder, ignore_errors=True)
     return record, decoder
 
 
-def _record(prepared, config, data, found: dict[str, TopK], history, chosen: int, times) -> RunRecord:
+def candidate_grid(
+    prepared: Prepared, starts=("lookup+score",), seeds=(0, 1, 2), *, config: CandidateConfig | None = None,
+    results: str | Path, notebook: str | None = None, progress: bool = True,
+) -> list[RunRecord]:  # fmt: skip
+    """Every start with every seed; runs whose record stands in `results` with the same parameters are read, not repeated."""
+    config, records = config or CandidateConfig(), []
+    for start in starts:
+        candidate_decoder.parts_of(start)  # a misspelt start is an error before the first run, not after it
+    jobs = [(start, replace(config, seed=seed)) for seed in seeds for start in starts]
+    for start, job in tqdm(jobs, desc="runs", unit="run", disable=not progress):
+        path = Path(results) / f"{run_id_of(prepared, start, job)}.json"
+        record = RunRecord.load(path) if path.exists() else None
+        wanted = asdict(job) | {"inputs": prepared.key}
+        if record is None or any(record.params.get(name) != value for name, value in wanted.items()):
+            record, _ = run_candidates(prepared, job, start, results=results, notebook=notebook, progress=progress)
+        records.append(record)
+    return records
+
+
+def run_id_of(prepared: Prepared, start: str, config: CandidateConfig) -> str:
+    """The name of a run, with its number of candidates."""
+    return run_name(prepared, f"{start}-{config.width}c", config.seed)
+
+
+class Kept:
+    """The best epoch of a decoder by dev nDCG@5, the earliest if tied, on disk beside the history."""
+
+    def __init__(self, decoder: CandidateDecoder, folder: Path):
+        self.decoder, self.best, self.log = decoder, folder / "best.safetensors", folder / "history.json"
+        done = folder / "epoch.safetensors"
+        self.history: list[dict] = read_json(self.log) if self.log.exists() and done.exists() else []
+
+    def offer(self, row: dict) -> None:
+        """Add an epoch's row, and keep the decoder if none before was as good."""
+        # an epoch that a kill cut off after this point is done again
+        before = [r for r in self.history if r["epoch"] < row["epoch"]]
+        if all(row["ndcg@5"] > r["ndcg@5"] for r in before):
+            with atomic_path(self.best) as path:
+                save_file({name: p.detach().contiguous() for name, p in self.decoder.named_parameters()}, path)
+        self.history = [*before, row]
+        write_json(self.log, self.history)
+
+    @property
+    def chosen(self) -> int:
+        return max(self.history, key=lambda row: (row["ndcg@5"], -row["epoch"]))["epoch"]
+
+    def restore(self) -> None:
+        """Put the best epoch back into the decoder."""
+        self.decoder.load_state_dict(load_file(self.best))
+
+
+def _record(prepared, config, start, run_id, data, found: dict[str, TopK], kept: Kept, times, linear, notebook) -> RunRecord:
     """Threshold from dev, metrics and recall@C of test."""
     labels, test = prepared.corpus.labels, prepared.rows["test"]
     judged = prepared.judge(Scores(found["dev"]), Scores(found["test"]))
-    reach = candidates.recall(data.ranked[test], labels[test], (config.width,))
+    width = min(config.width, data.ranked.shape[1])
+    reach = candidates.recall(data.ranked[test], labels[test], (width,))
     judged["metrics"] |= {f"recall@{c} of candidates": value for c, value in reach.items()}
     size = candidate_decoder.table_bytes(labels.shape[1], prepared.hidden_size, config.rank) // 4
+    gains = {"planted": kept.decoder.planted_gain.item(), "teacher": 0.0, "linear": 0.0}
+    if data.scores is not None:
+        gains["linear" if linear else "teacher"] = kept.decoder.score_gain.item()
     return RunRecord(
-        id=run_name(prepared, "candidates", config.seed), kind="planted", system="candidates",
-        seed=config.seed, params=asdict(config) | {"max_tokens": prepared.max_tokens, "inputs": prepared.key},
-        backbone=Path(prepared.backbone).name, teacher={"variant": "MI and J", "top_k": 64}, history=history,
-        chosen_epoch=chosen, times=times, peak_memory_mb=peak_memory(), model_size={"trained_parameters": size}, **judged,
+        id=run_id, kind="planted", system=start, seed=config.seed, notebook=notebook,
+        params=asdict(config) | {
+            "max_tokens": prepared.max_tokens, "inputs": prepared.key, "final_gains": gains,
+            "candidates": "linear score" if linear else "MI and J",
+        },
+        backbone=Path(prepared.backbone).name,
+        teacher={"variant": "raw", "top_k": 64} | ({"linear": linear.weights} if linear else {}), history=kept.history,
+        chosen_epoch=kept.chosen, times=times, peak_memory_mb=peak_memory(), model_size={"trained_parameters": size}, **judged,
     )  # fmt: skip

@@ -232,8 +232,9 @@ def finished(path: Path, prepared: Prepared, config: RunConfig) -> RunRecord | N
     """The record at `path` when it was made from this corpus with these parameters; another one is made again."""
     if not path.exists():
         return None
-    record, defaults = RunRecord.load(path), asdict(RunConfig())
-    # an option that a record does not know had its default then
+    record = RunRecord.load(path)
+    # an option that a record does not know had its default then, with the record's seed
+    defaults = asdict(RunConfig().seeded(record.seed))
     same = all(_filled(record.params.get(name), plain(defaults[name])) == plain(v) for name, v in asdict(config).items())
     return record if same and record.params.get("inputs") == prepared.key else None
 

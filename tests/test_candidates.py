@@ -13,8 +13,8 @@ import pytest
 import torch
 from scipy import sparse
 
-from plantlib import candidate_decoder, candidate_runs, candidates
-from plantlib.candidate_decoder import CandidateConfig, CandidateDecoder, candidate_bce, factors, plant
+from plantlib import candidate_runs, candidate_training, candidates
+from plantlib.candidate_decoder import CandidateConfig, CandidateDecoder, candidate_bce, factors, parts_of, plant
 from plantlib.candidates import Ranker
 from plantlib.data import DataError
 from plantlib.decoder import Packed
@@ -119,9 +119,9 @@ def packed_of(lengths, seed: int = 3) -> Packed:
                   torch.tensor([0, *lengths]).cumsum(0))  # fmt: skip
 
 
-def planted_decoder(queries=None, **options) -> CandidateDecoder:
+def planted_decoder(queries=None, start="lookup+score", **options) -> CandidateDecoder:
     decoder = CandidateDecoder(L, D, R)
-    plant(decoder, sparse.csr_matrix(np.eye(L, dtype=int)), CandidateConfig(rank=R, init_std=0.3, **options), queries)
+    plant(decoder, sparse.csr_matrix(np.eye(L, dtype=int)), CandidateConfig(rank=R, init_std=0.3, **options), start, queries)
     return decoder
 
 
@@ -192,17 +192,17 @@ def test_training_works_and_prediction_needs_no_labels(prepared):
     labels, train, test = prepared.corpus.labels, prepared.rows["train"], prepared.rows["test"]
     made = []
     for y in (labels, _scrambled_outside(labels, train)):
-        data = candidate_runs.data_of(with_labels(prepared, y), config, progress=False)
+        data, _ = candidate_runs.data_of(with_labels(prepared, y), config, progress=False)
         decoder = CandidateDecoder(labels.shape[1], prepared.hidden_size, config.rank)
         plant(decoder, y[train], config)
-        losses = candidate_decoder.fit(decoder, data, train, y, config, progress=False)
-        made.append((data.ranked, losses, candidate_decoder.predict(decoder, data, test, config, k=4)))
+        losses = candidate_training.fit(decoder, data, train, y, config, progress=False)
+        made.append((data.ranked, losses, candidate_training.predict(decoder, data, test, config, k=4)))
     assert losses[-1] < 0.7 * losses[0]
     assert precision_at_k(made[0][2], labels[test], 1).mean() > 0.6
     # fault 11: whatever the labels of dev and test are, candidates, training and predictions are the same
     assert np.array_equal(made[0][0], made[1][0]) and made[0][1] == made[1][1]
     assert np.array_equal(made[0][2].ids, made[1][2].ids)
-    assert "labels" not in inspect.signature(candidate_decoder.predict).parameters
+    assert "labels" not in inspect.signature(candidate_training.predict).parameters
     listed = made[0][0][test][:, : config.width]
     assert all(set(row[row >= 0]) <= set(own) for row, own in zip(made[0][2].ids, listed, strict=True))
 
@@ -211,10 +211,10 @@ def test_a_run_is_a_record_that_states_what_its_candidates_reach(prepared, tmp_p
     config = CandidateConfig(width=5, rank=8, epochs=3, learning_rate=3e-2)
     record, decoder = candidate_runs.run_candidates(prepared, config, results=tmp_path, progress=False)
     again = RunRecord.load(tmp_path / f"{record.id}.json")
-    assert again.system == "candidates" and again.metrics["p@1"] == record.metrics["p@1"] > 0.5
+    assert again.system == "lookup+score" and again.metrics["p@1"] == record.metrics["p@1"] > 0.5
     assert 0.5 < record.metrics["recall@5 of candidates"] <= 1 and record.metrics["r@5"] <= record.metrics[
         "recall@5 of candidates"] + 1e-9, "candidates bound every recall"
-    assert record.chosen_epoch == 1 + int(np.argmax([e["ndcg@5"] for e in record.history])) and len(record.history) == 3
+    assert record.chosen_epoch == int(np.argmax([e["ndcg@5"] for e in record.history])) and len(record.history) == 4
     assert record.model_size["trained_parameters"] == sum(p.numel() for p in decoder.parameters())
     with pytest.raises(DataError, match="frozen=True"):
         candidate_runs.data_of(dataclasses.replace(prepared, features=None), config)
@@ -225,3 +225,70 @@ def _scrambled_outside(labels: sparse.csr_matrix, train: np.ndarray) -> sparse.c
     dense = np.ones(labels.shape, np.int32)
     dense[train] = labels[train].toarray()
     return sparse.csr_matrix(dense)
+
+
+@pytest.mark.parametrize("start", ["l2r", "score+linear", "lookup+score+linear", "text"])
+def test_starts_that_candidates_do_not_know_are_refused(start):
+    with pytest.raises(ValueError, match="not one of candidates"):
+        parts_of(start)
+
+
+def test_training_from_the_linear_score_begins_with_its_ranking(prepared):
+    config = CandidateConfig(width=4, rank=8)
+    data, linear = candidate_runs.data_of(prepared, config, "lookup+linear", progress=False)
+    train, test = prepared.rows["train"], prepared.rows["test"]
+    decoder = CandidateDecoder(prepared.corpus.L, prepared.hidden_size, config.rank)
+    plant(decoder, prepared.train_labels, config, "lookup+linear")
+    found, whole = candidate_training.predict(decoder, data, test, config, k=4), linear.scores(test)
+    np.testing.assert_allclose(found.scores, -np.sort(-whole, axis=1)[:, :4], atol=1e-5)
+    assert not np.array_equal(linear.scores(train), linear.tables[0].scores(linear.tfidf[train])), "out of fold"
+    ids = data.ranked[train[:5]][:, :3].copy()
+    ids[0, 1] = -1
+    wanted = np.take_along_axis(linear.scores(train[:5]), ids.clip(min=0), 1)
+    wanted[0, 1] = 0
+    np.testing.assert_array_equal(data.scores(train[:5], ids), wanted)
+    losses = candidate_training.fit(decoder, data, train, prepared.corpus.labels, config, progress=False)
+    assert decoder.output_rows.weight.abs().sum() > 0 and losses[-1] < losses[0], "attention learns beside the score"
+
+
+def test_the_best_places_are_those_of_a_stable_sort():
+    scores = np.random.default_rng(0).integers(0, 5, (40, 13)).astype(np.float32)
+    for depth in (1, 6, 13):
+        wanted = np.argsort(-scores, axis=1, kind="stable")[:, :depth]
+        found = candidate_training.best_of(scores, depth)
+        np.testing.assert_array_equal(np.take_along_axis(scores, found, 1), np.take_along_axis(scores, wanted, 1))
+    np.testing.assert_array_equal(found, wanted)
+
+
+@pytest.mark.parametrize("start", ["random", "lookup+score", "shuffled+linear"])
+def test_a_killed_run_goes_on_to_the_same_numbers(prepared, tmp_path, monkeypatch, start):
+    config = CandidateConfig(width=5, rank=8, epochs=3, learning_rate=3e-2)
+    whole, _ = candidate_runs.run_candidates(prepared, config, start, progress=False)
+    offer = candidate_runs.Kept.offer
+
+    def killed(self, row):
+        offer(self, row)
+        if row["epoch"] == 2:  # before the epoch is on disk: it is done again
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(candidate_runs.Kept, "offer", killed)
+        candidate_runs.run_candidates(prepared, config, start, progress=False)
+    [folder] = (prepared.root / "checkpoints").glob(f"*{start}-5c*")
+    assert sorted(p.name for p in folder.iterdir()) == ["best.safetensors", "epoch.safetensors", "history.json"]
+    again, _ = candidate_runs.run_candidates(prepared, config, start, progress=False)
+    assert again.history == whole.history and again.metrics == whole.metrics and not folder.exists()
+    gains = whole.params["final_gains"]
+    assert (gains["linear"] > 0, gains["teacher"] > 0) == ("linear" in start, start == "lookup+score")
+
+
+def test_a_grid_reads_what_is_finished(prepared, tmp_path, monkeypatch):
+    config, starts = CandidateConfig(width=5, rank=8, epochs=1), ("random", "lookup+score")
+    made = candidate_runs.candidate_grid(prepared, starts, (0, 1), config=config, results=tmp_path, progress=False)
+    assert {(r.system, r.seed) for r in made} == {(s, i) for s in starts for i in (0, 1)} and len(set(r.id for r in made)) == 4
+    monkeypatch.setattr(candidate_runs, "run_candidates", None)
+    again = candidate_runs.candidate_grid(prepared, starts, (0, 1), config=config, results=tmp_path, progress=False)
+    assert [r.metrics for r in again] == [r.metrics for r in made]
+    with pytest.raises(TypeError):  # other parameters: the record does not count
+        candidate_runs.candidate_grid(prepared, starts, (0,), config=CandidateConfig(width=5, rank=7, epochs=1),
+                                      results=tmp_path, progress=False)  # fmt: skip

@@ -74,6 +74,15 @@ def test_second_call_reads_the_finished_records(grid, prepared, monkeypatch):
     assert run_grid(prepared, STARTS, seeds=(0,), config=QUICK, results=folder, progress=False) == records
 
 
+def test_a_record_that_does_not_know_an_option_had_its_default_with_its_own_seed(grid, prepared, tmp_path):
+    record = replace(grid[0][0], seed=1, params=dict(plain(asdict(QUICK.seeded(1)))) | {"inputs": prepared.key})
+    for name in ("linear", "static"):  # as of a run made before they existed
+        del record.params[name]
+    path = record.save(tmp_path)
+    assert runs.finished(path, prepared, QUICK.seeded(1)) == record
+    assert runs.finished(path, prepared, QUICK.seeded(2)) is None
+
+
 def test_runs_of_other_parameters_are_not_taken_for_finished(grid, prepared, tmp_path, monkeypatch):
     records, _, _ = grid
     records[0].save(tmp_path)
