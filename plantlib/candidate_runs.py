@@ -161,6 +161,6 @@ def _record(prepared, config, start, run_id, data, found: dict[str, TopK], kept:
             "candidates": "linear score" if linear else "MI and J",
         },
         backbone=Path(prepared.backbone).name,
-        teacher={"variant": "raw", "top_k": 64} | ({"linear": linear.weights} if linear else {}), history=kept.history,
+        teacher={"variant": "raw", "top_k": 64} | ({"linear": linear.stack.about()} if linear else {}), history=kept.history,
         chosen_epoch=kept.chosen, times=times, peak_memory_mb=peak_memory(), model_size={"trained_parameters": size}, **judged,
     )  # fmt: skip

@@ -2,7 +2,7 @@
 
 The peer of METHOD.md section 7 ("linear + planted score, no attention") as something a decoder can start from. Every term is
 linear in the tf-idf weights of a document, so with fixed weights they fold into one (L, V) table and one intercept a label:
-z[b, l] = <tfidf[b], M[l]> + m[l]. The weights of the terms, never negative, are those under which the sum predicts training
+z[b, l] = <tfidf[b], M[l]> + m[l]. The weights of the terms (`stacking.py`) are those under which the sum predicts training
 documents it has not seen (out of fold); the same out-of-fold scores are what training documents carry while the decoder is
 trained on top, since a linear model knows its own documents by heart. Only training rows are read. Not here: the module that
 scores text (`word_score.py`).
@@ -12,16 +12,17 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from scipy import optimize, sparse
+from scipy import sparse
 
-from plantlib import mig, peers
+from plantlib import mig, peers, stacking
 from plantlib.io import atomic_path
 from plantlib.progress import tqdm
+from plantlib.stacking import KNOTS, Stack
 from plantlib.tokens import smooth_idf, tfidf
 
 TERMS = ("svm", "jaccard", "raw", "ppmi", "centroid")
@@ -30,6 +31,7 @@ TERMS = ("svm", "jaccard", "raw", "ppmi", "centroid")
 @dataclass(frozen=True)
 class LinearConfig:
     """terms: what is summed. prune: smaller SVM weights are dropped. folds: parts of the training rows for out-of-fold scores.
+    knots: numbers of documents a label at which the terms have weights of their own; one knot is one weight for all labels.
 
     Above `dense_cells` cells of (n, L) a label's SVM learns from its documents, the `hard` documents a label that the
     teacher takes for its own, and `easy` random ones, instead of from all.
@@ -44,6 +46,8 @@ class LinearConfig:
     dense_cells: float = 5e7
     hard: int = 1000
     easy: int = 1000
+    knots: tuple[int, ...] = KNOTS
+    ridge: float = 1e-3
     seed: int = 0
 
     def __post_init__(self):
@@ -52,6 +56,12 @@ class LinearConfig:
             raise ValueError(f"terms={self.terms!r}: use one or several of {', '.join(TERMS)}")
         if self.folds < 2:
             raise ValueError(f"folds={self.folds}: out-of-fold scores need at least 2")
+        if not self.knots or list(self.knots) != sorted(set(self.knots)) or self.knots[0] < 1:
+            raise ValueError(f"knots={self.knots!r}: give ascending numbers of documents, 1 or more")
+
+    def of_parts(self) -> dict:
+        """The options that the terms of a part depend on; the weights of the terms are made after them."""
+        return {name: value for name, value in asdict(self).items() if name not in ("knots", "ridge")}
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,16 +83,17 @@ class Table:
 
 @dataclass(frozen=True, eq=False)
 class LinearScore:
-    """What the stack has learnt: `tables[0]` from all training rows, `tables[k]` from all but part k; `weights` of the terms.
+    """What the stack has learnt: `tables[0]` from all training rows, `tables[k]` from all but part k.
 
-    part (N,): 0 for documents that no table has seen, else the part a training row belongs to. tfidf (N, V).
+    part (N,): 0 for documents that no table has seen, else the part a training row belongs to. stack: the weights of the
+    terms. tfidf (N, V).
     """
 
     words: list[str]
     idf: np.ndarray
     tables: list[Table]
     part: np.ndarray
-    weights: dict[str, float]
+    stack: Stack
     tfidf: sparse.csr_matrix
 
     def scores(self, rows) -> np.ndarray:
@@ -111,13 +122,17 @@ def fit(
     part = np.zeros(weights.shape[0], np.int32)
     part[train_rows] = fold + 1
     parts: list[dict[str, Table]] = []
+    counts: list[np.ndarray] = []
     with tqdm(total=(config.folds + 1) * labels.shape[1], desc="linear score", unit="label", disable=not progress) as bar:
         for k in range(-1, config.folds):
             rows = train_rows[fold != k]
             parts.append(_part(weights[rows], labels[rows], config, folder and Path(folder) / f"part{k + 1}.safetensors", bar))
-    coefficients, intercept = stack(parts[1:], weights[train_rows], labels[train_rows], fold, config)
-    found = dict(zip(config.terms, map(float, coefficients), strict=True))
-    tables = [_fold_up(p, found, intercept) for p in parts]
+            counts.append(mig.column_counts(labels[rows]))
+    found = stacking.fit(
+        parts[1:], counts[1:], weights[train_rows], labels[train_rows], fold, config.terms,
+        knots=config.knots, ridge=config.ridge, seed=config.seed,
+    )  # fmt: skip
+    tables = [_fold_up(part, found, count) for part, count in zip(parts, counts, strict=True)]
     idf = smooth_idf(words.counts[train_rows]).astype(np.float32)
     return LinearScore(words.names, idf, tables, part, found, weights)
 
@@ -193,58 +208,13 @@ def _negatives(weights, labels, config: LinearConfig):
     return choose
 
 
-def stack(parts, weights, labels, fold, config: LinearConfig, documents: int = 2000, sample: int = 100):
-    """(coefficients (M,) >= 0, intercept): logistic regression of labels on out-of-fold terms.
-
-    parts[k]: the terms made without fold k. Of a document all positive cells are read, the `sample` highest of every term's
-    sum and `sample` random others, weighted to stand for all.
-    """
-    rng = np.random.default_rng(config.seed)
-    rows = np.sort(rng.permutation(len(fold))[:documents])
-    x, y, w = [], [], []
-    for row in rows:
-        part = parts[fold[row]]
-        terms = np.stack([part[t].scores(weights[row])[0] for t in config.terms], 1)
-        cells, weight = _sampled(terms, labels[row].indices, sample, rng)
-        x.append(terms[cells])
-        y.append(np.isin(cells, labels[row].indices))
-        w.append(weight)
-    x, y, w = np.concatenate(x).astype(np.float64), np.concatenate(y), np.concatenate(w)
-    spread = np.maximum(np.sqrt(np.average((x - np.average(x, 0, w)) ** 2, axis=0, weights=w)), 1e-12)
-    return _logistic(x / spread, y, w / len(rows), spread)
-
-
-def _sampled(terms: np.ndarray, gold: np.ndarray, sample: int, rng) -> tuple[np.ndarray, np.ndarray]:
-    """Cells of one document and the number of cells each stands for."""
-    count = len(terms)
-    first = (terms / np.maximum(np.abs(terms).max(0), 1e-12)).sum(1)
-    sure = np.union1d(np.argpartition(-first, min(sample, count - 1))[:sample], gold)
-    rest = np.setdiff1d(np.arange(count), sure)
-    drawn = rng.choice(rest, min(sample, len(rest)), replace=False)
-    weight = np.concatenate([np.ones(len(sure)), np.full(len(drawn), len(rest) / max(len(drawn), 1))])
-    return np.concatenate([sure, drawn]), weight
-
-
-def _logistic(x, y, w, spread) -> tuple[np.ndarray, float]:
-    """Weighted logistic regression with coefficients that are not negative."""
-
-    def loss(theta):
-        s = x @ theta[:-1] + theta[-1]
-        slope = w * (1 / (1 + np.exp(-s)) - y)
-        return float(w @ (np.logaddexp(0, s) - y * s)), np.append(x.T @ slope, slope.sum())
-
-    start = np.append(np.full(x.shape[1], 0.1), -3.0)
-    bounds = [(0.0, None)] * x.shape[1] + [(None, None)]
-    found = optimize.minimize(loss, start, jac=True, bounds=bounds, method="L-BFGS-B")
-    return found.x[:-1] / spread, float(found.x[-1])
-
-
-def _fold_up(part: dict[str, Table], weights: dict[str, float], intercept: float) -> Table:
-    """The weighted sum of terms as one table."""
-    cells = sum(c * part[term].cells for term, c in weights.items()).tocsr()
+def _fold_up(part: dict[str, Table], stack: Stack, counts: np.ndarray) -> Table:
+    """The weighted sum of terms as one table; counts (L,): documents a label that the terms were made from."""
+    weights, shift = stack.of_labels(counts)
+    cells = sum(sparse.diags(w) @ part[term].cells for term, w in weights.items()).tocsr()
     cells.eliminate_zeros()
     cells.sort_indices()
-    shift = sum(c * part[term].intercept for term, c in weights.items()) + intercept
+    shift = shift + sum(w * part[term].intercept for term, w in weights.items())
     return Table(_float32(cells), np.asarray(shift, np.float32))
 
 

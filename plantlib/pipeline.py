@@ -107,7 +107,7 @@ class Prepared:
     def linear(self, config: LinearConfig, progress: bool = True) -> LinearScore:
         """The linear score over words of training rows; finished parts are kept under `root`."""
         found = words(self.corpus.texts, self.rows["train"], config.min_documents)
-        folder = self.root / "linear" / f"{self.corpus.name}-{fingerprint_of(self.corpus.fingerprint(), asdict(config))}"
+        folder = self.root / "linear" / f"{self.corpus.name}-{fingerprint_of(self.corpus.fingerprint(), config.of_parts())}"
         return linear_score.fit(
             found, self.corpus.labels, self.rows["train"], config=config, folder=folder, progress=progress
         )

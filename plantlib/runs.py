@@ -183,7 +183,7 @@ def _record(prepared, model, start, seed, config, epochs, times, run_id, noteboo
         notebook=notebook,
         backbone=Path(prepared.backbone).name,
         teacher=asdict(config.teacher) | ({"l2r": {"trainer": planted.trainer, **planted.quality}} if planted else {})
-        | ({"linear": linear.weights} if linear else {}),
+        | ({"linear": linear.stack.about()} if linear else {}),
         history=epochs,
         chosen_epoch=train.chosen_epoch(epochs, config.train.metric),
         times={k: round(v, 2) for k, v in times.items()},

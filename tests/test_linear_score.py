@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import sparse
 
-from plantlib import linear_score, peers, planting
+from plantlib import linear_score, peers, planting, stacking
 from plantlib.linear_score import LinearConfig, Table
 from plantlib.model import PlantModel
 from plantlib.runs import RunConfig, build_model, run_start, use_score
@@ -35,10 +35,10 @@ def test_folded_table_is_the_weighted_sum_of_its_terms(prepared, fitted):
     linear, config = fitted
     rows, dev = prepared.rows["train"], prepared.rows["dev"]
     parts = linear_score.terms_of(linear.tfidf[rows], prepared.corpus.labels[rows], config)
-    assert list(linear.weights) == list(config.terms) and min(linear.weights.values()) >= 0 < linear.weights["svm"]
-    total = sum(w * parts[term].scores(linear.tfidf[dev]) for term, w in linear.weights.items())
-    shift = linear.scores(dev) - total
-    assert np.allclose(shift, shift[0, 0], atol=1e-3)  # one intercept for all cells
+    weights, shift = linear.stack.of_labels(prepared.train_counts)
+    assert list(weights) == list(config.terms) and min(w.min() for w in weights.values()) >= 0 < weights["svm"].max()
+    total = sum(w * parts[term].scores(linear.tfidf[dev]) for term, w in weights.items())
+    assert np.allclose(linear.scores(dev), total + shift, atol=1e-3)
 
 
 def test_a_training_document_is_scored_by_a_table_that_has_not_seen_it(prepared, fitted):
@@ -48,9 +48,9 @@ def test_a_training_document_is_scored_by_a_table_that_has_not_seen_it(prepared,
     k = linear.part[row]
     without = rows[linear.part[rows] != k]
     parts = linear_score.terms_of(linear.tfidf[without], labels[without], config)
-    seen = linear_score._fold_up(parts, linear.weights, 0.0).scores(linear.tfidf[[row]])
-    difference = linear.scores([row]) - seen
-    assert np.allclose(difference, difference[0, 0], atol=1e-3)
+    counts = np.asarray(labels[without].sum(0)).ravel()
+    seen = linear_score._fold_up(parts, linear.stack, counts).scores(linear.tfidf[[row]])
+    assert np.allclose(linear.scores([row]), seen, atol=1e-3)
     # and its own labels do not sway it: flip them, and its score stays
     flipped = labels.tolil()
     flipped[row] = 0
@@ -66,8 +66,12 @@ def test_no_dev_or_test_row_is_read(prepared, fitted):
     changed = counts.counts.tolil()
     changed[other] = 3
     again = linear_score.fit(Words(counts.names, changed.tocsr()), labels.tocsr(), rows, config=config, progress=False)
-    assert again.weights == linear.weights
+    assert again.stack.about() == linear.stack.about()
     assert all((a.cells != b.cells).nnz == 0 for a, b in zip(again.tables, linear.tables, strict=True))
+
+
+def table(dense) -> Table:
+    return Table(sparse.csr_matrix(dense.T.astype(np.float32)), np.zeros(dense.shape[1], np.float32))
 
 
 def test_stack_finds_the_informative_term_and_no_negative_weight():
@@ -75,11 +79,49 @@ def test_stack_finds_the_informative_term_and_no_negative_weight():
     weights = sparse.csr_matrix(np.eye(40))
     labels = sparse.csr_matrix(rng.random((40, 6)) < 0.3, dtype=np.int32)
     truth, noise = labels.toarray() * 2.0 - 1, rng.normal(size=(40, 6))
-    table = lambda dense: Table(sparse.csr_matrix(dense.T.astype(np.float32)), np.zeros(6, np.float32))  # noqa: E731
     part = {"svm": table(truth), "raw": table(noise), "ppmi": table(-truth)}
-    config = LinearConfig(terms=("svm", "raw", "ppmi"))
-    found, intercept = linear_score.stack([part], weights, labels, np.zeros(40, int), config)
-    assert found[0] > 5 * abs(found[1]) and found[2] < 1e-6 and np.all(found >= 0)
+    found = stacking.fit([part], [np.full(6, 4)], weights, labels, np.zeros(40, int), tuple(part), knots=(1,))
+    assert found.weights[0, 0] > 5 * abs(found.weights[1, 0]) and found.weights[2, 0] < 1e-6 and np.all(found.weights >= 0)
+
+
+def test_weights_follow_a_labels_frequency_and_unknown_labels_do_not_count():
+    rng = np.random.default_rng(1)
+    n, counts = 300, np.array([1, 1, 100, 100, 0])
+    labels = sparse.csr_matrix(rng.random((n, 5)) < 0.3, dtype=np.int32)
+    truth, noise = labels.toarray() * 2.0 - 1, rng.normal(size=(n, 5))
+    rare = np.array([1, 1, 0, 0, 0])
+    # one term knows the rare labels, the other the frequent ones; both are wrong about the label without documents
+    first, second = np.where(rare, truth, noise), np.where(rare, noise, truth)
+    first[:, 4] = second[:, 4] = -truth[:, 4]
+    parts, fold = [{"svm": table(first), "raw": table(second)}], np.zeros(n, int)
+    found = stacking.fit(parts, [counts], sparse.csr_matrix(np.eye(n)), labels, fold, ("svm", "raw"), knots=(1, 100))
+    weights, _ = found.of_labels(counts)
+    assert (weights["svm"][:2] > 3 * weights["raw"][:2]).all() and (weights["raw"][2:4] > 3 * weights["svm"][2:4]).all()
+    assert weights["svm"][4] == weights["svm"][0], "a label without documents is weighed as the rarest"
+
+
+def test_hats_interpolate_between_knots_on_a_logarithmic_scale():
+    found = stacking.hats_of(np.array([0, 1, 2, 4, 8, 16, 99]), (1, 4, 16)).toarray()
+    wanted = [[1, 0, 0], [1, 0, 0], [0.5, 0.5, 0], [0, 1, 0], [0, 0.5, 0.5], [0, 0, 1], [0, 0, 1]]
+    np.testing.assert_allclose(found, wanted)
+
+
+def test_the_slope_of_the_stack_is_that_of_its_loss():
+    rng = np.random.default_rng(2)
+    x, y, w = rng.normal(size=(50, 2)), rng.random(50) < 0.4, rng.random(50)
+    hats = stacking.hats_of(rng.integers(1, 20, 50), (1, 5, 20))
+    weights, intercept = stacking.logistic(x, y, w, hats, 0.5)
+
+    def loss(weights, intercept):
+        s = np.einsum("nt,tk,nk->n", x, weights, hats.toarray()) + hats @ intercept
+        spread = np.sqrt(w @ (x - w @ x / w.sum()) ** 2 / w.sum())
+        change = np.diff(weights * spread[:, None], axis=1), np.diff(intercept)
+        return w @ (np.logaddexp(0, s) - y * s) + 0.5 * sum((c**2).sum() for c in change)
+
+    best = loss(weights, intercept)
+    for _ in range(50):
+        moved = np.maximum(weights + rng.normal(size=weights.shape) * 0.03, 0), intercept + rng.normal(size=3) * 0.03
+        assert loss(*moved) > best, "no allowed step away is better"
 
 
 def test_few_rows_are_learnt_from_where_the_problem_is_large(prepared):
@@ -111,10 +153,11 @@ def test_a_killed_fit_goes_on_with_the_next_part(prepared, fitted, tmp_path, mon
     assert sorted(p.name for p in tmp_path.iterdir()) == ["part0.safetensors", "part1.safetensors"]
     monkeypatch.setattr(linear_score, "terms_of", lambda *a: made.append(1) or real(*a))
     again = linear_score.fit(*arguments, config=config, folder=tmp_path, progress=False)
-    assert len(made) == 4 and again.weights == linear.weights
+    assert len(made) == 4 and again.stack.about() == linear.stack.about()
 
 
-@pytest.mark.parametrize(("options", "message"), [({"terms": ("svm", "bm25")}, "bm25"), ({"folds": 1}, "at least 2")])
+@pytest.mark.parametrize(("options", "message"), [({"terms": ("svm", "bm25")}, "bm25"), ({"folds": 1}, "at least 2"),
+                                                 ({"knots": (3, 1)}, "ascending")])
 def test_options_are_checked(options, message):
     with pytest.raises(ValueError, match=message):
         LinearConfig(**options)
@@ -155,7 +198,7 @@ def test_the_module_scores_text_as_the_stack_scores_rows(prepared, fitted):
 def test_gain_and_attention_are_trained_and_saved(prepared, tmp_path):
     config = RunConfig(linear=LinearConfig(folds=2), train=TrainConfig(epochs=1))
     record, model = run_start(prepared, "lookup+linear", config=config, progress=False)
-    assert record.params["final_gains"]["linear"] != 1.0 and record.teacher["linear"]["svm"] > 0
+    assert record.params["final_gains"]["linear"] != 1.0 and max(record.teacher["linear"]["svm"]) > 0
     assert model.decoder.label_outputs.abs().sum() > 0
     model.attach_backbone(prepared.load_backbone())
     texts = [prepared.corpus.texts[i] for i in prepared.rows["test"][:3]]

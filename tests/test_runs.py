@@ -7,7 +7,7 @@ outside the label space and counted; a corpus from a user's own table with odd n
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pandas as pd
@@ -19,7 +19,7 @@ from plantlib.data import DataError
 from plantlib.l2r import L2RConfig
 from plantlib.metrics import evaluate
 from plantlib.peer_runs import run_peers
-from plantlib.results import load_all
+from plantlib.results import load_all, plain
 from plantlib.runs import build_model, run_grid, run_start, use_score
 from plantlib.train import TrainConfig
 
