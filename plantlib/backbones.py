@@ -128,6 +128,12 @@ def check_dtype(dtype: str) -> None:
         raise ValueError(f"dtype={dtype!r} is not known; use one of {', '.join(DTYPES)}")
 
 
+def reading_dtype(config, device: str) -> str:
+    """The type a frozen backbone reads text in: on a GPU that of its stored weights where known, float32 elsewhere."""
+    stored = str(config.get_text_config().dtype or "").removeprefix("torch.")
+    return stored if device == "cuda" and stored in DTYPES else "float32"
+
+
 def check_quantisable() -> None:
     """RuntimeError where 4-bit weights cannot work, with the way out."""
     import torch

@@ -18,6 +18,7 @@ from scipy import sparse
 from plantlib import associations, backbones, l2r, linear_score, mig, privacy
 from plantlib.data import Corpus, DataError
 from plantlib.features import Features, Standard, cached_features, hidden_states, standard_of
+from plantlib.kernels import machine
 from plantlib.l2r import L2RConfig, Planted
 from plantlib.linear_score import LinearConfig, LinearScore
 from plantlib.metrics import Scores, evaluate, per_document, tune_threshold
@@ -90,13 +91,21 @@ class Prepared:
         reading = {"window": self.window, "overlap": self.overlap, "trust_remote_code": self.trust_remote_code}
         return backbones.load(self.backbone, **reading | options)
 
+    def reader(self) -> backbones.Backbone:
+        """The backbone as it reads text while frozen: on the GPU where there is one, in the type of its stored weights."""
+        device = machine.device()
+        config = backbones.config_of(self.backbone, self.trust_remote_code)
+        backbone = self.load_backbone(dtype=backbones.reading_dtype(config, device.type))
+        backbone.model.to(device)
+        return backbone
+
     @cached_property
     def standard(self) -> Standard | None:
         """How the hidden states are brought to a usual spread, from a sample of training documents; None when they are."""
         sample = self.rows["train"][:STANDARD_SAMPLE]
         if self.features is not None:
             return standard_of(self.features.documents(sample))
-        backbone = self.load_backbone()
+        backbone = self.reader()
         return standard_of(np.concatenate([hidden_states(backbone, [self.tokens[i]])[0] for i in sample]))
 
     def documents(self, split: str, cached: bool = True, linear: LinearScore | None = None) -> Documents:
@@ -184,7 +193,7 @@ def prepare(
     if not frozen:
         return prepared
     path = prepared.root / "features" / f"{seen.name}-{key}.safetensors"
-    return replace(prepared, features=cached_features(prepared.load_backbone, tokens, path, key=key, progress=progress))
+    return replace(prepared, features=cached_features(prepared.reader, tokens, path, key=key, progress=progress))
 
 
 def fingerprint_of(*parts) -> str:
@@ -202,7 +211,7 @@ def listening_features(prepared: Prepared, progress: bool = True) -> Features:
     nothing = np.zeros(0, np.int32)
     tokens = Ragged.from_lists([prepared.tokens[i] if used[i] else nothing for i in range(len(used))])
     path = prepared.root / "features" / f"{prepared.corpus.name}-{prepared.key}-train-dev.safetensors"
-    return cached_features(prepared.load_backbone, tokens, path, key=f"{prepared.key}-train-dev", progress=progress)
+    return cached_features(prepared.reader, tokens, path, key=f"{prepared.key}-train-dev", progress=progress)
 
 
 def pretrained(

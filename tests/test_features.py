@@ -11,9 +11,11 @@ import pytest
 import torch
 from conftest import WINDOW
 from safetensors import safe_open
+from transformers import LlamaConfig
 
-from plantlib import features, windows
+from plantlib import backbones, features, windows
 from plantlib.features import cached_features
+from plantlib.kernels import machine
 from plantlib.tokens import Ragged
 
 
@@ -186,3 +188,28 @@ def test_file_is_plain_safetensors(lengths, backbone, tmp_path):
     with safe_open(tmp_path / "f.safetensors", "np") as f:
         assert f.metadata() == {"key": "k"}
         np.testing.assert_array_equal(f.get_tensor("hidden_states"), found.array)
+
+
+@pytest.mark.parametrize(("stored", "device", "wanted"), [
+    ("bfloat16", "cuda", "bfloat16"), ("float16", "cuda", "float16"), ("bfloat16", "cpu", "float32"),
+    (None, "cuda", "float32"),
+], ids=["large models as they are stored", "float16", "float32 on a CPU", "unknown"])  # fmt: skip
+def test_a_frozen_backbone_reads_in_its_own_type_on_a_gpu(stored, device, wanted):
+    config = LlamaConfig(dtype=stored)
+    assert backbones.reading_dtype(config, device) == wanted
+
+
+def test_features_are_made_where_the_machine_reads_fastest(prepared, monkeypatch, tmp_path):
+    moved = []
+    monkeypatch.setattr(machine, "device", lambda: torch.device("meta"))
+    monkeypatch.setattr(torch.nn.Module, "to", lambda self, where: moved.append(where) or self)
+    assert prepared.reader().hidden_size == prepared.hidden_size and moved == [torch.device("meta")]
+
+
+@pytest.mark.gpu
+def test_features_of_a_gpu_are_those_of_a_cpu(backbone_folder, tmp_path):
+    backbone, tokens = backbones.load(backbone_folder), tokens_of()
+    wanted = cached_features(backbone, tokens, tmp_path / "cpu.safetensors", key="k", progress=False).array
+    backbone.model.to("cuda")
+    found = cached_features(backbone, tokens, tmp_path / "gpu.safetensors", key="k", progress=False).array
+    np.testing.assert_allclose(found, wanted, atol=2e-2)

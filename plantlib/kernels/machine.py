@@ -26,6 +26,11 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
+def device() -> torch.device:
+    """The GPU where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def implementation(impl: str, tensor: torch.Tensor) -> str:
     """`impl` with "auto" resolved for `tensor`'s device: "triton", "torch" or "reference"."""
     if impl not in IMPLEMENTATIONS:
