@@ -86,6 +86,11 @@ class Prepared:
     def train_labels(self) -> sparse.csr_matrix:
         return self.corpus.labels[self.rows["train"]]
 
+    @property
+    def rows_fingerprint(self) -> str:
+        """Of the documents and which of them are trained on."""
+        return self.corpus.fingerprint()
+
     def load_backbone(self, **options) -> backbones.Backbone:
         """The backbone as this corpus is read by it; options as for `backbones.load`."""
         reading = {"window": self.window, "overlap": self.overlap, "trust_remote_code": self.trust_remote_code}
@@ -116,7 +121,7 @@ class Prepared:
     def linear(self, config: LinearConfig, progress: bool = True) -> LinearScore:
         """The linear score over words of training rows; finished parts are kept under `root`."""
         found = words(self.corpus.texts, self.rows["train"], config.min_documents)
-        folder = self.root / "linear" / f"{self.corpus.name}-{fingerprint_of(self.corpus.fingerprint(), config.of_parts())}"
+        folder = self.root / "linear" / f"{self.corpus.name}-{fingerprint_of(self.rows_fingerprint, config.of_parts())}"
         return linear_score.fit(
             found, self.corpus.labels, self.rows["train"], config=config, folder=folder, progress=progress
         )

@@ -1,4 +1,4 @@
-"""Figures of the claims: what a peer costs, what a leak gains, how fast a start learns (METHOD.md sections 6 to 8).
+"""Figures of the claims: what a peer costs, what a leak gains, how fast and from how little a start learns (METHOD.md 6 to 8).
 
 The same contract as `plots.py`, whose style and colours they use: a DataFrame in, a matplotlib Axes out; no metric is computed
 and no file is read here.
@@ -83,4 +83,24 @@ def convergence(frame: pandas.DataFrame, metric: str = "ndcg@5", baseline: str =
         ax.axhline(100 * best, color=colours([baseline])[baseline], linestyle="--", linewidth=1)
     ax.set(xlabel="steps", ylabel=f"dev {metric} (%)")
     ax.legend(title="start (band: seeds)")
+    return ax
+
+
+def data_efficiency(frame: pandas.DataFrame, metric: str = "ndcg@5", ax: Axes | None = None) -> Axes:
+    """Test metric by number of training documents, logarithmic, a line a system, a band over seeds.
+
+    frame: columns system, seed, documents and `metric` (a fraction), as `learning_curves.frame` gives them for one data set.
+    """
+    _need(frame, "system", "seed", "documents", metric)
+    ax = _axes(ax)
+    for system, colour in colours(frame["system"]).items():
+        by_size = 100 * frame[frame["system"] == system].groupby("documents")[metric].agg(["mean", "min", "max"])
+        line = "--" if system.startswith("SVM") else "-"
+        ax.plot(by_size["mean"], line, color=colour, marker="o", markersize=4, label=system)
+        ax.fill_between(by_size.index, by_size["min"], by_size["max"], color=colour, alpha=0.18, linewidth=0)
+    sizes = sorted(set(frame["documents"]))
+    ax.set(xscale="log", xlabel="training documents", ylabel=f"test {metric} (%)")
+    ax.set_xticks(sizes, [f"{n:,}" for n in sizes], minor=False)
+    ax.minorticks_off()
+    ax.legend(title="band: seeds")
     return ax

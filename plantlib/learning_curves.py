@@ -1,0 +1,181 @@
+"""How many documents a start needs: test metrics by number of training documents, nested subsets, one label space.
+
+The data-efficiency claim of METHOD.md section 7. Every size reads the same dev and test documents and the same hidden states;
+the teacher, the linear score and the label counts come from the subset alone, and labels that a subset has no document of stay
+in the label space. `needed` says how many documents the unplanted model takes to match a planted one.
+
+    python -m plantlib.learning_curves codiesp --tokens 128 --steps 5
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from plantlib import peer_runs, runs, subsets
+from plantlib.data import DataError, hash_order
+from plantlib.pipeline import Prepared, fingerprint_of, prepare
+from plantlib.progress import tqdm
+from plantlib.results import RunRecord, load_all
+
+if TYPE_CHECKING:
+    import pandas
+
+NOTEBOOK = "learning_curves"  # what the records say they were made by; `report.groups` leaves them out of the main tables
+STARTS = ("random", "lookup", "lookup+linear")
+PEERS = ("SVM", "SVM + J")
+BASELINE = "random"
+
+
+@dataclass(frozen=True, eq=False)
+class Fewer(Prepared):
+    """A prepared corpus with some of its training rows: tokens, features, dev, test and label space are those of the whole."""
+
+    kept: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+
+    @cached_property
+    def rows(self) -> dict[str, np.ndarray]:
+        return {s: self.corpus.rows(s) for s in ("dev", "test")} | {"train": self.kept}
+
+    @property
+    def rows_fingerprint(self) -> str:
+        return self.key
+
+    def about(self) -> dict:
+        return super().about() | {"label_space": "labels with a training document in the largest subset"}
+
+
+def fewer(prepared: Prepared, documents: int, seed: int = 0) -> Fewer:
+    """The first `documents` training rows in hash order, so that a smaller subset lies inside a larger one of the same seed."""
+    rows = prepared.rows["train"]
+    if not 1 <= documents <= len(rows):
+        raise DataError(f"{documents} of {len(rows)} training documents: give a number between 1 and {len(rows)}")
+    order = hash_order([prepared.corpus.ids[i] for i in rows], seed, "subset train")
+    given = {f.name: getattr(prepared, f.name) for f in fields(prepared)}
+    given |= {"key": fingerprint_of(prepared.key, "fewer", documents, seed), "kept": np.sort(rows[order[:documents]])}
+    return Fewer(**given)
+
+
+def run(
+    prepared: Prepared, results: str | Path, *, sizes: Iterable[int] | None = None, starts: Iterable[str] = STARTS,
+    seeds: Iterable[int] = (0, 1, 2), config: runs.RunConfig | None = None, peers: bool = True, progress: bool = True,
+) -> list[RunRecord]:  # fmt: skip
+    """Every size with every start and seed, and the linear peers; a seed draws its own subsets. Finished records are read."""
+    config, results, made = config or runs.RunConfig(), Path(results), []
+    sizes = list(sizes or subsets.sizes(len(prepared.rows["train"])))
+    jobs = [(size, seed, start) for size in sizes for seed in seeds for start in starts]
+    with tqdm(total=len(jobs), desc="learning curve", unit="run", disable=not progress) as bar:
+        for size, seed, start in jobs:
+            part = fewer(prepared, size, seed)
+            run_id = runs.run_name(part, start, seed) + "-curve"
+            found = runs.finished(results / f"{run_id}.json", part, config.seeded(seed))
+            if not found:
+                options = {"config": config, "results": results, "run_id": run_id, "notebook": NOTEBOOK, "progress": False}
+                found, _ = runs.run_start(part, start, seed, **options)
+            made.append(found)
+            if peers and start == starts[0]:
+                made += _peers(part, seed, results)
+            bar.update()
+    return made
+
+
+def _peers(part: Fewer, seed: int, results: Path) -> list[RunRecord]:
+    """The linear peers on one subset, read where they stand."""
+    paths = {name: results / f"{runs.run_name(part, name, seed)}-curve.json" for name in PEERS}
+    if all(path.exists() and RunRecord.load(path).params.get("inputs") == part.key for path in paths.values()):
+        return [RunRecord.load(path) for path in paths.values()]
+    made = []
+    for record in peer_runs.run_peers(part, notebook=NOTEBOOK, progress=False):
+        if record.system in paths:
+            params = record.params | {"inputs": part.key}
+            made.append(replace(record, id=paths[record.system].stem, seed=seed, params=params))
+            made[-1].save(results)
+    return made
+
+
+def frame(records: Iterable[RunRecord], metrics: Iterable[str] = ("ndcg@5", "p@1", "few/rp@5")) -> pandas.DataFrame:
+    """One row a record of a learning curve: data, system, seed, documents and metrics (fractions)."""
+    import pandas as pd
+
+    rows = [
+        {"data": r.dataset["name"], "system": r.system, "seed": r.seed, "documents": r.dataset["train"],
+         **{m: r.metrics.get(m) for m in metrics}}
+        for r in records if r.notebook == NOTEBOOK
+    ]  # fmt: skip
+    return pd.DataFrame(rows, columns=["data", "system", "seed", "documents", *metrics])
+
+
+def needed(table: pandas.DataFrame, metric: str = "ndcg@5", baseline: str = BASELINE) -> pandas.DataFrame:
+    """One row a data set, system and size: the documents the baseline needs for the same mean metric.
+
+    Between two sizes the baseline is taken to be linear in the logarithm of documents; infinite where its best is lower.
+    """
+    import pandas as pd
+
+    rows = []
+    for data, part in table.groupby("data", sort=False):
+        means = part.groupby(["system", "documents"])[metric].mean()
+        if baseline not in means.index.get_level_values(0):
+            continue
+        base = means[baseline].sort_index()
+        for (system, documents), value in means.items():
+            if system != baseline:
+                found = _crossing(np.log(base.index.to_numpy(float)), base.to_numpy(float), value)
+                rows.append({"data": data, "system": system, "documents": documents, metric: value, "baseline needs": found,
+                             "times as many": found / documents})  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def _crossing(logs: np.ndarray, values: np.ndarray, wanted: float) -> float:
+    """The first number of documents at which the line through the points reaches `wanted`."""
+    above = np.flatnonzero(values >= wanted)
+    if not len(above):
+        return float("inf")
+    i = above[0]
+    if i == 0:
+        return float(np.exp(logs[0]))
+    share = (wanted - values[i - 1]) / (values[i] - values[i - 1])
+    return float(np.exp(logs[i - 1] + share * (logs[i] - logs[i - 1])))
+
+
+def sentence(table: pandas.DataFrame, metric: str = "ndcg@5", baseline: str = BASELINE) -> str:
+    """What the curves say, a data set after the other, from the frame alone."""
+    if table.empty:
+        return "No learning curves yet: `python -m plantlib.learning_curves codiesp --steps 5` makes them."
+    said = []
+    for (data, system), rows in needed(table, metric, baseline).groupby(["data", "system"], sort=False):
+        most = int(rows["documents"].max())
+        each = [f"{n:,}: " + (f"more than {most:,}" if np.isinf(x) else f"{x:,.0f}")
+                for n, x in zip(rows["documents"], rows["baseline needs"], strict=True)]  # fmt: skip
+        said.append(f"{data}, `{system}`: " + ", ".join(each))
+    return f"Documents that `{baseline}` needs to reach the {metric} of a system at a size. " + "; ".join(said) + "."
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """`python -m plantlib.learning_curves codiesp --tokens 128`"""
+    parser = argparse.ArgumentParser(prog="python -m plantlib.learning_curves", description=__doc__.split("\n")[0])
+    parser.add_argument("dataset")
+    parser.add_argument("--tokens", type=int, default=128)
+    for split in ("train", "dev", "test"):
+        parser.add_argument(f"--{split}", type=int)
+    parser.add_argument("--first", type=int, default=25, help="documents of the smallest subset")
+    parser.add_argument("--steps", type=int, default=5, help="sizes, geometric")
+    parser.add_argument("--starts", nargs="+", default=list(STARTS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--results", default="results/runs")
+    options = parser.parse_args(arguments)
+    caps = {f"{s}_documents": getattr(options, s) for s in ("train", "dev", "test")}
+    prepared = prepare(options.dataset, max_tokens=options.tokens, **caps)
+    sizes = subsets.sizes(len(prepared.rows["train"]), options.first, options.steps)
+    run(prepared, options.results, sizes=sizes, starts=options.starts, seeds=options.seeds)
+    print(sentence(frame(load_all(options.results))))
+
+
+if __name__ == "__main__":
+    main()
