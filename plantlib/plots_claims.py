@@ -1,4 +1,4 @@
-"""Figures of the claims: what a peer costs, what a leak gains, how fast and from how little a start learns (METHOD.md 6 to 8).
+"""Figures of the claims: what a peer costs, what a leak gains, how fast and from how little a start learns, how long tails are.
 
 The same contract as `plots.py`, whose style and colours they use: a DataFrame in, a matplotlib Axes out; no metric is computed
 and no file is read here.
@@ -104,3 +104,25 @@ def data_efficiency(frame: pandas.DataFrame, metric: str = "ndcg@5", ax: Axes | 
     ax.minorticks_off()
     ax.legend(title="band: seeds")
     return ax
+
+
+def long_tails(corpora: dict[str, dict], ax: Axes | None = None) -> Axes:
+    """Training documents of labels against their rank, both logarithmic, a line a corpus; `results/corpora.json` as it is."""
+    ax = _axes(ax, (7.4, 4.2))
+    names = sorted(corpora, key=lambda name: -corpora[name]["labels"])
+    for name, colour in colours(names).items():
+        about = corpora[name]
+        _need_places(name, about)
+        label = f"{name}{', synthetic' if about['synthetic'] else ''}: {about['labels']:,} labels"
+        ax.plot(about["places"], about["counts"], color=colour, linewidth=2, label=label)
+    ax.axhspan(0.7, 5, color="#fbe3c8", zorder=0)
+    ax.text(0.015, 1.8, "few: 1 to 5 documents", transform=ax.get_yaxis_transform(), va="center")
+    ax.set(xscale="log", yscale="log", ylim=(0.7, None), xlabel="label rank", ylabel="training documents")
+    ax.grid(visible=False)
+    ax.legend()
+    return ax
+
+
+def _need_places(name: str, about: dict) -> None:
+    if not about["places"] or len(about["places"]) != len(about["counts"]):
+        raise ValueError(f"{name}: wanted as many counts as places; make them with python -m data_scripts.describe {name}")

@@ -59,7 +59,8 @@ def test_documents_needed_by_hand():
     rows = [("random", 10, 0.2), ("random", 100, 0.4), ("lookup", 10, 0.3), ("lookup", 100, 0.5), ("SVM", 10, 0.1)]
     table = pd.DataFrame([{"data": "x", "system": s, "seed": 0, "documents": n, "ndcg@5": v} for s, n, v in rows])
     found = learning_curves.needed(table).set_index(["system", "documents"])["baseline needs"]
-    assert found["lookup", 10] == pytest.approx(10**1.5) and np.isinf(found["lookup", 100]) and found["SVM", 10] == pytest.approx(10)
+    assert found["lookup", 10] == pytest.approx(10**1.5) and found["SVM", 10] == pytest.approx(10)
+    assert np.isinf(found["lookup", 100])
     said = learning_curves.sentence(table)
     assert "x, `lookup`: 10: 32, 100: more than 100" in said
     assert "No learning curves yet" in learning_curves.sentence(learning_curves.frame([]))

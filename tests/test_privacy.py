@@ -9,8 +9,10 @@ import nbformat
 import pytest
 import yaml
 
-from plantlib import privacy, runner, saving, sources
+from data_scripts import describe
+from plantlib import plots_claims, privacy, runner, saving, sources
 from plantlib.data import Corpus
+from plantlib.io import read_json
 from plantlib.privacy import PrivacyError
 from plantlib.results import RunRecord
 
@@ -132,3 +134,17 @@ def test_runs_on_credentialed_data_fail_early_and_say_why(tmp_path, monkeypatch,
     assert runner.main([str(path) for path in rows]) == 1
     said = capsys.readouterr().err.strip().splitlines()
     assert len(said) == len(rows) and all("is not built and needs your own credentials" in line for line in said)
+
+
+def test_counts_of_a_credentialed_corpus_are_not_written_among_the_results(home, tmp_path):
+    out = tmp_path / "corpora.json"
+    assert describe.main(["open", "--out", str(out)]) == 0
+    about = read_json(out)["open"]
+    assert about["labels"] == 2 and about["places"] == [1, 2] and about["counts"] == [11, 9]
+    assert about["labels_by_training_documents"] == {"zero": 0, "few": 0, "medium": 2, "head": 0}
+    with pytest.raises(PrivacyError, match="secret is under a data-use agreement"):
+        describe.main(["open", "secret", "--out", str(out)])
+    assert list(read_json(out)) == ["open"]
+    assert plots_claims.long_tails(read_json(out)).get_legend().get_texts()[0].get_text() == "open: 2 labels"
+    with pytest.raises(ValueError, match="describe open"):
+        plots_claims.long_tails({"open": about | {"counts": []}})
