@@ -30,15 +30,19 @@ TERMS = ("svm", "jaccard", "raw", "ppmi", "centroid")
 
 @dataclass(frozen=True)
 class LinearConfig:
-    """terms: what is summed. prune: smaller SVM weights are dropped. folds: parts of the training rows for out-of-fold scores.
+    """terms: what is summed. folds: parts of the training rows for out-of-fold scores.
     knots: numbers of documents a label at which the terms have weights of their own; one knot is one weight for all labels.
 
+    c: the SVMs' costs; short texts want a small one, long ones a large one, and the stack weighs them. prune: smaller SVM
+    weights are dropped, at a cost of 1; the threshold grows as weights do, as c ** 0.7.
+
     Above `dense_cells` cells of (n, L) a label's SVM learns from its documents, the `hard` documents a label that the
-    teacher takes for its own, and `easy` random ones, instead of from all.
+    teacher takes for its own, and `easy` random ones, instead of from all; and there is one cost, `large_c`.
     """
 
     terms: tuple[str, ...] = TERMS
-    c: float = 1.0
+    c: tuple[float, ...] = (0.3, 3.0)
+    large_c: tuple[float, ...] = (1.0,)
     prune: float = 0.03
     top_k: int = 64
     folds: int = 5
@@ -59,9 +63,27 @@ class LinearConfig:
         if not self.knots or list(self.knots) != sorted(set(self.knots)) or self.knots[0] < 1:
             raise ValueError(f"knots={self.knots!r}: give ascending numbers of documents, 1 or more")
 
+        for name in ("c", "large_c"):
+            if not getattr(self, name) or min(getattr(self, name)) <= 0:
+                raise ValueError(f"{name}={getattr(self, name)!r}: give one or several costs above 0")
+
+    def is_large(self, cells: int) -> bool:
+        """Whether (n, L) of so many cells is a large problem."""
+        return cells > self.dense_cells
+
+    def columns(self, large: bool) -> tuple[str, ...]:
+        """Names of the tables that are summed: the terms, the SVM once a cost."""
+        costs = tuple(svm_name(c) for c in (self.large_c if large else self.c))
+        return tuple(name for term in self.terms for name in (costs if term == "svm" else (term,)))
+
     def of_parts(self) -> dict:
         """The options that the terms of a part depend on; the weights of the terms are made after them."""
         return {name: value for name, value in asdict(self).items() if name not in ("knots", "ridge")}
+
+
+def svm_name(c: float) -> str:
+    """The name of the SVM's table at a cost."""
+    return "svm" if c == 1 else f"svm {c:g}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,13 +145,17 @@ def fit(
     part[train_rows] = fold + 1
     parts: list[dict[str, Table]] = []
     counts: list[np.ndarray] = []
-    with tqdm(total=(config.folds + 1) * labels.shape[1], desc="linear score", unit="label", disable=not progress) as bar:
+    large = config.is_large(len(train_rows) * labels.shape[1])
+    names = config.columns(large)
+    steps = (config.folds + 1) * labels.shape[1] * max(sum(name.startswith("svm") for name in names), 1)
+    with tqdm(total=steps, desc="linear score", unit="label", disable=not progress) as bar:
         for k in range(-1, config.folds):
             rows = train_rows[fold != k]
-            parts.append(_part(weights[rows], labels[rows], config, folder and Path(folder) / f"part{k + 1}.safetensors", bar))
+            path = folder and Path(folder) / f"part{k + 1}.safetensors"
+            parts.append(_part(weights[rows], labels[rows], config, large, path, bar))
             counts.append(mig.column_counts(labels[rows]))
     found = stacking.fit(
-        parts[1:], counts[1:], weights[train_rows], labels[train_rows], fold, config.terms,
+        parts[1:], counts[1:], weights[train_rows], labels[train_rows], fold, names,
         knots=config.knots, ridge=config.ridge, seed=config.seed,
     )  # fmt: skip
     tables = [_fold_up(part, found, count) for part, count in zip(parts, counts, strict=True)]
@@ -137,18 +163,20 @@ def fit(
     return LinearScore(words.names, idf, tables, part, found, weights)
 
 
-def _part(weights, labels, config: LinearConfig, path: Path | None, bar) -> dict[str, Table]:
+def _part(weights, labels, config: LinearConfig, large: bool, path: Path | None, bar) -> dict[str, Table]:
     """The terms of one part of the rows, read from `path` where they stand."""
     if path is not None and path.exists():
-        bar.update(labels.shape[1])
+        bar.update(bar.total // (config.folds + 1))
         return load_tables(path)
-    found = terms_of(weights, labels, config, bar)
+    found = terms_of(weights, labels, config, large, bar)
     if path is not None:
         save_tables(found, path)
     return found
 
 
-def terms_of(weights: sparse.csr_matrix, labels: sparse.csr_matrix, config: LinearConfig, bar=None) -> dict[str, Table]:
+def terms_of(
+    weights: sparse.csr_matrix, labels: sparse.csr_matrix, config: LinearConfig, large: bool = False, bar=None
+) -> dict[str, Table]:
     """Every term of `config` from training rows alone: weights (n, V) tf-idf, labels (n, L)."""
     x, nothing, found = mig.presence(weights != 0), np.zeros(labels.shape[1], np.float32), {}
     makers = {
@@ -158,21 +186,27 @@ def terms_of(weights: sparse.csr_matrix, labels: sparse.csr_matrix, config: Line
         "centroid": lambda: mig.top_tokens(peers.centroids(weights, labels).scores, 4 * config.top_k)[0],
     }
     for term in config.terms:
-        found[term] = svm(weights, labels, config, bar) if term == "svm" else Table(_float32(makers[term]()), nothing)
+        if term != "svm":
+            found[term] = Table(_float32(makers[term]()), nothing)
+            continue
+        for c in config.large_c if large else config.c:
+            found[svm_name(c)] = svm(weights, labels, config, c, large, bar)
     return found
 
 
-def svm(weights: sparse.csr_matrix, labels: sparse.csr_matrix, config: LinearConfig, bar=None) -> Table:
-    """One-vs-rest LinearSVC with pruned weights; a label on no row scores -1, on every row 1."""
-    columns = labels.tocsc()
-    choose = _negatives(weights, labels, config)
+def svm(
+    weights: sparse.csr_matrix, labels: sparse.csr_matrix, config: LinearConfig, c: float = 1.0, large: bool = False, bar=None
+) -> Table:
+    """One-vs-rest LinearSVC of cost `c` with pruned weights; a label on no row scores -1, on every row 1."""
+    columns, prune = labels.tocsc(), config.prune * c**0.7
+    choose = _negatives(weights, labels, config, large)
 
     def one(label: int):
         positive = np.zeros(weights.shape[0], bool)
         positive[columns.indices[columns.indptr[label] : columns.indptr[label + 1]]] = True
         rows = choose(label, positive)
-        coef, intercept = peers.one_against_rest(weights[rows], positive[rows], config.c, config.seed)
-        kept = np.flatnonzero(np.abs(coef) > config.prune)
+        coef, intercept = peers.one_against_rest(weights[rows], positive[rows], c, config.seed)
+        kept = np.flatnonzero(np.abs(coef) > prune)
         return kept.astype(np.int32), coef[kept].astype(np.float32), intercept
 
     # liblinear lets go of the interpreter while it works, so threads share one copy of the documents
@@ -190,10 +224,10 @@ def svm(weights: sparse.csr_matrix, labels: sparse.csr_matrix, config: LinearCon
     return Table(cells, np.array([b for _, _, b in found], np.float32))
 
 
-def _negatives(weights, labels, config: LinearConfig):
-    """label, positive (n,) -> rows to learn from: all, or for large (n, L) the label's own, hard and random ones."""
+def _negatives(weights, labels, config: LinearConfig, large: bool):
+    """label, positive (n,) -> rows to learn from: all, or of a large problem the label's own, hard and random ones."""
     n, everything = weights.shape[0], np.arange(weights.shape[0])
-    if n * labels.shape[1] <= config.dense_cells or n <= config.hard + config.easy:
+    if not large or n <= config.hard + config.easy:
         return lambda label, positive: everything
     by_label = peers.centroids(weights, labels).scores + 2 * mig.teach(weights != 0, labels, top_k=config.top_k).scores
     by_label, by_word = mig.top_tokens(by_label.tocsr(), 4 * config.top_k)[0], weights.T.tocsr()
@@ -233,14 +267,14 @@ def save_tables(tables: dict[str, Table], path: str | Path) -> None:
 
 
 def load_tables(path: str | Path) -> dict[str, Table]:
-    """What `save_tables` wrote, in the order of TERMS."""
+    """What `save_tables` wrote."""
     from safetensors import safe_open
 
     with safe_open(path, "numpy") as file:
         width = {name: int(v) for name, v in file.metadata().items()}
         get = lambda name: [file.get_tensor(f"{name}.{part}") for part in ("data", "indices", "indptr", "intercept")]  # noqa: E731
         found = {}
-        for name in [t for t in TERMS if t in width]:
+        for name in width:
             data, indices, indptr, intercept = get(name)
             found[name] = Table(sparse.csr_matrix((data, indices, indptr), shape=(len(intercept), width[name])), intercept)
     return found

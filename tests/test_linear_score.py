@@ -36,7 +36,8 @@ def test_folded_table_is_the_weighted_sum_of_its_terms(prepared, fitted):
     rows, dev = prepared.rows["train"], prepared.rows["dev"]
     parts = linear_score.terms_of(linear.tfidf[rows], prepared.corpus.labels[rows], config)
     weights, shift = linear.stack.of_labels(prepared.train_counts)
-    assert list(weights) == list(config.terms) and min(w.min() for w in weights.values()) >= 0 < weights["svm"].max()
+    assert list(weights) == list(parts) == list(config.columns(False))
+    assert min(w.min() for w in weights.values()) >= 0 < weights["svm 0.3"].max()
     total = sum(w * parts[term].scores(linear.tfidf[dev]) for term, w in weights.items())
     assert np.allclose(linear.scores(dev), total + shift, atol=1e-3)
 
@@ -54,8 +55,8 @@ def test_a_training_document_is_scored_by_a_table_that_has_not_seen_it(prepared,
     # and its own labels do not sway it: flip them, and its score stays
     flipped = labels.tolil()
     flipped[row] = 0
-    again = linear_score.terms_of(linear.tfidf[without], flipped.tocsr()[without], config)["svm"]
-    assert (again.cells != parts["svm"].cells).nnz == 0
+    again = linear_score.terms_of(linear.tfidf[without], flipped.tocsr()[without], config)["svm 3"]
+    assert (again.cells != parts["svm 3"].cells).nnz == 0
 
 
 def test_no_dev_or_test_row_is_read(prepared, fitted):
@@ -128,12 +129,15 @@ def test_few_rows_are_learnt_from_where_the_problem_is_large(prepared):
     rows, labels = prepared.rows["train"], prepared.corpus.labels[prepared.rows["train"]]
     weights = tfidf(words(prepared.corpus.texts, rows).counts, rows)[rows]
     small = LinearConfig(dense_cells=0, hard=20, easy=15)
-    choose = linear_score._negatives(weights, labels, small)
+    assert small.is_large(1) and small.columns(True)[0] == "svm" and small.columns(False)[:2] == ("svm 0.3", "svm 3")
+    choose = linear_score._negatives(weights, labels, small, True)
     positive = labels[:, [0]].toarray().ravel() > 0
     chosen = choose(0, positive)
     assert set(np.flatnonzero(positive)) <= set(chosen) and len(chosen) <= positive.sum() + 35
     assert np.array_equal(chosen, choose(0, positive))
-    assert len(linear_score._negatives(weights, labels, LinearConfig())(0, positive)) == len(rows)
+    assert len(linear_score._negatives(weights, labels, LinearConfig(), False)(0, positive)) == len(rows)
+    few = linear_score.terms_of(weights, labels, small, True)
+    assert list(few) == list(small.columns(True)) and few["svm"].cells.nnz
 
 
 def test_a_killed_fit_goes_on_with_the_next_part(prepared, fitted, tmp_path, monkeypatch):
@@ -157,7 +161,7 @@ def test_a_killed_fit_goes_on_with_the_next_part(prepared, fitted, tmp_path, mon
 
 
 @pytest.mark.parametrize(("options", "message"), [({"terms": ("svm", "bm25")}, "bm25"), ({"folds": 1}, "at least 2"),
-                                                 ({"knots": (3, 1)}, "ascending")])
+                                                 ({"knots": (3, 1)}, "ascending"), ({"c": (1.0, 0.0)}, "above 0")])
 def test_options_are_checked(options, message):
     with pytest.raises(ValueError, match=message):
         LinearConfig(**options)
@@ -198,7 +202,7 @@ def test_the_module_scores_text_as_the_stack_scores_rows(prepared, fitted):
 def test_gain_and_attention_are_trained_and_saved(prepared, tmp_path):
     config = RunConfig(linear=LinearConfig(folds=2), train=TrainConfig(epochs=1))
     record, model = run_start(prepared, "lookup+linear", config=config, progress=False)
-    assert record.params["final_gains"]["linear"] != 1.0 and max(record.teacher["linear"]["svm"]) > 0
+    assert record.params["final_gains"]["linear"] != 1.0 and max(record.teacher["linear"]["svm 0.3"]) > 0
     assert model.decoder.label_outputs.abs().sum() > 0
     model.attach_backbone(prepared.load_backbone())
     texts = [prepared.corpus.texts[i] for i in prepared.rows["test"][:3]]
