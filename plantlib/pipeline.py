@@ -24,7 +24,7 @@ from plantlib.linear_score import LinearConfig, LinearScore
 from plantlib.metrics import Scores, evaluate, per_document, tune_threshold
 from plantlib.mig import Teacher
 from plantlib.sources import checkout
-from plantlib.tokens import Ragged, tokenise, words
+from plantlib.tokens import Ragged, cached_tokens, tokenise, words
 from plantlib.train import Documents
 
 LABEL_SPACES = {
@@ -185,14 +185,17 @@ def prepare(
             raise DataError(f"no {split} document has a label of the training rows; check the labels column and the splits")
     extra = np.diff(corpus.labels.indptr) - np.diff(seen.labels.indptr)
     tokenizer = backbones.tokenizer_of(backbone, trust_remote_code)
-    tokens = tokenise(seen.texts, tokenizer, max_tokens, progress=progress)
-    if not len(tokens.flat):
-        raise DataError("no document has a token this tokenizer knows; check the text column")
     vocabulary = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
     reading = [window, overlap] if window or overlap else []
     key = fingerprint_of(seen.fingerprint(), backbones.fingerprint(backbone), max_tokens, *reading)
     window = backbones.window_of(backbones.config_of(backbone, trust_remote_code), tokenizer, window)
     folder = artefacts(privacy.artefacts_root(seen, root))
+    tokens = cached_tokens(
+        folder / "tokens" / f"{seen.name}-{key}.safetensors",
+        lambda: tokenise(seen.texts, tokenizer, max_tokens, progress=progress),
+    )
+    if not len(tokens.flat):
+        raise DataError("no document has a token this tokenizer knows; check the text column")
     prepared = Prepared(seen, backbone, tokens, vocabulary, extra, None, folder, max_tokens, window, key, overlap,
                         trust_remote_code, label_space)
     if not frozen:

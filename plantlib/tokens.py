@@ -7,11 +7,14 @@ are neither counted by MIG nor attended to. Windows of a long document are made 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from scipy import sparse
 
+from plantlib.io import atomic_path
 from plantlib.progress import tqdm
 
 
@@ -67,6 +70,20 @@ def tokenise(
         )  # fmt: skip
         documents.extend(encoded["input_ids"])
     return Ragged.from_lists(documents)
+
+
+def cached_tokens(path: str | Path, make: Callable[[], Ragged]) -> Ragged:
+    """The token ids at `path` (safetensors), made and written there when they are missing; the name must say of what."""
+    from safetensors.numpy import load_file, save_file
+
+    path = Path(path)
+    if path.exists():
+        found = load_file(path)
+        return Ragged(found["flat"], found["offsets"])
+    tokens = make()
+    with atomic_path(path) as temporary:
+        save_file({"flat": tokens.flat, "offsets": tokens.offsets}, temporary)
+    return tokens
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from plantlib.tokens import Ragged, tfidf, tokenise, words
+from plantlib.tokens import Ragged, cached_tokens, tfidf, tokenise, words
 
 DOCUMENTS = [[3, 1, 3], [], [2], [0, 0, 0, 4], []]
 VOCABULARY = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "fever": 4, "cough": 5, "and": 6, "pain": 7}
@@ -111,3 +111,17 @@ def test_tfidf_equals_scikit_learn_fitted_on_training_rows():
     made = words(texts, train, min_documents=1)
     oracle = TfidfVectorizer(sublinear_tf=True).fit([texts[i] for i in train])
     np.testing.assert_allclose(tfidf(made.counts, train).toarray(), oracle.transform(texts).toarray(), atol=1e-12)
+
+
+def test_tokens_are_made_once_and_read_after(tmp_path):
+    made, wanted = [], Ragged.from_lists([[3, 1], [], [2]])
+
+    def make():
+        made.append(1)
+        return wanted
+
+    for _ in range(2):
+        found = cached_tokens(tmp_path / "deep" / "t.safetensors", make)
+        assert np.array_equal(found.flat, wanted.flat) and np.array_equal(found.offsets, wanted.offsets)
+        assert found.flat.dtype == np.int32 and found.offsets.dtype == np.int64
+    assert len(made) == 1 and [p.name for p in (tmp_path / "deep").iterdir()] == ["t.safetensors"]
