@@ -74,7 +74,7 @@ def steps(records: Iterable[RunRecord]) -> pandas.DataFrame:
 
     rows = []
     for record in records:
-        train = record.params["train"]
+        train = record.params.get("train", record.params)  # a run on candidates has its options side by side
         an_epoch = math.ceil(record.dataset["train"] / train["batch_size"] / train.get("accumulation", 1))
         rows += [{"start": record.system, "seed": record.seed, "step": an_epoch * e["epoch"], **e} for e in record.history]
     return pd.DataFrame(rows)

@@ -30,7 +30,7 @@ SUMMARY = ("random", "lookup", "linear", "shuffled+linear", "lookup+linear", "SV
 BAR_SYSTEMS = (
     "random", "closed_form", "lookup", "score", "lookup+score", "linear", "lookup+linear", "SVM", "SVM + MI", "bare MI",
 )  # fmt: skip
-ELSEWHERE = ("06", "08", "convergence", "leak_audit", "learning_curves")
+ELSEWHERE = ("06", "08", "09", "convergence", "leak_audit", "learning_curves")
 NO_RUNS = "No runs yet: `make reproduce` makes them, `make promote` copies them to results/runs."
 NAMES = {"p@1": "P@1", "p@3": "P@3", "p@5": "P@5", "ndcg@5": "nDCG@5", "psp@5": "PSP@5", "macro_f1": "macro-F1",
          "few/rp@5": "RP@5 few", "medium/rp@5": "RP@5 medium", "head/rp@5": "RP@5 head"}  # fmt: skip
@@ -101,7 +101,7 @@ def groups(records: Iterable[RunRecord], elsewhere: tuple[str, ...] = ELSEWHERE)
     """Records by data set, backbone and tokens; a data set without a planted run is left out.
 
     elsewhere: notebooks whose records have tables of their own: ablations (06), backbones (08, `backbone_report.py`), the
-    leak audit, learning curves, the long runs of `convergence.py`.
+    first version (09), leak audit, learning curves, the long runs of `convergence.py`.
     """
     by_data: dict[tuple, list[RunRecord]] = {}
     for record in [r for r in records if not (r.notebook or "-").startswith(elsewhere)]:

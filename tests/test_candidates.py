@@ -13,7 +13,7 @@ import pytest
 import torch
 from scipy import sparse
 
-from plantlib import candidate_runs, candidate_training, candidates
+from plantlib import candidate_runs, candidate_training, candidates, convergence
 from plantlib.candidate_decoder import CandidateConfig, CandidateDecoder, candidate_bce, factors, parts_of, plant
 from plantlib.candidates import Ranker
 from plantlib.data import DataError
@@ -215,6 +215,7 @@ def test_a_run_is_a_record_that_states_what_its_candidates_reach(prepared, tmp_p
     assert 0.5 < record.metrics["recall@5 of candidates"] <= 1 and record.metrics["r@5"] <= record.metrics[
         "recall@5 of candidates"] + 1e-9, "candidates bound every recall"
     assert record.chosen_epoch == int(np.argmax([e["ndcg@5"] for e in record.history])) and len(record.history) == 4
+    assert list(convergence.steps([record])["step"]) == [0, 4, 8, 12], "60 documents in batches of 16"
     assert record.model_size["trained_parameters"] == sum(p.numel() for p in decoder.parameters())
     with pytest.raises(DataError, match="frozen=True"):
         candidate_runs.data_of(dataclasses.replace(prepared, features=None), config)
