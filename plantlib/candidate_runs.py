@@ -38,8 +38,8 @@ def data_of(
         raise DataError("candidates are trained on cached features; call prepare(..., frozen=True)")
     parts, train, counts = candidate_decoder.parts_of(start), prepared.rows["train"], prepared.counts
     features = replace(prepared.features, standard=prepared.standard)
-    taught = tuple(mig.teach(counts[train], prepared.train_labels, variant=v, relevance="score") for v in ("raw", "jaccard"))
-    relevance = (taught[0].shuffled(config.seed) if "shuffled" in parts else taught[0]).relevance
+    taught = mig.teach(counts[train], prepared.train_labels, variant="raw", relevance="score")
+    relevance = (taught.shuffled(config.seed) if "shuffled" in parts else taught).relevance
 
     def packed(rows: np.ndarray) -> Packed:
         tokens = prepared.tokens.select(rows)
@@ -50,8 +50,8 @@ def data_of(
         # one linear score for all seeds: candidates stay the same, and it is the longest step of a large corpus
         linear = prepared.linear(LinearConfig(), progress)
         return CandidateData.of_linear(packed, linear, relevance, config, progress), linear
-    labels = prepared.corpus.L
-    data = CandidateData.of_teachers(packed, counts, train, labels, taught, relevance, config, progress)
+    both = (taught, mig.teach(counts[train], prepared.train_labels, variant="jaccard", relevance="score"))
+    data = CandidateData.of_teachers(packed, counts, train, prepared.corpus.L, both, relevance, config, progress)
     return data if "score" in parts else replace(data, scores=None), None
 
 

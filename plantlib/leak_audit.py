@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -60,16 +60,12 @@ def every_label(
     used = np.unique(whole.labels.indices)
     whole = whole._derive("label space: labels with a document in any split", columns=used)
     changed = {"corpus": whole, "extra_gold": np.zeros(whole.N, np.int64), "key": fingerprint_of(usual.key, "every label")}
-    return EveryLabel(**_fields(usual) | changed)
+    return EveryLabel(**usual.fields() | changed)
 
 
 def leaky(prepared: EveryLabel) -> Prepared:
     """The same corpus with the leaky teacher."""
-    return _Leaky(**_fields(prepared) | {"key": fingerprint_of(prepared.key, "leaky")})
-
-
-def _fields(prepared: Prepared) -> dict:
-    return {f.name: getattr(prepared, f.name) for f in fields(prepared)}
+    return _Leaky(**prepared.fields() | {"key": fingerprint_of(prepared.key, "leaky")})
 
 
 def audit(

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -57,9 +57,8 @@ def fewer(prepared: Prepared, documents: int, seed: int = 0) -> Fewer:
     if not 1 <= documents <= len(rows):
         raise DataError(f"{documents} of {len(rows)} training documents: give a number between 1 and {len(rows)}")
     order = hash_order([prepared.corpus.ids[i] for i in rows], seed, "subset train")
-    given = {f.name: getattr(prepared, f.name) for f in fields(prepared)}
-    given |= {"key": fingerprint_of(prepared.key, "fewer", documents, seed), "kept": np.sort(rows[order[:documents]])}
-    return Fewer(**given)
+    changed = {"key": fingerprint_of(prepared.key, "fewer", documents, seed), "kept": np.sort(rows[order[:documents]])}
+    return Fewer(**prepared.fields() | changed)
 
 
 def run(
@@ -88,8 +87,9 @@ def run(
 def _peers(part: Fewer, seed: int, results: Path) -> list[RunRecord]:
     """The linear peers on one subset, read where they stand."""
     paths = {name: results / f"{runs.run_name(part, name, seed)}-curve.json" for name in PEERS}
-    if all(path.exists() and RunRecord.load(path).params.get("inputs") == part.key for path in paths.values()):
-        return [RunRecord.load(path) for path in paths.values()]
+    found = [RunRecord.load(path) for path in paths.values() if path.exists()]
+    if len(found) == len(paths) and all(record.params.get("inputs") == part.key for record in found):
+        return found
     made = []
     for record in peer_runs.run_peers(part, notebook=NOTEBOOK, progress=False):
         if record.system in paths:

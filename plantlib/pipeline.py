@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -85,6 +85,10 @@ class Prepared:
     @property
     def train_labels(self) -> sparse.csr_matrix:
         return self.corpus.labels[self.rows["train"]]
+
+    def fields(self) -> dict:
+        """What this was made of, by name: to make another one of it with something changed, of a class of its own too."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
 
     @property
     def rows_fingerprint(self) -> str:

@@ -1,7 +1,7 @@
 """Weights of the linear score's terms: how much each counts for a label with so many training documents.
 
 The terms of `linear_score.py` have scales that depend on a label's frequency (MI grows with it, the SVM's margin too), so one
-weight a term fits the labels in the middle alone: on CodiEsp's dev split weights by frequency are worth 7 points of nDCG@5.
+weight a term fits the labels in the middle alone.
 Weights are piecewise linear in the logarithm of a label's documents, never negative, and fitted by logistic regression to
 training documents that the terms have not seen (out of fold). With fixed weights the sum folds into one table.
 """
