@@ -187,3 +187,28 @@ def test_no_backbone_runs_say_how_to_make_some(tmp_path):
 
     assert backbone_report.write(some(), tmp_path) == [] and not list(tmp_path.iterdir())
     assert "make run RUN=" in backbone_report.markdown(backbone_report.groups(some()))
+
+
+def first_version_records():
+    for system, value in (("v1", 0.6), ("random", 0.3), ("v1-no-l2r", 0.5)):
+        for direction in ("forward", "backward"):
+            for seed in (0, 1):
+                yield record(system, seed, value, backbone=f"toy-{direction}-0123abcd", notebook="09_awd_lstm")
+    both = "toy-forward-0123abcd + toy-backward-0123abcd"
+    for system, value in (("v1 ensemble", 0.7), ("random ensemble", 0.35)):
+        yield record(system, 0, value, backbone=both, notebook="09_awd_lstm")
+
+
+def test_the_first_version_is_compared_with_its_whole_on_each_encoder(tmp_path):
+    from plantlib import awd_report
+
+    frame = awd_report.table([*some(), *first_version_records()])
+    assert frame["encoder"].tolist() == ["forward"] * 3 + ["backward"] * 3 + ["sum"] * 2
+    assert frame["system"].tolist() == ["v1", "random", "v1-no-l2r"] * 2 + ["v1", "random"]
+    assert frame["ndcg@5 diff"].round(2).fillna(0).tolist() == [0, -0.3, -0.1, 0, -0.3, -0.1, 0, -0.35]
+    (path,) = awd_report.write([*some(), *first_version_records()], tmp_path)
+    text = path.read_text(encoding="utf-8")
+    assert "| toy, 100 documents | forward | v1-no-l2r | 2 |" in text and "-30.0 [" in text
+    assert awd_report.write(some(), tmp_path / "none") == [] and awd_report.markdown(some()) == awd_report.NO_RUNS
+    alone = [r for r in first_version_records() if r.system == "random"]
+    assert awd_report.markdown(alone).splitlines()[2].endswith("| - |"), "without a run of v1 no difference to it"

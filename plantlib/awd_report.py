@@ -1,0 +1,99 @@
+"""The first version's runs beside each other: planted, unplanted, each ingredient off, and forward with backward.
+
+Reads the records of notebook 09 and nothing else. Differences are always taken to `v1` on the same encoder, data and tokens:
+what the whole of it is worth over learned attention, and what is lost with one of its four ingredients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from plantlib import report
+from plantlib.io import atomic_path
+from plantlib.results import RunRecord, compare
+
+if TYPE_CHECKING:
+    import pandas
+
+METRICS = ("p@1", "p@5", "ndcg@5", "few/rp@5")
+ORDER = ("v1", "random", "v1-no-l2r", "v1-no-lookup", "v1-no-inattention", "v1-other-state")
+ENCODERS = ("forward", "backward", "sum")
+NO_RUNS = "No runs on an AWD-LSTM yet: `make run RUN=runs/awd-codiesp.yaml` makes some."
+SUM = " ensemble"  # how `ensemble.run_ensemble` names the system of summed logits
+
+
+def encoder_of(record: RunRecord) -> str:
+    """forward, backward, or their sum."""
+    if record.system.endswith(SUM):
+        return "sum"
+    # a language model's folder is <corpus>-<direction>-<fingerprint>
+    return str(record.backbone).split("-")[-2]
+
+
+def system_of(record: RunRecord) -> str:
+    """The row of `v1_grid.ABLATIONS` that a record, or the sum of two, belongs to."""
+    return record.system.removesuffix(SUM)
+
+
+def groups(records: Iterable[RunRecord]) -> dict[tuple, list[RunRecord]]:
+    """(data set, training documents, fingerprint, encoder, backbone) -> records of notebook 09 that may be compared."""
+    found: dict[tuple, list[RunRecord]] = {}
+    for r in records:
+        if (r.notebook or "").startswith("09") and r.kind == "planted":
+            key = (r.dataset["name"], r.dataset["train"], r.dataset["fingerprint"], encoder_of(r), r.backbone)
+            found.setdefault(key, []).append(r)
+    return {key: found[key] for key in sorted(found, key=lambda key: (key[:3], ENCODERS.index(key[3]), key[4]))}
+
+
+def table(records: Iterable[RunRecord]) -> pandas.DataFrame:
+    """One row a data set, encoder and system: seeds, metrics, and differences to `v1` where that was run."""
+    import pandas as pd
+
+    rows = []
+    for (name, train, _, encoder, _), own in groups(records).items():
+        baseline = next(s for s in ORDER if s in {system_of(r) for r in own})
+        compared = compare(own, baseline + (SUM if encoder == "sum" else ""), METRICS)
+        compared.index = [system.removesuffix(SUM) for system in compared.index]
+        for system in [s for s in ORDER if s in compared.index]:
+            data = f"{name}, {train:,} documents"
+            rows.append({"data": data, "encoder": encoder, "system": system, "baseline": baseline, **compared.loc[system]})
+    return pd.DataFrame(rows)
+
+
+def markdown(records: Iterable[RunRecord]) -> str:
+    """The table in percent; a star where a system differs from `v1` on its encoder."""
+    frame = table(records)
+    if not len(frame):
+        return NO_RUNS
+    head = ["data", "encoder", "system", "seeds", *(report.NAMES[m] for m in METRICS), "nDCG@5 to v1"]
+    lines = [head, ["---"] * 3 + ["---:"] * (len(head) - 3)]
+    for _, row in frame.iterrows():
+        cells = [row["data"], row["encoder"], row["system"], str(int(row["seeds"])), *(report.cell(row, m) for m in METRICS)]
+        lines.append([*cells, _difference(row)])
+    note = (
+        "Percent on test, mean ± sd over seeds. `v1`: learned, lookup and static L2R attention in one softmax, inattention, "
+        "the exact state; a row `v1-no-...` leaves one out, `v1-other-state` reads segments as first published, `random` "
+        "plants nothing. sum: logits of the forward and the backward model added. \\*: p < 0.05 against `v1` on the same "
+        "encoder, paired bootstrap over test documents, not corrected for the number of tests."
+    )
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n\n" + note
+
+
+def _difference(row) -> str:
+    """Difference in points with its interval; nothing where the row is the baseline, or where there is no `v1`."""
+    if row["baseline"] != "v1" or row["system"] == "v1" or row.get("ndcg@5 diff") != row.get("ndcg@5 diff"):
+        return "-"
+    return "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * row[f"ndcg@5 {part}"] for part in ("diff", "low", "high")))
+
+
+def write(records: Iterable[RunRecord], out: str | Path) -> list[Path]:
+    """table-awd-lstm.md under `out`; nothing where there are no such runs."""
+    records = list(records)
+    if not groups(records):
+        return []
+    path = Path(out) / "table-awd-lstm.md"
+    with atomic_path(path) as temporary:
+        temporary.write_text(f"# The first version on AWD-LSTMs\n\n{markdown(records)}\n", encoding="utf-8")
+    return [path]
