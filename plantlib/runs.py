@@ -44,6 +44,7 @@ class RunConfig:
     linear: LinearConfig = LinearConfig()
     outputs: OutputsConfig = OutputsConfig()
     linear_rate: float = 0.3  # times the head's learning rates where training begins from the linear score
+    linear_epsilon: float = 1e-4  # AdamW's epsilon there, at least
     train: TrainConfig = TrainConfig()
     l2r_trainer: str = "approx_ndcg"
     keep: int | tuple[int | None, ...] | None = None  # inattention's K, or three with v1.contexts="sum"
@@ -74,9 +75,15 @@ class RunConfig:
 
 
     def train_for(self, parts: list[str]) -> TrainConfig:
-        """Training options for a start of these parts: from the linear score smaller steps of the head."""
-        rate = self.linear_rate if "linear" in parts else 1.0
-        return replace(self.train, lr_queries=rate * self.train.lr_queries, lr_outputs=rate * self.train.lr_outputs)
+        """Training options for a start of these parts.
+
+        From the linear score the head takes smaller steps, smallest for labels that a batch says little about: their score is
+        better than what so few documents would teach.
+        """
+        if "linear" not in parts:
+            return self.train
+        rates = {name: self.linear_rate * getattr(self.train, name) for name in ("lr_queries", "lr_outputs")}
+        return replace(self.train, epsilon=max(self.train.epsilon, self.linear_epsilon), **rates)
 
 
 def run_start(

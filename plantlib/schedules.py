@@ -1,4 +1,4 @@
-"""Discriminative learning rates and gradual unfreezing, as the first published PLANT trains: by depth, stage by stage.
+"""Learning rates by group and depth, and gradual unfreezing, as the first published PLANT trains: by depth, stage by stage.
 
 Realises METHOD.md section 4, "optimisation: discriminative learning rates and gradual unfreezing (v1)". Depth is read from the
 names of the backbone's parameters: embeddings are depth 0, layer i is depth i + 1, what comes after the layers belongs to the
@@ -10,8 +10,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from transformers import TrainerCallback
+
+if TYPE_CHECKING:
+    import torch
+
+    from plantlib.train import TrainConfig
 
 # "head"; "last 2": the head and the two deepest layers; "all"
 STAGE = re.compile(r"head|all|last [1-9]\d*")
@@ -38,6 +44,31 @@ def layer_rates(names: Iterable[str], rate: float, decay: float) -> dict[str, fl
     found = depths(names)
     deepest = max(found.values(), default=0)
     return {name: rate / decay ** (deepest - depth) for name, depth in found.items()}
+
+
+def parameter_groups(model, config: TrainConfig) -> list[dict]:
+    """Optimizer groups: queries, outputs and bias, gains, backbone by depth; every trainable parameter is in exactly one."""
+    groups: dict[str, list] = {"queries": [], "outputs": [], "gains": []}
+    backbone: dict[str, torch.nn.Parameter] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        last = name.rsplit(".", 1)[-1]
+        kind = {"label_queries": "queries", "label_outputs": "outputs", "label_bias": "outputs"}.get(last)
+        kind = kind or ("gains" if last.endswith("_gain") else None)
+        if kind:
+            groups[kind].append(parameter)
+        else:
+            backbone[name] = parameter
+    decay = {"gains": 0.0}
+    found = [
+        {"params": p, "lr": getattr(config, f"lr_{k}"), "weight_decay": decay.get(k, config.weight_decay)}
+        for k, p in groups.items() if p
+    ]  # fmt: skip
+    by_rate: dict[float, list] = {}
+    for name, rate in layer_rates(backbone, config.lr_backbone, config.layer_decay).items():
+        by_rate.setdefault(rate, []).append(backbone[name])
+    return found + [{"params": p, "lr": rate, "weight_decay": config.weight_decay} for rate, p in sorted(by_rate.items())]
 
 
 def trained_in(stage: str, names: Iterable[str]) -> set[str]:

@@ -37,6 +37,8 @@ HISTORY_METRICS = ("p@1", "p@5", "ndcg@5", "psp@5", "map", "few/rp@5")
 class TrainConfig:
     """Options of one fine-tuning run; learning rates by parameter group.
 
+    epsilon: of AdamW, which takes full steps where gradients are far above it, however small they are: a label that no document
+    of a batch has is pushed down as far as others are up. A larger one leaves such labels nearer to their start.
     layer_decay: the backbone's rate is divided by it a layer further down (2.6 as first published). stages: what is trained
     from which epoch on, see `schedules`; all from the start by default. keep_from, keep_epochs: inattention's K falls from
     keep_from to the run's K over so many epochs; fixed by default. lm_weight: of the language model's own loss beside the
@@ -50,6 +52,7 @@ class TrainConfig:
     lr_outputs: float = 1e-2
     lr_gains: float = 1e-2
     lr_backbone: float = 2e-4
+    epsilon: float = 1e-8
     layer_decay: float = 1.0
     weight_decay: float = 0.0
     schedule: str = "linear"
@@ -71,8 +74,9 @@ class TrainConfig:
             raise ValueError(f"metric={self.metric!r} cannot choose the epoch; use one of {', '.join(HISTORY_METRICS)}")
         if self.schedule not in schedules.SCHEDULES:
             raise ValueError(f"schedule={self.schedule!r} is not known; use one of {', '.join(schedules.SCHEDULES)}")
-        if self.layer_decay <= 0:
-            raise ValueError(f"layer_decay={self.layer_decay}; give a number above 0, 1 for one rate in all layers")
+        for name, usual in (("layer_decay", "1 for one rate in all layers"), ("epsilon", "1e-8 as usual")):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name}={getattr(self, name)}; give a number above 0, {usual}")
         schedules.check_stages(self.stages)
         if (self.keep_from is None) != (self.keep_epochs == 0) or self.keep_epochs < 0 or (self.keep_from or 1) < 1:
             raise ValueError(
@@ -134,9 +138,10 @@ class PlantTrainer(Trainer):
         self.frozen = frozen_names(self.model)
 
     def create_optimizer(self, model=None):
-        """AdamW over `parameter_groups`."""
+        """AdamW over `schedules.parameter_groups`."""
         if self.optimizer is None:
-            self.optimizer = torch.optim.AdamW(parameter_groups(model or self.model, self.plant_config))
+            groups = schedules.parameter_groups(model or self.model, self.plant_config)
+            self.optimizer = torch.optim.AdamW(groups, eps=self.plant_config.epsilon)
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer=None):
@@ -178,31 +183,6 @@ def frozen_names(model: PlantModel) -> set[str]:
         return set()
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     return {f"backbone.{name}" for name in model.backbone.state_dict()} - trained
-
-
-def parameter_groups(model, config: TrainConfig) -> list[dict]:
-    """Optimizer groups: queries, outputs and bias, gains, backbone by depth; every trainable parameter is in exactly one."""
-    groups: dict[str, list] = {"queries": [], "outputs": [], "gains": []}
-    backbone: dict[str, torch.nn.Parameter] = {}
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        last = name.rsplit(".", 1)[-1]
-        kind = {"label_queries": "queries", "label_outputs": "outputs", "label_bias": "outputs"}.get(last)
-        kind = kind or ("gains" if last.endswith("_gain") else None)
-        if kind:
-            groups[kind].append(parameter)
-        else:
-            backbone[name] = parameter
-    decay = {"gains": 0.0}
-    found = [
-        {"params": p, "lr": getattr(config, f"lr_{k}"), "weight_decay": decay.get(k, config.weight_decay)}
-        for k, p in groups.items() if p
-    ]  # fmt: skip
-    by_rate: dict[float, list] = {}
-    for name, rate in schedules.layer_rates(backbone, config.lr_backbone, config.layer_decay).items():
-        by_rate.setdefault(rate, []).append(backbone[name])
-    return found + [{"params": p, "lr": rate, "weight_decay": config.weight_decay} for rate, p in sorted(by_rate.items())]
 
 
 def score(

@@ -233,3 +233,6 @@ def test_the_head_takes_smaller_steps_from_the_linear_score_and_nowhere_else():
     slow = config.train_for(["lookup", "linear"])
     assert slow.lr_outputs == slow.lr_queries == pytest.approx(0.3 * config.train.lr_queries)
     assert slow.lr_gains == config.train.lr_gains and slow.epochs == config.train.epochs
+    assert slow.epsilon == config.linear_epsilon > config.train.epsilon
+    asked = RunConfig(train=TrainConfig(epsilon=0.1))
+    assert asked.train_for(["linear"]).epsilon == 0.1, "a larger one that was asked for stays"

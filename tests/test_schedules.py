@@ -11,7 +11,7 @@ import torch
 from plantlib import adapters, backbones, planting, schedules, train
 from plantlib.awd_lstm import AwdLstmConfig, AwdLstmModel
 from plantlib.runs import RunConfig, build_model, finished, run_start, use_score
-from plantlib.train import TrainConfig, fine_tune, parameter_groups
+from plantlib.train import TrainConfig, fine_tune
 
 
 def model_of(prepared, backbone_folder):
@@ -52,7 +52,7 @@ def test_rates_fall_by_layer():
     rates = schedules.layer_rates(["embeddings.word", "layer.0.x", "layer.1.x", "norm.weight"], 1.0, 2.0)
     assert rates == {"embeddings.word": 0.25, "layer.0.x": 0.5, "layer.1.x": 1.0, "norm.weight": 1.0}
     model = AwdLstmModel(AwdLstmConfig(vocab_size=9, hidden_size=4, lstm_size=4))
-    groups = parameter_groups(model, TrainConfig(lr_backbone=1.0, layer_decay=2.6))
+    groups = schedules.parameter_groups(model, TrainConfig(lr_backbone=1.0, layer_decay=2.6))
     assert [g["lr"] for g in groups] == pytest.approx([2.6**-3, 2.6**-2, 2.6**-1, 1.0])
     assert sum(len(g["params"]) for g in groups) == len(list(model.parameters()))
 
@@ -134,6 +134,7 @@ def test_schedules_warm_up_and_do_what_their_name_says(schedule, prepared, backb
     ({"stages": ("last 0",)}, "stage 'last 0' is not known"),
     ({"schedule": "round"}, "schedule='round' is not known; use one of linear, cosine, one_cycle, constant"),
     ({"layer_decay": 0}, "layer_decay=0; give a number above 0"),
+    ({"epsilon": 0.0}, "epsilon=0.0; give a number above 0, 1e-8 as usual"),
 ])  # fmt: skip
 def test_options_are_checked(options, message):
     with pytest.raises(ValueError, match=message):

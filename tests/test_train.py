@@ -19,10 +19,10 @@ import numpy as np
 import pytest
 import torch
 
-from plantlib import planting, train
+from plantlib import planting, schedules, train
 from plantlib.metrics import Scores, TopK, evaluate
 from plantlib.runs import build_model, use_score
-from plantlib.train import TrainConfig, fine_tune, parameter_groups, score
+from plantlib.train import TrainConfig, fine_tune, score
 
 
 def fresh_model(prepared, seed=0, start="random"):
@@ -45,6 +45,19 @@ def train_it(prepared, folder, model=None, **options):
 def dev_metric(prepared, model, metric="ndcg@5") -> float:
     scores, labels = score(model, prepared.documents("dev"), prepared.train_counts, auc=False)
     return evaluate(scores, labels, prepared.train_counts, 60)[metric]
+
+
+def test_a_larger_epsilon_leaves_rare_labels_nearer_to_their_start(prepared, tmp_path):
+    moved = {}
+    for epsilon in (1e-8, 1e-2):
+        model = fresh_model(prepared)
+        before = model.decoder.label_outputs.detach().clone()
+        train_it(prepared, tmp_path / str(epsilon), model, epsilon=epsilon, epochs=1)
+        moved[epsilon] = (model.decoder.label_outputs.detach() - before).norm(dim=1).numpy()
+    order = np.argsort(prepared.train_counts, kind="stable")
+    share = moved[1e-2] / moved[1e-8]
+    third = len(order) // 3
+    assert (share < 1).all() and share[order[:third]].mean() < 0.8 * share[order[-third:]].mean()
 
 
 def weights(model) -> dict[str, torch.Tensor]:
@@ -70,7 +83,7 @@ def test_every_trainable_parameter_is_in_one_group(backbone_state, prepared, bac
         backbone.model.requires_grad_(backbone_state == "open")
     config = TrainConfig(lr_queries=1.0, lr_outputs=2.0, lr_gains=3.0, lr_backbone=4.0, weight_decay=0.5)
     found = {}
-    for group in parameter_groups(model, config):
+    for group in schedules.parameter_groups(model, config):
         for parameter in group["params"]:
             assert id(parameter) not in found, "a parameter is in two groups"
             found[id(parameter)] = (group["lr"], group["weight_decay"])
