@@ -15,19 +15,21 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
+from scipy import sparse
 
 from plantlib import candidate_decoder, candidates, mig
 from plantlib.candidate_decoder import CandidateConfig, CandidateDecoder
-from plantlib.candidate_training import CandidateData, fit, predict
+from plantlib.candidate_training import CandidateData, fit, score
 from plantlib.data import DataError
 from plantlib.decoder import Packed
 from plantlib.io import atomic_path, read_json, write_json
 from plantlib.linear_score import LinearConfig, LinearScore
-from plantlib.metrics import Scores, TopK, mean, ndcg_at_k
+from plantlib.metrics import Scores, evaluate
 from plantlib.pipeline import Prepared, fingerprint_of
 from plantlib.progress import tqdm
-from plantlib.results import RunRecord
+from plantlib.results import RunRecord, plain
 from plantlib.runs import peak_memory, run_name
+from plantlib.train import HISTORY_METRICS
 
 
 def data_of(
@@ -65,6 +67,7 @@ def run_candidates(
     """
     began, labels, rows, config = time.perf_counter(), prepared.corpus.labels, prepared.rows, config or CandidateConfig()
     parts = candidate_decoder.parts_of(start)
+    check_width(labels[rows["train"]], config.width)
     torch.manual_seed(config.seed)
     data, linear = data_of(prepared, config, start, progress)
     times = {"teacher": round(time.perf_counter() - began, 2)}
@@ -74,9 +77,14 @@ def run_candidates(
     folder = prepared.root / "checkpoints" / f"{run_id}-{fingerprint_of(prepared.key, start, asdict(config))}"
     kept = Kept(decoder, folder)
 
+    clock, before = time.perf_counter(), kept.history[-1].get("seconds", 0.0) if kept.history else 0.0
+
     def after_epoch(epoch: int, loss: float | None) -> None:
-        value = mean(ndcg_at_k(predict(decoder, data, rows["dev"], config), labels[rows["dev"]], 5))
-        kept.offer({"epoch": epoch, "ndcg@5": value} | ({} if loss is None else {"train_loss": round(loss, 4)}))
+        seconds = round(before + time.perf_counter() - clock, 2)
+        dev = score(decoder, data, rows["dev"], config, prepared.train_counts)
+        found = evaluate(dev, labels[rows["dev"]], prepared.train_counts, len(rows["train"]))
+        row = {"epoch": epoch, "seconds": seconds} | ({} if loss is None else {"train_loss": round(loss, 4)})
+        kept.offer(row | {name: round(found[name], 6) for name in HISTORY_METRICS if np.isfinite(found.get(name, np.nan))})
 
     if {"linear", "score"} & set(parts) and not kept.history:
         after_epoch(0, None)
@@ -84,7 +92,7 @@ def run_candidates(
     fit(decoder, data, rows["train"], labels, config, rate=rate, folder=folder, progress=progress, after_epoch=after_epoch)
     kept.restore()
     times["fine_tune"] = round(time.perf_counter() - began - times["teacher"], 2)
-    found = {s: predict(decoder, data, rows[s], config) for s in ("dev", "test")}
+    found = {s: score(decoder, data, rows[s], config, prepared.train_counts) for s in ("dev", "test")}
     record = _record(prepared, config, start, run_id, data, found, kept, times, linear, notebook)
     if results is not None:
         record.save(results)
@@ -105,10 +113,19 @@ def candidate_grid(
         path = Path(results) / f"{run_id_of(prepared, start, job)}.json"
         record = RunRecord.load(path) if path.exists() else None
         wanted = asdict(job) | {"inputs": prepared.key}
+        if record is not None and record.params.get("linear"):  # older records do not say
+            wanted["linear"] = plain(asdict(LinearConfig()))
         if record is None or any(record.params.get(name) != value for name, value in wanted.items()):
             record, _ = run_candidates(prepared, job, start, results=results, notebook=notebook, progress=progress)
         records.append(record)
     return records
+
+
+def check_width(labels: sparse.csr_matrix, width: int) -> None:
+    """DataError where a training document has more labels than candidate places; labels (n, L)."""
+    most = int(np.diff(labels.indptr).max(initial=0))
+    if most > width:
+        raise DataError(f"a training document has {most} labels and {width} candidate places; use {most} candidates or more")
 
 
 def run_id_of(prepared: Prepared, start: str, config: CandidateConfig) -> str:
@@ -143,10 +160,10 @@ class Kept:
         self.decoder.load_state_dict(load_file(self.best))
 
 
-def _record(prepared, config, start, run_id, data, found: dict[str, TopK], kept: Kept, times, linear, notebook) -> RunRecord:
+def _record(prepared, config, start, run_id, data, found: dict[str, Scores], kept: Kept, times, linear, notebook) -> RunRecord:
     """Threshold from dev, metrics and recall@C of test."""
     labels, test = prepared.corpus.labels, prepared.rows["test"]
-    judged = prepared.judge(Scores(found["dev"]), Scores(found["test"]))
+    judged = prepared.judge(found["dev"], found["test"])
     width = min(config.width, data.ranked.shape[1])
     reach = candidates.recall(data.ranked[test], labels[test], (width,))
     judged["metrics"] |= {f"recall@{c} of candidates": value for c, value in reach.items()}
@@ -159,6 +176,7 @@ def _record(prepared, config, start, run_id, data, found: dict[str, TopK], kept:
         params=asdict(config) | {
             "max_tokens": prepared.max_tokens, "inputs": prepared.key, "final_gains": gains,
             "candidates": "linear score" if linear else "MI and J",
+            "linear": asdict(LinearConfig()) if linear else None,
         },
         backbone=Path(prepared.backbone).name,
         teacher={"variant": "raw", "top_k": 64} | ({"linear": linear.stack.about()} if linear else {}), history=kept.history,

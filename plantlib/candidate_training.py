@@ -24,7 +24,7 @@ from plantlib.candidate_decoder import CandidateConfig, CandidateDecoder, candid
 from plantlib.decoder import Packed
 from plantlib.io import atomic_path
 from plantlib.linear_score import LinearScore
-from plantlib.metrics import TopK
+from plantlib.metrics import BUCKET_DEPTH, Scores, TopK, frequency_buckets, restrict
 from plantlib.mig import Teacher
 from plantlib.progress import tqdm
 from plantlib.tokens import tfidf
@@ -169,16 +169,40 @@ def load_epoch(path: Path, decoder: CandidateDecoder, optimisers) -> list[float]
         return json.loads(file.metadata()["losses"])
 
 
-@torch.inference_mode()
 def predict(decoder: CandidateDecoder, data: CandidateData, rows: np.ndarray, config: CandidateConfig, k: int = 100) -> TopK:
     """The k best labels of documents among their first `width` candidates; no true label is taken, none is needed."""
-    parts = []
+    return TopK.concat([_cut(whole, k) for whole in _rankings(decoder, data, rows, config)])
+
+
+def score(
+    decoder: CandidateDecoder, data: CandidateData, rows: np.ndarray, config: CandidateConfig, train_counts: np.ndarray,
+    k: int = 100,
+) -> Scores:  # fmt: skip
+    """What `predict` gives, and the best labels of each frequency bucket among all `width` candidates, not among k of them."""
+    masks = frequency_buckets(train_counts)
+    places, buckets = [], {name: [] for name in masks}
+    for whole in _rankings(decoder, data, rows, config):
+        places.append(_cut(whole, k))
+        for name, mask in masks.items():
+            buckets[name].append(_cut(restrict(whole, mask), BUCKET_DEPTH))
+    return Scores(TopK.concat(places), {name: TopK.concat(parts) for name, parts in buckets.items()}, masks)
+
+
+@torch.inference_mode()
+def _rankings(decoder: CandidateDecoder, data: CandidateData, rows: np.ndarray, config: CandidateConfig) -> Iterator[TopK]:
+    """All candidates of each batch of documents, best first, ties to the smaller id."""
     for begin in range(0, len(rows), config.batch_size):
         part = rows[begin : begin + config.batch_size]
         ids = data.ranked[part][:, : config.width]
         logits = data.logits(decoder, part, ids).numpy()
-        order = np.lexsort((ids, -logits), axis=1)[:, :k]
-        kept, best = np.take_along_axis(ids, order, 1), np.take_along_axis(logits, order, 1).astype(np.float32)
-        short = ((0, 0), (0, k - kept.shape[1])) if kept.shape[1] < k else ((0, 0), (0, 0))
-        parts.append(TopK(np.pad(kept, short, constant_values=-1), np.pad(best, short, constant_values=-np.inf)))
-    return TopK.concat(parts)
+        order = np.lexsort((ids, -logits), axis=1)
+        best = np.take_along_axis(logits, order, 1).astype(np.float32)
+        ids = np.take_along_axis(ids, order, 1)
+        yield TopK(ids, np.where(ids == lists.NONE, np.float32(-np.inf), best))
+
+
+def _cut(ranking: TopK, k: int) -> TopK:
+    """The first k places; -1 where there are no more."""
+    ids, scores = ranking.ids[:, :k], ranking.scores[:, :k]
+    short = ((0, 0), (0, k - ids.shape[1]))
+    return TopK(np.pad(ids, short, constant_values=lists.NONE), np.pad(scores, short, constant_values=-np.inf))

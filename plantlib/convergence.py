@@ -99,7 +99,8 @@ def reached(frame: pandas.DataFrame, metric: str = "ndcg@5", baseline: str = BAS
         first = part[part[metric] >= part["seed"].map(target)].sort_values("step").groupby("seed").first()
         row = {"start": start, "seeds": part["seed"].nunique(), "reached": len(first)}
         row |= {"best": part.groupby("seed")[metric].max().mean(), "steps": first["step"].mean()}
-        row |= {"seconds": first["seconds"].mean(), "share": (first["step"] / own).mean()}
+        seconds = first["seconds"].mean() if "seconds" in first else float("nan")  # older runs on candidates kept no time
+        row |= {"seconds": seconds, "share": (first["step"] / own).mean()}
         rows.append(row)
     return pd.DataFrame(rows).set_index("start")
 
@@ -112,11 +113,15 @@ def sentence(name: str, table: pandas.DataFrame, metric: str = "nDCG@5", baselin
             said.append(f"`{start}` never reaches it (best {100 * row['best']:.1f})")
             continue
         some = "" if row["reached"] == row["seeds"] else f" in {int(row['reached'])} of {int(row['seeds'])} seeds"
-        said.append(f"`{start}` reaches it after {row['steps']:.0f} steps, {row['seconds']:.0f} s{some} and goes on to "
+        said.append(f"`{start}` reaches it after {row['steps']:.0f} steps{_clock(row)}{some} and goes on to "
                     f"{100 * row['best']:.1f}")  # fmt: skip
-    first = (f"{name}: `{baseline}` takes {base['steps']:.0f} steps, {base['seconds']:.0f} s to its best dev {metric}, "
+    first = (f"{name}: `{baseline}` takes {base['steps']:.0f} steps{_clock(base)} to its best dev {metric}, "
              f"{100 * base['best']:.1f}")  # fmt: skip
     return "; ".join([first, *said]) + "."
+
+
+def _clock(row) -> str:
+    return "" if math.isnan(row["seconds"]) else f", {row['seconds']:.0f} s"
 
 
 def main() -> None:

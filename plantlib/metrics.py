@@ -17,7 +17,7 @@ from scipy import sparse
 
 from plantlib.statistics import UNSCORED, AucHistogram, decode_keys, largest, order_keys, refuse_nan, to_numpy, unwrap
 
-_BUCKET_DEPTH = 15
+BUCKET_DEPTH = 15
 
 
 @dataclass(frozen=True)
@@ -257,7 +257,7 @@ class StreamingEvaluator:
             raise ValueError(f"train_counts has shape {np.shape(train_counts)}, wanted ({self.n_labels},): one a label")
         self.masks = frequency_buckets(train_counts, edges)
         self._seen = np.zeros(n, bool)
-        depths = {"": k} | dict.fromkeys(self.masks, _BUCKET_DEPTH)
+        depths = {"": k} | dict.fromkeys(self.masks, BUCKET_DEPTH)
         self._places = {name: np.full((n, depth), UNSCORED - 1) for name, depth in depths.items()}
         self._ranks, self._gold_bins = np.zeros((2, self.Y.nnz), np.int64)
         self._auc = AucHistogram(self.n_labels, auc_bins) if auc_bins else None
@@ -275,7 +275,7 @@ class StreamingEvaluator:
         keys = order_keys(scores)
         self._places[""][rows] = largest(keys, self.k)
         for name, mask in self.masks.items():
-            self._places[name][rows] = largest(keys[:, np.flatnonzero(mask)], _BUCKET_DEPTH)
+            self._places[name][rows] = largest(keys[:, np.flatnonzero(mask)], BUCKET_DEPTH)
         self._rank_gold(rows, keys, self._auc.add(scores) if self._auc else None)
         self._seen[rows] = True
 

@@ -19,7 +19,7 @@ from plantlib.candidates import Ranker
 from plantlib.data import DataError
 from plantlib.decoder import Packed
 from plantlib.kernels import Cells, reference
-from plantlib.metrics import precision_at_k
+from plantlib.metrics import Scores, StreamingEvaluator, evaluate, precision_at_k
 from plantlib.results import RunRecord
 
 L, V, D, R = 23, 17, 6, 3
@@ -216,9 +216,39 @@ def test_a_run_is_a_record_that_states_what_its_candidates_reach(prepared, tmp_p
         "recall@5 of candidates"] + 1e-9, "candidates bound every recall"
     assert record.chosen_epoch == int(np.argmax([e["ndcg@5"] for e in record.history])) and len(record.history) == 4
     assert list(convergence.steps([record])["step"]) == [0, 4, 8, 12], "60 documents in batches of 16"
+    assert {"few/rp@5", "p@5"} <= set(record.history[-1]) and len(record.per_document["few/rp@5"]) == len(prepared.rows["test"])
+    assert [row["seconds"] for row in record.history] == sorted(row["seconds"] for row in record.history)
     assert record.model_size["trained_parameters"] == sum(p.numel() for p in decoder.parameters())
     with pytest.raises(DataError, match="frozen=True"):
         candidate_runs.data_of(dataclasses.replace(prepared, features=None), config)
+
+
+def test_buckets_are_ranked_among_all_candidates(prepared):
+    """With every label a candidate the metrics are those of the evaluator that sees all scores, buckets included."""
+    labels, test = prepared.corpus.labels, prepared.rows["test"]
+    config = CandidateConfig(width=labels.shape[1], rank=8)
+    data, _ = candidate_runs.data_of(prepared, config, "linear", progress=False)
+    decoder = CandidateDecoder(labels.shape[1], prepared.hidden_size, config.rank)
+    plant(decoder, prepared.train_labels, config, "linear")
+    # half of the labels are rare, whatever the corpus says, and five places are kept of all labels
+    counts = np.where(np.arange(labels.shape[1]) % 2, 1, 60)
+    found = candidate_training.score(decoder, data, test, config, counts, k=5)
+    exact = StreamingEvaluator(labels[test], counts, k=5)
+    ids = np.tile(np.arange(labels.shape[1]), (len(test), 1))
+    with torch.inference_mode():
+        exact.update(np.arange(len(test)), data.logits(decoder, test, ids))
+    wanted, own = (evaluate(s, labels[test], counts, 60) for s in (exact.result(), found))
+    for name in ("p@1", "few/rp@5", "few/r@15", "head/ndcg@5"):
+        assert own[name] == pytest.approx(wanted[name]), name
+    lower = evaluate(Scores(found.topk), labels[test], counts, 60)
+    assert lower["few/rp@5"] < own["few/rp@5"], "what the bucket would be among the kept places alone"
+
+
+def test_too_few_candidates_for_a_document_are_refused_before_long_work(prepared, monkeypatch):
+    monkeypatch.setattr(candidate_runs, "data_of", lambda *a, **k: pytest.fail("the rankings were made first"))
+    most = int(np.diff(prepared.train_labels.indptr).max())
+    with pytest.raises(DataError, match=f"has {most} labels and {most - 1} candidate places; use {most} candidates"):
+        candidate_runs.run_candidates(prepared, CandidateConfig(width=most - 1), progress=False)
 
 
 def _scrambled_outside(labels: sparse.csr_matrix, train: np.ndarray) -> sparse.csr_matrix:
@@ -278,7 +308,9 @@ def test_a_killed_run_goes_on_to_the_same_numbers(prepared, tmp_path, monkeypatc
     [folder] = (prepared.root / "checkpoints").glob(f"*{start}-5c*")
     assert sorted(p.name for p in folder.iterdir()) == ["best.safetensors", "epoch.safetensors", "history.json"]
     again, _ = candidate_runs.run_candidates(prepared, config, start, progress=False)
-    assert again.history == whole.history and again.metrics == whole.metrics and not folder.exists()
+    without_times = lambda history: [{k: v for k, v in row.items() if k != "seconds"} for row in history]  # noqa: E731
+    assert without_times(again.history) == without_times(whole.history)
+    assert again.metrics == whole.metrics and not folder.exists()
     gains = whole.params["final_gains"]
     assert (gains["linear"] > 0, gains["teacher"] > 0) == ("linear" in start, start == "lookup+score")
 

@@ -196,6 +196,8 @@ def test_steps_to_the_best_of_random_worked_by_hand(tmp_path):
     said = convergence.sentence("toy", table)
     assert "`lookup` reaches it after 14 steps" in said and "`shuffled` never reaches it (best 20.0)" in said
     plots.save(plots_claims.convergence(frame), tmp_path / "a.png")
+    untimed = convergence.sentence("toy", convergence.reached(frame.drop(columns="seconds")))
+    assert "after 14 steps and goes on" in untimed and "nan" not in untimed, "older runs on candidates kept no time"
     with pytest.raises(ValueError, match="no run of 'random'"):
         convergence.reached(frame[frame["start"] == "lookup"])
 
