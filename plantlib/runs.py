@@ -235,13 +235,16 @@ def run_grid(
     return records
 
 
+BEFORE_LINEAR = {"linear_epsilon": 1e-8}  # of runs from the linear score that were made before these options
+
+
 def finished(path: Path, prepared: Prepared, config: RunConfig) -> RunRecord | None:
     """The record at `path` when it was made from this corpus with these parameters; another one is made again."""
     if not path.exists():
         return None
     record = RunRecord.load(path)
-    # an option that a record does not know had its default then, with the record's seed
-    defaults = asdict(RunConfig().seeded(record.seed))
+    # an option that a record does not know had its default then, with the record's seed, or what was done before there was one
+    defaults = asdict(RunConfig().seeded(record.seed)) | (BEFORE_LINEAR if record.teacher.get("linear") else {})
     same = all(_filled(record.params.get(name), plain(defaults[name])) == plain(v) for name, v in asdict(config).items())
     return record if same and record.params.get("inputs") == prepared.key else None
 

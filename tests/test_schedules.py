@@ -5,6 +5,8 @@ METHOD.md section 4, "optimisation (v1)". The runs are on the tiny corpus and th
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -151,3 +153,9 @@ def test_records_from_before_these_options_still_count_as_finished(prepared, tmp
     path = record.save(tmp_path)
     assert finished(path, prepared, config) == record
     assert finished(path, prepared, RunConfig(train=TrainConfig(epochs=1, schedule="cosine")).seeded(0)) is None
+    del record.params["linear_epsilon"]
+    assert finished(record.save(tmp_path), prepared, config) == record, "it says nothing of a run without the linear score"
+    record.teacher["linear"] = {"svm": [1.0]}
+    path = record.save(tmp_path)
+    assert finished(path, prepared, config) is None, "which was then trained with another epsilon"
+    assert finished(path, prepared, replace(config, linear_epsilon=1e-8)) == record
