@@ -12,7 +12,7 @@ import argparse
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -131,9 +131,9 @@ def measure(prepared: Prepared, split: str, decoders: dict, teacher) -> pandas.D
     """One row a (system, document, label) with its measures; the teacher alone weighs tokens by its relevance."""
     import pandas as pd
 
-    rows = []
+    rows, features = [], replace(prepared.features, standard=prepared.standard)  # at the spread the decoders were trained on
     for row, columns, marks in pairs(prepared, split):
-        ids, hidden = prepared.tokens[row], prepared.features.document(row)
+        ids, hidden = prepared.tokens[row], features.document(row)
         weights = {name: attention_of(decoder, hidden, ids, columns) for name, decoder in decoders.items()}
         weights[TEACHER] = teacher.relevance[columns][:, ids].toarray()
         for name, values in weights.items():
