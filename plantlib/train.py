@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from scipy import sparse
-from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging as transformers_logging
 
@@ -235,7 +235,8 @@ class _Progress(StepBar):
         self.metric = metric
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.begin = time.perf_counter()
+        # a resumed run goes on counting where its last epoch ended
+        self.begin = time.perf_counter() - max((row.get("seconds", 0.0) for row in state.log_history), default=0.0)
         super().on_train_begin(args, state, control, **kwargs)
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
@@ -275,7 +276,20 @@ def start(trainer: Trainer, resume: bool = True) -> None:
     trainer.remove_callback(PrinterCallback)
     with trainer.args.main_process_first():
         last = last_whole_checkpoint(Path(trainer.args.output_dir)) if resume else None
+    if last is not None and stopped_early(Path(last)):
+        # the Trainer would forget that dev had stopped the run, and train one more epoch
+        trainer.state = TrainerState.load_from_json(str(Path(last) / "trainer_state.json"))
+        trainer._load_best_model()
+        return
     trainer.train(resume_from_checkpoint=last)
+
+
+def stopped_early(checkpoint: Path) -> bool:
+    """Whether dev had stopped the run when this checkpoint was written."""
+    kept = read_json(checkpoint / "trainer_state.json").get("stateful_callbacks", {}).get("EarlyStoppingCallback")
+    if not kept:
+        return False
+    return kept["attributes"]["early_stopping_patience_counter"] >= kept["args"]["early_stopping_patience"]
 
 
 def last_whole_checkpoint(folder: Path) -> str | None:

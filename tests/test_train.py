@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from plantlib import planting, schedules, train
 from plantlib.metrics import Scores, TopK, evaluate
@@ -135,11 +136,17 @@ def test_model_is_left_at_its_best_dev_epoch(prepared, tmp_path, monkeypatch):
         assert torch.equal(value, seen[1][name]) and (name.endswith("gain") or not torch.equal(value, seen[3][name]))
 
 
-def test_early_stopping_stops(prepared, tmp_path):
+def test_early_stopping_stops(prepared, tmp_path, monkeypatch):
     """Nothing is learnt at rate zero: one epoch and `patience` more."""
     rates = dict.fromkeys(("lr_queries", "lr_outputs", "lr_gains"), 0.0)
-    _, history = train_it(prepared, tmp_path, epochs=9, patience=1, **rates)
+    with monkeypatch.context() as patch:  # killed before the Trainer has removed the checkpoint after the best
+        patch.setattr("transformers.trainer.shutil.rmtree", lambda *a, **k: None)
+        _, history = train_it(prepared, tmp_path, epochs=9, patience=1, **rates)
     assert [row["epoch"] for row in history] == [1, 2]
+    model, again = train_it(prepared, tmp_path, epochs=9, patience=1, **rates)
+    assert again == history, "a run that was killed after dev had stopped it does not go on"
+    kept = load_file(sorted(tmp_path.glob("checkpoint-*"))[0] / "model.safetensors")
+    assert torch.equal(model.decoder.label_queries, kept["decoder.label_queries"]), "the best epoch is read back"
 
 
 def test_history_has_one_row_an_epoch(trained):
@@ -230,6 +237,7 @@ SCRIPT = '''
 import json, pickle, sys, time
 from pathlib import Path
 import torch
+from safetensors.torch import load_file
 from transformers import TrainerCallback
 from plantlib import train
 from plantlib.train import TrainConfig, fine_tune
