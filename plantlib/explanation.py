@@ -42,8 +42,9 @@ class Explanation:
     """Why a label: of each of T tokens its character span, learned score <H, Q>, relevance G and output <H, W>, (T,) each.
 
     gain: planted gain gamma; keep: inattention's K or None; rest: what the logit holds beside attention (bias, planted
-    document scores); calibration: slope and shift from logit to score. Everything else follows from these, unless attention is
-    `given`: that of a first-version model, a sum of several softmaxes.
+    document scores); calibration: slope and shift from logit to score; scored: words with what they add to the logit by the
+    linear score, which reads the whole document. Everything else follows from these, unless attention is `given`: that of a
+    first-version model, a sum of several softmaxes.
     """
 
     label: str
@@ -57,6 +58,7 @@ class Explanation:
     rest: float = 0.0
     calibration: tuple[float, float] = (1.0, 0.0)
     given: np.ndarray | None = None
+    scored: Sequence[tuple[str, float]] = ()
 
     @property
     def planted(self) -> np.ndarray:
@@ -117,19 +119,26 @@ class Explanation:
 
     def _head(self) -> str:
         keep = "" if self.keep is None else f", K {self.keep}"
-        return f"score {self.score:.2f}, logit {self.logit:.2f}, planted gain {self.gain:.2f}{keep}"
+        parts = f"{self.logit - self.rest:+.2f} by attention, {self.rest:+.2f} by bias and document scores"
+        return f"score {self.score:.2f}, logit {self.logit:.2f} ({parts}), planted gain {self.gain:.2f}{keep}"
+
+    def _scored(self) -> str:
+        return ", ".join(f"{word} {added:+.2f}" for word, added in self.scored)
 
     def __repr__(self) -> str:
         return f"Explanation({self.label!r}, {len(self.spans)} tokens, logit {self.logit:.2f}, score {self.score:.2f})"
 
     def _repr_html_(self) -> str:
         body = highlighted(self.text, self.spans, self.attention)
-        return f'<p><b>{escape(self.label)}</b>: {escape(self._head())}</p><p style="line-height:1.7">{body}</p>'
+        scored = f"<p>Linear score, by word: {escape(self._scored())}</p>" if self.scored else ""
+        return f'<p><b>{escape(self.label)}</b>: {escape(self._head())}</p>{scored}<p style="line-height:1.7">{body}</p>'
 
     def _repr_markdown_(self) -> str:
         best = sorted(self.words, key=lambda word: -word.attention)[:10]
         rows = [[w.text, f"{w.attention:.3f}", f"{w.planted:.2f}", f"{w.contribution:+.2f}"] for w in best]
         title = f"**{reprs.cell(self.label)}**: {self._head()}"
+        if self.scored:
+            title += f"\n\nLinear score, by word: {reprs.cell(self._scored())}"
         return title + "\n\n" + reprs.markdown_table(["word", "attention", "planted score", "part of the logit"], rows)
 
 
@@ -239,8 +248,9 @@ def explain(model, text: str, labels: Sequence[str]) -> list[Explanation]:
     gain, keep = float(decoder.planted_gain), decoder.keep
     calibration = tuple(model.config.calibration or (1.0, 0.0))
     parts = [part.float().cpu().numpy().T for part in (learned, relevance, outputs)]
+    scored = [words_of_score(model, text, column) for column in columns.tolist()]
     return [
-        Explanation(label, text, spans, *(part[i] for part in parts), gain, keep, float(rest[i]), calibration)
+        Explanation(label, text, spans, *(part[i] for part in parts), gain, keep, float(rest[i]), calibration, scored=scored[i])
         for i, label in enumerate(labels)
     ]
 
@@ -254,9 +264,17 @@ def _first_version(model, text, labels, columns, packed, linear) -> list[Explana
         parts = model.decoder.attention(model.packed(hidden, *packed), column)
         attention, planted, outputs = (part.float().cpu().numpy() for part in parts)
         rest = logit - float(attention.astype(np.float64) @ outputs.astype(np.float64))
-        learned = np.zeros_like(planted)
-        found.append(Explanation(label, text, spans, learned, planted, outputs, 1.0, None, rest, calibration, attention))
+        more = (rest, calibration, attention, words_of_score(model, text, column))
+        found.append(Explanation(label, text, spans, np.zeros_like(planted), planted, outputs, 1.0, None, *more))
     return found
+
+
+def words_of_score(model, text: str, column: int) -> list[tuple[str, float]]:
+    """Words of `text` that raise a label's logit by the linear score, most first; none without such a score."""
+    if model.word_score is None:
+        return []
+    gain = float(model.decoder.linear_gain)
+    return [(word, gain * added) for word, added in model.word_score.parts(text, column)]
 
 
 def column_of(model, label: str) -> int:

@@ -54,3 +54,18 @@ class WordScore(TeacherScore):
     def forward(self, word_ids: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
         """word_ids (S,) packed, offsets (B+1) -> z (B, L)."""
         return super().forward(word_ids, offsets) + self.intercept
+
+    def parts(self, text: str, column: int, k: int = 10) -> list[tuple[str, float]]:
+        """The k words of `text` that add most to one label's z, with what they add; the label's intercept is in none."""
+        read = torch.from_numpy(self.word_ids([text]).flat.astype(np.int64)).to(self.idf.device)
+        ids, counts = read.unique(return_counts=True)
+        weight = (1 + counts.to(self.idf.dtype).log()) * self.idf[ids]
+        weight = weight / weight.norm().clamp(min=1e-12) / self.scale
+        cells = self.table.cells(ids)
+        if cells is None:
+            return []
+        own = cells.labels == column
+        positions, names = cells.positions[own], self.words
+        added = weight[positions] * cells.values[own]
+        best = added.argsort(descending=True, stable=True)[:k].tolist()
+        return [(names[int(ids[positions[i]])], float(added[i])) for i in best if added[i] > 0]

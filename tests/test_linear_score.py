@@ -199,6 +199,20 @@ def test_the_module_scores_text_as_the_stack_scores_rows(prepared, fitted):
     assert np.allclose(empty, linear.tables[0].intercept[None], atol=1e-6)
 
 
+def test_an_explanation_names_the_words_of_the_linear_score(prepared, fitted):
+    linear, _ = fitted
+    model = planted_model(prepared, linear)
+    text = prepared.corpus.texts[prepared.rows["test"][0]]
+    weights = linear.tfidf[prepared.rows["test"][0]]
+    cells = linear.tables[0].cells.multiply(weights).tocsr()
+    column = int(cells.max(axis=1).toarray().argmax())
+    parts = model.word_score.parts(text, column, k=1000)
+    wanted = {linear.words[i]: v for i, v in zip(cells[column].indices, cells[column].data, strict=True) if v > 0}
+    assert dict(parts) == pytest.approx(wanted, abs=1e-4) and len(wanted) > 2
+    assert [v for _, v in parts] == sorted((v for _, v in parts), reverse=True)
+    assert model.word_score.parts("zzzzqqq", column) == []
+
+
 def test_gain_and_attention_are_trained_and_saved(prepared, tmp_path):
     config = RunConfig(linear=LinearConfig(folds=2), train=TrainConfig(epochs=1))
     record, model = run_start(prepared, "lookup+linear", config=config, progress=False)
@@ -211,7 +225,9 @@ def test_gain_and_attention_are_trained_and_saved(prepared, tmp_path):
     assert isinstance(again.word_score, WordScore) and again.word_score.words == model.word_score.words
     assert again.predict(texts, k=4) == model.predict(texts, k=4)
     label = model.predict(texts[:1], k=1)[0][0][0]
-    assert abs(again.explain(texts[0], label).logit - model.explain(texts[0], label).logit) < 1e-4
+    found = again.explain(texts[0], label)
+    assert abs(found.logit - model.explain(texts[0], label).logit) < 1e-4
+    assert "by bias and document scores" in found._repr_html_() and f"{found.scored[0][0]} +" in found._repr_markdown_()
 
 
 def test_a_model_says_when_its_linear_scores_are_missing_or_unwanted(prepared, fitted):
