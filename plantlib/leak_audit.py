@@ -95,7 +95,8 @@ def gains(records: Iterable[RunRecord], metric: str = "rp@5") -> pandas.DataFram
     found: dict[tuple, dict[str, RunRecord]] = {}
     for record in [r for r in records if r.notebook == NOTEBOOK]:
         side, start = record.system.split(" ", 1)
-        data = f"{record.dataset['name']}, {record.dataset['train']:,} documents"
+        read = record.params.get("max_tokens") or "all"
+        data = f"{record.dataset['name']}, {record.dataset['train']:,} documents, {read} tokens, {record.backbone}"
         found.setdefault((data, start, record.seed), {})[side] = record
     rows = []
     for (data, start, seed), pair in sorted(found.items()):

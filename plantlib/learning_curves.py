@@ -100,15 +100,28 @@ def _peers(part: Fewer, seed: int, results: Path) -> list[RunRecord]:
 
 
 def frame(records: Iterable[RunRecord], metrics: Iterable[str] = ("ndcg@5", "p@1", "few/rp@5")) -> pandas.DataFrame:
-    """One row a record of a learning curve: data, system, seed, documents and metrics (fractions)."""
+    """One row a record of a learning curve: data, system, seed, documents and metrics (fractions).
+
+    Where a data set was read in several ways (tokens, backbone) each is a data set of its own, with the peers in all of them.
+    """
     import pandas as pd
 
-    rows = [
-        {"data": r.dataset["name"], "system": r.system, "seed": r.seed, "documents": r.dataset["train"],
-         **{m: r.metrics.get(m) for m in metrics}}
-        for r in records if r.notebook == NOTEBOOK
-    ]  # fmt: skip
+    records = [r for r in records if r.notebook == NOTEBOOK]
+    readings: dict[str, set[str]] = {}
+    for r in [r for r in records if r.kind == "planted"]:
+        readings.setdefault(r.dataset["name"], set()).add(_reading(r))
+    rows = []
+    for r in records:
+        name, several = r.dataset["name"], readings.get(r.dataset["name"], set())
+        own = {_reading(r)} if r.kind == "planted" else several
+        for data in sorted(f"{name}, {reading}" for reading in own) if len(several) > 1 else [name]:
+            rows.append({"data": data, "system": r.system, "seed": r.seed, "documents": r.dataset["train"],
+                         **{m: r.metrics.get(m) for m in metrics}})  # fmt: skip
     return pd.DataFrame(rows, columns=["data", "system", "seed", "documents", *metrics])
+
+
+def _reading(record: RunRecord) -> str:
+    return f"{record.params.get('max_tokens') or 'all'} tokens, {record.backbone}"
 
 
 def needed(table: pandas.DataFrame, metric: str = "ndcg@5", baseline: str = BASELINE) -> pandas.DataFrame:
@@ -150,7 +163,7 @@ def sentence(table: pandas.DataFrame, metric: str = "ndcg@5", baseline: str = BA
         return "No learning curves yet: `python -m plantlib.learning_curves codiesp --steps 5` makes them."
     said = []
     for (data, system), rows in needed(table, metric, baseline).groupby(["data", "system"], sort=False):
-        most = int(rows["documents"].max())
+        most = int(table[(table["data"] == data) & (table["system"] == baseline)]["documents"].max())
         each = [f"{n:,}: " + (f"more than {most:,}" if np.isinf(x) else f"{x:,.0f}")
                 for n, x in zip(rows["documents"], rows["baseline needs"], strict=True)]  # fmt: skip
         said.append(f"{data}, `{system}`: " + ", ".join(each))

@@ -96,7 +96,7 @@ def test_audit_runs_in_pairs_and_is_not_repeated(wide, tmp_path, monkeypatch):
     frame = leak_audit.gains(load_all(tmp_path))
     assert frame.set_index("bucket").loc["zero", "gain"] >= 0 and set(frame["bucket"]) == {"zero", "few", "medium"}
     text = leak_audit.paragraph(frame)
-    assert "On tiny, 60 documents, `lookup+score`, 1 seed: zero" in text
+    assert f"On tiny, 60 documents, all tokens, {Path(wide.backbone).name}, `lookup+score`, 1 seed: zero" in text
     monkeypatch.setattr(runs, "run_start", lambda *a, **k: pytest.fail("a finished run was repeated"))
     assert leak_audit.audit(wide, tmp_path, starts=("lookup+score",), seeds=(0,), config=QUICK, progress=False) == records
 

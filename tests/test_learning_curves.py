@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -53,6 +55,21 @@ def test_a_curve_is_made_once_and_stays_out_of_the_main_tables(prepared, tmp_pat
     ax = plots_claims.data_efficiency(table)
     assert ax.get_xscale() == "log" and [t.get_text() for t in ax.get_xticklabels()] == ["12", "60"]
     assert "`lookup+linear`" in learning_curves.sentence(table)
+
+
+def test_two_ways_of_reading_are_not_averaged(prepared, tmp_path):
+    options = {"sizes": [12], "starts": ("random",), "seeds": (0,), "config": QUICK, "progress": False}
+    made = learning_curves.run(prepared, tmp_path, **options)
+    longer = [replace(r, params=r.params | {"max_tokens": 999}) for r in made if r.kind == "planted"]
+    table = learning_curves.frame([*made, *longer])
+    assert len(set(table["data"])) == 2 and all(len(part) == 3 for _, part in table.groupby("data")), "peers stand in both"
+    assert any("999 tokens" in data for data in table["data"])
+
+
+def test_more_than_the_baseline_was_given_is_said_of_the_baseline():
+    rows = [("random", 25, 0.1), ("random", 100, 0.2), ("lookup", 25, 0.3), ("lookup", 400, 0.5)]
+    table = pd.DataFrame([{"data": "x", "system": s, "seed": 0, "documents": n, "ndcg@5": v} for s, n, v in rows])
+    assert "25: more than 100, 400: more than 100" in learning_curves.sentence(table)
 
 
 def test_documents_needed_by_hand():
