@@ -70,6 +70,8 @@ class Group:
         seeds = ", ".join(map(str, sorted({r.seed for r in planted})))
         devices = " and ".join(sorted({f"{r.environment['cores']} cores of {r.environment['cpu']}" for r in planted}))
         read = f"first {tokens_of(planted[0])} tokens read, backbone {backbone_of(planted[0])}"
+        if "candidates" in planted[0].params:
+            read += f", each document's {planted[0].params['width']} best labels by {planted[0].params['candidates']} scored"
         sizes = ", ".join(f"{data[split]:,} {split}" for split in ("train", "dev", "test"))
         return (f"**{data['name']}**{' (synthetic)' if data['synthetic'] else ''}: {sizes} documents; {data['labels']:,} "
                 f"{data['label_space']}; {read}; seeds {seeds}; {devices}. Linear peers and bare teachers read "
@@ -210,8 +212,8 @@ def summary(found: list[Group]) -> str:
         for metric in [m for m in FIGURE_METRICS if m in tables[0].columns]:
             own = [_summary_cell(tables, system, metric) for system in SUMMARY]
             lines.append([f"{name}, {train:,} documents: {NAMES[metric]}", *own])
-    note = ("Mean ± sd over seeds; \\*: p < 0.05 against `random`, nothing planted, or against `linear` in "
-            "rows where `random` has a †, a run that read fewer tokens. RP@5 few: labels with 1 to 5 documents.")  # fmt: skip
+    note = ("Mean ± sd over seeds; \\*: p < 0.05 against `random`, nothing planted, or against `linear` in rows where "
+            "`random` is missing or has a †, a run that read fewer tokens. RP@5 few: labels with 1 to 5 documents.")  # fmt: skip
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + f"\n\n{note}"
 
 
