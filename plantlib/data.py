@@ -199,17 +199,25 @@ class Corpus(Rich):
         return self._derive(note, columns=seen, label_space=space)
 
     def with_dev(self, fraction: float = 0.1, seed: int = 0) -> Corpus:
-        """Carve round(fraction * train) documents of train as dev, by hash, when there is no dev split."""
+        """Carve round(fraction * train) documents as dev by hash, if there is no dev; copies of a text stay on one side."""
         if (self.split == "dev").any():
             return self
         rows = self.rows("train")
-        count = round(fraction * rows.size)
-        if not 0 < count < rows.size:
+        texts = [self.texts[i] for i in rows]
+        copies, count, dev = Counter(texts), round(fraction * rows.size), set()
+        # a text moves if all its copies find room; where every text repeats, the least repeated one still does
+        room = max(count, min(copies.values()))
+        if count < 1 or room >= rows.size:
             raise DataError(f"fraction={fraction} of {rows.size} training documents leaves dev or train empty; "
-                            "wanted a fraction between 0 and 1 and enough documents")
+                            "wanted a fraction between 0 and 1 and enough documents of different text")
+        for i in hash_order([self.ids[i] for i in rows], seed, "carve dev"):
+            if texts[i] not in dev and copies[texts[i]] <= room:
+                dev.add(texts[i])
+                room -= copies[texts[i]]
         split = self.split.copy()
-        split[rows[hash_order([self.ids[i] for i in rows], seed, "carve dev")[:count]]] = "dev"
-        return self._derive(f"dev: {count} documents carved from train, fraction {fraction}, seed {seed}", split=split)
+        split[rows[[text in dev for text in texts]]] = "dev"
+        note = f"dev: {(split == 'dev').sum()} documents carved from train, fraction {fraction}, seed {seed}"
+        return self._derive(note, split=split)
 
     @cached_property
     def _fingerprint(self) -> str:
@@ -288,14 +296,12 @@ class Corpus(Rich):
         return corpus
 
     @classmethod
-    def from_pandas(cls, frame: pd.DataFrame, text: str, labels: str, *, sep: str | None = None,
-                    split: str | None = None, id: str | None = None, name: str = "custom",
-                    test_fraction: float = 0.2, seed: int = 0) -> Corpus:
+    def from_pandas(cls, frame: pd.DataFrame, text: str, labels: str, *, sep: str | None = None, split: str | None = None,
+                    id: str | None = None, name: str = "custom", test_fraction: float = 0.2, seed: int = 0) -> Corpus:
         """A corpus from a frame; `text`, `labels`, `split` and `id` are column names.
 
-        labels: lists of names, or strings that `sep` cuts. Without `split` a hash of the text puts `test_fraction` of
-        the documents in test, repeated texts on the same side. Oddities are counted in one warning each; DataError
-        for what cannot be used.
+        labels: lists of names, or strings that `sep` cuts. Without `split` a hash of the text puts `test_fraction` of the
+        documents in test, repeated texts on one side. Oddities are counted in one warning each; DataError for other faults.
         """
         from plantlib import tables
 
@@ -309,9 +315,8 @@ class Corpus(Rich):
         """A corpus from a delimited text file; see `from_pandas`. All cells are read as text ("007" stays "007")."""
         from plantlib import tables
 
-        frame = tables.read_csv(Path(path), encoding, delimiter)
-        return tables.corpus(frame, text, labels, sep=sep, split=split, id=id, name=name or Path(path).stem,
-                             test_fraction=test_fraction, seed=seed, path=Path(path))
+        return tables.corpus(tables.read_csv(Path(path), encoding, delimiter), text, labels, sep=sep, split=split, id=id,
+                             name=name or Path(path).stem, test_fraction=test_fraction, seed=seed, path=Path(path))
 
     @classmethod
     def from_parquet(cls, path: str | Path, text: str = "text", labels: str = "labels", sep: str | None = None,
@@ -320,9 +325,8 @@ class Corpus(Rich):
         """A corpus from a parquet file; the labels column may hold lists. See `from_pandas`."""
         from plantlib import tables
 
-        frame = tables.read_parquet(Path(path))
-        return tables.corpus(frame, text, labels, sep=sep, split=split, id=id, name=name or Path(path).stem,
-                             test_fraction=test_fraction, seed=seed, path=Path(path))
+        return tables.corpus(tables.read_parquet(Path(path)), text, labels, sep=sep, split=split, id=id,
+                             name=name or Path(path).stem, test_fraction=test_fraction, seed=seed, path=Path(path))
 
     def summary(self) -> pd.DataFrame:
         """One row a split: documents, labels used, labels a document, median words."""

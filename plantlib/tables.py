@@ -34,7 +34,7 @@ def _readable(path: Path) -> None:
 
 
 def read_csv(path: Path, encoding: str = "utf-8", delimiter: str = ",") -> pd.DataFrame:
-    """A delimited text file as a frame of str cells; DataError for a wrong encoding (byte offset) or bad rows."""
+    """A delimited text file as a frame of str cells; DataError for a wrong encoding (byte offset) or rows that do not fit."""
     import pandas as pd
 
     _readable(path)
@@ -48,13 +48,19 @@ def read_csv(path: Path, encoding: str = "utf-8", delimiter: str = ",") -> pd.Da
     except LookupError:
         raise DataError(f"unknown encoding {encoding!r}: try 'utf-8' or one of {', '.join(ENCODINGS)}") from None
     try:
-        return pd.read_csv(io.StringIO(text), sep=delimiter, dtype=str, keep_default_na=False)
+        frame = pd.read_csv(io.StringIO(text), sep=delimiter, dtype=str, keep_default_na=False)
     except pd.errors.EmptyDataError:
         raise DataError(f"{path} holds no header: wanted a header line and one line a document") from None
     except pd.errors.ParserError as error:
         # The parser's own message counts fields and lines and quotes no cell.
         raise DataError(f"{path} does not parse with delimiter {delimiter!r} ({str(error).strip()}): quote the cells "
                         "that hold the delimiter, or name another delimiter=") from None
+    # pandas takes the first cells of longer rows as an index without a word, and every column shifts
+    if len(frame) and not isinstance(frame.index, pd.RangeIndex):
+        width = frame.shape[1]
+        raise DataError(f"{path}: the first row has more cells than the header, {width + frame.index.nlevels} to {width}, with "
+                        f"delimiter {delimiter!r}: quote the cells that hold the delimiter, or name another delimiter=")
+    return frame
 
 
 def read_parquet(path: Path) -> pd.DataFrame:
@@ -86,7 +92,7 @@ def _check_columns(frame: pd.DataFrame, wanted: dict[str, str | None]) -> None:
         raise DataError("the table has a header but no rows: wanted one row a document")
 
 
-def _missing(value: Any) -> bool:
+def missing(value: Any) -> bool:
     """None, NaN, NA or a blank string."""
     if isinstance(value, str):
         return not value.strip()
@@ -98,7 +104,7 @@ def _missing(value: Any) -> bool:
 def _texts(frame: pd.DataFrame, column: str) -> np.ndarray:
     """Mask of the rows with a text; counts the others in one warning."""
     values = frame[column].tolist()
-    keep = np.array([not _missing(value) for value in values], dtype=bool)
+    keep = np.array([not missing(value) for value in values], dtype=bool)
     if not keep.any():
         raise DataError(f"column {column!r} has no text in any of its {len(values)} rows: pass text=<the text column>")
     odd = next((v for v, k in zip(values, keep, strict=True) if k and not isinstance(v, str)), None)
@@ -113,7 +119,7 @@ def _ids(frame: pd.DataFrame, column: str | None) -> list[str]:
     if column is None:
         return [str(row) for row in range(len(frame))]
     values = frame[column].tolist()
-    rows = [row for row, value in enumerate(values) if _missing(value)]
+    rows = [row for row, value in enumerate(values) if missing(value)]
     if rows:
         raise DataError(f"column {column!r} lacks an id in {len(rows)} rows, first row {rows[0]}: fill it, or pass "
                         "id=None to number the rows")
@@ -135,10 +141,10 @@ def _name(value: Any) -> str:
 
 def _cut(value: Any, sep: str | None) -> list[str]:
     """One labels cell -> names: trimmed, empty ones dropped, repeats collapsed."""
-    if _missing(value):
+    if missing(value):
         return []
     if isinstance(value, (list, tuple, set, frozenset, np.ndarray)):
-        parts = [_name(v) for v in value if not _missing(v)]
+        parts = [_name(v) for v in value if not missing(v)]
     else:
         parts = [part.strip() for part in _name(value).split(sep)] if sep else [_name(value)]
     return sorted({part for part in parts if part})
@@ -172,7 +178,7 @@ def _evident_separator(cells: list[str], sep: str | None) -> str | None:
 
 
 def _split(frame: pd.DataFrame, column: str) -> list[str]:
-    values = [_name(v).lower() if not _missing(v) else "" for v in frame[column].tolist()]
+    values = [_name(v).lower() if not missing(v) else "" for v in frame[column].tolist()]
     unknown = sorted({value for value in values if value not in SPLIT_NAMES})
     if unknown:
         raise DataError(f"column {column!r} has unknown splits {unknown[:5]}: wanted {', '.join(SPLIT_NAMES)}")
@@ -189,37 +195,45 @@ def _hashed_split(texts: list[str], fraction: float, seed: int) -> list[str]:
     return ["test" if text in test else "train" for text in texts]
 
 
-def _count_oddities(names: list[list[str]], split: list[str]) -> list[str]:
-    """Warn, once each, of documents without labels and labels never in train; return the notes."""
+def _count_oddities(names: list[list[str]], split: list[str], to_train: bool) -> list[str]:
+    """Warn, once each, of documents without labels and, before training, labels never in train; return the notes."""
     notes = []
     bare = sum(not own and s != "unlabelled" for own, s in zip(names, split, strict=True))
     if bare:
         notes.append(f"{bare} of {len(names)} documents have no labels and were kept")
     train = {n for own, s in zip(names, split, strict=True) if s == "train" for n in own}
     unseen = {n for own in names for n in own} - train
-    if unseen:
+    if unseen and to_train:
         notes.append(f"{len(unseen)} labels are never in train; seen_in_train() drops them")
     for note in notes:
         _warn(note)
     return notes
 
 
-def corpus(frame: pd.DataFrame, text: str, labels: str, *, sep: str | None, split: str | None, id: str | None,
-           name: str, test_fraction: float, seed: int, path: Path | None = None) -> Corpus:
-    """The body of Corpus.from_pandas, from_csv and from_parquet; `path` is the file for the manifest, if any."""
+def corpus(frame: pd.DataFrame, text: str, labels: str, *, sep: str | None, split: str | None, id: str | None, name: str,
+           test_fraction: float | None = 0.2, seed: int = 0, path: Path | None = None, to_train: bool = True) -> Corpus:
+    """The body of Corpus.from_pandas, from_csv and from_parquet; `path` is the file for the manifest, if any.
+
+    to_train=False, for a table that a model is measured on: train may be empty, and its labels are compared with nothing.
+    test_fraction=None draws no split: without the column `split` every document is in test.
+    """
     _check_columns(frame, {"text": text, "labels": labels, "split": split, "id": id})
     ids, keep = _ids(frame, id), _texts(frame, text)
     ids = [i for i, k in zip(ids, keep, strict=True) if k]
     frame = frame[keep]
     texts, names = frame[text].tolist(), _labels(frame[labels].tolist(), labels, sep)
-    splits = _split(frame, split) if split else _hashed_split(texts, test_fraction, seed)
-    if "train" not in splits:
+    drawn = not split and test_fraction is not None
+    if drawn:
+        splits = _hashed_split(texts, test_fraction, seed)
+    else:
+        splits = _split(frame, split) if split else ["test"] * len(texts)
+    if to_train and "train" not in splits:
         raise DataError(f"no document is in train (splits found: {sorted(set(splits))}): mark some rows 'train', "
                         "or pass split=None to draw a split")
-    notes = _count_oddities(names, splits)
+    notes = _count_oddities(names, splits, to_train)
     if (~keep).any():
         notes.append(f"{int((~keep).sum())} documents without text dropped")
-    if not split:
+    if drawn:
         notes.append(f"split: test_fraction {test_fraction} by hash of the text, seed {seed}")
     manifest = {"origin": path.name if path else "a frame in memory", "licence": "not stated",
                 "sources": {path.name: sha256(path)} if path else {}, "notes": notes}

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 from scipy.sparse import csr_matrix
 
-from plantlib import sources
+from plantlib import sources, tables
 from plantlib.data import Corpus, DataError, hash_order
 from plantlib.io import atomic_path, read_json, sha256, write_json
 
@@ -116,6 +116,34 @@ def test_with_dev_carves_once_and_says_so():
     assert not (made.split == "dev").any()
     with pytest.raises(DataError, match="leaves dev or train empty"):
         made.with_dev(0.001)
+
+
+def repeated(copies: list[int]) -> Corpus:
+    """Training documents alone: text j stands copies[j] times."""
+    texts = [f"text {j}" for j, n in enumerate(copies) for _ in range(n)]
+    ids = [f"d{i}" for i in range(len(texts))]
+    return Corpus.from_lists("twice", ids, texts, [["l"]] * len(texts), ["train"] * len(texts))
+
+
+@pytest.mark.parametrize(("copies", "dev"), [([2] * 50, 10), ([1] * 40 + [3] * 20, 10), ([60] + [1] * 40, 10), ([7] * 5, 7)])
+def test_with_dev_keeps_copies_of_a_text_on_one_side(copies, dev):
+    for seed in range(5):
+        carved = repeated(copies).with_dev(seed=seed)
+        sides = {}
+        for text, side in zip(carved.texts, carved.split, strict=True):
+            sides.setdefault(text, set()).add(side)
+        assert all(len(side) == 1 for side in sides.values())
+        assert len(carved.rows("dev")) == dev and f"dev: {dev} documents carved" in carved.manifest["notes"][-1]
+    with pytest.raises(DataError, match="documents of different text"):
+        repeated([20]).with_dev()
+
+
+def test_with_dev_draws_as_before_where_no_text_repeats():
+    """The dev documents of committed runs: the first of the hash order, whatever the texts are."""
+    made = corpus()
+    train = made.rows("train")
+    drawn = train[hash_order([made.ids[i] for i in train], 3, "carve dev")[:8]]
+    assert made.with_dev(0.2, seed=3).rows("dev").tolist() == sorted(drawn.tolist())
 
 
 def test_derived_corpora_leave_the_manifest_of_the_first_alone():
@@ -240,6 +268,9 @@ MISTAKES = {
     "blank split": (ROWS.replace("valid", ""), {"split": "split"}, "unknown splits ['']"),
     "no train": (ROWS.replace("train", "dev"), {"split": "split"}, "no document is in train"),
     "too many fields": ("text,labels\na,b\nc,d,e,f\n", {}, "does not parse with delimiter ','"),
+    "longer first row": ("text,labels\ncough, fever,x\nrash,y\n", {},
+                         "mine.csv: the first row has more cells than the header, 3 to 2, with delimiter ',': quote the cells"),
+    "longer rows": ("text|labels\na|b|c|x\nd|e|f|y\n", {"delimiter": "|"}, "than the header, 4 to 2, with delimiter '|'"),
     "test fraction": (ROWS, {"test_fraction": 1}, "test_fraction=1"),
     "empty separator": (ROWS, {"sep": ""}, "sep='' cuts nothing"),
     "unknown encoding": (ROWS, {"encoding": "klingon"}, "unknown encoding 'klingon'"),
@@ -310,6 +341,20 @@ def test_from_parquet_takes_list_columns_and_refuses_what_is_none(tmp_path):
     path.write_bytes(pickle.dumps({"text": ["a"]}))
     with pytest.raises(DataError, match="does not read as parquet"):
         Corpus.from_parquet(path)
+
+
+def test_a_table_to_measure_on_needs_no_train_and_draws_nothing():
+    frame = pd.DataFrame({"t": list("abcde"), "l": ["x", "y", "x", "z", "x"], "s": ["test"] * 5})
+    columns = {"sep": None, "id": None, "name": "held", "to_train": False}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        marked = tables.corpus(frame, "t", "l", split="s", **columns)
+        whole = tables.corpus(frame, "t", "l", split=None, test_fraction=None, **columns)
+        drawn = tables.corpus(frame, "t", "l", split=None, **columns)
+    assert marked.split.tolist() == whole.split.tolist() == ["test"] * 5 and whole.manifest["notes"] == []
+    with pytest.warns(UserWarning, match="never in train"):
+        fitted = Corpus.from_pandas(frame, "t", "l")
+    assert drawn.split.tolist() == fitted.split.tolist() and "train" in drawn.split
 
 
 def test_drawn_split_keeps_repeated_texts_together_and_is_seeded():
