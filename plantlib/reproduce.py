@@ -15,7 +15,7 @@ from pathlib import Path
 
 from plantlib import sources
 
-# documents a split and epochs that keep the job under 20 minutes on two cores; None is the whole split
+# documents a split that keep the job under 20 minutes on two cores, for the known corpora alone; what is not named is whole
 CAPS: dict[str, dict] = {
     "codiesp": {},
     "eurlex57k": {"train_documents": 1000, "dev_documents": 300, "test_documents": 1000},
@@ -26,9 +26,16 @@ CAPS: dict[str, dict] = {
 LARGE = {"train_documents": 1000, "dev_documents": 300, "test_documents": 1000}
 
 
+def caps_of(dataset: str) -> dict:
+    """The caps of a known corpus, by name or as the folder it was built in; none for a corpus of the user's own."""
+    name = Path(dataset).name
+    built = Path(dataset).resolve().parent in [home.resolve() for home in sources.homes()]
+    return CAPS.get(name, LARGE) if name in sources.KNOWN and (dataset == name or built) else {}
+
+
 def job(dataset: str, options: argparse.Namespace) -> dict:
     """Parameters every notebook of the job receives."""
-    caps = {"train_documents": None, "dev_documents": None, "test_documents": None} | CAPS.get(dataset, LARGE)
+    caps = {"train_documents": None, "dev_documents": None, "test_documents": None} | caps_of(dataset)
     given = {"train_documents": options.train, "dev_documents": options.dev, "test_documents": options.test}
     caps |= {k: v for k, v in given.items() if v is not None}
     return {"dataset": dataset, "backbone": options.backbone, "max_tokens": options.tokens, **caps}
@@ -59,7 +66,12 @@ def _describe(common: dict) -> None:
     from plantlib.data import Corpus
 
     caps = {s: common[f"{s}_documents"] for s in ("train", "dev", "test")}
-    corpus = Corpus.load(common["dataset"]).labelled().with_dev().subset(**caps)
+    whole = Corpus.load(common["dataset"]).labelled().with_dev()
+    corpus = whole.subset(**caps)
+    cut = [f"{cap:,} of {whole.rows(s).size:,} {s}" for s, cap in caps.items() if cap and cap < whole.rows(s).size]
+    if cut:
+        print(f"capped: {', '.join(cut)} documents; change it with --train, --dev and --test "
+              "(make: TRAIN=n ARGS=\"--dev n --test n\")")
     print(f"{corpus}\n{corpus.summary().to_string()}", flush=True)
     for split, found in corpus.near_duplicates().items():
         print(f"near-duplicates: {found['exact']} exact and {found['near']} near copies of training documents in {split}")
@@ -80,7 +92,8 @@ def _table(options: argparse.Namespace) -> tuple[str, str] | None:
     if kind == ".parquet":
         corpus = Corpus.from_parquet(path, **columns)
     else:
-        corpus = Corpus.from_csv(path, **columns, encoding=options.encoding, delimiter="\t" if kind == ".tsv" else ",")
+        delimiter = options.delimiter or ("\t" if kind == ".tsv" else ",")
+        corpus = Corpus.from_csv(path, **columns, encoding=options.encoding, delimiter=delimiter)
     corpus.save(target)
     return corpus.name, f"data set {corpus.name}: your table {path.name}"
 
@@ -171,11 +184,13 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--split", help="its column with train, dev and test; without it test is drawn by hash")
     parser.add_argument("--id", help="its column of document ids")
     parser.add_argument("--encoding", default="utf-8", help="its encoding")
+    parser.add_argument("--delimiter", help="what separates its columns; a comma, in .tsv a tab")
     parser.add_argument("--backbone", default="minilm", help="minilm, a local folder or a hub id")
     parser.add_argument("--tokens", type=int, default=256, help="tokens read of each document")
-    parser.add_argument("--train", type=int, help="training documents (nested subsets)")
-    parser.add_argument("--dev", type=int, help="dev documents")
-    parser.add_argument("--test", type=int, help="test documents")
+    parser.add_argument("--train", type=int, help="training documents at most (nested subsets); without it known corpora "
+                        "are capped where they are large, and your own are not")
+    parser.add_argument("--dev", type=int, help="dev documents at most")
+    parser.add_argument("--test", type=int, help="test documents at most")
     parser.add_argument("--starts", default=",".join(STARTS), help="starts, separated by commas")
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds")
     parser.add_argument("--epochs", type=int, default=4, help="most epochs a run trains")

@@ -58,6 +58,44 @@ def test_a_saved_corpus_folder_is_read_and_not_written_into(job, tmp_path, monke
     assert calls[0][2].is_relative_to(tmp_path / "results" / "local" / "mine")
 
 
+def caps(calls) -> list:
+    """What every notebook that reads the corpus was told to take of train, dev and test."""
+    found = [[parameters[f"{s}_documents"] for s in ("train", "dev", "test")] for _, parameters, _ in calls[-4:-1]]
+    assert found[0] == found[1] == found[2]
+    return found[0]
+
+
+def test_a_corpus_of_the_user_is_whole_unless_a_cap_is_asked_for(job, capsys, tmp_path):
+    named = ("--dataset", str(table(tmp_path / "mine.csv", 60)), "--text", "t", "--labels", "y")
+    assert caps(job(*named)[1]) == [None, None, None] and "capped" not in capsys.readouterr().out
+    for dataset in ("mine", str(tmp_path / "home" / "mine")):
+        assert caps(job("--dataset", dataset)[1]) == [None, None, None]
+    assert caps(job(*named, "--train", "10", "--test", "5")[1]) == [10, None, 5]
+    assert "capped: 10 of 43 train, 5 of 12 test documents; change it with --train" in capsys.readouterr().out
+
+
+def test_a_known_corpus_keeps_its_caps_and_says_so(job, capsys, tmp_path):
+    made = Corpus.from_lists("cooking", [f"d{i}" for i in range(5000)], [f"text {i}" for i in range(5000)], [["x"]] * 5000,
+                             ["train"] * 4500 + ["test"] * 500)
+    own = tmp_path / "elsewhere" / "cooking"
+    for folder in (tmp_path / "home" / "cooking", own):
+        made.save(folder)
+    for dataset in ("cooking", str(tmp_path / "home" / "cooking")):
+        assert caps(job("--dataset", dataset)[1]) == [4000, 500, 1000]
+        assert "capped: 4,000 of 4,050 train documents; change it with --train, --dev and --test" in capsys.readouterr().out
+    assert caps(job("--dataset", "cooking", "--train", "4500")[1]) == [4500, 500, 1000]
+    assert caps(job("--dataset", str(own))[1]) == [None, None, None] and "capped" not in capsys.readouterr().out
+    # a known corpus without caps of its own is as large as they come
+    assert reproduce.caps_of("amazon-670k") == reproduce.LARGE and reproduce.caps_of("codiesp") == {}
+
+
+def test_a_table_is_cut_at_the_delimiter_named(job, tmp_path):
+    lines = [f"note {i}, of day {i}|{'A' if i % 2 else 'B'}" for i in range(40)]
+    (tmp_path / "bars.csv").write_text("\n".join(["text|labels", *lines]), encoding="utf-8")
+    status, _ = job("--dataset", str(tmp_path / "bars.csv"), "--delimiter", "|")
+    assert status == 0 and Corpus.load(tmp_path / "home" / "bars").texts[3] == "note 3, of day 3"
+
+
 @pytest.mark.parametrize(
     "arguments, said",
     [
