@@ -100,16 +100,21 @@ def _command(commands, name: str, help: str, example: str) -> argparse.ArgumentP
     return made
 
 
-def _columns(made: argparse.ArgumentParser) -> None:
-    """How a table is read; a known corpus or a saved folder needs none of these."""
+def _columns(made: argparse.ArgumentParser, labels: bool = True) -> None:
+    """How a table is read; what is no table needs none of these. Without `labels` its texts are all that is wanted of it."""
     table = made.add_argument_group("a table (.csv, .tsv, .parquet)")
     table.add_argument("--text", default="text", help="its text column (default: text)")
-    table.add_argument("--labels", default="labels", help="its labels column (default: labels)")
-    table.add_argument("--sep", default=";", help='what separates the labels of one cell (default: ";")')
-    table.add_argument("--split", help="its column with train, dev and test; without it test is drawn by a hash of the text")
+    if labels:
+        _labels(table)
     table.add_argument("--id", help="its column of document ids (default: the row number)")
     table.add_argument("--encoding", default="utf-8", help="its encoding (default: utf-8)")
     table.add_argument("--delimiter", help="what separates its columns (default: a comma; a tab in .tsv)")
+
+
+def _labels(table) -> None:
+    table.add_argument("--labels", default="labels", help="its labels column (default: labels)")
+    table.add_argument("--sep", default=";", help='what separates the labels of one cell (default: ";")')
+    table.add_argument("--split", help="its column with train, dev and test; without it test is drawn by a hash of the text")
 
 
 def _fit(commands) -> None:
@@ -145,9 +150,8 @@ Scores are calibrated on dev: read them as chances of being right, not as certai
     made.add_argument("documents", help="a file with one document a line, a folder of .txt files, a table, or - for stdin")
     made.add_argument("-k", type=int, default=8, help="labels a document (default: 8)")
     made.add_argument("--out", metavar="FILE", help="write .csv or .jsonl instead of tab-separated lines on stdout")
-    made.add_argument("--text", help="the text column, when documents is a table")
-    made.add_argument("--id", help="its column of document ids (default: the row number)")
     made.add_argument("--batch", type=int, default=16, help="documents at a time (default: 16)")
+    _columns(made, labels=False)
 
 
 def _evaluate(commands) -> None:
@@ -155,7 +159,7 @@ def _evaluate(commands) -> None:
   plant evaluate model/ held_out.csv --text note --labels codes --sep ";"
   plant evaluate model/ codiesp
   plant evaluate model/ mine.csv --text note --labels codes --on test
-Without --split a table is read whole; --on test takes the part that plant fit set aside of the same table.""")
+Without --split a table is read whole; --on train, dev or test takes what plant fit used as such of the same table.""")
     _documents(made)
     made.add_argument("corpus", help="a table, a known corpus or a saved corpus folder")
     made.add_argument("--on", choices=("all", "train", "dev", "test"),
@@ -165,9 +169,9 @@ Without --split a table is read whole; --on test takes the part that plant fit s
 
 
 def _explain(commands) -> None:
-    made = _command(commands, "explain", "show the words that a label was read from", """\
+    made = _command(commands, "explain", "show the words behind a label, by attention and by the linear score", """\
   plant explain model/ note.txt
-  plant explain model/ --label I50.9 note.txt --out page.html""")
+  plant explain model/ --label i50.9 note.txt --out page.html""")
     _documents(made)
     made.add_argument("document", help="a file that is one document, or - for stdin")
     made.add_argument("--label", help="the label to explain (default: the best one)")

@@ -59,16 +59,28 @@ def data(options: Namespace) -> None:
     print(f"{corpus!r}\n{corpus.summary().to_string()}")
 
 
-def corpus_of(options: Namespace) -> Corpus:
-    """The corpus an option names: a table by its columns, else a known name or a saved folder."""
+def corpus_of(options: Namespace, **reading) -> Corpus:
+    """The corpus an option names: a table by its columns, else a known name or a saved folder.
+
+    reading: options of `tables.corpus`, for a table that is not read as `plant fit` reads it.
+    """
+    from plantlib import tables
+
     path = Path(options.corpus)
     if path.suffix.lower() not in TABLES:
         return Corpus.load(options.corpus)
     columns = {name: getattr(options, name) for name in ("text", "labels", "sep", "split", "id")}
-    if path.suffix.lower() == ".parquet":
-        return Corpus.from_parquet(path, **columns)
-    delimiter = options.delimiter or TABLES[path.suffix.lower()]
-    return Corpus.from_csv(path, **columns, encoding=options.encoding, delimiter=delimiter)
+    return tables.corpus(frame_of(path, options), **columns, name=path.stem, path=path, **reading)
+
+
+def frame_of(path: Path, options: Namespace):
+    """The rows of a table as they stand."""
+    from plantlib import tables
+
+    kind = path.suffix.lower()
+    if kind == ".parquet":
+        return tables.read_parquet(path)
+    return tables.read_csv(path, options.encoding, options.delimiter or TABLES[kind])
 
 
 def fit(options: Namespace) -> None:
@@ -76,6 +88,7 @@ def fit(options: Namespace) -> None:
     out = Path(options.out)
     check_out(out, options.force)
     corpus = corpus_of(options)
+    check_private(corpus, out)
     from plantlib import RunConfig, runs
     from plantlib.train import TrainConfig
 
@@ -100,6 +113,16 @@ def check_out(out: Path, force: bool) -> None:
         raise ValueError(f"{out} exists and is no model: name another folder with --out")
     if not force:
         raise ValueError(f"{out} holds a model already: name another folder with --out, or replace it with --force")
+
+
+def check_private(corpus: Corpus, out: Path) -> None:
+    """PrivacyError, before the long work, when the model of a credentialed corpus would be saved outside the data folder."""
+    from plantlib import privacy, sources
+
+    if privacy.is_credentialed(corpus) and not privacy.inside_data(out):
+        raise privacy.PrivacyError(f"the model would be trained on {corpus.name}, a credentialed corpus, and {out.name} lies "
+                                   f"outside the data folder: give --out a folder below {sources.homes()[0].name}/ "
+                                   "($PLANT_HOME)")
 
 
 def is_model(folder: Path) -> bool:
@@ -136,7 +159,7 @@ def print_metrics(metrics: dict[str, float | None]) -> None:
 
 
 def documents_of(options: Namespace) -> tuple[list[str], list[str]]:
-    """(ids, texts) of what `plant predict` is given; blank documents are left out, counted on stderr.
+    """(ids, texts) of what `plant predict` is given; blank documents and empty cells are left out, counted on stderr.
 
     A line's id is its number from 1, a file's its name; a table's rows are numbered from 0 unless `--id` names a column.
     """
@@ -165,13 +188,13 @@ def _lines(text: str) -> list[tuple[str, str]]:
 def _rows(path: Path, options: Namespace) -> list[tuple[str, str]]:
     from plantlib import tables
 
-    kind = path.suffix.lower()
-    frame = tables.read_parquet(path) if kind == ".parquet" else tables.read_csv(path, delimiter=TABLES[kind])
+    frame = frame_of(path, options)
     for name, column in (("text", options.text), ("id", options.id)):
         if (name == "text" or column) and column not in frame.columns:
-            raise DataError(f"--{name} {column}: {path.name} has the columns {[str(c) for c in frame.columns]}")
+            columns = [str(c) for c in frame.columns]
+            raise DataError(f"--{name} {column}: {path.name} has the columns {columns}; name one of them with --{name}")
     ids = frame[options.id] if options.id else range(len(frame))
-    return [(str(i), "" if text is None else str(text)) for i, text in zip(ids, frame[options.text], strict=True)]
+    return [(str(i), "" if tables.missing(text) else str(text)) for i, text in zip(ids, frame[options.text], strict=True)]
 
 
 def _read(path: Path) -> str:
@@ -229,7 +252,11 @@ def evaluate(options: Namespace) -> None:
 
     table = Path(options.corpus).suffix.lower() in TABLES
     on = options.on or ("all" if table and not options.split else "test")
-    corpus = corpus_of(options).labelled()
+    # a split is drawn, as plant fit drew it, where a part is asked for that no column marks
+    whole = {"test_fraction": None} if on == "all" else {}
+    corpus = corpus_of(options, to_train=False, **whole).labelled()
+    if on in ("train", "dev"):
+        corpus = corpus.with_dev()
     rows = np.arange(corpus.N) if on == "all" else corpus.rows(on)
     metrics, about = measure(model_of(options), corpus, rows)
     print(f"{corpus.name}, {on}: {about}")
@@ -276,7 +303,7 @@ def in_label_space(corpus: Corpus, rows, names: list[str]):
 
 
 def explain(options: Namespace) -> None:
-    """`plant explain`: the words with most attention, tab-separated, and a page with the whole text highlighted."""
+    """`plant explain`: words with most attention, then those that raise the linear score, tab-separated; or a page."""
     if options.out and Path(options.out).suffix not in {".html", ".htm"}:
         raise ValueError(f"--out {options.out}: the page is written as .html")
     text = sys.stdin.read() if options.document == "-" else _read(Path(options.document))
@@ -285,8 +312,11 @@ def explain(options: Namespace) -> None:
     model = model_of(options)
     label = options.label or model.predict([text], k=1)[0][0][0]
     found = model.explain(text, label)
-    print(f"{found.label}\tlogit {found.logit:.4f}")
+    # attention is a part of the reason alone: bias and document scores, the linear one over all words, are the rest
+    print(f"{found.label}\tlogit {found.logit:.4f}\tattention {found.logit - found.rest:+.4f}\trest {found.rest:+.4f}")
     for word, weight in found.top_words(options.k):
         print(f"{word}\t{weight:.4f}")
+    for word, added in found.scored[: options.k]:
+        print(f"{word}\t{added:+.4f}\tlinear score")
     if options.out:
         found.save_html(Path(options.out))

@@ -6,6 +6,7 @@ The backbone is the tiny one of conftest; a model is fitted once and read by mos
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import os
@@ -14,6 +15,8 @@ import sys
 import tomllib
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from plantlib import RunRecord, cli, commands, runner
@@ -89,6 +92,37 @@ def test_evaluate_gives_the_numbers_that_fit_gave(shop, capsys):
     assert written["on"] == "all" and written["metrics"]["p@1"] == pytest.approx(reached["p@1"], abs=1e-4)
 
 
+def test_evaluate_asks_a_held_out_table_for_no_split(shop, capsys):
+    """A split column that says only test, and labels that no training row of the table has, are nothing to speak of."""
+    status, alone, said = call(capsys, "evaluate", shop / "model", shop / "held.csv", *COLUMNS)
+    assert status == 0 and "never in train" not in said
+    status, marked, said = call(capsys, "evaluate", shop / "model", shop / "held.csv", *COLUMNS, "--split", "part")
+    assert status == 0 and numbers(marked) == numbers(alone) and "never in train" not in said
+    assert marked.startswith("held, test: 20 documents")
+    status, _, said = call(capsys, "evaluate", shop / "model", shop / "held.csv", *COLUMNS, "--split", "part", "--on", "dev")
+    assert status == 1 and "no documents in split 'train'; it has test (20)" in said
+
+
+def test_evaluate_reads_the_parts_that_fit_read(shop, capsys, monkeypatch):
+    """--on train and --on dev of a corpus without dev are what `prepare` carves, drawn or marked, a table or saved."""
+    read = []
+    monkeypatch.setattr(commands, "model_of", lambda options: None)
+    monkeypatch.setattr(commands, "measure", lambda model, corpus, rows: (read.append({corpus.ids[i] for i in rows}) or {}, ""))
+    lines = (shop / "mine.csv").read_text().splitlines(keepends=True)
+    (shop / "carve.csv").write_text("".join(line for line in lines if not line.endswith(",dev\n")))
+    for options in ({"split": "part"}, {}):
+        with pytest.warns(UserWarning, match="no text|never in train"):
+            table = Corpus.from_csv(shop / "carve.csv", "note", "codes", id="case", **options)
+        table.save(shop / "carve")
+        fitted = table.labelled().with_dev()
+        own = [word for name, value in options.items() for word in (f"--{name}", value)]
+        for part in ("train", "dev", "test"):
+            for named in ([shop / "carve.csv", *COLUMNS, "--id", "case", *own], [shop / "carve"]):
+                status, _, said = call(capsys, "evaluate", "model", *named, "--on", part)
+                assert status == 0 and read[-1] == {fitted.ids[i] for i in fitted.rows(part)} and "never in train" not in said
+    assert len(read) == 12
+
+
 def test_labels_are_matched_by_name_and_strangers_counted():
     corpus = Corpus.from_lists("c", ["1", "2"], ["a", "b"], [["x", "new"], ["z"]], ["train", "test"])
     labels, outside = commands.in_label_space(corpus, [0, 1], ["z", "y", "x"])
@@ -115,12 +149,29 @@ def test_predict_writes_files_and_reads_folders_tables_and_stdin(shop, capsys, m
     assert call(capsys, "predict", shop / "model", "-", "-k", 1)[1].startswith("1\tskin\t")
 
 
+def test_predict_reads_a_table_as_fit_does(shop, capsys):
+    notes = ["valve and pulse", None, "rash with itch", float("nan"), " "]
+    pd.DataFrame({"case": list("abcde"), "text": notes}).to_parquet(shop / "gaps.parquet")
+    status, out, said = call(capsys, "predict", shop / "model", shop / "gaps.parquet", "-k", 1, "--id", "case")
+    assert status == 0 and [line.split("\t")[:2] for line in out.splitlines()] == [["a", "heart"], ["c", "skin"]]
+    assert "3 of 5 documents are blank and were left out" in said
+    pd.DataFrame({"n": np.array([None, "cough and smoke"], object)}).to_parquet(shop / "null.parquet")
+    assert call(capsys, "predict", shop / "model", shop / "null.parquet", "--text", "n", "-k", 1)[1].startswith("1\tlung\t")
+    (shop / "bars.csv").write_bytes("case|text\ncafé|cough, smoke\n".encode("cp1252"))
+    reading = ("--delimiter", "|", "--encoding", "cp1252", "--id", "case")
+    status, out, _ = call(capsys, "predict", shop / "model", shop / "bars.csv", "-k", 1, *reading)
+    assert status == 0 and out.startswith("café\tlung\t")
+
+
 def test_explain_prints_words_and_writes_a_page_that_fetches_nothing(shop, capsys):
     status, out, _ = call(capsys, "explain", shop / "model", "--label", "heart", shop / "note.txt", "-k", 3, "--out",
                           shop / "page.html")
     lines = out.splitlines()
-    assert status == 0 and lines[0].startswith("heart\tlogit ") and len(lines) == 4
-    assert {"valve", "pulse"} & {line.split("\t")[0] for line in lines[1:]}
+    assert status == 0 and lines[0].startswith("heart\tlogit ") and len(lines) > 4
+    assert {"valve", "pulse"} & {line.split("\t")[0] for line in lines[1:4]}
+    logit, attention, rest = (float(cell.split()[-1]) for cell in lines[0].split("\t")[1:])
+    assert logit == pytest.approx(attention + rest, abs=2e-4), "attention is said to be a part of the reason"
+    assert all(line.endswith("\tlinear score") and float(line.split("\t")[1]) > 0 for line in lines[4:])
     page = (shop / "page.html").read_text(encoding="utf-8")
     assert "heart" in page and "<b>." not in page and "http" not in page and "<script" not in page
     assert call(capsys, "explain", shop / "model", shop / "note.txt")[1].startswith("heart\tlogit "), "the best label"
@@ -159,6 +210,24 @@ def test_what_cannot_be_used_is_one_line_and_status_1(shop, capsys, monkeypatch,
     assert not (shop / "new").exists()
 
 
+def test_a_credentialed_model_is_refused_before_it_is_trained(corpus, capsys, monkeypatch, tmp_path):
+    from plantlib import runs
+
+    def train(*arguments, **options):
+        raise RuntimeError("it trains")
+
+    monkeypatch.setattr(runs, "fit", train)
+    monkeypatch.setenv("PLANT_HOME", str(tmp_path / "home"))
+    for name in ("open", "secret"):
+        made = dataclasses.replace(corpus, name=name, manifest={"credentialed": name == "secret"})
+        made.save(tmp_path / "home" / name)
+    status, _, said = call(capsys, "fit", "secret", "--out", tmp_path / "model")
+    assert status == 1 and "it trains" not in said
+    assert "trained on secret, a credentialed corpus, and model lies outside the data folder: give --out a folder below" in said
+    for name, out in (("secret", tmp_path / "home" / "model"), ("open", tmp_path / "model")):
+        assert "it trains" in call(capsys, "fit", name, "--out", out)[2]
+
+
 def test_debug_shows_where_an_error_came_from(shop, capsys):
     status, _, err = call(capsys, "predict", "nowhere", shop / "notes.txt", "--debug")
     assert status == 1 and "Traceback" in err and err.splitlines()[-1].startswith("plant: error: nowhere")
@@ -193,6 +262,11 @@ def test_every_command_teaches_by_example(capsys, name):
     status, out, _ = call(capsys, name, "--help")
     assert status == 0 and f"  plant {name} " in out.split("example:")[1] and "--debug" in out
     assert name in call(capsys, "--help")[1]
+
+
+def test_examples_name_labels_as_the_corpus_spells_them(capsys):
+    """Labels of codiesp are in lower case, and a label is looked up as it is spelt."""
+    assert "--label i50.9 " in call(capsys, "explain", "--help")[1]
 
 
 def test_help_names_the_starts_there_are():
