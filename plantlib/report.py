@@ -212,8 +212,10 @@ def summary(found: list[Group]) -> str:
         for metric in [m for m in FIGURE_METRICS if m in tables[0].columns]:
             own = [_summary_cell(tables, system, metric) for system in SUMMARY]
             lines.append([f"{name}, {train:,} documents: {NAMES[metric]}", *own])
-    note = ("Mean ± sd over seeds; \\*: p < 0.05 against `random`, nothing planted, or against `linear` in rows where "
-            "`random` is missing or has a †, a run that read fewer tokens. RP@5 few: labels with 1 to 5 documents.")  # fmt: skip
+    note = (
+        "Mean ± sd over seeds; \\*: p < 0.05 against `random`, nothing planted, or against `linear` in rows where `random` is "
+        "missing or has a †, a run that read fewer tokens. RP@5 few: labels with 1 to 5 documents."
+    )
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + f"\n\n{note}"
 
 
