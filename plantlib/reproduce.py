@@ -142,7 +142,7 @@ def best_run(records: list):
         metric = record.params["train"]["metric"]
         return max(row[metric] for row in record.history)
 
-    planted = [r for r in records if r.kind == "planted" and r.system not in ("random", "shuffled")]
+    planted = [r for r in records if r.kind == "planted" and r.system != "random" and "shuffled" not in r.system]
     return max(planted, key=value, default=None)
 
 
@@ -150,6 +150,7 @@ def save_best(common: dict, epochs: int, records: Path, target: Path) -> Path | 
     """Leave the job's best planted model, chosen on dev, as a folder that `PlantModel.from_pretrained` and notebook A2 read.
 
     A run keeps its record alone, so the best one is run again, to the same numbers; a model that is there already stays.
+    Records of an earlier job with other options do not count.
     """
     from plantlib import pipeline, runs
     from plantlib.io import atomic_path, read_json
@@ -159,7 +160,8 @@ def save_best(common: dict, epochs: int, records: Path, target: Path) -> Path | 
     prepared, config = None, runs.RunConfig(train=TrainConfig(epochs=epochs))
     if records.is_dir() and any(records.glob("*.json")):
         prepared = pipeline.prepare(common["dataset"], **{k: v for k, v in common.items() if k != "dataset"})
-    best = best_run([r for r in load_all(records) if r.params.get("inputs") == prepared.key]) if prepared else None
+    found = load_all(records) if prepared else []
+    best = best_run([r for r in found if runs.finished(records / f"{r.id}.json", prepared, config.seeded(r.seed))])
     if best is None:
         print("no planted run, so no model was saved")
         return None

@@ -144,6 +144,7 @@ def test_the_best_planted_model_is_left_for_notebook_a2(corpus, backbone_folder,
     assert model.decoder.planted_gain.item() == pytest.approx(best.params["final_gains"]["planted"], abs=1e-6)
     assert len(model.explain_document(corpus.texts[0], 2)) == 2 and best.id in (tmp_path / "model" / "README.md").read_text()
     monkeypatch.setattr(runs, "run_start", lambda *a, **k: pytest.fail("trained again"))
+    assert reproduce.save_best(common, 3, tmp_path / "runs", tmp_path / "other") is None, "records of two epochs do not count"
     assert reproduce.save_best(common, 2, tmp_path / "runs", tmp_path / "model") and "model_folder" in capsys.readouterr().out
 
 
