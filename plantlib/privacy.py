@@ -157,8 +157,13 @@ def check_model_folder(record, folder: str | Path) -> None:
 
 
 def artefacts_root(corpus: Corpus, root: str | Path | None) -> str | Path | None:
-    """Where features, teachers and checkpoints of a corpus go: `root`, or the data folder for a credentialed one."""
-    return sources.homes()[0] / "artefacts" if root is None and is_credentialed(corpus) else root
+    """Where features, teachers and checkpoints of a corpus go: `root`; of a credentialed one a folder of the data folder."""
+    if not is_credentialed(corpus):
+        return root
+    if root is not None and not inside_data(root):
+        raise PrivacyError(f"artefacts of {corpus.name}, a credentialed corpus, would go to {Path(root).name}, outside the "
+                           f"data folder: name a folder below {sources.homes()[0].name}/ ($PLANT_HOME), or none")
+    return root or sources.homes()[0] / "artefacts"
 
 
 def named_in(parameters: dict[str, Any]) -> list[Path]:

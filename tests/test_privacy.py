@@ -52,6 +52,9 @@ def test_the_canary_reaches_no_record_card_model_or_artefact(home, backbone_fold
 
     prepared = pipeline.prepare("secret", backbone=backbone_folder, max_tokens=None, progress=False)
     assert prepared.root == home / "artefacts" and prepared.about()["credentialed"] is True
+    with pytest.raises(PrivacyError, match="artefacts of secret, a credentialed corpus, would go to elsewhere, outside"):
+        privacy.artefacts_root(prepared.corpus, tmp_path / "elsewhere")
+    assert privacy.artefacts_root(prepared.corpus, home / "own") == home / "own"
     config = runs.RunConfig(train=TrainConfig(epochs=1))
     out = tmp_path / "results"
     record, model = runs.run_start(prepared, "lookup", config=config, results=out, progress=False)
