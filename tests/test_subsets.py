@@ -71,7 +71,7 @@ def test_a_curve_is_geometric_nested_and_keeps_the_training_labels(corpus):
 
 
 def test_a_carved_dev_split_is_the_same_for_every_size():
-    corpus = dataclasses.replace(hand(), split=np.array(["train"] * 6 + ["test"]))
+    corpus = dataclasses.replace(hand(), split=np.array(["train"] * 6 + ["test"]), texts=[f"text {i}" for i in range(7)])
     made = [subsets.k_shot(corpus, k) for k in (1, 4)] + [made for _, made in subsets.learning_curve(corpus, 1, 2)]
     assert len({tuple(c.ids[i] for i in c.rows("dev")) for c in made}) == 1
 
