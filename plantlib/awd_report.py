@@ -11,17 +11,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from plantlib import report
+from plantlib.ensemble import SUM
 from plantlib.io import atomic_path
 from plantlib.results import RunRecord, compare
+from plantlib.v1_grid import ABLATIONS
 
 if TYPE_CHECKING:
     import pandas
 
 METRICS = ("p@1", "p@5", "ndcg@5", "few/rp@5")
-ORDER = ("v1", "random", "v1-no-l2r", "v1-no-lookup", "v1-no-inattention", "v1-other-state")
 ENCODERS = ("forward", "backward", "sum")
 NO_RUNS = "No runs on an AWD-LSTM yet: `make run RUN=runs/awd-codiesp.yaml` makes some."
-SUM = " ensemble"  # how `ensemble.run_ensemble` names the system of summed logits
 
 
 def encoder_of(record: RunRecord) -> str:
@@ -37,14 +37,11 @@ def system_of(record: RunRecord) -> str:
     return record.system.removesuffix(SUM)
 
 
-def groups(records: Iterable[RunRecord]) -> dict[tuple, list[RunRecord]]:
-    """(data set, training documents, fingerprint, encoder, backbone) -> records of notebook 09 that may be compared."""
-    found: dict[tuple, list[RunRecord]] = {}
-    for r in records:
-        if (r.notebook or "").startswith("09") and r.kind == "planted":
-            key = (r.dataset["name"], r.dataset["train"], r.dataset["fingerprint"], encoder_of(r), r.backbone)
-            found.setdefault(key, []).append(r)
-    return {key: found[key] for key in sorted(found, key=lambda key: (key[:3], ENCODERS.index(key[3]), key[4]))}
+def groups(records: Iterable[RunRecord]) -> list[report.Group]:
+    """Records of notebook 09 that may stand in one table: one data set, encoder and number of tokens."""
+    own = [r for r in records if (r.notebook or "").startswith("09")]
+    key = lambda group: (group.dataset["name"], group.dataset["train"], ENCODERS.index(encoder_of(group.records[0])))  # noqa: E731
+    return sorted(report.groups(own, elsewhere=()), key=key)
 
 
 def table(records: Iterable[RunRecord]) -> pandas.DataFrame:
@@ -52,12 +49,13 @@ def table(records: Iterable[RunRecord]) -> pandas.DataFrame:
     import pandas as pd
 
     rows = []
-    for (name, train, _, encoder, _), own in groups(records).items():
-        baseline = next(s for s in ORDER if s in {system_of(r) for r in own})
+    for group in groups(records):
+        own, encoder = group.records, encoder_of(group.records[0])
+        baseline = next(s for s in ABLATIONS if s in {system_of(r) for r in own})
         compared = compare(own, baseline + (SUM if encoder == "sum" else ""), METRICS)
         compared.index = [system.removesuffix(SUM) for system in compared.index]
-        for system in [s for s in ORDER if s in compared.index]:
-            data = f"{name}, {train:,} documents"
+        data = f"{group.dataset['name']}, {group.dataset['train']:,} documents"
+        for system in [s for s in ABLATIONS if s in compared.index]:
             rows.append({"data": data, "encoder": encoder, "system": system, "baseline": baseline, **compared.loc[system]})
     return pd.DataFrame(rows)
 

@@ -67,7 +67,7 @@ def run_candidates(
     """
     began, labels, rows, config = time.perf_counter(), prepared.corpus.labels, prepared.rows, config or CandidateConfig()
     parts = candidate_decoder.parts_of(start)
-    check_width(labels[rows["train"]], config.width)
+    check_width(prepared.train_labels, config.width)
     torch.manual_seed(config.seed)
     data, linear = data_of(prepared, config, start, progress)
     times = {"teacher": round(time.perf_counter() - began, 2)}

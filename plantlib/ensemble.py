@@ -22,6 +22,8 @@ from plantlib.pipeline import Prepared
 from plantlib.results import RunRecord
 from plantlib.train import Documents
 
+SUM = " ensemble"  # after a member's system: the system of summed logits
+
 
 class Ensemble:
     """Models of one label space; `predict` sums their logits. threshold and calibration (slope, shift) belong to the sum."""
@@ -113,7 +115,7 @@ def run_ensemble(
     dev = score(ensemble.models, read["dev"], train_counts, auc=False)
     judged = first.judge(dev, score(ensemble.models, read["test"], train_counts))
     ensemble.threshold, ensemble.calibration = judged["threshold"], runs.calibrate(dev.topk, dev_labels)
-    system = f"{one.record.system} ensemble"
+    system = one.record.system + SUM
     record = RunRecord(
         id=run_id or f"{one.record.id}-ensemble", kind="planted", system=system, seed=one.record.seed,
         params={"members": [model.record.id for _, model in members], "inputs": [p.key for p, _ in members]},

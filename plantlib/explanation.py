@@ -248,7 +248,7 @@ def explain(model, text: str, labels: Sequence[str]) -> list[Explanation]:
     gain, keep = float(decoder.planted_gain), decoder.keep
     calibration = tuple(model.config.calibration or (1.0, 0.0))
     parts = [part.float().cpu().numpy().T for part in (learned, relevance, outputs)]
-    scored = [words_of_score(model, text, column) for column in columns.tolist()]
+    scored = words_of_score(model, text, columns.tolist())
     return [
         Explanation(label, text, spans, *(part[i] for part in parts), gain, keep, float(rest[i]), calibration, scored=scored[i])
         for i, label in enumerate(labels)
@@ -260,21 +260,22 @@ def _first_version(model, text, labels, columns, packed, linear) -> list[Explana
     hidden = model.encode(*packed)
     logits, found, spans = model(*packed, hidden, linear_scores=linear).logits[0, columns].tolist(), [], spans_of(model, text)
     calibration = tuple(model.config.calibration or (1.0, 0.0))
-    for label, column, logit in zip(labels, columns.tolist(), logits, strict=True):
+    scored = words_of_score(model, text, columns.tolist())
+    for label, column, logit, words in zip(labels, columns.tolist(), logits, scored, strict=True):
         parts = model.decoder.attention(model.packed(hidden, *packed), column)
         attention, planted, outputs = (part.float().cpu().numpy() for part in parts)
         rest = logit - float(attention.astype(np.float64) @ outputs.astype(np.float64))
-        more = (rest, calibration, attention, words_of_score(model, text, column))
+        more = (rest, calibration, attention, words)
         found.append(Explanation(label, text, spans, np.zeros_like(planted), planted, outputs, 1.0, None, *more))
     return found
 
 
-def words_of_score(model, text: str, column: int) -> list[tuple[str, float]]:
-    """Words of `text` that raise a label's logit by the linear score, most first; none without such a score."""
+def words_of_score(model, text: str, columns: list[int]) -> list[list[tuple[str, float]]]:
+    """Words of `text` that raise each label's logit by the linear score, most first; none without such a score."""
     if model.word_score is None:
-        return []
+        return [[] for _ in columns]
     gain = float(model.decoder.linear_gain)
-    return [(word, gain * added) for word, added in model.word_score.parts(text, column)]
+    return [[(word, gain * added) for word, added in parts] for parts in model.word_score.parts(text, columns)]
 
 
 def column_of(model, label: str) -> int:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from plantlib import mig, runs
+from plantlib import mig, report, runs
 from plantlib.data import Corpus
 from plantlib.mig import Teacher
 from plantlib.pipeline import Prepared, TeacherConfig, fingerprint_of, prepare
@@ -95,8 +95,8 @@ def gains(records: Iterable[RunRecord], metric: str = "rp@5") -> pandas.DataFram
     found: dict[tuple, dict[str, RunRecord]] = {}
     for record in [r for r in records if r.notebook == NOTEBOOK]:
         side, start = record.system.split(" ", 1)
-        read = record.params.get("max_tokens") or "all"
-        data = f"{record.dataset['name']}, {record.dataset['train']:,} documents, {read} tokens, {record.backbone}"
+        read = f"{report.tokens_of(record)} tokens, {report.backbone_of(record)}"
+        data = f"{record.dataset['name']}, {record.dataset['train']:,} documents, {read}"
         found.setdefault((data, start, record.seed), {})[side] = record
     rows = []
     for (data, start, seed), pair in sorted(found.items()):

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from plantlib import peer_runs, runs, subsets
+from plantlib import peer_runs, report, runs, subsets
 from plantlib.data import DataError, hash_order
 from plantlib.pipeline import Prepared, fingerprint_of, prepare
 from plantlib.progress import tqdm
@@ -121,7 +121,7 @@ def frame(records: Iterable[RunRecord], metrics: Iterable[str] = ("ndcg@5", "p@1
 
 
 def _reading(record: RunRecord) -> str:
-    return f"{record.params.get('max_tokens') or 'all'} tokens, {record.backbone}"
+    return f"{report.tokens_of(record)} tokens, {report.backbone_of(record)}"
 
 
 def needed(table: pandas.DataFrame, metric: str = "ndcg@5", baseline: str = BASELINE) -> pandas.DataFrame:

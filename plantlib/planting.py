@@ -180,8 +180,8 @@ class TeacherScore(nn.Module):
         norm = np.sqrt(np.asarray(weighted.multiply(weighted).sum(1))).clip(min=1e-12)
         self.scale.fill_(_spread(weighted.multiply(1 / norm).tocsr(), teacher.scores.T.tocsr()))
 
-    def forward(self, token_ids: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
-        """token_ids (S,) packed, offsets (B+1) -> z (B, L)."""
+    def weights(self, token_ids: torch.Tensor, offsets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(document, token, weight), (M,) each: the tf-idf weight of every token a document has, over `scale`."""
         batch, vocabulary = len(offsets) - 1, len(self.idf)
         document = torch.repeat_interleave(
             torch.arange(batch, device=token_ids.device), offsets.diff().to(token_ids.device)
@@ -190,7 +190,12 @@ class TeacherScore(nn.Module):
         document, token = keys // vocabulary, keys % vocabulary
         weight = (1 + counts.to(self.idf.dtype).log()) * self.idf[token]
         norm = self.idf.new_zeros(batch).index_add_(0, document, weight**2).sqrt().clamp(min=1e-12)
-        weight = weight / norm[document] / self.scale
+        return document, token, weight / norm[document] / self.scale
+
+    def forward(self, token_ids: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+        """token_ids (S,) packed, offsets (B+1) -> z (B, L)."""
+        batch = len(offsets) - 1
+        document, token, weight = self.weights(token_ids, offsets)
         z = self.idf.new_zeros(batch * self.num_labels)
         cells = self.table.cells(token)
         if cells is not None:

@@ -161,7 +161,7 @@ def save_best(common: dict, epochs: int, records: Path, target: Path) -> Path | 
     if records.is_dir() and any(records.glob("*.json")):
         prepared = pipeline.prepare(common["dataset"], **{k: v for k, v in common.items() if k != "dataset"})
     found = load_all(records) if prepared else []
-    best = best_run([r for r in found if runs.finished(records / f"{r.id}.json", prepared, config.seeded(r.seed))])
+    best = best_run([r for r in found if runs.made_with(r, prepared, config.seeded(r.seed))])
     if best is None:
         print("no planted run, so no model was saved")
         return None

@@ -240,13 +240,16 @@ BEFORE_LINEAR = {"linear_epsilon": 1e-8}  # of runs from the linear score that w
 
 def finished(path: Path, prepared: Prepared, config: RunConfig) -> RunRecord | None:
     """The record at `path` when it was made from this corpus with these parameters; another one is made again."""
-    if not path.exists():
-        return None
-    record = RunRecord.load(path)
+    record = RunRecord.load(path) if path.exists() else None
+    return record if record is not None and made_with(record, prepared, config) else None
+
+
+def made_with(record: RunRecord, prepared: Prepared, config: RunConfig) -> bool:
+    """Whether a record was made from this corpus with these parameters."""
     # an option that a record does not know had its default then, with the record's seed, or what was done before there was one
     defaults = asdict(RunConfig().seeded(record.seed)) | (BEFORE_LINEAR if record.teacher.get("linear") else {})
     same = all(_filled(record.params.get(name), plain(defaults[name])) == plain(v) for name, v in asdict(config).items())
-    return record if same and record.params.get("inputs") == prepared.key else None
+    return same and record.params.get("inputs") == prepared.key
 
 
 def _filled(recorded, default):

@@ -55,17 +55,16 @@ class WordScore(TeacherScore):
         """word_ids (S,) packed, offsets (B+1) -> z (B, L)."""
         return super().forward(word_ids, offsets) + self.intercept
 
-    def parts(self, text: str, column: int, k: int = 10) -> list[tuple[str, float]]:
-        """The k words of `text` that add most to one label's z, with what they add; the label's intercept is in none."""
-        read = torch.from_numpy(self.word_ids([text]).flat.astype(np.int64)).to(self.idf.device)
-        ids, counts = read.unique(return_counts=True)
-        weight = (1 + counts.to(self.idf.dtype).log()) * self.idf[ids]
-        weight = weight / weight.norm().clamp(min=1e-12) / self.scale
-        cells = self.table.cells(ids)
-        if cells is None:
-            return []
-        own = cells.labels == column
-        positions, names = cells.positions[own], self.words
-        added = weight[positions] * cells.values[own]
-        best = added.argsort(descending=True, stable=True)[:k].tolist()
-        return [(names[int(ids[positions[i]])], float(added[i])) for i in best if added[i] > 0]
+    def parts(self, text: str, columns: list[int], k: int = 10) -> list[list[tuple[str, float]]]:
+        """Per label of `columns` the k words of `text` that add most to its z, with what they add; its intercept is in none."""
+        read = self.word_ids([text])
+        ids, offsets = torch.from_numpy(read.flat.astype(np.int64)), torch.from_numpy(read.offsets)
+        _, words, weight = self.weights(ids.to(self.idf.device), offsets.to(self.idf.device))
+        cells, names, found = self.table.cells(words), self.words, []
+        for column in columns if cells is not None else ():
+            own = cells.labels == column
+            positions = cells.positions[own]
+            added = weight[positions] * cells.values[own]
+            best = added.argsort(descending=True, stable=True)[:k].tolist()
+            found.append([(names[int(words[positions[i]])], float(added[i])) for i in best if added[i] > 0])
+        return found or [[] for _ in columns]

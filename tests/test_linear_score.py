@@ -206,11 +206,11 @@ def test_an_explanation_names_the_words_of_the_linear_score(prepared, fitted):
     weights = linear.tfidf[prepared.rows["test"][0]]
     cells = linear.tables[0].cells.multiply(weights).tocsr()
     column = int(cells.max(axis=1).toarray().argmax())
-    parts = model.word_score.parts(text, column, k=1000)
+    [parts] = model.word_score.parts(text, [column], k=1000)
     wanted = {linear.words[i]: v for i, v in zip(cells[column].indices, cells[column].data, strict=True) if v > 0}
     assert dict(parts) == pytest.approx(wanted, abs=1e-4) and len(wanted) > 2
     assert [v for _, v in parts] == sorted((v for _, v in parts), reverse=True)
-    assert model.word_score.parts("zzzzqqq", column) == []
+    assert model.word_score.parts("zzzzqqq", [column]) == [[]]
 
 
 def test_gain_and_attention_are_trained_and_saved(prepared, tmp_path):

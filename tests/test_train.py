@@ -237,7 +237,6 @@ SCRIPT = '''
 import json, pickle, sys, time
 from pathlib import Path
 import torch
-from safetensors.torch import load_file
 from transformers import TrainerCallback
 from plantlib import train
 from plantlib.train import TrainConfig, fine_tune
