@@ -113,7 +113,7 @@ def candidate_grid(
         path = Path(results) / f"{run_id_of(prepared, start, job)}.json"
         record = RunRecord.load(path) if path.exists() else None
         wanted = asdict(job) | {"inputs": prepared.key}
-        if record is not None and record.params.get("linear"):  # older records do not say
+        if "linear" in candidate_decoder.parts_of(start):
             wanted["linear"] = plain(asdict(LinearConfig()))
         if record is None or any(record.params.get(name) != value for name, value in wanted.items()):
             record, _ = run_candidates(prepared, job, start, results=results, notebook=notebook, progress=progress)

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from scipy import sparse
 
-from plantlib import mig, peers, stacking
+from plantlib import mig, peers, stacking, svm_solver
 from plantlib.io import atomic_path
 from plantlib.progress import tqdm
 from plantlib.stacking import KNOTS, Stack
@@ -36,20 +36,19 @@ class LinearConfig:
     c: the SVMs' costs; short texts want a small one, long ones a large one, and the stack weighs them. prune: smaller SVM
     weights are dropped, at a cost of 1; the threshold grows as weights do, as c ** 0.7.
 
-    Above `dense_cells` cells of (n, L) a label's SVM learns from its documents, the `hard` documents a label that the
-    teacher takes for its own, and `easy` random ones, instead of from all; and there is one cost, `large_c`.
+    Above `dense_cells` cells of (n, L) the SVMs of many labels are solved together (`svm_solver.py`) instead of one by one by
+    LIBLINEAR, at the costs `large_c`, and there are `large_folds` parts.
     """
 
     terms: tuple[str, ...] = TERMS
     c: tuple[float, ...] = (0.3, 3.0)
     large_c: tuple[float, ...] = (1.0,)
+    large_folds: int = 3
     prune: float = 0.03
     top_k: int = 64
     folds: int = 5
     min_documents: int = 2
     dense_cells: float = 5e7
-    hard: int = 1000
-    easy: int = 1000
     knots: tuple[int, ...] = KNOTS
     ridge: float = 1e-3
     seed: int = 0
@@ -58,8 +57,9 @@ class LinearConfig:
         unknown = [t for t in self.terms if t not in TERMS]
         if unknown or not self.terms:
             raise ValueError(f"terms={self.terms!r}: use one or several of {', '.join(TERMS)}")
-        if self.folds < 2:
-            raise ValueError(f"folds={self.folds}: out-of-fold scores need at least 2")
+        for name in ("folds", "large_folds"):
+            if getattr(self, name) < 2:
+                raise ValueError(f"{name}={getattr(self, name)}: out-of-fold scores need at least 2")
         if not self.knots or list(self.knots) != sorted(set(self.knots)) or self.knots[0] < 1:
             raise ValueError(f"knots={self.knots!r}: give ascending numbers of documents, 1 or more")
 
@@ -70,6 +70,10 @@ class LinearConfig:
     def is_large(self, cells: int) -> bool:
         """Whether (n, L) of so many cells is a large problem."""
         return cells > self.dense_cells
+
+    def parts(self, large: bool) -> int:
+        """Into how many folds the training rows are cut."""
+        return self.large_folds if large else self.folds
 
     def columns(self, large: bool) -> tuple[str, ...]:
         """Names of the tables that are summed: the terms, the SVM once a cost."""
@@ -137,19 +141,20 @@ def fit(
     folder keeps the tables of finished parts, so that a killed fit goes on with the next part.
     """
     train_rows = np.asarray(train_rows)
-    if len(train_rows) < config.folds:
-        raise ValueError(f"{len(train_rows)} training documents cannot be cut into {config.folds} folds; lower folds")
+    large = config.is_large(len(train_rows) * labels.shape[1])
+    folds = config.parts(large)
+    if len(train_rows) < folds:
+        raise ValueError(f"{len(train_rows)} training documents cannot be cut into {folds} folds; lower folds")
     weights = tfidf(words.counts, train_rows)
-    fold = np.random.default_rng(config.seed).permutation(len(train_rows)) % config.folds
+    fold = np.random.default_rng(config.seed).permutation(len(train_rows)) % folds
     part = np.zeros(weights.shape[0], np.int32)
     part[train_rows] = fold + 1
     parts: list[dict[str, Table]] = []
     counts: list[np.ndarray] = []
-    large = config.is_large(len(train_rows) * labels.shape[1])
     names = config.columns(large)
-    steps = (config.folds + 1) * labels.shape[1] * max(sum(name.startswith("svm") for name in names), 1)
+    steps = (folds + 1) * labels.shape[1] * max(sum(name.startswith("svm") for name in names), 1)
     with tqdm(total=steps, desc="linear score", unit="label", disable=not progress) as bar:
-        for k in range(-1, config.folds):
+        for k in range(-1, folds):
             rows = train_rows[fold != k]
             path = folder and Path(folder) / f"part{k + 1}.safetensors"
             parts.append(_part(weights[rows], labels[rows], config, large, path, bar))
@@ -166,7 +171,7 @@ def fit(
 def _part(weights, labels, config: LinearConfig, large: bool, path: Path | None, bar) -> dict[str, Table]:
     """The terms of one part of the rows, read from `path` where they stand."""
     if path is not None and path.exists():
-        bar.update(bar.total // (config.folds + 1))
+        bar.update(bar.total // (config.parts(large) + 1))
         return load_tables(path)
     found = terms_of(weights, labels, config, large, bar)
     if path is not None:
@@ -197,25 +202,22 @@ def terms_of(
 def svm(
     weights: sparse.csr_matrix, labels: sparse.csr_matrix, config: LinearConfig, c: float = 1.0, large: bool = False, bar=None
 ) -> Table:
-    """One-vs-rest LinearSVC of cost `c` with pruned weights; a label on no row scores -1, on every row 1."""
-    columns, prune = labels.tocsc(), config.prune * c**0.7
-    choose = _negatives(weights, labels, config, large)
+    """One-vs-rest SVM of cost `c` with pruned weights; a label on no row scores -1, on every row 1."""
+    prune = config.prune * c**0.7
+    solve, blocks = (_together if large else _one_by_one)(weights, labels.tocsc(), c, config.seed)
 
-    def one(label: int):
-        positive = np.zeros(weights.shape[0], bool)
-        positive[columns.indices[columns.indptr[label] : columns.indptr[label + 1]]] = True
-        rows = choose(label, positive)
-        coef, intercept = peers.one_against_rest(weights[rows], positive[rows], c, config.seed)
-        kept = np.flatnonzero(np.abs(coef) > prune)
-        return kept.astype(np.int32), coef[kept].astype(np.float32), intercept
+    def one(block: np.ndarray):
+        solved = [(np.flatnonzero(np.abs(coef) > prune), coef, intercept) for coef, intercept in solve(block)]
+        return [(kept.astype(np.int32), coef[kept].astype(np.float32), intercept) for kept, coef, intercept in solved]
 
-    # liblinear lets go of the interpreter while it works, so threads share one copy of the documents
-    found = []
+    # liblinear and SciPy's products let go of the interpreter while they work, so threads share one copy of the documents
+    found = [None] * labels.shape[1]
     with ThreadPoolExecutor(_threads()) as pool:
-        for row in pool.map(one, range(labels.shape[1])):
-            found.append(row)
+        for block, rows in zip(blocks, pool.map(one, blocks), strict=True):
+            for label, row in zip(block, rows, strict=True):
+                found[label] = row
             if bar is not None:
-                bar.update()
+                bar.update(len(block))
     indptr = np.cumsum([0, *(len(kept) for kept, _, _ in found)])
     cells = sparse.csr_matrix(
         (np.concatenate([v for _, v, _ in found]), np.concatenate([k for k, _, _ in found]), indptr),
@@ -224,22 +226,29 @@ def svm(
     return Table(cells, np.array([b for _, _, b in found], np.float32))
 
 
-def _negatives(weights, labels, config: LinearConfig, large: bool):
-    """label, positive (n,) -> rows to learn from: all, or of a large problem the label's own, hard and random ones."""
-    n, everything = weights.shape[0], np.arange(weights.shape[0])
-    if not large or n <= config.hard + config.easy:
-        return lambda label, positive: everything
-    by_label = peers.centroids(weights, labels).scores + 2 * mig.teach(weights != 0, labels, top_k=config.top_k).scores
-    by_label, by_word = mig.top_tokens(by_label.tocsr(), 4 * config.top_k)[0], weights.T.tocsr()
+def _one_by_one(weights, columns: sparse.csc_matrix, c: float, seed: int):
+    """(block of labels -> [(weights (V,), intercept)], blocks): LIBLINEAR, a label a block."""
 
-    def choose(label: int, positive: np.ndarray) -> np.ndarray:
-        near = (by_label[label] @ by_word).toarray().ravel()
-        near[positive] = -1.0
-        hard = np.argpartition(-near, config.hard)[: config.hard]
-        easy = np.random.default_rng([config.seed, label]).choice(n, config.easy, replace=False)
-        return np.unique(np.concatenate([np.flatnonzero(positive), hard, easy]))
+    def solve(block: np.ndarray):
+        return [peers.one_against_rest(weights, columns[:, label].toarray().ravel() > 0, c, seed) for label in block]
 
-    return choose
+    return solve, np.arange(columns.shape[1])[:, None]
+
+
+def _together(weights, columns: sparse.csc_matrix, c: float, seed: int):
+    """The same for many labels at once; labels of like frequency, which take as many steps, share a block."""
+    documents, counts = svm_solver.Documents.of(weights), np.diff(columns.indptr)
+
+    def solve(block: np.ndarray):
+        constant = (counts[block] == 0) | (counts[block] == len(documents))
+        solved = np.zeros((weights.shape[1] + 1, len(block)), np.float32)
+        solved[-1] = np.where(counts[block] == 0, -1, 1)
+        if not constant.all():
+            solved[:, ~constant] = svm_solver.solve(documents, columns[:, block[~constant]].toarray() > 0, c)
+        return [(w[:-1], float(w[-1])) for w in solved.T]
+
+    order = np.argsort(-counts, kind="stable")
+    return solve, [order[i : i + svm_solver.BLOCK] for i in range(0, len(order), svm_solver.BLOCK)]
 
 
 def _fold_up(part: dict[str, Table], stack: Stack, counts: np.ndarray) -> Table:
@@ -286,4 +295,3 @@ def _float32(cells) -> sparse.csr_matrix:
 
 def _threads() -> int:
     return int(os.environ.get("OMP_NUM_THREADS") or 0) or os.cpu_count() or 1
-

@@ -253,9 +253,9 @@ def made_with(record: RunRecord, prepared: Prepared, config: RunConfig) -> bool:
 
 
 def _filled(recorded, default):
-    """What a record says of an option, with the defaults of parts it does not know."""
+    """What a record says of an option, with the defaults of parts it does not know and without parts that are no more."""
     if isinstance(recorded, dict) and isinstance(default, dict):
-        return default | recorded
+        return {name: recorded.get(name, value) for name, value in default.items()}
     return default if recorded is None else recorded
 
 

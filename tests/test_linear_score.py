@@ -125,19 +125,26 @@ def test_the_slope_of_the_stack_is_that_of_its_loss():
         assert loss(*moved) > best, "no allowed step away is better"
 
 
-def test_few_rows_are_learnt_from_where_the_problem_is_large(prepared):
+def test_labels_of_a_large_problem_are_solved_together(prepared):
     rows, labels = prepared.rows["train"], prepared.corpus.labels[prepared.rows["train"]]
     weights = tfidf(words(prepared.corpus.texts, rows).counts, rows)[rows]
-    small = LinearConfig(dense_cells=0, hard=20, easy=15)
-    assert small.is_large(1) and small.columns(True)[0] == "svm" and small.columns(False)[:2] == ("svm 0.3", "svm 3")
-    choose = linear_score._negatives(weights, labels, small, True)
-    positive = labels[:, [0]].toarray().ravel() > 0
-    chosen = choose(0, positive)
-    assert set(np.flatnonzero(positive)) <= set(chosen) and len(chosen) <= positive.sum() + 35
-    assert np.array_equal(chosen, choose(0, positive))
-    assert len(linear_score._negatives(weights, labels, LinearConfig(), False)(0, positive)) == len(rows)
-    few = linear_score.terms_of(weights, labels, small, True)
-    assert list(few) == list(small.columns(True)) and few["svm"].cells.nnz
+    config = LinearConfig(dense_cells=0, prune=0.0)
+    assert config.is_large(1) and config.columns(True)[0] == "svm" and config.columns(False)[:2] == ("svm 0.3", "svm 3")
+    assert config.parts(True) == config.large_folds != config.parts(False) == config.folds
+    together = linear_score.svm(weights, labels, config, large=True)
+    alone = linear_score.svm(weights, labels, config, large=False)
+    ours, theirs = together.scores(weights), alone.scores(weights)
+    assert np.corrcoef(ours.ravel(), theirs.ravel())[0, 1] > 0.99
+    assert np.mean((ours > 0) == (theirs > 0)) > 0.99, "a label keeps its own place in the table"
+
+
+def test_a_label_on_no_row_and_one_on_every_row_score_a_constant():
+    weights = sparse.random(70, 9, 0.4, format="csr", random_state=0)
+    labels = np.random.default_rng(0).random((70, 4)) < 0.3
+    labels[:, 1], labels[:, 2] = False, True
+    for large in (False, True):
+        table = linear_score.svm(weights, sparse.csr_matrix(labels), LinearConfig(), large=large)
+        assert table.intercept[1:3].tolist() == [-1, 1] and not table.cells[1:3].nnz and table.cells[0].nnz
 
 
 def test_a_killed_fit_goes_on_with_the_next_part(prepared, fitted, tmp_path, monkeypatch):

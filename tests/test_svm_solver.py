@@ -1,0 +1,57 @@
+"""SVMs of many labels at once against scikit-learn's LinearSVC, the same objective, and against their own optimum."""
+
+import numpy as np
+import pytest
+from scipy import sparse
+
+from plantlib import peers, svm_solver
+
+
+@pytest.fixture(scope="module")
+def documents():
+    rng = np.random.default_rng(0)
+    topics = rng.random((6, 60)) ** 6
+    mix = rng.dirichlet(np.full(6, 0.3), 300)
+    counts = rng.poisson(30 * mix @ (topics / topics.sum(1, keepdims=True)))
+    weights = sparse.csr_matrix(counts / np.linalg.norm(counts, axis=1, keepdims=True).clip(1e-9))
+    threshold = np.quantile(mix, [0.6, 0.9, 0.99, 1], axis=0).T.ravel()
+    return weights, np.repeat(mix, 4, axis=1) >= threshold
+
+
+def loss(weights, positive, solved, c):
+    """(b,) by the definition."""
+    z = weights @ solved[:-1] + solved[-1]
+    return (solved**2).sum(0) / 2 + c * (np.maximum(0, 1 - np.where(positive, 1, -1) * z) ** 2).sum(0)
+
+
+@pytest.mark.parametrize("c", [0.3, 1.0, 10.0])
+def test_the_solution_is_that_of_liblinear(documents, c):
+    weights, positive = documents
+    assert positive.sum(0).min() == 1, "a label with one document is among them"
+    ours = svm_solver.solve(svm_solver.Documents.of(weights), positive, c, tolerance=1e-6, steps=300)
+    theirs = np.stack([np.append(*peers.one_against_rest(weights, column, c, 0)) for column in positive.T], 1)
+    np.testing.assert_allclose(loss(weights, positive, ours, c), loss(weights, positive, theirs, c), rtol=1e-3)
+    np.testing.assert_allclose(ours, theirs, atol=0.03 * np.abs(theirs).max())
+
+
+def test_the_usual_tolerance_is_near_the_optimum(documents):
+    weights, positive = documents
+    found = svm_solver.solve(svm_solver.Documents.of(weights), positive)
+    best = svm_solver.solve(svm_solver.Documents.of(weights), positive, tolerance=1e-7, steps=300)
+    gap = loss(weights, positive, found, 1.0) / loss(weights, positive, best, 1.0) - 1
+    assert gap.min() > -1e-4 and gap.max() < 0.1
+
+
+def test_a_label_does_not_depend_on_the_others_of_its_block(documents):
+    weights, positive = documents
+    together = svm_solver.solve(svm_solver.Documents.of(weights), positive)
+    alone = svm_solver.solve(svm_solver.Documents.of(weights), positive[:, [5]])
+    np.testing.assert_allclose(together[:, [5]], alone, atol=1e-3)
+
+
+def test_documents_without_words_leave_the_intercept(documents):
+    _, positive = documents
+    found = svm_solver.solve(svm_solver.Documents.of(sparse.csr_matrix((300, 5))), positive, tolerance=1e-6, steps=100)
+    assert not found[:-1].any()
+    share = positive.mean(0)
+    np.testing.assert_allclose(found[-1], 2 * share - 1, atol=0.01)
