@@ -1,0 +1,96 @@
+"""SVMs of many labels at once against LIBLINEAR label by label, from all negatives and from a sample -> results/bench/svm.csv.
+
+    python benchmarks/bench_svm.py                                # EURLEX57K, 5,000 training documents, dev 1,500
+    python benchmarks/bench_svm.py --train 20000 --solvers together
+
+One cost of 1, one thread, CPU seconds; quality is that of the SVMs alone on dev. The sample of a label: its documents, a tenth
+of the others, half of them those nearest to its centroid; `weighted`, where the distant half stands for all it was drawn from.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+from scipy import sparse
+from sklearn.svm import LinearSVC
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.common import append  # noqa: E402
+from plantlib import linear_score, mig, peers, results  # noqa: E402
+from plantlib.data import Corpus  # noqa: E402
+from plantlib.metrics import evaluate  # noqa: E402
+from plantlib.progress import tqdm  # noqa: E402
+from plantlib.tokens import tfidf, words  # noqa: E402
+
+METRICS = ("p@1", "p@5", "ndcg@5", "psp@5", "few/rp@5", "few/r@15")
+COLUMNS = ["date", "device", "dataset", "documents", "labels", "solver", "cpu_seconds", *METRICS, "versions"]
+SOLVERS = ("together", "liblinear", "sample", "sample, weighted")
+SHARE = 0.1  # of the negatives
+
+
+def sampled(weights: sparse.csr_matrix, labels: sparse.csr_matrix, weighted: bool) -> linear_score.Table:
+    """LIBLINEAR on a sample of every label's negatives."""
+    n, columns, by_word = weights.shape[0], labels.tocsc(), weights.T.tocsr()
+    centroids, half = peers.centroids(weights, labels).scores.tocsr(), int(SHARE * weights.shape[0] / 2)
+    cells, intercept = [], []
+    for label in tqdm(range(labels.shape[1]), desc="sample", unit="label"):
+        positive = columns[:, [label]].toarray().ravel() > 0
+        near = np.where(positive, -1, (centroids[label] @ by_word).toarray().ravel())
+        hard = np.argpartition(-near, half)[:half]
+        drawn = np.random.default_rng([0, label]).choice(n, half, replace=False)
+        easy = np.setdiff1d(drawn, [*hard, *np.flatnonzero(positive)])
+        rows = np.concatenate([np.flatnonzero(positive), hard, easy])
+        stands_for = np.ones(len(rows))
+        if weighted:
+            stands_for[len(rows) - len(easy) :] = (n - positive.sum() - len(hard)) / max(len(easy), 1)
+        model = LinearSVC(random_state=0).fit(weights[rows], positive[rows], sample_weight=stands_for)
+        cells.append(sparse.csr_matrix(model.coef_[0].astype(np.float32)))
+        intercept.append(model.intercept_[0])
+    return linear_score.Table(sparse.vstack(cells, "csr"), np.array(intercept, np.float32))
+
+
+def tables_of(solver: str, weights: sparse.csr_matrix, labels: sparse.csr_matrix) -> linear_score.Table:
+    """The SVMs of one solver."""
+    if solver.startswith("sample"):
+        return sampled(weights, labels, weighted="weighted" in solver)
+    with tqdm(total=labels.shape[1], desc=solver, unit="label") as bar:
+        return linear_score.svm(weights, labels, linear_score.LinearConfig(prune=0.0), large=solver == "together", bar=bar)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Fit, score dev, add one row a solver."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("dataset", nargs="?", default="eurlex57k")
+    parser.add_argument("--train", type=int, default=5000)
+    parser.add_argument("--dev", type=int, default=1500)
+    parser.add_argument("--solvers", nargs="+", default=SOLVERS, choices=SOLVERS)
+    options = parser.parse_args(arguments)
+    corpus = Corpus.load(options.dataset).with_dev().subset(options.train, options.dev, 1)
+    train, dev = corpus.rows("train"), corpus.rows("dev")
+    weights, labels = tfidf(words(corpus.texts, train).counts, train), corpus.labels
+    counts = mig.column_counts(labels[train])
+    rows = []
+    for solver in options.solvers:
+        began = time.process_time()
+        table = tables_of(solver, weights[train], labels[train])
+        seconds = round(time.process_time() - began, 1)
+        scored = peers.scored(lambda part, table=table: table.scores(weights[part]), labels, dev, counts, auc=False)
+        found = evaluate(scored, labels[dev], counts, len(train))
+        rows.append({"date": datetime.date.today().isoformat(), "device": results.environment()["cpu"], "dataset": corpus.name,
+                     "documents": len(train), "labels": labels.shape[1], "solver": solver, "cpu_seconds": seconds,
+                     **{m: round(float(found[m]), 4) for m in METRICS},
+                     "versions": " ".join(f"{p} {version(p)}" for p in ("scikit-learn", "scipy", "numpy"))})  # fmt: skip
+        print(rows[-1])
+    append(rows, ROOT / "results" / "bench" / "svm.csv", COLUMNS)
+
+
+if __name__ == "__main__":
+    main()
