@@ -75,21 +75,20 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     corpus = Corpus.load(options.dataset).with_dev().subset(options.train, options.dev, 1)
     train, dev = corpus.rows("train"), corpus.rows("dev")
-    weights, labels = tfidf(words(corpus.texts, train).counts, train), corpus.labels
-    counts = mig.column_counts(labels[train])
-    rows = []
+    weights, counts = tfidf(words(corpus.texts, train).counts, train), mig.column_counts(corpus.labels[train])
+    labels, counts = corpus.labels[:, counts > 0], counts[counts > 0]
     for solver in options.solvers:
         began = time.process_time()
         table = tables_of(solver, weights[train], labels[train])
         seconds = round(time.process_time() - began, 1)
         scored = peers.scored(lambda part, table=table: table.scores(weights[part]), labels, dev, counts, auc=False)
         found = evaluate(scored, labels[dev], counts, len(train))
-        rows.append({"date": datetime.date.today().isoformat(), "device": results.environment()["cpu"], "dataset": corpus.name,
-                     "documents": len(train), "labels": labels.shape[1], "solver": solver, "cpu_seconds": seconds,
-                     **{m: round(float(found[m]), 4) for m in METRICS},
-                     "versions": " ".join(f"{p} {version(p)}" for p in ("scikit-learn", "scipy", "numpy"))})  # fmt: skip
-        print(rows[-1])
-    append(rows, ROOT / "results" / "bench" / "svm.csv", COLUMNS)
+        row = {"date": datetime.date.today().isoformat(), "device": results.environment()["cpu"], "dataset": corpus.name,
+               "documents": len(train), "labels": labels.shape[1], "solver": solver, "cpu_seconds": seconds,
+               **{m: round(float(found[m]), 4) for m in METRICS},
+               "versions": " ".join(f"{p} {version(p)}" for p in ("scikit-learn", "scipy", "numpy"))}  # fmt: skip
+        append([row], ROOT / "results" / "bench" / "svm.csv", COLUMNS)
+        print(row, flush=True)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from plantlib import plots
 from plantlib.io import atomic_path
-from plantlib.results import RunRecord, compare, load_all, replace_section, to_markdown
+from plantlib.results import RunRecord, compare, load_all, replace_section, to_markdown, unlike
 from plantlib.sources import checkout
 
 if TYPE_CHECKING:
@@ -75,7 +75,8 @@ class Group:
         sizes = ", ".join(f"{data[split]:,} {split}" for split in ("train", "dev", "test"))
         return (f"**{data['name']}**{' (synthetic)' if data['synthetic'] else ''}: {sizes} documents; {data['labels']:,} "
                 f"{data['label_space']}; {read}; seeds {seeds}; {devices}. Linear peers and bare teachers read "
-                "whole documents.")
+                "whole documents." + "".join(f" Runs of {s} differ in more than the seed: {', '.join(o)}."
+                                             for s, o in unlike(self.records).items()))  # fmt: skip
 
 
 def in_order(systems: Iterable[str]) -> list[str]:

@@ -283,3 +283,24 @@ def _split(path: str | Path, name: str) -> tuple[str, str, str]:
     head, rest = content.split(begin)
     body, tail = rest.split(end)
     return head + begin, body, end + tail
+
+
+def unlike(records: Iterable[RunRecord]) -> dict[str, list[str]]:
+    """System -> options in which its records differ beyond their seed; a mean over them is not one of seeds alone."""
+    said: dict[str, dict[str, set[str]]] = {}
+    for record in records:
+        for name, value in _options(record.params).items():
+            # an option that a record does not know was not there to be chosen
+            if value is not None and not name.startswith("final_gains"):
+                said.setdefault(record.system, {}).setdefault(name, set()).add(repr(value))
+    found = {system: sorted(n for n, values in options.items() if len(values) > 1) for system, options in sorted(said.items())}
+    return {system: names for system, names in found.items() if names}
+
+
+def _options(params: dict[str, Any], before: str = "") -> dict[str, Any]:
+    """Options by their dotted names, without seeds."""
+    found = {}
+    for name, value in params.items():
+        if name != "seed":
+            found |= _options(value, f"{before}{name}.") if isinstance(value, dict) else {before + name: value}
+    return found

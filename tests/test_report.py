@@ -61,6 +61,15 @@ def test_second_records_are_set_aside_and_ablations_left_out():
     assert group.table().loc["random", "seeds"] == 2
 
 
+def test_a_mean_over_unlike_options_is_said_to_be_one():
+    alike = [record("lookup", seed) for seed in range(3)]
+    for made in alike:
+        made.params["train"] = {"seed": made.seed, "epochs": 3}
+    assert "differ" not in report.groups(alike)[0].about()
+    alike[2].params["train"]["epochs"] = 4
+    assert "Runs of lookup differ in more than the seed: train.epochs." in report.groups(alike)[0].about()
+
+
 def test_tables_stand_in_order_with_what_they_were_measured_on(tmp_path):
     (group,) = report.groups(some())
     assert list(group.table().index) == ["random", "l2r", "lookup", "SVM", "bare PPMI"]
