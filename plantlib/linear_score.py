@@ -14,6 +14,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -146,7 +147,7 @@ def fit(
     if len(train_rows) < folds:
         raise ValueError(f"{len(train_rows)} training documents cannot be cut into {folds} folds; lower folds")
     weights = tfidf(words.counts, train_rows)
-    fold = np.random.default_rng(config.seed).permutation(len(train_rows)) % folds
+    fold = folds_of(weights[train_rows], folds, config.seed)
     part = np.zeros(weights.shape[0], np.int32)
     part[train_rows] = fold + 1
     parts: list[dict[str, Table]] = []
@@ -166,6 +167,16 @@ def fit(
     tables = [_fold_up(part, found, count) for part, count in zip(parts, counts, strict=True)]
     idf = smooth_idf(words.counts[train_rows]).astype(np.float32)
     return LinearScore(words.names, idf, tables, part, found, weights)
+
+
+def folds_of(weights: sparse.csr_matrix, folds: int, seed: int = 0) -> np.ndarray:
+    """(n,) fold of every row of weights (n, V), drawn evenly; rows of the same words, copies of a text, share one."""
+    fold = np.random.default_rng(seed).permutation(weights.shape[0]) % folds
+    first: dict[bytes, int] = {}
+    for i, (begin, end) in enumerate(pairwise(weights.indptr)):
+        read = weights.indices[begin:end].tobytes() + weights.data[begin:end].tobytes()
+        fold[i] = fold[first.setdefault(read, i)]
+    return fold
 
 
 def _part(weights, labels, config: LinearConfig, large: bool, path: Path | None, bar) -> dict[str, Table]:

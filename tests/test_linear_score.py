@@ -147,6 +147,14 @@ def test_a_label_on_no_row_and_one_on_every_row_score_a_constant():
         assert table.intercept[1:3].tolist() == [-1, 1] and not table.cells[1:3].nnz and table.cells[0].nnz
 
 
+def test_copies_of_a_text_share_a_fold():
+    weights = sparse.random(60, 9, 0.5, format="csr", random_state=0)
+    repeated = sparse.vstack([weights, weights[:30]], format="csr")
+    fold = linear_score.folds_of(repeated, 5, seed=1)
+    assert np.array_equal(fold[:30], fold[60:]) and set(fold) == set(range(5))
+    assert np.array_equal(np.bincount(linear_score.folds_of(weights, 5)), [12] * 5), "without copies as even as can be"
+
+
 def test_a_killed_fit_goes_on_with_the_next_part(prepared, fitted, tmp_path, monkeypatch):
     linear, config = fitted
     arguments = (words(prepared.corpus.texts, prepared.rows["train"]), prepared.corpus.labels, prepared.rows["train"])
