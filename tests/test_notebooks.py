@@ -159,3 +159,9 @@ def test_the_readme_maps_each(path):
     if not readme.is_file():
         pytest.skip("no README")
     assert f"notebooks/{path.name}" in readme.read_text(encoding="utf-8")
+
+
+def test_every_run_file_stands_in_the_list_of_data_sets():
+    [told] = [c["source"] for c in nbformat.read(ROOT / "notebooks/05_finetune.ipynb", 4).cells if c["id"] == "05-data"]
+    named = set(re.findall(r"`([a-z0-9.-]+)`", told))
+    assert {path.stem for path in (ROOT / "runs").glob("*.yaml")} <= named
