@@ -19,6 +19,7 @@ from plantlib.data import Corpus
 from plantlib.io import atomic_path, write_json
 from plantlib.language_model import texts_of
 from plantlib.pipeline import fingerprint_of
+from plantlib.progress import tqdm
 from plantlib.tokens import tokenise
 
 
@@ -77,10 +78,10 @@ def pretrain(
     set_seed(config.seed)
     model = _model(config, tokenizer)
     rows, held_out = stream(own, tokenizer, config), stream(dev, tokenizer, config)
-    before = perplexity(model, held_out, config)
+    before = perplexity(model, held_out, config, progress)
     key = fingerprint_of(corpus.fingerprint(), tokenizer.get_vocab(), asdict(config))
     _train(model, rows, config, Path(folder).with_name(f".{Path(folder).name}-{key}.checkpoints"), progress)
-    found = {"perplexity_before": before, "perplexity": perplexity(model, held_out, config), "documents": len(own),
+    found = {"perplexity_before": before, "perplexity": perplexity(model, held_out, config, progress), "documents": len(own),
              "tokens": int(rows.size), "vocabulary": len(tokenizer)}  # fmt: skip
     model.config.direction = config.direction
     with atomic_path(folder) as temporary:
@@ -131,14 +132,15 @@ class Chunks:
         return {name: torch.from_numpy(self.rows[:, begin + k : end + k].copy()) for name, k in shifted.items()}
 
 
-def perplexity(model, rows: np.ndarray, config: PretrainConfig) -> float:
+def perplexity(model, rows: np.ndarray, config: PretrainConfig, progress: bool = False) -> float:
     """exp of the mean loss over a stream, the state carried through it."""
     import torch
 
     total, seen, state, training = 0.0, 0, None, model.training
     model.eval()
     with torch.inference_mode():
-        for batch in Chunks(rows, config.chunk):
+        chunks = tqdm(Chunks(rows, config.chunk), desc="perplexity", unit="chunk", delay=5, disable=not progress)
+        for batch in chunks:
             output = model(**{k: v.to(model.device) for k, v in batch.items()}, state=state)
             state, count = output.state, batch["labels"].numel()
             total, seen = total + float(output.loss) * count, seen + count

@@ -18,6 +18,7 @@ from plantlib import adapters, backbones
 from plantlib.data import Corpus
 from plantlib.io import atomic_path, write_json
 from plantlib.pipeline import fingerprint_of
+from plantlib.progress import tqdm
 from plantlib.tokens import tokenise
 
 OBJECTIVES = ("causal", "masked")
@@ -64,11 +65,11 @@ def adapt(
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("lora_" in name)
     collate = _collator(objective, tokenizer, config)
-    before = perplexity(model, held_out, collate, config)
+    before = perplexity(model, held_out, collate, config, progress)
     key = fingerprint_of(corpus.fingerprint(), backbones.fingerprint(backbone), asdict(config), str(lora))
     work = Path(folder).with_name(f".{Path(folder).name}-{key}.checkpoints")
     _train(model, rows, collate, config, work, progress)
-    after = perplexity(model, held_out, collate, config)
+    after = perplexity(model, held_out, collate, config, progress)
     found = {"perplexity_before": before, "perplexity_after": after, "documents": len(own),
              "tokens": int(rows.size), "objective": objective}  # fmt: skip
     _write(inner, tokenizer, backbone, Path(folder), found | {"options": asdict(config)})
@@ -129,7 +130,7 @@ def _collator(objective: str, tokenizer, config: AdaptConfig):
     )
 
 
-def perplexity(model, rows: np.ndarray, collate, config: AdaptConfig) -> float:
+def perplexity(model, rows: np.ndarray, collate, config: AdaptConfig, progress: bool = False) -> float:
     """exp of the mean loss over `rows`; masks are drawn from one seed, so two models are asked the same questions."""
     import torch
 
@@ -137,7 +138,8 @@ def perplexity(model, rows: np.ndarray, collate, config: AdaptConfig) -> float:
     model.eval()
     with torch.inference_mode(), torch.random.fork_rng():
         torch.manual_seed(0)
-        for begin in range(0, len(rows), config.batch_size):
+        begins = range(0, len(rows), config.batch_size)
+        for begin in tqdm(begins, desc="perplexity", unit="batch", delay=5, disable=not progress):
             batch = _batch(collate, rows[begin : begin + config.batch_size], model.device)
             asked = int((batch["labels"] != -100).sum())
             if asked:
