@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from plantlib import label_texts as label_words
 from plantlib.data import Corpus, DataError
 from plantlib.io import atomic_path, sha256
 from plantlib.privacy import check_place
@@ -141,6 +142,13 @@ def credentialed(name: str, out: Path, source: Path | None, text: str, texts: Se
                         "above (data_scripts/README.md)")
     check_place(out)
     return name
+
+
+def save(corpus: Corpus, out: Path, label_texts: dict[str, str]) -> Path:
+    """The corpus folder `out` with its label_texts.json, both at once."""
+    with atomic_path(out) as temporary:
+        label_words.write(corpus.save(temporary), label_texts)
+    return Path(out)
 
 
 def marked(name: str, tables: Any) -> str:

@@ -19,7 +19,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from plantlib import label_texts as label_words
 from plantlib.data import Corpus, DataError
 
 try:
@@ -142,9 +141,7 @@ def build(out: Path, source: Path | None = None, *, task: str = "D", language: s
                                [case["text_en" if language == "en" else "text"] for case in cases], labels, splits,
                                label_texts=texts, manifest=manifest,
                                evidence=evidence_frame(cases, task) if language == "es" else None)
-    folder = corpus.save(out)
-    label_words.write(folder, long_texts(texts))
-    return folder
+    return common.save(corpus, out, long_texts(texts))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from plantlib import label_texts as label_words
 from plantlib.data import Corpus, DataError
 from plantlib.io import sha256
 
@@ -203,10 +202,8 @@ def build(out: Path, source: Path | None = None) -> Path:
         "debtags", [row["package"] for row in kept], [f"{r['package']} {r['short']}. {r['text']}" for r in kept],
         [row["labels"] for row in kept], [split_of(row["group"]) for row in kept], manifest=manifest,
         label_texts={tag: text for tag, text in names.items() if tag in used})
-    folder = corpus.save(out)
     longer = names if source is None else long_texts(Path(source), names)
-    label_words.write(folder, {tag: text for tag, text in longer.items() if tag in used})
-    return folder
+    return common.save(corpus, out, {tag: text for tag, text in longer.items() if tag in used})
 
 
 if __name__ == "__main__":

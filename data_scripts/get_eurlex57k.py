@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from plantlib import label_texts as label_words
 from plantlib.data import Corpus, DataError
 from plantlib.io import sha256
 
@@ -84,10 +83,9 @@ def build(out: Path, source: Path | None = None) -> Path:
     used = {label for own in labels for label in own}
     manifest = common.manifest(BASE, "CC BY-SA 4.0; texts (c) European Union, Decision 2011/833/EU", sources,
                                "text: header, recitals and main_body; official split", language="en")
-    folder = Corpus.from_lists("eurlex57k", ids, texts, labels, split, manifest=manifest,
-                               label_texts={k: v for k, v in label_texts.items() if k in used}).save(out)
-    label_words.write(folder, {k: v for k, v in longer.items() if k in used})
-    return folder
+    corpus = Corpus.from_lists("eurlex57k", ids, texts, labels, split, manifest=manifest,
+                               label_texts={k: v for k, v in label_texts.items() if k in used})
+    return common.save(corpus, out, {k: v for k, v in longer.items() if k in used})
 
 
 def _sums(files: common.Files) -> dict[str, str]:

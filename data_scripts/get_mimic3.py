@@ -125,9 +125,11 @@ def narrowed(tables: Tables, subset: str, codes: dict[str, set[str]], split: dic
     given = splits.id_files(tables, ENDINGS[subset])
     if given is not None:
         own = {hadm: labels for hadm, labels in own.items() if hadm in given}
+        splits.some(own, "an admission with codes and a summary")
         return own, given, [note, f"documents and split: the supplied *_{ENDINGS[subset]}.csv"]
     return {hadm: labels for hadm, labels in own.items() if labels}, split, [
-        note, f"documents: those of the full split with at least one of these labels, no *_{ENDINGS[subset]}.csv was supplied"]
+        note, f"documents:{' DERIVED,' * (subset != 'few')} those of the full split with at least one of these labels, "
+        f"no *_{ENDINGS[subset]}.csv was supplied"]
 
 
 def name_of(subset: str = "full", codes: str = "published", **_) -> str:
@@ -151,6 +153,7 @@ def build(out: Path, source: Path | None = None, *, subset: str = "full", text: 
     own = {hadm: coded[hadm] for hadm in both}
     split, how = full_split(tables, {hadm: notes[hadm][0] for hadm in both})
     own = {hadm: labels for hadm, labels in own.items() if hadm in split}
+    splits.some(own, "an admission with codes and a summary")
     remarks = [how, f"text: {text}; discharge summaries and addenda joined", f"codes: {codes}",
                f"{len(notes) - len(both)} admissions with notes are not coded, {len(both) - len(own)} stand in no split"]
     if subset != "full":

@@ -135,6 +135,7 @@ def build(out: Path, source: Path | None = None, *, subset: str = "icd10", text:
     own = coded(tables, version)
     split, how = split_of(tables, own, version)
     own = {note: codes for note, codes in own.items() if note in split}
+    splits.some(own, "a note with codes")
     remarks = [how, f"text: {text}", f"labels: ICD-{version} codes with at least {LEAST} notes"]
     if subset == "few":
         own = few(own, split)

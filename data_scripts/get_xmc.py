@@ -16,6 +16,7 @@ import io
 import json
 import sys
 import tarfile
+import tempfile
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -199,8 +200,6 @@ FORMS = ((TEXT_FILES, text_rows, named_labels), (NUMBERED_FILES, numbered_rows, 
 
 def build(out: Path, source: Path | None = None, *, dataset: str = "eurlex-4k") -> Path:
     """Write the corpus folder `out` of `dataset` from `source`; some minutes for Amazon-3M, with a bar."""
-    from tqdm.auto import tqdm
-
     if dataset not in DATASETS:
         raise DataError(f"dataset={dataset!r}: wanted one of {', '.join(DATASETS)}")
     wanted = " or ".join(f"{', '.join(names)}" for names, _, _ in FORMS)
@@ -208,15 +207,34 @@ def build(out: Path, source: Path | None = None, *, dataset: str = "eurlex-4k") 
               f"--from, or lay it under $PLANT_DATA/{dataset}. Wanted are {wanted} (plain or .gz)")
     if source is None:
         raise DataError(f"no public origin without a browser: {advice}")
-    files = common.Files(source)
+    given = common.Files(source)
+    with unpacked(given) as files:
+        return _write(files, given, out, dataset, advice)
+
+
+@contextmanager
+def unpacked(files: common.Files) -> Iterator[common.Files]:
+    """The files; a tar is unpacked first, since two of its members read in turns would be a seek a line."""
+    if not isinstance(files.archive, tarfile.TarFile):
+        yield files
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        files.archive.extractall(folder, filter="data")
+        yield common.Files(folder)
+
+
+def _write(files: common.Files, given: common.Files, out: Path, dataset: str, advice: str) -> Path:
+    """The corpus folder from the files, in whichever form they are; its manifest names those that were `given`."""
+    from tqdm.auto import tqdm
+
     form = next(((n, rows, labels) for n, rows, labels in FORMS if all(located(files, name) for name in n)), None)
     if form is None:
-        raise DataError(f"{source} holds {files.names[:8]}: {advice}")
+        raise DataError(f"{given.path} holds {files.names[:8]}: {advice}")
     wanted_files, rows, labels = form
     names, texts = labels(files)
     column = {name: i for i, name in enumerate(names)} if rows is text_rows else None
     extra = [name for name in LABEL_FILES if rows is numbered_rows and located(files, name)]
-    sums = files.sums(*(located(files, name) for name in (*wanted_files, *extra)))
+    sums = given.sums(*(located(files, name) for name in (*wanted_files, *extra)))
     manifest = common.manifest(PAGE, "as stated on the repository's page; research use", sums,
                                f"form: {', '.join(wanted_files)}; official split, no dev", language="en")
     with CorpusWriter(out, dataset, names, manifest, texts) as writer:

@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING
 from plantlib.data import DataError
 from plantlib.io import read_json, sha256
 from plantlib.progress import tqdm
+from plantlib.sources import GENERATED
 
 if TYPE_CHECKING:
     import pandas as pd
 
 ROWS = 2_000  # notes; some 20 MB of text
-MARKER = "synthetic.json"  # written by fixtures.py: these tables hold generated notes
+MARKER = GENERATED  # written by fixtures.py: these tables hold generated notes
 
 
 class Followed(io.RawIOBase):
@@ -93,7 +94,7 @@ class Tables:
                     if missing := sorted(set(columns) - set(chunk.columns)):
                         raise DataError(f"{path.name} lacks the columns {missing}: take the table as PhysioNet publishes it")
                     yield chunk
-            except (EOFError, OSError, pd.errors.ParserError, UnicodeDecodeError) as error:
+            except (EOFError, OSError, pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
                 # the message of a parser may quote a line of the table
                 kind = type(error).__name__
                 raise DataError(f"{path.name} cannot be read ({kind}): cut off or no CSV, download it again") from None

@@ -6,6 +6,7 @@ machine. A manifest says which of the two made the split; counts can equal publi
 
 from __future__ import annotations
 
+import gzip
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ WORDS = {"val": "dev", "valid": "dev", "validation": "dev"}
 
 
 def id_files(tables: Tables, ending: str) -> dict[str, str] | None:
-    """{hadm_id: split} from {train,dev,test}_<ending>.csv, one id a line as CAML publishes them; None when none is there.
+    """{hadm_id: split} from {train,dev,test}_<ending>.csv or .csv.gz, one id a line as CAML has them; None when none is there.
 
     DataError when one of the three is missing or an id stands in two.
     """
@@ -31,13 +32,21 @@ def id_files(tables: Tables, ending: str) -> dict[str, str] | None:
         raise DataError(f"{tables.folder} has *_{ending}.csv, but not {missing[0]}_{ending}.csv: give all three or none")
     found: dict[str, str] = {}
     for part, path in paths.items():
-        for line in path.read_text(encoding="utf-8").splitlines():
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        for line in content.decode("utf-8-sig").splitlines():
             key = whole(line.split(",")[0].strip('"'))
             if not key.isdigit():
                 continue
             if found.setdefault(key, part) != part:
                 raise DataError(f"{path.name}: admission {key} also stands in {found[key]}; the split files overlap")
     return found
+
+
+def some(own: dict, what: str) -> None:
+    """DataError when the split left no document."""
+    if not own:
+        raise DataError(f"no document is left: no id of the split is {what} of these tables; wanted the id first on each line "
+                        "of a split file, as published, and tables and split files of one release")
 
 
 def table_file(path: Path) -> dict[str, str]:

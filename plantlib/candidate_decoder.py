@@ -75,7 +75,10 @@ class CandidateDecoder(nn.Module):
         """Logits (B, C) of candidates (B, C), minus infinity where a place is -1; relevance G csr (L, V); scores (B, C):
         the teacher's or the linear score, added with a learned gain."""
         absent = candidates < 0
-        labels, places = torch.unique(candidates.clamp(min=0), return_inverse=True)
+        # a label that stands nowhere here must not be among those that a step moves
+        present = candidates[~absent] if not absent.all() else candidates.new_zeros(1)
+        labels = torch.unique(present)
+        places = torch.searchsorted(labels, candidates.masked_fill(absent, labels[0]))
         cells = None
         if relevance is not None:
             found = lists.planted_cells(relevance, labels.cpu().numpy(), packed.token_ids.cpu().numpy())

@@ -57,7 +57,8 @@ class CandidateData:
         ids = [lists.Ranker.of(t.scores, config.per_token).rank(weights, depth, progress)[0] for t in taught]
         ranked = lists.interleaved(*ids, depth)
         sample = lists.pair_scores(first.scores, weights[train[:512]], ranked[train[:512]])
-        spread = float(sample[sample > 0].std()) or 1.0
+        above = sample[sample > 0]
+        spread = float(above.std()) if above.size and above.std() > 0 else 1.0
 
         def scores(rows: np.ndarray, ids: np.ndarray) -> np.ndarray:
             return lists.pair_scores(first.scores, weights[rows], ids) / spread

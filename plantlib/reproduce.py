@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from plantlib import sources
+from plantlib import privacy, sources
 
 # documents a split that keep the job under 20 minutes on two cores, for the known corpora alone; what is not named is whole
 CAPS: dict[str, dict] = {
@@ -132,7 +132,9 @@ def _run(common: dict, options: argparse.Namespace) -> None:
         run_notebook(root / "notebooks" / f"{name}.ipynb", parameters, local / "executed" / f"{name}.ipynb")
     for table in sorted(local.glob("*.md")):
         print(f"\n{table.read_text(encoding='utf-8')}")
-    save_best(common, options.epochs, local / "runs", local / "model")
+    # a model is derived from its text: a credentialed one stays in the data folder
+    private = privacy.is_credentialed(common["dataset"])
+    save_best(common, epochs, local / "runs", sources.homes()[0] / "models" / local.name if private else local / "model")
     print(f"records, table and figures: {os.path.relpath(local)}")
 
 

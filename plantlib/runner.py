@@ -63,6 +63,7 @@ def _release(place: Path, output: Path, corpora: list[Path]) -> None:
     import nbformat
 
     notebook = nbformat.read(place, as_version=4)
+    notebook.metadata.pop("widgets", None)  # what sliders and text boxes held when the run ended
     if count := privacy.withhold(notebook, corpora):
         print(f"{output.name}: {count} outputs withheld, they hold credentialed text", file=sys.stderr)
     with atomic_path(output) as temporary:

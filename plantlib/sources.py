@@ -17,6 +17,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from plantlib.data import DataError
+from plantlib.io import read_json
 
 
 class Source(NamedTuple):
@@ -44,6 +45,7 @@ KNOWN = {
     "mimic3-full-exact": Source("get_mimic3", "mimic3", {"codes": "exact"}),
     **{f"mimic4-{subset}": Source("get_mimic4", "mimic4", {"subset": subset}) for subset in ("icd10", "icd9", "few")},
 }
+GENERATED = "synthetic.json"  # beside tables that fixtures.py wrote
 ALIASES = {"stackexchange_cooking": "cooking", "synthetic_icd": "synthetic-icd"}
 PREFERENCE = ("codiesp", "eurlex57k", "cooking", "debtags")
 
@@ -102,7 +104,7 @@ def ready(name: str) -> None:
 def find_or_build(name: str, root: str | Path | None = None) -> Path:
     """The folder of a corpus by name; a known one is built when absent, with one line that says so."""
     name = ALIASES.get(name, name)
-    if found := find(name, root):
+    if (found := find(name, root)) and not _outdated(name, found):
         return found
     if name not in KNOWN:
         raise DataError(f"unknown corpus {name!r}: wanted a saved folder (with manifest.json) or one of "
@@ -112,6 +114,15 @@ def find_or_build(name: str, root: str | Path | None = None) -> Path:
     # On stderr: a notebook's stored output must not depend on what was already built.
     print(f"{name}: not built yet, making it from {origin} with data_scripts/{known.script}.py", file=sys.stderr)
     return script(known.script).build(home / name, source, **known.options)
+
+
+def _outdated(name: str, folder: Path) -> bool:
+    """Whether a credentialed corpus was made of generated tables and $PLANT_DATA holds real ones by now."""
+    if name not in KNOWN or not KNOWN[name].script.startswith("get_mimic"):
+        return False
+    source = local_source(name)
+    real = source is not None and not any(source.rglob(GENERATED))
+    return real and bool(read_json(folder / "manifest.json").get("synthetic"))
 
 
 def choose(dataset: str | None = None) -> tuple[str, str]:

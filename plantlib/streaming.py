@@ -1,7 +1,8 @@
 """Corpora larger than memory: documents written to a corpus folder one by one, to the fingerprint of `Corpus.save`.
 
-A `CorpusWriter` holds one row group of text; what it keeps of all documents is eight bytes an id and a length. The fingerprint
-is computed from the written columns, so `Corpus.load` proves that the folder is what a corpus in memory would have written.
+A `CorpusWriter` holds one row group of text; what it keeps of all documents is a number an id, some tens of bytes in a Python
+set, and a length. The fingerprint is computed from the written columns, so `Corpus.load` proves that the folder is what a
+corpus in memory would have written.
 Not here: what the documents are (data_scripts/get_xmc.py) and everything that reads a corpus.
 """
 

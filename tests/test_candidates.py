@@ -141,6 +141,25 @@ def test_logits_equal_the_reference_on_the_whole_label_space(scores):
     torch.testing.assert_close(found[chosen >= 0], wanted[chosen >= 0], rtol=1e-5, atol=1e-5)
 
 
+def test_an_empty_place_moves_no_label(scores):
+    decoder, packed = planted_decoder(), packed_of([4, 3])
+    optimisers = decoder.optimisers(1e-2)
+
+    def step(chosen):
+        for optimiser in optimisers:
+            optimiser.zero_grad()
+        chosen = torch.tensor(chosen)
+        candidate_bce(decoder(packed, chosen, scores), chosen == 3).backward()
+        for optimiser in optimisers:
+            optimiser.step()
+
+    step([[0, 3], [3, 5]])
+    before = decoder.label_bias.weight[0].clone()
+    step([[3, -1], [5, -1]])
+    assert torch.equal(decoder.label_bias.weight[0], before), "label 0 is no candidate where a place is -1"
+    assert decoder(packed, torch.full((2, 1), -1), scores).isinf().all()
+
+
 @pytest.mark.parametrize("start", ["random", "planted"])
 def test_every_factor_learns_from_the_first_step(scores, start):
     queries = torch.randn(L, D, generator=torch.Generator().manual_seed(7)) if start == "planted" else None

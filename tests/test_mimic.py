@@ -17,7 +17,7 @@ from plantlib import sources
 from plantlib.data import Corpus, DataError
 
 sources.script("common")
-from data_scripts import check, clinical, fixtures, get_mimic3, get_mimic4, mimic_tables, splits  # noqa: E402
+from data_scripts import check, clinical, fixtures, get_mimic3, get_mimic4, get_xmc, mimic_tables, splits  # noqa: E402
 from data_scripts.mimic_tables import Tables, titles  # noqa: E402
 
 
@@ -131,7 +131,18 @@ def test_mimic3_subset_takes_its_own_id_files(tmp_path, three):
     assert dict(zip(made.ids, made.split, strict=True)) == {"100": "test", "101": "train", "105": "dev"}
 
 
+def test_split_files_with_a_byte_order_mark_or_packed(tmp_path, three):
+    ids(three, "full_hadm_ids", train=[100], dev=[101], test=[105])
+    (three / "train_full_hadm_ids.csv").write_text("\ufeff100\n", encoding="utf-8")
+    (three / "dev_full_hadm_ids.csv").unlink()
+    (three / "dev_full_hadm_ids.csv.gz").write_bytes(gzip.compress(b"101\n"))
+    made = Corpus.load(get_mimic3.build(tmp_path / "out", three))
+    assert made.ids == ["100", "101", "105"] and made.split.tolist() == ["train", "dev", "test"]
+
+
 @pytest.mark.parametrize("spoil, said", [
+    (lambda f: ids(f, "full_hadm_ids", train=[7], dev=[8], test=[9]), "no document is left: no id of the split"),
+    (lambda f: (f / "DIAGNOSES_ICD.csv").write_text(""), "DIAGNOSES_ICD.csv cannot be read .EmptyDataError"),
     (lambda f: (f / "DIAGNOSES_ICD.csv").unlink(), "lacks DIAGNOSES_ICD.csv"),
     (lambda f: (f / "dev_full_hadm_ids.csv").write_text("100\n"), "not train_full_hadm_ids.csv"),
     (lambda f: ids(f, "full_hadm_ids", train=[100], test=[100]), "admission 100 also stands in train"),
@@ -254,6 +265,11 @@ def test_generated_tables_go_the_whole_road_and_say_synthetic(generated, tmp_pat
     assert not set(made["mimic4-few"].ids) - set(made["mimic4-icd10"].ids)
     ten = made["mimic4-icd10"]
     assert np.asarray(ten.labels.sum(axis=0)).min() >= 10 and len(set(ten.ids)) == ten.N
+    real = tmp_path / "tables" / "mimic3"
+    real.mkdir(parents=True)
+    assert not sources._outdated("mimic3-full", tmp_path / "mimic3-full")
+    monkeypatch.setenv("PLANT_DATA", str(tmp_path / "tables"))
+    assert sources._outdated("mimic3-full", tmp_path / "mimic3-full"), "real tables take the place of generated ones"
     capsys.readouterr()
     assert check.main(names) == 0
     assert capsys.readouterr().out.count("made of generated notes, nothing to compare") == 8
@@ -314,6 +330,7 @@ def test_the_published_table_is_whole():
     wanted = check.expectations()
     known = set(sources.KNOWN)
     assert {name for name in wanted if name.startswith("mimic")} == {name for name in known if name.startswith("mimic")}
+    assert set(get_xmc.DATASETS) <= set(wanted) and len(wanted["eurlex-4k"]["all", "labels"]) == 2, "with the repository's copy"
     assert {"codiesp", "codiesp-d3", "codiesp-p", "codiesp-dp", "codiesp-es", "eurlex57k", "cooking", "debtags"} <= set(wanted)
     built = check.Built.__new__(check.Built)
     built.split, built.L = np.array(["train"]), 1

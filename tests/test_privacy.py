@@ -83,7 +83,11 @@ def test_a_record_that_cannot_be_compared_is_refused(home, monkeypatch, tmp_path
         object.__setattr__(record, item.name, {"credentialed": True, "name": "secret"} if item.name == "dataset" else "x")
     privacy.check_record(record, tmp_path / "a.json")
     object.__setattr__(record, "system", CANARY)
-    with pytest.raises(PrivacyError, match="no credentialed corpus is in the data folder.*set PLANT_HOME"):
+    with pytest.raises(PrivacyError, match="secret is not in the data folder to compare with: set PLANT_HOME"):
+        privacy.check_record(record, tmp_path / "a.json")
+    monkeypatch.setenv("PLANT_HOME", str(home))
+    object.__setattr__(record, "dataset", {"credentialed": True, "name": "built elsewhere"})
+    with pytest.raises(PrivacyError, match="built elsewhere is not in the data folder"):
         privacy.check_record(record, tmp_path / "a.json")
     object.__setattr__(record, "dataset", {"name": "open"})
     privacy.check_record(record, tmp_path / "a.json")
@@ -108,6 +112,12 @@ def test_executed_notebooks_leave_without_the_canary(home, tmp_path, capsys):
     assert "heron" not in str(failed.value) and failed.value.__cause__ is None and privacy.WITHHELD in str(failed.value)
     stored = output.read_text()
     assert "heron" not in stored and stored.count(privacy.WITHHELD) == 3 and "numbers 2" in stored
+    kept = nbformat.read(path, 4)
+    kept.metadata["widgets"] = {"state": {"value": CANARY}}
+    nbformat.write(kept, path)
+    with pytest.raises(RuntimeError):
+        runner.run_notebook(path, {"dataset": "secret"}, output, progress=False)
+    assert "heron" not in output.read_text(), "what a text box held"
     assert "outputs withheld" in capsys.readouterr().err and "heron" in (home / "executed" / "show.ipynb").read_text()
     with pytest.raises(RuntimeError):
         runner.run_notebook(path, {"dataset": "open"}, output, progress=False)
