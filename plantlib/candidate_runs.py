@@ -23,6 +23,7 @@ from plantlib.candidate_training import CandidateData, fit, score
 from plantlib.data import DataError
 from plantlib.decoder import Packed
 from plantlib.io import atomic_path, read_json, write_json
+from plantlib.kernels import machine
 from plantlib.linear_score import LinearConfig, LinearScore
 from plantlib.metrics import Scores, evaluate
 from plantlib.pipeline import Prepared, fingerprint_of
@@ -73,6 +74,7 @@ def run_candidates(
     times = {"teacher": round(time.perf_counter() - began, 2)}
     decoder = CandidateDecoder(labels.shape[1], prepared.hidden_size, config.rank)
     candidate_decoder.plant(decoder, prepared.train_labels, config, start)
+    decoder.to(machine.device())
     run_id = run_id_of(prepared, start, config)
     folder = prepared.root / "checkpoints" / f"{run_id}-{fingerprint_of(prepared.key, start, asdict(config))}"
     kept = Kept(decoder, folder)

@@ -83,9 +83,11 @@ class CandidateData:
         return cls(packed, relevance, ranked, scores)
 
     def logits(self, decoder: CandidateDecoder, rows: np.ndarray, ids: np.ndarray) -> torch.Tensor:
-        """(b, C) logits of documents `rows` on candidates ids (b, C)."""
-        added = None if self.scores is None else torch.from_numpy(self.scores(rows, ids))
-        return decoder(self.packed(rows), torch.from_numpy(ids).long(), self.relevance, added)
+        """(b, C) logits of documents `rows` on candidates ids (b, C), where the decoder is."""
+        device, packed = decoder.planted_gain.device, self.packed(rows)
+        packed = Packed(*(part.to(device) for part in (packed.hidden_states, packed.token_ids, packed.offsets)))
+        added = None if self.scores is None else torch.from_numpy(self.scores(rows, ids)).to(device)
+        return decoder(packed, torch.from_numpy(ids).long().to(device), self.relevance, added)
 
 
 def best_of(scores: np.ndarray, depth: int) -> np.ndarray:
@@ -117,7 +119,8 @@ def fit(decoder: CandidateDecoder, data: CandidateData, train: np.ndarray, label
                     optimiser.zero_grad()
                     for group in optimiser.param_groups:
                         group["lr"] = rate * (1 - done / steps)
-                loss = candidate_bce(data.logits(decoder, rows, ids), torch.from_numpy(positive))
+                logits = data.logits(decoder, rows, ids)
+                loss = candidate_bce(logits, torch.from_numpy(positive).to(logits.device))
                 loss.backward()
                 for optimiser in optimisers:
                     optimiser.step()
@@ -195,7 +198,7 @@ def _rankings(decoder: CandidateDecoder, data: CandidateData, rows: np.ndarray, 
     for begin in range(0, len(rows), config.batch_size):
         part = rows[begin : begin + config.batch_size]
         ids = data.ranked[part][:, : config.width]
-        logits = data.logits(decoder, part, ids).numpy()
+        logits = data.logits(decoder, part, ids).cpu().numpy()
         order = np.lexsort((ids, -logits), axis=1)
         best = np.take_along_axis(logits, order, 1).astype(np.float32)
         ids = np.take_along_axis(ids, order, 1)

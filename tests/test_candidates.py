@@ -226,6 +226,17 @@ def test_training_works_and_prediction_needs_no_labels(prepared):
     assert all(set(row[row >= 0]) <= set(own) for row, own in zip(made[0][2].ids, listed, strict=True))
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here: the same code runs on the CPU in the tests around")
+def test_a_run_on_the_gpu_is_that_of_the_cpu(prepared, monkeypatch):
+    config = CandidateConfig(width=5, rank=8, epochs=2, learning_rate=3e-2)
+    there, decoder = candidate_runs.run_candidates(prepared, config, progress=False)
+    assert decoder.planted_gain.is_cuda
+    monkeypatch.setattr(candidate_runs.machine, "device", lambda: torch.device("cpu"))
+    here, _ = candidate_runs.run_candidates(prepared, config, progress=False)
+    assert [row["train_loss"] for row in there.history] == pytest.approx([row["train_loss"] for row in here.history], rel=1e-3)
+
+
 def test_a_run_is_a_record_that_states_what_its_candidates_reach(prepared, tmp_path):
     config = CandidateConfig(width=5, rank=8, epochs=3, learning_rate=3e-2)
     record, decoder = candidate_runs.run_candidates(prepared, config, results=tmp_path, progress=False)
