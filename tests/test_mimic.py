@@ -7,6 +7,9 @@ import contextlib
 import csv
 import gzip
 import json
+import shutil
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -349,3 +352,36 @@ def test_command_line_of_fixtures(tmp_path):
     assert fixtures.main(["mimic4", "--out", str(tmp_path / "t"), "--admissions", "12", "--labels", "40"]) == 0
     assert json.loads((tmp_path / "t/synthetic.json").read_text())["admissions"] == 12
     assert fixtures.main(["mimic3", "--out", str(tmp_path / "u"), "--admissions", "0"]) == 1
+
+
+MEASURE = """
+import csv, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[3])
+from benchmarks.common import peak_mib
+from plantlib import sources
+sources.script("common")
+from data_scripts import fixtures, get_mimic3
+folder, notes = Path(sys.argv[1]), int(sys.argv[2])
+fixtures.mimic3(folder)
+note = "\\n".join(f'the nurse wrote "line {i}" of a long shift' for i in range(100))
+with open(folder / "NOTEEVENTS.csv", "a", newline="") as f:
+    rows = csv.writer(f, quoting=csv.QUOTE_ALL)
+    for i in range(notes):
+        rows.writerow([10**6 + i, 1, 100, "2100-01-01", "", "", "Nursing", "Report", "", "", note])
+get_mimic3.build(folder / "data" / "out", folder)
+print(peak_mib(), (folder / "NOTEEVENTS.csv").stat().st_size / 2**20)
+"""
+
+
+def test_notes_of_other_kinds_pass_in_the_memory_of_one_chunk(tmp_path):
+    """MIMIC-III's 3 GB are mostly notes that are not discharge summaries: seven times as many take nearly the same memory."""
+    peaks, sizes = [], []
+    for count in (6_000, 40_000):
+        command = [sys.executable, "-c", MEASURE, str(tmp_path / str(count)), str(count), str(sources.checkout())]
+        run = subprocess.run(command, capture_output=True, text=True, check=True, cwd=sources.checkout())
+        peak, size = map(float, run.stdout.split())
+        peaks.append(peak), sizes.append(size)
+        shutil.rmtree(tmp_path / str(count))
+    assert sizes[1] - sizes[0] > 120, "MiB of text: a program that holds it would show it"
+    assert peaks[1] - peaks[0] < 30, f"peaks {peaks} MiB for tables of {sizes} MiB"
