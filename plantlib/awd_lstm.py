@@ -62,6 +62,7 @@ class AwdLstmModel(PreTrainedModel):
     def __init__(self, config: AwdLstmConfig):
         super().__init__(config)
         check_direction(config.direction)
+        check_rates(config)
         # what `windows` asks: where a token's context lies
         self.is_causal = config.direction == "forward"
         self.embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
@@ -131,6 +132,13 @@ class AwdLstmForCausalLM(PreTrainedModel):
         logits = self.decoder(output.last_hidden_state)
         loss = None if labels is None else nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
         return AwdLstmOutput(output.last_hidden_state, output.state, loss, logits)
+
+
+def check_rates(config: AwdLstmConfig) -> None:
+    """ValueError for a dropout rate that leaves nothing."""
+    for name in ("embedding_dropout", "input_dropout", "hidden_dropout", "weight_dropout", "output_dropout"):
+        if not 0 <= getattr(config, name) < 1:
+            raise ValueError(f"{name}={getattr(config, name)}; give a rate from 0 to below 1")
 
 
 def check_direction(direction: str) -> None:

@@ -34,7 +34,7 @@ class PretrainConfig:
     learning_rate: float = 3e-3
     activation: float = 2.0  # weight of the mean square of the last hidden states (Merity's alpha)
     vocabulary: int = 30000
-    min_documents: int = 2
+    min_documents: int = 2  # occurrences that a word of the vocabulary has at least
     sizes: dict = field(default_factory=dict)
     seed: int = 0
 
@@ -181,5 +181,7 @@ def _train(model, rows: np.ndarray, config: PretrainConfig, work: Path, progress
         callbacks=[Begin(), StepBar("AWD-LSTM", progress)],
     )  # fmt: skip
     trainer.model_accepts_loss_kwargs = False
+    # a stream has one reader: several cards would be given rows of different steps
+    arguments._n_gpu = min(arguments.n_gpu, 1)
     start(trainer)
     shutil.rmtree(work, ignore_errors=True)

@@ -73,7 +73,8 @@ def markdown(records: Iterable[RunRecord]) -> str:
     note = (
         "Percent on test, mean ± sd over seeds. `v1`: learned, lookup and static L2R attention in one softmax, inattention, "
         "the exact state; a row `v1-no-...` leaves one out, `v1-other-state` reads segments as first published, `random` "
-        "plants nothing. sum: logits of the forward and the backward model added. \\*: p < 0.05 against `v1` on the same "
+        "plants nothing: what is left out of planting begins at a gain of zero and may still grow, as every gain is trained. "
+        "sum: logits of the forward and the backward model added. \\*: p < 0.05 against `v1` on the same "
         "encoder, paired bootstrap over test documents, not corrected for the number of tests."
     )
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n\n" + note

@@ -7,6 +7,7 @@ once. Members are trained by `runs.run_start`; nothing is trained here.
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 
@@ -18,8 +19,8 @@ from plantlib.io import atomic_path, read_json, write_json
 from plantlib.l2r import check_same
 from plantlib.metrics import Scores, StreamingEvaluator
 from plantlib.model import PlantModel
-from plantlib.pipeline import Prepared
-from plantlib.results import RunRecord
+from plantlib.pipeline import Prepared, fingerprint_of
+from plantlib.results import RunRecord, plain
 from plantlib.train import Documents
 
 SUM = " ensemble"  # after a member's system: the system of summed logits
@@ -118,13 +119,19 @@ def run_ensemble(
     system = one.record.system + SUM
     record = RunRecord(
         id=run_id or f"{one.record.id}-ensemble", kind="planted", system=system, seed=one.record.seed,
-        params={"members": [model.record.id for _, model in members], "inputs": [p.key for p, _ in members]},
+        params={"members": [model.record.id for _, model in members], "inputs": [p.key for p, _ in members],
+                "made_of": made_of([model.record for _, model in members])},
         notebook=notebook, backbone=" + ".join(str(model.record.backbone) for _, model in members),
         times={"evaluate": round(time.perf_counter() - began, 2)}, peak_memory_mb=runs.peak_memory(), **judged,
     )  # fmt: skip
     if results is not None:
         record.save(results)
     return record, ensemble
+
+
+def made_of(records: list[RunRecord]) -> str:
+    """16 hex digits of the members' parameters, trained gains among them: of other trainings it is another sum."""
+    return fingerprint_of(json.dumps(plain([record.params for record in records]), sort_keys=True))
 
 
 def _documents(prepared: Prepared, model: PlantModel, split: str) -> Documents:

@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
-from plantlib import backbones, explanation, lm_head, ranking, saving, windows
+from plantlib import awd_lstm, backbones, explanation, lm_head, ranking, saving, windows  # noqa: F401 (awd_lstm registers)
 from plantlib.decoder import AttentionState, LabelDecoder, Packed
 from plantlib.explanation import DocumentExplanation, Explanation
 from plantlib.kernels.attention_bce import sparse_bce

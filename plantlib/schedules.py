@@ -139,4 +139,7 @@ def one_cycle(optimizer, steps: int, warmup: float):
     from torch.optim.lr_scheduler import OneCycleLR
 
     rates = [group["lr"] for group in optimizer.param_groups]
-    return OneCycleLR(optimizer, rates, total_steps=steps + 1, pct_start=max(warmup, 0.01))
+    # a number of steps, as for the other schedules, or a share of them; a rise of one step would divide by its length of zero
+    share = warmup / steps if warmup > 1 else max(warmup, 0.01)
+    share = min(max(share, 2 / (steps + 1)), 1.0)
+    return OneCycleLR(optimizer, rates, total_steps=steps + 1, pct_start=share)

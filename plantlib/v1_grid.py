@@ -13,8 +13,8 @@ from pathlib import Path
 from plantlib import launch
 from plantlib.awd_pretraining import PretrainConfig, pretrain, word_tokenizer
 from plantlib.data import Corpus
-from plantlib.ensemble import run_ensemble
-from plantlib.io import read_json
+from plantlib.ensemble import made_of, run_ensemble
+from plantlib.io import read_json, write_json
 from plantlib.language_model import texts_of
 from plantlib.pipeline import Prepared, artefacts, fingerprint_of, prepare
 from plantlib.planting import StartConfig, V1Config
@@ -119,6 +119,9 @@ def awd_grid(
             dataset, backbone=folder, max_tokens=tokens, window=window, frozen=tuning == "frozen", root=root, progress=progress,
             **{f"{split}_documents": cap for split, cap in caps.items()},
         )  # fmt: skip
+    if Path(results).name == "runs":  # beside the records; a lesson's temporary folder keeps none
+        told = {m["direction"]: {k: v for k, v in m.items() if k != "direction"} for m in models}
+        write_json(Path(results).parent / f"awd-pretraining-{corpus.name}.json", told)
     records = []
     jobs = [(seed, system) for seed in seeds for system in systems]
     for seed, system in tqdm(jobs, desc="runs", unit="run", disable=not progress):
@@ -135,7 +138,10 @@ def _both(ready: dict[str, Prepared], system: str, seed: int, config: RunConfig,
         return records
     path = results / f"{records[0].id}-ensemble.json"
     if path.exists() and all(model is None for _, model in made.values()):
-        return [*records, RunRecord.load(path)]
+        found = RunRecord.load(path)
+        # sums of before members were named by their parameters do not say
+        if found.params.get("made_of", made_of(records)) == made_of(records):
+            return [*records, found]
     made = {d: found if found[1] is not None else run_system(ready[d], system, seed, config, again=True, **options)
             for d, found in made.items()}  # fmt: skip
     members = [(ready[d], model) for d, (_, model) in made.items()]

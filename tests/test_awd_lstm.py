@@ -7,6 +7,9 @@ and the folder goes the whole road, frozen and trained in full.
 from __future__ import annotations
 
 import dataclasses
+import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -249,6 +252,12 @@ def test_it_goes_the_whole_road(tuning, pretrained, corpus, tmp_path):
         model.save_pretrained(tmp_path / "m")
         texts = corpus.texts[80:]
         assert type(model).from_pretrained(tmp_path / "m").predict(texts) == model.predict(texts)
+        # a program of its own knows nothing of what this one has imported
+        program = ("import sys, json; from plantlib.model import PlantModel\n"
+                   "print(json.dumps(PlantModel.from_pretrained(sys.argv[1]).predict(sys.argv[2:])))")  # fmt: skip
+        done = subprocess.run([sys.executable, "-c", program, str(tmp_path / "m"), *texts], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert json.loads(done.stdout) == json.loads(json.dumps(model.predict(texts)))
 
 
 def test_test_text_is_not_read(corpus, tmp_path):
@@ -307,3 +316,9 @@ def test_killed_pretraining_resumes_and_another_one_does_not_take_its_checkpoint
     whole, cut = (AwdLstmForCausalLM.from_pretrained(tmp_path / name).state_dict() for name in ("whole", "cut"))
     for name, value in whole.items():
         torch.testing.assert_close(cut[name], value, rtol=1e-5, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("rate", [1.0, -0.1])
+def test_a_rate_that_drops_everything_is_refused(rate):
+    with pytest.raises(ValueError, match=f"hidden_dropout={rate}; give a rate from 0 to below 1"):
+        encoder(hidden_dropout=rate)

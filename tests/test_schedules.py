@@ -34,6 +34,21 @@ def backbone_weights(model) -> dict[str, torch.Tensor]:
     return {n: p.detach().clone() for n, p in model.backbone.named_parameters()}
 
 
+@pytest.mark.parametrize("warmup", [0.05, 0.1, 0.5, 1.0, 3])
+@pytest.mark.parametrize("steps", [1, 2, 9, 19, 40])
+def test_one_cycle_is_defined_for_every_number_of_steps(steps, warmup):
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.AdamW([parameter], lr=1e-2)
+    schedule = schedules.one_cycle(optimizer, steps, warmup)
+    rates = []
+    for _ in range(steps):
+        parameter.grad = torch.ones(1)
+        optimizer.step()
+        schedule.step()
+        rates.append(optimizer.param_groups[0]["lr"])
+    assert all(0 < rate <= 1.001e-2 for rate in rates) and max(rates) > 5e-3
+
+
 @pytest.mark.parametrize(("name", "layers"), [("minilm", 6), ("tiny-llama", 2), ("tiny-deepseek-v3", 2)])
 def test_depth_is_read_from_the_names(name, layers):
     for adapted in (False, True):

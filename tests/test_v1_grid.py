@@ -7,6 +7,7 @@ from dataclasses import asdict
 import pytest
 
 from plantlib import RunConfig, v1_grid
+from plantlib.io import read_json, write_json
 from plantlib.planting import V1Config
 from plantlib.train import TrainConfig
 
@@ -48,3 +49,10 @@ def test_two_directions_are_trained_summed_and_read_again(corpus, tmp_path, monk
         monkeypatch.setattr(v1_grid, name, lambda *a, **k: pytest.fail("finished work was done again"))
     again, _ = v1_grid.awd_grid(str(tmp_path / "tiny"), **options)
     assert again == records
+    assert set(read_json(tmp_path / "awd-pretraining-tiny.json")) == {"forward", "backward"}
+    # the sum of members that were trained otherwise is another sum
+    path = tmp_path / "runs" / f"{records[2].id}.json"
+    write_json(path, read_json(path) | {"params": records[2].params | {"made_of": "0" * 16}})
+    monkeypatch.undo()
+    remade, _ = v1_grid.awd_grid(str(tmp_path / "tiny"), **options)
+    assert remade[2].params["made_of"] == records[2].params["made_of"] != "0" * 16
