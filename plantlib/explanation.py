@@ -256,7 +256,11 @@ def explain(model, text: str, labels: Sequence[str]) -> list[Explanation]:
 
 
 def _first_version(model, text, labels, columns, packed, linear) -> list[Explanation]:
-    """Explanations of a model with an L2R table, several contexts or the running state: attention as its decoder gives it."""
+    """Explanations of a model with an L2R table, several contexts or the running state: attention as its decoder gives it.
+
+    With the running state attention is that over the whole document, as the exact state has it, while the logit leans on the
+    last segment; what lies between the two stands in the rest.
+    """
     hidden = model.encode(*packed)
     logits, found, spans = model(*packed, hidden, linear_scores=linear).logits[0, columns].tolist(), [], spans_of(model, text)
     calibration = tuple(model.config.calibration or (1.0, 0.0))
