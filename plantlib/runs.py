@@ -248,7 +248,9 @@ def made_with(record: RunRecord, prepared: Prepared, config: RunConfig) -> bool:
     """Whether a record was made from this corpus with these parameters."""
     # an option that a record does not know had its default then, with the record's seed, or what was done before there was one
     defaults = asdict(RunConfig().seeded(record.seed)) | (BEFORE_LINEAR if record.teacher.get("linear") else {})
-    same = all(_filled(record.params.get(name), plain(defaults[name])) == plain(v) for name, v in asdict(config).items())
+    # what the linear score is made with matters to runs that begin from it
+    asked = {k: v for k, v in asdict(config).items() if record.teacher.get("linear") or k not in ("linear", "linear_epsilon")}
+    same = all(_filled(record.params.get(name), plain(defaults[name])) == plain(v) for name, v in asked.items())
     return same and record.params.get("inputs") == prepared.key
 
 

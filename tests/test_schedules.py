@@ -170,7 +170,12 @@ def test_records_from_before_these_options_still_count_as_finished(prepared, tmp
     assert finished(path, prepared, RunConfig(train=TrainConfig(epochs=1, schedule="cosine")).seeded(0)) is None
     del record.params["linear_epsilon"]
     assert finished(record.save(tmp_path), prepared, config) == record, "it says nothing of a run without the linear score"
+    other = replace(config, linear=replace(config.linear, c=(1.0,)))
+    assert finished(record.save(tmp_path), prepared, other) == record
+    record.params["linear"]["retired"] = 1
+    assert finished(record.save(tmp_path), prepared, config) == record, "an option that is no more"
     record.teacher["linear"] = {"svm": [1.0]}
     path = record.save(tmp_path)
+    assert finished(path, prepared, replace(other, linear_epsilon=1e-8)) is None
     assert finished(path, prepared, config) is None, "which was then trained with another epsilon"
     assert finished(path, prepared, replace(config, linear_epsilon=1e-8)) == record
