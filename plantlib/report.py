@@ -2,7 +2,8 @@
 
 It reads the JSON of `results` and `results/paper_numbers.csv` and nothing else, so a table can be made again from the
 committed files on any machine. A group is what may stand in one table: one data set (fingerprint), backbone and number of
-tokens read; the peers read whole documents and stand in every group of their data set. Nothing here trains or evaluates.
+tokens read; the peers read whole documents and stand in every group of their data set, neural ones in that of their tokens.
+Nothing here trains or evaluates.
 """
 
 from __future__ import annotations
@@ -118,9 +119,10 @@ def groups(records: Iterable[RunRecord], elsewhere: tuple[str, ...] = ELSEWHERE)
         for (backbone, tokens), own in sorted(planted.items()):
             stem, ends = f"{name}-{train}d-{tokens}t", ("", f"-{backbone}", f"-{backbone}-{fingerprint[:6]}")
             stem = next(stem + end for end in ends if stem + end not in {g.stem for g in found})
-            kept = _one_each([*own, *peers])
+            beside = [r for r in peers if str(r.params.get("read", tokens)) == tokens]  # a neural peer reads so many tokens
+            kept = _one_each([*own, *beside])
             # a peer measured again for its costs (`library_peers.py`) is the same row, not another one
-            aside = [r for r in (*own, *peers) if r not in kept and r.notebook != "peers"]
+            aside = [r for r in (*own, *beside) if r not in kept and r.notebook != "peers"]
             found.append(Group(stem, kept, len(aside)))
     return found
 

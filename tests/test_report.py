@@ -39,6 +39,12 @@ def test_groups_split_by_tokens_and_backbone_and_share_the_peers():
     assert all("SVM" in {r.system for r in g.records} for g in found)
 
 
+def test_a_neural_peer_stands_where_as_many_tokens_were_read():
+    runs = [record("random", tokens=64), record("random", tokens=128), record("CAML head", kind="neural")]
+    runs[2].params["read"] = 128
+    assert {g.stem: "CAML head" in g.systems for g in report.groups(runs)} == {"toy-100d-64t": False, "toy-100d-128t": True}
+
+
 def test_a_tuned_backbone_has_its_own_table():
     tuned = record("random", value=0.7, notebook="08_backbones")
     tuned.params["tuning"] = "lora"
