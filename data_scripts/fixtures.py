@@ -23,7 +23,6 @@ from plantlib.io import atomic_path, write_json
 
 sources.script("common")
 from data_scripts import get_synthetic_icd as composer  # noqa: E402
-from data_scripts.mimic_tables import MARKER  # noqa: E402
 
 NOTE = """Admission Date:  {mark}              Discharge Date:   {mark}
 
@@ -157,7 +156,7 @@ def mimic4(folder: Path, admissions: int = 600, seed: int = 0, labels: int = 300
 
 def marker(folder: Path, kind: str, admissions: int, seed: int, labels: int) -> Path:
     """synthetic.json: what says that these tables hold no patient."""
-    write_json(folder / MARKER, {"generated": kind, "admissions": admissions, "seed": seed, "labels": labels,
+    write_json(folder / sources.GENERATED, {"generated": kind, "admissions": admissions, "seed": seed, "labels": labels,
                                  "package": f"{composer.PACKAGE}=={composer.version(composer.PACKAGE)}",
                                  "note": "generated notes: no patient, no hospital, no clinical truth"})
     return folder

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 ROWS = 2_000  # notes; some 20 MB of text
-MARKER = GENERATED  # written by fixtures.py: these tables hold generated notes
 
 
 class Followed(io.RawIOBase):
@@ -55,7 +54,7 @@ class Tables:
     @property
     def generated(self) -> dict | None:
         """What fixtures.py wrote about these tables, None for real ones."""
-        return read_json(self.files[MARKER]) if MARKER in self.files else None
+        return read_json(self.files[GENERATED]) if GENERATED in self.files else None
 
     def find(self, *names: str) -> Path | None:
         """The first file with one of these names, None when there is none."""

@@ -138,9 +138,9 @@ def _both(ready: dict[str, Prepared], system: str, seed: int, config: RunConfig,
         return records
     path = results / f"{records[0].id}-ensemble.json"
     if path.exists() and all(model is None for _, model in made.values()):
-        found = RunRecord.load(path)
+        found, wanted = RunRecord.load(path), made_of(records)
         # sums of before members were named by their parameters do not say
-        if found.params.get("made_of", made_of(records)) == made_of(records):
+        if found.params.get("made_of", wanted) == wanted:
             return [*records, found]
     made = {d: found if found[1] is not None else run_system(ready[d], system, seed, config, again=True, **options)
             for d, found in made.items()}  # fmt: skip
