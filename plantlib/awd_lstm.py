@@ -10,6 +10,7 @@ the fused LSTM, so that cuDNN, autocast and recomputation see plain tensors. The
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from huggingface_hub.dataclasses import strict
@@ -58,11 +59,13 @@ class AwdLstmModel(PreTrainedModel):
     base_model_prefix = "encoder"
     main_input_name = "input_ids"
     carries_state = True
+    supports_gradient_checkpointing = True
 
     def __init__(self, config: AwdLstmConfig):
         super().__init__(config)
         check_direction(config.direction)
         check_rates(config)
+        self.gradient_checkpointing = False  # set by `activation_checkpointing_enable`: layers run again in the backward pass
         # what `windows` asks: where a token's context lies
         self.is_causal = config.direction == "forward"
         self.embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
@@ -94,8 +97,10 @@ class AwdLstmModel(PreTrainedModel):
         config, training = self.config, self.training
         x = word_dropout(self.embeddings(input_ids), input_ids, config.vocab_size, config.embedding_dropout, training)
         x, states = variational_dropout(x, config.input_dropout, training), []
+        again = self.gradient_checkpointing and training and torch.is_grad_enabled()
+        run = partial(self._gradient_checkpointing_func, _run) if again else _run
         for i, layer in enumerate(self.layers):
-            x, after = _run(layer, x, lengths, None if state is None else state[i], config.weight_dropout if training else 0.0)
+            x, after = run(layer, x, lengths, None if state is None else state[i], config.weight_dropout if training else 0.0)
             states.append(after)
             last = i == len(self.layers) - 1
             x = variational_dropout(x, config.output_dropout if last else config.hidden_dropout, training)

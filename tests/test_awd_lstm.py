@@ -140,7 +140,7 @@ def test_padding_changes_nothing_and_stands_on_the_right():
         model(ids.flip(1), mask.flip(1))
 
 
-@pytest.mark.parametrize("how", ["checkpoint", "autocast", "compile"])
+@pytest.mark.parametrize("how", ["checkpoint", "checkpointed layers", "autocast", "compile"])
 def test_weight_drop_survives(how):
     """Recomputation draws the same masks, bfloat16 autocast runs backward, a compiled model gives the same numbers."""
     model = encoder(weight_dropout=0.3, hidden_dropout=0.2, input_dropout=0.2, embedding_dropout=0.1).train()
@@ -157,6 +157,14 @@ def test_weight_drop_survives(how):
         from torch.utils.checkpoint import checkpoint
 
         found = gradients(lambda: checkpoint(lambda i, m: model(i, m).last_hidden_state, ids, mask, use_reentrant=False))
+        tolerance = {}
+    elif how == "checkpointed layers":
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+        runs, drop = [], nn.functional.dropout
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(nn.functional, "dropout", lambda *given: runs.append(1) or drop(*given))
+            found = gradients(lambda: model(ids, mask).last_hidden_state)
+        assert len(runs) == 2 * len(model.layers), "every layer ran again"
         tolerance = {}
     elif how == "autocast":
         with torch.autocast("cpu", torch.bfloat16):
@@ -240,11 +248,14 @@ def test_state_is_carried_over_windows(pretrained, corpus, tmp_path):
             np.testing.assert_allclose(many, one, rtol=2e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("tuning", ["frozen", "full"])
-def test_it_goes_the_whole_road(tuning, pretrained, corpus, tmp_path):
+@pytest.mark.parametrize(("tuning", "again"), [("frozen", False), ("full", False), ("full", True)])
+def test_it_goes_the_whole_road(tuning, again, pretrained, corpus, tmp_path):
+    """again: segments are read twice, and so are the layers within each."""
     _, folder, _ = pretrained
-    prepared = prepare(corpus, backbone=str(folder), max_tokens=None, frozen=tuning == "frozen", root=tmp_path, progress=False)
-    config = RunConfig(tuning=tuning, train=TrainConfig(epochs=1), backbone=BackboneOptions(dropout=None))
+    prepared = prepare(corpus, backbone=str(folder), max_tokens=None, frozen=tuning == "frozen", root=tmp_path, progress=False,
+                       window=7 if again else None)  # fmt: skip
+    options = BackboneOptions(dropout=None, gradient_checkpointing=again)
+    config = RunConfig(tuning=tuning, train=TrainConfig(epochs=1), backbone=options)
     record, model = run_start(prepared, "lookup", 0, config=config, progress=False)
     assert record.metrics["p@1"] > 0 and (record.model_size["trained_in_backbone"] > 0) == (tuning == "full")
     if tuning == "full":
