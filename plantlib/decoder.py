@@ -19,7 +19,7 @@ from torch import nn
 from plantlib import contexts, kernels
 from plantlib.contexts import AttentionState, Branch, Packed, branch_scores, check_decoder, joined, parted, scaled_sum
 from plantlib.kernels import Cells
-from plantlib.kernels.attention_bce import sparse_bce
+from plantlib.kernels.attention_bce import left_out, sparse_bce
 from plantlib.kernels.reference import keep_top_k
 
 
@@ -126,17 +126,17 @@ class LabelDecoder(nn.Module):
         """Logits (B, L) of packed documents; teacher_scores z and linear_scores u (B, L), or None where none is planted."""
         return self.finish(self.read(packed), teacher_scores, linear_scores)
 
-    def loss(self, packed: Packed, rows, columns, teacher_scores=None, linear_scores=None):
+    def loss(self, packed: Packed, rows, columns, teacher_scores=None, linear_scores=None, still=None):
         """(binary cross-entropy summed over labels, mean over B; logits (B, L) without a graph).
 
         rows, columns (P,): the positive cells of (B, L). The same numbers as `forward` and the loss after it, at
-        three quarters of the products where gradients are wanted.
+        three quarters of the products where gradients are wanted. still (U,): labels that the loss leaves out.
         """
         if self.contexts == "sum":
-            logits = self(packed, teacher_scores, linear_scores)
+            logits = left_out(self(packed, teacher_scores, linear_scores), still)
             return sparse_bce(logits, rows, columns), logits.detach()
         hidden = packed.hidden_states.to(self.label_queries.dtype)
-        added = self.offset(teacher_scores, linear_scores).expand(len(packed.offsets) - 1, -1)
+        added = left_out(self.offset(teacher_scores, linear_scores), still).expand(len(packed.offsets) - 1, -1)
         (branch,) = self.branches(packed)
         return kernels.attend_bce(
             hidden, packed.offsets, branch.queries, self.label_outputs, rows, columns, branch.cells, branch.gain,

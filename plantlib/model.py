@@ -23,7 +23,7 @@ from transformers.utils import ModelOutput
 from plantlib import awd_lstm, backbones, explanation, lm_head, ranking, saving, windows  # noqa: F401 (awd_lstm registers)
 from plantlib.decoder import AttentionState, LabelDecoder, Packed
 from plantlib.explanation import DocumentExplanation, Explanation
-from plantlib.kernels.attention_bce import sparse_bce
+from plantlib.kernels.attention_bce import left_out, sparse_bce
 from plantlib.planting import TeacherScore
 from plantlib.tokens import Ragged, tokenise
 from plantlib.word_score import WordScore
@@ -108,6 +108,7 @@ class PlantModel(PreTrainedModel):
             self.register_buffer("hidden_scale", torch.ones(config.hidden_size))
         self.lm_head = torch.nn.Linear(config.hidden_size, config.num_tokens).requires_grad_(False) if config.lm_head else None
         self.label_loss = "bce"  # or "approx_ndcg", over the labels of a document
+        self.still = None  # (U,) ids of labels that the loss leaves out
         self.lm_weight = 0.0  # of the language model's loss beside the labels', while a backbone is trained
         self.tokenizer = self.backbone_source = self.record = None
         self.post_init()
@@ -186,7 +187,8 @@ class PlantModel(PreTrainedModel):
 
         linear_scores (B, L): what a model with a `word_score` adds to the logits, see `word_scores`.
         label_rows, label_columns (P,): the positive cells of (B, L); labels stay sparse. The loss is `label_loss`,
-        binary cross-entropy summed over labels or approxNDCG, mean over documents; logits beside a loss carry no gradient.
+        binary cross-entropy summed over labels or approxNDCG, mean over documents; logits beside a loss carry no gradient,
+        and those of `still` labels mean nothing there.
         """
         z = self.teacher_score(token_ids, offsets) if self.teacher_score is not None else None
         if (self.word_score is None) != (linear_scores is None):
@@ -210,7 +212,7 @@ class PlantModel(PreTrainedModel):
         if label_rows is None:
             return PlantOutput(logits=self.decoder(packed, z, linear_scores))
         if self.label_loss == "bce":
-            loss, logits = self.decoder.loss(packed, label_rows, label_columns, z, linear_scores)
+            loss, logits = self.decoder.loss(packed, label_rows, label_columns, z, linear_scores, self.still)
         else:
             logits = self.decoder(packed, z, linear_scores)
             loss, logits = self.loss_of(logits, label_rows, label_columns), logits.detach()
@@ -219,6 +221,7 @@ class PlantModel(PreTrainedModel):
 
     def loss_of(self, logits: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
         """The labels' loss from logits (B, L) and positive cells (P,): `label_loss`, a mean over documents."""
+        logits = left_out(logits, self.still)
         if self.label_loss == "bce":
             return sparse_bce(logits, rows, columns)
         return ranking.approx_ndcg(logits, torch.zeros_like(logits).index_put((rows, columns), logits.new_ones(())))

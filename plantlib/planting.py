@@ -131,6 +131,9 @@ def plant(
             # the linear score knows how frequent a label is, and attention adds nothing until it has learnt something
             decoder.label_bias.zero_()
             decoder.label_outputs.zero_()
+        if "text" in parts:
+            # random outputs of a label that no document trains would be noise for good
+            decoder.label_outputs[torch.from_numpy(np.flatnonzero(column_counts(labels) == 0))] = 0.0
         if wanted:
             if planted.label_queries.shape != decoder.label_queries.shape:
                 raise ValueError(

@@ -78,12 +78,13 @@ class RunConfig:
         """Training options for a start of these parts.
 
         From the linear score the head takes smaller steps, smallest for labels that a batch says little about: their score is
-        better than what so few documents would teach.
+        better than what so few documents would teach. What labels without documents were taught by their words stays.
         """
+        config = replace(self.train, unseen="still") if "text" in parts else self.train
         if "linear" not in parts:
-            return self.train
-        rates = {name: self.linear_rate * getattr(self.train, name) for name in ("lr_queries", "lr_outputs")}
-        return replace(self.train, epsilon=max(self.train.epsilon, self.linear_epsilon), **rates)
+            return config
+        rates = {name: self.linear_rate * getattr(config, name) for name in ("lr_queries", "lr_outputs")}
+        return replace(config, epsilon=max(config.epsilon, self.linear_epsilon), **rates)
 
 
 def run_start(

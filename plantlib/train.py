@@ -30,6 +30,7 @@ from plantlib.progress import tqdm
 from plantlib.tokens import Ragged
 
 LOSSES = ("bce", "approx_ndcg")  # over the labels of a document
+UNSEEN = ("negatives", "still")
 HISTORY_METRICS = ("p@1", "p@5", "ndcg@5", "psp@5", "map", "few/rp@5")
 
 
@@ -42,7 +43,8 @@ class TrainConfig:
     layer_decay: the backbone's rate is divided by it a layer further down (2.6 as first published). stages: what is trained
     from which epoch on, see `schedules`; all from the start by default. keep_from, keep_epochs: inattention's K falls from
     keep_from to the run's K over so many epochs; fixed by default. lm_weight: of the language model's own loss beside the
-    labels', while a backbone is trained.
+    labels', while a backbone is trained. unseen: labels without a training document are "negatives" everywhere, or "still":
+    out of the loss, so that what was planted for them stays.
     """
 
     epochs: int = 4
@@ -62,6 +64,7 @@ class TrainConfig:
     keep_epochs: int = 0
     lm_weight: float = 0.0
     loss: str = "bce"
+    unseen: str = "negatives"
     patience: int = 2
     metric: str = "ndcg@5"
     seed: int = 0
@@ -82,8 +85,9 @@ class TrainConfig:
             raise ValueError(
                 f"keep_from={self.keep_from}, keep_epochs={self.keep_epochs}: annealing wants both, 1 or more; else neither"
             )
-        if self.loss not in LOSSES:
-            raise ValueError(f"loss={self.loss!r} is not known; use one of {', '.join(LOSSES)}")
+        for name, known in (("loss", LOSSES), ("unseen", UNSEEN)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name}={getattr(self, name)!r} is not known; use one of {', '.join(known)}")
         if self.lm_weight < 0:
             raise ValueError(f"lm_weight={self.lm_weight}; give at least 0")
 
@@ -267,6 +271,7 @@ def fine_tune(
             raise ValueError(f"keep_from={config.keep_from} anneals inattention, but this model attends to all; set keep=")
         trainer.add_callback(schedules.Inattention(model.decoder, config.keep_from, config.keep_epochs))
     model.lm_weight, model.label_loss = config.lm_weight, config.loss
+    model.still = torch.from_numpy(np.flatnonzero(np.asarray(train_counts) == 0)) if config.unseen == "still" else None
     start(trainer, resume)
     return history(trainer.state.log_history)
 

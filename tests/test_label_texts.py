@@ -6,9 +6,10 @@ import dataclasses
 
 import numpy as np
 import pytest
+import torch
 from scipy import sparse
 
-from plantlib import label_texts, mig, prepare, runs, sources
+from plantlib import label_texts, mig, planted_model, planting, prepare, runs, sources, train
 from plantlib.data import Corpus, DataError
 from plantlib.io import write_json
 from plantlib.pipeline import TeacherConfig
@@ -110,6 +111,32 @@ def test_zero_shot_labels_are_found_by_their_words(ready, monkeypatch, tmp_path)
         comet, other = (dict(row)["only test"] for row in model.predict(["comet comet", "patient seen"], k=ready.corpus.L))
         gap[start] = comet - other
     assert gap["lookup+score+text"] > 0.01 > 3 * abs(gap["lookup+score"]), f"its score follows its word: {gap}"
+
+
+@pytest.mark.parametrize(("unseen", "loss"), [("still", "bce"), ("still", "approx_ndcg"), ("negatives", "bce")])
+def test_what_was_planted_for_labels_without_documents_outlives_training(unseen, loss, ready, tmp_path):
+    """Left out of the loss, their rows stay to the bit; as negatives they are pushed down by every document."""
+    model, teacher = planted_model.build_model(ready, ready.teacher()), ready.teacher()
+    planting.plant(model.decoder, "lookup", teacher, ready.train_labels)
+    model.teacher_score, still = None, torch.from_numpy(ready.train_counts == 0)
+    parameters = (model.decoder.label_queries, model.decoder.label_outputs, model.decoder.label_bias)
+    before = [p.detach().clone() for p in parameters]
+    config = TrainConfig(epochs=2, batch_size=8, unseen=unseen, loss=loss)
+    train.fine_tune(model, ready.documents("train"), ready.documents("dev"), ready.train_counts, tmp_path, config=config,
+                    progress=False)
+    for old, new in zip(before, parameters, strict=True):
+        assert not torch.equal(old[~still], new[~still]), "the other labels learn"
+        assert torch.equal(old[still], new[still]) == (unseen == "still")
+
+
+def test_a_start_with_text_trains_with_labels_without_documents_still(ready, tmp_path, monkeypatch):
+    monkeypatch.setenv("PLANT_HOME", str(tmp_path))
+    unseen = ready.train_counts == 0
+    _, model = runs.run_start(ready, "lookup+score+text", config=runs.RunConfig(train=TrainConfig(epochs=1)), progress=False)
+    assert not model.decoder.label_outputs[unseen].any() and model.decoder.label_outputs[~unseen].any()
+    prior = planting.prior_log_odds(ready.train_labels)
+    assert torch.equal(model.decoder.label_bias.detach()[unseen], prior[unseen])
+    assert runs.RunConfig().train_for(["lookup", "score"]).unseen == "negatives"
 
 
 def test_texts_lie_beside_the_corpus_and_win_over_its_own(described, tmp_path, monkeypatch):

@@ -14,6 +14,8 @@ import torch
 from conftest import WINDOW, save_backbone, tiny_tokenizer
 
 from plantlib import PlantModel, backbones, planting
+from plantlib.contexts import Packed
+from plantlib.decoder import LabelDecoder
 from plantlib.kernels.attention_bce import sparse_bce
 from plantlib.model import PlantConfig
 from plantlib.runs import build_model, use_score
@@ -201,6 +203,34 @@ def test_sparse_bce_equals_dense_bce(batch, labels):
     torch.testing.assert_close(loss, dense)
     wanted, found = (torch.autograd.grad(x, logits, retain_graph=True)[0] for x in (dense, loss))
     torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("contexts", ["mixed", "sum"])
+def test_labels_left_out_of_the_loss_are_not_there_for_it(contexts):
+    """Loss and gradients are those of a decoder that has the other labels alone; theirs are exactly zero."""
+    generator, keep, still = torch.Generator().manual_seed(0), torch.tensor([0, 2, 3]), torch.tensor([1, 4])
+    hidden = torch.randn(9, 4, generator=generator)
+    packed = Packed(hidden.requires_grad_(), torch.zeros(9, dtype=torch.long), torch.tensor([0, 5, 9]))
+    z = torch.randn(2, 5, generator=generator)
+    z[:, 4] = 1e6  # however sure the teacher is of it
+    whole, part = (LabelDecoder(n, 4, num_l2r_cells=1, contexts=contexts) for n in (5, 3))
+    with torch.no_grad():
+        for name, p in whole.named_parameters():
+            p.normal_(generator=generator) if p.dim() else p.fill_(1.0)
+            own = dict(part.named_parameters())[name]
+            own.copy_(p[keep] if p.shape[:1] == (5,) else p)
+    rows, columns = torch.tensor([0, 1, 1]), torch.tensor([0, 0, 2])
+    loss, _ = whole.loss(packed, rows, keep[columns], z, still=still)
+    wanted, _ = part.loss(packed, rows, columns, z[:, keep])
+    torch.testing.assert_close(loss, wanted)
+    shared = ["label_queries", "label_outputs", "label_bias", "teacher_gain"]
+    found = torch.autograd.grad(loss, [getattr(whole, n) for n in shared] + [hidden])
+    asked = torch.autograd.grad(wanted, [getattr(part, n) for n in shared] + [hidden])
+    for name, a, b in zip([*shared, "hidden"], found, asked, strict=True):
+        if a.shape[:1] == (5,):
+            assert not a[still].any(), name
+            a = a[keep]
+        torch.testing.assert_close(a, b)
 
 
 def test_cached_features_give_nearly_the_same_logits(model, prepared):

@@ -15,11 +15,18 @@ from torch.nn import functional
 from plantlib.kernels import label_attention_torch as blocked
 from plantlib.kernels.label_attention_torch import Problem
 
+ABSENT = -1e4  # softplus and sigmoid of it are exactly 0, in half precision too
+
 
 def sparse_bce(logits: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
     """Binary cross-entropy of logits (B, L), positive in the cells (rows, columns) (P,): summed over labels, mean over B."""
     # -ln(1 - sigma(x)) = softplus(x) everywhere; a positive cell wants softplus(-x) = softplus(x) - x instead
     return (functional.softplus(logits).sum() - logits[rows, columns].sum()) / max(len(logits), 1)
+
+
+def left_out(logits: torch.Tensor, still: torch.Tensor | None) -> torch.Tensor:
+    """logits (..., L), or what is added to them, with the labels `still` (U,) so far down that loss and gradient are 0 there."""
+    return logits if still is None else logits.index_fill(-1, still.to(logits.device), ABSENT)
 
 
 def positives(shape: tuple[int, int], rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
