@@ -25,7 +25,7 @@ def sparse_bce(logits: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) 
 
 
 def left_out(logits: torch.Tensor, still: torch.Tensor | None) -> torch.Tensor:
-    """logits (..., L), or what is added to them, with the labels `still` (U,) so far down that loss and gradient are 0 there."""
+    """logits (..., L), or what is added to them, with the labels `still` (U,) so low that loss and gradient are 0 there."""
     return logits if still is None else logits.index_fill(-1, still.to(logits.device), ABSENT)
 
 
