@@ -151,15 +151,16 @@ def fit(
     part = np.zeros(weights.shape[0], np.int32)
     part[train_rows] = fold + 1
     parts: list[dict[str, Table]] = []
-    counts: list[np.ndarray] = []
     names = config.columns(large)
     steps = (folds + 1) * labels.shape[1] * max(sum(name.startswith("svm") for name in names), 1)
     with tqdm(total=steps, desc="linear score", unit="label", disable=not progress) as bar:
-        for k in range(-1, folds):
+        # all rows last: they may begin from what the folds found, no fold may begin from what has seen its documents
+        for k in [*range(folds), -1]:
             rows = train_rows[fold != k]
             path = folder and Path(folder) / f"part{k + 1}.safetensors"
-            parts.append(_part(weights[rows], labels[rows], config, large, path, bar))
-            counts.append(mig.column_counts(labels[rows]))
+            parts.append(_part(weights[rows], labels[rows], config, large, path, bar, before=parts if k < 0 else ()))
+    parts = [parts.pop(), *parts]
+    counts = [mig.column_counts(labels[train_rows[fold != k]]) for k in range(-1, folds)]
     found = stacking.fit(
         parts[1:], counts[1:], weights[train_rows], labels[train_rows], fold, names,
         knots=config.knots, ridge=config.ridge, seed=config.seed,
@@ -179,20 +180,20 @@ def folds_of(weights: sparse.csr_matrix, folds: int, seed: int = 0) -> np.ndarra
     return fold
 
 
-def _part(weights, labels, config: LinearConfig, large: bool, path: Path | None, bar) -> dict[str, Table]:
-    """The terms of one part of the rows, read from `path` where they stand."""
+def _part(weights, labels, config: LinearConfig, large: bool, path: Path | None, bar, before=()) -> dict[str, Table]:
+    """The terms of one part of the rows, read from `path` where they stand; before: parts whose SVMs are a start."""
     if path is not None and path.exists():
         bar.update(bar.total // (config.parts(large) + 1))
         return load_tables(path)
-    found = terms_of(weights, labels, config, large, bar)
+    found = terms_of(weights, labels, config, large, bar, before)
     if path is not None:
         save_tables(found, path)
     return found
 
 
 def terms_of(
-    weights: sparse.csr_matrix, labels: sparse.csr_matrix, config: LinearConfig, large: bool = False, bar=None
-) -> dict[str, Table]:
+    weights: sparse.csr_matrix, labels: sparse.csr_matrix, config: LinearConfig, large: bool = False, bar=None, before=(),
+) -> dict[str, Table]:  # fmt: skip
     """Every term of `config` from training rows alone: weights (n, V) tf-idf, labels (n, L)."""
     x, nothing, found = mig.presence(weights != 0), np.zeros(labels.shape[1], np.float32), {}
     makers = {
@@ -206,16 +207,30 @@ def terms_of(
             found[term] = Table(_float32(makers[term]()), nothing)
             continue
         for c in config.large_c if large else config.c:
-            found[svm_name(c)] = svm(weights, labels, config, c, large, bar)
+            name = svm_name(c)
+            found[name] = svm(weights, labels, config, c, large, bar, mean_of([part[name] for part in before]))
     return found
 
 
+def mean_of(tables: list[Table]) -> Table | None:
+    """The mean of tables of one size, None of none."""
+    if not tables:
+        return None
+    cells = sum(table.cells for table in tables) / len(tables)
+    return Table(_float32(cells), np.mean([table.intercept for table in tables], 0, np.float32))
+
+
 def svm(
-    weights: sparse.csr_matrix, labels: sparse.csr_matrix, config: LinearConfig, c: float = 1.0, large: bool = False, bar=None
-) -> Table:
-    """One-vs-rest SVM of cost `c` with pruned weights; a label on no row scores -1, on every row 1."""
+    weights: sparse.csr_matrix, labels: sparse.csr_matrix, config: LinearConfig, c: float = 1.0, large: bool = False, bar=None,
+    start: Table | None = None,
+) -> Table:  # fmt: skip
+    """One-vs-rest SVM of cost `c` with pruned weights; a label on no row scores -1, on every row 1.
+
+    start: where the SVMs of a large problem begin, those of nearly the same rows; it saves steps and changes no optimum.
+    """
     prune = config.prune * c**0.7
-    solve, blocks = (_together if large else _one_by_one)(weights, labels.tocsc(), c, config.seed)
+    columns = labels.tocsc()
+    solve, blocks = _together(weights, columns, c, start) if large else _one_by_one(weights, columns, c, config.seed)
 
     def one(block: np.ndarray):
         solved = [(np.flatnonzero(np.abs(coef) > prune), coef, intercept) for coef, intercept in solve(block)]
@@ -246,7 +261,7 @@ def _one_by_one(weights, columns: sparse.csc_matrix, c: float, seed: int):
     return solve, np.arange(columns.shape[1])[:, None]
 
 
-def _together(weights, columns: sparse.csc_matrix, c: float, seed: int):
+def _together(weights, columns: sparse.csc_matrix, c: float, start: Table | None):
     """The same for many labels at once; labels of like frequency, which take as many steps, share a block."""
     documents, counts = svm_solver.Documents.of(weights), np.diff(columns.indptr)
 
@@ -255,11 +270,13 @@ def _together(weights, columns: sparse.csc_matrix, c: float, seed: int):
         solved = np.zeros((weights.shape[1] + 1, len(block)), np.float32)
         solved[-1] = np.where(counts[block] == 0, -1, 1)
         if not constant.all():
-            solved[:, ~constant] = svm_solver.solve(documents, columns[:, block[~constant]].toarray() > 0, c)
+            asked = block[~constant]
+            begin = None if start is None else np.vstack([start.cells[asked].toarray().T, start.intercept[asked]])
+            solved[:, ~constant] = svm_solver.solve(documents, columns[:, asked].toarray() > 0, c, start=begin)
         return [(w[:-1], float(w[-1])) for w in solved.T]
 
-    order = np.argsort(-counts, kind="stable")
-    return solve, [order[i : i + svm_solver.BLOCK] for i in range(0, len(order), svm_solver.BLOCK)]
+    order, size = np.argsort(-counts, kind="stable"), svm_solver.block_of(len(documents))
+    return solve, [order[i : i + size] for i in range(0, len(order), size)]
 
 
 def _fold_up(part: dict[str, Table], stack: Stack, counts: np.ndarray) -> Table:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import sparse
 
-BLOCK = 64  # labels a product
+BLOCKS, CACHED = (16, 64), 750_000  # fewest and most labels a product; cells (n, b) that stay in a processor's cache
 NEWTON_STEPS, CG_STEPS, LINE_STEPS = 20, 4, 4
 TOLERANCE = 0.05
 
@@ -37,17 +37,26 @@ class Documents:
         return cls(x, x.T.tocsr(), squares)
 
 
+def block_of(documents: int) -> int:
+    """How many labels are solved together: beyond what the cache holds, a product waits for memory."""
+    return int(np.clip(CACHED // max(documents, 1), *BLOCKS))
+
+
 def solve(
-    documents: Documents, positive: np.ndarray, c: float = 1.0, tolerance: float = TOLERANCE, steps: int = NEWTON_STEPS
-) -> np.ndarray:
+    documents: Documents, positive: np.ndarray, c: float = 1.0, tolerance: float = TOLERANCE, steps: int = NEWTON_STEPS,
+    start: np.ndarray | None = None,
+) -> np.ndarray:  # fmt: skip
     """Weights (V + 1, b) float32, the intercept last, of labels whose documents `positive` (n, b) bool marks.
 
     A label is done with the step from which no more than `tolerance` of its loss was to be gained, or after `steps`.
+    start: weights to begin from, near the solution if they are those of nearly the same documents.
     """
     y = np.where(positive, 1, -1).astype(np.float32)
-    w = np.zeros((documents.x.shape[1], y.shape[1]), np.float32)
-    w[-1] = -1  # of a rare label all but a few documents then lie where they belong
-    z = np.full_like(y, -1)
+    if start is None:
+        start = np.zeros((documents.x.shape[1], y.shape[1]), np.float32)
+        start[-1] = -1  # of a rare label all but a few documents then lie where they belong
+    w = np.array(start, np.float32)
+    z = documents.x @ w
     left = np.arange(y.shape[1])
     for _ in range(steps):
         wl, zl, yl = w[:, left], z[:, left], y[:, left]

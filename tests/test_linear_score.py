@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import sparse
 
-from plantlib import linear_score, peers, planting, stacking
+from plantlib import linear_score, peers, planting, stacking, svm_solver
 from plantlib.linear_score import LinearConfig, Table
 from plantlib.model import PlantModel
 from plantlib.runs import RunConfig, build_model, run_start, use_score
@@ -169,7 +169,7 @@ def test_a_killed_fit_goes_on_with_the_next_part(prepared, fitted, tmp_path, mon
     monkeypatch.setattr(linear_score, "terms_of", dies)
     with pytest.raises(KeyboardInterrupt):
         linear_score.fit(*arguments, config=config, folder=tmp_path, progress=False)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["part0.safetensors", "part1.safetensors"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["part1.safetensors", "part2.safetensors"], "the folds first"
     monkeypatch.setattr(linear_score, "terms_of", lambda *a: made.append(1) or real(*a))
     again = linear_score.fit(*arguments, config=config, folder=tmp_path, progress=False)
     assert len(made) == 4 and again.stack.about() == linear.stack.about()
@@ -267,3 +267,25 @@ def test_the_head_takes_smaller_steps_from_the_linear_score_and_nowhere_else():
     assert slow.epsilon == config.linear_epsilon > config.train.epsilon
     asked = RunConfig(train=TrainConfig(epsilon=0.1))
     assert asked.train_for(["linear"]).epsilon == 0.1, "a larger one that was asked for stays"
+
+
+def test_the_whole_of_a_large_problem_begins_from_its_folds(prepared, monkeypatch):
+    """No fold may: what it begins from would have seen the documents that it is to score unseen. The optimum stays."""
+    found, labels = words(prepared.corpus.texts, prepared.rows["train"], 1), prepared.corpus.labels
+    config, starts, solve = LinearConfig(dense_cells=1, large_folds=2, min_documents=1, prune=0.0), [], svm_solver.solve
+
+    def watched(documents, positive, c=1.0, start=None):
+        starts.append((len(documents), start))
+        return solve(documents, positive, c, start=start, tolerance=1e-6, steps=200)
+
+    monkeypatch.setattr(svm_solver, "solve", watched)
+    linear = linear_score.fit(found, labels, prepared.rows["train"], config=config, progress=False)
+    rows = len(prepared.rows["train"])
+    assert {n == rows for n, _ in starts} == {True, False}
+    assert all((start is not None) == (n == rows) for n, start in starts)
+    cold = linear_score.svm(linear.tfidf[prepared.rows["train"]], labels[prepared.rows["train"]], config, large=True)
+    folds = [linear_score.svm(linear.tfidf[r], labels[r], config, large=True)
+             for r in (prepared.rows["train"][linear.part[prepared.rows["train"]] != k] for k in (1, 2))]  # fmt: skip
+    warm = linear_score.svm(linear.tfidf[prepared.rows["train"]], labels[prepared.rows["train"]], config, large=True,
+                            start=linear_score.mean_of(folds))  # fmt: skip
+    np.testing.assert_allclose(warm.cells.toarray(), cold.cells.toarray(), atol=2e-3)

@@ -55,3 +55,16 @@ def test_documents_without_words_leave_the_intercept(documents):
     assert not found[:-1].any()
     share = positive.mean(0)
     np.testing.assert_allclose(found[-1], 2 * share - 1, atol=0.01)
+
+
+def test_a_start_near_the_solution_saves_steps(documents):
+    weights, positive = documents
+    read = svm_solver.Documents.of(weights)
+    best = svm_solver.solve(read, positive, tolerance=1e-7, steps=300)
+    one_step = svm_solver.solve(read, positive, steps=1, start=best + 0.01)
+    np.testing.assert_allclose(loss(weights, positive, one_step, 1.0), loss(weights, positive, best, 1.0), rtol=0.02)
+    assert (loss(weights, positive, svm_solver.solve(read, positive, steps=1), 1.0) > loss(weights, positive, one_step, 1.0)).all()
+
+
+def test_blocks_shrink_as_documents_grow():
+    assert [svm_solver.block_of(n) for n in (0, 1000, 20_000, 45_000, 10**6)] == [64, 64, 37, 16, 16]
