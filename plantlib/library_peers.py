@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
-from plantlib import pecos
+from plantlib import pecos, privacy
 from plantlib.data import Corpus
 from plantlib.io import read_json, write_json
 from plantlib.metrics import Scores, StreamingEvaluator, evaluate
@@ -66,7 +66,7 @@ def words_only(corpus: Corpus | str, train: int | None = None, dev: int | None =
     extra = np.diff(corpus.labels.indptr) - np.diff(seen.labels.indptr)
     none = Ragged(np.zeros(0, np.int32), np.zeros(seen.N + 1, np.int64))
     key = fingerprint_of(seen.fingerprint(), "words")
-    return Prepared(seen, "words", none, [], extra, None, artefacts(), None, 0, key)
+    return Prepared(seen, "words", none, [], extra, None, artefacts(privacy.artefacts_root(seen, None)), None, 0, key)
 
 
 def possible(prepared: Prepared, names: Iterable[str] = tuple(PEERS)) -> tuple[list[str], dict[str, str]]:
@@ -136,20 +136,27 @@ class WorkerFailed(RuntimeError):
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """What every peer of a corpus reads: tf-idf of train, dev and test and the labels of train."""
+    """What every peer of a corpus reads: tf-idf of train, dev and test and the labels of train.
+
+    place: where its files lie while a process reads them; None is the system's temporary folder.
+    """
 
     arrays: dict[str, sparse.csr_matrix]
+    place: Path | None = None
 
     @classmethod
     def data_of(cls, prepared: Prepared) -> Job:
         rows = prepared.rows
         weights = tfidf(words(prepared.corpus.texts, rows["train"]).counts, rows["train"]).astype(np.float32)
         arrays = {f"{split}_x": weights[rows[split]] for split in ("train", "dev", "test")}
-        return cls(arrays | {"train_y": prepared.train_labels.astype(np.float32)})
+        place = privacy.artefacts_root(prepared.corpus, None)  # what is made of credentialed text stays in the data folder
+        return cls(arrays | {"train_y": prepared.train_labels.astype(np.float32)}, place)
 
     def work(self, name: str, options: dict, python: Path, seed: int, threads: int) -> tuple[dict, dict]:
         """(report, {"dev": scores, "test": scores}) of one process."""
-        folder = Path(tempfile.mkdtemp(prefix="peer-"))
+        if self.place is not None:
+            self.place.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix="peer-", dir=self.place))
         try:
             for part, matrix in self.arrays.items():
                 sparse.save_npz(folder / f"{part}.npz", matrix)
@@ -173,7 +180,7 @@ def train(prepared: Prepared, name: str, data: Job, python: Path, seed: int = 0,
     dev, found = prepared.corpus.labels[prepared.rows["dev"]], []
     for options in PEERS[name].grid:
         report, scores = data.work(name, options, python, seed, threads)
-        read = collect(scores["dev"], dev, prepared.train_counts)
+        read = collect(scores["dev"], dev, prepared)
         value = evaluate(read, dev, prepared.train_counts, len(prepared.rows["train"]))["ndcg@5"]
         found.append((value, options, report, scores["test"], read))
     _, options, report, scores, read = max(found, key=lambda item: item[0])
@@ -183,13 +190,13 @@ def train(prepared: Prepared, name: str, data: Job, python: Path, seed: int = 0,
         id=run_name(prepared, name, seed), kind="linear", system=name, seed=seed,
         params=params_of(name, options, seed, threads), notebook=NOTEBOOK, times=times,
         peak_memory_mb=report["peak_memory_mb"], model_size={"model_mb": report["model_mb"], "data_mb": report["data_mb"]},
-        **prepared.judge(read, collect(scores, test, prepared.train_counts)),
+        **prepared.judge(read, collect(scores, test, prepared)),
     )  # fmt: skip
 
 
-def collect(scores: sparse.csr_matrix, labels: sparse.csr_matrix, train_counts: np.ndarray, size: int = 256) -> Scores:
+def collect(scores: sparse.csr_matrix, labels: sparse.csr_matrix, prepared: Prepared, size: int = 256) -> Scores:
     """Metrics' input from csr scores; labels that a peer did not score stay unscored, so there is no AUC."""
-    evaluator = StreamingEvaluator(labels, train_counts, k=100, auc_bins=None)
+    evaluator = StreamingEvaluator(labels, prepared.train_counts, 100, prepared.edges, auc_bins=None)
     for begin in range(0, labels.shape[0], size):
         rows = np.arange(begin, min(begin + size, labels.shape[0]))
         evaluator.update(rows, scores[rows])

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from plantlib import launch
+from plantlib import launch, privacy
 from plantlib.awd_pretraining import PretrainConfig, pretrain, word_tokenizer
 from plantlib.data import Corpus
 from plantlib.ensemble import made_of, run_ensemble
@@ -42,7 +42,7 @@ def language_model(
     """(folder, what pretraining found) of one direction; both directions share the tokenizer of the same text."""
     config = replace(config, direction=direction)
     key = fingerprint_of(corpus.fingerprint(), asdict(config))
-    folder = artefacts(root) / "awd" / f"{corpus.name}-{direction}-{key}"
+    folder = artefacts(privacy.artefacts_root(corpus, root)) / "awd" / f"{corpus.name}-{direction}-{key}"
     with launch.main_first():
         if not (folder / "pretraining.json").exists():
             folder.parent.mkdir(parents=True, exist_ok=True)
@@ -119,7 +119,8 @@ def awd_grid(
             dataset, backbone=folder, max_tokens=tokens, window=window, frozen=tuning == "frozen", root=root, progress=progress,
             **{f"{split}_documents": cap for split, cap in caps.items()},
         )  # fmt: skip
-    if Path(results).name == "runs":  # beside the records; a lesson's temporary folder keeps none
+    # beside the records; a lesson's temporary folder keeps none, a credentialed corpus none outside the data folder
+    if Path(results).name == "runs" and (privacy.inside_data(results) or not privacy.is_credentialed(corpus)):
         told = {m["direction"]: {k: v for k, v in m.items() if k != "direction"} for m in models}
         write_json(Path(results).parent / f"awd-pretraining-{corpus.name}.json", told)
     records = []

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from data_scripts import describe
-from plantlib import plots_claims, privacy, runner, saving, sources
+from plantlib import library_peers, plots_claims, privacy, runner, saving, sources
 from plantlib.data import Corpus
 from plantlib.io import read_json
 from plantlib.privacy import PrivacyError
@@ -123,6 +123,18 @@ def test_executed_notebooks_leave_without_the_canary(home, tmp_path, capsys):
         runner.run_notebook(path, {"dataset": "open"}, output, progress=False)
     assert "heron" in output.read_text() and privacy.scan([tmp_path / "executed"]) == [str(output)]
     assert privacy.main([str(tmp_path / "executed")]) == 1 and "show.ipynb: holds 6" in capsys.readouterr().out
+
+
+def test_what_a_linear_peer_reads_stays_in_the_data_folder(home, monkeypatch):
+    prepared, places = library_peers.words_only("secret"), []
+    assert prepared.root == home / "artefacts"
+    make = library_peers.tempfile.mkdtemp
+    monkeypatch.setattr(library_peers.tempfile, "mkdtemp", lambda **o: places.append(o["dir"]) or make(**o))
+    job = library_peers.Job.data_of(prepared)
+    with pytest.raises((library_peers.WorkerFailed, OSError)):
+        job.work("PLT", {}, home / "no python", 0, 1)
+    assert places == [home / "artefacts"] and not list(home.glob("artefacts/peer-*")), "and nothing is left"
+    assert library_peers.Job.data_of(library_peers.words_only("open")).place is None
 
 
 def test_credentialed_corpora_are_not_built_where_git_looks(tmp_path):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 
-from plantlib import RunConfig, v1_grid
+from plantlib import RunConfig, privacy, v1_grid
 from plantlib.io import read_json, write_json
 from plantlib.planting import V1Config
 from plantlib.train import TrainConfig
@@ -56,3 +56,19 @@ def test_two_directions_are_trained_summed_and_read_again(corpus, tmp_path, monk
     monkeypatch.undo()
     remade, _ = v1_grid.awd_grid(str(tmp_path / "tiny"), **options)
     assert remade[2].params["made_of"] == records[2].params["made_of"] != "0" * 16
+
+
+def test_a_language_model_of_credentialed_text_stays_in_the_data_folder(corpus, tmp_path, monkeypatch):
+    home = tmp_path / "home"
+    monkeypatch.setenv("PLANT_HOME", str(home))
+    replace(corpus, name="secret", manifest={"credentialed": True}).save(home / "secret")
+    options = dict(
+        systems=("random",), tokens=None, hidden_size=8, lstm_size=8, layers=1, lm_epochs=1, lm_rows=4, tuning="frozen",
+        epochs=1, dim=8, progress=False,
+    )  # fmt: skip
+    with pytest.raises(privacy.PrivacyError, match="artefacts of secret, a credentialed corpus, would go to elsewhere"):
+        v1_grid.awd_grid("secret", root=tmp_path / "elsewhere", results=tmp_path / "runs", **options)
+    v1_grid.awd_grid("secret", results=tmp_path / "runs", **options)
+    assert len(list((home / "artefacts" / "awd").glob("secret-forward-*/model.safetensors"))) == 1
+    assert [p.name for p in tmp_path.iterdir() if p.is_file()] == [], "nor does what pretraining found leave it"
+    assert not list((tmp_path / "runs").glob("*/")) and {p.suffix for p in (tmp_path / "runs").iterdir()} == {".json"}
