@@ -22,7 +22,7 @@ def backbone_grid(
     window: int | None = None, overlap: int = 0, epochs: int = 4, batch_size: int = 16, accumulation: int = 1,
     lr_backbone: float = 2e-4, dtype: str = "float32", quantise: bool = False, gradient_checkpointing: bool = False,
     lora_r: int = 16, lora_alpha: int = 32, lora_dropout: float = 0.05,
-    lora_targets: list[str] | None = None, trust_remote_code: bool = False,
+    lora_targets: list[str] | None = None, trust_remote_code: bool = False, label_space: str = "seen",
     train_documents: int | None = None, dev_documents: int | None = None, test_documents: int | None = None,
     results: str | Path = "results/runs", root: str | Path | None = None, notebook: str | None = "08_backbones",
     progress: bool = True,
@@ -38,6 +38,7 @@ def backbone_grid(
     )  # fmt: skip
     caps = {"train_documents": train_documents, "dev_documents": dev_documents, "test_documents": test_documents}
     options = {"max_tokens": tokens, "window": window, "overlap": overlap, "root": root, "progress": progress} | caps
+    options["label_space"] = label_space
     records: list[RunRecord] = []
     for name in backbones:
         with launch.main_first():

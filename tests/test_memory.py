@@ -27,7 +27,8 @@ PARAMETERS = {
     "dataset", "backbones", "tuning", "starts", "seeds", "tokens", "epochs", "batch_size", "accumulation", "dtype", "quantise",
     "gradient_checkpointing", "train_documents", "dev_documents", "test_documents", "results",
 }  # fmt: skip
-OPTIONAL = {"lora_dropout", "lora_targets", "trust_remote_code"}
+OPTIONAL = {"lora_dropout", "lora_targets", "trust_remote_code", "label_space"}
+LABELS = {"eurlex57k": 4108, "mimic4-few": 3343}
 # phi3small is not in transformers; LLaMA 3 8B has its widths and number of layers
 ARCHITECTURE = {"phi-3-small": "llama-3-8b"}
 
@@ -323,10 +324,12 @@ def test_runs_ask_for_known_parameters_and_state_the_memory_they_need(path, monk
     assert PARAMETERS <= set(asked) <= PARAMETERS | OPTIONAL and len(asked["backbones"]) == 1
     comment = [line for line in text.splitlines() if line.startswith("#")]
     assert 2 <= len(comment) <= 3 and max(map(len, text.splitlines())) <= 128
-    preset = ARCHITECTURE.get(path.stem, path.stem)
+    preset = path.stem.removesuffix(f"-{asked['dataset']}")
+    preset = ARCHITECTURE.get(preset, preset)
     config = memory.config_of(preset if preset in memory.presets() else asked["backbones"][0])
     found = memory.estimate(
-        config, num_labels=4108, batch_size=asked["batch_size"], tokens=asked["tokens"], tuning=asked["tuning"],
+        config, num_labels=LABELS.get(asked["dataset"], 4108), batch_size=asked["batch_size"],
+        tokens=asked["tokens"], tuning=asked["tuning"],
         dtype=asked["dtype"], quantise=asked["quantise"], gradient_checkpointing=asked["gradient_checkpointing"],
     )  # fmt: skip
     assert found.total > 0
