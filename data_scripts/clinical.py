@@ -71,3 +71,13 @@ def described(pairs: list[tuple[str, str]]) -> dict[str, str]:
         if code and text and text not in (own := found.setdefault(code, [])):
             own.append(text)
     return {code: " / ".join(texts) for code, texts in found.items()}
+
+
+def with_inclusion_terms(texts: dict[str, str]) -> dict[str, str]:
+    """ICD-10 descriptions with ICD-10-CM's inclusion terms behind them, where simple-icd-10-cm is there and knows the code."""
+    try:
+        import simple_icd_10_cm as terminology
+    except ImportError:
+        return texts
+    terms = {c: terminology.get_inclusion_term(c.upper()) for c in texts if terminology.is_valid_item(c.upper())}
+    return {code: ". ".join([text, *terms.get(code, ())]) for code, text in texts.items()}

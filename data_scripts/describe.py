@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from plantlib import Corpus, mig, privacy
+from plantlib.buckets import edges_of, frequency_buckets
 from plantlib.io import read_json, write_json
-from plantlib.metrics import frequency_buckets
 from plantlib.sources import checkout
 
 POINTS = 40  # of a rank-frequency curve
@@ -32,7 +32,7 @@ def describe(corpus: Corpus) -> dict:
     counts = np.sort(mig.column_counts(corpus.labels[train]))[::-1]
     used = counts[counts > 0]
     places = np.unique(np.geomspace(1, max(len(used), 1), POINTS).round().astype(int)) if len(used) else np.zeros(0, int)
-    buckets = {name: int(mask.sum()) for name, mask in frequency_buckets(counts).items()}
+    buckets = {name: int(mask.sum()) for name, mask in frequency_buckets(counts, edges_of(corpus.manifest)).items()}
     return {
         "fingerprint": corpus.fingerprint(), "synthetic": bool(corpus.manifest.get("synthetic", False)),
         "documents": {split: len(corpus.rows(split)) for split in ("train", "dev", "test")},

@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING, Any
 from plantlib.data import Corpus, DataError
 
 try:
-    from data_scripts import common
+    from data_scripts import clinical, common
 except ModuleNotFoundError:
+    import clinical
     import common
 
 if TYPE_CHECKING:
@@ -107,16 +108,6 @@ def _from_terminology(labels: set[str]) -> dict[str, str]:
     return {c: terminology.get_description(c.upper()) for c in labels if terminology.is_valid_item(c.upper())}
 
 
-def long_texts(texts: dict[str, str]) -> dict[str, str]:
-    """Descriptions with ICD-10-CM's inclusion terms behind them, where simple-icd-10-cm knows the code."""
-    try:
-        import simple_icd_10_cm as terminology
-    except ImportError:
-        return texts
-    terms = {c: terminology.get_inclusion_term(c.upper()) for c in texts if terminology.is_valid_item(c.upper())}
-    return {code: ". ".join([text, *terms.get(code, ())]) for code, text in texts.items()}
-
-
 def name_of(task: str, language: str) -> str:
     """codiesp, codiesp-d3, codiesp-p, codiesp-dp, each with -es for the Spanish text."""
     return "codiesp" + ("" if task == "D" else f"-{task.lower()}") + ("" if language == "en" else f"-{language}")
@@ -141,7 +132,7 @@ def build(out: Path, source: Path | None = None, *, task: str = "D", language: s
                                [case["text_en" if language == "en" else "text"] for case in cases], labels, splits,
                                label_texts=texts, manifest=manifest,
                                evidence=evidence_frame(cases, task) if language == "es" else None)
-    return common.save(corpus, out, long_texts(texts))
+    return common.save(corpus, out, clinical.with_inclusion_terms(texts))
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ SUBSETS = ("icd10", "icd9", "few")
 LEAST = 10
 SHARES = (75, 10, 15)  # train, dev and test of Edin et al.
 RARE, NOTES, SEED = (3, 7), 800, 42  # training notes of the codes that select; notes kept; seed of the published draw
+FEW_EDGES = (0, 7, 7)  # its published buckets: codes of no training note, of 1 to 7, of more
 
 
 class Note(NamedTuple):
@@ -146,7 +147,11 @@ def build(out: Path, source: Path | None = None, *, subset: str = "icd10", text:
              for pair in titles(tables, table, "icd_code", form(version, table.endswith("procedures")), version)]
     described = clinical.described(pairs)
     manifest = common.clinical_manifest("https://physionet.org/content/mimic-iv-note/2.2/", tables, remarks)
-    with CorpusWriter(out, common.marked(name, tables), labels, manifest, [described.get(c) for c in labels]) as writer:
+    if subset == "few":
+        manifest["bucket_edges"] = list(FEW_EDGES)
+    texts = [described.get(c) for c in labels]
+    longer = clinical.with_inclusion_terms({c: described[c] for c in labels if c in described}) if version == "10" else None
+    with CorpusWriter(out, common.marked(name, tables), labels, manifest, texts, longer) as writer:
         for note, raw in notes(tables):
             if note in own:
                 writer.add(note.id, clinical.cleaned(raw, text), split[note], [column[c] for c in own[note]])

@@ -83,7 +83,7 @@ def run_candidates(
 
     def after_epoch(epoch: int, loss: float | None) -> None:
         seconds = round(before + time.perf_counter() - clock, 2)
-        dev = score(decoder, data, rows["dev"], config, prepared.train_counts)
+        dev = score(decoder, data, rows["dev"], config, prepared.train_counts, edges=prepared.edges)
         found = evaluate(dev, labels[rows["dev"]], prepared.train_counts, len(rows["train"]))
         row = {"epoch": epoch, "seconds": seconds} | ({} if loss is None else {"train_loss": round(loss, 4)})
         kept.offer(row | {name: round(found[name], 6) for name in HISTORY_METRICS if np.isfinite(found.get(name, np.nan))})
@@ -94,7 +94,7 @@ def run_candidates(
     fit(decoder, data, rows["train"], labels, config, rate=rate, folder=folder, progress=progress, after_epoch=after_epoch)
     kept.restore()
     times["fine_tune"] = round(time.perf_counter() - began - times["teacher"], 2)
-    found = {s: score(decoder, data, rows[s], config, prepared.train_counts) for s in ("dev", "test")}
+    found = {s: score(decoder, data, rows[s], config, prepared.train_counts, edges=prepared.edges) for s in ("dev", "test")}
     record = _record(prepared, config, start, run_id, data, found, kept, times, linear, notebook)
     if results is not None:
         record.save(results)

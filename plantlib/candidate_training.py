@@ -20,11 +20,12 @@ from safetensors.torch import save_file
 from scipy import sparse
 
 from plantlib import candidates as lists
+from plantlib.buckets import EDGES, Edges, frequency_buckets
 from plantlib.candidate_decoder import CandidateConfig, CandidateDecoder, candidate_bce
 from plantlib.decoder import Packed
 from plantlib.io import atomic_path
 from plantlib.linear_score import LinearScore
-from plantlib.metrics import BUCKET_DEPTH, Scores, TopK, frequency_buckets, restrict
+from plantlib.metrics import BUCKET_DEPTH, Scores, TopK, restrict
 from plantlib.mig import Teacher
 from plantlib.progress import tqdm
 from plantlib.tokens import tfidf
@@ -180,10 +181,10 @@ def predict(decoder: CandidateDecoder, data: CandidateData, rows: np.ndarray, co
 
 def score(
     decoder: CandidateDecoder, data: CandidateData, rows: np.ndarray, config: CandidateConfig, train_counts: np.ndarray,
-    k: int = 100,
+    k: int = 100, edges: Edges = EDGES,
 ) -> Scores:  # fmt: skip
     """What `predict` gives, and the best labels of each frequency bucket among all `width` candidates, not among k of them."""
-    masks = frequency_buckets(train_counts)
+    masks = frequency_buckets(train_counts, edges)
     places, buckets = [], {name: [] for name in masks}
     for whole in _rankings(decoder, data, rows, config):
         places.append(_cut(whole, k))

@@ -82,7 +82,7 @@ def label_names(model: PlantModel) -> list[str]:
 def score(models: list[PlantModel], documents: list[Documents], train_counts: np.ndarray, *, batch_size=16, auc=True) -> Scores:
     """Scores of a split from summed logits; documents[i] holds the same rows as models[i] reads them."""
     rows, labels = documents[0].rows, documents[0].labels[documents[0].rows]
-    evaluator = StreamingEvaluator(labels, train_counts, k=100, auc_bins=2048 if auc else None)
+    evaluator = StreamingEvaluator(labels, train_counts, 100, documents[0].edges, 2048 if auc else None)
     order = np.argsort(-documents[0].tokens.lengths[rows], kind="stable")
     with torch.inference_mode():
         for begin in range(0, len(order), batch_size):

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
+from plantlib.buckets import EDGES, Edges, frequency_buckets
 from plantlib.statistics import UNSCORED, AucHistogram, decode_keys, largest, order_keys, refuse_nan, to_numpy, unwrap
 
 BUCKET_DEPTH = 15
@@ -123,6 +124,11 @@ def precision_at_k(topk: TopK, Y: Any, k: int) -> np.ndarray:
     return hits(topk, Y, k).sum(1) / k
 
 
+def precision_where_gold(topk: TopK, Y: Any, k: int) -> np.ndarray:
+    """(N,) P@k, nan for a document without gold labels: within a bucket most documents have none."""
+    return np.where(_gold_count(Y, None) > 0, precision_at_k(topk, Y, k), np.nan)
+
+
 def recall_at_k(topk: TopK, Y: Any, k: int, extra_gold: np.ndarray | None = None) -> np.ndarray:
     """(N,) hits / |gold|. extra_gold: (N,) gold labels outside the label space, added to |gold|."""
     return _ratio(hits(topk, Y, k).sum(1), _gold_count(Y, extra_gold))
@@ -168,14 +174,6 @@ def average_precision_at_k(topk: TopK, Y: Any, k: int, extra_gold: np.ndarray | 
     """(N,) AP@k = sum of P@i over hits at places i <= k, over min(k, |gold|); its mean is MAP@k, not MAP."""
     hit = hits(topk, Y, k)
     return _ratio((hit * hit.cumsum(1) / np.arange(1, k + 1)).sum(1), np.minimum(k, _gold_count(Y, extra_gold)))
-
-
-def frequency_buckets(train_counts: np.ndarray, edges: tuple[int, int, int] = (0, 5, 50)) -> dict[str, np.ndarray]:
-    """(L,) bool masks by TRAINING count n: zero n <= edges[0], few <= edges[1], medium <= edges[2], head above."""
-    if len(edges) != 3 or not edges[0] < edges[1] < edges[2]:
-        raise ValueError(f"bucket edges {edges} given, wanted three growing counts such as (0, 5, 50)")
-    which = np.searchsorted(edges, np.asarray(train_counts), side="left")
-    return {name: which == i for i, name in enumerate(("zero", "few", "medium", "head"))}
 
 
 def restrict(topk: TopK, mask: np.ndarray) -> TopK:
@@ -249,7 +247,7 @@ class StreamingEvaluator:
     of whose cells only the stored ones are scored.
     """
 
-    def __init__(self, Y: Any, train_counts: np.ndarray, k: int = 100, edges: tuple[int, int, int] = (0, 5, 50),
+    def __init__(self, Y: Any, train_counts: np.ndarray, k: int = 100, edges: Edges = EDGES,
                  auc_bins: int | None = 2048) -> None:
         self.Y, self.k = gold_matrix(Y), k
         n, self.n_labels = self.Y.shape
@@ -306,7 +304,7 @@ def _over(functions: tuple, topk: TopK, Y: Any, **options: Any) -> dict[str, flo
 
 def evaluate(scores: Scores, Y: Any, train_counts: np.ndarray, n_train: int, threshold: float | None = None,
              extra_gold: np.ndarray | None = None) -> dict[str, float]:
-    """All metrics in one flat dict; fractions, nan where undefined; buckets as 'few/rp@5'.
+    """All metrics in one flat dict; fractions, nan where undefined; buckets as 'few/rp@5', over documents with such labels.
 
     Without `gold_ranks` MAP@k stands in, under that name; F1 needs `threshold`; k beyond the TopK's depth are left out.
     'documents_without_gold' left R, RP, nDCG and MAP; 'documents_cut' have every place of the TopK above the threshold,
@@ -326,6 +324,7 @@ def evaluate(scores: Scores, Y: Any, train_counts: np.ndarray, n_train: int, thr
         counts = label_counts(topk, Y, threshold)
         out |= f1_scores(counts) | {"documents_cut": float((topk.scores[:, -1].astype(np.float64) >= threshold).sum())}
     short = (("rp", r_precision_at_k, (5,)), ("r", recall_at_k, (15,)), ("ndcg", ndcg_at_k, (5,)))
+    short += (("p", precision_where_gold, (1, 5, 8)),)
     for name, mask in (scores.masks or frequency_buckets(train_counts)).items():
         ranking = scores.buckets[name] if scores.buckets else restrict(topk, mask)
         out |= {f"{name}/{key}": x for key, x in _over(short, ranking, restrict_gold(Y, mask)).items()}

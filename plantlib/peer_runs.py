@@ -61,7 +61,7 @@ def tuned_weight(
     """The weight of `second` with the best dev metric; both blocks are evaluated on dev only."""
     dev, labels = prepared.rows["dev"], prepared.corpus.labels
     value = lambda w: evaluate(  # noqa: E731
-        peers.scored(peers.added(first, second, w), labels, dev, prepared.train_counts, auc=False),
+        peers.scored(peers.added(first, second, w), labels, dev, prepared.train_counts, auc=False, edges=prepared.edges),
         labels[dev],
         prepared.train_counts,
         len(prepared.rows["train"]),
@@ -71,8 +71,8 @@ def tuned_weight(
 
 def _peer_record(prepared, system, kind, block, params, seconds, results, notebook) -> RunRecord:
     rows, labels = prepared.rows, prepared.corpus.labels
-    dev = peers.scored(block, labels, rows["dev"], prepared.train_counts, auc=False)
-    test = peers.scored(block, labels, rows["test"], prepared.train_counts)
+    dev = peers.scored(block, labels, rows["dev"], prepared.train_counts, auc=False, edges=prepared.edges)
+    test = peers.scored(block, labels, rows["test"], prepared.train_counts, edges=prepared.edges)
     record = RunRecord(
         id=run_name(prepared, system, 0),
         kind=kind,

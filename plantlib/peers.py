@@ -13,6 +13,7 @@ import numpy as np
 from scipy import sparse
 
 from plantlib import associations
+from plantlib.buckets import EDGES, Edges
 from plantlib.metrics import Scores, StreamingEvaluator
 from plantlib.mig import Margins, Teacher, column_counts, presence
 from plantlib.progress import tqdm
@@ -84,11 +85,10 @@ def scored(
     train_counts: np.ndarray,
     auc: bool = True,
     size: int = 256,
+    edges: Edges = EDGES,
 ) -> Scores:
     """Scores of the documents `rows`, `size` at a time."""
-    evaluator = StreamingEvaluator(
-        labels[rows], train_counts, k=100, auc_bins=2048 if auc else None
-    )
+    evaluator = StreamingEvaluator(labels[rows], train_counts, 100, edges, 2048 if auc else None)
     for begin in range(0, len(rows), size):
         part = np.arange(begin, min(begin + size, len(rows)))
         evaluator.update(part, np.asarray(block(rows[part]), np.float32))

@@ -16,6 +16,7 @@ import numpy as np
 from scipy import sparse
 
 from plantlib import associations, backbones, l2r, linear_score, mig, privacy
+from plantlib.buckets import EDGES, Edges, edges_of
 from plantlib.data import Corpus, DataError
 from plantlib.features import Features, Standard, cached_features, hidden_states, standard_of
 from plantlib.kernels import machine
@@ -77,6 +78,11 @@ class Prepared:
         """(L,) training documents a label."""
         return mig.column_counts(self.corpus.labels[self.rows["train"]])
 
+    @property
+    def edges(self) -> Edges:
+        """Bounds of the frequency buckets, the corpus's own where it has some."""
+        return edges_of(self.corpus.manifest)
+
     @cached_property
     def counts(self) -> sparse.csr_matrix:
         """(N, V) token counts."""
@@ -119,8 +125,8 @@ class Prepared:
 
     def documents(self, split: str, cached: bool = True, linear: LinearScore | None = None) -> Documents:
         """The split as the trainer reads it; cached hands over the frozen backbone's features, else the backbone runs."""
-        added = linear.scores if linear else None
-        return Documents(self.tokens, self.corpus.labels, self.rows[split], self.features if cached else None, added)
+        added, features = linear.scores if linear else None, self.features if cached else None
+        return Documents(self.tokens, self.corpus.labels, self.rows[split], features, added, self.edges)
 
     def linear(self, config: LinearConfig, progress: bool = True) -> LinearScore:
         """The linear score over words of training rows; finished parts are kept under `root`."""
@@ -147,6 +153,7 @@ class Prepared:
             "name": self.corpus.name, "fingerprint": self.corpus.fingerprint(), "labels": self.corpus.L,
             "label_space": LABEL_SPACES[self.label_space], "synthetic": bool(self.corpus.manifest.get("synthetic", False)),
             **{s: len(r) for s, r in self.rows.items()},
+            **({"bucket_edges": list(self.edges)} if self.edges != EDGES else {}),
             **({"credentialed": True} if privacy.is_credentialed(self.corpus) else {}),
         }  # fmt: skip
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from plantlib import plots
+from plantlib.buckets import EDGES, checked, in_words
 from plantlib.io import atomic_path
 from plantlib.results import RunRecord, compare, load_all, replace_section, to_markdown, unlike
 from plantlib.sources import checkout
@@ -74,9 +75,10 @@ class Group:
         if "candidates" in planted[0].params:
             read += f", each document's {planted[0].params['width']} best labels by {planted[0].params['candidates']} scored"
         sizes = ", ".join(f"{data[split]:,} {split}" for split in ("train", "dev", "test"))
+        own = f" Buckets of its own: {in_words(checked(data['bucket_edges']))}." if "bucket_edges" in data else ""
         return (f"**{data['name']}**{' (synthetic)' if data['synthetic'] else ''}: {sizes} documents; {data['labels']:,} "
                 f"{data['label_space']}; {read}; seeds {seeds}; {devices}. Linear peers and bare teachers read "
-                "whole documents." + "".join(f" Runs of {s} differ in more than the seed: {', '.join(o)}."
+                "whole documents." + own + "".join(f" Runs of {s} differ in more than the seed: {', '.join(o)}."
                                              for s, o in unlike(self.records).items()))  # fmt: skip
 
 
@@ -192,7 +194,7 @@ def readme_section(found: list[Group]) -> str:
     note = (
         "Percent; mean ± sd over seeds. \\*: p < 0.05 against the first row in either direction, paired bootstrap over test "
         "documents, tested for P@1, P@5, nDCG@5 and RP@5 few alone, not corrected for their number. macro-F1: mean F1 of "
-        "labels in test, one threshold from dev. few, medium, head: labels with 1 to 5, 6 to 50, more training documents."
+        f"labels in test, one threshold from dev. {in_words(EDGES)}."
     )
     return "\n\n".join([*parts, note])
 

@@ -52,16 +52,17 @@ class CorpusWriter:
     """Writes a corpus folder document by document; use it as a context manager, the folder appears when the block ends well.
 
     label_names: L unique names, the columns of Y. label_texts: one description a label or None, in that order.
+    longer_texts: {label: description, inclusion terms, other names} for `label_texts.json`, where there is more to say.
     """
 
     def __init__(self, folder: str | Path, name: str, label_names: list[str], manifest: dict[str, Any],
-                 label_texts: list[str | None] | None = None):
+                 label_texts: list[str | None] | None = None, longer_texts: dict[str, str] | None = None):
         from plantlib.data import DataError
 
         if len(set(label_names)) < len(label_names):
             raise DataError(f"corpus {name!r}: {len(label_names) - len(set(label_names))} label names repeat; make them unique")
         self.folder, self.name, self.names, self.manifest = Path(folder), name, label_names, manifest
-        self.texts = label_texts or [None] * len(label_names)
+        self.texts, self.longer = label_texts or [None] * len(label_names), longer_texts
         self._seen: set[int] = set()
         self._lengths, self._documents = array("i"), {}
         self._used: dict[str, np.ndarray] = {}
@@ -129,8 +130,11 @@ class CorpusWriter:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
+        from plantlib import label_texts
         from plantlib.data import FORMAT, SPLITS
 
+        if self.longer:
+            label_texts.write(self._path, self.longer)
         pq.write_table(pa.table({"name": pa.array(self.names, pa.string()), "text": pa.array(self.texts, pa.string())}),
                        self._path / "labels.parquet")
         used = {s: int(self._used[s].sum()) for s in SPLITS if s in self._documents and s != "unlabelled"}

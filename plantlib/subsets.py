@@ -3,7 +3,7 @@
 Every choice follows one hash order of the training documents, so a smaller subset lies inside a larger one of the same seed, on
 every machine. Dev and test stay whole. Nothing else is built here: `pipeline.prepare(subset, label_space=...)` makes tokens,
 counts and the teacher from the rows a subset holds, never from those it left out (METHOD.md section 6, fault 14).
-Buckets by training frequency are in `metrics.frequency_buckets`.
+Buckets by training frequency are in `buckets.frequency_buckets`.
 """
 
 from __future__ import annotations

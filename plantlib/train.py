@@ -22,6 +22,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging as transformers_logging
 
 from plantlib import launch, schedules
+from plantlib.buckets import EDGES, Edges
 from plantlib.features import Features
 from plantlib.io import read_json
 from plantlib.metrics import StreamingEvaluator, evaluate
@@ -95,17 +96,17 @@ class TrainConfig:
 class Documents(torch.utils.data.Dataset):
     """Rows of a corpus as the collator reads them: token ids, labels and, for a frozen backbone, cached features.
 
-    linear: rows -> (b, L) linear scores over words, for a start that plants them.
+    linear: rows -> (b, L) linear scores over words, for a start that plants them. edges: of the corpus's frequency buckets.
     """
 
     def __init__(
         self, tokens: Ragged, labels: sparse.csr_matrix, rows: np.ndarray, features: Features | None = None,
-        linear: Callable[[list[int]], np.ndarray] | None = None,
+        linear: Callable[[list[int]], np.ndarray] | None = None, edges: Edges = EDGES,
     ):  # fmt: skip
         if len(tokens) != labels.shape[0]:
             raise ValueError(f"{len(tokens)} tokenised documents and {labels.shape[0]} label rows; both must cover the corpus")
         self.tokens, self.labels, self.rows, self.features = tokens, labels.tocsr(), np.asarray(rows), features
-        self.linear = linear
+        self.linear, self.edges = linear, edges
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -200,7 +201,7 @@ def score(
 ):
     """(Scores, Y) of a split: one forward pass, documents batched by length, no (N, L) matrix."""
     labels = documents.labels[documents.rows]
-    evaluator = StreamingEvaluator(labels, train_counts, k=k, auc_bins=2048 if auc else None)
+    evaluator = StreamingEvaluator(labels, train_counts, k, documents.edges, 2048 if auc else None)
     order = np.argsort(-documents.tokens.lengths[documents.rows], kind="stable")
     device, training = next(model.parameters()).device, model.training
     model.eval()

@@ -154,7 +154,7 @@ def test_texts_lie_beside_the_corpus_and_win_over_its_own(described, tmp_path, m
 
 
 def test_scripts_write_inclusion_terms_and_other_names(tmp_path):
-    codes = sources.script("get_codiesp").long_texts({"i50.9": "Heart failure, unspecified", "none": "no code"})
+    codes = sources.script("clinical").with_inclusion_terms({"i50.9": "Heart failure, unspecified", "none": "no code"})
     assert codes["i50.9"].startswith("Heart failure, unspecified. Cardiac, heart or myocardial failure NOS")
     assert codes["none"] == "no code"
     write_json(tmp_path / "EURLEX57K.json", {"1107": {"label": "blue-veined cheese", "alt_labels": ["Stilton"]}, "5": "x"})

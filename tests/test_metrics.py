@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from plantlib import metrics, statistics
+from plantlib import buckets, metrics, statistics
 from plantlib.metrics import Scores, StreamingEvaluator, TopK
 
 N, L = 60, 40
@@ -162,11 +162,33 @@ def test_tuned_threshold_separates_neighbouring_float32():
 
 
 def test_buckets_partition_the_labels():
-    masks = metrics.frequency_buckets(np.array([0, 1, 5, 6, 50, 51]))
+    masks = buckets.frequency_buckets(np.array([0, 1, 5, 6, 50, 51]))
     assert {name: np.flatnonzero(mask).tolist() for name, mask in masks.items()} == {
         "zero": [0], "few": [1, 2], "medium": [3, 4], "head": [5]}  # fmt: skip
-    with pytest.raises(ValueError, match="three growing"):
-        metrics.frequency_buckets(np.array([1]), (5, 5, 9))
+    for edges in ((5, 5, 9), (0, 9, 5), (0, 5), "0,5", None, (0.5, 1, 2)):
+        with pytest.raises(ValueError, match="three growing"):
+            buckets.frequency_buckets(np.array([1]), edges)
+
+
+def test_a_data_set_has_buckets_of_its_own():
+    """MIMIC-IV-few: none, 1 to 7, 8 and more; no label is medium, and its metrics are undefined."""
+    edges, counts = buckets.edges_of({"bucket_edges": [0, 7, 7]}), np.array([0, 1, 7, 8, 60])
+    assert buckets.edges_of({}) == buckets.EDGES
+    assert buckets.in_words(edges) == "few, head: labels with 1 to 7, more training documents"
+    Y, scores = sparse.csr_matrix([[1, 0, 1, 0, 1], [0, 0, 0, 1, 0]]), np.array([[5, 4, 3, 2, 1.0], [1, 2, 3, 4, 5]])
+    evaluator = metrics.StreamingEvaluator(Y, counts, 5, edges)
+    evaluator.update(np.arange(2), scores)
+    found = metrics.evaluate(evaluator.result(), Y, counts, 100, 0.5)
+    assert found["zero/p@1"] == 1 and found["few/p@1"] == 0 and found["few/rp@5"] == 1 and np.isnan(found["medium/rp@5"])
+    assert found["head/p@1"] == 0 and found["head/p@5"] == pytest.approx(1 / 5)
+
+
+def test_precision_in_a_bucket_is_over_documents_with_such_labels():
+    Y, counts = sparse.csr_matrix([[1, 0], [0, 1], [0, 0]]), np.array([3, 100])
+    evaluator = metrics.StreamingEvaluator(Y, counts, 2)
+    evaluator.update(np.arange(3), np.array([[1, 0.0], [0, 1], [1, 1]]))
+    found = metrics.evaluate(evaluator.result(), Y, counts, 100)
+    assert found["few/p@1"] == found["head/p@1"] == 1 and found["p@1"] == pytest.approx(2 / 3)
 
 
 @pytest.mark.parametrize("kind", ["numpy", "torch on the CPU", "torch as on an accelerator", "sparse"])

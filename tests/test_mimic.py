@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from plantlib import sources
+from plantlib import buckets, label_texts, sources
 from plantlib.data import Corpus, DataError
 
 sources.script("common")
@@ -266,6 +266,11 @@ def test_generated_tables_go_the_whole_road_and_say_synthetic(generated, tmp_pat
     assert made["mimic3-full-exact"].L == full.L + 1  # 00.44 and 04.4 are one label in the published space
     assert made["mimic3-top50"].L == made["mimic3-rare50"].L == 50
     assert not set(made["mimic4-few"].ids) - set(made["mimic4-icd10"].ids)
+    for name in ("mimic4-icd10", "mimic4-few"):
+        longer = {label: text for label, text in zip(made[name].label_names, label_texts.read(made[name]), strict=True) if text}
+        assert any(len(text) > len(made[name].label_texts[label]) for label, text in longer.items()), "inclusion terms too"
+    assert buckets.edges_of(made["mimic4-few"].manifest) == (0, 7, 7), "the published buckets of this slice"
+    assert buckets.edges_of(made["mimic4-icd10"].manifest) == buckets.EDGES
     ten = made["mimic4-icd10"]
     assert np.asarray(ten.labels.sum(axis=0)).min() >= 10 and len(set(ten.ids)) == ten.N
     real = tmp_path / "tables" / "mimic3"
@@ -359,7 +364,7 @@ import csv, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[3])
 from benchmarks.common import peak_mib
-from plantlib import sources
+from plantlib import buckets, label_texts, sources
 sources.script("common")
 from data_scripts import fixtures, get_mimic3
 folder, notes = Path(sys.argv[1]), int(sys.argv[2])
