@@ -2,6 +2,7 @@
 
     python benchmarks/bench_zero_shot.py bare codiesp eurlex57k     # teachers over words, no training
     python benchmarks/bench_zero_shot.py trained codiesp            # frozen MiniLM, 128 tokens, 2 seeds
+    python benchmarks/bench_zero_shot.py trained eurlex57k --train 1000 --dev 500 --test 2000
 
 The label space is every label of the corpus, so that zero-shot labels can be ranked; recall@15 and RP@5 of the zero bucket rank
 them among themselves, nDCG@5 among all labels. Texts come from terminologies; test is read once, options were chosen on dev.
@@ -62,9 +63,9 @@ def row_of(corpus: Corpus, counts: np.ndarray, gold, system: str, seed: int, fou
             "metrics": {m: None if np.isnan(found[m]) else round(float(found[m]), 4) for m in METRICS}}  # fmt: skip
 
 
-def trained_rows(name: str, tokens: int, seeds: int, epochs: int, train: int | None, starts) -> Iterator[dict]:
+def trained_rows(name: str, tokens: int, seeds: int, epochs: int, caps: dict, starts) -> Iterator[dict]:
     """Rows of the starts with and without label text, fine-tuned on cached features of frozen MiniLM."""
-    prepared = prepare(name, backbone="minilm", max_tokens=tokens, train_documents=train, label_space="all")
+    prepared = prepare(name, backbone="minilm", max_tokens=tokens, label_space="all", **caps)
     config, gold = runs.RunConfig(train=TrainConfig(epochs=epochs)), prepared.corpus.labels[prepared.rows["test"]]
     for seed, start in tqdm([(seed, start) for seed in range(seeds) for start in starts], desc=name, unit="run"):
         record, _ = runs.run_start(prepared, start, seed, config=config, progress=False)
@@ -88,12 +89,14 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--starts", default=",".join(STARTS), help="starts, separated by commas")
-    parser.add_argument("--train", type=int, help="at most so many training documents")
+    for split in ("train", "dev", "test"):
+        parser.add_argument(f"--{split}", type=int, help=f"at most so many {split} documents, of `trained`")
     parser.add_argument("--out", type=Path, default=Path("results/zero_shot.json"))
     given = parser.parse_args()
+    caps = {f"{split}_documents": getattr(given, split) for split in ("train", "dev", "test")}
     for name in given.datasets:
         new = bare_rows(name) if given.what == "bare" else trained_rows(
-            name, given.tokens, given.seeds, given.epochs, given.train, given.starts.split(","))  # fmt: skip
+            name, given.tokens, given.seeds, given.epochs, caps, given.starts.split(","))  # fmt: skip
         # row by row: what is finished stays when the rest is stopped
         for row in new:
             old = read_json(given.out)["rows"] if given.out.exists() else []

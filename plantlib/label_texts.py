@@ -21,10 +21,13 @@ from plantlib.io import read_json, write_json
 from plantlib.mig import Teacher
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from plantlib.pipeline import Prepared, TeacherConfig
 
 FILE = "label_texts.json"
 FEW = 5  # training documents up to which a label's words join its MIG teacher
+SHOWN = ("zero/r@15", "zero/rp@5", "few/r@15", "ndcg@5")
 WEIGHT = 8.0  # of a description against a document, chosen on dev of CodiEsp and EURLEX57K: it holds the label's words alone
 
 
@@ -132,3 +135,22 @@ def for_start(
     both = joined(teacher, words, top_k=config.top_k, relevance=config.relevance, vocabulary=_seen(counts))
     attention, score = (both if name in parts else words for name in ("lookup", "score"))
     return Teacher(score.scores, attention.relevance, teacher.variant, teacher.n_train)
+
+
+def measured(path: str | Path) -> pd.DataFrame:
+    """What `benchmarks/bench_zero_shot.py` wrote, means over seeds in percent; empty where nothing was measured yet.
+
+    zero/...: among labels without a training document; few/...: among those with one to five.
+    """
+    import pandas as pd
+
+    rows = read_json(path)["rows"] if Path(path).is_file() else []
+    found = pd.DataFrame([{
+        "data": row["dataset"], "documents": row["documents"]["train"], "zero-shot labels in test": row["of_them_in_test"],
+        "trained": not row["system"].startswith("bare"), "system": row["system"], "seeds": row["seed"],
+        **{name: np.nan if row["metrics"][name] is None else 100 * row["metrics"][name] for name in SHOWN},
+    } for row in rows])  # fmt: skip
+    if not len(found):
+        return found
+    keys = ["data", "documents", "zero-shot labels in test", "trained", "system"]
+    return found.groupby(keys).agg({"seeds": "count", **dict.fromkeys(SHOWN, "mean")})

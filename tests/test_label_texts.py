@@ -161,3 +161,14 @@ def test_scripts_write_inclusion_terms_and_other_names(tmp_path):
     assert sources.script("get_eurlex57k").long_texts(tmp_path) == {"1107": "blue-veined cheese. Stilton", "5": "x"}
     write_json(tmp_path / "debtags_vocabulary.json", {"a::b": {"name": "B", "description": "About b."}})
     assert sources.script("get_debtags").long_texts(tmp_path, {"c": "C"}) == {"c": "C", "a::b": "B. About b."}
+
+
+def test_what_was_measured_is_a_row_a_system(tmp_path):
+    row = {"dataset": "a", "documents": {"train": 9}, "of_them_in_test": 3}
+    values = dict.fromkeys(label_texts.SHOWN, 0.5)
+    rows = [row | {"system": "bare MI", "seed": 0, "metrics": values | {"zero/r@15": None}},
+            *(row | {"system": "lookup", "seed": s, "metrics": values | {"ndcg@5": s}} for s in (0, 1))]  # fmt: skip
+    table = label_texts.measured(write_json(tmp_path / "zero_shot.json", {"rows": rows}))
+    assert table.index.get_level_values("system").tolist() == ["bare MI", "lookup"] and table["seeds"].tolist() == [1, 2]
+    assert table["ndcg@5"].tolist() == [50, 50] and np.isnan(table["zero/r@15"].iloc[0])
+    assert not len(label_texts.measured(tmp_path / "none.json"))
