@@ -44,7 +44,8 @@ def read(corpus: Corpus, folder: str | Path | None = None) -> list[str | None]:
     """
     from plantlib.sources import find
 
-    folder = Path(folder) if folder is not None else find(corpus.name)
+    # what is built from generated tables is named synthetic-..., its folder is not
+    folder = Path(folder) if folder is not None else find(corpus.name) or find(corpus.name.removeprefix("synthetic-"))
     table = read_json(folder / FILE) if folder is not None and (folder / FILE).is_file() else {}
     if not isinstance(table, dict) or not all(isinstance(text, str) for text in table.values()):
         raise DataError(f"{folder / FILE} does not map label names to texts; wanted an object of strings: build it again")
