@@ -158,7 +158,7 @@ def fit(
         for k in [*range(folds), -1]:
             rows = train_rows[fold != k]
             path = folder and Path(folder) / f"part{k + 1}.safetensors"
-            parts.append(_part(weights[rows], labels[rows], config, large, path, bar, before=parts if k < 0 else ()))
+            parts.append(_part(weights[rows], labels[rows], config, large, path, bar, before=parts if large and k < 0 else ()))
     parts = [parts.pop(), *parts]
     counts = [mig.column_counts(labels[train_rows[fold != k]]) for k in range(-1, folds)]
     found = stacking.fit(
