@@ -35,6 +35,7 @@ SHAPES = {
     "keep over two tiles": ([TILE + 9, 3], 5, 6, 3),
     "keep one": ([TILE + 2], 3, 4, 1),
     "keep more than a document has": ([3, TILE], 3, 4, 7),
+    "keep more than a tile, of two documents": ([2 * TILE + 5, TILE + 9], 3, 4, TILE + 3),
 }
 KINDS = [torch.float32, torch.bfloat16, torch.float16]
 # in half precision the reference rounds scores before it ranks them and may keep other tokens than float64 does
@@ -46,7 +47,7 @@ CASES = [
 
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch):
-    monkeypatch.setattr(fused, "blocks_for", lambda *_: fused.Blocks(TILE, TILE, TILE, 4, 2))
+    monkeypatch.setattr(fused, "blocks_for", lambda *_, **__: fused.Blocks(TILE, TILE, TILE, 4, 2))
 
 
 def cast(made: dict, dtype, device=DEVICE) -> dict:
@@ -176,7 +177,8 @@ def test_gradients_in_parts_equal_gradients_at_once(monkeypatch):
     monkeypatch.setattr(fused, "WORKSPACE", 1)  # one block of labels at a time
     parts = run("triton", made)
     for name in whole:
-        torch.testing.assert_close(parts[name], whole[name], rtol=1e-6, atol=1e-6)
+        # a library's product of another size may add up in another order
+        torch.testing.assert_close(parts[name], whole[name], rtol=1e-5, atol=1e-5)
 
 
 def test_memory_law(monkeypatch):
@@ -189,10 +191,12 @@ def test_memory_law(monkeypatch):
 
 
 def test_refusals_name_the_fix():
-    made = problem([200], 2, 4)
-    for change, message in (({}, "not torch.float64; use impl='torch'"), ({"keep": 129}, "at most 128 tokens")):
+    for made, message in (
+        (cast(problem([200], 2, 4), torch.float64), "not torch.float64; use impl='torch'"),
+        (cast(problem([2], 2, fused.MAX_DIM + 1), torch.float32), "at most 8192 hidden units; use impl='torch'"),
+    ):
         with pytest.raises(ValueError, match=message):
-            kernels.attend(**(made if not change else cast(made, torch.float32)) | change, impl="triton")
+            kernels.attend(**made, impl="triton")
 
 
 @pytest.mark.parametrize("arch", [80, 90])

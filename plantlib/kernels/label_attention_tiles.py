@@ -1,0 +1,284 @@
+"""The tiles of fused label attention: Triton kernels that `label_attention.py` launches.
+
+A program owns a block of columns of one document and walks its tokens; two tensor-core products a tile, an online softmax,
+scores that never leave the registers. Rows are addressed within the document and pulled inside it, so loads need no mask of
+tokens; what lies outside is masked once, in the scores.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+GROUP = 8  # documents side by side: programs in flight then read the same rows of Q and W, and of H, from the cache
+
+
+@triton.jit
+def _place(batch, blocks, GROUP: tl.constexpr):
+    """(block of columns, document) of this program."""
+    program = tl.program_id(0)
+    span = GROUP * blocks
+    first = program // span * GROUP
+    size = tl.minimum(batch - first, GROUP)
+    return program % span // size, first + program % span % size
+
+
+@triton.jit
+def _add_product(a, b, total, PRECISION: tl.constexpr):
+    """total + a b. In float32 the product is summed by itself: one chain of D additions would lose three times the digits."""
+    if PRECISION == "ieee":
+        # a plain sum would be folded into the product again
+        return tl.fma(tl.dot(a, b, input_precision=PRECISION), 1.0, total)
+    return tl.dot(a, b, total, input_precision=PRECISION)
+
+
+@triton.jit
+def _tile(
+    hidden,  # (S, D)
+    queries,  # (L, D)
+    outputs,  # (L, D)
+    rows,  # (BL,) label ids
+    tokens,  # (BT,) packed positions
+    end,
+    D,
+    BL: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr, EVEN: tl.constexpr,
+    PRECISION: tl.constexpr, UPCAST: tl.constexpr, READ: tl.constexpr,
+):  # fmt: skip
+    """Scores and outputs (BL, BT) of a tile, without planted cells; EVEN: D is a multiple of BD."""
+    scores = tl.zeros((BL, BT), tl.float32)
+    reads = tl.zeros((BL, BT), tl.float32)
+    units = tl.arange(0, BD)
+    of_tokens = hidden + tl.minimum(tokens, end - 1).to(tl.int64)[None, :] * D + units[:, None]
+    at = rows.to(tl.int64)[:, None] * D + units[None, :]
+    for d0 in range(0, D, BD):
+        if EVEN:
+            h = tl.load(of_tokens + d0)
+            q = tl.load(queries + at + d0)
+        else:
+            h = tl.load(of_tokens + d0, mask=units[:, None] < D - d0, other=0.0)
+            q = tl.load(queries + at + d0, mask=units[None, :] < D - d0, other=0.0)
+        if UPCAST:  # bfloat16 products are wrong in the interpreter
+            h = h.to(tl.float32)
+            q = q.to(tl.float32)
+        scores = _add_product(q, h, scores, PRECISION)
+        if READ:
+            if EVEN:
+                w = tl.load(outputs + at + d0)
+            else:
+                w = tl.load(outputs + at + d0, mask=units[None, :] < D - d0, other=0.0)
+            if UPCAST:
+                w = w.to(tl.float32)
+            reads = _add_product(w, h, reads, PRECISION)
+    return scores, reads
+
+
+@triton.jit
+def _high_bits(x):
+    """x with the 10 bits of mantissa that TF32 keeps."""
+    return (x.to(tl.int32, bitcast=True) & -0x2000).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _plant(
+    total, cell_rows, cell_tokens, cell_values, bounds, tile, gain,
+    BL: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """total (BL, BT) plus gain times the planted cells of a tile; exact on tensor cores too, by three parts of a value."""
+    first = tl.load(bounds + tile)
+    last = tl.load(bounds + tile + 1)
+    for c0 in range(first, last, BC):
+        c = c0 + tl.arange(0, BC)
+        row = tl.load(cell_rows + c, mask=c < last, other=-1)
+        token = tl.load(cell_tokens + c, mask=c < last, other=-1)
+        value = gain * tl.load(cell_values + c, mask=c < last, other=0.0)
+        left = (tl.arange(0, BL)[:, None] == row[None, :]).to(tl.float32)
+        here = tl.arange(0, BT)[None, :] == token[:, None]
+        if PRECISION == "ieee":
+            total = tl.dot(left, tl.where(here, value[:, None], 0.0), total, input_precision=PRECISION)
+        else:
+            for _part in tl.static_range(3):
+                high = _high_bits(value)
+                total = tl.dot(left, tl.where(here, high[:, None], 0.0), total, input_precision=PRECISION)
+                value -= high
+    return total
+
+
+@triton.jit
+def _ordered(scores):
+    """int32 in the order of float32 scores."""
+    # 0.0 and -0.0 are equal scores with different bits
+    bits = tl.where(scores == 0.0, 0.0, scores).to(tl.int32, bitcast=True)
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+
+
+@triton.jit
+def _kept(scores, places, edge, last, there):
+    """Whether a score (BL, BT) is above its row's edge (BL,), or on it and no later than the place `last` (BL,)."""
+    order, edges = _ordered(scores), tl.load(edge, mask=there, other=0)[:, None]
+    return (order > edges) | ((order == edges) & (places[None, :] <= tl.load(last, mask=there, other=0)[:, None]))
+
+
+@triton.jit
+def _score_kernel(
+    hidden, queries, outputs, labels, offsets, cell_rows, cell_tokens, cell_values, bounds, gain,
+    scores,  # out (columns of the part, S) float32, planted cells included
+    columns, D, tiles, batch, blocks, S, block0, blocks_here, b0, token0,
+    CANDIDATES: tl.constexpr, PLANTED: tl.constexpr,
+    BL: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr, BC: tl.constexpr, EVEN: tl.constexpr,
+    PRECISION: tl.constexpr, UPCAST: tl.constexpr, GROUP: tl.constexpr,
+):  # fmt: skip
+    block, b = _place(batch, blocks_here, GROUP)
+    block, b, t = block0 + block, b0 + b, tl.program_id(1)
+    column = block * BL + tl.arange(0, BL)
+    rows = tl.minimum(column, columns - 1)
+    if CANDIDATES:
+        rows = tl.load(labels + b * columns + rows)
+    begin, end = tl.load(offsets + b), tl.load(offsets + b + 1)
+    places = (t * BT + tl.arange(0, BT)).to(tl.int32)
+    if t * BT < end - begin:
+        found, _ = _tile(hidden, queries, outputs, rows, begin + places, end, D,
+                         BL, BT, BD, EVEN, PRECISION, UPCAST, False)  # fmt: skip
+        if PLANTED:
+            tile = (b * blocks + block) * tiles + t
+            found = _plant(found, cell_rows, cell_tokens, cell_values, bounds, tile, tl.load(gain), BL, BT, BC, PRECISION)
+        to = (column - block0 * BL).to(tl.int64)[:, None] * S + (begin - token0 + places)[None, :]
+        tl.store(scores + to, found, mask=(column < columns)[:, None] & (begin + places < end)[None, :])
+
+
+@triton.jit
+def _select_kernel(
+    scores,  # (columns of the part, S)
+    offsets,
+    edge,  # out (B, C) int32: the K-th highest score in the order of `_ordered`
+    last,  # out (B, C) int32: the last place at which a score on the edge is kept
+    columns, S, low, b0, token0, keep,
+    BT: tl.constexpr,
+):  # fmt: skip
+    """The K-th best of a row, bit by bit, then the place of the last tie: the row is read again and never sorted."""
+    column, b = tl.program_id(0), b0 + tl.program_id(1)
+    begin, end = tl.load(offsets + b), tl.load(offsets + b + 1)
+    row = scores + column.to(tl.int64) * S + (begin - token0)
+    length = end - begin
+    least = tl.full((), -0x80000000, tl.int32)
+    found = least
+    for step in range(32):
+        # the highest bit is the sign
+        trial = tl.where(step == 0, 0, found | (tl.full((), 1, tl.int32) << (31 - step)))
+        count = tl.zeros((BT,), tl.int32)
+        for t0 in range(0, length, BT):
+            places = t0 + tl.arange(0, BT)
+            here = places < length
+            count += (here & (_ordered(tl.load(row + places, mask=here, other=0.0)) >= trial)).to(tl.int32)
+        found = tl.where(tl.sum(count, 0) >= keep, trial, found)
+    count = tl.zeros((BT,), tl.int32)
+    for t0 in range(0, length, BT):
+        places = t0 + tl.arange(0, BT)
+        here = places < length
+        count += (here & (_ordered(tl.load(row + places, mask=here, other=0.0)) > found)).to(tl.int32)
+    room = keep - tl.sum(count, 0)
+    # the largest place before which there are fewer ties than room for them
+    place = tl.full((), 0, tl.int32)
+    for step in range(31):
+        trial = place | (tl.full((), 1, tl.int32) << (30 - step))
+        if trial < length:
+            count = tl.zeros((BT,), tl.int32)
+            for t0 in range(0, trial, BT):
+                places = t0 + tl.arange(0, BT)
+                here = places < trial
+                count += (here & (_ordered(tl.load(row + places, mask=here, other=0.0)) == found)).to(tl.int32)
+            place = tl.where(tl.sum(count, 0) < room, trial, place)
+    at = b.to(tl.int64) * columns + low + column
+    tl.store(edge + at, found)
+    tl.store(last + at, place)
+
+
+@triton.jit
+def _forward_kernel(
+    hidden, queries, outputs, labels, offsets, cell_rows, cell_tokens, cell_values, bounds, gain,
+    edge, last,  # (B, C): which scores are kept, if KEPT
+    value, top, total,  # out (B, C) float32 each
+    columns, D, tiles, batch, blocks,
+    CANDIDATES: tl.constexpr, PLANTED: tl.constexpr, KEPT: tl.constexpr,
+    BL: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr, BC: tl.constexpr, EVEN: tl.constexpr,
+    PRECISION: tl.constexpr, UPCAST: tl.constexpr, GROUP: tl.constexpr,
+):  # fmt: skip
+    block, b = _place(batch, blocks, GROUP)
+    column = block * BL + tl.arange(0, BL)
+    rows = tl.minimum(column, columns - 1)
+    if CANDIDATES:
+        rows = tl.load(labels + b * columns + rows)
+    begin, end = tl.load(offsets + b), tl.load(offsets + b + 1)
+    out = b.to(tl.int64) * columns + column
+    m = tl.full((BL,), float("-inf"), tl.float32)
+    s = tl.zeros((BL,), tl.float32)
+    o = tl.zeros((BL,), tl.float32)
+    for t0 in range(0, end - begin, BT):
+        places = (t0 + tl.arange(0, BT)).to(tl.int32)
+        inside = begin + places < end
+        scores, reads = _tile(hidden, queries, outputs, rows, begin + places, end, D,
+                              BL, BT, BD, EVEN, PRECISION, UPCAST, True)  # fmt: skip
+        if PLANTED:
+            tile = (b * blocks + block) * tiles + t0 // BT
+            scores = _plant(scores, cell_rows, cell_tokens, cell_values, bounds, tile, tl.load(gain), BL, BT, BC, PRECISION)
+        kept = inside[None, :] & (scores == scores)
+        if KEPT:
+            kept = kept & _kept(scores, places, edge + out, last + out, column < columns)
+        # a score that is not a number stays one, so that broken input shows
+        scores = tl.where(kept | (scores != scores) & inside[None, :], scores, float("-inf"))
+        higher = tl.maximum(m, tl.max(scores, 1))
+        safe = tl.where(higher == float("-inf"), 0.0, higher)
+        e = tl.exp(scores - safe[:, None])
+        shrink = tl.exp(m - safe)
+        s = s * shrink + tl.sum(e, 1)
+        o = o * shrink + tl.sum(e * reads, 1)
+        m = higher
+    tl.store(value + out, o / tl.where(s == 0.0, 1.0, s), mask=column < columns)
+    tl.store(top + out, m, mask=column < columns)
+    tl.store(total + out, s, mask=column < columns)
+
+
+@triton.jit
+def _backward_kernel(
+    hidden, queries, outputs, labels, offsets, cell_rows, cell_tokens, cell_values, bounds, gain,
+    edge, last,  # (B, C): which scores are kept, if KEPT
+    top, value, scale, shift,  # (B, C): largest score, value, g / s, g_lse / s
+    d_scores, d_reads,  # out (columns of the part, S)
+    d_gain,  # out (B, blocks, tiles): this tile's part of the gain's gradient
+    columns, D, tiles, batch, blocks, S, block0, blocks_here, b0, token0,
+    CANDIDATES: tl.constexpr, PLANTED: tl.constexpr, KEPT: tl.constexpr,
+    BL: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr, BC: tl.constexpr, EVEN: tl.constexpr,
+    PRECISION: tl.constexpr, UPCAST: tl.constexpr, GROUP: tl.constexpr,
+):  # fmt: skip
+    block, b = _place(batch, blocks_here, GROUP)
+    block, b, t = block0 + block, b0 + b, tl.program_id(1)
+    column = block * BL + tl.arange(0, BL)
+    ok = column < columns
+    rows = tl.minimum(column, columns - 1)
+    if CANDIDATES:
+        rows = tl.load(labels + b * columns + rows)
+    begin, end = tl.load(offsets + b), tl.load(offsets + b + 1)
+    places = (t * BT + tl.arange(0, BT)).to(tl.int32)
+    inside = begin + places < end
+    if t * BT < end - begin:
+        scores, reads = _tile(hidden, queries, outputs, rows, begin + places, end, D,
+                              BL, BT, BD, EVEN, PRECISION, UPCAST, True)  # fmt: skip
+        tile = (b * blocks + block) * tiles + t
+        if PLANTED:
+            scores = _plant(scores, cell_rows, cell_tokens, cell_values, bounds, tile, tl.load(gain), BL, BT, BC, PRECISION)
+        at = b.to(tl.int64) * columns + column
+        kept = inside[None, :]
+        if KEPT:
+            kept = kept & _kept(scores, places, edge + at, last + at, ok)
+        m = tl.load(top + at, mask=ok, other=0.0)
+        g = tl.load(scale + at, mask=ok, other=0.0)
+        e = tl.where(kept, tl.exp(scores - tl.where(m == float("-inf"), 0.0, m)[:, None]), 0.0)
+        centred = reads - tl.load(value + at, mask=ok, other=0.0)[:, None]
+        ds = e * (g[:, None] * centred + tl.load(shift + at, mask=ok, other=0.0)[:, None])
+        to = (column - block0 * BL).to(tl.int64)[:, None] * S + (begin - token0 + places)[None, :]
+        tl.store(d_scores + to, ds.to(d_scores.dtype.element_ty), mask=ok[:, None] & inside[None, :])
+        tl.store(d_reads + to, (e * g[:, None]).to(d_reads.dtype.element_ty), mask=ok[:, None] & inside[None, :])
+        if PLANTED:
+            # built again rather than kept: registers are short while scores and outputs stand
+            planted = tl.zeros((BL, BT), tl.float32)
+            planted = _plant(planted, cell_rows, cell_tokens, cell_values, bounds, tile, 1.0, BL, BT, BC, PRECISION)
+            tl.store(d_gain + tile, tl.sum(tl.sum(tl.where(ok[:, None], ds * planted, 0.0), 1), 0))
