@@ -2,9 +2,10 @@
 
     python benchmarks/bench_kernels.py [--repetitions 5] [--quick]
 
-Times come from one process with the contenders taking turns; peak memory from a process of its own a contender, beyond
-inputs, outputs and the gradients themselves. limit_share is the arithmetic of the contender's own form, divided by its time
-and by the rate this machine reaches in one large product. The bars printed at the end are computed from the rows.
+Times come from one process with the contenders taking turns; peak memory, beyond inputs, outputs and the gradients
+themselves, from a process of its own a contender or, on a GPU, from the allocator's count. limit_share is the arithmetic of
+the contender's own form, divided by its time and by the rate this machine reaches in one large product. forward_memory (GPU)
+is the peak of a forward pass without gradients over inputs and output. The bars printed at the end are computed from the rows.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ from tqdm import tqdm
 from plantlib import kernels, ranking, results
 from plantlib.kernels.attention_bce import sparse_bce
 
-COLUMNS = ("date device threads op shape dtype implementation forward_ms both_ms cpu_ms extra_mib time_ratio baseline "
-           "limit_share bandwidth_gbs versions").split()  # fmt: skip
+COLUMNS = ("date device threads op shape dtype implementation forward_ms both_ms cpu_ms extra_mib forward_memory time_ratio "
+           "baseline limit_share matmul_tflops bandwidth_gbs versions").split()  # fmt: skip
 ROOT = Path(__file__).resolve().parent.parent
 CUDA = torch.cuda.is_available()
 DEVICE, DTYPE = ("cuda", torch.bfloat16) if CUDA else ("cpu", torch.float32)
@@ -125,21 +126,21 @@ def operations(quick: bool) -> dict:
 
 def inputs(op: str, shape: tuple) -> dict:
     """Tensors of a shape, the same in every process; leaves that want gradients stand under 'leaves'."""
-    generator = torch.Generator().manual_seed(0)
-    draw = lambda *size: torch.randn(*size, generator=generator)  # noqa: E731
+    generator = torch.Generator(DEVICE).manual_seed(0)
+    draw = lambda *size: torch.randn(*size, generator=generator, device=DEVICE)  # noqa: E731
     if not op.startswith("label_attention"):
-        scores = draw(*shape).to(DEVICE).requires_grad_()
-        relevance = torch.randint(0, 101, shape, generator=generator).float().to(DEVICE)
+        scores = draw(*shape).requires_grad_()
+        relevance = torch.randint(0, 101, shape, generator=generator, device=DEVICE).float()
         return {"scores": scores, "relevance": relevance, "leaves": [scores]}
     batch, tokens, dim, labels = shape
     made = {"h": draw(batch * tokens, dim), "q": draw(labels, dim) * 1.4 / dim**0.5, "w": draw(labels, dim) * dim**-0.5}
-    made = {n: x.to(DEVICE, DTYPE).requires_grad_() for n, x in made.items()}
+    made = {n: x.to(DTYPE).requires_grad_() for n, x in made.items()}
     made["bias"] = torch.zeros(labels, device=DEVICE, requires_grad=True)
     made["leaves"] = list(made.values())
     made["offsets"] = torch.arange(0, batch * tokens + 1, tokens, device=DEVICE)
     made["mask"] = torch.zeros(batch, 1, tokens, device=DEVICE, dtype=DTYPE)
-    columns = torch.randint(labels, (5 * batch,), generator=generator)
-    made["gold"] = (torch.arange(batch).repeat_interleave(5).to(DEVICE), columns.to(DEVICE))
+    columns = torch.randint(labels, (5 * batch,), generator=generator, device=DEVICE)
+    made["gold"] = (torch.arange(batch, device=DEVICE).repeat_interleave(5), columns)
     made["mha"] = torch.nn.MultiheadAttention(dim, 1, bias=False, batch_first=True, device=DEVICE, dtype=DTYPE)
     return made | {"batch": batch}
 
@@ -179,7 +180,7 @@ def _seconds(function) -> float:
 
 
 def measure_memory(op: str, shape: tuple, name: str, quick: bool) -> float:
-    """MiB beyond inputs, output and gradients at the peak of one forward and backward pass; in a process of its own."""
+    """MiB beyond inputs, output and gradients at the peak of one forward and backward pass; a CPU wants a process for it."""
     function, made = operations(quick)[op][1][name], inputs(op, shape)
     # libraries allocate their own workspaces here, not below
     once(function, inputs(op, QUICK[0] if op.startswith("label_attention") else (8, 16)))
@@ -196,7 +197,26 @@ def measure_memory(op: str, shape: tuple, name: str, quick: bool) -> float:
     return max(peak - before - sum(x.numel() * x.element_size() for x in kept) / 2**20, 0.0)
 
 
+def forward_memory(op: str, shape: tuple, name: str, quick: bool) -> float:
+    """(inputs + output + what a forward pass without gradients takes beyond them) / (inputs + output); on a GPU."""
+    function, made = operations(quick)[op][1][name], inputs(op, shape)
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    with torch.no_grad():
+        out = function(made)
+    given = sum(x.numel() * x.element_size() for x in made["leaves"])
+    beyond = torch.cuda.max_memory_allocated() - before
+    return round((given + beyond) / (given + out.numel() * out.element_size()), 3)
+
+
 def memory(op: str, shape: tuple, name: str, quick: bool) -> float | str:
+    if CUDA:
+        try:
+            return measure_memory(op, shape, name, quick)
+        except torch.cuda.OutOfMemoryError:
+            return OUT_OF_MEMORY
+        finally:
+            torch.cuda.empty_cache()
     command = [sys.executable, __file__, "--measure", json.dumps([op, shape, name, quick])]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode == 0:
@@ -208,7 +228,8 @@ def memory(op: str, shape: tuple, name: str, quick: bool) -> float | str:
 
 def run(options) -> list[dict]:
     """One row an operation, shape and implementation."""
-    rate, common = matmul_rate(options.quick), about_the_machine(options.quick)
+    rate = matmul_rate(options.quick)
+    common = about_the_machine(options.quick) | {"matmul_tflops": round(rate / 1e12, 3)}
     wanted = {n: o for n, o in operations(options.quick).items() if options.only in n}
     bar = tqdm(total=sum(len(s) * len(f) for s, f, _ in wanted.values()), unit="row")
     # a toy needs no process of its own
@@ -224,6 +245,8 @@ def run(options) -> list[dict]:
                 row = common | {"op": op, "shape": label(op, shape), "implementation": name}
                 row["dtype"] = str(DTYPE if op.startswith("label_attention") else torch.float32).split(".")[1]
                 row["extra_mib"] = extra[name] if name not in fits else round(extra[name], 1)
+                if CUDA and name in fits and op == "label_attention":
+                    row["forward_memory"] = forward_memory(op, shape, name, options.quick)
                 rows.append(row | time_columns(op, shape, name, timed, baseline, rate))
                 bar.update()
     bar.close()
@@ -233,9 +256,10 @@ def run(options) -> list[dict]:
 def about_the_machine(quick: bool) -> dict:
     """Columns that all rows of a run share."""
     device = torch.cuda.get_device_name() if CUDA else results.environment()["cpu"]
+    packages = ("plantlib", "torch", "triton") if CUDA else ("plantlib", "torch")
     return {"date": datetime.date.today().isoformat(), "device": device, "threads": torch.get_num_threads(),
             "bandwidth_gbs": round(bandwidth(quick) / 1e9, 1),
-            "versions": " ".join(f"{p} {version(p)}" for p in ("plantlib", "torch"))}  # fmt: skip
+            "versions": " ".join(f"{p} {version(p)}" for p in packages)}  # fmt: skip
 
 
 def time_columns(op: str, shape: tuple, name: str, timed: dict, baseline: str, rate: float) -> dict:
@@ -281,25 +305,29 @@ def bars(rows: list[dict]) -> list[tuple[str, float, float]]:
 
 
 def attention_bars(row: dict, others: dict) -> list[tuple[str, float, float]]:
-    """Promises about label attention, `row` being ours; on a GPU its time is held to other ones."""
+    """Promises about label attention, `row` being ours; a GPU has its own."""
     time_to, memory_to = (lambda n, c=c: ratio(row, others.get(n, {}), c) for c in ("both_ms", "extra_mib"))
     first = row["shape"].startswith("B=1 ")
-    found = [("memory / eager", memory_to("eager"), 1 / 6), ("memory / sdpa", memory_to("sdpa"), 1 / 2)]
     if row["cpu_ms"] != "":
         times = [("eager", 0.75 if first else 0.8), ("sdpa", 1.0 if first else 1.2)]
-        return [*((f"time / {n}", time_to(n), most) for n, most in times), *found]
+        memory = [("memory / eager", memory_to("eager"), 1 / 6), ("memory / sdpa", memory_to("sdpa"), 1 / 2)]
+        return [*((f"time / {n}", time_to(n), most) for n, most in times), *memory]
     # forward has two products; half the rate of a large product is the promise
     share = row["limit_share"] * row["both_ms"] / row["forward_ms"] * 2 / PRODUCTS["ours"]
     forward = [("forward time / its limit", 1 / share, 2.0)] if row["op"] == "label_attention" else []
-    return [("time / published", time_to("published"), 1 / 3), *forward, *found]
+    if row["op"] == "label_attention":
+        forward.append(("forward memory / inputs and outputs", row["forward_memory"], 1.2))
+    return [("time / published", time_to("published"), 1 / 3), *forward]
 
 
 def ranking_bars(row: dict, others: dict) -> list[tuple[str, float, float]]:
     """Promises about a ranking loss, `row` being ours."""
     lists = int(row["shape"].split()[0][2:])
-    cpu = [] if row["cpu_ms"] == "" else [("CPU ms a row", row["cpu_ms"] / lists, 6.0)]
-    return [*cpu, ("extra MiB", row["extra_mib"], 150.0),
-            ("time / pairwise", ratio(row, others.get("pairwise", {}), "both_ms"), 1 / 3)]  # fmt: skip
+    memory = ("extra MiB", row["extra_mib"], 150.0)
+    if row["cpu_ms"] == "":
+        return [("ms a row", row["both_ms"] / lists, 1.0), memory]
+    pairwise = ratio(row, others.get("pairwise", {}), "both_ms")
+    return [("CPU ms a row", row["cpu_ms"] / lists, 6.0), memory, ("time / pairwise", pairwise, 1 / 3)]
 
 
 def ratio(row: dict, other: dict, column: str) -> float:
@@ -325,7 +353,7 @@ def show(rows: list[dict]) -> None:
 
 def main(arguments=None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repetitions", type=int, default=5, help="timed turns a contender; the median counts")
+    parser.add_argument("--repetitions", type=int, default=20 if CUDA else 5, help="timed turns a contender; the median counts")
     parser.add_argument("--only", default="", help="operations whose name holds this")
     parser.add_argument("--quick", action="store_true", help="toy shapes, to see that it runs")
     parser.add_argument("--out", type=Path, default=ROOT / "results/bench/kernels.csv")

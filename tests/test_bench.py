@@ -76,12 +76,15 @@ def test_bars_follow_the_rows():
 
 def test_what_ran_out_of_memory_has_no_ratio():
     ours = dict(op="label_attention", shape="B=8 T=3 D=2 L=9", implementation="ours", cpu_ms="", both_ms=8.0, forward_ms=2.0,
-                extra_mib=6.0, limit_share=0.5)  # fmt: skip
+                extra_mib=6.0, limit_share=0.5, forward_memory=1.1)  # fmt: skip
     rows = [ours, dict(ours, implementation="published", both_ms=32.0), dict(op=ours["op"], shape=ours["shape"],
             implementation="eager", extra_mib=bench.OUT_OF_MEMORY)]  # fmt: skip
     found = {what.split(": ")[1]: bench.verdict(value, most) for what, value, most in bench.bars(rows)}
-    assert found == {"time / published": "yes", "forward time / its limit": "yes", "memory / eager": "not measured",
-                     "memory / sdpa": "not measured"}  # fmt: skip
+    assert found == {"time / published": "yes", "forward time / its limit": "yes",
+                     "forward memory / inputs and outputs": "yes"}  # fmt: skip
+    on_cpu = [row | {"cpu_ms": 1.0} for row in rows]
+    found = {what.split(": ")[1]: bench.verdict(value, most) for what, value, most in bench.bars(on_cpu)}
+    assert found["memory / eager"] == found["memory / sdpa"] == "not measured"
 
 
 def test_operations_counted_are_those_of_the_form():

@@ -1,0 +1,121 @@
+"""Tile sizes of the fused label attention on this GPU, one row a size appended to results/bench/tiles.csv.
+
+    python benchmarks/bench_tiles.py [--repetitions 10]
+
+The sizes in `kernels/label_attention.py` are the choice made from these rows. Every size is compiled in a process of its
+own first, several at a time, so that the card waits for nothing. limit_share: the products of the pass (forward 2, backward 6
+with the two that build scores and outputs again) over its time and the rate of one large product.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import datetime
+import multiprocessing
+import statistics
+from importlib.metadata import version
+from itertools import product
+from pathlib import Path
+
+import torch
+from bench_kernels import matmul_rate
+from common import append
+from tqdm import tqdm
+
+from plantlib.kernels import label_attention as fused
+from plantlib.kernels.label_attention_torch import Problem
+
+COLUMNS = ("date device kernel shape dtype columns tokens hidden warps stages workspace_mib ms limit_share matmul_tflops "
+           "versions").split()  # fmt: skip
+ROOT = Path(__file__).resolve().parent.parent
+B, T, D, L = 8, 512, 4096, 8921
+CELLS, KEEP = 4000, 64  # planted cells a document; tokens kept
+SIZES = [fused.Blocks(*size) for size in (
+    (64, 256, 64, 8, 3), (128, 128, 64, 8, 3), (64, 128, 64, 8, 3), (64, 128, 64, 4, 3), (128, 64, 64, 8, 3),
+    (64, 64, 64, 4, 4),
+)]  # fmt: skip
+KERNELS = ("forward", "forward, planted", "forward, 64 kept", "backward", "backward, planted")
+
+
+def problem(kernel: str) -> Problem:
+    """Random inputs of the bars' shape in bfloat16; planted cells or inattention where the name says so."""
+    torch.manual_seed(0)
+    draw = lambda *size: torch.randn(*size, device="cuda")  # noqa: E731
+    h, q, w = (x.to(torch.bfloat16) for x in (draw(B * T, D), draw(L, D) * 1.4 / D**0.5, draw(L, D) * D**-0.5))
+    offsets = torch.arange(0, B * T + 1, T, device="cuda")
+    cells = gain = None
+    if "planted" in kernel:
+        labels = torch.randint(L, (B * CELLS,), device="cuda").sort().values
+        cells = (torch.randint(B * T, (B * CELLS,), device="cuda"), labels, torch.rand(B * CELLS, device="cuda"))
+        gain = torch.ones((), device="cuda")
+    return Problem(h, offsets, q, w, cells, gain, KEEP if "kept" in kernel else None)
+
+
+def passes(kernel: str, size: fused.Blocks):
+    """The pass as a function, with tiles of `size`."""
+    fused.blocks_for = lambda *_: size
+    p = problem(kernel)
+    if kernel.startswith("forward"):
+        return lambda: fused.forward(p)
+    rows = fused.forward(p)
+    ones = torch.ones_like(rows.value)
+    return lambda: fused.backward(p, rows, ones, torch.zeros_like(ones))
+
+
+def compiles(kernel: str, size: fused.Blocks) -> str:
+    """Empty, or why this size cannot run here."""
+    try:
+        passes(kernel, size)()
+        torch.cuda.synchronize()
+    # a compiler that refuses a size has many ways to say so; the row is left out and the reason printed
+    except Exception as error:
+        return f"{kernel} {size}: {type(error).__name__}: {str(error).splitlines()[0]}"
+    return ""
+
+
+def milliseconds(function, repetitions: int) -> float:
+    """Median by the card's clock, after two passes that do not count."""
+    function(), function()
+    found = []
+    for _ in range(repetitions):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        function()
+        end.record()
+        torch.cuda.synchronize()
+        found.append(begin.elapsed_time(end))
+    return statistics.median(found)
+
+
+def main(arguments=None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repetitions", type=int, default=10, help="timed passes a size; the median counts")
+    parser.add_argument("--out", type=Path, default=ROOT / "results/bench/tiles.csv")
+    options = parser.parse_args(arguments)
+    if not torch.cuda.is_available():
+        parser.error("this benchmark measures a GPU and there is none; bench_kernels.py measures CPUs too")
+    wanted = list(product(KERNELS, SIZES))
+    with concurrent.futures.ProcessPoolExecutor(8, multiprocessing.get_context("spawn")) as pool:
+        refused = dict(zip(wanted, tqdm(pool.map(compiles, *zip(*wanted, strict=True)), total=len(wanted)), strict=True))
+    rate, rows = matmul_rate(False), []
+    for (kernel, size), why in refused.items():
+        if why:
+            print(why)
+            continue
+        ms = milliseconds(passes(kernel, size), options.repetitions)
+        flop = 2 * B * T * L * D * (2 if kernel.startswith("forward") else 6)
+        rows.append(size._asdict() | {
+            "date": datetime.date.today().isoformat(), "device": torch.cuda.get_device_name(), "kernel": kernel,
+            "shape": f"B={B} T={T} D={D} L={L}", "dtype": "bfloat16", "ms": round(ms, 3),
+            "workspace_mib": fused.WORKSPACE // 2**20, "limit_share": float(f"{flop / (ms / 1e3) / rate:.3g}"),
+            "matmul_tflops": round(rate / 1e12, 1), "versions": f"torch {version('torch')} triton {version('triton')}",
+        })  # fmt: skip
+    append(rows, options.out, COLUMNS)
+    for row in sorted(rows, key=lambda r: (r["kernel"], r["ms"])):
+        size = fused.Blocks(**{name: row[name] for name in fused.Blocks._fields})
+        print(f"{row['kernel']:20} {row['ms']:8.3f} ms  {row['limit_share']:5.2f} of the limit  {size}")
+
+
+if __name__ == "__main__":
+    main()
