@@ -194,7 +194,9 @@ def _run(layer: nn.LSTM, x: torch.Tensor, lengths: torch.Tensor, state, p: float
         state = tuple(x.new_zeros(1, len(x), layer.hidden_size) for _ in range(2))
     order = packed.sorted_indices
     sorted_state = tuple(s.index_select(1, order) for s in state)
-    weights = [layer.weight_ih_l0, nn.functional.dropout(layer.weight_hh_l0, p), layer.bias_ih_l0, layer.bias_hh_l0]
+    # undropped, the weights lie in one piece, as cuDNN wants them
+    recurrent = nn.functional.dropout(layer.weight_hh_l0, p) if p else layer.weight_hh_l0
+    weights = [layer.weight_ih_l0, recurrent, layer.bias_ih_l0, layer.bias_hh_l0]
     data, *after = torch._VF.lstm(packed.data, packed.batch_sizes, sorted_state, weights, True, 1, 0.0, layer.training, False)
     out, _ = pad_packed_sequence(
         PackedSequence(data, packed.batch_sizes, order, packed.unsorted_indices), batch_first=True, total_length=x.shape[1]

@@ -239,7 +239,7 @@ class PlantModel(PreTrainedModel):
                 f"the backbone has hidden size {backbone.hidden_size} and {backbone.num_tokens} tokens, the decoder wants "
                 f"{self.config.hidden_size} and {self.config.num_tokens}; load the backbone it was trained on"
             )
-        self.backbone, self.tokenizer = backbone.model, backbone.tokenizer
+        self.backbone, self.tokenizer = backbone.model.to(self.device), backbone.tokenizer
         config, inner = self.config, backbone.model.config
         config.backbone_name, config.window, config.overlap = Path(backbone.name).name, backbone.window, backbone.overlap
         config.backbone_config = inner.to_diff_dict() | {"model_type": inner.model_type}

@@ -243,7 +243,9 @@ def test_state_is_carried_over_windows(pretrained, corpus, tmp_path):
         if isinstance(one, dict):
             assert set(one) == set(many) and any(n.startswith("backbone.layers") for n in one)
             for name in one:
-                torch.testing.assert_close(many[name], one[name], rtol=1e-3, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+                # cuDNN multiplies in TF32
+                close = {"rtol": 1e-2, "atol": 3e-4} if torch.cuda.is_available() else {"rtol": 1e-3, "atol": 1e-5}
+                torch.testing.assert_close(many[name], one[name], **close, msg=lambda m, n=name: f"{n}: {m}")
         else:
             np.testing.assert_allclose(many, one, rtol=2e-3, atol=1e-4)
 
@@ -262,13 +264,15 @@ def test_it_goes_the_whole_road(tuning, again, pretrained, corpus, tmp_path):
         assert model.backbone.config.weight_dropout == 0.1, "dropout of the configuration is kept"
         model.save_pretrained(tmp_path / "m")
         texts = corpus.texts[80:]
-        assert type(model).from_pretrained(tmp_path / "m").predict(texts) == model.predict(texts)
+        assert type(model).from_pretrained(tmp_path / "m").to(model.device).predict(texts) == model.predict(texts)
         # a program of its own knows nothing of what this one has imported
         program = ("import sys, json; from plantlib.model import PlantModel\n"
                    "print(json.dumps(PlantModel.from_pretrained(sys.argv[1]).predict(sys.argv[2:])))")  # fmt: skip
         done = subprocess.run([sys.executable, "-c", program, str(tmp_path / "m"), *texts], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-2000:]
-        assert json.loads(done.stdout) == json.loads(json.dumps(model.predict(texts)))
+        for there, here in zip(json.loads(done.stdout), model.predict(texts), strict=True):
+            # that program reads on the CPU
+            assert dict(there) == pytest.approx(dict(here), abs=1e-3 if torch.cuda.is_available() else 0.0)
 
 
 def test_test_text_is_not_read(corpus, tmp_path):

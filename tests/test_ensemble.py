@@ -27,7 +27,7 @@ def test_predictions_are_of_the_sum_and_survive_saving(members, prepared, corpus
     for ready, model in members:
         model.attach_backbone(ready.load_backbone())
     texts = corpus.texts[80:90]
-    summed = sum(m.eval()(*m._packed(m.tokenise(texts))).logits for _, m in members)
+    summed = sum(m.eval()(*m._packed(m.tokenise(texts))).logits.cpu() for _, m in members)
     torch.testing.assert_close(ensemble.logits(texts), summed.detach())
     slope, shift = ensemble.calibration
     best = ensemble.predict(texts, k=2)
@@ -37,6 +37,8 @@ def test_predictions_are_of_the_sum_and_survive_saving(members, prepared, corpus
         assert row[0][0] == ensemble.names[top] and row[0][1] == pytest.approx(chance, abs=1e-5)
     ensemble.save_pretrained(tmp_path / "e")
     loaded = Ensemble.from_pretrained(tmp_path / "e")
+    for one, (_, model) in zip(loaded.models, members, strict=True):
+        one.to(model.device)
     assert loaded.predict(texts) == ensemble.predict(texts) and loaded.threshold == ensemble.threshold
     saved = RunRecord.load(tmp_path / f"{record.id}.json")
     assert saved.system == "lookup ensemble" and saved.params["members"] == [m.record.id for _, m in members]
@@ -86,5 +88,5 @@ def test_members_that_plant_a_linear_score_are_summed_like_others(prepared):
     for _, model in members:
         model.attach_backbone(prepared.load_backbone())
     text = prepared.corpus.texts[int(prepared.rows["test"][0])]
-    alone = [m(*m._packed(m.tokenise([text])), linear_scores=m.word_scores([text])).logits for _, m in members]
+    alone = [m(*m._packed(m.tokenise([text])), linear_scores=m.word_scores([text])).logits.cpu() for _, m in members]
     assert torch.allclose(ensemble.logits([text]), sum(alone), atol=1e-4)

@@ -125,6 +125,7 @@ def test_what_was_planted_for_labels_without_documents_outlives_training(unseen,
     train.fine_tune(model, ready.documents("train"), ready.documents("dev"), ready.train_counts, tmp_path, config=config,
                     progress=False)
     for old, new in zip(before, parameters, strict=True):
+        new = new.detach().cpu()
         assert not torch.equal(old[~still], new[~still]), "the other labels learn"
         assert torch.equal(old[still], new[still]) == (unseen == "still")
 
@@ -135,7 +136,7 @@ def test_a_start_with_text_trains_with_labels_without_documents_still(ready, tmp
     _, model = runs.run_start(ready, "lookup+score+text", config=runs.RunConfig(train=TrainConfig(epochs=1)), progress=False)
     assert not model.decoder.label_outputs[unseen].any() and model.decoder.label_outputs[~unseen].any()
     prior = planting.prior_log_odds(ready.train_labels)
-    assert torch.equal(model.decoder.label_bias.detach()[unseen], prior[unseen])
+    assert torch.equal(model.decoder.label_bias.detach().cpu()[unseen], prior[unseen])
     assert runs.RunConfig().train_for(["lookup", "score"]).unseen == "negatives"
 
 

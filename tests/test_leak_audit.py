@@ -34,7 +34,7 @@ def untrained(prepared, start: str, seed: int = 0):
     planting.plant(model.decoder, start, teacher, prepared.train_labels, config=planting.StartConfig(seed=seed))
     runs.use_score(model, start.split("+"), teacher, prepared)
     documents = prepared.documents("test")
-    batch = {k: v for k, v in documents.collate(documents.rows.tolist()).items() if not k.startswith("label_")}
+    batch = {k: v.to(model.device) for k, v in documents.collate(documents.rows.tolist()).items() if not k.startswith("label_")}
     with torch.inference_mode():
         return model.eval()(**batch).logits, model
 
@@ -64,9 +64,10 @@ def test_zero_shot_labels_gain_nothing_by_training_either(wide):
     for start in ("random", "lookup"):
         _, model = runs.run_start(wide, start, 0, config=QUICK, progress=False)
         documents = wide.documents("test")
-        batch = {k: v for k, v in documents.collate(documents.rows.tolist()).items() if not k.startswith("label_")}
+        batch = documents.collate(documents.rows.tolist())
+        batch = {k: v.to(model.device) for k, v in batch.items() if not k.startswith("label_")}
         with torch.inference_mode():
-            logits[start] = model(**batch).logits
+            logits[start] = model(**batch).logits.cpu()
     assert torch.allclose(logits["random"][:, column], logits["lookup"][:, column], atol=1e-6)
     assert not torch.allclose(logits["random"], logits["lookup"], atol=1e-3)
 

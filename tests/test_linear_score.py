@@ -236,7 +236,7 @@ def test_gain_and_attention_are_trained_and_saved(prepared, tmp_path):
     model.attach_backbone(prepared.load_backbone())
     texts = [prepared.corpus.texts[i] for i in prepared.rows["test"][:3]]
     model.save_pretrained(tmp_path / "m")
-    again = PlantModel.from_pretrained(tmp_path / "m")
+    again = PlantModel.from_pretrained(tmp_path / "m").to(model.device)
     assert isinstance(again.word_score, WordScore) and again.word_score.words == model.word_score.words
     assert again.predict(texts, k=4) == model.predict(texts, k=4)
     label = model.predict(texts[:1], k=1)[0][0][0]

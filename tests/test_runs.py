@@ -162,12 +162,12 @@ def test_tuned_backbones_are_scored_saved_and_loaded_whole(tuning, prepared, tmp
     before = backbones.load(prepared.backbone).model.state_dict()
     if tuning == "lora":
         name = lambda n: n.removeprefix("base_model.model.").replace(".base_layer", "")  # noqa: E731
-        bare = {name(n): t for n, t in model.backbone.state_dict().items()}
+        bare = {name(n): t.cpu() for n, t in model.backbone.state_dict().items()}
         assert all(torch.equal(bare[n], t) for n, t in before.items()), "the backbone's own weights are not touched"
         assert any(t.abs().sum() > 0 for n, t in bare.items() if "lora_B" in n), "the adapters are"
     else:
         name = "encoder.layer.0.attention.self.query.weight"
-        assert not torch.allclose(model.backbone.state_dict()[name], before[name])
+        assert not torch.allclose(model.backbone.state_dict()[name].cpu(), before[name])
     sizes = record.model_size
     assert 0 < sizes["trained_in_backbone"] < sizes["trained_parameters"] < sizes["parameters"] + (tuning == "full")
     scores, labels = train.score(model, prepared.documents("test", cached=False), prepared.train_counts)

@@ -31,7 +31,7 @@ def fit(prepared, model, folder, **options):
 
 
 def backbone_weights(model) -> dict[str, torch.Tensor]:
-    return {n: p.detach().clone() for n, p in model.backbone.named_parameters()}
+    return {n: p.detach().cpu().clone() for n, p in model.backbone.named_parameters()}
 
 
 @pytest.mark.parametrize("warmup", [0.05, 0.1, 0.5, 1.0, 3])

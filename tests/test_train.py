@@ -20,7 +20,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from plantlib import planting, schedules, train
+from plantlib import planting, runs, schedules, train
 from plantlib.metrics import Scores, TopK, evaluate
 from plantlib.runs import build_model, use_score
 from plantlib.train import TrainConfig, fine_tune, score
@@ -52,9 +52,9 @@ def test_a_larger_epsilon_leaves_rare_labels_nearer_to_their_start(prepared, tmp
     moved = {}
     for epsilon in (1e-8, 1e-2):
         model = fresh_model(prepared)
-        before = model.decoder.label_outputs.detach().clone()
+        before = model.decoder.label_outputs.detach().clone().cpu()
         train_it(prepared, tmp_path / str(epsilon), model, epsilon=epsilon, epochs=1)
-        moved[epsilon] = (model.decoder.label_outputs.detach() - before).norm(dim=1).numpy()
+        moved[epsilon] = (model.decoder.label_outputs.detach().cpu() - before).norm(dim=1).numpy()
     order = np.argsort(prepared.train_counts, kind="stable")
     share = moved[1e-2] / moved[1e-8]
     third = len(order) // 3
@@ -146,7 +146,7 @@ def test_early_stopping_stops(prepared, tmp_path, monkeypatch):
     model, again = train_it(prepared, tmp_path, epochs=9, patience=1, **rates)
     assert again == history, "a run that was killed after dev had stopped it does not go on"
     kept = load_file(sorted(tmp_path.glob("checkpoint-*"))[0] / "model.safetensors")
-    assert torch.equal(model.decoder.label_queries, kept["decoder.label_queries"]), "the best epoch is read back"
+    assert torch.equal(model.decoder.label_queries.cpu(), kept["decoder.label_queries"]), "the best epoch is read back"
 
 
 def test_history_has_one_row_an_epoch(trained):
@@ -173,9 +173,9 @@ def test_streaming_score_equals_a_dense_evaluation(prepared, trained):
     for mode in (True, False):
         scores, labels = score(model.train(mode), documents, prepared.train_counts, batch_size=3)
         assert model.training == mode, "scoring leaves the mode as it was"
-    batch = documents.collate(documents.rows.tolist())
+    batch = {n: x.to(model.device) for n, x in documents.collate(documents.rows.tolist()).items()}
     with torch.inference_mode():
-        logits = model(batch["token_ids"], batch["offsets"], batch["hidden_states"]).logits.double().numpy()
+        logits = model(batch["token_ids"], batch["offsets"], batch["hidden_states"]).logits.double().cpu().numpy()
     order = np.argsort(-logits, axis=1, kind="stable")
     np.testing.assert_array_equal(scores.topk.ids[:, :7], order)
     gold = labels.toarray() > 0
@@ -230,7 +230,21 @@ def test_backbone_is_trained_when_it_is_part_of_the_model(prepared, backbone, tm
     config = TrainConfig(epochs=1, batch_size=16, lr_backbone=1e-2)
     fine_tune(model, *documents, prepared.train_counts, tmp_path, config=config, progress=False)
     name = "encoder.layer.0.attention.self.query.weight"
-    assert not torch.allclose(backbone.model.state_dict()[name], before[name])
+    assert not torch.allclose(backbone.model.state_dict()[name].cpu(), before[name])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here: what runs there is what the tests around run here")
+def test_a_model_trained_on_a_gpu_predicts_there_as_on_a_cpu(prepared, tmp_path, monkeypatch):
+    monkeypatch.setenv("PLANT_HOME", str(tmp_path))
+    config = runs.RunConfig(train=TrainConfig(epochs=1, batch_size=8))
+    record, model = runs.run_start(prepared, "lookup", config=config, progress=False)
+    assert model.device.type == "cuda" and record.metrics["p@1"] > 0
+    model.attach_backbone(prepared.load_backbone())
+    texts = prepared.corpus.texts[80:]
+    there = model.predict(texts, k=prepared.corpus.L)
+    for one, other in zip(there, model.to("cpu").predict(texts, k=prepared.corpus.L), strict=True):
+        assert dict(one) == pytest.approx(dict(other), abs=1e-3)
 
 
 SCRIPT = '''
