@@ -271,6 +271,27 @@ def memory_law(frame: pandas.DataFrame, x: str = "labels", ax: Axes | None = Non
     return ax
 
 
+def kernel_times(frame: pandas.DataFrame, ax: Axes | None = None) -> Axes:
+    """Milliseconds forward and backward, logarithmic, a group of bars a shape; dark is the share of the forward pass.
+
+    frame: rows of one op and device, columns implementation, shape, forward_ms, both_ms (NaN: did not fit).
+    """
+    _need(frame, "implementation", "shape", "forward_ms", "both_ms")
+    ax = _axes(ax, (7.4, 3.6))
+    shapes, names = (list(dict.fromkeys(frame[column])) for column in ("shape", "implementation"))
+    width, palette = 0.8 / max(len(names), 1), tuple(COLOURS.values())[2:]
+    for i, name in enumerate(names):
+        rows = frame[frame["implementation"] == name].set_index("shape").reindex(shapes)
+        left = [place - 0.4 + width * (i + 0.5) for place in range(len(shapes))]
+        colour = palette[i % len(palette)]
+        ax.bar(left, rows["both_ms"], 0.92 * width, color=colour, alpha=0.45, label=name)
+        ax.bar(left, rows["forward_ms"], 0.92 * width, color=colour)
+    ax.set(yscale="log", ylabel="ms, forward (dark) and with backward", xticks=range(len(shapes)))
+    ax.set_xticklabels(shapes)
+    ax.legend()
+    return ax
+
+
 def data_flow(ax: Axes | None = None) -> Axes:
     """The method in one picture: text -> X, Y -> C -> J -> G -> L2R -> Q -> LabelDecoder -> logits -> metrics."""
     from plantlib import flow_figure

@@ -98,6 +98,15 @@ def test_memory_law_is_log_log_with_sorted_lines():
     assert ax.lines[0].get_xdata().tolist() == [10, 100] and ax.lines[0].get_ydata().tolist() == [5, 50]
 
 
+def test_kernel_times_draw_what_fits():
+    frame = pd.DataFrame({"implementation": ["plain", "fused", "fused"], "shape": ["L=9", "L=9", "L=99"],
+                          "forward_ms": [3.0, 1, 2], "both_ms": [9.0, 4, 8]})  # fmt: skip
+    ax = plots.kernel_times(frame)
+    heights = [[bar.get_height() for bar in bars] for bars in ax.containers]
+    assert heights[2:] == [[4, 8], [1, 2]] and heights[0][0] == 9 and np.isnan(heights[0][1])
+    assert ax.get_yscale() == "log" and [t.get_text() for t in ax.get_xticklabels()] == ["L=9", "L=99"]
+
+
 def test_data_flow_names_every_step_without_overlap():
     ax = plots.data_flow()
     ax.figure.canvas.draw()

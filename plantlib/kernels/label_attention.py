@@ -60,10 +60,9 @@ class _Launch:
         self.at = blocks_for(p.hidden.dtype, self.size)
         self.blocks = triton.cdiv(self.columns, self.at.columns)
         self.hidden, self.queries, self.outputs = (x.contiguous() for x in (p.hidden, p.queries, p.outputs))
-        self.offsets = p.offsets.to(torch.int32)
+        self.offsets = p.offsets.contiguous()
         self.labels = self.offsets if p.candidates is None else p.candidates.contiguous()
-        none = p.hidden.new_zeros(1, dtype=torch.float32)
-        self.cells = (self.offsets, self.offsets, none, self.offsets, none)
+        self.cells = (self.offsets,) * 5  # any pointers: without cells none is read
         # asked for where it is needed alone: the answer waits for the GPU
         self.tiles = self._tiles(p) if by_tile or p.cells is not None or p.keep is not None else 1
         if p.cells is not None:
@@ -215,7 +214,7 @@ def _parts(p: Problem, launch: _Launch, cell_bytes: int) -> Iterator[_Part]:
 def ahead_of_time_specs() -> list[tuple]:
     """(name, kernel, signature, constants, warps, stages) of what a call launches, for `compile.py`."""
     floats = dict.fromkeys("cell_values gain value top total scale shift d_gain scores".split(), "*fp32")
-    integers = dict.fromkeys("offsets cell_rows cell_tokens bounds edge last".split(), "*i32") | {"labels": "*i64"}
+    integers = dict.fromkeys("cell_rows cell_tokens bounds edge last".split(), "*i32") | {"labels": "*i64", "offsets": "*i64"}
     launches = ((_forward_kernel, False, False), (_forward_kernel, False, True), (_backward_kernel, False, False),
                 (_backward_kernel, False, True), (_score_kernel, True, True), (_forward_kernel, True, True))  # fmt: skip
     found = []

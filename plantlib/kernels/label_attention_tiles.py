@@ -24,6 +24,12 @@ def _place(batch, blocks, GROUP: tl.constexpr):
 
 
 @triton.jit
+def _span(offsets, b):
+    """First and last + 1 packed position of a document, int32."""
+    return tl.load(offsets + b).to(tl.int32), tl.load(offsets + b + 1).to(tl.int32)
+
+
+@triton.jit
 def _add_product(a, b, total, PRECISION: tl.constexpr):
     """total + a b. In float32 the product is summed by itself: one chain of D additions would lose three times the digits."""
     if PRECISION == "ieee":
@@ -133,7 +139,7 @@ def _score_kernel(
     rows = tl.minimum(column, columns - 1)
     if CANDIDATES:
         rows = tl.load(labels + b * columns + rows)
-    begin, end = tl.load(offsets + b), tl.load(offsets + b + 1)
+    begin, end = _span(offsets, b)
     places = (t * BT + tl.arange(0, BT)).to(tl.int32)
     if t * BT < end - begin:
         found, _ = _tile(hidden, queries, outputs, rows, begin + places, end, D,
@@ -156,7 +162,7 @@ def _select_kernel(
 ):  # fmt: skip
     """The K-th best of a row, bit by bit, then the place of the last tie: the row is read again and never sorted."""
     column, b = tl.program_id(0), b0 + tl.program_id(1)
-    begin, end = tl.load(offsets + b), tl.load(offsets + b + 1)
+    begin, end = _span(offsets, b)
     row = scores + column.to(tl.int64) * S + (begin - token0)
     length = end - begin
     least = tl.full((), -0x80000000, tl.int32)
@@ -207,7 +213,7 @@ def _forward_kernel(
     rows = tl.minimum(column, columns - 1)
     if CANDIDATES:
         rows = tl.load(labels + b * columns + rows)
-    begin, end = tl.load(offsets + b), tl.load(offsets + b + 1)
+    begin, end = _span(offsets, b)
     out = b.to(tl.int64) * columns + column
     m = tl.full((BL,), float("-inf"), tl.float32)
     s = tl.zeros((BL,), tl.float32)
@@ -256,7 +262,7 @@ def _backward_kernel(
     rows = tl.minimum(column, columns - 1)
     if CANDIDATES:
         rows = tl.load(labels + b * columns + rows)
-    begin, end = tl.load(offsets + b), tl.load(offsets + b + 1)
+    begin, end = _span(offsets, b)
     places = (t * BT + tl.arange(0, BT)).to(tl.int32)
     inside = begin + places < end
     if t * BT < end - begin:
