@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from plantlib import plots
 from plantlib.buckets import EDGES, checked, in_words
 from plantlib.io import atomic_path
-from plantlib.results import RunRecord, compare, load_all, replace_section, to_markdown, unlike
+from plantlib.results import RunRecord, compare, device_of, load_all, replace_section, to_markdown, unlike
 from plantlib.sources import checkout
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class Group:
         """Data, label space, seeds and device in one sentence: what every number is stated with."""
         data, planted = self.dataset, [r for r in self.records if r.kind == "planted"]
         seeds = ", ".join(map(str, sorted({r.seed for r in planted})))
-        devices = " and ".join(sorted({f"{r.environment['cores']} cores of {r.environment['cpu']}" for r in planted}))
+        devices = " and ".join(sorted({device_of(r.environment) for r in planted}))
         read = f"first {tokens_of(planted[0])} tokens read, backbone {backbone_of(planted[0])}"
         if "candidates" in planted[0].params:
             read += f", each document's {planted[0].params['width']} best labels by {planted[0].params['candidates']} scored"

@@ -13,6 +13,7 @@ import os
 import platform
 import re
 import subprocess
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
@@ -38,16 +39,25 @@ _LONGEST_STRING = 500
 
 
 def environment() -> dict[str, Any]:
-    """Versions, processor, cores, code state ('unknown' outside a git checkout); no name of machine or user."""
+    """Versions, processor, cores, GPU, code state; no name of machine or user.
+
+    Outside a git checkout the commit is what $PLANT_COMMIT says, else 'unknown'.
+    """
     commit, status = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "--untracked-files=no")
     return {
         "python": platform.python_version(),
         **{name: metadata.version(name) if find_spec(name) else None for name in ("torch", "transformers")},
         "cpu": f"{platform.system()} {platform.machine()} {_cpu_name()}".strip(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "commit": commit or "unknown",
+        "gpu": _gpu_name(),
+        "commit": commit or os.environ.get("PLANT_COMMIT", "unknown"),
         "dirty": bool(status) if commit else None,
     }
+
+
+def device_of(environment: Mapping[str, Any]) -> str:
+    """Where a record was made, in words: its GPU if it names one, its cores else."""
+    return environment.get("gpu") or f"{environment['cores']} cores of {environment['cpu']}"
 
 
 def _git(*arguments: str) -> str:
@@ -56,6 +66,12 @@ def _git(*arguments: str) -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return ""
+
+
+def _gpu_name() -> str | None:
+    """The GPU that PyTorch sees, None without one or before PyTorch is imported: a linear peer needs none."""
+    torch = sys.modules.get("torch")
+    return torch.cuda.get_device_name() if torch is not None and torch.cuda.is_available() else None
 
 
 def _cpu_name() -> str:

@@ -14,6 +14,7 @@ from plantlib import kernels
 from plantlib.kernels import Cells, reference
 from plantlib.kernels import label_attention_torch as blocked
 
+SIZES = blocked.SIZES["cpu"]
 GRADIENTS = ("hidden_states", "label_queries", "label_outputs", "gain")
 SHAPES = {
     "prime sizes": ([7, 13, 5], 31, 11),
@@ -24,12 +25,12 @@ SHAPES = {
     "empty document in the middle": ([5, 0, 6], 9, 8),
     "empty documents at both ends": ([0, 5, 0], 9, 8),
     "all documents empty": ([0, 0, 0], 4, 8),
-    "labels an exact block": ([3, 4], blocked.BLOCK, 4),
-    "one label more than a block": ([3, 4], blocked.BLOCK + 1, 4),
-    "labels of three blocks": ([6, 2], 2 * blocked.BLOCK + 77, 3),
-    "document longer than a chunk": ([3, blocked.CHUNK + 37, 4], 5, 8),
-    "documents fill a chunk exactly": ([blocked.CHUNK - 8, 8, 5], 5, 4),
-    "many chunks and many blocks": ([300, 290, 0, 513, 20], blocked.BLOCK + 3, 3),
+    "labels an exact block": ([3, 4], SIZES.block, 4),
+    "one label more than a block": ([3, 4], SIZES.block + 1, 4),
+    "labels of three blocks": ([6, 2], 2 * SIZES.block + 77, 3),
+    "document longer than a chunk": ([3, SIZES.chunk + 37, 4], 5, 8),
+    "documents fill a chunk exactly": ([SIZES.chunk - 8, 8, 5], 5, 4),
+    "many chunks and many blocks": ([300, 290, 0, 513, 20], SIZES.block + 3, 3),
     "D not a power of two": ([8, 3], 12, 37),
 }
 CASES = [pytest.param(*shape, id=name) for name, shape in SHAPES.items()]
@@ -179,11 +180,11 @@ class Largest(TorchDispatchMode):
 @pytest.mark.parametrize("tokens", [3000, 6000])
 def test_memory_law(tokens, keep):
     """Nothing of size (B, L, D) or (S, L) in either pass; the largest tensor is an input, an output or one block."""
-    num_labels, dim, lengths = 2 * blocked.BLOCK + 9, 6, [tokens // 6] * 6
+    num_labels, dim, lengths = 2 * SIZES.block + 9, 6, [tokens // 6] * 6
     made = problem(lengths, num_labels, dim, cells=None, dtype=torch.float32)
     with Largest() as largest:
         run("torch", made, keep)
-    block = 2 * blocked.BLOCK * max(blocked.CHUNK, *lengths)
+    block = 2 * SIZES.block * max(SIZES.chunk, *lengths)
     assert largest.numel <= max(tokens * dim, 6 * num_labels, block, num_labels * dim)
     assert largest.numel < tokens * num_labels / 4
     with Largest() as largest:
@@ -203,7 +204,7 @@ def test_scores_of_ten_thousand_do_not_overflow(dtype, keep):
 
 def long_document(seed=0):
     """One document longer than two widths: its context is kept and becomes the gradient of the outputs."""
-    made = problem([97], blocked.BLOCK + 5, 4, seed=seed)
+    made = problem([97], SIZES.block + 5, 4, seed=seed)
     assert len(made["hidden_states"]) >= 2 * made["hidden_states"].shape[1]
     return made
 
@@ -239,7 +240,7 @@ def test_frozen_inputs_get_no_gradient_and_change_no_other(frozen):
 
 
 def test_two_runs_give_equal_bits():
-    made = problem([300, 290, 0, 20], blocked.BLOCK + 3, 7, dtype=torch.float32)
+    made = problem([300, 290, 0, 20], SIZES.block + 3, 7, dtype=torch.float32)
     first, second = run("torch", made), run("torch", made)
     assert all(torch.equal(first[n], second[n]) for n in first)
 

@@ -14,9 +14,21 @@ from typing import NamedTuple
 
 import torch
 
-BLOCK = 256  # labels a block; their queries and outputs are multiplied together, so a product has twice as many rows
-CHUNK = 512  # tokens a chunk, at least one document
-CELLS = 2**20  # scores of a block: a long document narrows the block instead of widening the workspace
+
+class Sizes(NamedTuple):
+    """How much is read at once: labels a block, tokens a chunk, scores of a block (a long document narrows it)."""
+
+    block: int
+    chunk: int
+    cells: int
+
+
+# what stays in a processor's cache, and what keeps a GPU busy for longer than a launch takes
+SIZES = {"cpu": Sizes(256, 512, 2**20), "cuda": Sizes(4096, 4096, 2**24)}
+
+
+def sizes_of(tensor: torch.Tensor) -> Sizes:
+    return SIZES["cuda" if tensor.is_cuda else "cpu"]
 
 
 class Problem(NamedTuple):
@@ -92,7 +104,7 @@ def keep_highest(scores: torch.Tensor, keep: int | None) -> None:
     scores.masked_fill_(~(above | (tied & (tied.cumsum(1) <= room))), float("-inf"))
 
 
-def chunks(offsets: list[int], size: int = CHUNK) -> list[tuple[int, int]]:
+def chunks(offsets: list[int], size: int) -> list[tuple[int, int]]:
     """(first, last) documents of every chunk: neighbours of at most `size` tokens together, at least one document."""
     found, first = [], 0
     for b in range(1, len(offsets)):
@@ -106,8 +118,9 @@ def tiles(p: Problem) -> Iterator[Tile]:
     """Every tile with tokens in it; queries and outputs of a block are stacked once for all its chunks."""
     edges, columns, kind = p.offsets.tolist(), p.shape[1], accumulator(p.hidden.dtype)
     longest = max((b - a for a, b in zip(edges[:-1], edges[1:], strict=True)), default=0)
-    block = min(BLOCK, max(16, CELLS // max(longest, 1)))
-    groups = [chunks(edges)] if p.candidates is None else [[(b, b + 1)] for b in range(len(edges) - 1)]
+    sizes = sizes_of(p.hidden)
+    block = min(sizes.block, max(16, sizes.cells // max(longest, 1)))
+    groups = [chunks(edges, sizes.chunk)] if p.candidates is None else [[(b, b + 1)] for b in range(len(edges) - 1)]
     for group in groups:
         for low in range(0, columns, block):
             high = min(low + block, columns)
