@@ -14,7 +14,7 @@ from plantlib import report
 from plantlib.ensemble import SUM
 from plantlib.io import atomic_path
 from plantlib.results import RunRecord, compare
-from plantlib.v1_grid import ABLATIONS
+from plantlib.v1_grid import SYSTEMS
 
 if TYPE_CHECKING:
     import pandas
@@ -32,15 +32,24 @@ def encoder_of(record: RunRecord) -> str:
     return str(record.backbone).split("-")[-2]
 
 
+def is_tuned(record: RunRecord) -> bool:
+    """Whether the encoder was trained with the head, by stages, or left frozen."""
+    return record.params.get("tuning", "frozen") != "frozen"
+
+
 def system_of(record: RunRecord) -> str:
-    """The row of `v1_grid.ABLATIONS` that a record, or the sum of two, belongs to."""
+    """The row of `v1_grid.SYSTEMS` that a record, or the sum of two, belongs to."""
     return record.system.removesuffix(SUM)
 
 
 def groups(records: Iterable[RunRecord]) -> list[report.Group]:
     """Records of notebook 09 that may stand in one table: one data set, encoder and number of tokens."""
     own = [r for r in records if (r.notebook or "").startswith("09")]
-    key = lambda group: (group.dataset["name"], group.dataset["train"], ENCODERS.index(encoder_of(group.records[0])))  # noqa: E731
+
+    def key(group: report.Group) -> tuple:
+        first = group.records[0]
+        return group.dataset["name"], group.dataset["train"], is_tuned(first), ENCODERS.index(encoder_of(first))
+
     return sorted(report.groups(own, elsewhere=()), key=key)
 
 
@@ -51,11 +60,13 @@ def table(records: Iterable[RunRecord]) -> pandas.DataFrame:
     rows = []
     for group in groups(records):
         own, encoder = group.records, encoder_of(group.records[0])
-        baseline = next(s for s in ABLATIONS if s in {system_of(r) for r in own})
+        baseline = next(s for s in SYSTEMS if s in {system_of(r) for r in own})
         compared = compare(own, baseline + (SUM if encoder == "sum" else ""), METRICS)
         compared.index = [system.removesuffix(SUM) for system in compared.index]
         data = f"{group.dataset['name']}, {group.dataset['train']:,} documents"
-        for system in [s for s in ABLATIONS if s in compared.index]:
+        if is_tuned(own[0]):
+            data += ", encoder tuned"
+        for system in [s for s in SYSTEMS if s in compared.index]:
             rows.append({"data": data, "encoder": encoder, "system": system, "baseline": baseline, **compared.loc[system]})
     return pd.DataFrame(rows)
 
@@ -71,11 +82,13 @@ def markdown(records: Iterable[RunRecord]) -> str:
         cells = [row["data"], row["encoder"], row["system"], str(int(row["seeds"])), *(report.cell(row, m) for m in METRICS)]
         lines.append([*cells, _difference(row)])
     note = (
-        "Percent on test, mean ± sd over seeds. `v1`: learned, lookup and static L2R attention in one softmax, inattention, "
-        "the exact state; a row `v1-no-...` leaves one out, `v1-other-state` reads segments as first published, `random` "
+        "Percent on test, mean ± sd over seeds. `v1`: learned, lookup and static L2R attention in one softmax, inattention of 64 "
+        "tokens, the exact state; a row `v1-no-...` leaves one out, `v1-other-state` reads segments as first published, `random` "
         "plants nothing: what is left out of planting begins at a gain of zero and may still grow, as every gain is trained. "
-        "sum: logits of the forward and the backward model added. \\*: p < 0.05 against `v1` on the same "
-        "encoder, paired bootstrap over test documents, not corrected for the number of tests."
+        "`v1-k...` keeps so many tokens, `v1-sum` adds three contexts, `v1-likely` and `v1-expected` take the L2R score of the "
+        "language model's most likely token and its expectation over tokens. sum: logits of the forward and the backward model "
+        "added. \\*: p < 0.05 against `v1` on the same encoder, paired bootstrap over test documents, not corrected for the "
+        "number of tests."
     )
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n\n" + note
 

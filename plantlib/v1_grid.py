@@ -34,6 +34,15 @@ ABLATIONS = {
     "v1-no-inattention": ("v1", {"keep": None}),
     "v1-other-state": ("v1", {"stateful": "other"}),
 }
+# what the method leaves open, one choice changed at a time; not part of a grid unless asked for
+VARIANTS = {
+    "v1-k4": ("v1", {"keep": 4}),
+    "v1-k16": ("v1", {"keep": 16}),
+    "v1-sum": ("v1", {"contexts": "sum"}),
+    "v1-likely": ("v1", {"l2r_from": "likely"}),
+    "v1-expected": ("v1", {"l2r_from": "expected"}),
+}
+SYSTEMS = ABLATIONS | VARIANTS
 
 
 def language_model(
@@ -52,9 +61,10 @@ def language_model(
 
 
 def changed(config: RunConfig, changes: dict) -> RunConfig:
-    """The run of an ablation: `changes` as in ABLATIONS."""
+    """The run of a row of SYSTEMS: `changes` as there."""
     start = {k: v for k, v in changes.items() if k.startswith("v1_")}
-    config = replace(config, start=replace(config.start, **start))
+    v1 = {k: v for k, v in changes.items() if k in ("contexts", "l2r_from")}
+    config = replace(config, start=replace(config.start, **start), v1=replace(config.v1, **v1))
     if "keep" in changes:
         config = replace(config, keep=changes["keep"], train=replace(config.train, keep_from=None, keep_epochs=0))
     if changes.get("stateful"):
@@ -67,10 +77,10 @@ def run_system(
     prepared: Prepared, system: str, seed: int, config: RunConfig, *, results: str | Path, notebook: str | None = None,
     again: bool = False, progress: bool = True,
 ) -> tuple[RunRecord, object]:  # fmt: skip
-    """One row of ABLATIONS as a record of that name; (record, None) where it is finished already, unless `again`."""
-    if system not in ABLATIONS:
-        raise ValueError(f"system {system!r} is not known; use {', '.join(ABLATIONS)}")
-    start, changes = ABLATIONS[system]
+    """One row of SYSTEMS as a record of that name; (record, None) where it is finished already, unless `again`."""
+    if system not in SYSTEMS:
+        raise ValueError(f"system {system!r} is not known; use {', '.join(SYSTEMS)}")
+    start, changes = SYSTEMS[system]
     config, run_id = changed(config, changes), run_name(prepared, system, seed, config.tuning)
     found = None if again else finished(Path(results) / f"{run_id}.json", prepared, config.seeded(seed))
     if found:
@@ -94,9 +104,9 @@ def awd_grid(
     progress: bool = True,
 ) -> tuple[list[RunRecord], list[dict]]:  # fmt: skip
     """(records, what each language model found); with two directions the sum of both is a record of every system and seed."""
-    unknown = [system for system in systems if system not in ABLATIONS]
+    unknown = [system for system in systems if system not in SYSTEMS]
     if unknown:
-        raise ValueError(f"system {unknown[0]!r} is not known; use {', '.join(ABLATIONS)}")
+        raise ValueError(f"system {unknown[0]!r} is not known; use {', '.join(SYSTEMS)}")
     sizes = {"hidden_size": hidden_size, "lstm_size": lstm_size, "num_hidden_layers": layers}
     pretraining = PretrainConfig(
         epochs=lm_epochs, rows=lm_rows, learning_rate=lm_learning_rate, vocabulary=vocabulary, sizes=sizes

@@ -22,7 +22,10 @@ def test_every_ablation_changes_one_thing():
     wanted = {"v1": set(), "random": set(), "v1-no-l2r": {"start.v1_l2r"}, "v1-no-lookup": {"start.v1_lookup"},
               "v1-no-inattention": {"keep."}, "v1-other-state": {"v1.stateful"}}  # fmt: skip
     assert set(wanted) == set(v1_grid.ABLATIONS)
-    for system, (_, changes) in v1_grid.ABLATIONS.items():
+    wanted |= {"v1-k4": {"keep."}, "v1-k16": {"keep."}, "v1-sum": {"v1.contexts"}, "v1-likely": {"v1.l2r_from"},
+               "v1-expected": {"v1.l2r_from"}}  # fmt: skip
+    assert set(wanted) == set(v1_grid.SYSTEMS)
+    for system, (_, changes) in v1_grid.SYSTEMS.items():
         before, after = flat(config), flat(v1_grid.changed(config, changes))
         assert {k for k in before if before[k] != after[k]} == wanted[system], system
     annealed = RunConfig(keep=8, train=TrainConfig(keep_from=32, keep_epochs=2))
