@@ -37,7 +37,7 @@ class CandidateConfig:
     lookup_gain: float = 4.0
     score_gain: float = 1.0
     linear_gain: float = 1.0
-    linear_rate: float = 0.3  # times the learning rate where training begins from the linear score
+    linear_rate: float = 0.1  # times the learning rate where training begins from the linear score
     init_std: float = 0.02
     seed: int = 0
 

@@ -116,7 +116,7 @@ def candidate_grid(
         record = RunRecord.load(path) if path.exists() else None
         wanted = asdict(job) | {"inputs": prepared.key}
         if "linear" in candidate_decoder.parts_of(start):
-            wanted["linear"] = plain(asdict(LinearConfig()))
+            wanted |= {"linear": plain(asdict(LinearConfig())), "unlisted": False}
         if record is None or any(record.params.get(name) != value for name, value in wanted.items()):
             record, _ = run_candidates(prepared, job, start, results=results, notebook=notebook, progress=progress)
         records.append(record)
@@ -177,7 +177,7 @@ def _record(prepared, config, start, run_id, data, found: dict[str, Scores], kep
         id=run_id, kind="planted", system=start, seed=config.seed, notebook=notebook,
         params=asdict(config) | {
             "max_tokens": prepared.max_tokens, "inputs": prepared.key, "final_gains": gains,
-            "candidates": "linear score" if linear else "MI and J",
+            "candidates": "linear score" if linear else "MI and J", "unlisted": data.unlisted,
             "linear": asdict(LinearConfig()) if linear else None,
         },
         backbone=Path(prepared.backbone).name,

@@ -38,13 +38,15 @@ class CandidateData:
     """Documents with what candidates need.
 
     packed: rows -> hidden states; relevance G csr (L, V) of the planted cells; ranked (N, choice * width) label ids, best
-    first, -1 where there are no more; scores: (rows, ids (b, C)) -> (b, C) what is added to the logits, None for nothing.
+    first, -1 where there are no more; scores: (rows, ids (b, C)) -> (b, C) what is added to the logits, None for nothing;
+    unlisted: whether true labels outside a document's list are trained.
     """
 
     packed: Callable[[np.ndarray], Packed]
     relevance: sparse.csr_matrix
     ranked: np.ndarray
     scores: Callable[[np.ndarray, np.ndarray], np.ndarray] | None
+    unlisted: bool = True
 
     @classmethod
     def of_teachers(
@@ -70,7 +72,11 @@ class CandidateData:
     def of_linear(
         cls, packed, linear: LinearScore, relevance: sparse.csr_matrix, config: CandidateConfig, progress: bool = True
     ) -> CandidateData:
-        """Ranked and scored by the linear score over words. A block of documents meets all labels: for L up to some 10^5."""
+        """Ranked and scored by the linear score over words. A block of documents meets all labels: for L up to some 10^5.
+
+        A true label that the score does not list is left out of training: it is one the score knows next to nothing of, often
+        for want of a document in the folds it came from, and its low score would teach the decoder to trust the others less.
+        """
         documents, depth = linear.tfidf.shape[0], min(config.choice * config.width, len(linear.tables[0].intercept))
         ranked = np.empty((documents, depth), np.int32)
         for begin in tqdm(range(0, documents, BLOCK), desc="candidates", unit="block", disable=not progress):
@@ -81,7 +87,7 @@ class CandidateData:
             found = np.take_along_axis(linear.scores(rows), ids.clip(min=0), 1)
             return np.where(ids == lists.NONE, np.float32(0), found)
 
-        return cls(packed, relevance, ranked, scores)
+        return cls(packed, relevance, ranked, scores, unlisted=False)
 
     def logits(self, decoder: CandidateDecoder, rows: np.ndarray, ids: np.ndarray) -> torch.Tensor:
         """(b, C) logits of documents `rows` on candidates ids (b, C), where the decoder is."""
@@ -142,7 +148,8 @@ def epoch_batches(data: CandidateData, train: np.ndarray, labels, config: Candid
     order = rng.permutation(train)
     for begin in range(0, len(order), config.batch_size):
         rows = order[begin : begin + config.batch_size]
-        yield rows, *lists.training_candidates(data.ranked[rows], labels[rows], config.width, rng, config.hard)
+        given = (data.ranked[rows], labels[rows], config.width, rng, config.hard)
+        yield rows, *lists.training_candidates(*given, unlisted=data.unlisted)
 
 
 def save_epoch(path: Path, decoder: CandidateDecoder, optimisers, losses: list[float]) -> None:

@@ -105,12 +105,14 @@ def recall(ids: np.ndarray, gold: sparse.csr_matrix, widths: tuple[int, ...]) ->
 
 
 def training_candidates(
-    ranked: np.ndarray, gold: sparse.csr_matrix, width: int, rng: np.random.Generator, hard: float = 0.5,
+    ranked: np.ndarray, gold: sparse.csr_matrix, width: int, rng: np.random.Generator, hard: float = 0.5, *,
+    unlisted: bool = True,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """ids (b, width) and positive (b, width) bool for training: the gold labels, then negatives the ranker takes for gold.
 
     ranked (b, M): the ranker's lists, M >= width gives a choice. A share `hard` of the negatives are the highest ranked ones,
-    the rest are drawn from the list's remainder. Raises DataError where a document has more than `width` gold labels.
+    the rest are drawn from the list's remainder. unlisted: gold labels outside the first `width` of a list are trained too,
+    though prediction never asks for them there. Raises DataError where a document has more than `width` gold labels.
     """
     ids, positive = np.full((len(ranked), width), NONE, np.int32), np.zeros((len(ranked), width), bool)
     for i, row in enumerate(ranked):
@@ -118,6 +120,7 @@ def training_candidates(
         if own.size > width:
             raise DataError(f"a document has {own.size} labels and {width} candidate places; use a width of {own.size} or more")
         wrong = row[(row != NONE) & ~np.isin(row, own)]
+        own = own if unlisted else own[np.isin(own, row[:width])]
         room = min(width - own.size, wrong.size)
         sure = wrong[: round(hard * room)]
         rest = wrong[sure.size :]

@@ -94,6 +94,9 @@ def test_training_lists_hold_every_positive_and_hard_negatives():
     assert len(drawn) > 1, "the rest is drawn"
     hardest, _ = candidates.training_candidates(ranked, gold, 4, np.random.default_rng(0), hard=1.0)
     assert hardest[0].tolist() == [2, 11, 7, 9]
+    known, positive = candidates.training_candidates(ranked, gold, 4, np.random.default_rng(0), hard=1.0, unlisted=False)
+    assert known.tolist() == [[2, 7, 9, 4], [0, 1, -1, -1], [5, 6, 7, 8]], "11, 10 and 0 are not listed"
+    assert positive.sum(1).tolist() == [1, 0, 0] and positive[0, 0]
     with pytest.raises(DataError, match="has 2 labels and 1 candidate places"):
         candidates.training_candidates(ranked, gold, 1, np.random.default_rng(0))
 
