@@ -99,6 +99,26 @@ def test_planted_cells_are_added_exactly(cells, gain):
         torch.testing.assert_close(found[name], wanted[name], rtol=2e-5, atol=2e-5)
 
 
+@pytest.mark.parametrize("candidates", [False, True], ids=["all labels", "candidates"])
+@pytest.mark.parametrize("keep", [None, 3])
+def test_gradients_of_planted_values(monkeypatch, keep, candidates):
+    """Of every cell, tile borders and parts of columns between them; several gains need them."""
+    monkeypatch.setattr(fused, "WORKSPACE", 1)
+    found = {}
+    for impl in ("triton", "reference"):
+        made = candidate_problem() if candidates else cast(problem([TILE + 3, 0, 5], 2 * TILE + 1, 5), torch.float32)
+        cells = made["cells"]
+        values = cells.values.clone().requires_grad_()
+        made["cells"] = type(cells)(cells.positions, cells.labels, values)
+        value, log_sum = kernels.attend(**made, keep=keep, impl=impl)
+        weights = torch.randn(value.shape, generator=torch.Generator().manual_seed(2)).to(value)
+        finite = log_sum.isfinite()
+        ((value * weights).sum() + (log_sum[finite] * weights[finite]).sum()).backward()
+        found[impl] = values.grad
+    assert found["reference"].abs().sum() > 0
+    torch.testing.assert_close(found["triton"], found["reference"], rtol=2e-5, atol=2e-5)
+
+
 def candidate_problem(seed=0):
     made = cast(problem([TILE + 1, 0, 5], 2 * TILE, 6, seed=seed), torch.float32)
     generator = torch.Generator().manual_seed(seed)

@@ -105,22 +105,17 @@ def test_gradients_of_both_gains_are_those_of_autograd(contexts, keep):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
 
 
-def test_gradient_of_a_planted_value_by_hand():
+@pytest.mark.parametrize("impl", ["torch", "reference", *(["triton"] if machine.has_triton() else [])])
+def test_gradient_of_a_planted_value_by_hand(impl):
     """Two tokens of equal score: d value / d s = p (o - value) = .5 (3 - 2) for the second."""
-    values = torch.tensor([0.0], requires_grad=True)
-    cells = Cells(torch.tensor([1]), torch.tensor([0]), values)
-    one = torch.ones(1, 1)
-    value, _ = kernels.attend(torch.tensor([[1.0], [3.0]]), torch.tensor([0, 2]), 0 * one, one, cells, torch.tensor(2.0))
+    with machine.device():  # without a GPU the interpreter reads tensors of the CPU
+        values = torch.tensor([0.0], requires_grad=True)
+        cells = Cells(torch.tensor([1]), torch.tensor([0]), values)
+        one = torch.ones(1, 1)
+        given = (torch.tensor([[1.0], [3.0]]), torch.tensor([0, 2]), 0 * one, one, cells, torch.tensor(2.0))
+        value, _ = kernels.attend(*given, impl=impl)
     value.sum().backward()
     assert value.item() == pytest.approx(2.0) and values.grad.item() == pytest.approx(2.0 * 0.5 * (3 - 2))
-
-
-def test_fused_kernel_refuses_what_it_has_no_gradient_for():
-    with machine.device():  # without a GPU the interpreter reads tensors of the CPU
-        cells = Cells(torch.tensor([0]), torch.tensor([0]), torch.ones(1, requires_grad=True))
-        one = torch.ones(1, 1)
-        with pytest.raises(ValueError, match="no gradient of planted values"):
-            kernels.attend(torch.ones(2, 1), torch.tensor([0, 2]), one, one, cells, torch.ones(()), impl="triton")
 
 
 @pytest.mark.parametrize(("contexts", "keep"), [("mixed", 2), ("sum", (1, 2, None)), ("sum", 1), ("sum", (None, None, 2))])

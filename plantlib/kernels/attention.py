@@ -38,10 +38,10 @@ def planted_attention(
     -1 for none: results are (B, C), and a place without a candidate holds 0 and minus infinity. state: (log_sum_exp,
     value) of the same shape left by the tokens read before; the results then are those of all tokens at once.
     Gradients reach hidden_states, label_queries, label_outputs, gain, label_bias and state, twice the same bits; and the
-    cells' values where they want one, but for the fused kernel ("auto" then takes "torch").
+    cells' values where they want one, as several gains need.
     """
     _check(offsets, label_queries, label_outputs, cells, gain, keep, candidates, state)
-    chosen = implementation_for(impl, hidden_states, cells)
+    chosen = machine.implementation(impl, hidden_states)
     if chosen == "reference":
         return reference.label_attention(
             hidden_states, offsets, label_queries, label_outputs, cells, gain, keep,
@@ -74,16 +74,6 @@ def planted_attention(
         bias = label_bias if clean is None else label_bias[clean].masked_fill(absent, 0.0)
         value = value + bias
     return value, log_sum
-
-
-def implementation_for(impl: str, hidden_states, cells) -> str:
-    """The implementation; the fused kernel knows one gain, not the gradient of every planted value."""
-    chosen = machine.implementation(impl, hidden_states)
-    if chosen == "triton" and cells is not None and cells.values.requires_grad and torch.is_grad_enabled():
-        if impl == "triton":
-            raise ValueError("impl='triton' has no gradient of planted values, which several gains need; use impl='auto'")
-        return "torch"
-    return chosen
 
 
 def merge(log_sum_a, value_a, log_sum_b, value_b) -> tuple[torch.Tensor, torch.Tensor]:
@@ -168,8 +158,8 @@ class _LabelAttention(torch.autograd.Function):
         # the context becomes a gradient, so a second backward pass through this node has to do without
         rows, ctx.context = blocked.Rows(*saved, context=ctx.context), None
         with torch.autocast(hidden.device.type, enabled=False):
-            wanted = {"wants_values": True} if ctx.needs_input_grad[6] else {}
-            found = _backend(ctx.backend).backward(problem, rows, grad_value, grad_log_sum, ctx.needs_input_grad[0], **wanted)
+            wanted = (ctx.needs_input_grad[0], ctx.needs_input_grad[6])
+            found = _backend(ctx.backend).backward(problem, rows, grad_value, grad_log_sum, *wanted)
         d_hidden = None if found.hidden is None else found.hidden.to(hidden.dtype)
         d_gain = None if gain is None else found.gain.to(gain.dtype)
         return (d_hidden, None, found.queries.to(queries.dtype), found.outputs.to(outputs.dtype), None, None, found.values,
@@ -186,7 +176,7 @@ def planted_attention_bce(
     rows, columns (P,): the positive cells of (B, L). Gradients as `planted_attention`, and to `added` (the label bias and
     whatever else stands in the logit). The loss alone carries gradients; logits are for looking at.
     """
-    if implementation_for(impl, hidden_states, cells) == "torch" and torch.is_grad_enabled():
+    if machine.implementation(impl, hidden_states) == "torch" and torch.is_grad_enabled():
         _check(offsets, label_queries, label_outputs, cells, gain, keep, None, None)
         kind = torch.promote_types(hidden_states.dtype, torch.promote_types(label_queries.dtype, label_outputs.dtype))
         given = tuple(x.to(kind) for x in (hidden_states, label_queries, label_outputs))

@@ -146,7 +146,9 @@ def _thresholds(p: Problem, launch: _Launch) -> torch.Tensor:
     return found
 
 
-def backward(p: Problem, rows: Rows, grad_value, grad_log_sum, wants_hidden: bool = True) -> Gradients:
+def backward(
+    p: Problem, rows: Rows, grad_value, grad_log_sum, wants_hidden: bool = True, wants_values: bool = False
+) -> Gradients:
     """Gradients as `label_attention_torch.backward` gives them, by parts of columns that fit WORKSPACE."""
     launch = _Launch(p, by_tile=True)
     scale = 1.0 / rows.total.masked_fill(rows.total == 0, 1.0)
@@ -158,6 +160,7 @@ def backward(p: Problem, rows: Rows, grad_value, grad_log_sum, wants_hidden: boo
     kind = p.queries.dtype if whole else torch.float32
     d_queries, d_outputs = (torch.zeros_like(x, dtype=kind) for x in (launch.queries, launch.outputs))
     d_gain = torch.zeros(launch.batch * launch.blocks * launch.tiles, device=p.hidden.device)
+    d_values = torch.zeros_like(p.cells[2]) if wants_values else None
     for part in _parts(p, launch, 2 * launch.hidden.element_size()):
         d_scores, d_reads = (launch.hidden.new_empty(part.columns, part.tokens) for _ in range(2))
         grid, sizes = launch.part(part)
@@ -166,6 +169,8 @@ def backward(p: Problem, rows: Rows, grad_value, grad_log_sum, wants_hidden: boo
                 *launch.arguments(), *launch.kept(rows.threshold), rows.top, rows.value, g, shift, d_scores, d_reads, d_gain,
                 *sizes, KEPT=rows.threshold is not None, **launch.options,
             )  # fmt: skip
+        if d_values is not None:
+            _read_values(p, part, d_scores, d_values)
         h, labels = launch.hidden[part.begin : part.end], slice(part.low, part.high)
         labels = labels if whole else p.candidates[part.first, labels]
         for total, left in ((d_queries, d_scores), (d_outputs, d_reads)):
@@ -176,7 +181,18 @@ def backward(p: Problem, rows: Rows, grad_value, grad_log_sum, wants_hidden: boo
         if d_hidden is not None:
             d_hidden[part.begin : part.end] += d_scores.T @ launch.queries[labels]
             d_hidden[part.begin : part.end] += d_reads.T @ launch.outputs[labels]
-    return Gradients(d_hidden, d_queries, d_outputs, d_gain.sum(dtype=torch.float64) if p.cells is not None else None)
+    d_gain = d_gain.sum(dtype=torch.float64) if p.cells is not None else None
+    return Gradients(d_hidden, d_queries, d_outputs, d_gain, d_values)
+
+
+def _read_values(p: Problem, part: _Part, d_scores: torch.Tensor, d_values: torch.Tensor) -> None:
+    """Gradients of the planted values that fall into a part, read where their scores' gradients stand."""
+    positions, columns, _ = p.cells
+    low, high = torch.searchsorted(columns, torch.tensor([part.low, part.high], device=columns.device)).tolist()
+    positions, columns = positions[low:high], columns[low:high]
+    inside = ((positions >= part.begin) & (positions < part.end)).nonzero().squeeze(1)
+    found = d_scores[columns[inside] - part.low, positions[inside] - part.begin]
+    d_values[low + inside] = (p.gain.to(torch.float32) * found).to(d_values.dtype)
 
 
 class _Part(NamedTuple):
