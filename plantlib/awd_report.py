@@ -71,6 +71,19 @@ def table(records: Iterable[RunRecord]) -> pandas.DataFrame:
     return pd.DataFrame(rows)
 
 
+def kept(records: Iterable[RunRecord]) -> pandas.DataFrame:
+    """What `plots.inattention_sweep` draws: start (data and encoder), keep and ndcg@5 of the runs of `v1` that differ in K."""
+    import pandas as pd
+
+    rows = []
+    for group in groups(records):
+        own = [r for r in group.records if r.system in ("v1", "v1-no-inattention") or r.system.startswith("v1-k")]
+        if len({r.params["keep"] for r in own}) > 2:
+            data = f"{group.dataset['name']}, {group.dataset['train']:,} documents, {encoder_of(own[0])}"
+            rows += [{"start": data, "keep": r.params["keep"], "ndcg@5": r.metrics["ndcg@5"]} for r in own]
+    return pd.DataFrame(rows, columns=["start", "keep", "ndcg@5"])
+
+
 def markdown(records: Iterable[RunRecord]) -> str:
     """The table in percent; a star where a system differs from `v1` on its encoder."""
     frame = table(records)

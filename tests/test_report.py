@@ -22,9 +22,11 @@ def record(system, seed=0, value=0.5, kind="planted", data="toy", tokens=64, bac
     planted = kind == "planted"
     history = [{"epoch": e, "ndcg@5": value + e / 100, "few/rp@5": value} for e in (1, 2)] if planted else []
     per_document = {k: [value, value, value - 0.1, value + 0.1] for k in ("p@1", "p@5", "ndcg@5", "few/rp@5")}
-    identity = f"{data}-{tokens}-{system}-{seed}-{notebook}-{backbone}".replace(" ", "_")
+    tuning = more.get("params", {}).get("tuning", "")
+    identity = f"{data}-{tokens}-{system}-{seed}-{notebook}-{backbone}{tuning}".replace(" ", "_")
     return RunRecord(id=identity, kind=kind, dataset=dataset, system=system, seed=seed, metrics=dict.fromkeys(KEYS, value),
-                     params={"max_tokens": tokens} if planted else {}, backbone=backbone if planted else None, history=history,
+                     params={"max_tokens": tokens} | more.pop("params", {}) if planted else {},
+                     backbone=backbone if planted else None, history=history,
                      per_document=per_document, notebook=notebook, environment=ENVIRONMENT, **more)  # fmt: skip
 
 
@@ -212,6 +214,22 @@ def first_version_records():
     both = "toy-forward-0123abcd + toy-backward-0123abcd"
     for system, value in (("v1 ensemble", 0.7), ("random ensemble", 0.35)):
         yield record(system, 0, value, backbone=both, notebook="09_awd_lstm")
+
+
+def test_tokens_kept_and_a_tuned_encoder_stand_in_places_of_their_own():
+    from plantlib import awd_report
+
+    frozen = {"backbone": "toy-forward-0123abcd", "notebook": "09_awd_lstm"}
+    keeps = {"v1": 64, "v1-k4": 4, "v1-k16": 16, "v1-no-inattention": None, "v1-sum": 64}
+    records = [record(s, 0, 0.5, **frozen, params={"keep": k}) for s, k in keeps.items()]
+    frame = awd_report.kept(records)
+    assert set(frame["keep"].dropna()) == {4, 16, 64} and frame["keep"].isna().sum() == 1 and len(frame) == 4
+    assert set(frame["start"]) == {"toy, 100 documents, forward"}
+    assert not len(awd_report.kept(records[:2])), "two points are no sweep"
+    tuned = record("v1", 0, 0.7, **frozen, params={"keep": 64, "tuning": "full"})
+    table = awd_report.table([*records, tuned])
+    assert table["data"].tolist() == ["toy, 100 documents"] * 5 + ["toy, 100 documents, encoder tuned"]
+    assert set(table["system"][:5]) == set(keeps)
 
 
 def test_the_first_version_is_compared_with_its_whole_on_each_encoder(tmp_path):
