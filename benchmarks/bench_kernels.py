@@ -1,6 +1,6 @@
 """Label attention and ranking losses against what they replace, same run, same inputs, medians -> results/bench/kernels.csv.
 
-    python benchmarks/bench_kernels.py [--repetitions 5] [--quick]
+    python benchmarks/bench_kernels.py [--repetitions N] [--quick]
 
 Times come from one process with the contenders taking turns; peak memory, beyond inputs, outputs and the gradients
 themselves, from a process of its own a contender or, on a GPU, from the allocator's count. limit_share is the arithmetic of
@@ -365,7 +365,7 @@ def main(arguments=None) -> None:
         return
     if not any(options.only in op for op in operations(options.quick)):
         parser.error(f"--only {options.only} names no operation; there are {', '.join(operations(options.quick))}")
-    print("price: about 8 minutes on 2 CPU cores; other work on the machine spoils it", flush=True)
+    print(f"price: about {'a minute on a GPU' if CUDA else '8 minutes on 2 CPU cores'}; other work spoils it", flush=True)
     rows = run(options)
     append(rows, options.out, COLUMNS)
     show(rows)

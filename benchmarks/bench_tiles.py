@@ -2,8 +2,8 @@
 
     python benchmarks/bench_tiles.py [--repetitions 10]
 
-The sizes in `kernels/label_attention.py` are the choice made from these rows. Every size is compiled in a process of its
-own first, several at a time, so that the card waits for nothing. limit_share: the products of the pass (forward 2, backward 6
+The sizes in `kernels/label_attention.py` are the choice made from these rows. Sizes are compiled first, in
+several processes at a time, so that the card waits for nothing. limit_share: the products of the pass (forward 2, backward 6
 with the two that build scores and outputs again) over its time and the rate of one large product.
 """
 

@@ -96,7 +96,7 @@ def markdown(records: Iterable[RunRecord]) -> str:
         lines.append([*cells, _difference(row)])
     note = (
         "Percent on test, mean ± sd over seeds. `v1`: learned, lookup and static L2R attention in one softmax, "
-        "inattention of 64 tokens, the exact state; a row `v1-no-...` leaves one out, `v1-other-state` reads segments as "
+        "inattention, the exact state; a row `v1-no-...` leaves one out, `v1-other-state` reads segments as "
         "first published, `random` plants nothing: what is left out of planting begins at a gain of zero and may still "
         "grow, as every gain is trained. `v1-k...` keeps so many tokens, `v1-sum` adds three contexts, `v1-likely` and "
         "`v1-expected` take the L2R score of the language model's most likely token and its expectation over tokens. sum: "

@@ -69,7 +69,7 @@ def markdown(found: list[report.Group]) -> str:
     for r in (r for g in found for r in g.records):
         by_epochs.setdefault(r.params["train"]["epochs"], set()).add(report.backbone_of(r))
     epochs = [f"{n} epochs for {', '.join(sorted(names))}" for n, names in sorted(by_epochs.items())]
-    devices = sorted({device_of(r.environment) for g in found for r in g.records})
+    devices = sorted({device_of(r) for g in found for r in g.records})
     note = (
         "Percent on test, mean ± sd over seeds; label space: labels with a training document. \\*: p < 0.05 against random on "
         "the same backbone, paired bootstrap over test documents, not corrected for the number of tests. At most "

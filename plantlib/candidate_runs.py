@@ -76,7 +76,7 @@ def run_candidates(
     candidate_decoder.plant(decoder, prepared.train_labels, config, start)
     decoder.to(machine.device())
     run_id = run_id_of(prepared, start, config)
-    folder = prepared.root / "checkpoints" / f"{run_id}-{fingerprint_of(prepared.key, start, asdict(config))}"
+    folder = prepared.root / "checkpoints" / f"{run_id}-{fingerprint_of(prepared.key, start, asdict(config), data.unlisted)}"
     kept = Kept(decoder, folder)
 
     clock, before = time.perf_counter(), kept.history[-1].get("seconds", 0.0) if kept.history else 0.0
@@ -117,6 +117,8 @@ def candidate_grid(
         wanted = asdict(job) | {"inputs": prepared.key}
         if "linear" in candidate_decoder.parts_of(start):
             wanted |= {"linear": plain(asdict(LinearConfig())), "unlisted": False}
+        else:
+            wanted.pop("linear_rate")  # of no effect
         if record is None or any(record.params.get(name) != value for name, value in wanted.items()):
             record, _ = run_candidates(prepared, job, start, results=results, notebook=notebook, progress=progress)
         records.append(record)

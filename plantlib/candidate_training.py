@@ -39,7 +39,7 @@ class CandidateData:
 
     packed: rows -> hidden states; relevance G csr (L, V) of the planted cells; ranked (N, choice * width) label ids, best
     first, -1 where there are no more; scores: (rows, ids (b, C)) -> (b, C) what is added to the logits, None for nothing;
-    unlisted: whether true labels outside a document's list are trained.
+    unlisted: whether true labels outside the first `width` of a document's list are trained.
     """
 
     packed: Callable[[np.ndarray], Packed]
@@ -74,8 +74,8 @@ class CandidateData:
     ) -> CandidateData:
         """Ranked and scored by the linear score over words. A block of documents meets all labels: for L up to some 10^5.
 
-        A true label that the score does not list is left out of training: it is one the score knows next to nothing of, often
-        for want of a document in the folds it came from, and its low score would teach the decoder to trust the others less.
+        A true label outside a document's candidates is left out of training: the score knows next to nothing of it, often for
+        want of a document in the folds it came from, and in trials its low score taught the decoder to trust the others less.
         """
         documents, depth = linear.tfidf.shape[0], min(config.choice * config.width, len(linear.tables[0].intercept))
         ranked = np.empty((documents, depth), np.int32)

@@ -112,7 +112,8 @@ def training_candidates(
 
     ranked (b, M): the ranker's lists, M >= width gives a choice. A share `hard` of the negatives are the highest ranked ones,
     the rest are drawn from the list's remainder. unlisted: gold labels outside the first `width` of a list are trained too,
-    though prediction never asks for them there. Raises DataError where a document has more than `width` gold labels.
+    though prediction never asks for them there; negatives come from the whole list either way.
+    Raises DataError where a document has more than `width` gold labels.
     """
     ids, positive = np.full((len(ranked), width), NONE, np.int32), np.zeros((len(ranked), width), bool)
     for i, row in enumerate(ranked):

@@ -120,7 +120,8 @@ def run_ensemble(
     record = RunRecord(
         id=run_id or f"{one.record.id}-ensemble", kind="planted", system=system, seed=one.record.seed,
         params={"members": [model.record.id for _, model in members], "inputs": [p.key for p, _ in members],
-                "made_of": made_of([model.record for _, model in members])},
+                "made_of": made_of([model.record for _, model in members]),
+                "tuning": one.record.params.get("tuning", "frozen")},
         notebook=notebook, backbone=" + ".join(str(model.record.backbone) for _, model in members),
         times={"evaluate": round(time.perf_counter() - began, 2)}, peak_memory_mb=runs.peak_memory(), **judged,
     )  # fmt: skip

@@ -233,13 +233,18 @@ class PlantModel(PreTrainedModel):
         return loss + self.lm_weight * lm[0] / lm[1].clamp(min=1)
 
     def attach_backbone(self, backbone: backbones.Backbone) -> PlantModel:
-        """Give a decoder trained on cached features its backbone, so that it reads text and saves whole."""
+        """Give a decoder trained on cached features its backbone, so that it reads text and saves whole.
+
+        The backbone itself, not a copy: it moves to the decoder's device, unless its weights are quantised and stay.
+        """
         if backbone.hidden_size != self.config.hidden_size or backbone.num_tokens != self.config.num_tokens:
             raise ValueError(
                 f"the backbone has hidden size {backbone.hidden_size} and {backbone.num_tokens} tokens, the decoder wants "
                 f"{self.config.hidden_size} and {self.config.num_tokens}; load the backbone it was trained on"
             )
-        self.backbone, self.tokenizer = backbone.model.to(self.device), backbone.tokenizer
+        if getattr(backbone.model, "quantization_method", None) is None:
+            backbone.model.to(self.device)
+        self.backbone, self.tokenizer = backbone.model, backbone.tokenizer
         config, inner = self.config, backbone.model.config
         config.backbone_name, config.window, config.overlap = Path(backbone.name).name, backbone.window, backbone.overlap
         config.backbone_config = inner.to_diff_dict() | {"model_type": inner.model_type}

@@ -94,7 +94,7 @@ def row_of(records: list[RunRecord]) -> dict:
     row |= {"train_s": _mean(train, 1, 2), "train_cpu_s": _mean(cpu, 1, 2),
             "predict_ms": _mean(predict, 1000 / data["test"], 3),
             "peak_memory_mb": _mean([r.peak_memory_mb for r in own], 1, 0), "model_mb": _mean(map(_model_mb, own), 1, 2),
-            "run": own[0].id, "device": device_of(own[0].environment)}  # fmt: skip
+            "run": own[0].id, "device": device_of(own[0])}  # fmt: skip
     return row
 
 

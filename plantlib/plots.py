@@ -272,7 +272,7 @@ def memory_law(frame: pandas.DataFrame, x: str = "labels", ax: Axes | None = Non
 
 
 def kernel_times(frame: pandas.DataFrame, ax: Axes | None = None) -> Axes:
-    """Milliseconds forward and backward, logarithmic, a group of bars a shape; dark is the share of the forward pass.
+    """Milliseconds forward and backward, logarithmic, a group of bars a shape; the dark bar is the forward pass alone.
 
     frame: rows of one op and device, columns implementation, shape, forward_ms, both_ms (NaN: did not fit).
     """

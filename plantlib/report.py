@@ -70,7 +70,7 @@ class Group:
         """Data, label space, seeds and device in one sentence: what every number is stated with."""
         data, planted = self.dataset, [r for r in self.records if r.kind == "planted"]
         seeds = ", ".join(map(str, sorted({r.seed for r in planted})))
-        devices = " and ".join(sorted({device_of(r.environment) for r in planted}))
+        devices = " and ".join(sorted({device_of(r) for r in planted}))
         read = f"first {tokens_of(planted[0])} tokens read, backbone {backbone_of(planted[0])}"
         if "candidates" in planted[0].params:
             read += f", each document's {planted[0].params['width']} best labels by {planted[0].params['candidates']} scored"

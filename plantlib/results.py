@@ -50,14 +50,16 @@ def environment() -> dict[str, Any]:
         "cpu": f"{platform.system()} {platform.machine()} {_cpu_name()}".strip(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "gpu": _gpu_name(),
-        "commit": commit or os.environ.get("PLANT_COMMIT", "unknown"),
+        "commit": commit or os.environ.get("PLANT_COMMIT") or "unknown",
         "dirty": bool(status) if commit else None,
     }
 
 
-def device_of(environment: Mapping[str, Any]) -> str:
-    """Where a record was made, in words: its GPU if it names one, its cores else."""
-    return environment.get("gpu") or f"{environment['cores']} cores of {environment['cpu']}"
+def device_of(record: RunRecord) -> str:
+    """What a record was trained on, in words: the GPU its machine had, for a model that uses one, or the cores."""
+    about = record.environment
+    gpu = about.get("gpu") if record.kind in ("planted", "neural") else None
+    return gpu or f"{about['cores']} cores of {about['cpu']}"
 
 
 def _git(*arguments: str) -> str:
@@ -69,7 +71,7 @@ def _git(*arguments: str) -> str:
 
 
 def _gpu_name() -> str | None:
-    """The GPU that PyTorch sees, None without one or before PyTorch is imported: a linear peer needs none."""
+    """The GPU that PyTorch sees, None without one or where PyTorch was not imported."""
     torch = sys.modules.get("torch")
     return torch.cuda.get_device_name() if torch is not None and torch.cuda.is_available() else None
 

@@ -36,7 +36,7 @@ def untrained(model, start: str = "lookup", seed: int = 0):
         raise ValueError(f"start={start!r}: wanted 'random' or 'lookup'; others need the corpus, see planting.plant")
     sizes, options = copy.deepcopy(model.config), StartConfig(seed=seed)
     sizes.backbone_config = None
-    twin = PlantModel(sizes)
+    twin = PlantModel(sizes).to(model.device)  # both read with one backbone, which follows the decoder it is attached to
     twin.load_state_dict({name: t for name, t in model.state_dict().items() if not name.startswith("backbone.")})
     if model.word_score is not None:
         twin.word_score.set_words(model.word_score.words)

@@ -67,6 +67,15 @@ def run(impl, made, keep=None, upstream=2):
     return {"value": value.detach(), "log_sum": log_sum.detach()} | gradients
 
 
+def test_larger_tiles_give_the_same(monkeypatch):
+    """The sizes of a GPU, on a CPU: one tile where there were many."""
+    made = problem([300, 290, 0, 513, 20], SIZES.block + 3, 3)
+    found = run("torch", made)
+    monkeypatch.setitem(blocked.SIZES, "cpu", blocked.SIZES["cuda"])
+    for name, value in run("torch", problem([300, 290, 0, 513, 20], SIZES.block + 3, 3)).items():
+        torch.testing.assert_close(value, found[name], rtol=1e-9, atol=1e-9)
+
+
 def check_equal(made, keep=None, upstream=2, tolerance=1e-9):
     found, wanted = run("torch", made, keep, upstream), run("reference", made, keep, upstream)
     for name in wanted:

@@ -119,6 +119,23 @@ def test_gradients_of_planted_values(monkeypatch, keep, candidates):
     torch.testing.assert_close(found["triton"], found["reference"], rtol=2e-5, atol=2e-5)
 
 
+@pytest.mark.parametrize("dtype", KINDS[1:], ids=lambda d: str(d).split(".")[1])
+def test_gradients_of_planted_values_in_half_precision(dtype):
+    """No further from float64 than the reference in the same precision, within a factor of two."""
+    squared = dict.fromkeys(("triton", "reference"), 0.0)
+    for seed in range(6):
+        made, grads = cast(problem([TILE + 3, 5], TILE + 1, 8, seed=seed), dtype), {}
+        for impl, kind in (("exact", torch.float64), ("triton", dtype), ("reference", dtype)):
+            given = cast(made, kind)
+            values = given["cells"].values.detach().to(kind).clone().requires_grad_()
+            given["cells"] = given["cells"]._replace(values=values)
+            kernels.attend(**given, impl="reference" if impl == "exact" else impl)[0].sum().backward()
+            grads[impl] = values.grad.double()
+        for impl in squared:
+            squared[impl] += float((grads[impl] - grads["exact"]).square().sum())
+    assert 0 < squared["triton"] <= 4 * squared["reference"]
+
+
 def candidate_problem(seed=0):
     made = cast(problem([TILE + 1, 0, 5], 2 * TILE, 6, seed=seed), torch.float32)
     generator = torch.Generator().manual_seed(seed)
@@ -201,13 +218,18 @@ def test_gradients_in_parts_equal_gradients_at_once(monkeypatch):
         torch.testing.assert_close(parts[name], whole[name], rtol=1e-5, atol=1e-5)
 
 
-def test_memory_law(monkeypatch):
-    """No tensor of (S, L) or (B, L, D): inputs, outputs, gradients and the workspace alone."""
+@pytest.mark.parametrize("keep", [None, 3])
+def test_memory_law(monkeypatch, keep):
+    """No tensor of (S, L) or (B, L, D): inputs, outputs, gradients and one workspace alone."""
     made = cast(problem([6, 10], 3 * TILE, 4, cells=None), torch.float32)
     monkeypatch.setattr(fused, "WORKSPACE", 2 * 16 * 4 * TILE)
+    spaces = []
+    take = fused._Space.take
+    monkeypatch.setattr(fused._Space, "take", lambda self, part: spaces.append(take(self, part)) or spaces[-1])
     with Largest(ignored=(torch.uint8,)) as largest:  # bytes are the interpreter's own copies of arguments
-        run("triton", made)
-    assert largest.numel <= max(16 * TILE, 3 * TILE * 4, 2 * 3 * TILE) < 16 * 3 * TILE
+        run("triton", made, keep)
+    assert len(spaces) > 2 and len({s.untyped_storage().data_ptr() for s in spaces[-3:]}) == 1, "parts share their memory"
+    assert largest.numel <= max(2 * 16 * TILE, 3 * TILE * 4, 2 * 3 * TILE) < 16 * 3 * TILE
 
 
 def test_refusals_name_the_fix():

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from plantlib import results, runner
 from plantlib.results import RunRecord
@@ -58,12 +59,25 @@ def test_repr_is_deterministic_and_shows_the_result():
     assert "(synthetic)" in shown and "| p@1 | 0.5123 |" in shown and "| ndcg@5 | - |" in shown
 
 
+def test_a_record_names_the_gpu_it_used_and_a_commit_can_be_told(monkeypatch):
+    about = results.environment()
+    card = about | {"gpu": "a card"}
+    assert results.device_of(record(environment=card)) == "a card"
+    assert results.device_of(record(environment=card, kind="linear")) == f"{about['cores']} cores of {about['cpu']}"
+    assert results.device_of(record(environment={k: v for k, v in about.items() if k != "gpu"})).endswith(about["cpu"])
+    monkeypatch.setattr(results, "_git", lambda *_: "")
+    assert results.environment()["commit"] == "unknown" and results.environment()["dirty"] is None
+    monkeypatch.setenv("PLANT_COMMIT", "abc")
+    assert results.environment()["commit"] == "abc"
+
+
 def test_environment_names_no_machine():
     import socket
 
     environment = results.environment()
     text = json.dumps(environment)
     assert environment["cores"] >= 1 and environment["python"].startswith("3.")
+    assert environment["gpu"] == (torch.cuda.get_device_name() if torch.cuda.is_available() else None)
     assert str(Path.home()) + "/" not in text and str(Path(__file__).parent) not in text
     assert socket.gethostname() not in [*map(str, environment.values())] and "user" not in environment
 

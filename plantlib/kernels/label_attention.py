@@ -1,15 +1,16 @@
 """Fused planted label attention in Triton: two tensor-core products a tile, online softmax, O(B L) output.
 
 Realises METHOD.md section 4 on a GPU with the signature and memory law of `label_attention_torch`. A program owns a block of
-columns of one document and walks its tokens; scores never leave the registers. Planted cells are sorted by tile and scattered
-into it by a product of two one-hot matrices, which costs no dense gather, adds up duplicates and holds for a gain of any
-sign. Inattention takes one more walk that keeps the K best (score, position) keys of a row. The backward pass builds scores
-again and writes their gradients for as many labels as fit WORKSPACE; library products finish it, so there are no atomics
-and two runs give equal bits. README.md beside this file says where these kernels have run.
+columns of one document and walks its tokens; scores never leave the registers in the forward pass. Planted cells are sorted by
+tile and scattered into it by a product of two one-hot matrices, which costs no dense gather, adds up duplicates and holds for a
+gain of any sign. Inattention first writes the scores of as many labels as fit WORKSPACE and finds each row's K-th highest by
+its bits. The backward pass builds scores again and writes their gradients for as many labels as fit; library products finish
+it, so there are no atomics and two runs give equal bits. README.md beside this file says where these kernels have run.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -43,10 +44,14 @@ class Blocks(NamedTuple):
 
 
 def blocks_for(dtype: torch.dtype, dim: int) -> Blocks:
-    """Tile sizes, chosen from results/bench/tiles.csv; all kernels use one, so that all build the same scores to the bit."""
+    """Tile sizes; all kernels use one, so that all build the same scores to the bit.
+
+    In half precision 64 x 256 and 128 x 128 are equal within the spread of results/bench/tiles.csv, and ahead of the others;
+    float32 was only seen to spill nothing.
+    """
     half = dtype != torch.float32
     hidden = max(16, min(64 if half else 32, triton.next_power_of_2(dim)))
-    # float32 products are exact here, not TF32, and run on the ordinary units: smaller tiles
+    # float32 products run on the ordinary units, where PyTorch is not told to allow TF32: smaller tiles
     return Blocks(64, 256, hidden, 8, 3) if half else Blocks(64, 64, hidden, 8, 3)
 
 
@@ -135,8 +140,9 @@ def forward(p: Problem) -> Rows:
 def _thresholds(p: Problem, launch: _Launch) -> torch.Tensor:
     """(2, B, C) int32: the K-th highest score in the order of its bits, the last place at which an equal one is kept."""
     found = torch.full((2, *p.shape), -(2**31), dtype=torch.int32, device=p.hidden.device)
+    space = _Space(1, torch.float32, p.hidden.device)
     for part in _parts(p, launch, 4):
-        scores = launch.hidden.new_empty(part.columns, part.tokens, dtype=torch.float32)
+        (scores,) = space.take(part)
         grid, sizes = launch.part(part)
         _score_kernel[grid](*launch.arguments(), scores, *sizes, **launch.options)
         _select_kernel[part.columns, part.last - part.first](
@@ -161,8 +167,10 @@ def backward(
     d_queries, d_outputs = (torch.zeros_like(x, dtype=kind) for x in (launch.queries, launch.outputs))
     d_gain = torch.zeros(launch.batch * launch.blocks * launch.tiles, device=p.hidden.device)
     d_values = torch.zeros_like(p.cells[2]) if wants_values else None
+    bounds = _bounds(p) if wants_values else None
+    space = _Space(2, launch.hidden.dtype, p.hidden.device)
     for part in _parts(p, launch, 2 * launch.hidden.element_size()):
-        d_scores, d_reads = (launch.hidden.new_empty(part.columns, part.tokens) for _ in range(2))
+        d_scores, d_reads = space.take(part)
         grid, sizes = launch.part(part)
         with torch.cuda.device_of(p.hidden):
             _backward_kernel[grid](
@@ -170,7 +178,7 @@ def backward(
                 *sizes, KEPT=rows.threshold is not None, **launch.options,
             )  # fmt: skip
         if d_values is not None:
-            _read_values(p, part, d_scores, d_values)
+            _read_values(p, part, bounds, d_scores, d_values)
         h, labels = launch.hidden[part.begin : part.end], slice(part.low, part.high)
         labels = labels if whole else p.candidates[part.first, labels]
         for total, left in ((d_queries, d_scores), (d_outputs, d_reads)):
@@ -185,11 +193,15 @@ def backward(
     return Gradients(d_hidden, d_queries, d_outputs, d_gain, d_values)
 
 
-def _read_values(p: Problem, part: _Part, d_scores: torch.Tensor, d_values: torch.Tensor) -> None:
-    """Gradients of the planted values that fall into a part, read where their scores' gradients stand."""
-    positions, columns, _ = p.cells
-    low, high = torch.searchsorted(columns, torch.tensor([part.low, part.high], device=columns.device)).tolist()
-    positions, columns = positions[low:high], columns[low:high]
+def _bounds(p: Problem) -> list[int]:
+    """Where each column's cells begin, and where the last one's end; asked for once, since the answer waits for the GPU."""
+    return torch.searchsorted(p.cells[1], torch.arange(p.shape[1] + 1, device=p.hidden.device)).tolist()
+
+
+def _read_values(p: Problem, part: _Part, bounds: list[int], d_scores: torch.Tensor, d_values: torch.Tensor) -> None:
+    """Gradients of the planted values that fall into a part, read where their scores' gradients stand, in their precision."""
+    low, high = bounds[part.low], bounds[part.high]
+    positions, columns = (x[low:high] for x in p.cells[:2])
     inside = ((positions >= part.begin) & (positions < part.end)).nonzero().squeeze(1)
     found = d_scores[columns[inside] - part.low, positions[inside] - part.begin]
     d_values[low + inside] = (p.gain.to(torch.float32) * found).to(d_values.dtype)
@@ -212,6 +224,19 @@ class _Part(NamedTuple):
     @property
     def tokens(self) -> int:
         return self.end - self.begin
+
+
+class _Space:
+    """Matrices (columns, tokens) of a part, in memory that all parts share: WORKSPACE bytes or one block of columns."""
+
+    def __init__(self, matrices: int, dtype: torch.dtype, device: torch.device):
+        self.matrices, self.memory = matrices, torch.empty(0, dtype=dtype, device=device)
+
+    def take(self, part: _Part) -> torch.Tensor:
+        shape = (self.matrices, part.columns, part.tokens)
+        if self.memory.numel() < (size := math.prod(shape)):
+            self.memory = self.memory.new_empty(size)
+        return self.memory[:size].view(shape)
 
 
 def _parts(p: Problem, launch: _Launch, cell_bytes: int) -> Iterator[_Part]:
@@ -245,5 +270,5 @@ def ahead_of_time_specs() -> list[tuple]:
             signature = {n: "constexpr" if n in constants else types.get(n, "i32") for n in kernel.arg_names}
             name = f"{kernel.fn.__name__.strip('_')}[{short}{', planted' * planted}{', keep' * keep}]"
             found.append((name, kernel, signature, constants, at.warps, at.stages))
-    signature = {n: types.get(n, "i32") for n in _select_kernel.arg_names} | {"scores": "*fp32", "BT": "constexpr"}
+    signature = {n: (floats | integers).get(n, "i32") for n in _select_kernel.arg_names} | {"BT": "constexpr"}
     return [*found, ("select_kernel", _select_kernel, signature, {"BT": SELECTED}, 1, 1)]

@@ -1,8 +1,8 @@
 """The tiles of fused label attention: Triton kernels that `label_attention.py` launches.
 
 A program owns a block of columns of one document and walks its tokens; two tensor-core products a tile, an online softmax,
-scores that never leave the registers. Rows are addressed within the document and pulled inside it, so loads need no mask of
-tokens; what lies outside is masked once, in the scores.
+scores that leave the registers for inattention's selection and in the backward pass alone. Rows are addressed within the
+document and pulled inside it, so loads need no mask of tokens; what lies outside is masked once, in the scores.
 """
 
 from __future__ import annotations
