@@ -305,29 +305,29 @@ def bars(rows: list[dict]) -> list[tuple[str, float, float]]:
 
 
 def attention_bars(row: dict, others: dict) -> list[tuple[str, float, float]]:
-    """Promises about label attention, `row` being ours; a GPU has its own."""
+    """Promises about label attention, `row` being ours; on a GPU its time is held to other ones."""
     time_to, memory_to = (lambda n, c=c: ratio(row, others.get(n, {}), c) for c in ("both_ms", "extra_mib"))
     first = row["shape"].startswith("B=1 ")
+    memory = [("memory / eager", memory_to("eager"), 1 / 6), ("memory / sdpa", memory_to("sdpa"), 1 / 2)]
     if row["cpu_ms"] != "":
         times = [("eager", 0.75 if first else 0.8), ("sdpa", 1.0 if first else 1.2)]
-        memory = [("memory / eager", memory_to("eager"), 1 / 6), ("memory / sdpa", memory_to("sdpa"), 1 / 2)]
         return [*((f"time / {n}", time_to(n), most) for n, most in times), *memory]
     # forward has two products; half the rate of a large product is the promise
     share = row["limit_share"] * row["both_ms"] / row["forward_ms"] * 2 / PRODUCTS["ours"]
-    forward = [("forward time / its limit", 1 / share, 2.0)] if row["op"] == "label_attention" else []
+    forward = []
     if row["op"] == "label_attention":
-        forward.append(("forward memory / inputs and outputs", row["forward_memory"], 1.2))
-    return [("time / published", time_to("published"), 1 / 3), *forward]
+        beside = ("forward memory / inputs and outputs", row["forward_memory"], 1.2)
+        forward = [("forward time / its limit", 1 / share, 2.0), beside]
+    return [("time / published", time_to("published"), 1 / 3), *forward, *memory]
 
 
 def ranking_bars(row: dict, others: dict) -> list[tuple[str, float, float]]:
     """Promises about a ranking loss, `row` being ours."""
     lists = int(row["shape"].split()[0][2:])
-    memory = ("extra MiB", row["extra_mib"], 150.0)
-    if row["cpu_ms"] == "":
-        return [("ms a row", row["both_ms"] / lists, 1.0), memory]
-    pairwise = ratio(row, others.get("pairwise", {}), "both_ms")
-    return [("CPU ms a row", row["cpu_ms"] / lists, 6.0), memory, ("time / pairwise", pairwise, 1 / 3)]
+    on_gpu = row["cpu_ms"] == ""
+    time_a_row = ("ms a row", row["both_ms"] / lists, 1.0) if on_gpu else ("CPU ms a row", row["cpu_ms"] / lists, 6.0)
+    return [time_a_row, ("extra MiB", row["extra_mib"], 150.0),
+            ("time / pairwise", ratio(row, others.get("pairwise", {}), "both_ms"), 1 / 3)]  # fmt: skip
 
 
 def ratio(row: dict, other: dict, column: str) -> float:

@@ -81,10 +81,8 @@ def test_what_ran_out_of_memory_has_no_ratio():
             implementation="eager", extra_mib=bench.OUT_OF_MEMORY)]  # fmt: skip
     found = {what.split(": ")[1]: bench.verdict(value, most) for what, value, most in bench.bars(rows)}
     assert found == {"time / published": "yes", "forward time / its limit": "yes",
-                     "forward memory / inputs and outputs": "yes"}  # fmt: skip
-    on_cpu = [row | {"cpu_ms": 1.0} for row in rows]
-    found = {what.split(": ")[1]: bench.verdict(value, most) for what, value, most in bench.bars(on_cpu)}
-    assert found["memory / eager"] == found["memory / sdpa"] == "not measured"
+                     "forward memory / inputs and outputs": "yes", "memory / eager": "not measured",
+                     "memory / sdpa": "not measured"}  # fmt: skip
 
 
 def test_operations_counted_are_those_of_the_form():

@@ -74,7 +74,7 @@ def test_heads_learn_are_recorded_and_are_not_repeated(prepared, tmp_path, monke
     records = neural_peers.run(prepared, config=config, results=tmp_path, progress=False)
     assert [r.system for r in records] == ["CAML head", "PLM-ICD head"] and {r.kind for r in records} == {"neural"}
     for record in records:
-        assert record.history[-1]["train_loss"] < 0.6 * record.history[0]["train_loss"]
+        assert record.history[-1]["train_loss"] < record.history[0]["train_loss"] / 2
         assert record.times["predict"] > 0 and record.model_size["model_mb"] > 0 and record.backbone is None
         assert 1 <= record.chosen_epoch <= len(record.history) <= 6
     assert records[1].metrics["ndcg@5"] > 0.7, "labels follow from words; without learning it is 0.5"
