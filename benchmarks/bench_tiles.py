@@ -2,7 +2,7 @@
 
     python benchmarks/bench_tiles.py [--repetitions 10]
 
-The sizes in `kernels/label_attention.py` are the choice made from these rows. Sizes are compiled first, in
+The size in `kernels/label_attention.py` is the choice made from these rows. Sizes are compiled first, in
 several processes at a time, so that the card waits for nothing. limit_share: the products of the pass (forward 2, backward 6
 with the two that build scores and outputs again) over its time and the rate of one large product.
 """
@@ -19,7 +19,7 @@ from itertools import product
 from pathlib import Path
 
 import torch
-from bench_kernels import matmul_rate
+from bench_kernels import inputs, matmul_rate
 from common import append
 from tqdm import tqdm
 
@@ -41,15 +41,14 @@ KERNELS = ("forward", "forward, planted", "forward, 64 kept", "backward", "backw
 def problem(kernel: str) -> Problem:
     """Random inputs of the bars' shape in bfloat16; planted cells or inattention where the name says so."""
     torch.manual_seed(0)
-    draw = lambda *size: torch.randn(*size, device="cuda")  # noqa: E731
-    h, q, w = (x.to(torch.bfloat16) for x in (draw(B * T, D), draw(L, D) * 1.4 / D**0.5, draw(L, D) * D**-0.5))
-    offsets = torch.arange(0, B * T + 1, T, device="cuda")
+    made = inputs("label_attention", (B, T, D, L))
     cells = gain = None
     if "planted" in kernel:
         labels = torch.randint(L, (B * CELLS,), device="cuda").sort().values
         cells = (torch.randint(B * T, (B * CELLS,), device="cuda"), labels, torch.rand(B * CELLS, device="cuda"))
         gain = torch.ones((), device="cuda")
-    return Problem(h, offsets, q, w, cells, gain, KEEP if "kept" in kernel else None)
+    h, q, w = (made[name].detach() for name in "hqw")
+    return Problem(h, made["offsets"], q, w, cells, gain, KEEP if "kept" in kernel else None)
 
 
 def passes(kernel: str, size: fused.Blocks):

@@ -53,6 +53,12 @@ def groups(records: Iterable[RunRecord]) -> list[report.Group]:
     return sorted(report.groups(own, elsewhere=()), key=key)
 
 
+def _data(group: report.Group) -> str:
+    """Data set, documents, and whether the encoder was trained."""
+    tuned = ", encoder tuned" if is_tuned(group.records[0]) else ""
+    return f"{group.dataset['name']}, {group.dataset['train']:,} documents{tuned}"
+
+
 def table(records: Iterable[RunRecord]) -> pandas.DataFrame:
     """One row a data set, encoder and system: seeds, metrics, and differences to `v1` where that was run."""
     import pandas as pd
@@ -63,9 +69,7 @@ def table(records: Iterable[RunRecord]) -> pandas.DataFrame:
         baseline = next(s for s in SYSTEMS if s in {system_of(r) for r in own})
         compared = compare(own, baseline + (SUM if encoder == "sum" else ""), METRICS)
         compared.index = [system.removesuffix(SUM) for system in compared.index]
-        data = f"{group.dataset['name']}, {group.dataset['train']:,} documents"
-        if is_tuned(own[0]):
-            data += ", encoder tuned"
+        data = _data(group)
         for system in [s for s in SYSTEMS if s in compared.index]:
             rows.append({"data": data, "encoder": encoder, "system": system, "baseline": baseline, **compared.loc[system]})
     return pd.DataFrame(rows)
@@ -79,8 +83,8 @@ def kept(records: Iterable[RunRecord]) -> pandas.DataFrame:
     for group in groups(records):
         own = [r for r in group.records if r.system in ("v1", "v1-no-inattention") or r.system.startswith("v1-k")]
         if len({r.params["keep"] for r in own}) > 2:
-            data = f"{group.dataset['name']}, {group.dataset['train']:,} documents, {encoder_of(own[0])}"
-            rows += [{"start": data, "keep": r.params["keep"], "ndcg@5": r.metrics["ndcg@5"]} for r in own]
+            start = f"{_data(group)}, {encoder_of(own[0])}"
+            rows += [{"start": start, "keep": r.params["keep"], "ndcg@5": r.metrics["ndcg@5"]} for r in own]
     return pd.DataFrame(rows, columns=["start", "keep", "ndcg@5"])
 
 

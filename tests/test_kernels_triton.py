@@ -17,6 +17,7 @@ from test_kernels import GRADIENTS, Largest, problem, run
 
 from plantlib import kernels
 from plantlib.kernels import machine
+from plantlib.kernels.label_attention_torch import Workspace
 
 if not machine.has_triton():
     pytest.skip("triton is not installed (extra `kernels`); it has no wheel for this platform", allow_module_level=True)
@@ -47,7 +48,7 @@ CASES = [
 
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch):
-    monkeypatch.setattr(fused, "blocks_for", lambda *_, **__: fused.Blocks(TILE, TILE, TILE, 4, 2))
+    monkeypatch.setattr(fused, "blocks_for", lambda *_: fused.Blocks(TILE, TILE, TILE, 4, 2))
 
 
 def cast(made: dict, dtype, device=DEVICE) -> dict:
@@ -214,8 +215,9 @@ def test_gradients_in_parts_equal_gradients_at_once(monkeypatch):
     monkeypatch.setattr(fused, "WORKSPACE", 1)  # one block of labels at a time
     parts = run("triton", made)
     for name in whole:
-        # a library's product of another size may add up in another order
-        torch.testing.assert_close(parts[name], whole[name], rtol=1e-5, atol=1e-5)
+        # a GPU's library adds up in another order where a product has another size
+        close = 1e-6 if DEVICE == "cpu" else 1e-5
+        torch.testing.assert_close(parts[name], whole[name], rtol=close, atol=close)
 
 
 @pytest.mark.parametrize("keep", [None, 3])
@@ -224,8 +226,8 @@ def test_memory_law(monkeypatch, keep):
     made = cast(problem([6, 10], 3 * TILE, 4, cells=None), torch.float32)
     monkeypatch.setattr(fused, "WORKSPACE", 2 * 16 * 4 * TILE)
     spaces = []
-    take = fused._Space.take
-    monkeypatch.setattr(fused._Space, "take", lambda self, part: spaces.append(take(self, part)) or spaces[-1])
+    take = Workspace.take
+    monkeypatch.setattr(Workspace, "take", lambda self, *size: spaces.append(take(self, *size)) or spaces[-1])
     with Largest(ignored=(torch.uint8,)) as largest:  # bytes are the interpreter's own copies of arguments
         run("triton", made, keep)
     assert len(spaces) > 2 and len({s.untyped_storage().data_ptr() for s in spaces[-3:]}) == 1, "parts share their memory"

@@ -10,13 +10,13 @@ it, so there are no atomics and two runs give equal bits. README.md beside this 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 import triton
 
+from plantlib.kernels import label_attention_torch as blocked
 from plantlib.kernels import machine
 from plantlib.kernels.label_attention_tiles import (
     GROUP,
@@ -140,9 +140,9 @@ def forward(p: Problem) -> Rows:
 def _thresholds(p: Problem, launch: _Launch) -> torch.Tensor:
     """(2, B, C) int32: the K-th highest score in the order of its bits, the last place at which an equal one is kept."""
     found = torch.full((2, *p.shape), -(2**31), dtype=torch.int32, device=p.hidden.device)
-    space = _Space(1, torch.float32, p.hidden.device)
+    space = blocked.Workspace(p, torch.float32)
     for part in _parts(p, launch, 4):
-        (scores,) = space.take(part)
+        scores = space.take(part.columns, part.tokens)
         grid, sizes = launch.part(part)
         _score_kernel[grid](*launch.arguments(), scores, *sizes, **launch.options)
         _select_kernel[part.columns, part.last - part.first](
@@ -167,18 +167,17 @@ def backward(
     d_queries, d_outputs = (torch.zeros_like(x, dtype=kind) for x in (launch.queries, launch.outputs))
     d_gain = torch.zeros(launch.batch * launch.blocks * launch.tiles, device=p.hidden.device)
     d_values = torch.zeros_like(p.cells[2]) if wants_values else None
-    bounds = _bounds(p) if wants_values else None
-    space = _Space(2, launch.hidden.dtype, p.hidden.device)
+    space = blocked.Workspace(p, launch.hidden.dtype)
     for part in _parts(p, launch, 2 * launch.hidden.element_size()):
-        d_scores, d_reads = space.take(part)
+        d_scores, d_reads = space.take(2 * part.columns, part.tokens).split(part.columns)
         grid, sizes = launch.part(part)
         with torch.cuda.device_of(p.hidden):
             _backward_kernel[grid](
                 *launch.arguments(), *launch.kept(rows.threshold), rows.top, rows.value, g, shift, d_scores, d_reads, d_gain,
                 *sizes, KEPT=rows.threshold is not None, **launch.options,
             )  # fmt: skip
-        if d_values is not None:
-            _read_values(p, part, bounds, d_scores, d_values)
+        if d_values is not None and (cells := space.cells(part)) is not None:
+            blocked.grade_cells(p, d_scores, cells, d_values)
         h, labels = launch.hidden[part.begin : part.end], slice(part.low, part.high)
         labels = labels if whole else p.candidates[part.first, labels]
         for total, left in ((d_queries, d_scores), (d_outputs, d_reads)):
@@ -191,20 +190,6 @@ def backward(
             d_hidden[part.begin : part.end] += d_reads.T @ launch.outputs[labels]
     d_gain = d_gain.sum(dtype=torch.float64) if p.cells is not None else None
     return Gradients(d_hidden, d_queries, d_outputs, d_gain, d_values)
-
-
-def _bounds(p: Problem) -> list[int]:
-    """Where each column's cells begin, and where the last one's end; asked for once, since the answer waits for the GPU."""
-    return torch.searchsorted(p.cells[1], torch.arange(p.shape[1] + 1, device=p.hidden.device)).tolist()
-
-
-def _read_values(p: Problem, part: _Part, bounds: list[int], d_scores: torch.Tensor, d_values: torch.Tensor) -> None:
-    """Gradients of the planted values that fall into a part, read where their scores' gradients stand, in their precision."""
-    low, high = bounds[part.low], bounds[part.high]
-    positions, columns = (x[low:high] for x in p.cells[:2])
-    inside = ((positions >= part.begin) & (positions < part.end)).nonzero().squeeze(1)
-    found = d_scores[columns[inside] - part.low, positions[inside] - part.begin]
-    d_values[low + inside] = (p.gain.to(torch.float32) * found).to(d_values.dtype)
 
 
 class _Part(NamedTuple):
@@ -224,19 +209,6 @@ class _Part(NamedTuple):
     @property
     def tokens(self) -> int:
         return self.end - self.begin
-
-
-class _Space:
-    """Matrices (columns, tokens) of a part, in memory that all parts share: WORKSPACE bytes or one block of columns."""
-
-    def __init__(self, matrices: int, dtype: torch.dtype, device: torch.device):
-        self.matrices, self.memory = matrices, torch.empty(0, dtype=dtype, device=device)
-
-    def take(self, part: _Part) -> torch.Tensor:
-        shape = (self.matrices, part.columns, part.tokens)
-        if self.memory.numel() < (size := math.prod(shape)):
-            self.memory = self.memory.new_empty(size)
-        return self.memory[:size].view(shape)
 
 
 def _parts(p: Problem, launch: _Launch, cell_bytes: int) -> Iterator[_Part]:

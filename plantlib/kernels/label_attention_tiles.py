@@ -24,6 +24,15 @@ def _place(batch, blocks, GROUP: tl.constexpr):
 
 
 @triton.jit
+def _rows(labels, column, b, columns, CANDIDATES: tl.constexpr):
+    """Label ids (BL,) of columns, the last one's for what lies beyond."""
+    rows = tl.minimum(column, columns - 1)
+    if CANDIDATES:
+        rows = tl.load(labels + b * columns + rows)
+    return rows
+
+
+@triton.jit
 def _span(offsets, b):
     """First and last + 1 packed position of a document, int32."""
     return tl.load(offsets + b).to(tl.int32), tl.load(offsets + b + 1).to(tl.int32)
@@ -136,9 +145,7 @@ def _score_kernel(
     block, b = _place(batch, blocks_here, GROUP)
     block, b, t = block0 + block, b0 + b, tl.program_id(1)
     column = block * BL + tl.arange(0, BL)
-    rows = tl.minimum(column, columns - 1)
-    if CANDIDATES:
-        rows = tl.load(labels + b * columns + rows)
+    rows = _rows(labels, column, b, columns, CANDIDATES)
     begin, end = _span(offsets, b)
     places = (t * BT + tl.arange(0, BT)).to(tl.int32)
     if t * BT < end - begin:
@@ -149,6 +156,24 @@ def _score_kernel(
             found = _plant(found, cell_rows, cell_tokens, cell_values, bounds, tile, tl.load(gain), BL, BT, BC, PRECISION)
         to = (column - block0 * BL).to(tl.int64)[:, None] * S + (begin - token0 + places)[None, :]
         tl.store(scores + to, found, mask=(column < columns)[:, None] & (begin + places < end)[None, :])
+
+
+@triton.jit
+def _count(row, length, edge, BT: tl.constexpr, WHICH: tl.constexpr):
+    """How many of the first `length` scores of a row are "above" an edge of `_ordered`, "at least" on it or "equal" to it."""
+    count = tl.zeros((BT,), tl.int32)
+    for t0 in range(0, length, BT):
+        places = t0 + tl.arange(0, BT)
+        here = places < length
+        order = _ordered(tl.load(row + places, mask=here, other=0.0))
+        if WHICH == "above":
+            found = order > edge
+        elif WHICH == "equal":
+            found = order == edge
+        else:
+            found = order >= edge
+        count += (here & found).to(tl.int32)
+    return tl.sum(count, 0)
 
 
 @triton.jit
@@ -170,29 +195,14 @@ def _select_kernel(
     for step in range(32):
         # the highest bit is the sign
         trial = tl.where(step == 0, 0, found | (tl.full((), 1, tl.int32) << (31 - step)))
-        count = tl.zeros((BT,), tl.int32)
-        for t0 in range(0, length, BT):
-            places = t0 + tl.arange(0, BT)
-            here = places < length
-            count += (here & (_ordered(tl.load(row + places, mask=here, other=0.0)) >= trial)).to(tl.int32)
-        found = tl.where(tl.sum(count, 0) >= keep, trial, found)
-    count = tl.zeros((BT,), tl.int32)
-    for t0 in range(0, length, BT):
-        places = t0 + tl.arange(0, BT)
-        here = places < length
-        count += (here & (_ordered(tl.load(row + places, mask=here, other=0.0)) > found)).to(tl.int32)
-    room = keep - tl.sum(count, 0)
+        found = tl.where(_count(row, length, trial, BT, "at least") >= keep, trial, found)
+    room = keep - _count(row, length, found, BT, "above")
     # the largest place before which there are fewer ties than room for them
     place = tl.full((), 0, tl.int32)
     for step in range(31):
         trial = place | (tl.full((), 1, tl.int32) << (30 - step))
         if trial < length:
-            count = tl.zeros((BT,), tl.int32)
-            for t0 in range(0, trial, BT):
-                places = t0 + tl.arange(0, BT)
-                here = places < trial
-                count += (here & (_ordered(tl.load(row + places, mask=here, other=0.0)) == found)).to(tl.int32)
-            place = tl.where(tl.sum(count, 0) < room, trial, place)
+            place = tl.where(_count(row, trial, found, BT, "equal") < room, trial, place)
     at = b.to(tl.int64) * columns + low + column
     tl.store(edge + at, found)
     tl.store(last + at, place)
@@ -210,9 +220,7 @@ def _forward_kernel(
 ):  # fmt: skip
     block, b = _place(batch, blocks, GROUP)
     column = block * BL + tl.arange(0, BL)
-    rows = tl.minimum(column, columns - 1)
-    if CANDIDATES:
-        rows = tl.load(labels + b * columns + rows)
+    rows = _rows(labels, column, b, columns, CANDIDATES)
     begin, end = _span(offsets, b)
     out = b.to(tl.int64) * columns + column
     m = tl.full((BL,), float("-inf"), tl.float32)
@@ -259,9 +267,7 @@ def _backward_kernel(
     block, b, t = block0 + block, b0 + b, tl.program_id(1)
     column = block * BL + tl.arange(0, BL)
     ok = column < columns
-    rows = tl.minimum(column, columns - 1)
-    if CANDIDATES:
-        rows = tl.load(labels + b * columns + rows)
+    rows = _rows(labels, column, b, columns, CANDIDATES)
     begin, end = _span(offsets, b)
     places = (t * BT + tl.arange(0, BT)).to(tl.int32)
     inside = begin + places < end

@@ -10,6 +10,7 @@ lose less to rounding than their log-sum-exp. It knows nothing of autograd and s
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -134,12 +135,22 @@ def tiles(p: Problem) -> Iterator[Tile]:
 class Workspace:
     """Scores and outputs of a tile, (2, block, chunk), in memory that all tiles share."""
 
-    def __init__(self, p: Problem):
-        self.problem, self.edges = p, p.offsets.tolist()
-        self.kind = accumulator(p.hidden.dtype)
+    def __init__(self, p: Problem, kind: torch.dtype | None = None):
+        self.problem, self.kind = p, kind or accumulator(p.hidden.dtype)
         self.memory = torch.empty(0, dtype=self.kind, device=p.hidden.device)
-        starts = torch.arange(p.shape[1] + 1, device=p.offsets.device)
-        self.bounds = None if p.cells is None else torch.searchsorted(p.cells[1], starts).tolist()
+
+    # asked for where they are needed alone: on a GPU the answer waits
+    @cached_property
+    def edges(self) -> list[int]:
+        return self.problem.offsets.tolist()
+
+    @cached_property
+    def bounds(self) -> list[int] | None:
+        """Where each column's cells begin, and where the last one's end."""
+        if self.problem.cells is None:
+            return None
+        starts = torch.arange(self.problem.shape[1] + 1, device=self.problem.offsets.device)
+        return torch.searchsorted(self.problem.cells[1], starts).tolist()
 
     def take(self, rows: int, tokens: int) -> torch.Tensor:
         if self.memory.numel() < rows * tokens:
@@ -246,6 +257,7 @@ def backward(
 def grade_cells(p: Problem, ds: torch.Tensor, cells, d_values: torch.Tensor | None) -> torch.Tensor:
     """The gain's gradient from a tile's ds (block, chunk); fills in the gradient of the cells' values where it is wanted."""
     own = ds.reshape(-1)[cells[0]]
+    own = own.to(accumulator(own.dtype))
     if d_values is not None:
         d_values[cells[2]] = (p.gain.to(own.dtype) * own).to(d_values.dtype)
     return (own * cells[1]).sum(dtype=torch.float64)
