@@ -124,15 +124,16 @@ def awd_grid(
     models, ready = [], {}
     for direction in directions:
         folder, found = language_model(corpus, direction, pretraining, root, progress)
-        models.append({"direction": direction} | found)
+        models.append({"direction": direction, "model": Path(folder).name} | found)
         ready[direction] = prepare(
             dataset, backbone=folder, max_tokens=tokens, window=window, frozen=tuning == "frozen", root=root, progress=progress,
             **{f"{split}_documents": cap for split, cap in caps.items()},
         )  # fmt: skip
     # beside the records; a lesson's temporary folder keeps none, a credentialed corpus none outside the data folder
     if Path(results).name == "runs" and (privacy.inside_data(results) or not privacy.is_credentialed(corpus)):
-        told = {m["direction"]: {k: v for k, v in m.items() if k != "direction"} for m in models}
-        write_json(Path(results).parent / f"awd-pretraining-{corpus.name}.json", told)
+        path = Path(results).parent / f"awd-pretraining-{corpus.name}.json"
+        told = {m["model"]: {k: v for k, v in m.items() if k != "model"} for m in models}
+        write_json(path, (read_json(path) if path.exists() else {}) | told)
     records = []
     jobs = [(seed, system) for seed in seeds for system in systems]
     for seed, system in tqdm(jobs, desc="runs", unit="run", disable=not progress):

@@ -52,7 +52,14 @@ def test_two_directions_are_trained_summed_and_read_again(corpus, tmp_path, monk
         monkeypatch.setattr(v1_grid, name, lambda *a, **k: pytest.fail("finished work was done again"))
     again, _ = v1_grid.awd_grid(str(tmp_path / "tiny"), **options)
     assert again == records
-    assert set(read_json(tmp_path / "awd-pretraining-tiny.json")) == {"forward", "backward"}
+    # one entry a language model, under the name that records give as their backbone
+    path = tmp_path / "awd-pretraining-tiny.json"
+    told = read_json(path)
+    assert set(told) == {r.backbone for r in records[:2]}
+    # another run adds to them
+    write_json(path, told | {"tiny-forward-other": {}})
+    v1_grid.awd_grid(str(tmp_path / "tiny"), **options)
+    assert read_json(path) == told | {"tiny-forward-other": {}}
     # the sum of members that were trained otherwise is another sum
     path = tmp_path / "runs" / f"{records[2].id}.json"
     write_json(path, read_json(path) | {"params": records[2].params | {"made_of": "0" * 16}})

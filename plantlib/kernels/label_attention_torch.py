@@ -98,11 +98,14 @@ def keep_highest(scores: torch.Tensor, keep: int | None) -> None:
     """Set all but the `keep` highest of each row (block, T) to minus infinity, in place; ties by position."""
     if keep is None or scores.shape[1] <= keep:
         return
-    threshold = scores.topk(keep, dim=1).values[:, -1:]
-    above = scores > threshold
-    tied = scores == threshold
-    room = keep - above.sum(1, keepdim=True)
-    scores.masked_fill_(~(above | (tied & (tied.cumsum(1) <= room))), float("-inf"))
+    threshold = scores.topk(keep, dim=1, sorted=False).values.amin(1, keepdim=True)
+    below = scores < threshold
+    # counting positions costs as much as the selection, and ties are rare; a GPU would wait for the answer
+    if scores.is_cuda or below.sum() != len(scores) * (scores.shape[1] - keep):
+        tied = scores == threshold
+        room = keep - (scores > threshold).sum(1, keepdim=True)
+        below |= tied & (tied.cumsum(1) > room)
+    scores.masked_fill_(below, float("-inf"))
 
 
 def chunks(offsets: list[int], size: int) -> list[tuple[int, int]]:
