@@ -49,7 +49,7 @@ SWITCHES: dict[str, tuple[str, dict[str, Any]]] = {
     "inattention K 32": ("lookup", {"keep": 32}),
     "loss approxNDCG": ("lookup", {"train.loss": "approx_ndcg"}),
     "teacher's score too": ("lookup+score", {}),
-    "linear score too": ("lookup+linear", {}),
+    "linear score too": ("lookup+linear", {"other_gains": ()}),
 }
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from scipy import sparse
 
-from plantlib import label_texts, launch, planted_outputs, planting, static_l2r, train, tuning
+from plantlib import gain_choice, label_texts, launch, planted_outputs, planting, static_l2r, train, tuning
 from plantlib.contexts import check_decoder
 from plantlib.data import Corpus, DataError
 from plantlib.l2r import TRAINERS, L2RConfig
@@ -45,6 +45,7 @@ class RunConfig:
     outputs: OutputsConfig = OutputsConfig()
     linear_rate: float = 0.3  # times the head's learning rates where training begins from the linear score
     linear_epsilon: float = 1e-4  # AdamW's epsilon there, at least
+    other_gains: tuple[float, ...] = (1.0,)  # of a lookup there: dev chooses among them and start.lookup_gain (`gain_choice`)
     train: TrainConfig = TrainConfig()
     l2r_trainer: str = "approx_ndcg"
     keep: int | tuple[int | None, ...] | None = None  # inattention's K, or three with v1.contexts="sum"
@@ -61,6 +62,8 @@ class RunConfig:
         check_decoder(self.v1.contexts, self.v1.stateful, self.keep, 1)
         if self.train.lm_weight and self.tuning == "frozen":
             raise ValueError("lm_weight wants a backbone that is trained; use tuning='full' or 'lora', or lm_weight=0")
+        if any(gain < 0 for gain in self.other_gains):
+            raise ValueError(f"other_gains={self.other_gains}; give gains of 0 or more, or () for start.lookup_gain alone")
 
     def seeded(self, seed: int) -> RunConfig:
         """The same run with another seed everywhere."""
@@ -73,6 +76,13 @@ class RunConfig:
             train=replace(self.train, seed=seed),
         )
 
+    def gains_for(self, parts: list[str]) -> list[float]:
+        """Lookup gains among which dev chooses for a start of these parts; one means that there is no choice.
+
+        Chosen where training begins from the linear score and a trial changes nothing but the head.
+        """
+        tried = {"lookup", "shuffled"} & set(parts) and "linear" in parts and self.tuning == "frozen"
+        return list(dict.fromkeys([self.start.lookup_gain, *(self.other_gains if tried else ())]))
 
     def train_for(self, parts: list[str]) -> TrainConfig:
         """Training options for a start of these parts.
@@ -123,33 +133,43 @@ def run_start(
     model = build_model(
         prepared, teacher, keep=config.keep, l2r_table=l2r_table, v1=config.v1, lm_weight=config.train.lm_weight, linear=linear
     )
-    planting.plant(
-        model.decoder, start, teacher, prepared.train_labels, planted=planted, config=config.start, l2r_table=l2r_table
-    )
-    use_score(model, parts, teacher, prepared)
     cached = config.tuning == "frozen"
-    if "outputs" in parts:
-        planted_outputs.plant_outputs(model, prepared.documents("train"), config.outputs, progress)
-    # what came before may have drawn numbers: every start of a seed gets the same adapters and dropout
-    seed_all(seed)
-    if not cached:
-        tuning.open_backbone(model, prepared, config.tuning, config.lora, config.backbone)
+
+    def begin(gain: float) -> None:
+        # initial values are drawn where they are the same on every machine
+        planting.plant(
+            model.cpu().decoder, start, teacher, prepared.train_labels, planted=planted, l2r_table=l2r_table,
+            config=replace(config.start, lookup_gain=gain),
+        )  # fmt: skip
+        use_score(model, parts, teacher, prepared)
+        if "outputs" in parts:
+            planted_outputs.plant_outputs(model, prepared.documents("train"), config.outputs, progress)
+        # what came before may have drawn numbers: every start of a seed gets the same adapters and dropout
+        seed_all(seed)
+
+    def fit_in(folder: Path, callbacks=()) -> list[dict]:
+        documents = [prepared.documents(split, cached, linear) for split in ("train", "dev")]
+        return train.fine_tune(
+            model, *documents, prepared.train_counts, folder,
+            config=config.train_for(parts), progress=progress, callbacks=callbacks,
+        )  # fmt: skip
+
     run_id = run_id or run_name(prepared, start, seed, config.tuning)
     folder = prepared.root / "checkpoints" / f"{run_id}-{fingerprint_of(prepared.key, start, asdict(config))}"
-    fitted = time.perf_counter()
-    epochs = train.fine_tune(
-        model,
-        prepared.documents("train", cached, linear),
-        prepared.documents("dev", cached, linear),
-        prepared.train_counts,
-        folder,
-        config=config.train_for(parts),
-        progress=progress,
-    )
+    fitted, gains, about = time.perf_counter(), config.gains_for(parts), {}
+    if len(gains) == 1:
+        begin(gains[0])
+        if not cached:
+            tuning.open_backbone(model, prepared, config.tuning, config.lora, config.backbone)
+        epochs = fit_in(folder)
+    else:
+        gain, tried = gain_choice.choose(gains, begin, fit_in, folder, config.train.metric)
+        epochs, about = fit_in(gain_choice.folder_of(folder, gain)), {"gain_chosen": gain, "gains_tried": tried}
     times["fine_tune"] = time.perf_counter() - fitted
     trained = tuning.trained_parameters(model)
     model.eval()
     record = _record(prepared, model, start, seed, config, epochs, times, run_id, notebook, planted, trained, linear)
+    record = replace(record, params=record.params | about)
     if static is not None:
         record = replace(record, teacher=record.teacher | {"static_l2r": static.quality})
     model.record = record
@@ -236,7 +256,8 @@ def run_grid(
     return records
 
 
-BEFORE_LINEAR = {"linear_epsilon": 1e-8}  # of runs from the linear score that were made before these options
+OF_LINEAR = ("linear", "linear_epsilon", "other_gains")  # what matters to runs from the linear score alone
+BEFORE_LINEAR = {"linear_epsilon": 1e-8, "other_gains": ()}  # of such runs that were made before these options
 
 
 def finished(path: Path, prepared: Prepared, config: RunConfig) -> RunRecord | None:
@@ -249,8 +270,11 @@ def made_with(record: RunRecord, prepared: Prepared, config: RunConfig) -> bool:
     """Whether a record was made from this corpus with these parameters."""
     # an option that a record does not know had its default then, with the record's seed, or what was done before there was one
     defaults = asdict(RunConfig().seeded(record.seed)) | (BEFORE_LINEAR if record.teacher.get("linear") else {})
-    # what the linear score is made with matters to runs that begin from it
-    asked = {k: v for k, v in asdict(config).items() if record.teacher.get("linear") or k not in ("linear", "linear_epsilon")}
+    # what the linear score is made with matters to runs that begin from it, its choice of a gain where there is a lookup
+    skipped = () if record.teacher.get("linear") else OF_LINEAR
+    if record.system == "linear":
+        skipped = ("other_gains",)
+    asked = {k: v for k, v in asdict(config).items() if k not in skipped}
     same = all(_filled(record.params.get(name), plain(defaults[name])) == plain(v) for name, v in asked.items())
     return same and record.params.get("inputs") == prepared.key
 

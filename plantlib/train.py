@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -253,7 +253,7 @@ class _Progress(StepBar):
 
 def fine_tune(
     model: PlantModel, train: Documents, dev: Documents, train_counts: np.ndarray, folder: str | Path, *,
-    config: TrainConfig = TrainConfig(), resume: bool = True, progress: bool = True,
+    config: TrainConfig = TrainConfig(), resume: bool = True, progress: bool = True, callbacks: Iterable[TrainerCallback] = (),
 ) -> list[dict]:  # fmt: skip
     """Train `model` in place, leave it at its best dev epoch, return one dict an epoch (dev metrics, loss, seconds).
 
@@ -263,7 +263,7 @@ def fine_tune(
     trainer = PlantTrainer(
         model=model, args=_arguments(folder, config), train_dataset=train, eval_dataset=dev,
         data_collator=train.collate, plant_config=config, train_counts=train_counts,
-        callbacks=[EarlyStoppingCallback(early_stopping_patience=config.patience), _Progress(config.metric, progress)],
+        callbacks=[EarlyStoppingCallback(config.patience), _Progress(config.metric, progress), *callbacks],
     )  # fmt: skip
     if config.stages:
         trainer.add_callback(schedules.Unfreeze(model, config.stages))

@@ -24,7 +24,7 @@ class Sizes(NamedTuple):
     cells: int
 
 
-# on a CPU a block is worth the packing of its product and small beside the inputs; a GPU is kept busy for longer than a launch takes
+# on a CPU a block is worth the packing of its product and small beside the inputs; on a GPU it outlasts a launch
 SIZES = {"cpu": Sizes(1024, 512, 2**21), "cuda": Sizes(4096, 4096, 2**24)}
 
 

@@ -1,0 +1,88 @@
+"""The choice of a lookup's gain: dev's verdict after an epoch, the chosen run gone on with, and what a kill leaves."""
+
+from dataclasses import replace
+
+import pytest
+
+from plantlib import gain_choice, runs, train
+from plantlib.linear_score import LinearConfig
+from plantlib.planting import StartConfig
+from plantlib.runs import RunConfig, finished, run_start
+from plantlib.train import TrainConfig
+
+CONFIG = RunConfig(linear=LinearConfig(folds=2), train=TrainConfig(epochs=2, patience=2), other_gains=(1.0, 0.0))
+
+
+@pytest.fixture(scope="module")
+def chosen(prepared):
+    return run_start(prepared, "lookup+linear", 0, config=CONFIG, progress=False)[0]
+
+
+def test_gains_are_tried_from_the_linear_score_with_a_frozen_backbone_alone():
+    config = RunConfig(other_gains=(1.0, 4.0))
+    for start in (["lookup", "linear"], ["shuffled", "linear"]):
+        assert config.gains_for(start) == [4.0, 1.0], "none twice, the start's own first"
+    for start in (["lookup"], ["linear"], ["lookup", "score"], ["random"]):
+        assert config.gains_for(start) == [4.0]
+    assert replace(config, tuning="lora").gains_for(["lookup", "linear"]) == [4.0]
+    assert RunConfig(other_gains=(), start=StartConfig(lookup_gain=2.0)).gains_for(["lookup", "linear"]) == [2.0]
+    with pytest.raises(ValueError, match="0 or more"):
+        RunConfig(other_gains=(-1.0,))
+
+
+@pytest.mark.parametrize("found, best", [({4: 0.5, 1: 0.7, 0: 0.6}, 1), ({4: 0.7, 1: 0.7, 0: 0.6}, 4)], ids=["best", "tied"])
+def test_the_best_of_dev_is_chosen_and_the_model_stands_at_its_start(found, best, tmp_path):
+    begun = []
+    fit = lambda folder, callbacks: [{"p@1": found[begun[-1]]}]  # noqa: E731
+    assert gain_choice.choose(found, begun.append, fit, tmp_path, "p@1") == (best, {str(g): v for g, v in found.items()})
+    assert begun == [*found, best]
+
+
+def test_the_chosen_run_is_the_run_of_that_gain(prepared, chosen):
+    """Trials leave no trace: the numbers are those of a run that was asked for this gain alone."""
+    gain, tried = chosen.params["gain_chosen"], chosen.params["gains_tried"]
+    assert list(tried) == ["4", "1", "0"] and tried[f"{gain:g}"] == max(tried.values())
+    assert chosen.history[0]["ndcg@5"] == tried[f"{gain:g}"] and len(chosen.history) == 2
+    config = replace(CONFIG, other_gains=(), start=StartConfig(lookup_gain=gain))
+    alone, _ = run_start(prepared, "lookup+linear", 0, config=config, progress=False)
+    assert "gains_tried" not in alone.params
+    assert [row["ndcg@5"] for row in alone.history] == [row["ndcg@5"] for row in chosen.history]
+    assert alone.metrics == pytest.approx(chosen.metrics, abs=1e-6, nan_ok=True)
+    assert alone.params["final_gains"] == pytest.approx(chosen.params["final_gains"], abs=1e-6)
+
+
+def test_a_run_of_one_epoch_is_its_own_trial(prepared):
+    config = replace(CONFIG, other_gains=(1.0,), train=TrainConfig(epochs=1))
+    record, _ = run_start(prepared, "lookup+linear", 0, config=config, progress=False)
+    assert len(record.history) == 1 and record.history[0]["ndcg@5"] == max(record.params["gains_tried"].values())
+
+
+def test_a_killed_choice_goes_on_where_it_was(prepared, chosen, monkeypatch):
+    fit, fitted = train.fine_tune, []
+
+    def killed(*args, **options):
+        if len(fitted) == 2:
+            raise KeyboardInterrupt
+        fitted.append(args[4].name)
+        return fit(*args, **options)
+
+    monkeypatch.setattr(runs.train, "fine_tune", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run_start(prepared, "lookup+linear", 0, config=CONFIG, progress=False)
+    assert fitted == ["gain-4", "gain-1"]
+    monkeypatch.setattr(runs.train, "fine_tune", lambda *a, **o: (fitted.append(a[4].name), fit(*a, **o))[1])
+    again, _ = run_start(prepared, "lookup+linear", 0, config=CONFIG, progress=False)
+    assert fitted[2:] == ["gain-0", f"gain-{chosen.params['gain_chosen']:g}"], "no trial was made twice"
+    assert again.history[-1]["ndcg@5"] == chosen.history[-1]["ndcg@5"]
+    assert again.params["gains_tried"] == chosen.params["gains_tried"]
+
+
+def test_records_from_before_the_choice_are_made_again_and_others_are_not(prepared, chosen, tmp_path):
+    config, record = CONFIG.seeded(0), replace(chosen, params=dict(chosen.params))
+    assert finished(record.save(tmp_path), prepared, config) == record
+    del record.params["other_gains"]
+    path = record.save(tmp_path)
+    assert finished(path, prepared, config) is None
+    assert finished(path, prepared, replace(config, other_gains=())) == record
+    linear = replace(record, system="linear")
+    assert finished(linear.save(tmp_path), prepared, config) == linear, "without a lookup there is no gain to choose"
