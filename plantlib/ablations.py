@@ -38,6 +38,8 @@ SWITCHES: dict[str, tuple[str, dict[str, Any]]] = {
     "gain 1": ("lookup", {"start.lookup_gain": 1.0}),
     "gain 8": ("lookup", {"start.lookup_gain": 8.0}),
     "queries frozen": ("lookup", {"train.lr_queries": 0.0}),
+    # queries near zero that stay there: every label reads the plain mean of a document
+    "no planting, queries frozen": ("random", {"train.lr_queries": 0.0}),
     "queries from approxNDCG": ("l2r", {}),
     "queries from LambdaRank": ("l2r", {"l2r_trainer": "lambdarank"}),
     "L2R for one epoch": ("l2r", {"l2r.epochs": 1}),
