@@ -38,6 +38,8 @@ SWITCHES: dict[str, tuple[str, dict[str, Any]]] = {
     "gain 1": ("lookup", {"start.lookup_gain": 1.0}),
     "gain 8": ("lookup", {"start.lookup_gain": 8.0}),
     "queries frozen": ("lookup", {"train.lr_queries": 0.0}),
+    "queries slower": ("lookup", {"train.lr_queries": 1e-3}),
+    "no planting, queries slower": ("random", {"train.lr_queries": 1e-3}),
     # queries near zero that stay there: every label reads the plain mean of a document
     "no planting, queries frozen": ("random", {"train.lr_queries": 0.0}),
     "queries from approxNDCG": ("l2r", {}),
