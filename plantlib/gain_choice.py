@@ -13,7 +13,7 @@ from pathlib import Path
 
 from transformers import TrainerCallback
 
-from plantlib import train
+from plantlib import launch, train
 from plantlib.io import read_json
 
 
@@ -40,7 +40,8 @@ def choose(
     found: dict[float, float] = {}
     for gain in gains:
         own = folder_of(folder, gain)
-        last = train.last_whole_checkpoint(own)
+        with launch.main_first():
+            last = train.last_whole_checkpoint(own)
         if last is not None:
             epochs = train.history(read_json(Path(last) / "trainer_state.json")["log_history"])
         else:
