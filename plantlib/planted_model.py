@@ -1,21 +1,78 @@
-"""A PlantModel of a corpus's sizes, before anything is planted: what `runs.run_start` plants, trains and records.
+"""What a start plants, and a PlantModel of a corpus's sizes before it does: `runs.run_start` plants, trains and records it.
 
 It reads sizes off a `Prepared` corpus and its teachers. Not here: the values a start sets (`planting.py`).
 """
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from scipy import sparse
 
-from plantlib import backbones, lm_head, planting
+from plantlib import backbones, label_texts, launch, lm_head, planting, static_l2r
+from plantlib.data import DataError
+from plantlib.l2r import Planted
 from plantlib.linear_score import LinearScore
 from plantlib.mig import Teacher
 from plantlib.model import PlantConfig, PlantModel
-from plantlib.pipeline import Prepared
+from plantlib.pipeline import Prepared, pretrained
 from plantlib.planting import V1Config
+
+if TYPE_CHECKING:
+    from plantlib.runs import RunConfig
+
+
+class Ingredients(NamedTuple):
+    """What a start plants: the teacher, L2R queries, the static L2R model and the linear score, where it names them.
+
+    times: seconds each of teacher, l2r and linear took.
+    """
+
+    teacher: Teacher
+    planted: Planted | None
+    static: static_l2r.StaticL2R | None
+    linear: LinearScore | None
+    times: dict[str, float]
+
+    @property
+    def l2r_table(self) -> sparse.csr_matrix | None:
+        """(L, V) scores of the static L2R model."""
+        return None if self.static is None else self.static.table()
+
+    def about(self) -> dict:
+        """What a record says of them beside the teacher's options."""
+        found = {"l2r": {"trainer": self.planted.trainer, **self.planted.quality}} if self.planted else {}
+        found |= {"linear": self.linear.stack.about()} if self.linear else {}
+        return found | ({"static_l2r": self.static.quality} if self.static is not None else {})
+
+
+def ingredients(prepared: Prepared, start: str, config: RunConfig, progress: bool = True) -> Ingredients:
+    """Count, pretrain or read from artefacts what `start` plants; DataError where the training rows teach nothing."""
+    parts, clock = planting.parts_of(start), [time.perf_counter()]
+    teacher = prepared.teacher(config.teacher)
+    if not teacher.scores.nnz and parts != ["random"]:
+        raise DataError("no token speaks for any label of the training rows, so nothing can be planted; check texts and labels")
+    clock.append(time.perf_counter())
+    wanted = next((p for p in parts if p in planting.QUERY_STARTS), "")
+    trainer = {"l2r": config.l2r_trainer, "closed_form": "closed_form"}.get(wanted)
+    planted = static = None
+    if trainer:
+        options = {"teacher_config": config.teacher, "config": config.l2r, "progress": progress}
+        with launch.main_first():
+            planted = pretrained(prepared, trainer, teacher, **options)
+    if config.v1.wants_table(start):
+        with launch.main_first():
+            static = static_l2r.of(prepared, config.static, progress)
+    clock.append(time.perf_counter())
+    linear = prepared.linear(config.linear, progress) if "linear" in parts else None
+    clock.append(time.perf_counter())
+    if "text" in parts:
+        teacher = label_texts.for_start(prepared, teacher, parts, config.teacher)
+    times = {name: b - a for name, a, b in zip(("teacher", "l2r", "linear"), clock[:-1], clock[1:], strict=True)}
+    return Ingredients(teacher, planted, static, linear, times)
 
 
 def build_model(

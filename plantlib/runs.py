@@ -16,15 +16,15 @@ from pathlib import Path
 import numpy as np
 from scipy import sparse
 
-from plantlib import gain_choice, label_texts, launch, planted_outputs, planting, static_l2r, train, tuning
+from plantlib import gain_choice, launch, planted_outputs, planting, train, tuning
 from plantlib.contexts import check_decoder
-from plantlib.data import Corpus, DataError
+from plantlib.data import Corpus
 from plantlib.l2r import TRAINERS, L2RConfig
 from plantlib.linear_score import LinearConfig
 from plantlib.metrics import hits
 from plantlib.model import PlantModel
-from plantlib.pipeline import Prepared, TeacherConfig, fingerprint_of, prepare, pretrained
-from plantlib.planted_model import build_model, use_score
+from plantlib.pipeline import Prepared, TeacherConfig, fingerprint_of, prepare
+from plantlib.planted_model import Ingredients, build_model, ingredients, use_score
 from plantlib.planted_outputs import OutputsConfig
 from plantlib.planting import StartConfig, V1Config
 from plantlib.progress import tqdm
@@ -102,46 +102,26 @@ def run_start(
     run_id: str | None = None, notebook: str | None = None, progress: bool = True,
 ) -> tuple[RunRecord, PlantModel]:  # fmt: skip
     """Plant `start`, fine-tune, choose the epoch on dev, read test once; the record is saved when `results` is given."""
-    began, config = time.perf_counter(), config.seeded(seed)
+    config = config.seeded(seed)
     seed_all(seed)
     parts = planting.parts_of(start)
     if "outputs" in parts and config.tuning != "frozen":
         raise ValueError(f"start {start!r}: outputs are planted from cached features; use tuning='frozen', or leave them out")
-    teacher = prepared.teacher(config.teacher)
-    if not teacher.scores.nnz and parts != ["random"]:
-        raise DataError("no token speaks for any label of the training rows, so nothing can be planted; check texts and labels")
-    times = {"teacher": time.perf_counter() - began}
-    trainer = {"l2r": config.l2r_trainer, "closed_form": "closed_form"}.get(
-        next((p for p in parts if p in planting.QUERY_STARTS), "")
-    )
-    planted = None
-    if trainer:
-        with launch.main_first():
-            planted = pretrained(
-                prepared, trainer, teacher, teacher_config=config.teacher, config=config.l2r, progress=progress
-            )
-    static = None
-    if config.v1.wants_table(start):
-        with launch.main_first():
-            static = static_l2r.of(prepared, config.static, progress)
-    l2r_table = None if static is None else static.table()
-    times["l2r"] = time.perf_counter() - began - times["teacher"]
-    linear = prepared.linear(config.linear, progress) if "linear" in parts else None
-    times["linear"] = time.perf_counter() - began - times["teacher"] - times["l2r"]
-    if "text" in parts:
-        teacher = label_texts.for_start(prepared, teacher, parts, config.teacher)
+    made = ingredients(prepared, start, config, progress)
+    linear, table, times = made.linear, made.l2r_table, made.times
     model = build_model(
-        prepared, teacher, keep=config.keep, l2r_table=l2r_table, v1=config.v1, lm_weight=config.train.lm_weight, linear=linear
-    )
+        prepared, made.teacher, keep=config.keep, l2r_table=table, v1=config.v1, lm_weight=config.train.lm_weight,
+        linear=linear,
+    )  # fmt: skip
     cached = config.tuning == "frozen"
 
     def begin(gain: float) -> None:
         # initial values are drawn where they are the same on every machine
         planting.plant(
-            model.cpu().decoder, start, teacher, prepared.train_labels, planted=planted, l2r_table=l2r_table,
+            model.cpu().decoder, start, made.teacher, prepared.train_labels, planted=made.planted, l2r_table=table,
             config=replace(config.start, lookup_gain=gain),
         )  # fmt: skip
-        use_score(model, parts, teacher, prepared)
+        use_score(model, parts, made.teacher, prepared)
         if "outputs" in parts:
             planted_outputs.plant_outputs(model, prepared.documents("train"), config.outputs, progress)
         # what came before may have drawn numbers: every start of a seed gets the same adapters and dropout
@@ -168,10 +148,8 @@ def run_start(
     times["fine_tune"] = time.perf_counter() - fitted
     trained = tuning.trained_parameters(model)
     model.eval()
-    record = _record(prepared, model, start, seed, config, epochs, times, run_id, notebook, planted, trained, linear)
+    record = _record(prepared, model, start, seed, config, epochs, run_id, notebook, made, trained)
     record = replace(record, params=record.params | about)
-    if static is not None:
-        record = replace(record, teacher=record.teacher | {"static_l2r": static.quality})
     model.record = record
     if launch.is_main():
         if results is not None:
@@ -191,9 +169,9 @@ def run_name(prepared: Prepared, system: str, seed: int, tuning: str = "frozen")
     return f"{name}-{len(prepared.rows['train'])}d-{read}-{backbone}-{system}-s{seed}"
 
 
-def _record(prepared, model, start, seed, config, epochs, times, run_id, notebook, planted, trained, linear) -> RunRecord:
+def _record(prepared, model, start, seed, config, epochs, run_id, notebook, made: Ingredients, trained) -> RunRecord:
     """Threshold and calibration from dev, then the one reading of test."""
-    began, cached = time.perf_counter(), config.tuning == "frozen"
+    began, cached, linear, times = time.perf_counter(), config.tuning == "frozen", made.linear, made.times
     dev_scores, dev_labels = train.score(model, prepared.documents("dev", cached, linear), prepared.train_counts, auc=False)
     scores, _ = train.score(model, prepared.documents("test", cached, linear), prepared.train_counts)
     judged = prepared.judge(dev_scores, scores)
@@ -210,8 +188,7 @@ def _record(prepared, model, start, seed, config, epochs, times, run_id, noteboo
         params=asdict(config) | {"max_tokens": prepared.max_tokens, "inputs": prepared.key, "final_gains": gains},
         notebook=notebook,
         backbone=Path(prepared.backbone).name,
-        teacher=asdict(config.teacher) | ({"l2r": {"trainer": planted.trainer, **planted.quality}} if planted else {})
-        | ({"linear": linear.stack.about()} if linear else {}),
+        teacher=asdict(config.teacher) | made.about(),
         history=epochs,
         chosen_epoch=train.chosen_epoch(epochs, config.train.metric),
         times={k: round(v, 2) for k, v in times.items()},
