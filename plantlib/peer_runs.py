@@ -7,14 +7,19 @@ themselves are made in `peers.py`, those of other libraries in `library_peers.py
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from plantlib import mig, peers
+from plantlib.linear_score import LinearConfig
 from plantlib.metrics import evaluate
 from plantlib.pipeline import Prepared
-from plantlib.results import RunRecord
+from plantlib.results import RunRecord, plain
 from plantlib.runs import peak_memory, run_name
 from plantlib.tokens import tfidf, words
+
+LINEAR_SCORE = "linear score"
 
 
 def run_peers(
@@ -55,6 +60,32 @@ def run_peers(
     return records
 
 
+def run_linear_score(
+    prepared: Prepared, seeds: Iterable[int] = (0,), *, config: LinearConfig | None = None,
+    results: str | Path | None = None, notebook: str | None = None, progress: bool = True,
+) -> list[RunRecord]:  # fmt: skip
+    """The score that `linear` begins from, nothing trained on top: what attention adds is the difference to it.
+
+    A seed draws the folds of the stack, as it does in a run of that seed; finished records are read.
+    """
+    records = []
+    for seed in seeds:
+        own = replace(config or LinearConfig(), seed=seed)
+        path = None if results is None else Path(results) / f"{run_name(prepared, LINEAR_SCORE, seed)}.json"
+        wanted = {"linear": plain(asdict(own)), "inputs": prepared.key}
+        found = RunRecord.load(path) if path is not None and path.exists() else None
+        if found is None or any(found.params.get(name) != value for name, value in wanted.items()):
+            began = time.perf_counter()
+            linear = prepared.linear(own, progress)
+            seconds = round(time.perf_counter() - began, 2)
+            found = _peer_record(
+                prepared, LINEAR_SCORE, "linear", linear.scores, wanted, seconds, results, notebook,
+                seed=seed, teacher={"linear": linear.stack.about()},
+            )  # fmt: skip
+        records.append(found)
+    return records
+
+
 def tuned_weight(
     prepared: Prepared, first, second, metric: str = "ndcg@5", grid=(0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 ) -> float:
@@ -69,15 +100,18 @@ def tuned_weight(
     return max(grid, key=value)
 
 
-def _peer_record(prepared, system, kind, block, params, seconds, results, notebook) -> RunRecord:
+def _peer_record(
+    prepared, system, kind, block, params, seconds, results, notebook, seed: int = 0, teacher: dict | None = None
+) -> RunRecord:
     rows, labels = prepared.rows, prepared.corpus.labels
     dev = peers.scored(block, labels, rows["dev"], prepared.train_counts, auc=False, edges=prepared.edges)
     test = peers.scored(block, labels, rows["test"], prepared.train_counts, edges=prepared.edges)
     record = RunRecord(
-        id=run_name(prepared, system, 0),
+        id=run_name(prepared, system, seed),
         kind=kind,
         system=system,
-        seed=0,
+        seed=seed,
+        teacher=teacher or {},
         params=params | {"text": "whole document, words"},
         notebook=notebook,
         times={"train": seconds},

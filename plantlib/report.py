@@ -24,11 +24,14 @@ if TYPE_CHECKING:
 
 ORDER = (
     "random", "shuffled", "l2r", "closed_form", "lookup", "score", "lookup+score", "linear", "shuffled+linear", "lookup+linear",
-    "SVM", "SVM + J", "SVM + MI", "logistic", "Parabel", "Bonsai", "PLT", "XR-Linear", "CAML head", "PLM-ICD head",
+    "linear score", "SVM", "SVM + J", "SVM + MI", "logistic", "Parabel", "Bonsai", "PLT", "XR-Linear", "CAML head",
+    "PLM-ICD head",
 )  # fmt: skip
 OURS = ("lookup+linear", "lookup+score", "lookup", "l2r", "closed_form")
 FIGURE_METRICS = ("ndcg@5", "few/rp@5")
-SUMMARY = ("random", "lookup", "linear", "shuffled+linear", "lookup+linear", "SVM", "SVM + J", "SVM + MI", "bare MI")
+SUMMARY = (
+    "random", "lookup", "linear score", "linear", "shuffled+linear", "lookup+linear", "SVM", "SVM + J", "SVM + MI", "bare MI",
+)  # fmt: skip
 BAR_SYSTEMS = (
     "random", "closed_form", "lookup", "score", "lookup+score", "linear", "lookup+linear", "SVM", "SVM + MI", "bare MI",
 )  # fmt: skip

@@ -17,8 +17,9 @@ import torch
 from plantlib import Corpus, RunConfig, RunRecord, backbones, fit, planting, prepare, runs, train
 from plantlib.data import DataError
 from plantlib.l2r import L2RConfig
+from plantlib.linear_score import LinearConfig
 from plantlib.metrics import evaluate
-from plantlib.peer_runs import run_peers
+from plantlib.peer_runs import run_linear_score, run_peers
 from plantlib.results import load_all, plain
 from plantlib.runs import build_model, run_grid, run_start, use_score
 from plantlib.train import TrainConfig
@@ -131,6 +132,23 @@ def test_peers_give_the_seven_rows(prepared, tmp_path):
     assert {r.dataset["label_space"] for r in records} == {"labels with a training document"}
     assert all(r.params["weight"] > 0 for r in records[-2:])
     assert records[4].metrics["p@1"] > 0.8, "labels follow from words: the linear model must find them"
+
+
+def test_the_untrained_linear_score_is_a_row_of_its_own(prepared, tmp_path, monkeypatch):
+    """Its numbers are those of a model that begins from it and has learnt nothing; a finished row is read again."""
+    (record,) = run_linear_score(prepared, [3], config=LinearConfig(folds=2), results=tmp_path, progress=False)
+    assert record.id.endswith("linear_score-s3") and record.system == "linear score" and record.teacher["linear"]
+    linear = prepared.linear(LinearConfig(folds=2, seed=3), False)
+    model = build_model(prepared, prepared.teacher(), linear=linear)
+    planting.plant(model.decoder, "lookup+linear", prepared.teacher(), prepared.train_labels)
+    use_score(model, ["lookup", "linear"], prepared.teacher(), prepared)
+    scores, labels = train.score(model, prepared.documents("test", True, linear), prepared.train_counts)
+    found = evaluate(scores, labels, prepared.train_counts, len(prepared.rows["train"]))
+    assert {n: record.metrics[n] for n in ("p@1", "ndcg@5", "psp@5")} == pytest.approx(
+        {n: found[n] for n in ("p@1", "ndcg@5", "psp@5")}, abs=1e-6
+    )
+    monkeypatch.setattr(type(prepared), "linear", lambda *a: pytest.fail("fitted again"))
+    assert run_linear_score(prepared, [3], config=LinearConfig(folds=2), results=tmp_path, progress=False) == [record]
 
 
 def test_label_only_in_test_is_outside_the_label_space_and_counted(prepared, corpus, grid):
