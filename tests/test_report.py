@@ -136,16 +136,16 @@ def test_the_readme_section_is_replaced_only_between_its_markers(tmp_path):
 def test_the_summary_has_a_row_a_data_set_and_metric(tmp_path):
     twice = [*some(), record("random", tokens=128), record("random", data="other", value=0.3)]
     lines = report.summary(report.groups(twice)).splitlines()
-    systems = "random | lookup | linear | shuffled+linear | lookup+linear | SVM | SVM + J | SVM + MI | bare MI"
+    systems = "random | lookup | linear score | linear | shuffled+linear | lookup+linear | SVM | SVM + J | SVM + MI | bare MI"
     assert lines[0] == f"| test, percent | {systems} |"
     assert [line.split(" | ")[0] for line in lines[2:6]] == [f"| {d}, 100 documents: {m}" for d in ("other", "toy")
                                                              for m in ("nDCG@5", "RP@5 few")]  # fmt: skip
     toy = next(line for line in lines if "toy, 100 documents: nDCG@5" in line).split(" | ")
-    assert toy[1] == "40.5 ± 0.7" and toy[3] == "-" and toy[6] == "60.0 \\*", "the fuller of two groups, not that of 128 tokens"
+    assert toy[1] == "40.5 ± 0.7" and toy[4] == "-" and toy[7] == "60.0 \\*", "the fuller of two groups, not that of 128 tokens"
     longer = [record("linear", tokens=512, value=0.7), record("lookup+linear", tokens=512, value=0.8)]
     lines = report.summary(report.groups([*some(), *longer])).splitlines()
     toy = next(line for line in lines if "toy, 100 documents: nDCG@5" in line).split(" | ")
-    assert toy[1] == "40.5 ± 0.7 †" and toy[3] == "70.0" and toy[5].startswith("80.0"), "what a group lacks comes from another"
+    assert toy[1] == "40.5 ± 0.7 †" and toy[4] == "70.0" and toy[6].startswith("80.0"), "what a group lacks comes from another"
     readme = tmp_path / "README.md"
     marked = "<!-- table:begin {0} -->\nSTALE\n<!-- table:end {0} -->\n"
     readme.write_text(marked.format("summary") + marked.format("results"), encoding="utf-8")
