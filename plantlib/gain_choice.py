@@ -26,7 +26,7 @@ class OneEpoch(TrainerCallback):
 
 def folder_of(folder: Path, gain: float) -> Path:
     """Where the run of a gain keeps its checkpoints."""
-    return folder / f"gain-{gain:g}"
+    return folder / f"gain-{float(gain)!r}"
 
 
 def choose(

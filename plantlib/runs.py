@@ -79,10 +79,13 @@ class RunConfig:
     def gains_for(self, parts: list[str]) -> list[float]:
         """Lookup gains among which dev chooses for a start of these parts; one means that there is no choice.
 
-        Chosen where training begins from the linear score and a trial changes nothing but the head.
+        The first one is `start.lookup_gain`.
         """
-        tried = {"lookup", "shuffled"} & set(parts) and "linear" in parts and self.tuning == "frozen"
-        return list(dict.fromkeys([self.start.lookup_gain, *(self.other_gains if tried else ())]))
+        return list(dict.fromkeys([self.start.lookup_gain, *(self.other_gains if self.has_gains(parts) else ())]))
+
+    def has_gains(self, parts: list[str]) -> bool:
+        """Whether there is a choice: training begins from the linear score, and a trial changes nothing but the head."""
+        return bool({"lookup", "shuffled"} & set(parts)) and "linear" in parts and self.tuning == "frozen"
 
     def train_for(self, parts: list[str]) -> TrainConfig:
         """Training options for a start of these parts.
@@ -248,9 +251,8 @@ def made_with(record: RunRecord, prepared: Prepared, config: RunConfig) -> bool:
     # an option that a record does not know had its default then, with the record's seed, or what was done before there was one
     defaults = asdict(RunConfig().seeded(record.seed)) | (BEFORE_LINEAR if record.teacher.get("linear") else {})
     # what the linear score is made with matters to runs that begin from it, its choice of a gain where there is a lookup
-    skipped = () if record.teacher.get("linear") else OF_LINEAR
-    if record.system == "linear":
-        skipped = ("other_gains",)
+    parts = record.params.get("start_name", record.system).split("+")  # an ablation's system is no start, but says which it has
+    skipped = OF_LINEAR if not record.teacher.get("linear") else () if config.has_gains(parts) else ("other_gains",)
     asked = {k: v for k, v in asdict(config).items() if k not in skipped}
     same = all(_filled(record.params.get(name), plain(defaults[name])) == plain(v) for name, v in asked.items())
     return same and record.params.get("inputs") == prepared.key

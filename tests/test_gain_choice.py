@@ -39,7 +39,7 @@ def test_the_best_of_dev_is_chosen_and_the_model_stands_at_its_start(found, best
 
 
 def test_the_chosen_run_is_the_run_of_that_gain(prepared, chosen):
-    """Trials leave no trace: the numbers are those of a run that was asked for this gain alone."""
+    """Trials leave no trace: the numbers are those of a run that was asked for this gain alone, down to the trained gains."""
     gain, tried = chosen.params["gain_chosen"], chosen.params["gains_tried"]
     assert list(tried) == ["4", "1", "0"] and tried[f"{gain:g}"] == max(tried.values())
     assert chosen.history[0]["ndcg@5"] == tried[f"{gain:g}"] and len(chosen.history) == 2
@@ -69,10 +69,10 @@ def test_a_killed_choice_goes_on_where_it_was(prepared, chosen, monkeypatch):
     monkeypatch.setattr(runs.train, "fine_tune", killed)
     with pytest.raises(KeyboardInterrupt):
         run_start(prepared, "lookup+linear", 0, config=CONFIG, progress=False)
-    assert fitted == ["gain-4", "gain-1"]
+    assert fitted == ["gain-4.0", "gain-1.0"]
     monkeypatch.setattr(runs.train, "fine_tune", lambda *a, **o: (fitted.append(a[4].name), fit(*a, **o))[1])
     again, _ = run_start(prepared, "lookup+linear", 0, config=CONFIG, progress=False)
-    assert fitted[2:] == ["gain-0", f"gain-{chosen.params['gain_chosen']:g}"], "no trial was made twice"
+    assert fitted[2:] == ["gain-0.0", f"gain-{chosen.params['gain_chosen']}"], "no trial was made twice"
     assert again.history[-1]["ndcg@5"] == chosen.history[-1]["ndcg@5"]
     assert again.params["gains_tried"] == chosen.params["gains_tried"]
 
@@ -84,5 +84,9 @@ def test_records_from_before_the_choice_are_made_again_and_others_are_not(prepar
     path = record.save(tmp_path)
     assert finished(path, prepared, config) is None
     assert finished(path, prepared, replace(config, other_gains=())) == record
-    linear = replace(record, system="linear")
-    assert finished(linear.save(tmp_path), prepared, config) == linear, "without a lookup there is no gain to choose"
+    for start in ("linear", "l2r+linear"):
+        other = replace(record, system=start)
+        assert finished(other.save(tmp_path), prepared, config) == other, "without a lookup there is no gain to choose"
+    ablation = replace(record, system="linear score too", params=record.params | {"start_name": "lookup+linear"})
+    assert finished(ablation.save(tmp_path), prepared, config) is None
+    assert finished(chosen.save(tmp_path), prepared, replace(config, other_gains=())) is None, "nor the other way round"

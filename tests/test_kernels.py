@@ -94,6 +94,18 @@ def test_equals_reference(lengths, num_labels, dim, cells, keep):
     assert found["log_sum"][~empty].isfinite().all()
 
 
+def test_ties_are_resolved_by_position_in_the_rows_that_have_them_alone():
+    """Rows of one block: without ties, tied at the edge, all equal, with fewer finite scores than are kept."""
+    low = float("-inf")
+    scores = torch.tensor([[5.0, 1.0, 4.0, 2.0, 3.0], [1.0, 2.0, 1.0, 3.0, 1.0], [0.0] * 5, [1.0, low, low, low, low]])
+    for rows in ([0], [0, 1], [0, 1, 2, 3]):
+        found = scores[rows].clone()
+        blocked.keep_highest(found, 3)
+        kept = [found[i].isfinite().nonzero().squeeze(1).tolist() for i in range(len(rows))]
+        assert kept == [[0, 2, 4], [0, 1, 3], [0, 1, 2], [0]][: len(rows)]
+        assert torch.equal(found[found.isfinite()], scores[rows][found.isfinite()])
+
+
 @pytest.mark.parametrize("upstream", [0, 1], ids=["only value", "only log-sum"])
 @pytest.mark.parametrize("keep", [None, 2])
 def test_each_output_has_its_own_gradient(upstream, keep):

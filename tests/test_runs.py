@@ -147,6 +147,10 @@ def test_the_untrained_linear_score_is_a_row_of_its_own(prepared, tmp_path, monk
     assert {n: record.metrics[n] for n in ("p@1", "ndcg@5", "psp@5")} == pytest.approx(
         {n: found[n] for n in ("p@1", "ndcg@5", "psp@5")}, abs=1e-6
     )
+    assert record.times == {}, "the score may have been read from disk"
+    (other,) = run_linear_score(prepared, [3], config=LinearConfig(folds=3), results=tmp_path, progress=False)
+    assert other != record, "made with other options"
+    (record,) = run_linear_score(prepared, [3], config=LinearConfig(folds=2), results=tmp_path, progress=False)
     monkeypatch.setattr(type(prepared), "linear", lambda *a: pytest.fail("fitted again"))
     assert run_linear_score(prepared, [3], config=LinearConfig(folds=2), results=tmp_path, progress=False) == [record]
 
