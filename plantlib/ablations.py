@@ -92,7 +92,8 @@ def one(prepared: Prepared, name: str, seed: int, *, config: RunConfig | None = 
     """One switch and seed as a record whose system is the switch's name."""
     start, changes = SWITCHES[name]
     # one gain in the whole grid: a choice would be a second switch
-    config, run_id = changed(replace(config or RunConfig(), other_gains=()), changes), run_id_of(prepared, name, seed)
+    base = replace(config or RunConfig(), other_gains=(), linear_weights=())
+    config, run_id = changed(base, changes), run_id_of(prepared, name, seed)
     record = finished(Path(results) / f"{run_id}.json", prepared, config.seeded(seed))
     if record is None:
         record, _ = run_start(prepared, start, seed, config=config, run_id=run_id, notebook=NOTEBOOK, progress=False)

@@ -67,7 +67,7 @@ def run(
 ) -> list[RunRecord]:  # fmt: skip
     """Every size with every start and seed, and the linear peers; a seed draws its own subsets. Finished records are read."""
     # one gain at every size: what is compared are sizes, and a choice among few documents is noise
-    config, results, made = config or runs.RunConfig(other_gains=()), Path(results), []
+    config, results, made = config or runs.RunConfig(other_gains=(), linear_weights=()), Path(results), []
     sizes = list(sizes or subsets.sizes(len(prepared.rows["train"])))
     jobs = [(size, seed, start) for size in sizes for seed in seeds for start in starts]
     with tqdm(total=len(jobs), desc="learning curve", unit="run", disable=not progress) as bar:

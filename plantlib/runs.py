@@ -21,7 +21,7 @@ from plantlib.contexts import check_decoder
 from plantlib.data import Corpus
 from plantlib.l2r import TRAINERS, L2RConfig
 from plantlib.linear_score import LinearConfig
-from plantlib.metrics import hits
+from plantlib.metrics import evaluate, hits
 from plantlib.model import PlantModel
 from plantlib.pipeline import Prepared, TeacherConfig, fingerprint_of, prepare
 from plantlib.planted_model import Ingredients, build_model, ingredients, use_score
@@ -46,6 +46,8 @@ class RunConfig:
     linear_rate: float = 0.3  # times the head's learning rates where training begins from the linear score
     linear_epsilon: float = 1e-4  # AdamW's epsilon there, at least
     other_gains: tuple[float, ...] = (1.0,)  # of a lookup there: dev chooses among them and start.lookup_gain (`gain_choice`)
+    # of the gain that the linear score has after training there: dev chooses one; () leaves the gain as trained
+    linear_weights: tuple[float, ...] = (1.0, 1.5, 2.0, 3.0)
     train: TrainConfig = TrainConfig()
     l2r_trainer: str = "approx_ndcg"
     keep: int | tuple[int | None, ...] | None = None  # inattention's K, or three with v1.contexts="sum"
@@ -64,6 +66,8 @@ class RunConfig:
             raise ValueError("lm_weight wants a backbone that is trained; use tuning='full' or 'lora', or lm_weight=0")
         if any(gain < 0 for gain in self.other_gains):
             raise ValueError(f"other_gains={self.other_gains}; give gains of 0 or more, or () for start.lookup_gain alone")
+        if any(weight <= 0 for weight in self.linear_weights):
+            raise ValueError(f"linear_weights={self.linear_weights}; give multiples above 0, or () for the gain as trained")
 
     def seeded(self, seed: int) -> RunConfig:
         """The same run with another seed everywhere."""
@@ -86,6 +90,10 @@ class RunConfig:
     def has_gains(self, parts: list[str]) -> bool:
         """Whether there is a choice: training begins from the linear score, and a trial changes nothing but the head."""
         return bool({"lookup", "shuffled"} & set(parts)) and "linear" in parts and self.tuning == "frozen"
+
+    def weights_for(self, parts: list[str]) -> tuple[float, ...]:
+        """Multiples of the linear score's trained gain among which dev chooses; each reads dev, so on cached features alone."""
+        return self.linear_weights if "linear" in parts and self.tuning == "frozen" else ()
 
     def train_for(self, parts: list[str]) -> TrainConfig:
         """Training options for a start of these parts.
@@ -148,6 +156,9 @@ def run_start(
     else:
         gain, tried = gain_choice.choose(gains, begin, fit_in, folder, config.train.metric)
         epochs, about = fit_in(gain_choice.folder_of(folder, gain)), {"gain_chosen": gain, "gains_tried": tried}
+    if weights := config.weights_for(parts):
+        weight, tried = gain_choice.weigh(model.decoder.linear_gain, weights, lambda: on_dev(model, prepared, made, config))
+        about |= {"linear_weight": weight, "linear_weights_tried": tried}
     times["fine_tune"] = time.perf_counter() - fitted
     trained = tuning.trained_parameters(model)
     model.eval()
@@ -170,6 +181,13 @@ def run_name(prepared: Prepared, system: str, seed: int, tuning: str = "frozen")
     name, backbone, system = (re.sub(r"[^\w.@+-]+", "_", part) for part in (prepared.corpus.name, backbone, system))
     name, backbone = name[:40], backbone[:40]
     return f"{name}-{len(prepared.rows['train'])}d-{read}-{backbone}-{system}-s{seed}"
+
+
+def on_dev(model: PlantModel, prepared: Prepared, made: Ingredients, config: RunConfig) -> float:
+    """The metric that chooses, of dev, on cached features."""
+    counts, rows = prepared.train_counts, prepared.rows["train"]
+    scores, labels = train.score(model, prepared.documents("dev", True, made.linear), counts, auc=False)
+    return evaluate(scores, labels, counts, len(rows))[config.train.metric]
 
 
 def _record(prepared, model, start, seed, config, epochs, run_id, notebook, made: Ingredients, trained) -> RunRecord:
@@ -236,8 +254,9 @@ def run_grid(
     return records
 
 
-OF_LINEAR = ("linear", "linear_epsilon", "other_gains")  # what matters to runs from the linear score alone
-BEFORE_LINEAR = {"linear_epsilon": 1e-8, "other_gains": ()}  # of such runs that were made before these options
+# what matters to runs from the linear score alone, and what was done in such runs before there were these options
+OF_LINEAR = ("linear", "linear_epsilon", "other_gains", "linear_weights")
+BEFORE_LINEAR = {"linear_epsilon": 1e-8, "other_gains": (), "linear_weights": ()}
 
 
 def finished(path: Path, prepared: Prepared, config: RunConfig) -> RunRecord | None:
@@ -250,9 +269,10 @@ def made_with(record: RunRecord, prepared: Prepared, config: RunConfig) -> bool:
     """Whether a record was made from this corpus with these parameters."""
     # an option that a record does not know had its default then, with the record's seed, or what was done before there was one
     defaults = asdict(RunConfig().seeded(record.seed)) | (BEFORE_LINEAR if record.teacher.get("linear") else {})
-    # what the linear score is made with matters to runs that begin from it, its choice of a gain where there is a lookup
+    # what the linear score is made with matters to runs that begin from it, its choices of gains where there are some
     parts = record.params.get("start_name", record.system).split("+")  # an ablation's system is no start, but says which it has
-    skipped = OF_LINEAR if not record.teacher.get("linear") else () if config.has_gains(parts) else ("other_gains",)
+    chosen = {"other_gains": config.has_gains(parts), "linear_weights": config.tuning == "frozen"}
+    skipped = [name for name, matters in chosen.items() if not matters] if record.teacher.get("linear") else OF_LINEAR
     asked = {k: v for k, v in asdict(config).items() if k not in skipped}
     same = all(_filled(record.params.get(name), plain(defaults[name])) == plain(v) for name, v in asked.items())
     return same and record.params.get("inputs") == prepared.key

@@ -1,8 +1,10 @@
-"""The choice of a lookup's gain: dev's verdict after an epoch, the chosen run gone on with, and what a kill leaves."""
+"""The choices of gains: dev's verdict after an epoch, the chosen run gone on with, what a kill leaves, the score's weight."""
 
 from dataclasses import replace
 
 import pytest
+import torch
+from torch import nn
 
 from plantlib import gain_choice, runs, train
 from plantlib.linear_score import LinearConfig
@@ -77,6 +79,39 @@ def test_a_killed_choice_goes_on_where_it_was(prepared, chosen, monkeypatch):
     assert again.params["gains_tried"] == chosen.params["gains_tried"]
 
 
+def test_the_weight_of_the_score_is_the_best_of_dev_and_the_smallest_if_tied():
+    gain, seen = nn.Parameter(torch.tensor(0.5)), []
+    found = {0.5: 0.1, 1.0: 0.7, 1.5: 0.7, 0.75: 0.2}
+
+    def judge() -> float:
+        seen.append(round(gain.item(), 6))
+        return found[seen[-1]]
+
+    assert gain_choice.weigh(gain, (3.0, 1.0, 2.0, 1.5), judge) == (2.0, {"1": 0.1, "1.5": 0.2, "2": 0.7, "3": 0.7})
+    assert gain.item() == 1.0 and gain.requires_grad and seen == [0.5, 0.75, 1.0, 1.5], "multiples of what was trained"
+
+
+def test_the_weight_is_chosen_after_training_and_judged_as_it_was_chosen(prepared, chosen):
+    """Beside the gain nothing changes: the same epochs, and dev's metric of the trained gain is that of the epoch kept."""
+    weight, tried = chosen.params["linear_weight"], chosen.params["linear_weights_tried"]
+    assert list(tried) == ["1", "1.5", "2", "3"] and tried[f"{weight:g}"] == max(tried.values())
+    assert tried["1"] == pytest.approx(chosen.history[chosen.chosen_epoch - 1]["ndcg@5"], abs=1e-6)
+    plain, _ = run_start(prepared, "lookup+linear", 0, config=replace(CONFIG, linear_weights=()), progress=False)
+    doubled, _ = run_start(prepared, "lookup+linear", 0, config=replace(CONFIG, linear_weights=(2.0,)), progress=False)
+    trained = plain.params["final_gains"]["linear"]
+    assert "linear_weight" not in plain.params and chosen.params["final_gains"]["linear"] == pytest.approx(weight * trained)
+    assert doubled.params["final_gains"]["linear"] == pytest.approx(2 * trained), "one multiple is taken, whatever dev says"
+    assert [row["ndcg@5"] for row in doubled.history] == [row["ndcg@5"] for row in plain.history]
+    assert doubled.threshold != plain.threshold, "dev and test are read with the weight chosen"
+
+
+def test_a_score_is_weighed_where_dev_is_cached(prepared):
+    assert RunConfig().weights_for(["lookup", "linear"]) == RunConfig().weights_for(["linear"]) == (1.0, 1.5, 2.0, 3.0)
+    assert RunConfig().weights_for(["lookup", "score"]) == RunConfig(tuning="lora").weights_for(["linear"]) == ()
+    with pytest.raises(ValueError, match="above 0"):
+        RunConfig(linear_weights=(1.0, 0.0))
+
+
 def test_records_from_before_the_choice_are_made_again_and_others_are_not(prepared, chosen, tmp_path):
     config, record = CONFIG.seeded(0), replace(chosen, params=dict(chosen.params))
     assert finished(record.save(tmp_path), prepared, config) == record
@@ -84,6 +119,13 @@ def test_records_from_before_the_choice_are_made_again_and_others_are_not(prepar
     path = record.save(tmp_path)
     assert finished(path, prepared, config) is None
     assert finished(path, prepared, replace(config, other_gains=())) == record
+    record.params["other_gains"] = list(CONFIG.other_gains)
+    del record.params["linear_weights"]
+    path = record.save(tmp_path)
+    assert finished(path, prepared, config) is None, "before the score was weighed"
+    assert finished(path, prepared, replace(config, linear_weights=())) == record
+    record.params["linear_weights"] = list(config.linear_weights)
+    del record.params["other_gains"]
     for start in ("linear", "l2r+linear"):
         other = replace(record, system=start)
         assert finished(other.save(tmp_path), prepared, config) == other, "without a lookup there is no gain to choose"
