@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
+from transformers import TrainerCallback
 
 from plantlib import gain_choice, runs, train
 from plantlib.linear_score import LinearConfig
@@ -77,6 +78,37 @@ def test_a_killed_choice_goes_on_where_it_was(prepared, chosen, monkeypatch):
     assert fitted[2:] == ["gain-0.0", f"gain-{chosen.params['gain_chosen']}"], "no trial was made twice"
     assert again.history[-1]["ndcg@5"] == chosen.history[-1]["ndcg@5"]
     assert again.params["gains_tried"] == chosen.params["gains_tried"]
+
+
+class Killed(TrainerCallback):
+    """Ends the process, so to speak, where the third epoch begins."""
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        if state.epoch >= 2:
+            raise KeyboardInterrupt
+
+
+def test_a_run_killed_after_the_choice_goes_on_from_its_last_epoch(prepared, monkeypatch):
+    """The trials of its gains are not made again, and it ends with the numbers of a run that nobody killed."""
+    config, fit, fitted = replace(CONFIG, train=TrainConfig(epochs=3, patience=3)), train.fine_tune, []
+
+    def until(*args, **options):
+        fitted.append(args[4].name)
+        trial = bool(options["callbacks"])
+        return fit(*args, **options if trial else options | {"callbacks": [Killed()]})
+
+    monkeypatch.setattr(runs.train, "fine_tune", until)
+    with pytest.raises(KeyboardInterrupt):
+        run_start(prepared, "lookup+linear", 0, config=config, progress=False)
+    assert len(fitted) == 4, "three trials, and the run that goes on"
+    monkeypatch.setattr(runs.train, "fine_tune", lambda *a, **o: (fitted.append(a[4].name), fit(*a, **o))[1])
+    again, _ = run_start(prepared, "lookup+linear", 0, config=config, progress=False)
+    assert fitted[4:] == fitted[3:4], "no trial was made twice"
+    monkeypatch.setattr(runs.train, "fine_tune", fit)
+    whole, _ = run_start(prepared, "lookup+linear", 0, config=config, progress=False)
+    assert [row["ndcg@5"] for row in again.history] == [row["ndcg@5"] for row in whole.history] and len(whole.history) == 3
+    assert again.metrics == pytest.approx(whole.metrics, abs=1e-6, nan_ok=True)
+    assert again.params["final_gains"] == pytest.approx(whole.params["final_gains"], abs=1e-6)
 
 
 def test_the_weight_of_the_score_is_the_best_of_dev_and_the_smallest_if_tied():
