@@ -1,8 +1,8 @@
 """What each part of planting is worth: one switch at a time from one base run, everything else as it was.
 
 Realises METHOD.md's demand that planted and unplanted runs differ in one thing. A row of SWITCHES is a start and what changes
-of the `RunConfig`; `run` makes the records that are missing, under ids of their own, and `effects` compares each with the base,
-document by document. Records name notebook 06, so that 07's main tables leave them out.
+of the `RunConfig`, or how many windows are read. `run` makes the records that are missing, under ids of their own; `effects`
+compares each with the base, document by document. Records name notebook 06, so that 07's main tables leave them out.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from plantlib.pipeline import Prepared
+from plantlib.pipeline import Prepared, prepare
 from plantlib.progress import tqdm
 from plantlib.results import RunRecord, compare
 from plantlib.runs import RunConfig, finished, run_name, run_start
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 NOTEBOOK = "06_ablations"
 BASE = "base"
+WINDOWS = "windows"  # of the base's tokens each, streamed; the one change that is none of RunConfig
 # name -> (start, {option of RunConfig, with a dot for an option inside an option: value})
 SWITCHES: dict[str, tuple[str, dict[str, Any]]] = {
     BASE: ("lookup", {}),
@@ -54,6 +55,9 @@ SWITCHES: dict[str, tuple[str, dict[str, Any]]] = {
     "loss approxNDCG": ("lookup", {"train.loss": "approx_ndcg"}),
     "teacher's score too": ("lookup+score", {}),
     "linear score too": ("lookup+linear", {}),
+    # the base reads a document's beginning in one window; these read on, a window at a time, and attend over all of them
+    "four windows streamed": ("lookup", {WINDOWS: 4}),
+    "no planting, four windows streamed": ("random", {WINDOWS: 4}),
 }
 
 
@@ -93,13 +97,34 @@ def one(prepared: Prepared, name: str, seed: int, *, config: RunConfig | None = 
     start, changes = SWITCHES[name]
     # one gain in the whole grid: a choice would be a second switch
     base = replace(config or RunConfig(), other_gains=(), linear_weights=())
-    config, run_id = changed(base, changes), run_id_of(prepared, name, seed)
+    own = {key: value for key, value in changes.items() if key != WINDOWS}
+    prepared = streamed(prepared, changes.get(WINDOWS, 1))
+    config, run_id = changed(base, own), run_id_of(prepared, name, seed)
     record = finished(Path(results) / f"{run_id}.json", prepared, config.seeded(seed))
     if record is None:
         record, _ = run_start(prepared, start, seed, config=config, run_id=run_id, notebook=NOTEBOOK, progress=False)
-        record = replace(record, system=name, params=record.params | {"start_name": start})
+        about = {"start_name": start} | {key: value for key, value in changes.items() if key == WINDOWS}
+        record = replace(record, system=name, params=record.params | about)
         record.save(results)
     return record
+
+
+def streamed(prepared: Prepared, windows: int) -> Prepared:
+    """The same documents and labels, read on for `windows` times as many tokens, in windows of as many as before.
+
+    ValueError for a corpus that is read whole, or in windows already.
+    """
+    if windows == 1:
+        return prepared
+    if not prepared.max_tokens or prepared.max_tokens > prepared.window:
+        read, most = prepared.max_tokens, prepared.window
+        raise ValueError(f"{windows} windows of max_tokens={read}: let the base read 1 to {most} tokens")
+    more = prepare(
+        prepared.corpus, backbone=prepared.backbone, max_tokens=windows * prepared.max_tokens, window=prepared.max_tokens,
+        root=prepared.root, trust_remote_code=prepared.trust_remote_code, label_space="all", progress=False,
+    )  # fmt: skip
+    # the base's label space as it stands, and the gold labels it lacks
+    return replace(more, label_space=prepared.label_space, extra_gold=prepared.extra_gold)
 
 
 def run_id_of(prepared: Prepared, name: str, seed: int) -> str:
@@ -113,7 +138,10 @@ def of(records: Iterable[RunRecord]) -> dict[str, list[RunRecord]]:
     found: dict[str, list[RunRecord]] = {}
     for record in records:
         if record.notebook == NOTEBOOK and record.system in SWITCHES:
-            key = f"{record.dataset['name']}, {record.dataset['train']:,} documents, {record.params['max_tokens']} tokens"
+            # of the base, where several windows were read
+            tokens, windows = record.params["max_tokens"], record.params.get(WINDOWS)
+            tokens = tokens // windows if windows else tokens
+            key = f"{record.dataset['name']}, {record.dataset['train']:,} documents, {tokens} tokens"
             found.setdefault(key, []).append(record)
     return found
 

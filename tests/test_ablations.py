@@ -2,9 +2,11 @@
 
 from dataclasses import asdict, replace
 
+import numpy as np
 import pytest
+import torch
 
-from plantlib import ablations, planting
+from plantlib import ablations, planting, prepare
 from plantlib.ablations import SWITCHES, changed
 from plantlib.report import groups
 from plantlib.results import plain
@@ -29,7 +31,8 @@ def differences(a: dict, b: dict, path: str = "") -> set[str]:
 def test_a_switch_changes_what_it_names_and_nothing_else(name):
     start, changes = SWITCHES[name]
     planting.parts_of(start)
-    assert differences(asdict(RunConfig()), asdict(changed(RunConfig(), changes))) == set(changes)
+    own = {key: value for key, value in changes.items() if key != ablations.WINDOWS}
+    assert differences(asdict(RunConfig()), asdict(changed(RunConfig(), own))) == set(own)
     # what changes of L2R or of the unplanted run is told from that run as it is, everything else from the base
     parents = {"l2r": "queries from approxNDCG", "random": "no planting"} if changes else {}
     parent = parents.get(start, ablations.BASE)
@@ -52,6 +55,30 @@ def test_records_are_made_once_compared_with_the_base_and_left_out_of_the_main_t
     other = RunConfig(train=TrainConfig(epochs=1, batch_size=8))
     with pytest.raises(BaseException, match="made again"):
         ablations.run(prepared, ["base"], [0], config=other, results=tmp_path, progress=False)
+
+
+def test_windows_read_on_in_the_same_documents_and_labels(corpus, backbone_folder, tmp_path):
+    short = prepare(corpus, backbone=backbone_folder, max_tokens=3, root=tmp_path, progress=False)
+    long = ablations.streamed(short, 4)
+    assert long.corpus.fingerprint() == short.corpus.fingerprint() and long.label_space == short.label_space
+    assert all(np.array_equal(long.rows[s], short.rows[s]) for s in short.rows)
+    assert np.array_equal(long.extra_gold, short.extra_gold) and (long.max_tokens, long.window) == (12, 3)
+    lengths = prepare(corpus, backbone=backbone_folder, max_tokens=None, root=tmp_path, progress=False).tokens.lengths
+    assert np.array_equal(long.tokens.lengths, np.minimum(lengths, 12)) and lengths.max() > 12
+    # the first window is what the base reads, whatever follows it
+    row = int(np.argmax(lengths))
+    beginning = torch.from_numpy(short.features.documents(np.array([row])))
+    assert torch.equal(torch.from_numpy(long.features.documents(np.array([row])))[:3], beginning)
+    names = ["base", "four windows streamed", "no planting, four windows streamed"]
+    records = ablations.run(short, names, [0], config=CONFIG, results=tmp_path / "records", progress=False)
+    assert [r.params["max_tokens"] for r in records] == [3, 12, 12] and list(ablations.of(records).values()) == [records]
+    assert list(ablations.effects(records).index) == names
+    assert ablations.run(short, names, [0], config=CONFIG, results=tmp_path / "records", progress=False) == records
+
+
+def test_windows_want_a_base_of_one_window(prepared):
+    with pytest.raises(ValueError, match="4 windows of max_tokens=None"):
+        ablations.streamed(prepared, 4)
 
 
 def test_frozen_queries_stay_where_they_were_planted(prepared, tmp_path):
