@@ -306,9 +306,9 @@ def evaluate(scores: Scores, Y: Any, train_counts: np.ndarray, n_train: int, thr
              extra_gold: np.ndarray | None = None) -> dict[str, float]:
     """All metrics in one flat dict; fractions, nan where undefined; buckets as 'few/rp@5', over documents with such labels.
 
-    Without `gold_ranks` MAP@k stands in, under that name; F1 needs `threshold`; k beyond the TopK's depth are left out.
-    'documents_without_gold' left R, RP, nDCG and MAP; 'documents_cut' have every place of the TopK above the threshold,
-    so that F1 may miss predictions. extra_gold: (N,) gold labels the model cannot name -> 'all/...' keys count them.
+    'few/overall_r@15' ranks among all labels. Without `gold_ranks` MAP@k stands in; F1 needs `threshold`; k beyond the TopK's
+    depth are left out. 'documents_without_gold' left R, RP, nDCG and MAP; 'documents_cut' have every place of the TopK above
+    the threshold, so that F1 may miss predictions. extra_gold: (N,) gold labels without a column; 'all/...' keys count them.
     """
     Y, topk = gold_matrix(Y), scores.topk
     undefined = (("r", recall_at_k, (5, 15)), ("rp", r_precision_at_k, (5,)), ("ndcg", ndcg_at_k, (5, 15)))
@@ -318,16 +318,17 @@ def evaluate(scores: Scores, Y: Any, train_counts: np.ndarray, n_train: int, thr
     out |= {f"psp@{k}": psp_at_k(topk, Y, k, inverse) for k in (1, 3, 5) if k <= topk.k}
     out |= _map(scores, Y) | (scores.auc or {})
     if extra_gold is not None:
-        everything = _over(undefined, topk, Y, extra_gold=extra_gold) | _map(scores, Y, extra_gold)
-        out |= {f"all/{name}": value for name, value in everything.items()}
+        out |= {f"all/{name}": x for name, x in _over(undefined, topk, Y, extra_gold=extra_gold).items()}
+        out |= {f"all/{name}": x for name, x in _map(scores, Y, extra_gold).items()}
     if threshold is not None:
         counts = label_counts(topk, Y, threshold)
         out |= f1_scores(counts) | {"documents_cut": float((topk.scores[:, -1].astype(np.float64) >= threshold).sum())}
     short = (("rp", r_precision_at_k, (5,)), ("r", recall_at_k, (15,)), ("ndcg", ndcg_at_k, (5,)))
     short += (("p", precision_where_gold, (1, 5, 8)),)
     for name, mask in (scores.masks or frequency_buckets(train_counts)).items():
-        ranking = scores.buckets[name] if scores.buckets else restrict(topk, mask)
-        out |= {f"{name}/{key}": x for key, x in _over(short, ranking, restrict_gold(Y, mask)).items()}
+        ranking, gold = scores.buckets[name] if scores.buckets else restrict(topk, mask), restrict_gold(Y, mask)
+        out |= {f"{name}/{key}": x for key, x in _over(short, ranking, gold).items()}
+        out |= {f"{name}/overall_{key}": x for key, x in _over(undefined[:1], topk, gold).items()}
         if threshold is not None:
             out[f"{name}/macro_f1"] = f1_scores(counts[:, mask])["macro_f1"]
     return out

@@ -271,6 +271,7 @@ def test_evaluate_agrees_with_its_parts_and_accounts_for_all_labels():
         "p@1", "p@3", "p@5", "p@8", "p@15", "r@5", "r@15", "rp@5", "ndcg@5", "ndcg@15", "psp@1", "psp@3", "psp@5",
         "map", "micro_f1", "macro_f1", "macro_f1_pr", "micro_auc", "macro_auc", "all/r@15", "all/ndcg@5", "all/rp@5",
         "all/map", "zero/rp@5", "few/rp@5", "few/r@15", "few/ndcg@5", "few/macro_f1", "medium/r@15", "head/macro_f1",
+        "few/overall_r@15",
     }  # fmt: skip
     assert all(type(value) is float for value in got.values())
     assert got["documents_without_gold"] == (np.diff(Y.indptr) == 0).sum() >= 3
@@ -279,6 +280,10 @@ def test_evaluate_agrees_with_its_parts_and_accounts_for_all_labels():
     few = result.masks["few"]
     dense = TopK.from_dense(scores[:, few], 15)
     assert got["few/r@15"] == pytest.approx(metrics.mean(metrics.recall_at_k(dense, Y[:, few], 15)))
+    first = np.argsort(-scores, axis=1, kind="stable")[:, :15]
+    gold = [np.flatnonzero(row * few) for row in Y.toarray()]
+    found = [len(set(places) & set(own)) / len(own) for places, own in zip(first, gold, strict=True) if len(own)]
+    assert got["few/overall_r@15"] == pytest.approx(np.mean(found)) and got["few/overall_r@15"] < got["few/r@15"]
     from sklearn.metrics import f1_score
 
     chosen = Y.toarray()[:, few].any(0)
