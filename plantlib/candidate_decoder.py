@@ -40,8 +40,13 @@ class CandidateConfig:
     linear_rate: float = 0.1  # times the learning rate where training begins from the linear score
     init_std: float = 0.02
     seed: int = 0
+    rare: float = 0.0  # logits for labels of few documents where the linear score lists candidates, at most so many in the end
+    rare_loss: float = 0.002  # of dev's nDCG@5, what raising them in the end may cost
 
     def __post_init__(self):
+        for name in ("rare", "rare_loss"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)}; give 0 or more")
         for name in ("width", "rank", "per_token", "choice", "epochs", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}; give at least 1")

@@ -17,9 +17,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from scipy import sparse
 
-from plantlib import candidate_decoder, candidates, mig
+from plantlib import candidate_decoder, candidates, mig, rare_labels
 from plantlib.candidate_decoder import CandidateConfig, CandidateDecoder
-from plantlib.candidate_training import CandidateData, fit, score
+from plantlib.candidate_training import CandidateData, fit, ranking, score
 from plantlib.data import DataError
 from plantlib.decoder import Packed
 from plantlib.io import atomic_path, read_json, write_json
@@ -31,6 +31,8 @@ from plantlib.progress import tqdm
 from plantlib.results import RunRecord, plain
 from plantlib.runs import peak_memory, run_name
 from plantlib.train import HISTORY_METRICS
+
+RAISED = ", rare raised"  # what the name of a start is followed by where rare labels are
 
 
 def data_of(
@@ -52,7 +54,8 @@ def data_of(
     if "linear" in parts:
         # one linear score for all seeds: candidates stay the same, and it is the longest step of a large corpus
         linear = prepared.linear(LinearConfig(), progress)
-        return CandidateData.of_linear(packed, linear, relevance, config, progress), linear
+        added = config.rare * rare_labels.rare(prepared.train_counts, prepared.edges)
+        return CandidateData.of_linear(packed, linear, relevance, config, progress, added), linear
     both = (taught, mig.teach(counts[train], prepared.train_labels, variant="jaccard", relevance="score"))
     data = CandidateData.of_teachers(packed, counts, train, prepared.corpus.L, both, relevance, config, progress)
     return data if "score" in parts else replace(data, scores=None), None
@@ -64,7 +67,8 @@ def run_candidates(
 ) -> tuple[RunRecord, CandidateDecoder]:  # fmt: skip
     """Rank, plant, train, keep the epoch with the best dev nDCG@5, read test once; the record is saved when asked.
 
-    A run that begins from a score may keep epoch 0, the score itself. A killed run goes on after its last whole epoch.
+    A run that begins from a score may keep epoch 0, the score itself. With `config.rare` and the linear score, labels of few
+    documents are raised in the end as far as dev allows (`rare_labels.py`). A killed run goes on after its last whole epoch.
     """
     began, labels, rows, config = time.perf_counter(), prepared.corpus.labels, prepared.rows, config or CandidateConfig()
     parts = candidate_decoder.parts_of(start)
@@ -93,13 +97,25 @@ def run_candidates(
     rate = config.learning_rate * (config.linear_rate if "linear" in parts else 1.0)
     fit(decoder, data, rows["train"], labels, config, rate=rate, folder=folder, progress=progress, after_epoch=after_epoch)
     kept.restore()
+    about = raise_rare(decoder, data, prepared, config) if config.rare and linear else {}
     times["fine_tune"] = round(time.perf_counter() - began - times["teacher"], 2)
     found = {s: score(decoder, data, rows[s], config, prepared.train_counts, edges=prepared.edges) for s in ("dev", "test")}
     record = _record(prepared, config, start, run_id, data, found, kept, times, linear, notebook)
+    record = replace(record, params=record.params | about)
     if results is not None:
         record.save(results)
     shutil.rmtree(folder, ignore_errors=True)
     return record, decoder
+
+
+def raise_rare(decoder: CandidateDecoder, data: CandidateData, prepared: Prepared, config: CandidateConfig) -> dict:
+    """Add to the biases of labels of few documents what dev allows; what the record says of it."""
+    which, dev = rare_labels.rare(prepared.train_counts, prepared.edges), prepared.rows["dev"]
+    listed = ranking(decoder, data, dev, config)
+    added, tried = rare_labels.choose(listed, prepared.corpus.labels[dev], which, config.rare, config.rare_loss)
+    with torch.no_grad():
+        decoder.label_bias.weight += added * torch.from_numpy(which).to(decoder.label_bias.weight)[:, None]
+    return {"rare_added": added, "rare_tried": tried}
 
 
 def candidate_grid(
@@ -118,11 +134,16 @@ def candidate_grid(
         if "linear" in candidate_decoder.parts_of(start):
             wanted |= {"linear": plain(asdict(LinearConfig())), "unlisted": False}
         else:
-            wanted.pop("linear_rate")  # of no effect
-        if record is None or any(record.params.get(name) != value for name, value in wanted.items()):
+            wanted = {name: value for name, value in wanted.items() if name not in OF_LINEAR}
+        known = record and BEFORE_RARE | record.params
+        if not known or any(known.get(name) != value for name, value in wanted.items()):
             record, _ = run_candidates(prepared, job, start, results=results, notebook=notebook, progress=progress)
         records.append(record)
     return records
+
+
+OF_LINEAR = ("linear_rate", "rare", "rare_loss")  # of no effect in other starts
+BEFORE_RARE = {"rare": 0.0, "rare_loss": 0.002}  # of records that were made before there were these options
 
 
 def check_width(labels: sparse.csr_matrix, width: int) -> None:
@@ -133,8 +154,8 @@ def check_width(labels: sparse.csr_matrix, width: int) -> None:
 
 
 def run_id_of(prepared: Prepared, start: str, config: CandidateConfig) -> str:
-    """The name of a run, with its number of candidates."""
-    return run_name(prepared, f"{start}-{config.width}c", config.seed)
+    """The name of a run, with its number of candidates, and whether rare labels are raised."""
+    return run_name(prepared, f"{start}-{config.width}c{'-rare' if config.rare else ''}", config.seed)
 
 
 class Kept:
@@ -176,7 +197,7 @@ def _record(prepared, config, start, run_id, data, found: dict[str, Scores], kep
     if data.scores is not None:
         gains["linear" if linear else "teacher"] = kept.decoder.score_gain.item()
     return RunRecord(
-        id=run_id, kind="planted", system=start, seed=config.seed, notebook=notebook,
+        id=run_id, kind="planted", system=f"{start}{RAISED if config.rare else ''}", seed=config.seed, notebook=notebook,
         params=asdict(config) | {
             "max_tokens": prepared.max_tokens, "inputs": prepared.key, "final_gains": gains,
             "candidates": "linear score" if linear else "MI and J", "unlisted": data.unlisted,

@@ -70,9 +70,12 @@ class CandidateData:
 
     @classmethod
     def of_linear(
-        cls, packed, linear: LinearScore, relevance: sparse.csr_matrix, config: CandidateConfig, progress: bool = True
-    ) -> CandidateData:
+        cls, packed, linear: LinearScore, relevance: sparse.csr_matrix, config: CandidateConfig, progress: bool = True,
+        added: np.ndarray | float = 0.0,
+    ) -> CandidateData:  # fmt: skip
         """Ranked and scored by the linear score over words. A block of documents meets all labels: for L up to some 10^5.
+
+        added (L,): what a label has on top of its score where lists are ranked, and there alone.
 
         A true label outside a document's candidates is left out of training: the score knows next to nothing of it, often for
         want of a document in the folds it came from, and in trials its low score taught the decoder to trust the others less.
@@ -81,7 +84,7 @@ class CandidateData:
         ranked = np.empty((documents, depth), np.int32)
         for begin in tqdm(range(0, documents, BLOCK), desc="candidates", unit="block", disable=not progress):
             rows = np.arange(begin, min(begin + BLOCK, documents))
-            ranked[rows] = best_of(linear.scores(rows), depth)
+            ranked[rows] = best_of(linear.scores(rows) + np.float32(added), depth)
 
         def scores(rows: np.ndarray, ids: np.ndarray) -> np.ndarray:
             found = np.take_along_axis(linear.scores(rows), ids.clip(min=0), 1)
@@ -184,6 +187,11 @@ def load_epoch(path: Path, decoder: CandidateDecoder, optimisers) -> list[float]
 def predict(decoder: CandidateDecoder, data: CandidateData, rows: np.ndarray, config: CandidateConfig, k: int = 100) -> TopK:
     """The k best labels of documents among their first `width` candidates; no true label is taken, none is needed."""
     return TopK.concat([_cut(whole, k) for whole in _rankings(decoder, data, rows, config)])
+
+
+def ranking(decoder: CandidateDecoder, data: CandidateData, rows: np.ndarray, config: CandidateConfig) -> TopK:
+    """All `width` candidates of documents with their logits, best first."""
+    return TopK.concat(list(_rankings(decoder, data, rows, config)))
 
 
 def score(
