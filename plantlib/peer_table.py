@@ -23,15 +23,15 @@ if TYPE_CHECKING:
     from plantlib.pipeline import Prepared
 
 NOTEBOOK = "peers"
-PLANTED = ("random", "lookup+score", "linear", "lookup+linear")
+PLANTED = ("random", "lookup+score", "linear", "lookup+linear", "lookup+linear, rare raised")
 TRAINING = ("teacher", "l2r", "fine_tune")
-METRICS = ("p@1", "p@5", "ndcg@5", "psp@5", "few/rp@5", "few/r@15", "micro_f1", "macro_f1")
+METRICS = ("p@1", "p@5", "ndcg@5", "psp@5", "few/rp@5", "few/r@15", "few/overall_r@15", "micro_f1", "macro_f1")
 # name -> what stands in it; metrics are percent on test, document level, means over seeds
 COLUMNS = {
     "dataset": "data set", "train": "training documents", "dev": "dev documents", "test": "test documents",
     "labels": "labels with a training document", "system": "peer", "kind": "linear, teacher, neural or planted",
     "seeds": "runs", "status": "run, or not run and why",
-    **dict.fromkeys(METRICS, "percent on test"),
+    **dict.fromkeys(METRICS, "percent on test; few/r@15 ranks few labels among themselves, few/overall_r@15 among all"),
     "train_s": "wall seconds of training, on a machine that did other work too; features of a frozen backbone not counted",
     "train_cpu_s": "CPU seconds of training: the number to compare",
     "predict_ms": "CPU milliseconds a test document, features of a frozen backbone not counted",

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 ORDER = (
     "random", "shuffled", "l2r", "closed_form", "lookup", "score", "lookup+score", "linear", "shuffled+linear", "lookup+linear",
-    "linear score", "SVM", "SVM + J", "SVM + MI", "logistic", "Parabel", "Bonsai", "PLT", "XR-Linear", "CAML head",
-    "PLM-ICD head",
+    "linear, rare raised", "shuffled+linear, rare raised", "lookup+linear, rare raised", "linear score", "SVM", "SVM + J",
+    "SVM + MI", "logistic", "Parabel", "Bonsai", "PLT", "XR-Linear", "CAML head", "PLM-ICD head",
 )  # fmt: skip
 OURS = ("lookup+linear", "lookup+score", "lookup", "l2r", "closed_form")
 FIGURE_METRICS = ("ndcg@5", "few/rp@5")
@@ -38,7 +38,8 @@ BAR_SYSTEMS = (
 ELSEWHERE = ("06", "08", "09", "convergence", "leak_audit", "learning_curves")
 NO_RUNS = "No runs yet: `make reproduce` makes them, `make promote` copies them to results/runs."
 NAMES = {"p@1": "P@1", "p@3": "P@3", "p@5": "P@5", "ndcg@5": "nDCG@5", "psp@5": "PSP@5", "macro_f1": "macro-F1",
-         "few/rp@5": "RP@5 few", "medium/rp@5": "RP@5 medium", "head/rp@5": "RP@5 head"}  # fmt: skip
+         "few/overall_r@15": "R@15 few of all", "few/rp@5": "RP@5 few", "medium/rp@5": "RP@5 medium",
+         "head/rp@5": "RP@5 head"}  # fmt: skip
 METRICS = tuple(NAMES)
 
 
@@ -197,7 +198,7 @@ def readme_section(found: list[Group]) -> str:
     note = (
         "Percent; mean ± sd over seeds. \\*: p < 0.05 against the first row in either direction, paired bootstrap over test "
         "documents, tested for P@1, P@5, nDCG@5 and RP@5 few alone, not corrected for their number. macro-F1: mean F1 of "
-        f"labels in test, one threshold from dev. {in_words(EDGES)}."
+        f"labels in test, one threshold from dev. {in_words(EDGES)}. R@15 few of all: few labels in 15 places of all labels."
     )
     return "\n\n".join([*parts, note])
 

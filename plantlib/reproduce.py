@@ -168,7 +168,7 @@ def save_best(common: dict, epochs: int, records: Path, target: Path) -> Path | 
         print("no planted run, so no model was saved")
         return None
     kept = read_json(target / "run.json") if (target / "run.json").is_file() else {"id": None}
-    told = ("inputs", "train", "start", "teacher", "gain_chosen", "linear_epsilon")
+    told = ("inputs", "train", "start", "teacher", "gain_chosen", "linear_epsilon", "linear_weights")
     if kept["id"] != best.id or any(kept["params"].get(k) != best.params.get(k) for k in told):
         print(f"model: {best.id}, the best planted run on dev, once more ...", flush=True)
         _, model = runs.run_start(prepared, best.system, best.seed, config=config)

@@ -303,7 +303,10 @@ def _split(path: str | Path, name: str) -> tuple[str, str, str]:
     return head + begin, body, end + tail
 
 
-OUTCOMES = ("final_gains", "gains_tried", "gain_chosen")  # found by a run, told among its parameters
+# found by a run, told among its parameters
+OUTCOMES = (
+    "final_gains", "gains_tried", "gain_chosen", "linear_weight", "linear_weights_tried", "rare_added", "rare_tried",
+)  # fmt: skip
 
 
 def unlike(records: Iterable[RunRecord]) -> dict[str, list[str]]:
@@ -312,7 +315,7 @@ def unlike(records: Iterable[RunRecord]) -> dict[str, list[str]]:
     for record in records:
         for name, value in _options(record.params).items():
             # an option that a record does not know was not there to be chosen, and what came out of a run is none
-            if value is not None and not name.startswith(OUTCOMES):
+            if value is not None and name.split(".")[0] not in OUTCOMES:
                 said.setdefault(record.system, {}).setdefault(name, set()).add(repr(value))
     found = {system: sorted(n for n, values in options.items() if len(values) > 1) for system, options in sorted(said.items())}
     return {system: names for system, names in found.items() if names}
