@@ -71,7 +71,7 @@ def run_candidates(
     documents are raised in the end as far as dev allows (`rare_labels.py`). A killed run goes on after its last whole epoch.
     """
     began, labels, rows, config = time.perf_counter(), prepared.corpus.labels, prepared.rows, config or CandidateConfig()
-    parts = candidate_decoder.parts_of(start)
+    parts = check_start(start, config)
     check_width(prepared.train_labels, config.width)
     torch.manual_seed(config.seed)
     data, linear = data_of(prepared, config, start, progress)
@@ -125,7 +125,7 @@ def candidate_grid(
     """Every start with every seed; runs whose record stands in `results` with the same parameters are read, not repeated."""
     config, records = config or CandidateConfig(), []
     for start in starts:
-        candidate_decoder.parts_of(start)  # a misspelt start is an error before the first run, not after it
+        check_start(start, config)  # a misspelt start is an error before the first run, not after it
     jobs = [(start, replace(config, seed=seed)) for seed in seeds for start in starts]
     for start, job in tqdm(jobs, desc="runs", unit="run", disable=not progress):
         path = Path(results) / f"{run_id_of(prepared, start, job)}.json"
@@ -144,6 +144,15 @@ def candidate_grid(
 
 OF_LINEAR = ("linear_rate", "rare", "rare_loss")  # of no effect in other starts
 BEFORE_RARE = {"rare": 0.0, "rare_loss": 0.002}  # of records that were made before there were these options
+
+
+def check_start(start: str, config: CandidateConfig) -> list[str]:
+    """The parts of a start; ValueError for one that candidates do not know, or that lists none by a linear score to raise."""
+    parts = candidate_decoder.parts_of(start)
+    if config.rare and "linear" not in parts:
+        raise ValueError(f"rare={config.rare} raises labels in the linear score's lists, and start {start!r} has none; "
+                         f"use linear or lookup+linear, or rare=0")  # fmt: skip
+    return parts
 
 
 def check_width(labels: sparse.csr_matrix, width: int) -> None:

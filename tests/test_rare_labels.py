@@ -78,3 +78,12 @@ def test_records_from_before_stand_where_nothing_is_raised(prepared, tmp_path, m
 def test_options_are_checked(option):
     with pytest.raises(ValueError, match=f"{option}=-1.*0 or more"):
         CandidateConfig(**{option: -1.0})
+
+
+def test_a_start_without_the_linear_score_has_nothing_to_raise(prepared, tmp_path, monkeypatch):
+    monkeypatch.setattr(candidate_runs, "data_of", lambda *a, **k: pytest.fail("the rankings were made first"))
+    config = CandidateConfig(width=5, rare=2.0)
+    with pytest.raises(ValueError, match="'lookup\\+score' has none; use linear"):
+        candidate_runs.run_candidates(prepared, config, "lookup+score", progress=False)
+    with pytest.raises(ValueError, match="'random' has none; use linear"):
+        candidate_runs.candidate_grid(prepared, ["linear", "random"], [0], config=config, results=tmp_path, progress=False)
