@@ -42,6 +42,7 @@ class CandidateConfig:
     seed: int = 0
     rare: float = 0.0  # logits for labels of few documents where the linear score lists candidates, at most so many in the end
     rare_loss: float = 0.002  # of dev's nDCG@5, what raising them in the end may cost
+    rare_still: bool = True  # where they are raised: their outputs and biases do not learn, so that the score speaks for them
 
     def __post_init__(self):
         for name in ("rare", "rare_loss"):
@@ -97,6 +98,14 @@ class CandidateDecoder(nn.Module):
         if scores is not None:
             logits = logits + self.score_gain * scores
         return logits.masked_fill(absent, float("-inf"))
+
+    def hold(self, still: torch.Tensor) -> None:
+        """Drop the gradients of outputs and biases of the labels `still` (L,) bool: a step then leaves them as they are."""
+        for table in (self.output_rows.weight, self.label_bias.weight):
+            found = table.grad.coalesce()
+            moved = ~still[found.indices()[0]]
+            kept = found.indices()[:, moved], found.values()[moved]
+            table.grad = torch.sparse_coo_tensor(*kept, table.shape, check_invariants=False)
 
     def optimisers(self, learning_rate: float) -> list[torch.optim.Optimizer]:
         """Adam for what all labels share, SparseAdam for the rows."""

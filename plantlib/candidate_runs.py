@@ -68,7 +68,8 @@ def run_candidates(
     """Rank, plant, train, keep the epoch with the best dev nDCG@5, read test once; the record is saved when asked.
 
     A run that begins from a score may keep epoch 0, the score itself. With `config.rare` and the linear score, labels of few
-    documents are raised in the end as far as dev allows (`rare_labels.py`). A killed run goes on after its last whole epoch.
+    documents keep their score and are raised in the end as far as dev allows (`rare_labels.py`). A killed run goes on after
+    its last whole epoch.
     """
     began, labels, rows, config = time.perf_counter(), prepared.corpus.labels, prepared.rows, config or CandidateConfig()
     parts = check_start(start, config)
@@ -95,7 +96,11 @@ def run_candidates(
     if {"linear", "score"} & set(parts) and not kept.history:
         after_epoch(0, None)
     rate = config.learning_rate * (config.linear_rate if "linear" in parts else 1.0)
-    fit(decoder, data, rows["train"], labels, config, rate=rate, folder=folder, progress=progress, after_epoch=after_epoch)
+    still = rare_labels.rare(prepared.train_counts, prepared.edges) if config.rare and config.rare_still else None
+    fit(
+        decoder, data, rows["train"], labels, config, rate=rate, folder=folder, progress=progress, after_epoch=after_epoch,
+        still=still,
+    )  # fmt: skip
     kept.restore()
     about = raise_rare(decoder, data, prepared, config) if config.rare and linear else {}
     times["fine_tune"] = round(time.perf_counter() - began - times["teacher"], 2)
@@ -142,8 +147,8 @@ def candidate_grid(
     return records
 
 
-OF_LINEAR = ("linear_rate", "rare", "rare_loss")  # of no effect in other starts
-BEFORE_RARE = {"rare": 0.0, "rare_loss": 0.002}  # of records that were made before there were these options
+OF_LINEAR = ("linear_rate", "rare", "rare_loss", "rare_still")  # of no effect in other starts
+BEFORE_RARE = {"rare": 0.0, "rare_loss": 0.002, "rare_still": True}  # of records that were made before there were these options
 
 
 def check_start(start: str, config: CandidateConfig) -> list[str]:

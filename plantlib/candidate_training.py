@@ -109,16 +109,18 @@ def best_of(scores: np.ndarray, depth: int) -> np.ndarray:
 
 def fit(decoder: CandidateDecoder, data: CandidateData, train: np.ndarray, labels: sparse.csr_matrix,
         config: CandidateConfig, *, rate: float | None = None, folder: str | Path | None = None, progress: bool = True,
-        after_epoch: Callable[[int, float], None] | None = None,
+        after_epoch: Callable[[int, float], None] | None = None, still: np.ndarray | None = None,
 ) -> list[float]:  # fmt: skip
     """Train on positives and the ranker's negatives; the mean loss of every epoch. labels Y (N, L), training rows read.
 
     rate: the learning rate, `config.learning_rate` when None; it falls to zero in a straight line. folder keeps the last
     whole epoch, from which a killed run goes on to the same numbers. after_epoch: called with the epoch, from 1, and its loss.
+    still: (L,) bool, labels whose outputs and biases do not learn.
     """
     rate = config.learning_rate if rate is None else rate
     optimisers, batches = decoder.optimisers(rate), -(-len(train) // config.batch_size)
     path = None if folder is None else Path(folder) / "epoch.safetensors"
+    held = None if still is None else torch.from_numpy(still).to(decoder.planted_gain.device)
     losses = load_epoch(path, decoder, optimisers) if path is not None and path.exists() else []
     steps, done = config.epochs * batches, len(losses) * batches
     with tqdm(total=steps, initial=done, desc="candidates", unit="step", disable=not progress) as bar:
@@ -132,6 +134,8 @@ def fit(decoder: CandidateDecoder, data: CandidateData, train: np.ndarray, label
                 logits = data.logits(decoder, rows, ids)
                 loss = candidate_bce(logits, torch.from_numpy(positive).to(logits.device))
                 loss.backward()
+                if held is not None:
+                    decoder.hold(held)
                 for optimiser in optimisers:
                     optimiser.step()
                 total += loss.item() * len(rows)

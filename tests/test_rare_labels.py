@@ -6,7 +6,7 @@ import torch
 from scipy import sparse
 
 from plantlib import candidate_runs, candidate_training, rare_labels
-from plantlib.candidate_decoder import CandidateConfig
+from plantlib.candidate_decoder import CandidateConfig, CandidateDecoder, plant
 from plantlib.metrics import TopK, evaluate
 
 # label 3 is the rare one; it is true in the second document and stands behind two others there
@@ -56,14 +56,32 @@ def test_a_run_lists_rare_labels_and_raises_them(prepared, tmp_path):
     scored = candidate_training.score(decoder, data, test, config, prepared.train_counts, edges=prepared.edges)
     found = evaluate(scored, labels[test], prepared.train_counts, len(prepared.rows["train"]))
     assert found["few/overall_r@15"] == pytest.approx(record.metrics["few/overall_r@15"])
-    shift = decoder.label_bias.weight[torch.from_numpy(which), 0].detach().numpy()
-    assert shift.mean() == pytest.approx(3, abs=1), "the biases hold it, so that prediction needs nothing else"
+    held = torch.from_numpy(which)
+    assert (decoder.label_bias.weight[held] == 3).all(), "the biases hold it, so that prediction needs nothing else"
+
+
+def test_held_labels_keep_their_score_while_the_others_learn(prepared):
+    config = CandidateConfig(width=4, rank=8, epochs=2, rare=3.0)
+    data, _ = candidate_runs.data_of(prepared, config, "linear", progress=False)
+    which, rows = rare_labels.rare(prepared.train_counts, prepared.edges), prepared.rows["train"]
+    held = torch.from_numpy(which)
+    for still in (which, None):
+        decoder = CandidateDecoder(prepared.corpus.L, prepared.hidden_size, config.rank)
+        plant(decoder, prepared.train_labels, config, "linear")
+        candidate_training.fit(decoder, data, rows, prepared.corpus.labels, config, still=still, progress=False)
+        tables = (decoder.output_rows.weight, decoder.label_bias.weight)
+        assert all(table[~held].any() for table in tables)
+        assert [bool(table[held].any()) for table in tables] == [still is None] * 2
+        ids = np.tile(np.flatnonzero(which), (len(rows), 1))
+        with torch.inference_mode():
+            own = data.logits(decoder, rows, ids) - decoder.score_gain * torch.from_numpy(data.scores(rows, ids))
+        assert (own.abs().max().item() < 1e-5) == (still is not None), "what a held label has beside its score"
 
 
 def test_records_from_before_stand_where_nothing_is_raised(prepared, tmp_path, monkeypatch):
     config = CandidateConfig(width=4, rank=8, epochs=1)
     record, _ = candidate_runs.run_candidates(prepared, config, "linear", results=tmp_path, progress=False)
-    for name in ("rare", "rare_loss"):
+    for name in ("rare", "rare_loss", "rare_still"):
         del record.params[name]
     record.save(tmp_path)
     monkeypatch.setattr(candidate_runs, "run_candidates", lambda *a, **k: pytest.fail("made again"))
