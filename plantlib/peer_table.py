@@ -86,7 +86,7 @@ def row_of(records: list[RunRecord]) -> dict:
     """Means over the seeds of one system; of two records of a seed the one that knows what predicting costs."""
     one = {r.seed: r for r in sorted(records, key=lambda r: "predict" in r.times)}
     own, data = list(one.values()), records[0].dataset
-    train = [r.times.get("train") if r.kind != "planted" else sum(r.times[k] for k in TRAINING) for r in own]
+    train = [r.times.get("train") if r.kind != "planted" else sum(r.times.get(k, 0) for k in TRAINING) for r in own]
     cpu, predict = [r.times.get("train_cpu") for r in own], [r.times.get("predict_cpu") for r in own]
     row = {"dataset": data["name"], "kind": own[0].kind, "system": own[0].system, "seeds": len(own), "status": "run"}
     row |= {name: data[name] for name in ("train", "dev", "test", "labels")}

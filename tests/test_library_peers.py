@@ -153,13 +153,15 @@ def test_the_table_states_quality_costs_and_what_was_not_run(made, tmp_path):
     head = replace(dear, system="random", kind="planted", id="tiny-random", notebook="05_finetune", backbone="minilm",
                    times={"teacher": 1.0, "l2r": 0.0, "fine_tune": 2.0}, model_size={"trained_parameters": 2**20})  # fmt: skip
     other = replace(head, id="elsewhere", system="lookup+score", notebook="leak_audit")
-    path = peer_table.write([*records, cheap, head, other], tmp_path / "peers.csv")
+    listed = replace(head, id="tiny-candidates", system="lookup+linear", times={"teacher": 1.0, "fine_tune": 4.0})
+    path = peer_table.write([*records, cheap, head, other, listed], tmp_path / "peers.csv")
     import pandas as pd
 
     table = pd.read_csv(path).set_index("system")
     assert list(table.columns) == [c for c in peer_table.COLUMNS if c != "system"]
     assert table.loc["SVM", "seeds"] == 1 and table.loc["SVM", "train_s"] == round(dear.times["train"], 2), "costs are kept"
     assert table.loc["random", "train_s"] == 3.0 and table.loc["random", "model_mb"] == 4.0
+    assert table.loc["lookup+linear", "train_s"] == 5.0, "a run on candidates has no L2R step"
     assert "lookup+score" not in table.index
     assert table.loc["SVM", "p@1"] == pytest.approx(100 * dear.metrics["p@1"], abs=0.01)
     absent = [n for n in peer_table.expected() if n not in INSTALLED]
