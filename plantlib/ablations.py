@@ -97,14 +97,14 @@ def one(prepared: Prepared, name: str, seed: int, *, config: RunConfig | None = 
     start, changes = SWITCHES[name]
     # one gain in the whole grid: a choice would be a second switch
     base = replace(config or RunConfig(), other_gains=(), linear_weights=())
-    own = {key: value for key, value in changes.items() if key != WINDOWS}
-    prepared = streamed(prepared, changes.get(WINDOWS, 1))
+    read = {WINDOWS: changes[WINDOWS]} if WINDOWS in changes else {}
+    own = {key: value for key, value in changes.items() if key not in read}
+    prepared = streamed(prepared, read.get(WINDOWS, 1))
     config, run_id = changed(base, own), run_id_of(prepared, name, seed)
     record = finished(Path(results) / f"{run_id}.json", prepared, config.seeded(seed))
     if record is None:
         record, _ = run_start(prepared, start, seed, config=config, run_id=run_id, notebook=NOTEBOOK, progress=False)
-        about = {"start_name": start} | {key: value for key, value in changes.items() if key == WINDOWS}
-        record = replace(record, system=name, params=record.params | about)
+        record = replace(record, system=name, params=record.params | {"start_name": start} | read)
         record.save(results)
     return record
 

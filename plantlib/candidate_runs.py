@@ -102,7 +102,7 @@ def run_candidates(
         still=still,
     )  # fmt: skip
     kept.restore()
-    about = raise_rare(decoder, data, prepared, config) if config.rare and linear else {}
+    about = raise_rare(decoder, data, prepared, config) if config.rare else {}
     times["fine_tune"] = round(time.perf_counter() - began - times["teacher"], 2)
     found = {s: score(decoder, data, rows[s], config, prepared.train_counts, edges=prepared.edges) for s in ("dev", "test")}
     record = _record(prepared, config, start, run_id, data, found, kept, times, linear, notebook)
