@@ -25,10 +25,11 @@ from plantlib.candidate_decoder import CandidateConfig, CandidateDecoder, candid
 from plantlib.decoder import Packed
 from plantlib.io import atomic_path
 from plantlib.linear_score import LinearScore
-from plantlib.metrics import BUCKET_DEPTH, Scores, TopK, restrict
+from plantlib.metrics import BUCKET_DEPTH, Scores, restrict
 from plantlib.mig import Teacher
 from plantlib.progress import tqdm
 from plantlib.tokens import tfidf
+from plantlib.topk import TopK
 
 BLOCK = 512  # documents scored on all labels at a time
 
@@ -81,14 +82,15 @@ class CandidateData:
         want of a document in the folds it came from, and in trials its low score taught the decoder to trust the others less.
         """
         documents, depth = linear.tfidf.shape[0], min(config.choice * config.width, len(linear.tables[0].intercept))
-        ranked = np.empty((documents, depth), np.int32)
+        ranked, listed = np.empty((documents, depth), np.int32), np.empty((documents, depth), np.float32)
         for begin in tqdm(range(0, documents, BLOCK), desc="candidates", unit="block", disable=not progress):
             rows = np.arange(begin, min(begin + BLOCK, documents))
-            ranked[rows] = best_of(linear.scores(rows) + np.float32(added), depth)
+            found = linear.scores(rows)
+            ranked[rows] = best_of(found + np.float32(added), depth)
+            listed[rows] = np.take_along_axis(found, ranked[rows], 1)
 
         def scores(rows: np.ndarray, ids: np.ndarray) -> np.ndarray:
-            found = np.take_along_axis(linear.scores(rows), ids.clip(min=0), 1)
-            return np.where(ids == lists.NONE, np.float32(0), found)
+            return lists.listed_scores(ranked[rows], listed[rows], ids)
 
         return cls(packed, relevance, ranked, scores, unlisted=False)
 
@@ -190,7 +192,7 @@ def load_epoch(path: Path, decoder: CandidateDecoder, optimisers) -> list[float]
 
 def predict(decoder: CandidateDecoder, data: CandidateData, rows: np.ndarray, config: CandidateConfig, k: int = 100) -> TopK:
     """The k best labels of documents among their first `width` candidates; no true label is taken, none is needed."""
-    return TopK.concat([_cut(whole, k) for whole in _rankings(decoder, data, rows, config)])
+    return TopK.concat([whole.cut(k) for whole in _rankings(decoder, data, rows, config)])
 
 
 def ranking(decoder: CandidateDecoder, data: CandidateData, rows: np.ndarray, config: CandidateConfig) -> TopK:
@@ -206,9 +208,9 @@ def score(
     masks = frequency_buckets(train_counts, edges)
     places, buckets = [], {name: [] for name in masks}
     for whole in _rankings(decoder, data, rows, config):
-        places.append(_cut(whole, k))
+        places.append(whole.cut(k))
         for name, mask in masks.items():
-            buckets[name].append(_cut(restrict(whole, mask), BUCKET_DEPTH))
+            buckets[name].append(restrict(whole, mask).cut(BUCKET_DEPTH))
     return Scores(TopK.concat(places), {name: TopK.concat(parts) for name, parts in buckets.items()}, masks)
 
 
@@ -219,14 +221,4 @@ def _rankings(decoder: CandidateDecoder, data: CandidateData, rows: np.ndarray, 
         part = rows[begin : begin + config.batch_size]
         ids = data.ranked[part][:, : config.width]
         logits = data.logits(decoder, part, ids).cpu().numpy()
-        order = np.lexsort((ids, -logits), axis=1)
-        best = np.take_along_axis(logits, order, 1).astype(np.float32)
-        ids = np.take_along_axis(ids, order, 1)
-        yield TopK(ids, np.where(ids == lists.NONE, np.float32(-np.inf), best))
-
-
-def _cut(ranking: TopK, k: int) -> TopK:
-    """The first k places; -1 where there are no more."""
-    ids, scores = ranking.ids[:, :k], ranking.scores[:, :k]
-    short = ((0, 0), (0, k - ids.shape[1]))
-    return TopK(np.pad(ids, short, constant_values=lists.NONE), np.pad(scores, short, constant_values=-np.inf))
+        yield TopK.of_lists(ids, logits)

@@ -147,6 +147,23 @@ def pair_scores(scores: sparse.csr_matrix, weights: sparse.csr_matrix, ids: np.n
     return out
 
 
+def listed_scores(ranked: np.ndarray, scores: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """(b, C) the scores (b, M) that lists ranked (b, M) gave to ids (b, C), 0 where an id is -1.
+
+    Raises ValueError for an id that is not in its document's list: its score is not known here.
+    """
+    # one search for all documents: an id's key tells its document too
+    step = 2 + max(ranked.max(initial=0), ids.max(initial=0))  # beyond the largest id, and -1 of the next document
+    document = np.arange(len(ids))[:, None] * step
+    keys, wanted = (ranked + document).ravel(), (ids.clip(min=0) + document).ravel()
+    order = np.argsort(keys)
+    place = order[np.searchsorted(keys, wanted, sorter=order).clip(max=keys.size - 1)]
+    unlisted = (keys[place] != wanted) & (ids.ravel() != NONE)
+    if unlisted.any():
+        raise ValueError(f"label {ids.ravel()[unlisted][0]} is not among the listed candidates of its document; list more")
+    return np.where(ids == NONE, scores.dtype.type(0), scores.ravel()[place].reshape(ids.shape))
+
+
 def planted_cells(relevance: sparse.csr_matrix, labels: np.ndarray, token_ids: np.ndarray):
     """(positions, places in `labels`, G) of planted cells of packed tokens (S,), by label; from the labels' rows alone.
 

@@ -8,7 +8,6 @@ Not here: bootstrap intervals (`statistics`), files (`results`), calibration of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,49 +15,10 @@ import numpy as np
 from scipy import sparse
 
 from plantlib.buckets import EDGES, Edges, frequency_buckets
-from plantlib.statistics import UNSCORED, AucHistogram, decode_keys, largest, order_keys, refuse_nan, to_numpy, unwrap
+from plantlib.statistics import UNSCORED, AucHistogram, decode_keys, largest, order_keys, to_numpy, unwrap
+from plantlib.topk import TopK
 
 BUCKET_DEPTH = 15
-
-
-@dataclass(frozen=True)
-class TopK:
-    """The k best labels of each document, best first, ties by smaller label id.
-
-    ids: (N, k) int32, -1 in unused places; scores: (N, k) float32, -inf in unused places.
-    Scores are compared as float32; a score of -inf means "not scored" and never takes a place.
-    """
-
-    ids: np.ndarray
-    scores: np.ndarray
-
-    @property
-    def k(self) -> int:
-        return self.ids.shape[1]
-
-    @classmethod
-    def from_dense(cls, block: Any, k: int) -> TopK:
-        """block: (b, L) numpy array or torch tensor of scores -> the k best of each row."""
-        return cls(*decode_keys(largest(order_keys(unwrap(block)), k), block.shape[1]))
-
-    @classmethod
-    def from_sparse(cls, csr_scores: sparse.csr_matrix, k: int) -> TopK:
-        """csr_scores: (N, L); stored entries, explicit zeros too, are scored, the others are not."""
-        matrix = sparse.csr_matrix(csr_scores)
-        refuse_nan(matrix.data)
-        n, rows, data = matrix.shape[0], _rows(matrix), matrix.data.astype(np.float32)
-        order = np.lexsort((matrix.indices, -data, rows))
-        order = order[data[order] > -np.inf]
-        place = np.arange(order.size) - np.searchsorted(rows[order], rows[order])
-        order, place = order[place < k], place[place < k]
-        ids, scores = np.full((n, k), -1, np.int32), np.full((n, k), -np.inf, np.float32)
-        ids[rows[order], place], scores[rows[order], place] = matrix.indices[order], data[order]
-        return cls(ids, scores)
-
-    @classmethod
-    def concat(cls, parts: Sequence[TopK]) -> TopK:
-        """Stacks the documents of several TopK of equal k (ValueError otherwise)."""
-        return cls(np.concatenate([p.ids for p in parts]), np.concatenate([p.scores for p in parts]))
 
 
 @dataclass(frozen=True)

@@ -299,6 +299,15 @@ def test_starts_that_candidates_do_not_know_are_refused(start):
         parts_of(start)
 
 
+def test_listed_scores_by_hand():
+    ranked, scores = np.array([[3, 0, 2], [1, 3, -1]]), np.float32([[9, 8, 7], [6, 5, -np.inf]])
+    found = candidates.listed_scores(ranked, scores, np.array([[2, -1, 3], [3, 1, -1]]))
+    np.testing.assert_array_equal(found, np.float32([[7, 0, 9], [5, 6, 0]]))
+    # 3 is the largest label, and an empty place of the second document must not be taken for the first one's
+    with pytest.raises(ValueError, match="label 3 is not among the listed candidates"):
+        candidates.listed_scores(ranked[:, 1:], scores[:, 1:], np.array([[3], [3]]))
+
+
 def test_training_from_the_linear_score_begins_with_its_ranking(prepared):
     config = CandidateConfig(width=4, rank=8)
     data, linear = candidate_runs.data_of(prepared, config, "lookup+linear", progress=False)

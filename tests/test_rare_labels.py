@@ -7,7 +7,8 @@ from scipy import sparse
 
 from plantlib import candidate_runs, candidate_training, rare_labels
 from plantlib.candidate_decoder import CandidateConfig, CandidateDecoder, plant
-from plantlib.metrics import TopK, evaluate
+from plantlib.metrics import evaluate
+from plantlib.topk import TopK
 
 # label 3 is the rare one; it is true in the second document and stands behind two others there
 RANKING = TopK(np.array([[0, 1, 3], [1, 0, 3], [2, 1, -1]]), np.float32([[5, 3, 2], [4, 3, 2.5], [1, 0, -np.inf]]))
@@ -21,10 +22,10 @@ def test_rare_labels_are_those_of_the_few_bucket_and_below():
 
 
 def test_a_raised_label_moves_and_the_others_keep_their_order():
-    found = rare_labels.raised(RANKING, 1.0 * rare_labels.rare(COUNTS))
+    found = RANKING.raised(1.0 * rare_labels.rare(COUNTS))
     assert found.ids.tolist() == [[0, 1, 3], [1, 3, 0], [2, 1, -1]], "a tie goes to the smaller id, an empty place stays last"
     np.testing.assert_array_equal(found.scores, np.float32([[5, 3, 3], [4, 3.5, 3], [1, 0, -np.inf]]))
-    same = rare_labels.raised(RANKING, np.zeros(4))
+    same = RANKING.raised(np.zeros(4))
     np.testing.assert_array_equal(same.ids, RANKING.ids)
 
 
