@@ -301,7 +301,7 @@ def fit(
     corpus: Corpus | str,
     *,
     backbone: str = "minilm",
-    start: str = "l2r",
+    start: str = "lookup+linear",
     seed: int = 0,
     config: RunConfig = RunConfig(),
     **prepare_options,

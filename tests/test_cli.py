@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import inspect
 import io
 import json
 import os
@@ -19,7 +20,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from plantlib import RunRecord, cli, commands, runner
+from plantlib import RunRecord, cli, commands, fit, runner
 from plantlib.data import Corpus
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -68,6 +69,13 @@ def call(capsys, *arguments) -> tuple[int, str, str]:
 def numbers(printed: str) -> dict[str, float]:
     """The `name<TAB>value` lines."""
     return {n: float(v) for n, v in (line.split("\t") for line in printed.splitlines() if line.count("\t") == 1)}
+
+
+def test_the_command_and_the_function_begin_alike():
+    asked = vars(cli.parser().parse_args(["fit", "codiesp", "--out", "model"]))
+    defaults = inspect.signature(fit).parameters
+    for option in ("start", "backbone", "seed"):
+        assert asked[option] == defaults[option].default, option
 
 
 def test_fit_saves_a_model_and_prints_only_results(shop):
