@@ -7,8 +7,9 @@ compares each with the base, document by document. Records name notebook 06, so 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import is_dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,28 +85,28 @@ def run(
     if unknown:
         raise ValueError(f"switch {unknown[0]!r} is not known; use {', '.join(SWITCHES)}")
     jobs = [(name, seed) for seed in seeds for name in switches]
-    found, views = [], {}
+    found, view = [], cache(partial(streamed, prepared))  # a corpus is read once for all runs in so many windows
     with tqdm(jobs, desc="ablations", unit="run", disable=not progress) as bar:
         for name, seed in bar:
             bar.set_postfix_str(f"{name}, seed {seed}")
-            found.append(one(prepared, name, seed, config=config, results=results, views=views))
+            found.append(one(prepared, name, seed, config=config, results=results, view=view))
     return found
 
 
 def one(
     prepared: Prepared, name: str, seed: int, *, config: RunConfig | None = None, results: str | Path,
-    views: dict[int, Prepared] | None = None,
+    view: Callable[[int], Prepared] | None = None,
 ) -> RunRecord:  # fmt: skip
     """One switch and seed as a record whose system is the switch's name.
 
-    views: where `prepared` as read in several windows is kept for the next call, by the number of windows.
+    view: `prepared` as read in so many windows; `streamed` when None.
     """
     start, changes = SWITCHES[name]
     # one gain in the whole grid: a choice would be a second switch
     base = replace(config or RunConfig(), other_gains=(), linear_weights=())
     read = {WINDOWS: changes[WINDOWS]} if WINDOWS in changes else {}
     own = {key: value for key, value in changes.items() if key not in read}
-    prepared = _view(prepared, read.get(WINDOWS, 1), {} if views is None else views)
+    prepared = (view or partial(streamed, prepared))(read.get(WINDOWS, 1))
     config, run_id = changed(base, own), run_id_of(prepared, name, seed)
     record = finished(Path(results) / f"{run_id}.json", prepared, config.seeded(seed))
     if record is None:
@@ -113,12 +114,6 @@ def one(
         record = replace(record, system=name, params=record.params | {"start_name": start} | read)
         record.save(results)
     return record
-
-
-def _view(prepared: Prepared, windows: int, views: dict[int, Prepared]) -> Prepared:
-    if windows not in views:
-        views[windows] = streamed(prepared, windows)
-    return views[windows]
 
 
 def streamed(prepared: Prepared, windows: int) -> Prepared:
