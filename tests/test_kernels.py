@@ -36,6 +36,17 @@ SHAPES = {
 CASES = [pytest.param(*shape, id=name) for name, shape in SHAPES.items()]
 
 
+@pytest.fixture(params=["nothing", "a block", "what fits"])
+def kept(request, monkeypatch):
+    """A function that sets how many weights stay for the backward pass: none, those of the first block, the default."""
+
+    def keep(made) -> None:
+        cells = {"nothing": 0, "a block": SIZES.block * len(made["hidden_states"]), "what fits": SIZES.kept}[request.param]
+        monkeypatch.setitem(blocked.SIZES, "cpu", SIZES._replace(kept=cells))
+
+    return keep
+
+
 def problem(lengths, num_labels, dim, *, cells="some", dtype=torch.float64, seed=0, scale=1.0):
     """Arguments of `attend` by name; cells: None, "some", or "duplicate" (the same cell planted up to three times)."""
     generator = torch.Generator().manual_seed(seed)
@@ -86,8 +97,10 @@ def check_equal(made, keep=None, upstream=2, tolerance=1e-9):
 @pytest.mark.parametrize("keep", [None, 1, 3, 10**6], ids=["all", "keep 1", "keep 3", "keep more than there are"])
 @pytest.mark.parametrize("cells", [None, "some"], ids=["bare", "planted"])
 @pytest.mark.parametrize(("lengths", "num_labels", "dim"), CASES)
-def test_equals_reference(lengths, num_labels, dim, cells, keep):
-    found = check_equal(problem(lengths, num_labels, dim, cells=cells), keep)
+def test_equals_reference(lengths, num_labels, dim, cells, keep, kept):
+    made = problem(lengths, num_labels, dim, cells=cells)
+    kept(made)
+    found = check_equal(made, keep)
     assert all(x.isfinite().all() for n, x in found.items() if n != "log_sum")
     empty = torch.tensor(lengths) == 0
     assert (found["value"][empty] == 0).all() and (found["log_sum"][empty] == float("-inf")).all()
@@ -200,14 +213,17 @@ class Largest(TorchDispatchMode):
 @pytest.mark.parametrize("keep", [None, 4])
 @pytest.mark.parametrize("tokens", [3000, 6000])
 def test_memory_law(tokens, keep):
-    """Nothing of size (B, L, D) or (S, L) in either pass; the largest tensor is an input, an output or one block."""
-    num_labels, dim, lengths = 2 * SIZES.block + 9, 6, [tokens // 6] * 6
+    """Nothing of size (B, L, D) or (S, L) in either pass; the largest is an input, an output, one block or what is kept."""
+    num_labels, dim, lengths = 5 * SIZES.block + 9, 6, [tokens // 6] * 6
     made = problem(lengths, num_labels, dim, cells=None, dtype=torch.float32)
     with Largest() as largest:
         run("torch", made, keep)
     block = 2 * SIZES.block * max(SIZES.chunk, *lengths)
-    assert largest.numel <= max(tokens * dim, 6 * num_labels, block, num_labels * dim)
+    assert largest.numel <= max(tokens * dim, 6 * num_labels, block, num_labels * dim, SIZES.kept)
     assert largest.numel < tokens * num_labels / 4
+    with Largest() as largest, torch.no_grad():
+        kernels.attend(**made, keep=keep, impl="torch")
+    assert largest.numel <= max(tokens * dim, 6 * num_labels, block)  # without a backward pass to come nothing is kept
     with Largest() as largest:
         run("reference", made, keep)
     assert largest.numel >= tokens * num_labels  # the measure does see such a tensor
@@ -235,8 +251,24 @@ def test_a_long_document_through_its_context(keep):
     check_equal(long_document(), keep)
 
 
-def test_a_second_backward_pass_finds_the_same_gradients():
-    made = long_document()
+def test_weights_are_kept_in_whole_blocks_or_of_all_labels(monkeypatch):
+    made = problem([6, 2], 2 * SIZES.block + 77, 3, cells=None)
+    names = ("hidden_states", "offsets", "label_queries", "label_outputs")
+    p = blocked.Problem(*(made[name].detach() for name in names))
+    for labels, expected in ((SIZES.block - 1, 0), (2 * SIZES.block + 76, 2 * SIZES.block), (2 * SIZES.block + 77,) * 2):
+        monkeypatch.setitem(blocked.SIZES, "cpu", SIZES._replace(kept=8 * labels))
+        found = blocked.forward(p, keep_weights=True).kept
+        assert (0 if found is None else len(found)) == expected
+    assert blocked.forward(p).kept is None
+    scores = p.queries @ p.hidden.T
+    wanted = torch.cat([part.sub(part.amax(1, keepdim=True)).exp() for part in scores.split([6, 2], 1)], 1)
+    torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("of", ["a long document", "several"])
+def test_a_second_backward_pass_finds_the_same_gradients(of, kept):
+    made = long_document() if of == "a long document" else problem([9, 0, 13], SIZES.block + 5, 4)
+    kept(made)
     value, _ = kernels.attend(**made, impl="torch")
     wanted = [made[n] for n in GRADIENTS]
     first = torch.autograd.grad(value.square().sum(), wanted, retain_graph=True)

@@ -62,9 +62,11 @@ def planted_attention(
         cells = None if cells is None else _cells_of_candidates(cells, offsets, candidates, len(label_queries))
     keep = None if keep is not None and keep >= len(hidden_states) else keep
     positions, columns, values = cells if cells is not None and len(cells[0]) else (None, None, None)
+    gain = None if positions is None else gain
+    differentiable = [x for x in (*given, values, gain) if x is not None and x.requires_grad]
     value, log_sum = _LabelAttention.apply(
-        given[0], offsets, given[1], given[2], positions, columns, values, gain if positions is not None else None,
-        keep, clean, chosen,
+        given[0], offsets, given[1], given[2], positions, columns, values, gain,
+        keep, clean, chosen, torch.is_grad_enabled() and bool(differentiable),
     )  # fmt: skip
     if absent is not None:
         value, log_sum = value.masked_fill(absent, 0.0), log_sum.masked_fill(absent, float("-inf"))
@@ -136,34 +138,35 @@ class _LabelAttention(torch.autograd.Function):
     """Rows forward, gradients by recomputation backward; the same bits in every run."""
 
     @staticmethod
-    def forward(ctx, hidden, offsets, queries, outputs, positions, columns, values, gain, keep, candidates, name):
+    def forward(ctx, hidden, offsets, queries, outputs, positions, columns, values, gain, keep, candidates, name, grades):
         cells = None if positions is None else (positions, columns, values)
         problem = Problem(hidden, offsets, queries, outputs, cells, gain, keep, candidates)
         # one document longer than two widths: (L, D) is then small beside the scores that are never kept, and is needed
         # as the gradient of the outputs in any case
         single = candidates is None and len(offsets) == 2 and len(hidden) >= 2 * hidden.shape[1]
-        wants_context = name == "torch" and single and ctx.needs_input_grad[3]
+        wants_context = grades and single and ctx.needs_input_grad[3]
         with torch.autocast(hidden.device.type, enabled=False):
-            rows = blocked.forward(problem, wants_context) if wants_context else _backend(name).forward(problem)
+            options = (wants_context, grades and not wants_context) if name == "torch" else ()
+            rows = _backend(name).forward(problem, *options)
         ctx.save_for_backward(hidden, offsets, queries, outputs, positions, columns, values, gain, candidates,
-                              rows.value, rows.top, rows.total, rows.threshold)  # fmt: skip
+                              rows.value, rows.top, rows.total, rows.threshold, rows.kept)  # fmt: skip
         ctx.keep, ctx.backend, ctx.context = keep, name, rows.context
         return rows.value, rows.top + rows.total.log()
 
     @staticmethod
     def backward(ctx, grad_value, grad_log_sum):
-        hidden, offsets, queries, outputs, positions, columns, values, gain, candidates, *saved = ctx.saved_tensors
+        hidden, offsets, queries, outputs, positions, columns, values, gain, candidates, *saved, kept = ctx.saved_tensors
         cells = None if positions is None else (positions, columns, values)
         problem = Problem(hidden, offsets, queries, outputs, cells, gain, ctx.keep, candidates)
         # the context becomes a gradient, so a second backward pass through this node has to do without
-        rows, ctx.context = blocked.Rows(*saved, context=ctx.context), None
+        rows, ctx.context = blocked.Rows(*saved, context=ctx.context, kept=kept), None
         with torch.autocast(hidden.device.type, enabled=False):
             wanted = (ctx.needs_input_grad[0], ctx.needs_input_grad[6])
             found = _backend(ctx.backend).backward(problem, rows, grad_value, grad_log_sum, *wanted)
         d_hidden = None if found.hidden is None else found.hidden.to(hidden.dtype)
         d_gain = None if gain is None else found.gain.to(gain.dtype)
         return (d_hidden, None, found.queries.to(queries.dtype), found.outputs.to(outputs.dtype), None, None, found.values,
-                d_gain, None, None, None)  # fmt: skip
+                d_gain, None, None, None, None)  # fmt: skip
 
 
 @torch.compiler.disable

@@ -2,30 +2,36 @@
 
 Realises METHOD.md section 4 where there is no GPU, and the fallback where there is no Triton. Packed tokens are read in
 chunks of whole documents and labels in blocks, so scores and outputs live in one small workspace and no padding is
-multiplied; the backward pass builds them again. Planted cells are added to the block where they fall. Saved for the
-backward pass are two numbers a (document, label): the row's largest score and its sum of exponentials, which together
-lose less to rounding than their log-sum-exp. It knows nothing of autograd and state: `attention.py` does.
+multiplied; the backward pass builds them again, but for the weights of the first labels that fit a fixed memory. Planted
+cells are added to the block where they fall. Saved for the backward pass are two numbers a (document, label): the row's
+largest score and its sum of exponentials, which together lose less to rounding than their log-sum-exp. It knows nothing of
+autograd and state: `attention.py` does.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cached_property
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
 
 
 class Sizes(NamedTuple):
-    """How much is read at once: labels a block, tokens a chunk, scores of a block (a long document narrows it)."""
+    """How much is read at once: labels a block, tokens a chunk, scores of a block (a long document narrows it).
+
+    kept: how many weights the forward pass leaves to the backward pass, whatever the number of labels.
+    """
 
     block: int
     chunk: int
     cells: int
+    kept: int
 
 
 # on a CPU a block is worth the packing of its product and small beside the inputs; on a GPU it outlasts a launch
-SIZES = {"cpu": Sizes(1024, 512, 2**21), "cuda": Sizes(4096, 4096, 2**24)}
+SIZES = {"cpu": Sizes(1024, 512, 2**21, 2**22), "cuda": Sizes(4096, 4096, 2**24, 0)}
 
 
 def sizes_of(tensor: torch.Tensor) -> Sizes:
@@ -57,13 +63,17 @@ class Problem(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """Results a (document, column): value, largest score, sum of exp(score - largest); what else `backward` wants."""
+    """Results a (document, column): value, largest score, sum of exp(score - largest); what else `backward` wants.
+
+    kept (columns, S): exp(score - largest) of the first columns, 0 where inattention leaves a token out.
+    """
 
     value: torch.Tensor
     top: torch.Tensor
     total: torch.Tensor
     threshold: torch.Tensor | None = None
     context: torch.Tensor | None = None
+    kept: torch.Tensor | None = None
 
 
 class Gradients(NamedTuple):
@@ -118,12 +128,22 @@ def chunks(offsets: list[int], size: int) -> list[tuple[int, int]]:
     return found
 
 
+def block_of(p: Problem, edges: list[int]) -> int:
+    """How many columns are read at once."""
+    sizes, longest = sizes_of(p.hidden), max((b - a for a, b in pairwise(edges)), default=0)
+    return min(sizes.block, max(16, sizes.cells // max(longest, 1)))
+
+
+def fitting(p: Problem) -> int:
+    """How many columns, in whole blocks, the weights left to the backward pass are of."""
+    fit, columns = sizes_of(p.hidden).kept // max(len(p.hidden), 1), p.shape[1]
+    return columns if fit >= columns else fit - fit % block_of(p, p.offsets.tolist())
+
+
 def tiles(p: Problem) -> Iterator[Tile]:
     """Every tile with tokens in it; queries and outputs of a block are stacked once for all its chunks."""
     edges, columns, kind = p.offsets.tolist(), p.shape[1], accumulator(p.hidden.dtype)
-    longest = max((b - a for a, b in zip(edges[:-1], edges[1:], strict=True)), default=0)
-    sizes = sizes_of(p.hidden)
-    block = min(sizes.block, max(16, sizes.cells // max(longest, 1)))
+    sizes, block = sizes_of(p.hidden), block_of(p, edges)
     groups = [chunks(edges, sizes.chunk)] if p.candidates is None else [[(b, b + 1)] for b in range(len(edges) - 1)]
     for group in groups:
         for low in range(0, columns, block):
@@ -172,11 +192,19 @@ class Workspace:
         index = (columns[inside] - tile.low) * (tile.end - tile.begin) + positions[inside] - tile.begin
         return index, values[inside].to(self.kind), inside + self.bounds[tile.low]
 
-    def read(self, tile: Tile):
-        """Hidden states (chunk, D), planted scores and outputs (block, chunk) in shared memory, and the planted cells."""
+    def read(self, tile: Tile, known: torch.Tensor | None = None):
+        """Hidden states (chunk, D), planted scores and outputs (block, chunk) in shared memory, and the planted cells.
+
+        known (block, chunk): weights that stand for the scores.
+        """
         h, size, cells = self.hidden(tile), tile.high - tile.low, self.cells(tile)
-        both = torch.mm(tile.stacked, h.T, out=self.take(2 * size, len(h)))
-        self.plant(both[:size], cells)
+        both = self.take(2 * size, len(h))
+        if known is None:
+            torch.mm(tile.stacked, h.T, out=both)
+            self.plant(both[:size], cells)
+        else:
+            both[:size].copy_(known)  # a copy, since what is kept may be asked for twice
+            torch.mm(tile.stacked[size:], h.T, out=both[size:])
         return h, both[:size], both[size:], cells
 
     def spans(self, tile: Tile) -> Iterator[tuple[int, slice]]:
@@ -189,16 +217,19 @@ class Workspace:
             scores.view(-1).index_add_(0, cells[0], self.problem.gain.to(self.kind) * cells[1])
 
 
-def forward(p: Problem, keep_context: bool = False) -> Rows:
+def forward(p: Problem, keep_context: bool = False, keep_weights: bool = False) -> Rows:
     """Rows of every (document, column); documents without tokens have value 0, top minus infinity, total 0.
 
     keep_context, for a single document and all labels: sum_t exp(score - top) H_t, (L, D), comes with the rows. Up to a
     factor a label it is the gradient of the outputs; `backward` turns it into that and saves one product in eight.
+    keep_weights: those of the first columns come with the rows, as many as `Sizes.kept` allows. The two together would be
+    more memory than a long document's scores are worth.
     """
     space, kind = Workspace(p), accumulator(p.hidden.dtype)
     value, total = (p.hidden.new_zeros(p.shape, dtype=kind) for _ in range(2))
     top = p.hidden.new_full(p.shape, float("-inf"), dtype=kind)
     context = p.outputs.new_empty(p.outputs.shape, dtype=kind) if keep_context else None
+    kept = p.hidden.new_empty((fitting(p) if keep_weights else 0, len(p.hidden)), dtype=kind)
     for tile in tiles(p):
         h, size = space.hidden(tile), tile.high - tile.low
         both = space.take(2 * size, len(h))
@@ -211,12 +242,14 @@ def forward(p: Problem, keep_context: bool = False) -> Rows:
             keep_highest(weights, p.keep)
             highest = torch.amax(weights, 1, out=top[b, columns])
             sums = torch.sum(exp_(weights, highest), 1, out=total[b, columns])
+            if tile.high <= len(kept):
+                kept[columns, tile.begin : tile.end][:, span] = weights
             if context is None:
                 found = read[:, span].mul_(weights).sum(1)
             else:
                 found = torch.mm(weights, h, out=context[columns]).mul(tile.stacked[size:]).sum(1)
             torch.div(found, safe(sums), out=value[b, columns])
-    return Rows(value, top, total, context=context)
+    return Rows(value, top, total, context=context, kept=kept if len(kept) else None)
 
 
 def backward(
@@ -236,12 +269,14 @@ def backward(
     d_gain = None if p.cells is None else torch.zeros((), dtype=torch.float64, device=p.hidden.device)
     d_values = torch.zeros_like(p.cells[2]) if wants_values else None
     for tile in tiles(p):
-        (h, scores, read, cells), size = space.read(tile), tile.high - tile.low
-        columns = slice(tile.low, tile.high)
+        columns, size = slice(tile.low, tile.high), tile.high - tile.low
+        is_kept = rows.kept is not None and tile.high <= len(rows.kept)
+        h, scores, read, cells = space.read(tile, rows.kept[columns, tile.begin : tile.end] if is_kept else None)
         for b, span in space.spans(tile):
             weights, reads = scores[:, span], read[:, span]
-            keep_highest(weights, p.keep)
-            exp_(weights, rows.top[b, columns])
+            if not is_kept:
+                keep_highest(weights, p.keep)
+                exp_(weights, rows.top[b, columns])
             upstream = g[b, columns, None]
             torch.addcmul(shift[b, columns, None], reads, upstream, out=reads).mul_(weights)  # ds
             weights.mul_(upstream)  # dv
