@@ -69,14 +69,18 @@ def sets(records: Iterable[RunRecord], long: bool = True) -> dict[str, list[RunR
 
 
 def steps(records: Iterable[RunRecord]) -> pandas.DataFrame:
-    """The history of planted runs: start, seed, epoch, step (optimiser steps), seconds (wall) and dev metrics."""
+    """The history of planted runs: start, seed, allowed, epoch, step (optimiser steps), seconds (wall) and dev metrics.
+
+    allowed: epochs that the run might have trained for, None where its record does not say.
+    """
     import pandas as pd
 
     rows = []
     for record in records:
         train = record.params.get("train", record.params)  # a run on candidates has its options side by side
         an_epoch = math.ceil(record.dataset["train"] / train["batch_size"] / train.get("accumulation", 1))
-        rows += [{"start": record.system, "seed": record.seed, "step": an_epoch * e["epoch"], **e} for e in record.history]
+        about = {"start": record.system, "seed": record.seed, "allowed": train.get("epochs")}
+        rows += [{**about, "step": an_epoch * e["epoch"], **e} for e in record.history]
     return pd.DataFrame(rows)
 
 
@@ -84,7 +88,8 @@ def reached(frame: pandas.DataFrame, metric: str = "ndcg@5", baseline: str = BAS
     """How long each start takes to the best dev value that the baseline of the same seed reaches, a row a start.
 
     frame: as `steps`. Columns: seeds, reached (how many seeds got there at all), steps and seconds of those (means), share
-    (their steps over the baseline's own steps to it), best (mean best dev value). ValueError without the baseline.
+    (their steps over the baseline's own steps to it), best (mean best dev value), ended (in how many seeds the best epoch is
+    the last that was allowed: more epochs might have been better still). ValueError without the baseline.
     """
     import pandas as pd
 
@@ -98,11 +103,20 @@ def reached(frame: pandas.DataFrame, metric: str = "ndcg@5", baseline: str = BAS
         part = part[part["seed"].isin(target.index)]
         first = part[part[metric] >= part["seed"].map(target)].sort_values("step").groupby("seed").first()
         row = {"start": start, "seeds": part["seed"].nunique(), "reached": len(first)}
-        row |= {"best": part.groupby("seed")[metric].max().mean(), "steps": first["step"].mean()}
+        row |= {"best": part.groupby("seed")[metric].max().mean(), "ended": _ended(part, metric), "steps": first["step"].mean()}
         seconds = first["seconds"].mean() if "seconds" in first else float("nan")  # older runs on candidates kept no time
         row |= {"seconds": seconds, "share": (first["step"] / own).mean()}
         rows.append(row)
     return pd.DataFrame(rows).set_index("start")
+
+
+def _ended(part: pandas.DataFrame, metric: str) -> int:
+    """Seeds of one start whose best epoch is their last and which were not stopped before their last allowed epoch."""
+    best = part.loc[part.groupby("seed")[metric].idxmax()].set_index("seed")
+    last = part.groupby("seed")["epoch"].max()
+    # where a record does not say what was allowed, its history is all there is to go by
+    allowed = best["allowed"].astype(float).fillna(last)
+    return int(((best["epoch"] == last) & (last >= allowed)).sum())
 
 
 def sentence(name: str, table: pandas.DataFrame, metric: str = "nDCG@5", baseline: str = BASELINE) -> str:
@@ -116,8 +130,16 @@ def sentence(name: str, table: pandas.DataFrame, metric: str = "nDCG@5", baselin
         said.append(f"`{start}` reaches it after {row['steps']:.0f} steps{_clock(row)}{some} and goes on to "
                     f"{100 * row['best']:.1f}")  # fmt: skip
     first = (f"{name}: `{baseline}` takes {base['steps']:.0f} steps{_clock(base)} to its best dev {metric}, "
-             f"{100 * base['best']:.1f}")  # fmt: skip
+             f"{100 * base['best']:.1f}{_budget(base)}")  # fmt: skip
     return "; ".join([first, *said]) + "."
+
+
+def _budget(row) -> str:
+    """Where the number of epochs, not dev, ended the climb, so that the steps to the best say how many there were."""
+    if not row["ended"]:
+        return ""
+    where = "" if row["ended"] == row["seeds"] else " there"
+    return f" (its last epoch in {row['ended']:.0f} of {row['seeds']:.0f} seeds: the budget ends it{where})"
 
 
 def _clock(row) -> str:

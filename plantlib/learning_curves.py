@@ -2,7 +2,8 @@
 
 The data-efficiency claim of METHOD.md section 7. Every size reads the same dev and test documents and the same hidden states;
 the teacher, the linear score and the label counts come from the subset alone, and labels that a subset has no document of stay
-in the label space. `needed` says how many documents the unplanted model takes to match a planted one.
+in the label space. `needed` says how many documents the unplanted model takes to match a planted one. `lookup+linear` against
+`random` measures the whole start, its linear score included; the control for what planting adds to it is the row `linear`.
 
     python -m plantlib.learning_curves codiesp --tokens 128 --steps 5
 """
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     import pandas
 
 NOTEBOOK = "learning_curves"  # what the records say they were made by; `report.groups` leaves them out of the main tables
-STARTS = ("random", "lookup", "lookup+linear")
+STARTS = ("random", "lookup", "linear", "lookup+linear")
 PEERS = ("SVM", "SVM + J")
 BASELINE = "random"
 
@@ -65,7 +66,10 @@ def run(
     prepared: Prepared, results: str | Path, *, sizes: Iterable[int] | None = None, starts: Iterable[str] = STARTS,
     seeds: Iterable[int] = (0, 1, 2), config: runs.RunConfig | None = None, peers: bool = True, progress: bool = True,
 ) -> list[RunRecord]:  # fmt: skip
-    """Every size with every start and seed, and the linear peers; a seed draws its own subsets. Finished records are read."""
+    """Every size with every start and seed, and the linear peers; a seed draws its own subsets. Finished records are read.
+
+    A record of another label space (the corpus under another cap) is left where it stands, see `_path`.
+    """
     # one gain at every size: what is compared are sizes, and a choice among few documents is noise
     config, results, made = config or runs.RunConfig(other_gains=(), linear_weights=()), Path(results), []
     sizes = list(sizes or subsets.sizes(len(prepared.rows["train"])))
@@ -73,10 +77,10 @@ def run(
     with tqdm(total=len(jobs), desc="learning curve", unit="run", disable=not progress) as bar:
         for size, seed, start in jobs:
             part = fewer(prepared, size, seed)
-            run_id = runs.run_name(part, start, seed) + "-curve"
-            found = runs.finished(results / f"{run_id}.json", part, config.seeded(seed))
+            path = _path(part, start, seed, results)
+            found = runs.finished(path, part, config.seeded(seed))
             if not found:
-                options = {"config": config, "results": results, "run_id": run_id, "notebook": NOTEBOOK, "progress": False}
+                options = {"config": config, "results": results, "run_id": path.stem, "notebook": NOTEBOOK, "progress": False}
                 found, _ = runs.run_start(part, start, seed, **options)
             made.append(found)
             if peers and start == starts[0]:
@@ -85,9 +89,21 @@ def run(
     return made
 
 
+def _path(part: Fewer, system: str, seed: int, results: Path) -> Path:
+    """Where a record of this curve stands.
+
+    A name tells the size of the subset, not of what it was drawn from: where another corpus has it, this one's fingerprint is
+    added.
+    """
+    stem, fingerprint = runs.run_name(part, system, seed), part.corpus.fingerprint()
+    plain, own = (results / f"{stem}{end}-curve.json" for end in ("", f"-{fingerprint[:6]}"))
+    taken = plain.exists() and RunRecord.load(plain).dataset["fingerprint"] != fingerprint
+    return own if taken or own.exists() else plain
+
+
 def _peers(part: Fewer, seed: int, results: Path) -> list[RunRecord]:
     """The linear peers on one subset, read where they stand."""
-    paths = {name: results / f"{runs.run_name(part, name, seed)}-curve.json" for name in PEERS}
+    paths = {name: _path(part, name, seed, results) for name in PEERS}
     found = [RunRecord.load(path) for path in paths.values() if path.exists()]
     if len(found) == len(paths) and all(record.params.get("inputs") == part.key for record in found):
         return found
@@ -103,22 +119,38 @@ def _peers(part: Fewer, seed: int, results: Path) -> list[RunRecord]:
 def frame(records: Iterable[RunRecord], metrics: Iterable[str] = ("ndcg@5", "p@1", "few/rp@5")) -> pandas.DataFrame:
     """One row a record of a learning curve: data, system, seed, documents and metrics (fractions).
 
-    Where a data set was read in several ways (tokens, backbone) each is a data set of its own, with the peers in all of them.
+    Where there are curves of a data set over several label spaces (caps) each is a data set of its own, told by its labels;
+    where one was read in several ways (tokens, backbone) each is one too, with the peers in all of them.
     """
     import pandas as pd
 
     records = [r for r in records if r.notebook == NOTEBOOK]
-    readings: dict[str, set[str]] = {}
+    names, readings = _names(records), {}
     for r in [r for r in records if r.kind == "planted"]:
-        readings.setdefault(r.dataset["name"], set()).add(_reading(r))
+        readings.setdefault(_space(r), set()).add(_reading(r))
     rows = []
     for r in records:
-        name, several = r.dataset["name"], readings.get(r.dataset["name"], set())
+        name, several = names[_space(r)], readings.get(_space(r), set())
         own = {_reading(r)} if r.kind == "planted" else several
         for data in sorted(f"{name}, {reading}" for reading in own) if len(several) > 1 else [name]:
             rows.append({"data": data, "system": r.system, "seed": r.seed, "documents": r.dataset["train"],
                          **{m: r.metrics.get(m) for m in metrics}})  # fmt: skip
     return pd.DataFrame(rows, columns=["data", "system", "seed", "documents", *metrics])
+
+
+def _space(record: RunRecord) -> tuple[str, str]:
+    """Name and fingerprint of what the subsets of a curve were drawn from: of its dev, test and label space too."""
+    return record.dataset["name"], record.dataset["fingerprint"]
+
+
+def _names(records: list[RunRecord]) -> dict[tuple[str, str], str]:
+    """What each `_space` is called: its name; with its labels beside others of that name, and its fingerprint if as many."""
+    labels, found = {_space(r): r.dataset["labels"] for r in records}, {}
+    for (name, fingerprint), count in labels.items():
+        beside = [n for (other, mark), n in labels.items() if other == name and mark != fingerprint]
+        told = f", {count:,} labels" if beside else ""
+        found[name, fingerprint] = name + told + (f" ({fingerprint[:6]})" if count in beside else "")
+    return found
 
 
 def _reading(record: RunRecord) -> str:
@@ -128,7 +160,8 @@ def _reading(record: RunRecord) -> str:
 def needed(table: pandas.DataFrame, metric: str = "ndcg@5", baseline: str = BASELINE) -> pandas.DataFrame:
     """One row a data set, system and size: the documents the baseline needs for the same mean metric.
 
-    Between two sizes the baseline is taken to be linear in the logarithm of documents; infinite where its best is lower.
+    Between two sizes the baseline is taken to be linear in the logarithm of documents; infinite where its best is lower. What a
+    start saves is saved by all of it: of `lookup+linear` most may be its linear score's, which the row `linear` tells.
     """
     import pandas as pd
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from plantlib import RunConfig, learning_curves, plots_claims, report, runs
+from plantlib import RunConfig, learning_curves, plots_claims, prepare, report, runs
 from plantlib.data import DataError
 from plantlib.linear_score import LinearConfig
 from plantlib.results import load_all
@@ -64,6 +64,55 @@ def test_two_ways_of_reading_are_not_averaged(prepared, tmp_path):
     table = learning_curves.frame([*made, *longer])
     assert len(set(table["data"])) == 2 and all(len(part) == 3 for _, part in table.groupby("data")), "peers stand in both"
     assert any("999 tokens" in data for data in table["data"])
+
+
+@pytest.fixture(scope="module")
+def capped(prepared, corpus):
+    """The tiny corpus under another cap: a label less, the same documents to test."""
+    options = {"backbone": prepared.backbone, "max_tokens": None, "root": prepared.root, "progress": False}
+    return prepare(corpus, train_documents=40, **options)
+
+
+def test_a_curve_under_another_cap_keeps_its_own_files(prepared, capped, tmp_path):
+    options = {"sizes": [12], "starts": ("random",), "seeds": (0,), "config": QUICK, "progress": False}
+    assert capped.corpus.fingerprint() != prepared.corpus.fingerprint() and capped.corpus.L < prepared.corpus.L
+    made = learning_curves.run(prepared, tmp_path, **options)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert sorted(before) == sorted(f"{r.id}.json" for r in made) and len(made) == 3
+    other = learning_curves.run(capped, tmp_path, **options)
+    mark = capped.corpus.fingerprint()[:6]
+    assert {r.id for r in other} == {r.id.replace("-curve", f"-{mark}-curve") for r in made}
+    assert all((tmp_path / name).read_bytes() == was for name, was in before.items()), "nothing is overwritten"
+    # both are found again, and one that changed its parameters alone is made again where it stood
+    for part, records in ((prepared, made), (capped, other)):
+        assert [r.id for r in learning_curves.run(part, tmp_path, **options)] == [r.id for r in records]
+    changed = options | {"config": replace(QUICK, train=TrainConfig(epochs=2, batch_size=16))}
+    assert [r.id for r in learning_curves.run(prepared, tmp_path, **changed)] == [r.id for r in made]
+    assert len(load_all(tmp_path)) == 6
+
+
+def test_curves_over_several_label_spaces_are_not_averaged(prepared, tmp_path):
+    options = {"sizes": [12], "starts": ("random",), "seeds": (0,), "config": QUICK, "progress": False}
+    made = learning_curves.run(prepared, tmp_path, **options)
+    assert set(learning_curves.frame(made)["data"]) == {"tiny"}, "one label space needs no number"
+    wider = [replace(r, dataset=r.dataset | {"fingerprint": "fedcba98", "labels": 1234}) for r in made]
+    table = learning_curves.frame([*made, *wider])
+    assert set(table["data"]) == {"tiny, 7 labels", "tiny, 1,234 labels"}
+    assert all(len(part) == 3 for _, part in table.groupby("data"))
+    # other test documents, as many labels
+    tested = [replace(r, dataset=r.dataset | {"fingerprint": "0123456789"}) for r in made]
+    own = prepared.corpus.fingerprint()[:6]
+    names = {"tiny, 1,234 labels", f"tiny, 7 labels ({own})", "tiny, 7 labels (012345)"}
+    assert set(learning_curves.frame([*made, *wider, *tested])["data"]) == names
+    longer = [replace(r, params=r.params | {"max_tokens": 999}) for r in made if r.kind == "planted"]
+    table = learning_curves.frame([*made, *longer, *wider])
+    assert len(set(table["data"])) == 3 and "tiny, 7 labels, 999 tokens, tiny-bert" in set(table["data"])
+    assert (table["data"] == "tiny, 1,234 labels").sum() == 3, "read in one way alone"
+
+
+def test_the_control_for_planting_is_a_start_of_every_curve():
+    assert {"random", "linear", "lookup+linear"} <= set(learning_curves.STARTS)
+    assert learning_curves.STARTS[0] == learning_curves.BASELINE
 
 
 def test_more_than_the_baseline_was_given_is_said_of_the_baseline():
