@@ -24,7 +24,7 @@ from plantlib.data import DataError
 from plantlib.decoder import Packed
 from plantlib.io import atomic_path, read_json, write_json
 from plantlib.kernels import machine
-from plantlib.linear_score import LinearConfig, LinearScore
+from plantlib.linear_score import LinearConfig, LinearScore, settled, word_cells
 from plantlib.metrics import Scores, evaluate
 from plantlib.pipeline import Prepared, fingerprint_of
 from plantlib.progress import tqdm
@@ -71,7 +71,8 @@ def run_candidates(
     documents keep their score and are raised in the end as far as dev allows (`rare_labels.py`). A killed run goes on after
     its last whole epoch.
     """
-    began, labels, rows, config = time.perf_counter(), prepared.corpus.labels, prepared.rows, config or CandidateConfig()
+    began, cpu, config = time.perf_counter(), time.process_time(), config or CandidateConfig()
+    labels, rows = prepared.corpus.labels, prepared.rows
     parts = check_start(start, config)
     check_width(prepared.train_labels, config.width)
     torch.manual_seed(config.seed)
@@ -83,7 +84,7 @@ def run_candidates(
     run_id = run_id_of(prepared, start, config)
     folder = prepared.root / "checkpoints" / f"{run_id}-{fingerprint_of(prepared.key, start, asdict(config), data.unlisted)}"
     kept = Kept(decoder, folder)
-
+    resumed = bool(kept.history)
     clock, before = time.perf_counter(), kept.history[-1].get("seconds", 0.0) if kept.history else 0.0
 
     def after_epoch(epoch: int, loss: float | None) -> None:
@@ -104,6 +105,8 @@ def run_candidates(
     kept.restore()
     about = raise_rare(decoder, data, prepared, config) if config.rare else {}
     times["fine_tune"] = round(time.perf_counter() - began - times["teacher"], 2)
+    if not resumed:  # what a killed process spent is not known
+        times["train_cpu"] = round(time.process_time() - cpu, 2)
     found = {s: score(decoder, data, rows[s], config, prepared.train_counts, edges=prepared.edges) for s in ("dev", "test")}
     record = _record(prepared, config, start, run_id, data, found, kept, times, linear, notebook)
     record = replace(record, params=record.params | about)
@@ -136,11 +139,12 @@ def candidate_grid(
         path = Path(results) / f"{run_id_of(prepared, start, job)}.json"
         record = RunRecord.load(path) if path.exists() else None
         wanted = asdict(job) | {"inputs": prepared.key}
+        known, cells = record and BEFORE_RARE | record.params, len(prepared.rows["train"]) * prepared.corpus.L
         if "linear" in candidate_decoder.parts_of(start):
-            wanted |= {"linear": plain(asdict(LinearConfig())), "unlisted": False}
+            wanted |= {"linear": settled(plain(asdict(LinearConfig())), cells), "unlisted": False}
+            known = known and known | {"linear": settled(known.get("linear"), cells)}
         else:
             wanted = {name: value for name, value in wanted.items() if name not in OF_LINEAR}
-        known = record and BEFORE_RARE | record.params
         if not known or any(known.get(name) != value for name, value in wanted.items()):
             record, _ = run_candidates(prepared, job, start, results=results, notebook=notebook, progress=progress)
         records.append(record)
@@ -219,5 +223,6 @@ def _record(prepared, config, start, run_id, data, found: dict[str, Scores], kep
         },
         backbone=Path(prepared.backbone).name,
         teacher={"variant": "raw", "top_k": 64} | ({"linear": linear.stack.about()} if linear else {}), history=kept.history,
-        chosen_epoch=kept.chosen, times=times, peak_memory_mb=peak_memory(), model_size={"trained_parameters": size}, **judged,
+        chosen_epoch=kept.chosen, times=times, peak_memory_mb=peak_memory(),
+        model_size={"trained_parameters": size} | word_cells(linear), **judged,
     )  # fmt: skip

@@ -1,8 +1,9 @@
 """Peers of other libraries on the same documents, split and label space: one process each, one record each.
 
 Realises METHOD.md section 7: one-vs-rest models of scikit-learn, Parabel and Bonsai of omikuji, napkinXC's PLT, XR-Linear of
-PECOS. All read the tf-idf of whole documents that `peer_runs.run_peers` reads; vocabulary and idf come from training rows, the
-regularisation of the one-vs-rest models is chosen on dev, test is read once. What a peer does in its process: `peer_worker.py`.
+PECOS. All read the tf-idf of whole documents that `peer_runs.run_peers` reads; vocabulary and idf come from training rows. Of
+several options the best on dev is kept: logistic regression's cost; the SVM has C = 1 alone, the others their library's
+defaults. Test is read once. What a peer does in its process: `peer_worker.py`.
 """
 
 from __future__ import annotations

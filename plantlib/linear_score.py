@@ -86,6 +86,15 @@ class LinearConfig:
         return {name: value for name, value in asdict(self).items() if name not in ("knots", "ridge")}
 
 
+def settled(options: dict | None, cells: int) -> dict | None:
+    """`asdict(LinearConfig)` as it matters to a problem of so many cells (n, L): on which side it lies, what is used there."""
+    if options is None:
+        return None
+    large = cells > options["dense_cells"]
+    unused = {"dense_cells", *(("c", "folds") if large else ("large_c", "large_folds"))}
+    return {name: value for name, value in options.items() if name not in unused} | {"large": large}
+
+
 def svm_name(c: float) -> str:
     """The name of the SVM's table at a cost."""
     return "svm" if c == 1 else f"svm {c:g}"
@@ -301,6 +310,11 @@ def save_tables(tables: dict[str, Table], path: str | Path) -> None:
     width = {name: str(table.cells.shape[1]) for name, table in tables.items()}
     with atomic_path(path) as temporary:
         save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, temporary, metadata=width)
+
+
+def word_cells(score: LinearScore | None) -> dict[str, int]:
+    """What a RunRecord's model_size says of the table that a model carries beside its trained parameters."""
+    return {} if score is None else {"word_cells": int(score.tables[0].cells.nnz)}
 
 
 def load_tables(path: str | Path) -> dict[str, Table]:

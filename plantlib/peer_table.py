@@ -24,20 +24,42 @@ if TYPE_CHECKING:
 
 NOTEBOOK = "peers"
 PLANTED = ("random", "lookup+score", "linear", "lookup+linear", "lookup+linear, rare raised")
-TRAINING = ("teacher", "l2r", "fine_tune")
+# of a planted run; one on candidates times its linear score as part of `teacher`
+TRAINING = ("teacher", "l2r", "linear", "fine_tune")
 METRICS = ("p@1", "p@5", "ndcg@5", "psp@5", "few/rp@5", "few/r@15", "few/overall_r@15", "micro_f1", "macro_f1")
+CELL_BYTES = 8  # of a linear score's table in a model: a float32 weight and the int32 number of its label
 # name -> what stands in it; metrics are percent on test, document level, means over seeds
 COLUMNS = {
     "dataset": "data set", "train": "training documents", "dev": "dev documents", "test": "test documents",
     "labels": "labels with a training document", "system": "peer", "kind": "linear, teacher, neural or planted",
     "seeds": "runs", "status": "run, or not run and why",
     **dict.fromkeys(METRICS, "percent on test; few/r@15 ranks few labels among themselves, few/overall_r@15 among all"),
-    "train_s": "wall seconds of training, on a machine that did other work too; features of a frozen backbone not counted",
-    "train_cpu_s": "CPU seconds of training: the number to compare",
-    "predict_ms": "CPU milliseconds a test document, features of a frozen backbone not counted",
-    "peak_memory_mb": "largest resident MiB of the process, data and library included",
-    "model_mb": "MiB of the trained model: on disk for the trees, float32 weights else; a frozen backbone not counted",
-    "run": "id of the first record", "device": "where it ran",
+    "train_s": (
+        "wall seconds of training on a machine that did other work too: rows that ran at different times do not compare by it, "
+        "SVM + J may show fewer than SVM. Features of a frozen backbone are not counted; choosing options on dev is in planted "
+        "runs and heads, not in linear peers. A planted run counts making its linear score, or reading it where an earlier run "
+        "left it on disk; the row of the linear score itself is blank where it was read. Where train_cpu_s is blank, a bare "
+        "teacher shows the seconds of all four together, the SVM and its sums those of the SVM alone"
+    ),
+    "train_cpu_s": (
+        "CPU seconds of training: the number to compare, blank where not measured. Peers of other libraries (they have a "
+        "peak_memory_mb): the library alone; bare teachers, the linear score, the SVM of any other run and its sums: with "
+        "counting words and tf-idf"
+    ),
+    "predict_ms": (
+        "CPU milliseconds a test document, from tf-idf or the features of a frozen backbone to scores; with choosing the best "
+        "labels for peers of other libraries and heads, without it for the rest"
+    ),
+    "peak_memory_mb": (
+        "largest resident MiB, data and library included, of peers measured in a process of their own (those of other "
+        "libraries); blank for what ran in a process that did more, whose memory says little of it"
+    ),
+    "model_mb": (
+        "MiB of the trained model: on disk for the trees, float32 weights else, 8 bytes a cell of a linear score's table where "
+        "the record counts its cells (planted runs made before cells were counted do not: theirs is what is trained alone). "
+        "Planted cells and a frozen backbone are not counted"
+    ),
+    "run": "id of the first record: the row's metrics and costs are of one record a seed", "device": "where it ran",
 }  # fmt: skip
 
 
@@ -45,9 +67,10 @@ def plain_rows(prepared: Prepared, results: Path, progress: bool = True) -> None
     """The rows of `peer_runs.run_peers` (bare teachers, SVM and their sum), where this data set has none yet."""
     from plantlib import library_peers, peer_runs
 
-    fingerprint = prepared.corpus.fingerprint()
     known = load_all(results) if results.is_dir() else []
-    there = any(r.system == "SVM + J" and r.dataset["fingerprint"] == fingerprint for r in known)
+    # a learning curve's subsets carry the fingerprint of the whole corpus, and their rows are no rows of the table
+    same = {"fingerprint": prepared.corpus.fingerprint(), "train": len(prepared.rows["train"])}
+    there = [r for r in known if r.system == "SVM + J" and shown(r) and all(r.dataset[k] == v for k, v in same.items())]
     if not there and not library_peers.possible(prepared, ["SVM"])[1]:
         peer_runs.run_peers(prepared, results=results, notebook=library_peers.NOTEBOOK, progress=progress)
 
@@ -83,8 +106,11 @@ def expected() -> tuple[str, ...]:
 
 
 def row_of(records: list[RunRecord]) -> dict:
-    """Means over the seeds of one system; of two records of a seed the one that knows what predicting costs."""
-    one = {r.seed: r for r in sorted(records, key=lambda r: "predict" in r.times)}
+    """Means over the seeds of one system, metrics and costs of one record a seed.
+
+    Of two the one measured in a process of its own, else the one that knows CPU seconds: wall seconds are the machine's too.
+    """
+    one = {r.seed: r for r in sorted(records, key=lambda r: (own_process(r), "train_cpu" in r.times))}
     own, data = list(one.values()), records[0].dataset
     train = [r.times.get("train") if r.kind != "planted" else sum(r.times.get(k, 0) for k in TRAINING) for r in own]
     cpu, predict = [r.times.get("train_cpu") for r in own], [r.times.get("predict_cpu") for r in own]
@@ -93,9 +119,15 @@ def row_of(records: list[RunRecord]) -> dict:
     row |= {m: _mean([r.metrics.get(m) for r in own], 100, 2) for m in METRICS}
     row |= {"train_s": _mean(train, 1, 2), "train_cpu_s": _mean(cpu, 1, 2),
             "predict_ms": _mean(predict, 1000 / data["test"], 3),
-            "peak_memory_mb": _mean([r.peak_memory_mb for r in own], 1, 0), "model_mb": _mean(map(_model_mb, own), 1, 2),
+            "peak_memory_mb": _mean([r.peak_memory_mb if own_process(r) else None for r in own], 1, 0),
+            "model_mb": _mean(map(_model_mb, own), 1, 2),
             "run": own[0].id, "device": device_of(own[0])}  # fmt: skip
     return row
+
+
+def own_process(record: RunRecord) -> bool:
+    """Whether a record was measured in a process that did nothing else: those of `library_peers.py`, which name a library."""
+    return "library" in record.params
 
 
 def missing(data: dict, name: str) -> dict:
@@ -112,7 +144,8 @@ def _model_mb(record: RunRecord) -> float | None:
     size = record.model_size if isinstance(record.model_size, dict) else {}
     if "model_mb" in size:
         return size["model_mb"]
-    return 4 * size["trained_parameters"] / 2**20 if "trained_parameters" in size else None
+    known = [each * size[name] for name, each in (("trained_parameters", 4), ("word_cells", CELL_BYTES)) if name in size]
+    return sum(known) / 2**20 if known else None
 
 
 def _mean(values: Iterable[float | None], factor: float, digits: int) -> float | None:

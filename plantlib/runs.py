@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from scipy import sparse
 
-from plantlib import gain_choice, launch, planted_outputs, planting, train, tuning
+from plantlib import gain_choice, launch, linear_score, planted_outputs, planting, train, tuning
 from plantlib.contexts import check_decoder
 from plantlib.data import Corpus
 from plantlib.l2r import TRAINERS, L2RConfig
@@ -113,7 +113,7 @@ def run_start(
     run_id: str | None = None, notebook: str | None = None, progress: bool = True,
 ) -> tuple[RunRecord, PlantModel]:  # fmt: skip
     """Plant `start`, fine-tune, choose the epoch on dev, read test once; the record is saved when `results` is given."""
-    config = config.seeded(seed)
+    config, cpu = config.seeded(seed), time.process_time()
     seed_all(seed)
     parts = planting.parts_of(start)
     if "outputs" in parts and config.tuning != "frozen":
@@ -147,7 +147,7 @@ def run_start(
 
     run_id = run_id or run_name(prepared, start, seed, config.tuning)
     folder = prepared.root / "checkpoints" / f"{run_id}-{fingerprint_of(prepared.key, start, asdict(config))}"
-    fitted, gains, about = time.perf_counter(), config.gains_for(parts), {}
+    fitted, gains, about, resumed = time.perf_counter(), config.gains_for(parts), {}, folder.exists()
     if len(gains) == 1:
         begin(gains[0])
         if not cached:
@@ -160,6 +160,8 @@ def run_start(
         weight, tried = gain_choice.weigh(model.decoder.linear_gain, weights, lambda: on_dev(model, prepared, made, config))
         about |= {"linear_weight": weight, "linear_weights_tried": tried}
     times["fine_tune"] = time.perf_counter() - fitted
+    if not resumed:  # what a killed process spent is not known
+        times["train_cpu"] = time.process_time() - cpu
     trained = tuning.trained_parameters(model)
     model.eval()
     record = _record(prepared, model, start, seed, config, epochs, run_id, notebook, made, trained)
@@ -214,7 +216,7 @@ def _record(prepared, model, start, seed, config, epochs, run_id, notebook, made
         chosen_epoch=train.chosen_epoch(epochs, config.train.metric),
         times={k: round(v, 2) for k, v in times.items()},
         peak_memory_mb=peak_memory(),
-        model_size=trained,
+        model_size=trained | linear_score.word_cells(linear),
         **judged,
     )
 
@@ -274,8 +276,15 @@ def made_with(record: RunRecord, prepared: Prepared, config: RunConfig) -> bool:
     chosen = {"other_gains": config.has_gains(parts), "linear_weights": config.tuning == "frozen"}
     skipped = [name for name, matters in chosen.items() if not matters] if record.teacher.get("linear") else OF_LINEAR
     asked = {k: v for k, v in asdict(config).items() if k not in skipped}
-    same = all(_filled(record.params.get(name), plain(defaults[name])) == plain(v) for name, v in asked.items())
+    told = {name: _filled(record.params.get(name), plain(defaults[name])) for name in asked}
+    cells = len(prepared.rows["train"]) * prepared.corpus.L
+    same = all(_settled(name, told[name], cells) == _settled(name, plain(v), cells) for name, v in asked.items())
     return same and record.params.get("inputs") == prepared.key
+
+
+def _settled(name: str, options, cells: int):
+    """An option's value as runs are compared by it: of the linear score's, what this problem is large enough for."""
+    return linear_score.settled(options, cells) if name == "linear" else options
 
 
 def _filled(recorded, default):

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import torch
 
-from plantlib import Corpus, RunConfig, RunRecord, backbones, fit, planting, prepare, runs, train
+from plantlib import Corpus, RunConfig, RunRecord, backbones, fit, linear_score, planting, prepare, runs, train
 from plantlib.data import DataError
 from plantlib.l2r import L2RConfig
 from plantlib.linear_score import LinearConfig
@@ -53,7 +53,8 @@ def test_every_start_gives_a_saved_and_valid_record(grid, prepared):
         assert 0 <= record.metrics["p@1"] <= 1 and record.metrics["micro_auc"] > 0 and record.chosen_epoch == 1
         assert len(record.history) == 1 and len(record.per_document["ndcg@5"]) == 20
         assert np.mean([x for x in record.per_document["p@1"]]) == pytest.approx(record.metrics["p@1"], abs=1e-3)
-        assert set(record.times) == {"teacher", "l2r", "linear", "fine_tune", "evaluate"}
+        assert set(record.times) == {"teacher", "l2r", "linear", "fine_tune", "evaluate", "train_cpu"}
+        assert record.times["train_cpu"] > 0 and ("word_cells" in record.model_size) == ("linear" in record.system)
         assert ("l2r" in record.teacher) == (record.system in ("l2r", "closed_form"))
     assert sorted(p.name for p in folder.iterdir()) == sorted(f"{r.id}.json" for r in records)
     assert not list((prepared.root / "checkpoints").iterdir()), "checkpoints of finished runs are removed"
@@ -92,6 +93,18 @@ def test_runs_of_other_parameters_are_not_taken_for_finished(grid, prepared, tmp
     monkeypatch.setattr(runs, "run_start", lambda p, start, seed, **k: (made.append((start, seed)) or records[0], None))
     run_grid(prepared, ("random",), seeds=(0,), config=other, results=tmp_path, progress=False)
     assert made == [("random", 0)]
+
+
+def test_of_the_linear_score_only_what_the_problem_is_large_enough_for_is_compared(prepared):
+    cells = len(prepared.rows["train"]) * prepared.corpus.L
+    below, above = (LinearConfig(dense_cells=cells + d) for d in (1, -1))
+    told = lambda config: linear_score.settled(asdict(config), cells)  # noqa: E731
+    assert told(below) == told(LinearConfig()) == told(replace(below, large_c=(9.0,), large_folds=9)) != told(above)
+    assert told(above) == told(replace(above, c=(9.0,), folds=9)) and linear_score.settled(None, cells) is None
+    assert told(below) != told(replace(below, c=(9.0,))) and told(above) != told(replace(above, large_folds=9))
+    record, _ = run_start(prepared, "linear", 0, config=replace(QUICK, linear=below), progress=False)
+    as_made = [runs.made_with(record, prepared, replace(QUICK, linear=c).seeded(0)) for c in (below, LinearConfig(), above)]
+    assert as_made == [True, True, False]
 
 
 def test_a_run_repeats_to_the_same_metrics(grid, prepared):
@@ -147,7 +160,6 @@ def test_the_untrained_linear_score_is_a_row_of_its_own(prepared, tmp_path, monk
     assert {n: record.metrics[n] for n in ("p@1", "ndcg@5", "psp@5")} == pytest.approx(
         {n: found[n] for n in ("p@1", "ndcg@5", "psp@5")}, abs=1e-6
     )
-    assert record.times == {}, "the score may have been read from disk"
     (other,) = run_linear_score(prepared, [3], config=LinearConfig(folds=3), results=tmp_path, progress=False)
     assert other != record, "made with other options"
     (record,) = run_linear_score(prepared, [3], config=LinearConfig(folds=2), results=tmp_path, progress=False)
