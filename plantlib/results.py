@@ -41,9 +41,12 @@ _LONGEST_STRING = 500
 def environment() -> dict[str, Any]:
     """Versions, processor, cores, GPU, code state; no name of machine or user.
 
-    Outside a git checkout the commit is what $PLANT_COMMIT says, else 'unknown'.
+    dirty: whether a tracked file differs from the commit; what runs write, results/ of the checkout, says nothing of the code
+    and is left out. Outside a git checkout dirty is None and the commit what $PLANT_COMMIT says, else 'unknown'.
     """
-    commit, status = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "--untracked-files=no")
+    commit = _git("rev-parse", "HEAD")
+    # an exclusion alone would mean the folder that git is called in, which is not the whole checkout
+    status = _git("status", "--porcelain", "--untracked-files=no", "--", ":(top)", ":(top,exclude)results")
     return {
         "python": platform.python_version(),
         **{name: metadata.version(name) if find_spec(name) else None for name in ("torch", "transformers")},
@@ -242,8 +245,14 @@ def _by_system(records: Iterable[RunRecord], baseline: str) -> dict[str, list[Ru
     return groups
 
 
+def comparable(a: RunRecord, b: RunRecord, metric: str) -> bool:
+    """Whether a metric means the same in both: of the labels of a bucket, a run on candidates ranks those among them alone."""
+    among_few = "/" in metric and not metric.split("/")[1].startswith("overall")
+    return not among_few or ("candidates" in a.params) == ("candidates" in b.params)
+
+
 def _difference(group: list[RunRecord], base: list[RunRecord], metric: str) -> dict[str, float]:
-    if any(metric not in record.per_document for record in (*group, *base)):
+    if any(metric not in record.per_document for record in (*group, *base)) or not comparable(group[0], base[0], metric):
         return {}
     result = paired_bootstrap(*([record.per_document[metric] for record in side] for side in (group, base)))
     names = {"diff": "mean_difference", "low": "low", "high": "high", "p": "p_value"}
@@ -314,6 +323,8 @@ def unlike(records: Iterable[RunRecord]) -> dict[str, list[str]]:
     said: dict[str, dict[str, set[str]]] = {}
     for record in records:
         for name, value in _options(record.params).items():
+            if name == "linear.dense_cells":  # a threshold matters by the side of it that the data lie on
+                value = record.dataset["train"] * record.dataset["labels"] > value
             # an option that a record does not know was not there to be chosen, and what came out of a run is none
             if value is not None and name.split(".")[0] not in OUTCOMES:
                 said.setdefault(record.system, {}).setdefault(name, set()).add(repr(value))

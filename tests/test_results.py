@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -69,6 +71,27 @@ def test_a_record_names_the_gpu_it_used_and_a_commit_can_be_told(monkeypatch):
     assert results.environment()["commit"] == "unknown" and results.environment()["dirty"] is None
     monkeypatch.setenv("PLANT_COMMIT", "abc")
     assert results.environment()["commit"] == "abc"
+
+
+@pytest.mark.skipif(not shutil.which("git"), reason="no git here")
+def test_what_runs_write_does_not_make_the_code_dirty(tmp_path, monkeypatch):
+    for name in ("plantlib/results.py", "Makefile", "results/runs/a.json", "plantlib/results/b.json"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@example.org"]
+    for arguments in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "all"]):
+        subprocess.run([*git, *arguments], check=True, capture_output=True)
+    monkeypatch.setattr(results, "__file__", str(tmp_path / "plantlib" / "results.py"))
+    commit = results.environment()["commit"]
+    assert len(commit) == 40 and results.environment()["dirty"] is False
+    (tmp_path / "results/runs/a.json").write_text("another record")
+    assert results.environment()["dirty"] is False, "records say nothing of the code"
+    # a folder of that name further down is code, and so is what stands beside the package
+    for name in ("Makefile", "plantlib/results.py", "plantlib/results/b.json"):
+        (tmp_path / name).write_text("changed")
+        assert results.environment()["dirty"] is True and results.environment()["commit"] == commit
+        subprocess.run([*git, "checkout", "-q", name], check=True, capture_output=True)
+    assert results.environment()["dirty"] is False
 
 
 def test_environment_names_no_machine():
