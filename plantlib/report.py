@@ -1,15 +1,16 @@
-"""The judge: run records and published numbers -> tables, figures and the README's section; METHOD.md sections 5 and 7.
+"""The judge: run records -> tables, figures and the README's sections; METHOD.md sections 5 and 7.
 
-It reads the JSON of `results` and `results/paper_numbers.csv` and nothing else, so a table can be made again from the
-committed files on any machine. A group is what may stand in one table: one data set (fingerprint), backbone and number of
-tokens read; the peers read whole documents and stand in every group of their data set, neural ones in that of their tokens.
-Nothing here trains or evaluates.
+It reads the JSON of `results` and nothing else, so a table can be made again from the committed files on any machine. A group
+is what may stand in one table: one data set (fingerprint), backbone and number of tokens read; the peers read whole documents
+and stand in every group of their data set, neural ones in that of their tokens. Published numbers and bars are held beside
+groups in `verdicts.py`, planted starts beside their controls in `worth.py`. Nothing here trains or evaluates.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,7 +28,6 @@ ORDER = (
     "linear, rare raised", "shuffled+linear, rare raised", "lookup+linear, rare raised", "linear score", "SVM", "SVM + J",
     "SVM + MI", "logistic", "Parabel", "Bonsai", "PLT", "XR-Linear", "CAML head", "PLM-ICD head",
 )  # fmt: skip
-OURS = ("lookup+linear", "lookup+score", "lookup", "l2r", "closed_form")
 FIGURE_METRICS = ("ndcg@5", "few/rp@5")
 SUMMARY = (
     "random", "lookup", "linear score", "linear", "shuffled+linear", "lookup+linear", "SVM", "SVM + J", "SVM + MI", "bare MI",
@@ -66,7 +66,14 @@ class Group:
 
     def table(self, metrics: Iterable[str] = METRICS) -> pandas.DataFrame:
         """`results.compare` in the order of ORDER; metrics that no record has are left out."""
-        have = [m for m in metrics if any(record.metrics.get(m) is not None for record in self.records)]
+        wanted = [m for m in metrics if m in self._whole.columns]
+        columns = [c for m in wanted for c in self._whole.columns if c == m or c.startswith(f"{m} ")]
+        return self._whole[["seeds", *columns]]
+
+    @cached_property
+    def _whole(self) -> pandas.DataFrame:
+        # its bootstraps are most of what the judge does, and every table, figure and section reads from it
+        have = [m for m in METRICS if any(record.metrics.get(m) is not None for record in self.records)]
         found = compare(self.records, self.baseline, have)
         return found.loc[in_order(found.index)]
 
@@ -197,7 +204,8 @@ def readme_section(found: list[Group]) -> str:
         parts.append(f"{group.about()}\n\n" + "\n".join(f"| {' | '.join(cells)} |" for cells in lines))
     note = (
         "Percent; mean ± sd over seeds. \\*: p < 0.05 against the first row in either direction, paired bootstrap over test "
-        "documents, tested for P@1, P@5, nDCG@5 and RP@5 few alone, not corrected for their number. macro-F1: mean F1 of "
+        "documents, tested for P@1, P@5, nDCG@5 and RP@5 few alone, not corrected for their number; seeds are not drawn "
+        "again, and those on candidates share one linear score, so that their sd is the decoder's. macro-F1: mean F1 of "
         f"labels in test, one threshold from dev. {in_words(EDGES)}. R@15 few of all: few labels in 15 places of all labels."
     )
     return "\n\n".join([*parts, note])
@@ -223,7 +231,8 @@ def summary(found: list[Group]) -> str:
             lines.append([f"{name}, {train:,} documents: {NAMES[metric]}", *own])
     note = (
         "Mean ± sd over seeds; \\*: p < 0.05 against `random`, nothing planted, or against `linear` in rows where `random` is "
-        "missing or has a †, a run that read fewer tokens. RP@5 few: labels with 1 to 5 documents."
+        "missing or has a †, a run that read fewer tokens and, on EURLEX57K, had another dev set; no test between runs on "
+        "candidates and systems that rank all labels. RP@5 few: labels with 1 to 5 documents."
     )
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + f"\n\n{note}"
 
@@ -244,76 +253,19 @@ def cell(row, metric: str) -> str:
     return text + ("" if sd != sd else f" ± {100 * sd:.1f}") + (" \\*" if p is not None and p < 0.05 else "")
 
 
-def paper_numbers(path: str | Path | None = None) -> pandas.DataFrame:
-    """results/paper_numbers.csv: system, dataset, train (documents), metric, value (percent), comparable, source, note."""
-    import pandas as pd
+def update_readme(found: list[Group], path: str | Path | None = None, sections: dict[str, str] | None = None) -> bool:
+    """Puts the tables between the README's `summary` and `results` markers; False where there is no README or no markers.
 
-    return pd.read_csv(path or checkout() / "results" / "paper_numbers.csv", keep_default_na=False)
-
-
-def paper_vs_ours(paper: pandas.DataFrame, found: list[Group]) -> pandas.DataFrame:
-    """Published numbers beside ours: system, dataset, metric, paper, ours, our run, verdict.
-
-    Ours is the first start of OURS that was run, fixed beforehand: a choice by test metric would flatter.
-    Verdicts: not comparable (the published number was obtained otherwise, see note), not run, different data (another
-    number of training documents), below, above.
+    sections: marker -> text of further ones, put where the README has the marker.
     """
-    import pandas as pd
-
-    rows = []
-    for item in paper.to_dict("records"):
-        ours, where, train = _ours(found, item["dataset"], item["metric"])
-        if item["comparable"] != "yes":
-            verdict = "not comparable"
-        elif ours is None:
-            verdict = "not run"
-        elif str(train) != str(item["train"]):
-            verdict = "different data"
-        else:
-            verdict = "below" if ours < float(item["value"]) else "above"
-        rows.append({"system": item["system"], "dataset": item["dataset"], "train": item["train"], "metric": item["metric"],
-                     "paper": float(item["value"]), "ours": "-" if ours is None else f"{ours:.1f}", "our run": where,
-                     "verdict": verdict})  # fmt: skip
-    return pd.DataFrame(rows)
-
-
-def _ours(found: list[Group], dataset: str, metric: str) -> tuple[float | None, str, int | None]:
-    """Mean in percent of our start on the largest group of a data set, its name and training documents."""
-    for group in sorted(found, key=lambda g: -g.dataset["train"]):
-        for start in OURS if group.dataset["name"] == dataset else ():
-            values = [r.metrics.get(metric) for r in group.records if r.system == start]
-            if values and None not in values:
-                return 100 * sum(values) / len(values), f"{start}, {group.stem}", group.dataset["train"]
-    return None, "-", None
-
-
-def gains(paper: pandas.DataFrame, found: list[Group], metric: str = "p@5") -> pandas.DataFrame:
-    """What planting adds to learned attention, in points: published (planted against learned) and ours (against random)."""
-    import pandas as pd
-
-    rows, part = [], paper[paper["metric"] == metric]
-    learned = part[part["system"] == "v1 learned attention"].set_index("train")["value"]
-    for item in part[part["system"] == "PLANT v1"].to_dict("records"):
-        rows.append({"data": item["dataset"], "train": int(item["train"]), "start": "PLANT v1 (published)",
-                     "gain": float(item["value"]) - float(learned[item["train"]])})  # fmt: skip
-    for group in found:
-        table = group.table([metric])
-        if group.baseline != "random" or f"{metric} diff" not in table.columns:
-            continue
-        for start in [s for s in ("l2r", "closed_form", "lookup", "lookup+score", "lookup+linear") if s in table.index]:
-            rows.append({"data": group.stem, "train": group.dataset["train"], "start": start,
-                         "gain": 100 * table.loc[start, f"{metric} diff"]})  # fmt: skip
-    return pd.DataFrame(rows)
-
-
-def update_readme(found: list[Group], path: str | Path | None = None) -> bool:
-    """Puts the tables between the README's `summary` and `results` markers; False where there is no README or no markers."""
     path = Path(path or checkout() / "README.md")
     if not path.is_file() or "<!-- table:begin results -->" not in path.read_text(encoding="utf-8"):
         return False
     replace_section(path, "results", readme_section(found))
-    if "<!-- table:begin summary -->" in path.read_text(encoding="utf-8"):
-        replace_section(path, "summary", summary(found))
+    further = {"summary": summary(found)} | (sections or {})
+    for name, text in further.items():
+        if f"<!-- table:begin {name} -->" in path.read_text(encoding="utf-8"):
+            replace_section(path, name, text)
     return True
 
 

@@ -9,7 +9,7 @@ matplotlib.use("Agg")
 import pandas as pd  # noqa: E402
 import pytest  # noqa: E402
 
-from plantlib import report  # noqa: E402
+from plantlib import report, verdicts, worth  # noqa: E402
 from plantlib.results import RunRecord  # noqa: E402
 
 ENVIRONMENT = {"python": "3", "torch": "2", "transformers": "5", "cpu": "cpu", "cores": 2, "commit": "c", "dirty": False}
@@ -76,6 +76,9 @@ def test_a_mean_over_unlike_options_is_said_to_be_one():
         # what a run found out is no option of it
         made.params.update({"gains_tried": {"4": 0.1 * made.seed, "1": 0.1}, "gain_chosen": float(made.seed > 0)})
     assert "differ" not in report.groups(alike)[0].about()
+    for made, cells in zip(alike, (5e7, 5e7, 1e7), strict=True):
+        made.params["linear"] = {"dense_cells": cells}
+    assert "differ" not in report.groups(alike)[0].about(), "all lie below either threshold"
     alike[2].params["train"]["epochs"] = 4
     assert "Runs of lookup differ in more than the seed: train.epochs." in report.groups(alike)[0].about()
 
@@ -116,12 +119,55 @@ def paper() -> pd.DataFrame:
 
 
 def test_verdicts():
-    verdicts = report.paper_vs_ours(paper(), report.groups(some())).set_index("system")["verdict"].to_dict()
-    assert [verdicts[s] for s in "ABCDE"] == ["above", "below", "different data", "not comparable", "not run"]
+    found = verdicts.paper_vs_ours(paper(), report.groups(some())).set_index("system")["verdict"].to_dict()
+    assert [found[s] for s in "ABCDE"] == ["above", "below", "different data", "not comparable", "not run"]
+
+
+def test_a_verdict_says_spread_seeds_run_and_what_was_there_untrained():
+    score = record("linear score", value=0.42, kind="linear")
+    score.metrics["all/ndcg@5"] = 0.3
+    groups = report.groups([*some(), score])
+    found = verdicts.paper_vs_ours(paper(), groups).set_index("system").loc["A"]
+    assert found["ours"] == "50.5 ± 0.7 (2)" and found["difference"] == pytest.approx(10.5) and found["untrained"] == "42.0"
+    assert found["run"] == "toy-64-lookup-0-05_finetune-minilm" and found["device"] != "-"
+    own = verdicts.of_start(groups, "toy", "ndcg@5", ("linear score",))
+    assert own.mean == pytest.approx(30.0), "gold labels outside the label space count"
+    near = paper().assign(value=50.0)
+    assert verdicts.paper_vs_ours(near, groups).set_index("system").loc["A", "verdict"] == "reproduced", "within one sd"
+
+
+def test_bars_are_passed_missed_or_not_run():
+    rows = [("toy", 100, "p@1", 40.0, "lookup"), ("toy", 100, "p@1", 60.0, "lookup"), ("toy", 99, "p@1", 40.0, "lookup")]
+    wanted = pd.DataFrame(rows, columns=["dataset", "train", "metric", "value", "ours"]).assign(system="peer")
+    assert list(verdicts.passed(wanted, report.groups(some()))["met"]) == ["yes", "no", "not run"]
+    assert list(verdicts.passed(verdicts.bars(), [])["met"].unique()) == ["not run"]
+
+
+def test_a_planted_start_is_held_to_its_controls_over_common_seeds():
+    made = [record(s, seed, v) for s, v in (("lookup+linear", 0.6), ("linear", 0.5)) for seed in (0, 1)]
+    made += [record("shuffled+linear", 0, 0.55), record("SVM + J", value=0.4, kind="linear")]
+    frame = worth.differences(report.groups(made)).set_index(["control", "metric"])
+    assert frame["seeds"].to_dict() == {(c, m): n for c, n in (("linear", 2), ("shuffled+linear", 1), ("SVM + J", 2))
+                                        for m in worth.METRICS}  # fmt: skip
+    assert frame.loc[("linear", "ndcg@5"), "difference"] == pytest.approx(0.1) and frame["p"].max() < 0.05
+    text = worth.table(frame.reset_index())
+    assert "| toy-100d-64t | lookup+linear | nDCG@5 | +10.0 [+10.0, +10.0] (2) \\* | +5.0 [+5.0, +5.0] (1) \\* |" in text
+    assert worth.table(worth.differences([])).startswith("No planted run")
+
+
+def test_ranks_among_candidates_are_not_tested_against_ranks_among_all_labels():
+    made = [record("lookup+linear", value=0.6, params={"candidates": "linear score", "width": 8}),
+            record("linear", value=0.5, params={"candidates": "linear score", "width": 8}),
+            record("SVM + J", value=0.7, kind="linear")]  # fmt: skip
+    groups = report.groups(made)
+    pairs = set(worth.differences(groups)[["control", "metric"]].itertuples(index=False, name=None))
+    assert ("linear", "few/rp@5") in pairs and ("SVM + J", "ndcg@5") in pairs and ("SVM + J", "few/rp@5") not in pairs
+    row = groups[0].table().loc["SVM + J"]
+    assert row["ndcg@5 p"] < 0.05 and row["few/rp@5 p"] != row["few/rp@5 p"] and "\\*" not in report.cell(row, "few/rp@5")
 
 
 def test_gains_stand_beside_published_ones():
-    gains = report.gains(paper(), report.groups(some()))
+    gains = verdicts.gains(paper(), report.groups(some()))
     assert gains.loc[gains["start"] == "lookup", "gain"].item() == pytest.approx(10.0)
     assert gains.iloc[0]["gain"] == pytest.approx(5.0)
 
@@ -159,15 +205,15 @@ def test_the_summary_has_a_row_a_data_set_and_metric(tmp_path):
 def test_no_records_at_all(tmp_path):
     assert report.load(tmp_path / "missing") == [] and report.groups([]) == []
     assert report.readme_section([]) == report.summary([]) == report.NO_RUNS
-    assert set(report.paper_vs_ours(paper(), [])["verdict"]) == {"not comparable", "not run"}
-    assert len(report.gains(paper(), [])) == 1
+    assert set(verdicts.paper_vs_ours(paper(), [])["verdict"]) == {"not comparable", "not run"}
+    assert len(verdicts.gains(paper(), [])) == 1
 
 
 def test_the_committed_paper_numbers_read_and_are_judged():
-    numbers = report.paper_numbers()
+    numbers = verdicts.paper_numbers()
     assert set(numbers["comparable"]) == {"yes", "no"} and numbers["value"].between(0, 100).all()
     assert (numbers[numbers["comparable"] == "no"]["note"].str.len() > 0).all() and numbers["source"].str.len().min() > 0
-    assert len(report.paper_vs_ours(numbers, report.groups(some()))) == len(numbers)
+    assert len(verdicts.paper_vs_ours(numbers, report.groups(some()))) == len(numbers)
 
 
 def test_on_disk_names_files_relatively(tmp_path):
