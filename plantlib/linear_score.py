@@ -49,7 +49,7 @@ class LinearConfig:
     top_k: int = 64
     folds: int = 5
     min_documents: int = 2
-    dense_cells: float = 5e7
+    dense_cells: float = 1.5e7
     knots: tuple[int, ...] = KNOTS
     ridge: float = 1e-3
     seed: int = 0
