@@ -68,7 +68,7 @@ def run(
 ) -> list[RunRecord]:  # fmt: skip
     """Every size with every start and seed, and the linear peers; a seed draws its own subsets. Finished records are read.
 
-    A record of another label space (the corpus under another cap) is left where it stands, see `_path`.
+    A record of another label space (the corpus under another cap) is left where it stands, see `runs.record_path`.
     """
     # one gain at every size: what is compared are sizes, and a choice among few documents is noise
     config, results, made = config or runs.RunConfig(other_gains=(), linear_weights=()), Path(results), []
@@ -90,15 +90,8 @@ def run(
 
 
 def _path(part: Fewer, system: str, seed: int, results: Path) -> Path:
-    """Where a record of this curve stands.
-
-    A name tells the size of the subset, not of what it was drawn from: where another corpus has it, this one's fingerprint is
-    added.
-    """
-    stem, fingerprint = runs.run_name(part, system, seed), part.corpus.fingerprint()
-    plain, own = (results / f"{stem}{end}-curve.json" for end in ("", f"-{fingerprint[:6]}"))
-    taken = plain.exists() and RunRecord.load(plain).dataset["fingerprint"] != fingerprint
-    return own if taken or own.exists() else plain
+    """Where a record of this curve stands."""
+    return runs.record_path(results, runs.run_name(part, system, seed), part.corpus.fingerprint(), "-curve")
 
 
 def _peers(part: Fewer, seed: int, results: Path) -> list[RunRecord]:

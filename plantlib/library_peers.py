@@ -2,8 +2,8 @@
 
 Realises METHOD.md section 7: one-vs-rest models of scikit-learn, Parabel and Bonsai of omikuji, napkinXC's PLT, XR-Linear of
 PECOS. All read the tf-idf of whole documents that `peer_runs.run_peers` reads; vocabulary and idf come from training rows. Of
-several options the best on dev is kept: logistic regression's cost; the SVM has C = 1 alone, the others their library's
-defaults. Test is read once. What a peer does in its process: `peer_worker.py`.
+several options the best on dev is kept: the costs of logistic regression and of the tuned SVM. The plain SVM has C = 1, the
+others their library's defaults. Test is read once. What a peer does in its process: `peer_worker.py`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from plantlib.metrics import Scores, StreamingEvaluator, evaluate
 from plantlib.pipeline import Prepared, artefacts, fingerprint_of
 from plantlib.progress import tqdm
 from plantlib.results import RunRecord
-from plantlib.runs import run_name
+from plantlib.runs import record_path, run_name
 from plantlib.tokens import Ragged, tfidf, words
 
 NOTEBOOK = "peers"  # what these records say they were made by
@@ -47,6 +47,7 @@ class Peer:
 
 PEERS = {
     "SVM": Peer("scikit-learn", ({"C": 1.0},), one_vs_rest=True, depth=1000),
+    "SVM, tuned": Peer("scikit-learn", tuple({"C": c} for c in (0.1, 0.3, 1.0, 3.0, 10.0)), one_vs_rest=True, depth=1000),
     "logistic": Peer("scikit-learn", ({"C": 1.0}, {"C": 10.0}, {"C": 100.0}), one_vs_rest=True, depth=1000),
     "Parabel": Peer("omikuji"),
     "Bonsai": Peer("omikuji"),
@@ -106,6 +107,7 @@ def run(
                     bar.update()
                     continue
                 if results is not None:
+                    record = replace(record, id=path_of(prepared, name, seed, results).stem)
                     record.save(results)
             records.append(record)
             bar.update()
@@ -122,13 +124,17 @@ def params_of(name: str, options: dict, seed: int, threads: int) -> dict:
 
 def finished(prepared: Prepared, name: str, seed: int, threads: int, results: str | Path | None) -> RunRecord | None:
     """The record of an earlier call on this corpus with these settings."""
-    path = Path(results or ".") / f"{run_name(prepared, name, seed)}.json"
-    if results is None or not path.is_file():
+    if results is None or not (path := path_of(prepared, name, seed, results)).is_file():
         return None
     record = RunRecord.load(path)
     wanted = params_of(name, record.params.get("options", {}), seed, threads)
     same = all(record.params.get(k) == v for k, v in wanted.items())
     return record if same and record.dataset["fingerprint"] == prepared.corpus.fingerprint() else None
+
+
+def path_of(prepared: Prepared, name: str, seed: int, results: str | Path) -> Path:
+    """Where a peer's record stands."""
+    return record_path(results, run_name(prepared, name, seed), prepared.corpus.fingerprint())
 
 
 class WorkerFailed(RuntimeError):

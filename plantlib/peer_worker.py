@@ -35,7 +35,7 @@ class OneVsRest:
         c, seed = job["options"]["C"], job["seed"]
         self.model = lambda: (
             LinearSVC(C=c, random_state=seed)
-            if job["engine"] == "SVM"
+            if job["engine"].startswith("SVM")
             else LogisticRegression(C=c, solver="liblinear", random_state=seed)
         )
 
@@ -143,7 +143,10 @@ class XRLinear:
         return on_disk(folder / "model")
 
 
-ENGINES = {"SVM": OneVsRest, "logistic": OneVsRest, "Parabel": Omikuji, "Bonsai": Omikuji, "PLT": Plt, "XR-Linear": XRLinear}
+ENGINES = {
+    **dict.fromkeys(("SVM", "SVM, tuned", "logistic"), OneVsRest), **dict.fromkeys(("Parabel", "Bonsai"), Omikuji),
+    "PLT": Plt, "XR-Linear": XRLinear,
+}  # fmt: skip
 
 
 def best(scores: np.ndarray, depth: int) -> sparse.csr_matrix:

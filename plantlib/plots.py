@@ -32,6 +32,7 @@ COLOURS = {
 _ROWS = {
     "lookup+score": "#d55e00",
     "SVM": "#000000",
+    "SVM, tuned": "#444444",
     "SVM + J": "#56b4e9",
     "SVM + MI": "#5b3a8e",
     "bare MI": "#cc78bc",

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 ORDER = (
     "random", "shuffled", "l2r", "closed_form", "lookup", "score", "lookup+score", "linear", "shuffled+linear", "lookup+linear",
-    "linear, rare raised", "shuffled+linear, rare raised", "lookup+linear, rare raised", "linear score", "SVM", "SVM + J",
-    "SVM + MI", "logistic", "Parabel", "Bonsai", "PLT", "XR-Linear", "CAML head", "PLM-ICD head",
+    "linear, rare raised", "shuffled+linear, rare raised", "lookup+linear, rare raised", "linear score", "SVM", "SVM, tuned",
+    "SVM + J", "SVM + MI", "logistic", "Parabel", "Bonsai", "PLT", "XR-Linear", "CAML head", "PLM-ICD head",
 )  # fmt: skip
 FIGURE_METRICS = ("ndcg@5", "few/rp@5")
 SUMMARY = (

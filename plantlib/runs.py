@@ -185,6 +185,17 @@ def run_name(prepared: Prepared, system: str, seed: int, tuning: str = "frozen")
     return f"{name}-{len(prepared.rows['train'])}d-{read}-{backbone}-{system}-s{seed}"
 
 
+def record_path(results: str | Path, stem: str, fingerprint: str, end: str = "") -> Path:
+    """Where the record `stem` + `end` of a corpus stands.
+
+    A name tells how many training documents there are, not how many of dev and test, nor what they were drawn from: where
+    another corpus has it, this one's fingerprint is added.
+    """
+    plain, own = (Path(results) / f"{stem}{mark}{end}.json" for mark in ("", f"-{fingerprint[:6]}"))
+    taken = plain.exists() and RunRecord.load(plain).dataset["fingerprint"] != fingerprint
+    return own if taken or own.exists() else plain
+
+
 def on_dev(model: PlantModel, prepared: Prepared, made: Ingredients, config: RunConfig) -> float:
     """The metric that chooses, of dev, on cached features."""
     counts, rows = prepared.train_counts, prepared.rows["train"]

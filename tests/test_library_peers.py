@@ -78,6 +78,17 @@ def test_finished_peers_are_read_and_others_made_again(words, made, monkeypatch)
     assert library_peers.finished(words, "SVM", 0, 1, folder) is None and asked == ["SVM"]
 
 
+def test_a_peer_of_another_corpus_is_not_written_over(words, made, tmp_path):
+    """The same number of training documents, other dev documents: the id is the same, the record is not."""
+    record = next(r for r in made[0] if r.system == "SVM")
+    other = replace(record, dataset=record.dataset | {"fingerprint": "ffffffff"})
+    other.save(tmp_path)
+    (again,), _ = library_peers.run(words, ["SVM"], results=tmp_path, progress=False)
+    assert again.id == f"{record.id}-{words.corpus.fingerprint()[:6]}" and again.metrics == record.metrics
+    assert RunRecord.load(tmp_path / f"{other.id}.json") == other
+    assert library_peers.run(words, ["SVM"], results=tmp_path, progress=False)[0] == [again]
+
+
 def test_the_option_is_chosen_on_dev_and_test_is_not_looked_at(words, monkeypatch):
     dev = words.corpus.labels[words.rows["dev"]]
 
@@ -106,7 +117,7 @@ def test_a_worker_that_fails_names_its_last_line(words, monkeypatch):
 def test_large_label_sets_leave_one_vs_rest_out_and_say_so(words, monkeypatch):
     monkeypatch.setattr(library_peers, "ONE_VS_REST_CELLS", 100)
     found, out = library_peers.possible(words)
-    assert found == ["Parabel", "Bonsai", "PLT", "XR-Linear"] and set(out) == {"SVM", "logistic"}
+    assert found == ["Parabel", "Bonsai", "PLT", "XR-Linear"] and set(out) == {"SVM", "SVM, tuned", "logistic"}
     assert "7 labels x 60 documents" in out["SVM"]
     with pytest.raises(ValueError, match="'FastXML' is not known; use some of SVM"):
         library_peers.possible(words, ["FastXML"])
