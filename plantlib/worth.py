@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 # a planted start and what it is held to: the same start with nothing planted, with a shuffled teacher, and linear peers
 CONTROLS = {
-    "lookup": ("random", "shuffled", "SVM + J", "Bonsai"),
-    "lookup+linear": ("linear", "shuffled+linear", "SVM + J", "Bonsai"),
-    "lookup+linear, rare raised": ("linear, rare raised", "shuffled+linear, rare raised", "SVM + J", "Bonsai"),
+    "lookup": ("random", "shuffled", "SVM + J", "SVM, tuned", "Bonsai"),
+    "lookup+linear": ("linear", "shuffled+linear", "SVM + J", "SVM, tuned", "Bonsai"),
+    "lookup+linear, rare raised": ("linear, rare raised", "shuffled+linear, rare raised", "SVM + J", "SVM, tuned", "Bonsai"),
 }
-TITLES = ("minus nothing planted", "minus shuffled teacher", "minus SVM + J", "minus Bonsai")
+TITLES = ("minus nothing planted", "minus shuffled teacher", "minus SVM + J", "minus SVM, tuned", "minus Bonsai")
 METRICS = ("ndcg@5", "few/rp@5")
 
 
