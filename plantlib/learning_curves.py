@@ -68,11 +68,13 @@ def run(
 ) -> list[RunRecord]:  # fmt: skip
     """Every size with every start and seed, and the linear peers; a seed draws its own subsets. Finished records are read.
 
+    Beside starts from the linear score stands the score itself, untrained.
+
     A record of another label space (the corpus under another cap) is left where it stands, see `runs.record_path`.
     """
     # one gain at every size: what is compared are sizes, and a choice among few documents is noise
     config, results, made = config or runs.RunConfig(other_gains=(), linear_weights=()), Path(results), []
-    sizes = list(sizes or subsets.sizes(len(prepared.rows["train"])))
+    sizes, starts = list(sizes or subsets.sizes(len(prepared.rows["train"]))), list(starts)
     jobs = [(size, seed, start) for size in sizes for seed in seeds for start in starts]
     with tqdm(total=len(jobs), desc="learning curve", unit="run", disable=not progress) as bar:
         for size, seed, start in jobs:
@@ -85,6 +87,8 @@ def run(
             made.append(found)
             if peers and start == starts[0]:
                 made += _peers(part, seed, results)
+            if start == next((s for s in starts if "linear" in s.split("+")), None):
+                made.append(_untrained(part, seed, results, config))
             bar.update()
     return made
 
@@ -92,6 +96,17 @@ def run(
 def _path(part: Fewer, system: str, seed: int, results: Path) -> Path:
     """Where a record of this curve stands."""
     return runs.record_path(results, runs.run_name(part, system, seed), part.corpus.fingerprint(), "-curve")
+
+
+def _untrained(part: Fewer, seed: int, results: Path, config: runs.RunConfig) -> RunRecord:
+    """The linear score that this subset's runs begin from, read where it stands."""
+    path = _path(part, peer_runs.LINEAR_SCORE, seed, results)
+    found = RunRecord.load(path) if path.exists() else None
+    if found is None or not peer_runs.same_score(found, part, replace(config.linear, seed=seed)):
+        (made,) = peer_runs.run_linear_score(part, [seed], config=config.linear, notebook=NOTEBOOK, progress=False)
+        found = replace(made, id=path.stem)
+        found.save(results)
+    return found
 
 
 def _peers(part: Fewer, seed: int, results: Path) -> list[RunRecord]:

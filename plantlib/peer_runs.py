@@ -75,25 +75,26 @@ def run_linear_score(
     for seed in seeds:
         own = replace(config or LinearConfig(), seed=seed)
         path = None if results is None else Path(results) / f"{run_name(prepared, LINEAR_SCORE, seed)}.json"
-        wanted = {"linear": plain(asdict(own)), "inputs": prepared.key}
         found = RunRecord.load(path) if path is not None and path.exists() else None
-        if found is None or not _same(found, wanted, prepared):
+        if found is None or not same_score(found, prepared, own):
+            params = {"linear": plain(asdict(own)), "inputs": prepared.key}
             _import_first()
             stood = _finished_parts(prepared)
             linear, took = timed(lambda own=own: prepared.linear(own, progress))
             made_now = len(_finished_parts(prepared) - stood) == len(linear.tables)
             found = _peer_record(
-                prepared, LINEAR_SCORE, "linear", linear.scores, wanted, took if made_now else None, results, notebook,
+                prepared, LINEAR_SCORE, "linear", linear.scores, params, took if made_now else None, results, notebook,
                 seed=seed, teacher={"linear": linear.stack.about()}, size=word_cells(linear),
             )  # fmt: skip
         records.append(found)
     return records
 
 
-def _same(record: RunRecord, wanted: dict, prepared: Prepared) -> bool:
+def same_score(record: RunRecord, prepared: Prepared, config: LinearConfig) -> bool:
+    """Whether a record of the linear score is of this corpus with these options."""
     cells = len(prepared.rows["train"]) * prepared.corpus.L
-    alike = settled(record.params.get("linear"), cells) == settled(wanted["linear"], cells)
-    return alike and record.params.get("inputs") == wanted["inputs"]
+    alike = settled(record.params.get("linear"), cells) == settled(plain(asdict(config)), cells)
+    return alike and record.params.get("inputs") == prepared.key
 
 
 def tuned_weight(

@@ -43,13 +43,15 @@ def test_teacher_and_linear_score_come_from_the_subset_alone(prepared):
 def test_a_curve_is_made_once_and_stays_out_of_the_main_tables(prepared, tmp_path, monkeypatch):
     options = {"sizes": [12, 60], "starts": ("random", "lookup+linear"), "seeds": (0,), "config": QUICK, "progress": False}
     made = learning_curves.run(prepared, tmp_path, **options)
-    assert len(made) == 2 * (2 + 2) and len(load_all(tmp_path)) == 8 and not report.groups(made)
+    assert len(made) == 2 * (2 + 2 + 1) and len(load_all(tmp_path)) == 10 and not report.groups(made)
     monkeypatch.setattr(runs, "run_start", None)
     monkeypatch.setattr(learning_curves.peer_runs, "run_peers", None)
+    monkeypatch.setattr(learning_curves.peer_runs, "run_linear_score", None)
     again = learning_curves.run(prepared, tmp_path, **options)
     assert [(r.id, r.metrics) for r in again] == [(r.id, r.metrics) for r in made]
     table = learning_curves.frame(again)
-    assert set(table["system"]) == {"random", "lookup+linear", "SVM", "SVM + J"} and set(table["documents"]) == {12, 60}
+    assert set(table["system"]) == {"random", "lookup+linear", "linear score", "SVM", "SVM + J"}
+    assert set(table["documents"]) == {12, 60}
     svm = table[table["system"] == "SVM"].set_index("documents")["ndcg@5"]
     assert svm[60] > svm[12]
     ax = plots_claims.data_efficiency(table)
