@@ -139,10 +139,10 @@ def candidate_grid(
         path = Path(results) / f"{run_id_of(prepared, start, job)}.json"
         record = RunRecord.load(path) if path.exists() else None
         wanted = asdict(job) | {"inputs": prepared.key}
-        known, cells = record and BEFORE_RARE | record.params, len(prepared.rows["train"]) * prepared.corpus.L
+        known = record and BEFORE_RARE | record.params
         if "linear" in candidate_decoder.parts_of(start):
-            wanted |= {"linear": settled(plain(asdict(LinearConfig())), cells), "unlisted": False}
-            known = known and known | {"linear": settled(known.get("linear"), cells)}
+            wanted |= {"linear": settled(plain(asdict(LinearConfig())), prepared.cells), "unlisted": False}
+            known = known and known | {"linear": settled(known.get("linear"), prepared.cells)}
         else:
             wanted = {name: value for name, value in wanted.items() if name not in OF_LINEAR}
         if not known or any(known.get(name) != value for name, value in wanted.items()):

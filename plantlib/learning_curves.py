@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import pandas
 
 NOTEBOOK = "learning_curves"  # what the records say they were made by; `report.groups` leaves them out of the main tables
+END = "-curve"  # of a record's id
 STARTS = ("random", "lookup", "linear", "lookup+linear")
 PEERS = ("SVM", "SVM + J")
 BASELINE = "random"
@@ -68,18 +69,18 @@ def run(
 ) -> list[RunRecord]:  # fmt: skip
     """Every size with every start and seed, and the linear peers; a seed draws its own subsets. Finished records are read.
 
-    Beside starts from the linear score stands the score itself, untrained.
-
-    A record of another label space (the corpus under another cap) is left where it stands, see `runs.record_path`.
+    Beside starts from the linear score stands the score itself, untrained. A record of another label space (the corpus under
+    another cap) is left where it stands, see `runs.record_path`.
     """
     # one gain at every size: what is compared are sizes, and a choice among few documents is noise
     config, results, made = config or runs.RunConfig(other_gains=(), linear_weights=()), Path(results), []
     sizes, starts = list(sizes or subsets.sizes(len(prepared.rows["train"]))), list(starts)
+    scored = next((s for s in starts if "linear" in s.split("+")), None)
     jobs = [(size, seed, start) for size in sizes for seed in seeds for start in starts]
     with tqdm(total=len(jobs), desc="learning curve", unit="run", disable=not progress) as bar:
         for size, seed, start in jobs:
             part = fewer(prepared, size, seed)
-            path = _path(part, start, seed, results)
+            path = runs.record_path(part, start, seed, results, END)
             found = runs.finished(path, part, config.seeded(seed))
             if not found:
                 options = {"config": config, "results": results, "run_id": path.stem, "notebook": NOTEBOOK, "progress": False}
@@ -87,20 +88,15 @@ def run(
             made.append(found)
             if peers and start == starts[0]:
                 made += _peers(part, seed, results)
-            if start == next((s for s in starts if "linear" in s.split("+")), None):
+            if start == scored:
                 made.append(_untrained(part, seed, results, config))
             bar.update()
     return made
 
 
-def _path(part: Fewer, system: str, seed: int, results: Path) -> Path:
-    """Where a record of this curve stands."""
-    return runs.record_path(results, runs.run_name(part, system, seed), part.corpus.fingerprint(), "-curve")
-
-
 def _untrained(part: Fewer, seed: int, results: Path, config: runs.RunConfig) -> RunRecord:
     """The linear score that this subset's runs begin from, read where it stands."""
-    path = _path(part, peer_runs.LINEAR_SCORE, seed, results)
+    path = runs.record_path(part, peer_runs.LINEAR_SCORE, seed, results, END)
     found = RunRecord.load(path) if path.exists() else None
     if found is None or not peer_runs.same_score(found, part, replace(config.linear, seed=seed)):
         (made,) = peer_runs.run_linear_score(part, [seed], config=config.linear, notebook=NOTEBOOK, progress=False)
@@ -111,7 +107,7 @@ def _untrained(part: Fewer, seed: int, results: Path, config: runs.RunConfig) ->
 
 def _peers(part: Fewer, seed: int, results: Path) -> list[RunRecord]:
     """The linear peers on one subset, read where they stand."""
-    paths = {name: _path(part, name, seed, results) for name in PEERS}
+    paths = {name: runs.record_path(part, name, seed, results, END) for name in PEERS}
     found = [RunRecord.load(path) for path in paths.values() if path.exists()]
     if len(found) == len(paths) and all(record.params.get("inputs") == part.key for record in found):
         return found

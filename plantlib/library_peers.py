@@ -107,7 +107,7 @@ def run(
                     bar.update()
                     continue
                 if results is not None:
-                    record = replace(record, id=path_of(prepared, name, seed, results).stem)
+                    record = replace(record, id=record_path(prepared, name, seed, results).stem)
                     record.save(results)
             records.append(record)
             bar.update()
@@ -124,17 +124,12 @@ def params_of(name: str, options: dict, seed: int, threads: int) -> dict:
 
 def finished(prepared: Prepared, name: str, seed: int, threads: int, results: str | Path | None) -> RunRecord | None:
     """The record of an earlier call on this corpus with these settings."""
-    if results is None or not (path := path_of(prepared, name, seed, results)).is_file():
+    if results is None or not (path := record_path(prepared, name, seed, results)).is_file():
         return None
     record = RunRecord.load(path)
     wanted = params_of(name, record.params.get("options", {}), seed, threads)
     same = all(record.params.get(k) == v for k, v in wanted.items())
     return record if same and record.dataset["fingerprint"] == prepared.corpus.fingerprint() else None
-
-
-def path_of(prepared: Prepared, name: str, seed: int, results: str | Path) -> Path:
-    """Where a peer's record stands."""
-    return record_path(results, run_name(prepared, name, seed), prepared.corpus.fingerprint())
 
 
 class WorkerFailed(RuntimeError):

@@ -92,9 +92,8 @@ def run_linear_score(
 
 def same_score(record: RunRecord, prepared: Prepared, config: LinearConfig) -> bool:
     """Whether a record of the linear score is of this corpus with these options."""
-    cells = len(prepared.rows["train"]) * prepared.corpus.L
-    alike = settled(record.params.get("linear"), cells) == settled(plain(asdict(config)), cells)
-    return alike and record.params.get("inputs") == prepared.key
+    told, asked = (settled(options, prepared.cells) for options in (record.params.get("linear"), plain(asdict(config))))
+    return told == asked and record.params.get("inputs") == prepared.key
 
 
 def tuned_weight(

@@ -97,6 +97,11 @@ class Prepared:
         return {f.name: getattr(self, f.name) for f in fields(self)}
 
     @property
+    def cells(self) -> int:
+        """(n, L): training documents times labels, the size that a linear score chooses its solver by."""
+        return len(self.rows["train"]) * self.corpus.L
+
+    @property
     def rows_fingerprint(self) -> str:
         """Of the documents and which of them are trained on."""
         return self.corpus.fingerprint()

@@ -185,12 +185,13 @@ def run_name(prepared: Prepared, system: str, seed: int, tuning: str = "frozen")
     return f"{name}-{len(prepared.rows['train'])}d-{read}-{backbone}-{system}-s{seed}"
 
 
-def record_path(results: str | Path, stem: str, fingerprint: str, end: str = "") -> Path:
-    """Where the record `stem` + `end` of a corpus stands.
+def record_path(prepared: Prepared, system: str, seed: int, results: str | Path, end: str = "") -> Path:
+    """Where the record of a system on this corpus stands: named by `run_name` and `end`.
 
     A name tells how many training documents there are, not how many of dev and test, nor what they were drawn from: where
     another corpus has it, this one's fingerprint is added.
     """
+    stem, fingerprint = run_name(prepared, system, seed), prepared.corpus.fingerprint()
     plain, own = (Path(results) / f"{stem}{mark}{end}.json" for mark in ("", f"-{fingerprint[:6]}"))
     taken = plain.exists() and RunRecord.load(plain).dataset["fingerprint"] != fingerprint
     return own if taken or own.exists() else plain
@@ -286,16 +287,11 @@ def made_with(record: RunRecord, prepared: Prepared, config: RunConfig) -> bool:
     parts = record.params.get("start_name", record.system).split("+")  # an ablation's system is no start, but says which it has
     chosen = {"other_gains": config.has_gains(parts), "linear_weights": config.tuning == "frozen"}
     skipped = [name for name, matters in chosen.items() if not matters] if record.teacher.get("linear") else OF_LINEAR
-    asked = {k: v for k, v in asdict(config).items() if k not in skipped}
+    asked = {k: plain(v) for k, v in asdict(config).items() if k not in skipped}
     told = {name: _filled(record.params.get(name), plain(defaults[name])) for name in asked}
-    cells = len(prepared.rows["train"]) * prepared.corpus.L
-    same = all(_settled(name, told[name], cells) == _settled(name, plain(v), cells) for name, v in asked.items())
-    return same and record.params.get("inputs") == prepared.key
-
-
-def _settled(name: str, options, cells: int):
-    """An option's value as runs are compared by it: of the linear score's, what this problem is large enough for."""
-    return linear_score.settled(options, cells) if name == "linear" else options
+    if "linear" in asked:
+        asked["linear"], told["linear"] = (linear_score.settled(side["linear"], prepared.cells) for side in (asked, told))
+    return asked == told and record.params.get("inputs") == prepared.key
 
 
 def _filled(recorded, default):

@@ -7,6 +7,7 @@ flatter. Nothing here trains or evaluates.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -84,11 +85,18 @@ def of_start(found: list[Group], dataset: str, metric: str, starts: tuple[str, .
     own = [g for g in found if g.dataset["name"] == dataset]
     for group in sorted(own, key=lambda g: (-g.dataset["train"], not g.systems & set(starts[:1]))):
         for start in starts:
-            records = [r for r in group.records if r.system == start]
-            values = [100 * r.metrics[_counted(r, metric)] for r in records if r.metrics.get(_counted(r, metric)) is not None]
-            if values and len(values) == len(records):
-                return Found(records, *mean_sd(values), group.dataset["train"])
+            if ours := _mean(group, start, lambda r: r.metrics.get(_counted(r, metric))):
+                return ours
     return None
+
+
+def _mean(group: Group, start: str, value: Callable[[RunRecord], float | None]) -> Found | None:
+    """The runs of a start in a group, where each of them has the value (a fraction)."""
+    records = [r for r in group.records if r.system == start]
+    values = [value(r) for r in records]
+    if not values or None in values:
+        return None
+    return Found(records, *mean_sd(100 * v for v in values), group.dataset["train"])
 
 
 def _counted(record: RunRecord, metric: str) -> str:
@@ -113,15 +121,12 @@ def passed(wanted: pandas.DataFrame, found: list[Group]) -> pandas.DataFrame:
     rows = []
     for item in wanted.to_dict("records"):
         own = [g for g in found if (g.dataset["name"], g.dataset["train"]) == (item["dataset"], int(item["train"]))]
-        values = [(100 * r.metrics[item["metric"]], r) for g in own for r in g.records
-                  if r.system == item["ours"] and r.metrics.get(item["metric"]) is not None]  # fmt: skip
+        ours = next(filter(None, (_mean(g, item["ours"], lambda r, m=item["metric"]: r.metrics.get(m)) for g in own)), None)
         row = {name: item[name] for name in ("dataset", "train", "metric", "system")} | {"bar": float(item["value"])}
-        if values:
-            ours = Found([r for _, r in values], *mean_sd(v for v, _ in values), int(item["train"]))
-            row |= {"ours": str(ours), "difference": ours.mean - row["bar"]}
-            row["met"] = "yes" if row["difference"] > 0 else "no"
-        else:
+        if ours is None:
             row |= {"ours": "-", "difference": float("nan"), "met": "not run"}
+        else:
+            row |= {"ours": str(ours), "difference": ours.mean - row["bar"], "met": "yes" if ours.mean > row["bar"] else "no"}
         rows.append(row | {"start": item["ours"]})
     return pd.DataFrame(rows)
 

@@ -38,27 +38,24 @@ def differences(found: Iterable[Group], metrics: Iterable[str] = METRICS) -> pan
     rows = []
     for group in found:
         for planted, control in ((p, c) for p, controls in CONTROLS.items() for c in controls):
-            ours, theirs = (_of(group.records, system) for system in (planted, control))
-            seeds = sorted(set(ours) & set(theirs)) if len(theirs) > 1 or not is_peer(theirs) else sorted(ours)
-            pairs = [(ours[s], theirs.get(s) or next(iter(theirs.values()))) for s in seeds if theirs]
+            pairs = pairs_of(group.records, planted, control)
             for metric in metrics if pairs else ():
                 if all(metric in a.per_document and metric in b.per_document and comparable(a, b, metric) for a, b in pairs):
                     sides = ([side.per_document[metric] for side in column] for column in zip(*pairs, strict=True))
                     result = paired_bootstrap(*sides)
                     rows.append({"data": group.stem, "planted": planted, "control": control, "metric": metric,
-                                 "seeds": len(seeds), "difference": result["mean_difference"], "low": result["low"],
+                                 "seeds": len(pairs), "difference": result["mean_difference"], "low": result["low"],
                                  "high": result["high"], "p": result["p_value"]})  # fmt: skip
     names = ["data", "planted", "control", "metric", "seeds", "difference", "low", "high", "p"]
     return pd.DataFrame(rows, columns=names)
 
 
-def _of(records: Iterable[RunRecord], system: str) -> dict[int, RunRecord]:
-    return {r.seed: r for r in records if r.system == system}
-
-
-def is_peer(records: dict[int, RunRecord]) -> bool:
-    """Whether these are of a system without seeds of its own, which every seed may be held to."""
-    return all(r.kind != "planted" for r in records.values())
+def pairs_of(records: Iterable[RunRecord], planted: str, control: str) -> list[tuple[RunRecord, RunRecord]]:
+    """(planted run, what it is held to) by seed; a peer with one record has no seeds of its own and stands beside them all."""
+    ours, theirs = ({r.seed: r for r in records if r.system == system} for system in (planted, control))
+    if len(theirs) == 1 and (peer := next(iter(theirs.values()))).kind != "planted":
+        return [(ours[seed], peer) for seed in sorted(ours)]
+    return [(ours[seed], theirs[seed]) for seed in sorted(set(ours) & set(theirs))]
 
 
 def table(frame: pandas.DataFrame, level: float = 0.05) -> str:

@@ -137,7 +137,9 @@ def block_of(p: Problem, edges: list[int]) -> int:
 def fitting(p: Problem) -> int:
     """How many columns, in whole blocks, the weights left to the backward pass are of."""
     fit, columns = sizes_of(p.hidden).kept // max(len(p.hidden), 1), p.shape[1]
-    return columns if fit >= columns else fit - fit % block_of(p, p.offsets.tolist())
+    if not fit or fit >= columns:  # asked first: on a GPU, where nothing is kept, the offsets are waited for
+        return min(fit, columns)
+    return fit - fit % block_of(p, p.offsets.tolist())
 
 
 def tiles(p: Problem) -> Iterator[Tile]:
