@@ -31,15 +31,24 @@ def quality_cost(frame: pandas.DataFrame, metric: str = "ndcg@5", ax: Axes | Non
     for row in rows.to_dict("records"):
         fill = palette[row["system"]] if row["cpu"] else "white"
         ax.plot(row["seconds"], row[metric], _MARKERS[row["kind"]], color=palette[row["system"]], markerfacecolor=fill)
-    last = float("-inf")
-    gap = 0.035 * max(float(rows[metric].max() - rows[metric].min()), 1.0)
-    for row in rows.to_dict("records"):
-        # names stand in a column of their own, pushed up where they would touch
-        last = max(last + gap, row[metric])
-        ax.annotate(row["system"], (row["seconds"], row[metric]), (1.02, last), textcoords=ax.get_yaxis_transform(),
+    for row, height in zip(rows.to_dict("records"), _apart(rows[metric]), strict=True):
+        # names stand in a column of their own, moved where they would touch
+        ax.annotate(row["system"], (row["seconds"], row[metric]), (1.02, height), textcoords=ax.get_yaxis_transform(),
                     fontsize=9, va="center", arrowprops={"arrowstyle": "-", "color": "#bbbbbb", "linewidth": 0.6})
     ax.set(xscale="log", xlabel="seconds of training (filled: CPU, open: wall)", ylabel=f"{metric} on test (%)")
     return ax
+
+
+def _apart(values: pandas.Series) -> list[float]:
+    """Ascending values moved apart by a line of text each: up, and down again where that would leave the axes at the top."""
+    gap, heights = 0.035 * max(float(values.max() - values.min()), 1.0), []
+    for value in values:
+        heights.append(max(value, heights[-1] + gap) if heights else value)
+    ceiling = float(values.max()) + 2 * gap
+    for i in reversed(range(len(heights))):
+        heights[i] = min(heights[i], ceiling)
+        ceiling = heights[i] - gap
+    return heights
 
 
 def leak_gain(frame: pandas.DataFrame, ax: Axes | None = None) -> Axes:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 
-from plantlib import peer_runs, peer_table
+from plantlib import peer_runs, peer_table, plots_claims
 from plantlib.results import RunRecord
 
 ENVIRONMENT = {"python": "3", "torch": "2", "transformers": "5", "cpu": "cpu", "cores": 2, "commit": "c", "dirty": False}
@@ -91,3 +93,10 @@ def test_plain_rows_are_made_unless_the_table_shows_them(tmp_path, monkeypatch):
 def test_every_column_of_a_row_is_described():
     row = peer_table.row_of([planted("random", {})])
     assert set(row) <= set(peer_table.COLUMNS) and all(peer_table.COLUMNS.values())
+
+
+def test_names_in_the_figure_of_costs_keep_apart_and_within_sight():
+    values = pd.Series([0.0, 70.0, 90.0, 99.0, 99.5, 99.6, 99.7, 100.0])
+    heights = plots_claims._apart(values)
+    assert min(b - a for a, b in pairwise(heights)) >= 3.5 - 1e-9 and heights[-1] <= 107.0
+    assert heights[:2] == [0.0, 70.0], "what has room stays at its value"
