@@ -24,10 +24,10 @@ $(READY): pyproject.toml constraints.txt
 setup: $(READY)  ## build .venv (once; about 4 minutes and 2 GB)
 
 reproduce: $(READY)  ## the main job on a real corpus; DATASET=codiesp|eurlex57k|cooking|debtags|... TRAIN=n TOKENS=n
-	$(BIN)/python -m plantlib.reproduce $(if $(DATASET),--dataset "$(DATASET)") $(if $(TRAIN),--train $(TRAIN)) --tokens $(TOKENS) $(ARGS)
+	$(BIN)/python -m companion.reproduce $(if $(DATASET),--dataset "$(DATASET)") $(if $(TRAIN),--train $(TRAIN)) --tokens $(TOKENS) $(ARGS)
 
 test: $(READY)   ## lint, unit tests, end-to-end slice, notebooks against their stored outputs
-	$(BIN)/ruff check .
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports
 	$(BIN)/python -m pytest -m "not network and not gpu" tests
 	$(BIN)/python -m pytest --nbval --nbval-sanitize-with notebooks/sanitize.cfg --nbval-cell-timeout 600 notebooks
 data-check: $(READY) ## what is built under $$PLANT_HOME or data/ against the published counts
@@ -36,7 +36,7 @@ lab: $(READY)    ## JupyterLab at notebook 00
 	$(BIN)/jupyter lab notebooks/00_start_here.ipynb
 
 run: $(READY)    ## one YAML run: make run RUN=runs/x.yaml; on several processes with CONFIG=runs/accelerate/ddp.yaml
-	$(if $(CONFIG),$(BIN)/accelerate launch --config_file $(CONFIG) -m plantlib.launch,$(BIN)/python -m plantlib.runner) $(RUN)
+	$(if $(CONFIG),$(BIN)/accelerate launch --config_file $(CONFIG) -m companion.launch,$(BIN)/python -m companion.runner) $(RUN)
 bench: $(READY)  ## timings and memory against named baselines -> results/bench/*.csv
 	$(BIN)/python benchmarks/bench_mig.py && $(BIN)/python benchmarks/bench_kernels.py && $(BIN)/python benchmarks/bench_candidates.py
 
@@ -47,9 +47,9 @@ figures: $(READY) ## tables and figures from the committed runs, README included
 site: $(READY)   ## notebooks, lessons and API pages as static HTML in site/, without a network
 	$(BIN)/sphinx-build -q -W --keep-going -c docs -d artefacts/doctrees . site && $(BIN)/python docs/check_links.py site
 peers: $(READY)  ## peers of other libraries -> results/peers.csv; DATASET= TRAIN= TOKENS=
-	$(BIN)/python -m plantlib.peer_table $(DATASET) $(if $(TRAIN),--train $(TRAIN)) --tokens $(TOKENS) $(ARGS)
+	$(BIN)/python -m companion.peers.table $(DATASET) $(if $(TRAIN),--train $(TRAIN)) --tokens $(TOKENS) $(ARGS)
 promote: $(READY) ## commit-ready copies of a local job's records: make promote DATASET=x
-	$(BIN)/python -c "from pathlib import Path; from plantlib.reproduce import promote; print(len(promote(Path('results/local/$(DATASET)/runs'), Path('results/runs'))), 'records')"
+	$(BIN)/python -c "from pathlib import Path; from companion.reproduce import promote; print(len(promote(Path('results/local/$(DATASET)/runs'), Path('results/runs'))), 'records')"
 constraints: $(READY) ## rewrite constraints.txt from the working environment
 	(head -2 constraints.txt; $(BIN)/pip freeze --exclude-editable | grep -viE '^(torch|gt[-_]all[-_]minilm[-_]l6[-_]v2|llm[-_]smollm2|coverage|py-spy)[ =]' | sort -f) > constraints.new
 	mv constraints.new constraints.txt

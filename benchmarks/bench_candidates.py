@@ -23,10 +23,17 @@ from scipy import sparse
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.common import append, peak_mib, restart_peak  # noqa: E402
-from plantlib import candidates, mig  # noqa: E402
-from plantlib.candidate_decoder import CandidateConfig, CandidateDecoder, candidate_bce, plant, table_bytes  # noqa: E402
-from plantlib.decoder import LabelDecoder, Packed  # noqa: E402
+from benchmarks.common import append, peak_mib, restart_peak
+from plantlib.candidates import lists as candidates
+from plantlib.candidates.decoder import (
+    CandidateConfig,
+    CandidateDecoder,
+    candidate_bce,
+    plant,
+    table_bytes,
+)
+from plantlib.planting.decoder import LabelDecoder, Packed
+from plantlib.teacher import mig
 
 SIZES = (4_000, 16_000, 64_000, 256_000, 1_000_000)
 WHOLE = (4_000, 16_000, 64_000)  # all labels cost in proportion; more would not fit beside Adam's state
@@ -129,7 +136,7 @@ def whole_row(num_labels: int) -> dict:
 def recall_rows(name: str, widths: tuple[int, ...] = (50, 100, 200, 500), per_token: int = 512) -> list[dict]:
     """recall@C of each ranker on dev documents of a corpus, words of whole documents, labels seen in train."""
     from plantlib import Corpus
-    from plantlib.tokens import tfidf, words
+    from plantlib.data.tokens import tfidf, words
 
     corpus = Corpus.load(name).labelled().with_dev().seen_in_train()
     train, dev = corpus.rows("train"), corpus.rows("dev")[:2000]

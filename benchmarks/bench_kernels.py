@@ -26,8 +26,10 @@ from common import append, peak_mib, restart_peak
 from torch.nn import functional
 from tqdm import tqdm
 
-from plantlib import kernels, ranking, results
+from plantlib import kernels
 from plantlib.kernels.attention_bce import sparse_bce
+from plantlib.planting import ranking
+from plantlib.training.records import environment
 
 COLUMNS = ("date device threads op shape dtype implementation forward_ms both_ms cpu_ms extra_mib forward_memory time_ratio "
            "baseline limit_share matmul_tflops bandwidth_gbs versions").split()  # fmt: skip
@@ -255,7 +257,7 @@ def run(options) -> list[dict]:
 
 def about_the_machine(quick: bool) -> dict:
     """Columns that all rows of a run share."""
-    device = torch.cuda.get_device_name() if CUDA else results.environment()["cpu"]
+    device = torch.cuda.get_device_name() if CUDA else environment()["cpu"]
     packages = ("plantlib", "torch", "triton") if CUDA else ("plantlib", "torch")
     return {"date": datetime.date.today().isoformat(), "device": device, "threads": torch.get_num_threads(),
             "bandwidth_gbs": round(bandwidth(quick) / 1e9, 1),

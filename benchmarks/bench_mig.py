@@ -1,4 +1,4 @@
-"""MIG on one core: `plantlib.mig.teach` against the published algorithm, one row appended to results/bench/mig.csv.
+"""MIG on one core: `plantlib.teacher.mig.teach` against the published algorithm, one row appended to results/bench/mig.csv.
 
     python benchmarks/bench_mig.py [--dataset eurlex57k]
 
@@ -25,9 +25,11 @@ import numpy as np
 from common import append, peak_mib
 from scipy import sparse
 
-from plantlib import mig, results
-from plantlib.data import Corpus
-from plantlib.tokens import words
+from plantlib.data.corpus import Corpus
+from plantlib.data.tokens import words
+from plantlib.kernels.counts import dense_mutual_information, presence
+from plantlib.teacher import mig
+from plantlib.training.records import environment
 
 COLUMNS = "date device dataset N V L seconds mib baseline_seconds_sample ratio_extrapolated versions".split()
 ROOT = Path(__file__).resolve().parent.parent
@@ -50,7 +52,7 @@ def zipf_rows(shape=EURLEX57K, tokens_a_document=185, labels_a_document=5, seed=
         p = 1 / np.arange(1, columns + 1)
         cells = rng.choice(columns, (shape[0], a_document), p=p / p.sum())
         rows = np.repeat(np.arange(shape[0]), a_document)
-        return mig.presence(sparse.csr_matrix((np.ones(cells.size), (rows, cells.ravel())), (shape[0], columns)))
+        return presence(sparse.csr_matrix((np.ones(cells.size), (rows, cells.ravel())), (shape[0], columns)))
 
     return draw(shape[1], 2 * tokens_a_document), draw(shape[2], labels_a_document)
 
@@ -79,14 +81,14 @@ def time_published(x, y, documents=100, tokens=2_000, seed=0) -> tuple[float, fl
     rng = np.random.default_rng(seed)
     pick = lambda size, wanted: np.sort(rng.choice(size, min(size, wanted), replace=False))  # noqa: E731
     rows = pick(x.shape[0], documents)
-    sx = mig.presence(x[rows][:, pick(x.shape[1], tokens)])
-    sy = mig.presence(y[rows][:, pick(y.shape[1], LABELS_AT_ONCE)])
+    sx = presence(x[rows][:, pick(x.shape[1], tokens)])
+    sy = presence(y[rows][:, pick(y.shape[1], LABELS_AT_ONCE)])
     began = time.process_time()
     joint = published_counts(sx, sy)
     counting = time.process_time() - began
     values = published_information(joint, len(rows))
     closing = time.process_time() - began - counting
-    np.testing.assert_allclose(values, mig.dense_mutual_information(sx, sy), atol=1e-9)
+    np.testing.assert_allclose(values, dense_mutual_information(sx, sy), atol=1e-9)
     passes = x.shape[1] / sx.shape[1] * y.shape[1] / sy.shape[1]
     return counting + closing, passes * (counting * x.shape[0] / len(rows) + closing)
 
@@ -95,7 +97,7 @@ def measure(folder: Path) -> None:
     """In a process of its own: print CPU seconds of `teach` and the peak MiB it adds to the loaded inputs."""
     x, y = (sparse.load_npz(folder / f"{name}.npz") for name in "xy")
     before, began = peak_mib(), time.process_time()
-    mig.teach(x, y, variant="jaccard", top_k=64)
+    mig.teach(x, y, variant="jaccard", top_k=64, relevance="grade")
     print(time.process_time() - began, peak_mib() - before)
 
 
@@ -121,7 +123,7 @@ def main(arguments=None) -> None:
         print(f"{dataset} cannot be read ({error}); timing generated Zipf data instead", file=sys.stderr)
         dataset, (x, y) = "zipf", zipf_rows()
     (seconds, mib), (sample, whole) = time_teach(x, y), time_published(x, y)
-    about = results.environment()
+    about = environment()
     made_with = " ".join(f"{p} {version(p)}" for p in ("plantlib", "numpy", "scipy")) + f" python {about['python']}"
     row = dict(zip(COLUMNS, (datetime.date.today().isoformat(), about["cpu"], dataset, *x.shape, y.shape[1],
                round(seconds, 2), round(mib), round(sample, 2), round(whole / seconds), made_with), strict=True))  # fmt: skip

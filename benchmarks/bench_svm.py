@@ -23,12 +23,16 @@ from sklearn.svm import LinearSVC
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.common import append  # noqa: E402
-from plantlib import linear_score, mig, peers, results  # noqa: E402
-from plantlib.data import Corpus  # noqa: E402
-from plantlib.metrics import evaluate  # noqa: E402
-from plantlib.progress import tqdm  # noqa: E402
-from plantlib.tokens import tfidf, words  # noqa: E402
+from benchmarks.common import append
+from companion.peers import bare as peers
+from plantlib.data.corpus import Corpus
+from plantlib.data.tokens import tfidf, words
+from plantlib.kernels.counts import column_counts
+from plantlib.linear import score as linear_score
+from plantlib.linear import terms
+from plantlib.metrics.documents import evaluate
+from plantlib.training.records import environment
+from plantlib.utils.progress import tqdm
 
 METRICS = ("p@1", "p@5", "ndcg@5", "psp@5", "few/rp@5", "few/r@15")
 COLUMNS = ["date", "device", "dataset", "documents", "labels", "solver", "cpu_seconds", *METRICS, "versions"]
@@ -39,7 +43,7 @@ SHARE = 0.1  # of the negatives
 def sampled(weights: sparse.csr_matrix, labels: sparse.csr_matrix, weighted: bool) -> linear_score.Table:
     """LIBLINEAR on a sample of every label's negatives."""
     n, columns, by_word = weights.shape[0], labels.tocsc(), weights.T.tocsr()
-    centroids, half = peers.centroids(weights, labels).scores.tocsr(), int(SHARE * weights.shape[0] / 2)
+    centroids, half = terms.centroids(weights, labels).scores.tocsr(), int(SHARE * weights.shape[0] / 2)
     cells, intercept = [], []
     for label in tqdm(range(labels.shape[1]), desc="sample", unit="label"):
         positive = columns[:, [label]].toarray().ravel() > 0
@@ -75,7 +79,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     corpus = Corpus.load(options.dataset).with_dev().subset(options.train, options.dev, 1)
     train, dev = corpus.rows("train"), corpus.rows("dev")
-    weights, counts = tfidf(words(corpus.texts, train).counts, train), mig.column_counts(corpus.labels[train])
+    weights, counts = tfidf(words(corpus.texts, train).counts, train), column_counts(corpus.labels[train])
     labels, counts = corpus.labels[:, counts > 0], counts[counts > 0]
     for solver in options.solvers:
         began = time.process_time()
@@ -83,7 +87,7 @@ def main(arguments: list[str] | None = None) -> None:
         seconds = round(time.process_time() - began, 1)
         scored = peers.scored(lambda part, table=table: table.scores(weights[part]), labels, dev, counts, auc=False)
         found = evaluate(scored, labels[dev], counts, len(train))
-        row = {"date": datetime.date.today().isoformat(), "device": results.environment()["cpu"], "dataset": corpus.name,
+        row = {"date": datetime.date.today().isoformat(), "device": environment()["cpu"], "dataset": corpus.name,
                "documents": len(train), "labels": labels.shape[1], "solver": solver, "cpu_seconds": seconds,
                **{m: round(float(found[m]), 4) for m in METRICS},
                "versions": " ".join(f"{p} {version(p)}" for p in ("scikit-learn", "scipy", "numpy"))}  # fmt: skip

@@ -23,7 +23,7 @@ from bench_kernels import inputs, matmul_rate
 from common import append
 from tqdm import tqdm
 
-from plantlib.kernels import label_attention as fused
+from plantlib.kernels import label_attention
 from plantlib.kernels.label_attention_torch import Problem
 
 COLUMNS = ("date device kernel shape dtype columns tokens hidden warps stages workspace_mib ms limit_share matmul_tflops "
@@ -31,7 +31,7 @@ COLUMNS = ("date device kernel shape dtype columns tokens hidden warps stages wo
 ROOT = Path(__file__).resolve().parent.parent
 B, T, D, L = 8, 512, 4096, 8921
 CELLS, KEEP = 4000, 64  # planted cells a document; tokens kept
-SIZES = [fused.Blocks(*size) for size in (
+SIZES = [label_attention.Blocks(*size) for size in (
     (64, 256, 64, 8, 3), (128, 128, 64, 8, 3), (64, 128, 64, 8, 3), (64, 128, 64, 4, 3), (128, 64, 64, 8, 3),
     (64, 64, 64, 4, 4),
 )]  # fmt: skip
@@ -51,18 +51,18 @@ def problem(kernel: str) -> Problem:
     return Problem(h, made["offsets"], q, w, cells, gain, KEEP if "kept" in kernel else None)
 
 
-def passes(kernel: str, size: fused.Blocks):
+def passes(kernel: str, size: label_attention.Blocks):
     """The pass as a function, with tiles of `size`."""
-    fused.blocks_for = lambda *_: size
+    label_attention.blocks_for = lambda *_: size
     p = problem(kernel)
     if kernel.startswith("forward"):
-        return lambda: fused.forward(p)
-    rows = fused.forward(p)
+        return lambda: label_attention.forward(p)
+    rows = label_attention.forward(p)
     ones = torch.ones_like(rows.value)
-    return lambda: fused.backward(p, rows, ones, torch.zeros_like(ones))
+    return lambda: label_attention.backward(p, rows, ones, torch.zeros_like(ones))
 
 
-def compiles(kernel: str, size: fused.Blocks) -> str:
+def compiles(kernel: str, size: label_attention.Blocks) -> str:
     """Empty, or why this size cannot run here."""
     try:
         passes(kernel, size)()
@@ -107,12 +107,12 @@ def main(arguments=None) -> None:
         rows.append(size._asdict() | {
             "date": datetime.date.today().isoformat(), "device": torch.cuda.get_device_name(), "kernel": kernel,
             "shape": f"B={B} T={T} D={D} L={L}", "dtype": "bfloat16", "ms": round(ms, 3),
-            "workspace_mib": fused.WORKSPACE // 2**20, "limit_share": float(f"{flop / (ms / 1e3) / rate:.3g}"),
+            "workspace_mib": label_attention.WORKSPACE // 2**20, "limit_share": float(f"{flop / (ms / 1e3) / rate:.3g}"),
             "matmul_tflops": round(rate / 1e12, 1), "versions": f"torch {version('torch')} triton {version('triton')}",
         })  # fmt: skip
     append(rows, options.out, COLUMNS)
     for row in sorted(rows, key=lambda r: (r["kernel"], r["ms"])):
-        size = fused.Blocks(**{name: row[name] for name in fused.Blocks._fields})
+        size = label_attention.Blocks(**{name: row[name] for name in label_attention.Blocks._fields})
         print(f"{row['kernel']:20} {row['ms']:8.3f} ms  {row['limit_share']:5.2f} of the limit  {size}")
 
 

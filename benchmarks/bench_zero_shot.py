@@ -18,12 +18,16 @@ from pathlib import Path
 import numpy as np
 from sklearn.feature_extraction.text import CountVectorizer, TfidfTransformer
 
-from plantlib import Corpus, label_texts, mig, peers, prepare, runs
-from plantlib.io import read_json, write_json
-from plantlib.metrics import evaluate
-from plantlib.progress import tqdm
-from plantlib.tokens import WORD
-from plantlib.train import TrainConfig
+from companion.peers import bare as peers
+from plantlib import Corpus, prepare
+from plantlib.data.tokens import WORD
+from plantlib.kernels.counts import column_counts
+from plantlib.metrics.documents import evaluate
+from plantlib.teacher import label_texts, mig
+from plantlib.training import runs
+from plantlib.training.options import RunConfig, TrainConfig
+from plantlib.utils.io import read_json, write_json
+from plantlib.utils.progress import tqdm
 
 METRICS = ("zero/r@15", "zero/rp@5", "few/r@15", "few/rp@5", "ndcg@5", "p@1", "psp@5")
 STARTS = ("lookup+score", "lookup+score+text")
@@ -39,7 +43,7 @@ def bare_rows(name: str) -> list[dict]:
     vectorizer.fit([*(corpus.texts[i] for i in train), *words])
     x, held = (vectorizer.transform([corpus.texts[i] for i in rows]).tocsr() for rows in (train, test))
     y, weights = corpus.labels[train], TfidfTransformer(sublinear_tf=True).fit(x).transform(held).tocsr()
-    counts, gold = mig.column_counts(y), corpus.labels[test]
+    counts, gold = column_counts(y), corpus.labels[test]
     teacher = mig.teach(x, y, variant="raw", relevance="score")
     text = label_texts.teach(vectorizer.transform(words).tocsr(), x)
     both = label_texts.joined(teacher, label_texts.limited(text, counts), vocabulary=x.shape[1])
@@ -57,7 +61,7 @@ def row_of(corpus: Corpus, counts: np.ndarray, gold, system: str, seed: int, fou
     return {"dataset": corpus.name, "fingerprint": corpus.fingerprint(), "system": system, "seed": seed,
             "label_space": "all labels of the corpus", "labels": corpus.L,
             "labels_without_training_document": int(unseen.sum()),
-            "of_them_in_test": int((unseen & (mig.column_counts(gold) > 0)).sum()),
+            "of_them_in_test": int((unseen & (column_counts(gold) > 0)).sum()),
             "documents": {"train": int((corpus.split == "train").sum()), "test": gold.shape[0]},
             "labels_with_text": sum(t is not None for t in label_texts.read(corpus)), "params": params,
             "metrics": {m: None if np.isnan(found[m]) else round(float(found[m]), 4) for m in METRICS}}  # fmt: skip
@@ -66,7 +70,7 @@ def row_of(corpus: Corpus, counts: np.ndarray, gold, system: str, seed: int, fou
 def trained_rows(name: str, tokens: int, seeds: int, epochs: int, caps: dict, starts) -> Iterator[dict]:
     """Rows of the starts with and without label text, fine-tuned on cached features of frozen MiniLM."""
     prepared = prepare(name, backbone="minilm", max_tokens=tokens, label_space="all", **caps)
-    config, gold = runs.RunConfig(train=TrainConfig(epochs=epochs)), prepared.corpus.labels[prepared.rows["test"]]
+    config, gold = RunConfig(train=TrainConfig(epochs=epochs)), prepared.corpus.labels[prepared.rows["test"]]
     for seed, start in tqdm([(seed, start) for seed in range(seeds) for start in starts], desc=name, unit="run"):
         record, _ = runs.run_start(prepared, start, seed, config=config, progress=False)
         params = {"backbone": "minilm, frozen", "tokens": tokens, "epochs": epochs, "chosen_epoch": record.chosen_epoch,

@@ -7,7 +7,7 @@ import ctypes
 import resource
 from pathlib import Path
 
-from plantlib.io import atomic_path
+from plantlib.utils.io import atomic_path
 
 
 def append(rows: list[dict], path: Path, columns: list[str]) -> None:

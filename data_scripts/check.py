@@ -18,9 +18,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from plantlib import sources
-from plantlib.data import DataError
-from plantlib.io import read_json
+from plantlib.data import sources
+from plantlib.utils.base import DataError
+from plantlib.utils.io import read_json
 
 TABLE = Path(__file__).with_name("expected.csv")
 RANGE = re.compile(r"labels in (\d+)(?: (to) (\d+)| (or more))? documents")

@@ -19,11 +19,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from plantlib import label_texts as label_words
-from plantlib.data import Corpus, DataError
-from plantlib.io import atomic_path, sha256
-from plantlib.privacy import check_place
-from plantlib.sources import homes
+from plantlib.data.corpus import Corpus
+from plantlib.data.privacy import check_place
+from plantlib.data.sources import homes
+from plantlib.data.streaming import write_label_texts
+from plantlib.utils.base import DataError
+from plantlib.utils.io import atomic_path, sha256
 
 
 class Files:
@@ -147,7 +148,7 @@ def credentialed(name: str, out: Path, source: Path | None, text: str, texts: Se
 def save(corpus: Corpus, out: Path, label_texts: dict[str, str]) -> Path:
     """The corpus folder `out` with its label_texts.json, both at once."""
     with atomic_path(out) as temporary:
-        label_words.write(corpus.save(temporary), label_texts)
+        write_label_texts(corpus.save(temporary), label_texts)
     return Path(out)
 
 

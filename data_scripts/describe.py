@@ -3,7 +3,7 @@
     python -m data_scripts.describe codiesp eurlex57k cooking debtags
 
 Counts of the training split alone, no text and no label name. Corpora under a data-use agreement are refused: what is made of
-them stays in the data folder (`plantlib/privacy.py`); notebook 01 draws their tail from the corpus itself.
+them stays in the data folder (`plantlib/data/privacy.py`); notebook 01 draws their tail from the corpus itself.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
-from plantlib import Corpus, mig, privacy
-from plantlib.buckets import edges_of, frequency_buckets
-from plantlib.io import read_json, write_json
-from plantlib.sources import checkout
+from plantlib import Corpus
+from plantlib.data import privacy
+from plantlib.data.sources import checkout
+from plantlib.kernels.counts import column_counts
+from plantlib.metrics.buckets import edges_of, frequency_buckets
+from plantlib.utils.io import read_json, write_json
 
 POINTS = 40  # of a rank-frequency curve
 
@@ -29,7 +31,7 @@ def describe(corpus: Corpus) -> dict:
         )
     corpus = corpus.labelled().with_dev()
     train = corpus.rows("train")
-    counts = np.sort(mig.column_counts(corpus.labels[train]))[::-1]
+    counts = np.sort(column_counts(corpus.labels[train]))[::-1]
     used = counts[counts > 0]
     places = np.unique(np.geomspace(1, max(len(used), 1), POINTS).round().astype(int)) if len(used) else np.zeros(0, int)
     buckets = {name: int(mask.sum()) for name, mask in frequency_buckets(counts, edges_of(corpus.manifest)).items()}

@@ -17,9 +17,9 @@ from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
-from plantlib import sources
-from plantlib.data import DataError
-from plantlib.io import atomic_path, write_json
+from plantlib.data import sources
+from plantlib.utils.base import DataError
+from plantlib.utils.io import atomic_path, write_json
 
 sources.script("common")
 from data_scripts import get_synthetic_icd as composer  # noqa: E402

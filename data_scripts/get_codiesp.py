@@ -19,7 +19,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from plantlib.data import Corpus, DataError
+from plantlib.data.corpus import Corpus
+from plantlib.utils.base import DataError
 
 try:
     from data_scripts import clinical, common

@@ -12,7 +12,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from plantlib.data import Corpus, DataError
+from plantlib.data.corpus import Corpus
+from plantlib.utils.base import DataError
 
 try:
     from data_scripts import common

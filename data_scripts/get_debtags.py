@@ -23,8 +23,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from plantlib.data import Corpus, DataError
-from plantlib.io import sha256
+from plantlib.data.corpus import Corpus
+from plantlib.utils.base import DataError
+from plantlib.utils.io import sha256
 
 try:
     from data_scripts import common

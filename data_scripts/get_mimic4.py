@@ -19,9 +19,9 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from plantlib import sources
-from plantlib.data import DataError
-from plantlib.streaming import CorpusWriter
+from plantlib.data import sources
+from plantlib.data.streaming import CorpusWriter
+from plantlib.utils.base import DataError
 
 common = sources.script("common")
 from data_scripts import clinical, splits  # noqa: E402

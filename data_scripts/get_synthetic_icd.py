@@ -19,7 +19,8 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from plantlib.data import Corpus, DataError
+from plantlib.data.corpus import Corpus
+from plantlib.utils.base import DataError
 
 try:
     from data_scripts import common

@@ -23,8 +23,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from plantlib.data import DataError
-from plantlib.streaming import CorpusWriter
+from plantlib.data.streaming import CorpusWriter
+from plantlib.utils.base import DataError
 
 try:
     from data_scripts import common

@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from plantlib.data import DataError
-from plantlib.io import read_json, sha256
-from plantlib.progress import tqdm
-from plantlib.sources import GENERATED
+from plantlib.data.sources import GENERATED
+from plantlib.utils.base import DataError
+from plantlib.utils.io import read_json, sha256
+from plantlib.utils.progress import tqdm
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from data_scripts.mimic_tables import Tables, whole
-from plantlib.data import DataError, hash_order
+from plantlib.utils.base import DataError, hash_order
 
 PARTS = ("train", "dev", "test")
 WORDS = {"val": "dev", "valid": "dev", "validation": "dev"}

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import nbformat
 
-from plantlib import privacy
+from plantlib.data import privacy
 
 EXTRA = "metadata.papermill metadata.widgets cell.metadata.papermill cell.metadata.execution metadata.language_info.version"
 WIDGET = "application/vnd.jupyter.widget-view+json"

@@ -8,14 +8,14 @@ from importlib import import_module
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Corpus": "plantlib.data",
-    "PlantModel": "plantlib.model",
-    "PlantConfig": "plantlib.model",
-    "LabelDecoder": "plantlib.decoder",
-    "RunRecord": "plantlib.results",
-    "RunConfig": "plantlib.runs",
-    "fit": "plantlib.runs",
-    "prepare": "plantlib.pipeline",
+    "Corpus": "plantlib.data.corpus",
+    "PlantModel": "plantlib.model.plant_model",
+    "PlantConfig": "plantlib.model.plant_model",
+    "LabelDecoder": "plantlib.planting.decoder",
+    "RunRecord": "plantlib.training.records",
+    "RunConfig": "plantlib.training.options",
+    "fit": "plantlib.training.runs",
+    "prepare": "plantlib.training.pipeline",
 }
 __all__ = list(_HOMES)
 

@@ -96,9 +96,9 @@ def backbone_folder(tmp_path_factory) -> str:
 @pytest.fixture
 def backbone(backbone_folder):
     """The tiny backbone, loaded afresh."""
-    from plantlib import backbones
+    from plantlib.backbones import loading
 
-    return backbones.load(backbone_folder)
+    return loading.load(backbone_folder)
 
 
 @pytest.fixture(scope="session")

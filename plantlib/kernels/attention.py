@@ -11,8 +11,7 @@ from typing import NamedTuple
 
 import torch
 
-from plantlib.kernels import label_attention_torch as blocked
-from plantlib.kernels import machine, reference
+from plantlib.kernels import label_attention_torch, machine, reference
 from plantlib.kernels.attention_bce import AttentionBCE, sparse_bce
 from plantlib.kernels.label_attention_torch import Problem
 
@@ -131,7 +130,7 @@ def _backend(name: str):
         from plantlib.kernels import label_attention as fused
 
         return fused
-    return blocked
+    return label_attention_torch
 
 
 class _LabelAttention(torch.autograd.Function):
@@ -159,7 +158,7 @@ class _LabelAttention(torch.autograd.Function):
         cells = None if positions is None else (positions, columns, values)
         problem = Problem(hidden, offsets, queries, outputs, cells, gain, ctx.keep, candidates)
         # the context becomes a gradient, so a second backward pass through this node has to do without
-        rows, ctx.context = blocked.Rows(*saved, context=ctx.context, kept=kept), None
+        rows, ctx.context = label_attention_torch.Rows(*saved, context=ctx.context, kept=kept), None
         with torch.autocast(hidden.device.type, enabled=False):
             wanted = (ctx.needs_input_grad[0], ctx.needs_input_grad[6])
             found = _backend(ctx.backend).backward(problem, rows, grad_value, grad_log_sum, *wanted)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
-from plantlib.kernels import label_attention_torch as blocked
+from plantlib.kernels import label_attention_torch
 from plantlib.kernels.label_attention_torch import Problem
 
 ABSENT = -1e4  # softplus and sigmoid of it are exactly 0, in half precision too
@@ -74,15 +74,15 @@ def grade(logits: torch.Tensor, positive: torch.Tensor, batch: int) -> torch.Ten
 
 def read_and_grade(
     p: Problem, added, positive, wants_hidden: bool, wants_values: bool = False
-) -> tuple[torch.Tensor, blocked.Gradients]:
+) -> tuple[torch.Tensor, label_attention_torch.Gradients]:
     """Logits (B, L) = value + added, and the gradients of the loss, tile by tile; arguments as `AttentionBCE`."""
-    space, kind = blocked.Workspace(p), blocked.accumulator(p.hidden.dtype)
+    space, kind = label_attention_torch.Workspace(p), label_attention_torch.accumulator(p.hidden.dtype)
     logits = added.detach().to(kind).clone()
     d_hidden = torch.zeros_like(p.hidden, dtype=kind) if wants_hidden else None
     d_queries, d_outputs = (torch.zeros_like(x, dtype=kind) for x in (p.queries, p.outputs))
     d_gain = None if p.cells is None else torch.zeros((), dtype=torch.float64, device=p.hidden.device)
     d_values = torch.zeros_like(p.cells[2]) if wants_values else None
-    for tile in blocked.tiles(p):
+    for tile in label_attention_torch.tiles(p):
         (h, scores, read, cells), size = space.read(tile), tile.high - tile.low
         columns = slice(tile.low, tile.high)
         for b, span in space.spans(tile):
@@ -93,15 +93,15 @@ def read_and_grade(
         if d_hidden is not None:
             d_hidden[tile.begin : tile.end].addmm_(read.T, tile.stacked[:size]).addmm_(scores.T, tile.stacked[size:])
         if cells is not None:
-            d_gain += blocked.grade_cells(p, read, cells, d_values)
-    return logits, blocked.Gradients(d_hidden, d_queries, d_outputs, d_gain, d_values)
+            d_gain += label_attention_torch.grade_cells(p, read, cells, d_values)
+    return logits, label_attention_torch.Gradients(d_hidden, d_queries, d_outputs, d_gain, d_values)
 
 
 def _grade_document(scores, reads, keep, logits, positive, batch: int) -> None:
     """Finish a document's logits (block,) and turn its scores and outputs (block, T) into dv and ds, in place."""
-    blocked.keep_highest(scores, keep)
-    blocked.exp_(scores, scores.amax(1))
-    total = blocked.safe(scores.sum(1))
+    label_attention_torch.keep_highest(scores, keep)
+    label_attention_torch.exp_(scores, scores.amax(1))
+    total = label_attention_torch.safe(scores.sum(1))
     value = (scores * reads).sum(1).div_(total)
     logits += value
     g = (grade(logits, positive, batch) / total)[:, None]

@@ -16,8 +16,8 @@ import triton
 import triton.language as tl
 from scipy import sparse
 
-from plantlib import mig
 from plantlib.kernels import machine
+from plantlib.kernels.counts import VARIANTS, check_request, column_counts, entropy, n_log_n, presence
 
 MAX_TOP_K = 512  # a label's list of candidates passes through registers
 MAX_DOCUMENTS = 2**24  # above, float32 sums of ones are not exact
@@ -198,11 +198,11 @@ def top_associations(x: sparse.csr_matrix, y: sparse.csr_matrix, *, variant: str
     the current one if None; the CPU only where Triton interprets. Held there: N (V + L) / 8 bytes of bitmaps and a list of
     at most max(4 top_k, 256) candidates a label.
     """
-    mig.check_request(x, y, variant)
+    check_request(x, y, variant)
     check_limits(x.shape[0], top_k)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     machine.implementation("triton", torch.empty(0, device=device))
-    x, y = mig.presence(x), mig.presence(y)
+    x, y = presence(x), presence(y)
     shape = (y.shape[1], x.shape[1])
     if 0 in shape:
         return sparse.csr_matrix(shape, dtype=np.float64)
@@ -261,9 +261,9 @@ def _launch(x, y, variant: str, top_k: int, device) -> tuple[np.ndarray, np.ndar
 
 def _marginals(x, y, device) -> tuple[torch.Tensor, ...]:
     """n_t, H(t), n_l, H(l) and the table n ln n: the numbers of the CPU path, not numbers like them."""
-    n, table = x.shape[0], mig.n_log_n(x.shape[0])
-    counts = [mig.column_counts(x), mig.column_counts(y)]
-    arrays = [a for c in counts for a in (c.astype(np.int32), mig.entropy(c, n, table))] + [table]
+    n, table = x.shape[0], n_log_n(x.shape[0])
+    counts = [column_counts(x), column_counts(y)]
+    arrays = [a for c in counts for a in (c.astype(np.int32), entropy(c, n, table))] + [table]
     return tuple(torch.from_numpy(a).to(device) for a in arrays)
 
 
@@ -287,7 +287,7 @@ def ahead_of_time_specs() -> list[tuple]:
     for top_k in (64, MAX_TOP_K):
         constants = {"VARIANT": "jaccard"} | blocks | {"CAP": capacity(top_k)}
         kernels.append((f"threshold_{top_k}", _threshold_kernel, inputs | scratch | sizes, constants))
-    for variant in mig.VARIANTS[1:]:
+    for variant in VARIANTS[1:]:
         kernels.append((f"emit_{variant}", _emit_kernel, inputs | found | sizes, {"VARIANT": variant} | blocks))
     return [
         (f"cooccurrence_{name}", kernel, signature | dict.fromkeys(constants, "constexpr"), constants, WARPS, STAGES)

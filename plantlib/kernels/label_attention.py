@@ -16,15 +16,8 @@ from typing import NamedTuple
 import torch
 import triton
 
-from plantlib.kernels import label_attention_torch as blocked
-from plantlib.kernels import machine
-from plantlib.kernels.label_attention_tiles import (
-    GROUP,
-    _backward_kernel,
-    _forward_kernel,
-    _score_kernel,
-    _select_kernel,
-)
+from plantlib.kernels import label_attention_torch, machine
+from plantlib.kernels.label_attention_tiles import GROUP, _backward_kernel, _forward_kernel, _score_kernel, _select_kernel
 from plantlib.kernels.label_attention_torch import Gradients, Problem, Rows
 
 WORKSPACE = 2**27  # bytes of scores or their gradients alive at once, with inattention and in the backward pass
@@ -140,7 +133,7 @@ def forward(p: Problem) -> Rows:
 def _thresholds(p: Problem, launch: _Launch) -> torch.Tensor:
     """(2, B, C) int32: the K-th highest score in the order of its bits, the last place at which an equal one is kept."""
     found = torch.full((2, *p.shape), -(2**31), dtype=torch.int32, device=p.hidden.device)
-    space = blocked.Workspace(p, torch.float32)
+    space = label_attention_torch.Workspace(p, torch.float32)
     for part in _parts(p, launch, 4):
         scores = space.take(part.columns, part.tokens)
         grid, sizes = launch.part(part)
@@ -167,7 +160,7 @@ def backward(
     d_queries, d_outputs = (torch.zeros_like(x, dtype=kind) for x in (launch.queries, launch.outputs))
     d_gain = torch.zeros(launch.batch * launch.blocks * launch.tiles, device=p.hidden.device)
     d_values = torch.zeros_like(p.cells[2]) if wants_values else None
-    space = blocked.Workspace(p, launch.hidden.dtype)
+    space = label_attention_torch.Workspace(p, launch.hidden.dtype)
     for part in _parts(p, launch, 2 * launch.hidden.element_size()):
         d_scores, d_reads = space.take(2 * part.columns, part.tokens).split(part.columns)
         grid, sizes = launch.part(part)
@@ -177,7 +170,7 @@ def backward(
                 *sizes, KEPT=rows.threshold is not None, **launch.options,
             )  # fmt: skip
         if d_values is not None and (cells := space.cells(part)) is not None:
-            blocked.grade_cells(p, d_scores, cells, d_values)
+            label_attention_torch.grade_cells(p, d_scores, cells, d_values)
         h, labels = launch.hidden[part.begin : part.end], slice(part.low, part.high)
         labels = labels if whole else p.candidates[part.first, labels]
         for total, left in ((d_queries, d_scores), (d_outputs, d_reads)):

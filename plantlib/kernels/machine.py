@@ -9,8 +9,10 @@ from __future__ import annotations
 import os
 from functools import cache
 from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 IMPLEMENTATIONS = ("auto", "triton", "torch", "reference")
 
@@ -28,6 +30,8 @@ def interpreted() -> bool:
 
 def device() -> torch.device:
     """The GPU where there is one, else the CPU."""
+    import torch
+
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 

@@ -5,6 +5,8 @@ implementation to these lines. Packed layout: the real tokens of B documents sta
 `offsets` (B+1) says where each document begins.
 """
 
+from __future__ import annotations
+
 import torch
 
 

@@ -1,0 +1,58 @@
+"""One YAML run on one process or many: `python -m companion.launch runs/x.yaml`, or the same after `accelerate launch`.
+
+The grid of notebook 08 without the notebook, for clusters: processes share the documents of a batch (DDP, FSDP and DeepSpeed by
+the files in runs/accelerate), the first one prepares the corpus and writes the records. A killed launch goes on from the last
+checkpoint of the run it was in, and reads the runs that are finished. Scores of dev and test are computed by every process from
+the same weights, so all of them choose the same epoch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import sys
+from pathlib import Path
+
+from companion.studies.grids import backbone_grid
+from plantlib.utils.distributed import is_main
+
+
+def read_parameters(path: str | Path, overrides: list[str] = ()) -> dict:
+    """`parameters` of a YAML run, with `name=value` overrides read as YAML; unknown names are an error that lists the known."""
+    import yaml
+
+
+    data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    if not isinstance(data, dict) or not isinstance(data.get("parameters"), dict):
+        raise ValueError(f"{Path(path).name}: wanted the key parameters with a mapping, got {str(data)[:80]!r}")
+    parameters = dict(data["parameters"])
+    for item in overrides:
+        name, equals, value = item.partition("=")
+        if not equals:
+            raise ValueError(f"{item!r} is no override; write name=value, as in seeds=[0]")
+        parameters[name] = yaml.safe_load(value)
+    known = set(inspect.signature(backbone_grid).parameters)
+    if unknown := sorted(set(parameters) - known):
+        raise ValueError(f"{Path(path).name}: unknown parameters {', '.join(unknown)}; known are {', '.join(sorted(known))}")
+    return parameters
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit status 0 when every run of the YAML has its record, 1 with one line of error otherwise."""
+    parser = argparse.ArgumentParser(prog="python -m companion.launch", description=__doc__.split("\n")[0])
+    parser.add_argument("run", help="a YAML file of runs/")
+    parser.add_argument("override", nargs="*", help="name=value, replacing a parameter of the file")
+    options = parser.parse_args(arguments)
+    try:
+
+        records = backbone_grid(**read_parameters(options.run, options.override), progress=is_main())
+    except (OSError, ValueError, RuntimeError, MemoryError) as error:
+        print(f"{options.run}: {error}", file=sys.stderr)
+        return 1
+    if is_main():
+        print("\n".join(map(repr, records)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Other systems on the same split: SVMs, Parabel, Bonsai, PLT, XR-Linear, bare teachers, other heads."""

@@ -1,0 +1,1 @@
+"""Experiments: ablations, learning curves, leak audit, evidence, convergence, grids."""

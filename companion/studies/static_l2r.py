@@ -1,0 +1,68 @@
+"""How well the static L2R model ranks tokens, measured on a corpus: `python -m companion.studies.static_l2r`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from plantlib import Corpus
+from plantlib.data.tokens import words
+from plantlib.planting import ranking
+from plantlib.planting.static_l2r import StaticConfig, StaticL2R, pretrain
+from plantlib.training.records import environment
+from plantlib.utils.io import read_json, write_json
+
+
+def measure(name: str, config: StaticConfig = StaticConfig(), progress: bool = True) -> tuple[StaticL2R, dict]:
+    """(model, what results/static_l2r.json says of it): words of the training documents of a corpus, whole."""
+
+    corpus = Corpus.load(name).labelled().with_dev().seen_in_train()
+    rows = corpus.rows("train")
+    found = words([corpus.texts[i] for i in rows], np.arange(len(rows)))
+    began, cpu = time.perf_counter(), time.process_time()
+    names = corpus.label_names
+    model = pretrain(
+        found.counts, corpus.labels[rows], label_names=names, tokens=found.names, config=config, progress=progress
+    )
+    about = {
+        "fingerprint": corpus.fingerprint(), "documents": len(rows), "tokens": len(found.names), "labels": len(names),
+        "protocol": "by token: no grade of a held-out token is shown, every label ranks all held-out tokens",
+        "quality": model.quality, "config": asdict(config), "seconds": round(time.perf_counter() - began, 1),
+        "cpu_seconds": round(time.process_time() - cpu, 1),
+    }  # fmt: skip
+    return model, about
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """`python -m plantlib.planting.static_l2r codiesp eurlex57k --out results/static_l2r.json`: adds to what the file holds."""
+
+    parser = argparse.ArgumentParser(prog="python -m plantlib.planting.static_l2r", description=__doc__.split("\n")[0])
+    parser.add_argument("datasets", nargs="+", help="known names or saved corpus folders")
+    parser.add_argument("--out", default="results/static_l2r.json", help="JSON that receives one entry a data set")
+    parser.add_argument("--save", help="folder that receives the models, one safetensors file a data set")
+    parser.add_argument("--dim", type=int, default=StaticConfig.dim)
+    parser.add_argument("--loss", default=StaticConfig.loss, choices=sorted(ranking.LOSSES))
+    parser.add_argument("--epochs", type=int, default=StaticConfig.epochs)
+    parser.add_argument("--seed", type=int, default=StaticConfig.seed)
+    given = parser.parse_args(arguments)
+    config = StaticConfig(dim=given.dim, loss=given.loss, epochs=given.epochs, seed=given.seed)
+    torch.set_num_threads(1)
+    for name in given.datasets:
+        model, about = measure(name, config)
+        if given.save:
+            model.save(Path(given.save) / f"{Path(name).name}.safetensors")
+        about["environment"] = environment() | {"threads": torch.get_num_threads(), "device": "cpu"}
+        written = read_json(given.out) if Path(given.out).exists() else {}
+        write_json(Path(given.out), written | {Path(name).name: about})
+        print(f"{Path(name).name}: {about['quality']}, {about['seconds']} s")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

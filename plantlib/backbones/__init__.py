@@ -1,0 +1,1 @@
+"""Pretrained language models: loading, adapters, windows, cached features, the AWD-LSTM."""

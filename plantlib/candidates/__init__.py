@@ -1,0 +1,1 @@
+"""Training on candidate lists, for label spaces too large to score whole."""

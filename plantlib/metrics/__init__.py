@@ -1,0 +1,1 @@
+"""Metrics of rankings per document, streaming top-k, buckets by label frequency, paired intervals."""

@@ -1,0 +1,1 @@
+"""The model people keep: it predicts, explains, saves and loads."""

@@ -1,0 +1,74 @@
+"""Planted outputs: W and beta of every label in closed form, from what planted attention reads in training documents.
+
+Beside METHOD.md section 4, where W starts at random: with the queries and gains already planted, the context of label l in
+document d is c[d,l] = sum_t A[d,t,l] H[d,t]. The outputs are those of linear discriminant analysis, W_l = S^-1 (mu_l - m_l):
+mu_l the mean context of the label's documents, drawn to the background m_l where they are few; S one covariance for all
+labels, shrunk to its mean variance. Training rows alone; (L, D) numbers are held, and the (T, L) attention of one document.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from plantlib.kernels.reference import keep_top_k
+from plantlib.planting.decoder import LabelDecoder
+from plantlib.utils.progress import tqdm
+
+
+@dataclass(frozen=True)
+class OutputsConfig:
+    """shrinkage: share of the mean variance in S. few: documents at which a label's mean is half its own. scale: of W.
+
+    background: training documents, drawn by seed, that m_l is the mean over.
+    """
+
+    shrinkage: float = 0.5
+    few: float = 1.0
+    scale: float = 0.25
+    background: int = 64
+    seed: int = 0
+
+
+def plant_outputs(model, documents, config: OutputsConfig = OutputsConfig(), progress: bool = True) -> None:
+    """Set `label_outputs` and the bias of `model.decoder` from `documents`, the training split (`train.Documents`)."""
+    decoder, rows = model.decoder, documents.rows
+    drawn = set(np.random.default_rng(config.seed).permutation(len(rows))[: config.background].tolist())
+    size = decoder.label_outputs.shape
+    own, other, spread = torch.zeros(size), torch.zeros(size), torch.zeros(size[1], size[1])
+    counts, contexts = torch.zeros(size[0]), 0
+    with torch.no_grad():
+        for i, row in enumerate(tqdm(rows, desc="planted outputs", unit="document", disable=not progress)):
+            batch = documents.collate([int(row)])
+            labels = batch["label_columns"]
+            if len(batch["token_ids"]) == 0:
+                continue
+            if len(labels):
+                found = contexts_of(model, batch, labels)
+                own.index_add_(0, labels, found)
+                counts.index_add_(0, labels, torch.ones(len(labels)))
+                spread += found.T @ found
+                contexts += len(labels)
+            if i in drawn:
+                other += contexts_of(model, batch, torch.arange(size[0]))
+        mean, background = own / counts.clamp(min=1)[:, None], other / max(len(drawn), 1)
+        within = spread / max(contexts, 1) - (counts[:, None] * mean).T @ mean / max(contexts, 1)
+        variance = within.diagonal().mean().clamp(min=1e-8)
+        shrunk = (1 - config.shrinkage) * within + config.shrinkage * variance * torch.eye(size[1])
+        trust = (counts / (counts + config.few))[:, None]
+        outputs = config.scale * torch.linalg.solve(shrunk, (trust * (mean - background)).T).T
+        decoder.label_outputs.copy_(outputs)
+        # the middle between a label's documents and the others is where its output says nothing
+        decoder.label_bias -= (outputs * (mean + background)).sum(1) / 2
+
+
+def contexts_of(model, batch: dict, labels: torch.Tensor) -> torch.Tensor:
+    """c (labels, D) of one document under the attention that is planted now."""
+    decoder: LabelDecoder = model.decoder
+    hidden = batch["hidden_states"] if "hidden_states" in batch else model.encode(batch["token_ids"], batch["offsets"])
+    hidden = model.standardise(hidden).to(decoder.label_queries.dtype)
+    scores, _ = decoder.token_scores(hidden, decoder.planted.cells(batch["token_ids"]), labels)
+    attention = torch.softmax(keep_top_k(scores.T, decoder.keep), -1)
+    return attention @ hidden

@@ -1,0 +1,131 @@
+"""WordScore: the linear score of `linear_score.py` as a module of a PlantModel, from raw text to z (B, L).
+
+Realises METHOD.md section 4, "the teacher's own document score can be planted as well", with words instead of word pieces and
+the linear model beside the teachers. Buffers and a word list only, saved with the model; nothing here is trained: its gain is
+the decoder's `linear_gain`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from scipy import sparse
+from torch import nn
+
+from plantlib.data.tokens import Ragged, smooth_idf, word_analyser
+from plantlib.linear.score import LinearScore
+from plantlib.planting.decoder import PlantedTable
+from plantlib.teacher.mig import Teacher
+
+
+class TeacherScore(nn.Module):
+    """z[b, l]: the teacher's own score of a document, the tf-idf weighted sum of MI over its tokens.
+
+    Divided by one number, the standard deviation of the scores on training documents, so that a planted gain of 1 is of the
+    size of a logit. Buffers only; what it knows comes from training rows.
+    """
+
+    def __init__(self, num_tokens: int, num_labels: int, num_cells: int):
+        super().__init__()
+        self.num_labels = num_labels
+        self.register_buffer("idf", torch.ones(num_tokens))
+        self.register_buffer("scale", torch.ones(()))
+        self.table = PlantedTable(num_tokens, num_cells)
+
+    def load_teacher(self, teacher: Teacher, counts: sparse.csr_matrix) -> None:
+        """Fill from a teacher and the token counts (n, V) of the training rows."""
+        self.idf.copy_(torch.from_numpy(smooth_idf(counts).astype(np.float32)))
+        self.table.load_relevance(teacher.scores)
+        weighted = counts.astype(np.float64)
+        weighted.data = (1 + np.log(weighted.data)) * self.idf.numpy()[weighted.indices]
+        norm = np.sqrt(np.asarray(weighted.multiply(weighted).sum(1))).clip(min=1e-12)
+        self.scale.fill_(_spread(weighted.multiply(1 / norm).tocsr(), teacher.scores.T.tocsr()))
+
+    def weights(self, token_ids: torch.Tensor, offsets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(document, token, weight), (M,) each: the tf-idf weight of every token a document has, over `scale`."""
+        batch, vocabulary = len(offsets) - 1, len(self.idf)
+        document = torch.repeat_interleave(
+            torch.arange(batch, device=token_ids.device), offsets.diff().to(token_ids.device)
+        )
+        keys, counts = torch.unique(document * vocabulary + token_ids, return_counts=True)
+        document, token = keys // vocabulary, keys % vocabulary
+        weight = (1 + counts.to(self.idf.dtype).log()) * self.idf[token]
+        norm = self.idf.new_zeros(batch).index_add_(0, document, weight**2).sqrt().clamp(min=1e-12)
+        return document, token, weight / norm[document] / self.scale
+
+    def forward(self, token_ids: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+        """token_ids (S,) packed, offsets (B+1) -> z (B, L)."""
+        batch = len(offsets) - 1
+        document, token, weight = self.weights(token_ids, offsets)
+        z = self.idf.new_zeros(batch * self.num_labels)
+        cells = self.table.cells(token)
+        if cells is not None:
+            where = document[cells.positions] * self.num_labels + cells.labels
+            z.index_add_(0, where, weight[cells.positions] * cells.values)
+        return z.view(batch, self.num_labels)
+
+
+def _spread(weights: sparse.csr_matrix, by_token: sparse.csr_matrix, rows: int = 512) -> float:
+    """Standard deviation of the non-zero scores weights @ by_token, block by block of rows; 1 where there is no spread."""
+    count, total, squares, largest = 0, 0.0, 0.0, 0.0
+    for begin in range(0, weights.shape[0], rows):
+        data = (weights[begin : begin + rows] @ by_token).data
+        count, total, squares = count + data.size, total + data.sum(), squares + (data**2).sum()
+        largest = max(largest, np.abs(data).max(initial=0.0))
+    spread = float(np.sqrt(max(squares / count - (total / count) ** 2, 0.0))) if count else 0.0
+    # equal scores have no spread to divide by (rounding may leave a trace of one)
+    return spread if spread > 1e-6 * largest else 1.0
+
+
+class WordScore(TeacherScore):
+    """z[b, l] = <tfidf[b], M[l]> + m[l] over packed word ids; num_words V, num_labels L, num_cells of M."""
+
+    def __init__(self, num_words: int, num_labels: int, num_cells: int):
+        super().__init__(num_words, num_labels, num_cells)
+        self.register_buffer("intercept", torch.zeros(num_labels))
+        self.place: dict[str, int] = {}
+
+    def load_linear(self, linear: LinearScore) -> None:
+        """Fill from a fitted stack: the table made from all training rows."""
+        table = linear.tables[0]
+        self.idf.copy_(torch.from_numpy(linear.idf))
+        self.intercept.copy_(torch.from_numpy(table.intercept))
+        self.table.load_relevance(sparse.csr_matrix(table.cells))
+        self.set_words(linear.words)
+
+    def set_words(self, words: list[str]) -> None:
+        """Name the word ids; the module must have been built for as many."""
+        if len(words) != len(self.idf):
+            raise ValueError(f"{len(words)} words for a score over {len(self.idf)}; load the word list it was saved with")
+        self.place = {word: i for i, word in enumerate(words)}
+
+    @property
+    def words(self) -> list[str]:
+        return list(self.place)
+
+    def word_ids(self, texts: list[str]) -> Ragged:
+        """Ids of the known words of every text, in order of reading."""
+        if not self.place:
+            raise ValueError("this score has no word list; fill it with load_linear or set_words")
+        analyse = word_analyser()
+        return Ragged.from_lists([
+            np.array([self.place[w] for w in analyse(text) if w in self.place], np.int32) for text in texts
+        ])  # fmt: skip
+
+    def forward(self, word_ids: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+        """word_ids (S,) packed, offsets (B+1) -> z (B, L)."""
+        return super().forward(word_ids, offsets) + self.intercept
+
+    def parts(self, text: str, columns: list[int], k: int = 10) -> list[list[tuple[str, float]]]:
+        """Per label of `columns` the k words of `text` that add most to its z, with what they add; its intercept is in none."""
+        read = self.word_ids([text])
+        ids, offsets = torch.from_numpy(read.flat.astype(np.int64)), torch.from_numpy(read.offsets)
+        _, words, weight = self.weights(ids.to(self.idf.device), offsets.to(self.idf.device))
+        cells, names, found = self.table.cells(words), self.words, []
+        for column in columns if cells is not None else ():
+            own = cells.labels == column
+            positions = cells.positions[own]
+            added = weight[positions] * cells.values[own]
+            best = added.argsort(descending=True, stable=True)[:k].tolist()
+            found.append([(names[int(words[positions[i]])], float(added[i])) for i in best if added[i] > 0])
+        return found or [[] for _ in columns]

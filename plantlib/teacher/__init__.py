@@ -1,0 +1,1 @@
+"""What the training rows teach: mutual information gain, label descriptions, the same on Dask."""

@@ -1,0 +1,1 @@
+"""One run: inputs, artefacts, fine-tuning, choosing on dev, reading test once, the record."""

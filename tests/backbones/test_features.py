@@ -1,0 +1,215 @@
+"""Cached hidden states: equal to the model's own, without special tokens, whole after a kill, refused under another key.
+
+The file is written in place and marked by stretches of documents; a run that dies in the middle loses at most one
+stretch and ends in the same bytes as a run that did not die.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from transformers import LlamaConfig
+
+from plantlib.backbones import features, loading, windows
+from plantlib.backbones.features import cached_features
+from plantlib.data.tokens import Ragged
+from plantlib.kernels import machine
+from tests.conftest import WINDOW
+
+
+def tokens_of(lengths=(5, 0, 14, 15, 1, 29, 3, 61, 9, 2), vocabulary=60, seed=0) -> Ragged:
+    """Documents of these lengths: empty, one window exactly, one token more, several windows."""
+    rng = np.random.default_rng(seed)
+    return Ragged.from_lists([rng.integers(5, vocabulary, n) for n in lengths])
+
+
+def alone(backbone, ids) -> np.ndarray:
+    """Hidden states of one document, window by window, with [CLS] and [SEP] put on and taken off by hand."""
+    parts = -(-len(ids) // WINDOW)
+    edges = [len(ids) * i // parts for i in range(parts + 1)] if parts else [0]
+    states = [np.zeros((0, backbone.hidden_size), np.float32)]
+    for begin, end in zip(edges[:-1], edges[1:], strict=True):
+        with torch.inference_mode():
+            out = backbone.model(input_ids=torch.tensor([[2, *ids[begin:end].tolist(), 3]])).last_hidden_state
+        states.append(out[0, 1:-1].numpy())
+    return np.concatenate(states)
+
+
+class Counting:
+    """A backbone that counts the tokens it reads and dies before forward pass number `dies`."""
+
+    def __init__(self, backbone, dies=None):
+        self.passes, self.read, self.dies, forward = 0, 0, dies, backbone.model.forward
+
+        def counted(*args, attention_mask, **kwargs):
+            if self.passes == self.dies:
+                raise KeyboardInterrupt
+            self.passes += 1
+            self.read += int(attention_mask.sum()) - 2 * len(attention_mask)
+            return forward(*args, attention_mask=attention_mask, **kwargs)
+
+        backbone.model.forward = counted
+        self.backbone = backbone
+
+
+def test_equals_the_models_hidden_states(backbone, tmp_path):
+    tokens = tokens_of()
+    found = cached_features(backbone, tokens, tmp_path / "f.safetensors", key="k", batch_tokens=64, progress=False)
+    assert found.array.shape == (len(tokens.flat), backbone.hidden_size) and found.array.dtype == np.float16
+    for i in range(len(tokens)):
+        assert found.document(i).shape == (tokens.lengths[i], backbone.hidden_size)
+        np.testing.assert_allclose(found.document(i), alone(backbone, tokens[i]), rtol=2e-3, atol=2e-3, err_msg=f"document {i}")
+
+
+def test_documents_are_handed_out_in_the_order_asked_for(backbone, tmp_path):
+    found = cached_features(backbone, tokens_of(), tmp_path / "f.safetensors", key="k", progress=False)
+    some = found.documents([8, 1, 0])
+    assert some.dtype == np.float32
+    np.testing.assert_array_equal(some, np.concatenate([found.document(8), found.document(0)]))
+    assert found.documents([]).shape == (0, backbone.hidden_size)
+
+
+def test_windows_cut_evenly_and_never_span_documents():
+    cut = windows.spans(torch.tensor([0, 5, 5, 19, 34, 95]), WINDOW)
+    assert [[(w.begin, w.end) for w in document] for document in cut] == [
+        [(0, 5)], [], [(5, 19)], [(19, 26), (26, 34)], [(34, 46), (46, 58), (58, 70), (70, 82), (82, 95)],
+    ]  # fmt: skip
+    assert all((w.first, w.last) == (w.begin, w.end) for document in cut for w in document)
+
+
+@pytest.mark.parametrize("causal", [False, True], ids=["both sides", "left alone"])
+def test_overlapping_windows_keep_every_token_once(causal):
+    offsets = torch.tensor([0, 14, 15, 15, 76])
+    cut = windows.spans(offsets, WINDOW, overlap=3, causal=causal)
+    for (begin, end), document in zip(zip(offsets[:-1], offsets[1:], strict=True), cut, strict=True):
+        assert [t for w in document for t in range(w.begin, w.end)] == list(range(begin, end))
+        assert all(begin <= w.first <= w.begin and w.end <= w.last <= end and w.last - w.first <= WINDOW for w in document)
+        for before, after in zip(document[:-1], document[1:], strict=True):
+            assert after.first == after.begin - 3 and before.last == before.end + (0 if causal else min(3, end - before.end))
+
+
+def test_overlap_without_room_is_refused():
+    with pytest.raises(ValueError, match="overlap=7 leaves no room in a window of 14 tokens; give less than 7"):
+        windows.spans(torch.tensor([0, 20]), WINDOW, overlap=7)
+
+
+def test_overlap_lends_context(backbone_folder):
+    """A token at a window's edge gets the state it has in a window that holds its neighbours."""
+    from plantlib.backbones import loading
+
+    ids = tokens_of((24,))[0]
+    whole = loading.load(backbone_folder, overlap=2)
+    offsets = torch.tensor([0, 24])
+    found = windows.encode(whole, torch.from_numpy(ids).long(), offsets)
+    (first, *_), = windows.spans(offsets, WINDOW, overlap=2)
+    with torch.inference_mode():
+        read = [2, *ids[first.first : first.last].tolist(), 3]
+        wanted = whole.model(input_ids=torch.tensor([read])).last_hidden_state[0, 1:-1][: first.end]
+    torch.testing.assert_close(found[: first.end].detach(), wanted, rtol=1e-4, atol=1e-5)
+    bare = windows.encode(loading.load(backbone_folder), torch.from_numpy(ids).long(), offsets)
+    assert found.shape == bare.shape and not torch.allclose(found, bare, atol=1e-3)
+
+
+def test_padding_does_not_change_a_documents_states(backbone):
+    short, long = tokens_of((4,)), tokens_of((4, 14))
+    np.testing.assert_allclose(features.hidden_states(backbone, [short[0]])[0],
+                               features.hidden_states(backbone, [short[0], long[1]])[0], atol=2e-3)  # fmt: skip
+
+
+def test_gradients_reach_the_backbone(backbone):
+    tokens = tokens_of((5, 20))
+    states = windows.encode(backbone, torch.from_numpy(tokens.flat).long(), torch.from_numpy(tokens.offsets))
+    states.square().sum().backward()
+    assert backbone.model.embeddings.word_embeddings.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("dies", [0, 1, 3, 5], ids=lambda n: f"after {n} batches")
+def test_killed_and_resumed_file_is_the_same_to_the_bit(dies, backbone_folder, tmp_path, monkeypatch):
+    from plantlib.backbones import loading
+
+    monkeypatch.setattr(features, "STRETCH", 3)
+    tokens = tokens_of()
+    run = lambda backbone, name: cached_features(  # noqa: E731
+        backbone, tokens, tmp_path / name, key="k", batch_tokens=30, progress=False
+    )
+    whole = Counting(loading.load(backbone_folder))
+    run(whole.backbone, "whole.safetensors")
+    assert whole.passes == 6 and whole.read == len(tokens.flat)
+
+    first = Counting(loading.load(backbone_folder), dies)
+    with pytest.raises(KeyboardInterrupt):
+        run(first.backbone, "cut.safetensors")
+    assert not (tmp_path / "cut.safetensors").exists()
+    second = Counting(loading.load(backbone_folder))
+    run(second.backbone, "cut.safetensors")
+    assert (tmp_path / "cut.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
+    longest = np.sort(tokens.lengths)[::-1]
+    again = first.read + second.read - len(tokens.flat)
+    assert 0 <= again <= max(longest[i : i + 3].sum() for i in range(0, len(longest), 3))
+    if dies == 5:
+        assert second.read < len(tokens.flat)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["cut.safetensors", "whole.safetensors"]
+
+
+def test_half_a_file_of_another_key_is_not_continued(backbone_folder, tmp_path, monkeypatch):
+    from plantlib.backbones import loading
+
+    monkeypatch.setattr(features, "STRETCH", 2)
+    tokens, other = tokens_of(), tokens_of(seed=1)
+    options = {"path": tmp_path / "f.safetensors", "batch_tokens": 30, "progress": False}
+    with pytest.raises(KeyboardInterrupt):
+        cached_features(Counting(loading.load(backbone_folder), 4).backbone, other, key="other", **options)
+    found = cached_features(loading.load(backbone_folder), tokens, key="k", **options)
+    fresh = cached_features(loading.load(backbone_folder), tokens, key="k", **options | {"path": tmp_path / "g.safetensors"})
+    np.testing.assert_array_equal(found.array, fresh.array)
+
+
+def test_second_call_reads_the_file_and_loads_no_backbone(backbone, tmp_path):
+    tokens = tokens_of()
+    first = cached_features(backbone, tokens, tmp_path / "f.safetensors", key="k", progress=False)
+    never = lambda: pytest.fail("the backbone was loaded although nothing is missing")  # noqa: E731
+    second = cached_features(never, tokens, tmp_path / "f.safetensors", key="k", progress=False)
+    np.testing.assert_array_equal(first.array, second.array)
+
+
+@pytest.mark.parametrize(("tokens", "key"), [(tokens_of(), "new"), (tokens_of((3, 4)), "k")], ids=["other key", "other size"])
+def test_file_of_something_else_is_refused(tokens, key, backbone, tmp_path):
+    cached_features(backbone, tokens_of(), tmp_path / "f.safetensors", key="k", progress=False)
+    with pytest.raises(ValueError, match=rf"139 tokens of k, wanted {len(tokens.flat)} of {key}; delete the file"):
+        cached_features(backbone, tokens, tmp_path / "f.safetensors", key=key, progress=False)
+
+
+@pytest.mark.parametrize("lengths", [(5, 0, 20), (0, 0)], ids=["documents", "no tokens at all"])
+def test_file_is_plain_safetensors(lengths, backbone, tmp_path):
+    tokens = tokens_of(lengths)
+    found = cached_features(backbone, tokens, tmp_path / "f.safetensors", key="k", progress=False)
+    with safe_open(tmp_path / "f.safetensors", "np") as f:
+        assert f.metadata() == {"key": "k"}
+        np.testing.assert_array_equal(f.get_tensor("hidden_states"), found.array)
+
+
+@pytest.mark.parametrize(("stored", "device", "wanted"), [
+    ("bfloat16", "cuda", "bfloat16"), ("float16", "cuda", "float16"), ("bfloat16", "cpu", "float32"),
+    (None, "cuda", "float32"),
+], ids=["large models as they are stored", "float16", "float32 on a CPU", "unknown"])  # fmt: skip
+def test_a_frozen_backbone_reads_in_its_own_type_on_a_gpu(stored, device, wanted):
+    config = LlamaConfig(dtype=stored)
+    assert loading.reading_dtype(config, device) == wanted
+
+
+def test_features_are_made_where_the_machine_reads_fastest(prepared, monkeypatch, tmp_path):
+    moved = []
+    monkeypatch.setattr(machine, "device", lambda: torch.device("meta"))
+    monkeypatch.setattr(torch.nn.Module, "to", lambda self, where: moved.append(where) or self)
+    assert prepared.reader().hidden_size == prepared.hidden_size and moved == [torch.device("meta")]
+
+
+@pytest.mark.gpu
+def test_features_of_a_gpu_are_those_of_a_cpu(backbone_folder, tmp_path):
+    backbone, tokens = loading.load(backbone_folder), tokens_of()
+    wanted = cached_features(backbone, tokens, tmp_path / "cpu.safetensors", key="k", progress=False).array
+    backbone.model.to("cuda")
+    found = cached_features(backbone, tokens, tmp_path / "gpu.safetensors", key="k", progress=False).array
+    np.testing.assert_allclose(found, wanted, atol=2e-2)

@@ -1,0 +1,263 @@
+"""Fused label attention in Triton against its specification; here in the interpreter, compiled where there is a GPU.
+
+METHOD.md section 4. Every gradient, in float32, bfloat16 and float16, is held to a float64 yardstick: its error may be at
+most twice the reference's own in the same precision. Small tiles make small shapes cross tile borders; each id says why
+a shape is there. What the interpreter cannot see, the ahead-of-time compiler must: `test_compiles`.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from plantlib import kernels
+from plantlib.kernels import label_attention, machine
+from plantlib.kernels.label_attention_torch import Workspace
+from tests.kernels.test_attention import GRADIENTS, Largest, problem, run
+
+if not machine.has_triton():
+    pytest.skip("triton is not installed (extra `kernels`); it has no wheel for this platform", allow_module_level=True)
+
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+TILE = 16
+SHAPES = {
+    "prime sizes, three dims under a tile": ([7, 13, 5], 31, 11, None),
+    "one label": ([4, 9], 1, 8, None),
+    "one token, one label, one unit": ([1], 1, 1, None),
+    "documents of no and one token": ([0, 1, 5, 0], 9, 8, None),
+    "one more of everything than a tile": ([TILE + 1, 2], TILE + 1, TILE + 1, None),
+    "three tiles of tokens, two of labels, D no power of two": ([2 * TILE + 5], TILE + 3, 37, None),
+    "keep over two tiles": ([TILE + 9, 3], 5, 6, 3),
+    "keep one": ([TILE + 2], 3, 4, 1),
+    "keep more than a document has": ([3, TILE], 3, 4, 7),
+    "keep more than a tile, of two documents": ([2 * TILE + 5, TILE + 9], 3, 4, TILE + 3),
+}
+KINDS = [torch.float32, torch.bfloat16, torch.float16]
+# in half precision the reference rounds scores before it ranks them and may keep other tokens than float64 does
+CASES = [
+    pytest.param(*shape, kind, id=f"{name}, {str(kind).split('.')[1]}")
+    for name, shape in SHAPES.items() for kind in (KINDS if shape[-1] is None else KINDS[:1])
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def small_tiles(monkeypatch):
+    monkeypatch.setattr(label_attention, "blocks_for", lambda *_: label_attention.Blocks(TILE, TILE, TILE, 4, 2))
+
+
+def cast(made: dict, dtype, device=DEVICE) -> dict:
+    """The same numbers in another precision."""
+    moved = {n: v.detach().to(device, dtype) if v.is_floating_point() else v.to(device)
+             for n, v in made.items() if isinstance(v, torch.Tensor)}  # fmt: skip
+    cells = made["cells"]
+    return made | moved | {"cells": cells and type(cells)(*(x.to(device) for x in cells))}
+
+
+def squared_errors(dtype, lengths, labels, dim, keep, seeds=6):
+    """Sum over draws of the squared errors of (kernel, reference) by name, both in `dtype`, against float64."""
+    total = {}
+    for seed in range(seeds):
+        made = cast(problem(lengths, labels, dim, seed=seed), dtype)
+        exact = run("reference", cast(made, torch.float64), keep)
+        for impl in ("triton", "reference"):
+            for name, found in run(impl, made, keep).items():
+                wanted = exact[name]
+                finite = wanted.isfinite()
+                assert torch.equal(finite, found.isfinite()), (name, impl)
+                error = float((found.double() - wanted)[finite].square().sum())
+                total[name, impl] = total.get((name, impl), 0.0) + error
+    return total
+
+
+@pytest.mark.parametrize(("lengths", "labels", "dim", "keep", "dtype"), CASES)
+def test_error_is_at_most_twice_that_of_the_reference(lengths, labels, dim, keep, dtype):
+    found = squared_errors(dtype, lengths, labels, dim, keep)
+    floor = torch.finfo(torch.float32).eps ** 2 * 16
+    for name in ("value", "log_sum", *GRADIENTS[:3]):
+        assert found[name, "triton"] <= 4 * found[name, "reference"] + floor, (name, found)
+
+
+@pytest.mark.parametrize("dtype", KINDS, ids=lambda d: str(d).split(".")[1])
+def test_error_of_the_gain(dtype):
+    """One number a draw, so the yardstick needs more draws."""
+    found = squared_errors(dtype, [5, 7], 9, 8, None, seeds=30)
+    assert found["gain", "triton"] <= 4 * found["gain", "reference"]
+
+
+@pytest.mark.parametrize("cells", [None, "duplicate"])
+@pytest.mark.parametrize("gain", [1.7, -2.5], ids=["gain for", "gain against"])
+def test_planted_cells_are_added_exactly(cells, gain):
+    made = cast(problem([TILE + 3, 5], TILE + 2, 5, cells=cells), torch.float32)
+    made["gain"] = torch.tensor(gain, device=DEVICE)
+    found, wanted = run("triton", made), run("reference", made)
+    for name in wanted:
+        torch.testing.assert_close(found[name], wanted[name], rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("candidates", [False, True], ids=["all labels", "candidates"])
+@pytest.mark.parametrize("keep", [None, 3])
+def test_gradients_of_planted_values(monkeypatch, keep, candidates):
+    """Of every cell, tile borders and parts of columns between them; several gains need them."""
+    monkeypatch.setattr(label_attention, "WORKSPACE", 1)
+    found = {}
+    for impl in ("triton", "reference"):
+        made = candidate_problem() if candidates else cast(problem([TILE + 3, 0, 5], 2 * TILE + 1, 5), torch.float32)
+        cells = made["cells"]
+        values = cells.values.clone().requires_grad_()
+        made["cells"] = type(cells)(cells.positions, cells.labels, values)
+        value, log_sum = kernels.attend(**made, keep=keep, impl=impl)
+        weights = torch.randn(value.shape, generator=torch.Generator().manual_seed(2)).to(value)
+        finite = log_sum.isfinite()
+        ((value * weights).sum() + (log_sum[finite] * weights[finite]).sum()).backward()
+        found[impl] = values.grad
+    assert found["reference"].abs().sum() > 0
+    torch.testing.assert_close(found["triton"], found["reference"], rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("dtype", KINDS[1:], ids=lambda d: str(d).split(".")[1])
+def test_gradients_of_planted_values_in_half_precision(dtype):
+    """No further from float64 than the reference in the same precision, within a factor of two."""
+    squared = dict.fromkeys(("triton", "reference"), 0.0)
+    for seed in range(6):
+        made, grads = cast(problem([TILE + 3, 5], TILE + 1, 8, seed=seed), dtype), {}
+        for impl, kind in (("exact", torch.float64), ("triton", dtype), ("reference", dtype)):
+            given = cast(made, kind)
+            values = given["cells"].values.detach().to(kind).clone().requires_grad_()
+            given["cells"] = given["cells"]._replace(values=values)
+            kernels.attend(**given, impl="reference" if impl == "exact" else impl)[0].sum().backward()
+            grads[impl] = values.grad.double()
+        for impl in squared:
+            squared[impl] += float((grads[impl] - grads["exact"]).square().sum())
+    assert 0 < squared["triton"] <= 4 * squared["reference"]
+
+
+def candidate_problem(seed=0):
+    made = cast(problem([TILE + 1, 0, 5], 2 * TILE, 6, seed=seed), torch.float32)
+    generator = torch.Generator().manual_seed(seed)
+    made["candidates"] = torch.stack([torch.randperm(2 * TILE, generator=generator)[: TILE + 2] for _ in range(3)]).to(DEVICE)
+    made["candidates"][0, 1] = made["candidates"][2, -2:] = -1
+    return made
+
+
+@pytest.mark.parametrize("keep", [None, 2])
+@pytest.mark.parametrize("impl", ["triton", "torch"])
+def test_candidates_equal_the_columns_of_all_labels(impl, keep):
+    found, wanted = run(impl, candidate_problem(), keep), run("reference", candidate_problem(), keep)
+    for name in wanted:
+        torch.testing.assert_close(found[name], wanted[name], rtol=2e-5, atol=2e-5, msg=lambda m, n=name: f"{n}: {m}")
+    absent = candidate_problem()["candidates"] < 0
+    assert (found["value"][absent] == 0).all() and (found["log_sum"][absent] == float("-inf")).all()
+
+
+@pytest.mark.parametrize("impl", ["triton", "torch", "reference"])
+def test_state_carried_over_segments_equals_one_reading(impl):
+    """Gradients too: through both segments, as if the document had been read at once."""
+    whole = cast(problem([2 * TILE + 3, 6], 7, 5, cells=None), torch.float32)
+    cut = [TILE - 2, 4]
+    parts = {n: whole[n].clone().requires_grad_() for n in ("hidden_states", "label_queries", "label_outputs")}
+    documents = parts["hidden_states"].split([2 * TILE + 3, 6])
+    bias = torch.randn(7, generator=torch.Generator().manual_seed(1)).to(DEVICE).requires_grad_()
+    state = None
+    for piece in (0, 1):
+        segment = [d[:c] if piece == 0 else d[c:] for d, c in zip(documents, cut, strict=True)]
+        offsets = torch.tensor([0, *map(len, segment)], device=DEVICE).cumsum(0)
+        value, log_sum = kernels.attend(torch.cat(segment), offsets, parts["label_queries"], parts["label_outputs"],
+                                        state=state, label_bias=bias if piece else None, impl=impl)  # fmt: skip
+        state = (log_sum, value)
+    (value * torch.arange(7.0, device=DEVICE)).sum().backward()
+    wanted_parts = {n: whole[n].clone().requires_grad_() for n in parts}
+    wanted, wanted_sum = kernels.attend(**wanted_parts, offsets=whole["offsets"], impl="reference")
+    ((wanted + bias.detach()) * torch.arange(7.0, device=DEVICE)).sum().backward()
+    torch.testing.assert_close(value, wanted + bias.detach(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(log_sum, wanted_sum, rtol=1e-5, atol=1e-5)
+    for name in parts:
+        torch.testing.assert_close(parts[name].grad, wanted_parts[name].grad, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(bias.grad, 2 * torch.arange(7.0, device=DEVICE))
+
+
+@pytest.mark.parametrize("keep", [None, 2])
+def test_poisoned_memory_does_not_show_and_two_runs_give_equal_bits(monkeypatch, keep):
+    made = cast(problem([TILE + 1, 0, 5], TILE + 1, 5), torch.float32)
+    first, empty, new_empty = run("triton", made, keep), torch.empty, torch.Tensor.new_empty
+
+    def poison(x):
+        return x.fill_(float("nan")) if x.is_floating_point() else x.fill_(-(2**31))
+
+    monkeypatch.setattr(torch, "empty", lambda *a, **k: poison(empty(*a, **k)))
+    monkeypatch.setattr(torch.Tensor, "new_empty", lambda *a, **k: poison(new_empty(*a, **k)))
+    second = run("triton", made, keep)
+    assert all(torch.equal(first[n], second[n]) for n in first)
+
+
+@pytest.mark.parametrize("scores", [[1.0, 1.0, 1.0, 1.0], [0.0, 2.0, 1.0, 1.0, 1.0], [0.0, -0.0, 0.0], [-1.0, -3.0, -2.0]],
+                         ids=["all equal", "tie at the edge", "zeros of both signs", "negative scores"])  # fmt: skip
+def test_ties_go_to_the_earlier_token(scores):
+    tokens = len(scores)
+    hidden = torch.cat([torch.tensor(scores)[:, None], torch.eye(tokens)], 1).to(DEVICE)
+    query = torch.tensor([[1.0] + [0.0] * tokens], device=DEVICE)
+    kept = {}
+    for impl in ("triton", "torch", "reference"):
+        outputs = torch.zeros(1, tokens + 1, device=DEVICE, requires_grad=True)
+        value, _ = kernels.attend(hidden, torch.tensor([0, tokens], device=DEVICE), query, outputs, keep=2, impl=impl)
+        kept[impl] = torch.autograd.grad(value.sum(), outputs)[0][0, 1:].nonzero().ravel().tolist()
+    assert kept["triton"] == kept["torch"] == kept["reference"]
+
+
+def test_gradients_in_parts_equal_gradients_at_once(monkeypatch):
+    made = cast(problem([9, 4], 3 * TILE + 1, 5), torch.float32)
+    whole = run("triton", made)
+    monkeypatch.setattr(label_attention, "WORKSPACE", 1)  # one block of labels at a time
+    parts = run("triton", made)
+    for name in whole:
+        # a GPU's library adds up in another order where a product has another size
+        close = 1e-6 if DEVICE == "cpu" else 1e-5
+        torch.testing.assert_close(parts[name], whole[name], rtol=close, atol=close)
+
+
+@pytest.mark.parametrize("keep", [None, 3])
+def test_memory_law(monkeypatch, keep):
+    """No tensor of (S, L) or (B, L, D): inputs, outputs, gradients and one workspace alone."""
+    made = cast(problem([6, 10], 3 * TILE, 4, cells=None), torch.float32)
+    monkeypatch.setattr(label_attention, "WORKSPACE", 2 * 16 * 4 * TILE)
+    spaces = []
+    take = Workspace.take
+    monkeypatch.setattr(Workspace, "take", lambda self, *size: spaces.append(take(self, *size)) or spaces[-1])
+    with Largest(ignored=(torch.uint8,)) as largest:  # bytes are the interpreter's own copies of arguments
+        run("triton", made, keep)
+    assert len(spaces) > 2 and len({s.untyped_storage().data_ptr() for s in spaces[-3:]}) == 1, "parts share their memory"
+    assert largest.numel <= max(2 * 16 * TILE, 3 * TILE * 4, 2 * 3 * TILE) < 16 * 3 * TILE
+
+
+def test_refusals_name_the_fix():
+    for made, message in (
+        (cast(problem([200], 2, 4), torch.float64), "not torch.float64; use impl='torch'"),
+        (cast(problem([2], 2, label_attention.MAX_DIM + 1), torch.float32), "at most 8192 hidden units; use impl='torch'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            kernels.attend(**made, impl="triton")
+
+
+@pytest.mark.parametrize("arch", [80, 90])
+def test_compiles(arch):
+    """Every kernel of the package for an A100 and an H100: fits shared memory; no card is needed."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "plantlib.kernels.compile", "--arch", str(arch)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+    assert "backward_kernel[bf16" in done.stdout and "DOES NOT FIT" not in done.stdout
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: compiled kernels at full tile sizes")
+@pytest.mark.parametrize("dtype", KINDS, ids=lambda d: str(d).split(".")[1])
+@pytest.mark.parametrize(("lengths", "labels", "dim", "keep"), [([512, 37, 0], 1003, 768, None), ([300, 500], 517, 384, 64)])
+def test_compiled_kernels_at_real_sizes(monkeypatch, lengths, labels, dim, keep, dtype):
+    monkeypatch.undo()
+    found = squared_errors(dtype, lengths, labels, dim, keep, seeds=1)
+    for name in ("value", "log_sum", *GRADIENTS):
+        assert found[name, "triton"] <= 4 * found[name, "reference"] + 1e-8, (name, found)

@@ -1,0 +1,291 @@
+"""approxNDCG and LambdaRank by blocks and by Triton kernels against their specification in `kernels.reference`.
+
+METHOD.md section 3. PyTorch's blocks are held to float64 on shapes that break careless code; Triton's kernels run in its
+interpreter on a few items, are compiled for two GPU targets without a GPU, and meet a real one under `-m gpu`. In float32 the
+yardstick is the reference's own rounding error.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from plantlib.kernels import listwise_torch, machine
+from plantlib.planting import ranking
+
+SMALL_TILE = 2**10
+LOSSES = pytest.mark.parametrize("name", ["approx_ndcg", "lambdarank"])
+TRITON = pytest.mark.skipif(not machine.has_triton(), reason="triton is not installed")
+INTERPRETED = pytest.mark.skipif(
+    not (machine.has_triton() and machine.interpreted()) or torch.cuda.is_available(),
+    reason="Triton's interpreter is off: TRITON_INTERPRET=1 without a GPU turns it on",
+)
+IMPLEMENTATIONS = pytest.mark.parametrize("impl", ["torch", pytest.param("triton", marks=INTERPRETED)])
+SHAPES = {
+    "one item": (3, 1, "dense"),
+    "one row": (1, 9, "some"),
+    "prime T": (5, 31, "some"),
+    "a tile of several rows": (40, 7, "some"),
+    "rows of more pairs than a tile": (3, 83, "dense"),
+    "T over a tile": (2, SMALL_TILE + 3, "one positive"),
+    "items over a tile's height": (2, listwise_torch.HEIGHT + 5, "dense"),
+    "all scores tied": (4, 12, "tied"),
+    "all gains equal, no pair": (3, 8, "equal"),
+    "all gains zero": (3, 8, "zero"),
+    "all masked": (3, 8, "masked"),
+    "one positive": (4, 17, "one positive"),
+    "dense": (4, 40, "dense"),
+    "full and empty rows together": (6, 40, "uneven"),
+}
+CASES = [pytest.param(*shape, id=name) for name, shape in SHAPES.items()]
+
+
+def problem(rows: int, items: int, kind: str = "some", *, seed: int = 0, dtype=torch.float64):
+    """Scores, relevance 0..4 and a mask of `kind`; values are float32's, so that every dtype sees the same problem."""
+    g = torch.Generator().manual_seed(seed)
+    scores = torch.randn(rows, items, generator=g)
+    relevance = torch.randint(0, 5, (rows, items), generator=g).float()
+    mask = torch.rand(rows, items, generator=g) > 0.2
+    if kind == "some":
+        relevance *= torch.rand(rows, items, generator=g) < 0.3
+    elif kind == "dense":
+        relevance, mask = relevance + 1, torch.ones_like(mask)
+    elif kind == "one positive":
+        relevance = torch.zeros_like(relevance).index_fill_(1, torch.tensor([items // 2]), 3.0)
+    elif kind == "uneven":
+        relevance[::2], mask[1::3] = 0.0, False
+    elif kind in ("zero", "equal"):
+        relevance = torch.full_like(relevance, 2.0 * (kind == "equal"))
+    elif kind in ("tied", "masked"):
+        scores, mask = (scores, mask & False) if kind == "masked" else (torch.zeros_like(scores), mask)
+    return scores.to(dtype), relevance.to(dtype), mask
+
+
+def run(name: str, impl: str, made, **options):
+    """Loss and gradient; the upstream gradient is 3, so that one ignored in the backward pass shows."""
+    scores = made[0].clone().requires_grad_()
+    loss = getattr(ranking, name)(scores, *made[1:], impl=impl, **options)
+    (3 * loss).backward()
+    return loss.detach(), scores.grad
+
+
+def check_equal(name, impl, made, tolerance: float, **options):
+    found, wanted = run(name, impl, made, **options), run(name, "reference", made, **options)
+    for x, y in zip(found, wanted, strict=True):
+        torch.testing.assert_close(x, y, rtol=tolerance, atol=tolerance)
+    assert all(x.isfinite().all() for x in found)
+    return found
+
+
+@LOSSES
+@pytest.mark.parametrize("k", [None, 3])
+@pytest.mark.parametrize("gains", ranking.GAINS)
+@pytest.mark.parametrize(("rows", "items", "kind"), CASES)
+def test_torch_equals_reference(monkeypatch, name, rows, items, kind, gains, k):
+    monkeypatch.setattr(listwise_torch, "TILE", SMALL_TILE)
+    check_equal(name, "torch", problem(rows, items, kind), 1e-11, gains=gains, k=k)
+
+
+@LOSSES
+@pytest.mark.parametrize("tile", [1, 7, 64, 2**18], ids="tiles of {} pairs".format)
+def test_size_of_tiles_changes_nothing(monkeypatch, name, tile):
+    monkeypatch.setattr(listwise_torch, "TILE", tile)
+    check_equal(name, "torch", problem(7, 23, "uneven"), 1e-11)
+
+
+@pytest.mark.parametrize("tile", [1, 30, 200, 4000])
+def test_tiles_cover_each_positive_item_once_and_fit_the_workspace(monkeypatch, tile):
+    monkeypatch.setattr(listwise_torch, "TILE", tile)
+    # fewer positives, yet more items: a tile sized by its first row would overflow
+    positives, real = [70, 9, 9, 2, 1, 0], [70, 9, 12, 90, 90, 95]
+    seen = []
+    for rows, items, columns in listwise_torch._tiles(positives, real):
+        height = items.stop - items.start
+        assert columns == max(real[rows]) and ((rows.stop - rows.start) * height * columns <= tile or height == 1)
+        assert (rows.stop - rows.start) * height * columns <= max(tile, max(real))
+        seen += [(row, item) for row in range(rows.start, rows.stop) for item in range(items.start, items.stop)]
+    assert len(seen) == len(set(seen)) and set(seen) >= {(r, i) for r, p in enumerate(positives) for i in range(p)}
+
+
+@LOSSES
+@pytest.mark.parametrize("k", [None, 2])
+def test_gradcheck(monkeypatch, name, k):
+    monkeypatch.setattr(listwise_torch, "TILE", 40)
+    scores, relevance, mask = problem(4, 9)
+    loss = lambda s: getattr(ranking, name)(s, relevance, mask, k=k, impl="torch")  # noqa: E731
+    assert torch.autograd.gradcheck(loss, (scores.requires_grad_(),), eps=1e-7, atol=1e-6)
+
+
+@INTERPRETED
+@LOSSES
+@pytest.mark.parametrize("gains", ranking.GAINS)
+@pytest.mark.parametrize(("rows", "items", "kind"), [
+    pytest.param(1, 1, "dense", id="one item"),
+    pytest.param(2, 19, "some", id="prime T over a block"),
+    pytest.param(1, 190, "one positive", id="real items over a tile, blocks without gain"),
+    pytest.param(1, 131, "dense", id="T over a tile, all positive"),
+    pytest.param(3, 17, "uneven", id="full, empty and masked rows together"),
+    pytest.param(2, 9, "tied", id="all scores tied"),
+    pytest.param(1, 5, "zero", id="all gains zero"),
+    pytest.param(1, 5, "masked", id="all masked"),
+])  # fmt: skip
+def test_triton_equals_reference(name, rows, items, kind, gains):
+    check_equal(name, "triton", problem(rows, items, kind, dtype=torch.float32), 3e-6, gains=gains)
+
+
+@LOSSES
+@IMPLEMENTATIONS
+def test_float32_error_at_most_twice_the_reference(name, impl):
+    """Root mean square errors against float64 over several draws; the loss is one number a draw."""
+    rows, items, draws = (1, 17, 12) if impl == "triton" else (4, 90, 20)
+    squares = torch.zeros(2, 2, dtype=torch.float64)
+    for seed in range(draws):
+        exact = run(name, "reference", problem(rows, items, "dense", seed=seed))
+        made = problem(rows, items, "dense", seed=seed, dtype=torch.float32)
+        for i, which in enumerate((impl, "reference")):
+            for j, (x, y) in enumerate(zip(run(name, which, made), exact, strict=True)):
+                squares[i, j] += (x.double() - y).square().mean()
+    assert (squares[0].sqrt() <= 2 * squares[1].sqrt()).all(), squares.sqrt()
+
+
+@LOSSES
+@IMPLEMENTATIONS
+@pytest.mark.parametrize("scale", [1e4, 30.0, 1e-4], ids="scores of {:g}".format)
+def test_extreme_scores_stay_right(name, impl, scale):
+    scores, relevance, mask = problem(2, 13, "uneven", dtype=torch.float32)
+    loss, gradient = run(name, impl, (scores * scale, relevance, mask))
+    wanted = run(name, "reference", (scores * scale, relevance, mask))
+    torch.testing.assert_close(loss, wanted[0], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(gradient, wanted[1], rtol=1e-4, atol=1e-6)
+
+
+@LOSSES
+@IMPLEMENTATIONS
+def test_uninitialised_memory_is_not_read(monkeypatch, name, impl):
+    made = problem(3, 17, "uneven", dtype=torch.float32)
+    wanted = run(name, impl, made)
+    for maker in ("empty", "empty_like"):
+        original = getattr(torch, maker)
+
+        def poisoned(*args, original=original, **kwargs):
+            out = original(*args, **kwargs)
+            return out.fill_(float("nan")) if out.is_floating_point() else out
+
+        monkeypatch.setattr(torch, maker, poisoned)
+    assert torch.empty(2).isnan().all() and torch.empty_like(made[0]).isnan().all()
+    for x, y in zip(run(name, impl, made), wanted, strict=True):
+        assert torch.equal(x, y)
+
+
+@LOSSES
+@IMPLEMENTATIONS
+def test_two_runs_give_equal_bits_and_need_no_gradient(name, impl):
+    made = problem(2, 19, dtype=torch.float32)
+    first, second = run(name, impl, made), run(name, impl, made)
+    assert torch.equal(first[0], second[0]) and torch.equal(first[1], second[1])
+    bare = getattr(ranking, name)(*made, impl=impl)
+    assert not bare.requires_grad and torch.equal(bare, first[0])
+
+
+@LOSSES
+@pytest.mark.parametrize("impl", ["torch", "reference"])
+def test_compile_and_autocast_change_nothing(name, impl):
+    made = problem(4, 30, dtype=torch.float32)
+    wanted = run(name, impl, made)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cast = run(name, impl, made)
+    scores = made[0].clone().requires_grad_()
+    # the operations around the loss are compiled, the loss itself is left as it is
+    step = torch.compile(lambda s: 3 * getattr(ranking, name)(s * 1.0, *made[1:], impl=impl), backend="aot_eager")
+    loss = step(scores)
+    loss.backward()
+    for found in (cast, (loss.detach() / 3, scores.grad)):
+        for x, y in zip(found, wanted, strict=True):
+            torch.testing.assert_close(x, y, rtol=1e-6, atol=0)
+
+
+@LOSSES
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_computed_in_float32(name, dtype):
+    scores, relevance, mask = problem(3, 20, dtype=torch.float32)
+    loss, gradient = run(name, "torch", (scores.to(dtype), relevance, mask))
+    wanted = run(name, "torch", (scores.to(dtype).float(), relevance, mask))
+    assert torch.equal(loss, wanted[0]) and gradient.dtype == dtype
+    assert torch.equal(gradient, wanted[1].to(dtype))
+
+
+@LOSSES
+def test_second_derivatives_are_refused(name):
+    scores, relevance, mask = problem(2, 6)
+    loss = getattr(ranking, name)(scores.requires_grad_(), relevance, mask, impl="torch")
+    with pytest.raises(RuntimeError, match="second derivatives.*impl='reference'"):
+        torch.autograd.grad(loss, scores, create_graph=True)
+
+
+class Largest(TorchDispatchMode):
+    """Remembers the largest number of elements any operation returned."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for x in out if isinstance(out, (tuple, list)) else (out,):
+            if isinstance(x, torch.Tensor):
+                self.numel = max(self.numel, x.numel())
+        return out
+
+
+@LOSSES
+@pytest.mark.parametrize(("rows", "items"), [(40, 100), (3, 3000), (9, 400)])
+def test_memory_law(monkeypatch, name, rows, items):
+    """No tensor above max(R T, tile) in either pass, while the reference does make (R, T, T)."""
+    monkeypatch.setattr(listwise_torch, "TILE", SMALL_TILE)
+    for impl, low, high in (("torch", 0, max(rows * items, SMALL_TILE)), ("reference", 4 * rows * items, 1e9)):
+        if impl == "reference" and items > 1000:
+            continue
+        with Largest() as largest:
+            run(name, impl, problem(rows, items, "some"))
+        assert low <= largest.numel <= high, impl
+
+
+AHEAD_OF_TIME = """
+import sys, triton
+from triton.backends.compiler import GPUTarget
+from plantlib.kernels.listwise import ahead_of_time_specs
+for name, kernel, signature, constants, warps, stages in ahead_of_time_specs():
+    source = triton.compiler.ASTSource(kernel, signature=signature, constexprs=constants)
+    options = {"num_warps": warps, "num_stages": stages}
+    made = triton.compile(source, target=GPUTarget("cuda", int(sys.argv[1]), 32), options=options)
+    assert len(made.asm["cubin"]) > 1000, name
+    print(name, "atom" in made.asm["ptx"], ".local" in made.asm["ptx"])
+"""
+
+
+@TRITON
+@pytest.mark.parametrize("capability", [80, 90])
+def test_kernels_compile_without_a_gpu(capability, tmp_path):
+    """No atomics and nothing spilled out of the registers, either."""
+    environment = {n: v for n, v in os.environ.items() if n != "TRITON_INTERPRET"} | {"TRITON_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-c", AHEAD_OF_TIME, str(capability)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == 4 and all(line.endswith("False False") for line in lines), done.stdout
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="compiled kernels need a GPU")
+@TRITON
+@LOSSES
+@pytest.mark.parametrize("impl", ["triton", "torch"])
+@pytest.mark.parametrize(("rows", "items", "kind"), [*CASES, pytest.param(2, 3001, "dense", id="long")])
+def test_on_a_gpu_equals_reference(name, impl, rows, items, kind):
+    made = tuple(x.cuda() for x in problem(rows, items, kind, dtype=torch.float32))
+    check_equal(name, impl, made, 2e-5)
+    first, second = run(name, impl, made), run(name, impl, made)
+    assert torch.equal(first[0], second[0]) and torch.equal(first[1], second[1])

@@ -1,0 +1,104 @@
+"""The project's own promises: one dependency list, pins, environment.yml, Makefile, layout, licence.
+
+Reads files only. Catches what breaks a fresh clone: a dependency without a pin, an environment.yml that has drifted, a
+module that has outgrown its size, a path of one machine in a tracked file.
+"""
+
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+ROOT = Path(__file__).resolve().parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PINS = dict(
+    line.lower().replace("_", "-").split("==")
+    for line in (ROOT / "constraints.txt").read_text().splitlines()
+    if line and not line.startswith("#")
+)
+
+
+def requirements() -> list[Requirement]:
+    """Every direct dependency, extras included, the package's own extras left out."""
+    listed = [*PROJECT["dependencies"], *(r for group in PROJECT["optional-dependencies"].values() for r in group)]
+    return [Requirement(text) for text in listed if not text.startswith("plantlib")]
+
+
+@pytest.mark.parametrize("requirement", requirements(), ids=lambda r: r.name)
+def test_every_dependency_is_pinned_and_the_pin_is_allowed(requirement):
+    assert requirement.specifier.contains(Version(PINS[requirement.name.lower()]))
+
+
+def test_environment_yml_installs_the_one_dependency_list():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    pip = next(item["pip"] for item in environment["dependencies"] if isinstance(item, dict))
+    torch = next(text for text in PROJECT["dependencies"] if text.startswith("torch"))
+    assert pip == ["-c constraints.txt", torch, "-e .[all]"]
+    python = next(item for item in environment["dependencies"] if str(item).startswith("python="))
+    assert PROJECT["requires-python"].startswith(">=" + python.split("=")[1])
+
+
+def test_make_alone_prints_help_and_the_makefile_stays_short():
+    printed = subprocess.run(["make", "-C", str(ROOT)], capture_output=True, text=True, check=True).stdout
+    for target in ("reproduce", "test", "lab", "run", "bench", "figures"):
+        assert re.search(rf"^{target}\s", printed, re.M), target
+    assert len((ROOT / "Makefile").read_text().splitlines()) <= 60
+
+
+def test_binder_installs_the_pins_of_the_makefile():
+    script, makefile = (ROOT / "binder" / "postBuild").read_text(), (ROOT / "Makefile").read_text()
+    pins = set(re.findall(r"[\w-]+==[\w.]+", makefile))
+    assert len(pins) >= 3 and set(re.findall(r"[\w-]+==[\w.]+", script)) == pins
+    assert subprocess.run(["bash", "-n", str(ROOT / "binder" / "postBuild")]).returncode == 0
+    assert (ROOT / "binder" / "postBuild").stat().st_mode & 0o100, "Binder runs it as a program"
+    python = yaml.safe_load((ROOT / "binder" / "environment.yml").read_text())["dependencies"][0]
+    assert PROJECT["requires-python"].startswith(">=" + python.split("=")[1])
+
+
+def test_citation_and_changelog_know_the_version():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert {"cff-version", "message", "title", "authors", "version", "license"} <= set(citation)
+    assert citation["version"] == PROJECT["version"] and citation["license"] == PROJECT["license"]
+    heads = re.findall(r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text(), re.M)
+    assert heads[0] == "Unreleased" and heads[1] == PROJECT["version"]
+    import plantlib
+
+    assert plantlib.__version__ == PROJECT["version"]
+
+
+def test_the_readme_says_it_all_within_one_screen():
+    screen = "\n".join((ROOT / "README.md").read_text(encoding="utf-8").splitlines()[:45])
+    for piece in ("make reproduce", "make test", "figures/method_figure.png", "lookup+linear |", "<!-- table:end summary"):
+        assert piece in screen, piece
+
+
+def tracked() -> list[Path]:
+    names = subprocess.run(["git", "-C", str(ROOT), "ls-files"], capture_output=True, text=True, check=True).stdout
+    return [ROOT / name for name in names.splitlines() if (ROOT / name).is_file()]
+
+
+def test_modules_keep_their_size():
+    sizes = {p.name: len(p.read_text().splitlines()) for p in (ROOT / "plantlib").rglob("*.py")}
+    assert {name: n for name, n in sizes.items() if n > 350} == {}
+
+
+def test_no_tracked_file_is_large_or_names_a_machine():
+    # the pattern is put together so that this file does not match itself
+    machine = re.compile("|".join(f"/{folder}/" for folder in ("work", "root", "tmp/dev")))
+    for path in tracked():
+        assert path.stat().st_size <= 2**20, f"{path.name} is over 1 MiB"
+        if path.suffix in {".py", ".md", ".ipynb", ".json", ".yml", ".yaml", ".toml", ".csv", ".txt"}:
+            found = machine.search(path.read_text(encoding="utf-8"))
+            assert found is None, f"{path.name} names {found and found[0]}"
+
+
+def test_importing_the_package_loads_no_framework():
+    code = "import sys, plantlib; sys.exit(any(m in sys.modules for m in ('torch', 'transformers', 'pandas')))"
+    import sys
+
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

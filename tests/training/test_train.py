@@ -1,0 +1,316 @@
+"""Fine-tuning: groups, learning, the best dev epoch, early stopping, the same numbers twice, and after a kill.
+
+METHOD.md sections 4 and 5. All on the tiny corpus with cached features; the kill is a real SIGKILL of a second process,
+whose resumed weights must equal those of a run that nobody touched.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from plantlib.metrics.documents import Scores, TopK, evaluate
+from plantlib.planting import starts
+from plantlib.training import runs, schedules, train
+from plantlib.training.options import RunConfig, TrainConfig
+from plantlib.training.runs import build_model, use_score
+from plantlib.training.train import fine_tune, score
+
+
+def fresh_model(prepared, seed=0, start="random"):
+    """A model as `run_start` hands it to `fine_tune`: no backbone, random queries."""
+    teacher = prepared.teacher()
+    model = build_model(prepared, teacher)
+    starts.plant(model.decoder, start, teacher, prepared.train_labels, config=starts.StartConfig(seed=seed))
+    use_score(model, start.split("+"), teacher, prepared)
+    return model
+
+
+def train_it(prepared, folder, model=None, **options):
+    """(model, history) of a short run on the tiny corpus."""
+    model = model or fresh_model(prepared)
+    config = TrainConfig(**{"epochs": 3, "batch_size": 8, "lr_queries": 0.05, "lr_outputs": 0.05} | options)
+    parts = prepared.documents("train"), prepared.documents("dev"), prepared.train_counts
+    return model, fine_tune(model, *parts, folder, config=config, progress=False)
+
+
+def dev_metric(prepared, model, metric="ndcg@5") -> float:
+    scores, labels = score(model, prepared.documents("dev"), prepared.train_counts, auc=False)
+    return evaluate(scores, labels, prepared.train_counts, 60)[metric]
+
+
+def test_a_larger_epsilon_leaves_rare_labels_nearer_to_their_start(prepared, tmp_path):
+    moved = {}
+    for epsilon in (1e-8, 1e-2):
+        model = fresh_model(prepared)
+        before = model.decoder.label_outputs.detach().clone().cpu()
+        train_it(prepared, tmp_path / str(epsilon), model, epsilon=epsilon, epochs=1)
+        moved[epsilon] = (model.decoder.label_outputs.detach().cpu() - before).norm(dim=1).numpy()
+    order = np.argsort(prepared.train_counts, kind="stable")
+    share = moved[1e-2] / moved[1e-8]
+    third = len(order) // 3
+    assert (share < 1).all() and share[order[:third]].mean() < 0.8 * share[order[-third:]].mean()
+
+
+def weights(model) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def without_times(history: list[dict]) -> list[dict]:
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in history]
+
+
+@pytest.fixture(scope="module")
+def trained(prepared, tmp_path_factory):
+    """(model, history, folder) of one run that several tests read."""
+    folder = tmp_path_factory.mktemp("trained")
+    return *train_it(prepared, folder), folder
+
+
+@pytest.mark.parametrize("backbone_state", ["none", "frozen", "open"])
+def test_every_trainable_parameter_is_in_one_group(backbone_state, prepared, backbone):
+    model = fresh_model(prepared, start="lookup+score")
+    if backbone_state != "none":
+        model.attach_backbone(backbone)
+        backbone.model.requires_grad_(backbone_state == "open")
+    config = TrainConfig(lr_queries=1.0, lr_outputs=2.0, lr_gains=3.0, lr_backbone=4.0, weight_decay=0.5)
+    found = {}
+    for group in schedules.parameter_groups(model, config):
+        for parameter in group["params"]:
+            assert id(parameter) not in found, "a parameter is in two groups"
+            found[id(parameter)] = (group["lr"], group["weight_decay"])
+    wanted = {"label_queries": (1.0, 0.5), "label_outputs": (2.0, 0.5), "label_bias": (2.0, 0.5),
+              "planted_gain": (3.0, 0.0), "teacher_gain": (3.0, 0.0)}  # fmt: skip
+    named = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    assert found == {id(p): wanted.get(n.removeprefix("decoder."), (4.0, 0.5)) for n, p in named.items()}
+    assert len(found) == 5 + (len(list(backbone.model.parameters())) if backbone_state == "open" else 0)
+
+
+def test_trainer_uses_the_groups_and_warms_up(prepared, tmp_path):
+    """Learning rates reach AdamW by group and the schedule scales all of them: warm-up is a share of the steps."""
+    options = train._arguments(tmp_path, TrainConfig(epochs=5, batch_size=6, warmup=0.2))
+    assert options.get_warmup_steps(50) == 10
+    trainer = train.PlantTrainer(
+        model=fresh_model(prepared), args=options, train_dataset=prepared.documents("train"),
+        eval_dataset=prepared.documents("dev"),
+        plant_config=TrainConfig(lr_queries=1.0, lr_gains=3.0), train_counts=prepared.train_counts,
+    )  # fmt: skip
+    trainer.create_optimizer_and_scheduler(50)
+    assert [g["initial_lr"] for g in trainer.optimizer.param_groups] == [1.0, 1e-2, 3.0]
+    for _ in range(5):
+        trainer.optimizer.step()
+        trainer.lr_scheduler.step()
+    assert [round(g["lr"], 9) for g in trainer.optimizer.param_groups] == [0.5, 0.005, 1.5]
+
+
+def test_fine_tuning_learns(prepared, tmp_path):
+    model, history = train_it(prepared, tmp_path, epochs=8, lr_queries=0.1, lr_outputs=0.1, patience=8)
+    before = dev_metric(prepared, fresh_model(prepared))
+    assert dev_metric(prepared, model) > before + 0.15
+    assert history[-1]["train_loss"] < history[0]["train_loss"]
+
+
+def test_model_is_left_at_its_best_dev_epoch(prepared, tmp_path, monkeypatch):
+    """Dev metrics are dictated; the weights must be those the model had at the second evaluation."""
+    seen, dictated, honest = [], iter([0.2, 0.9, 0.5, 0.4]), train.evaluate
+
+    def evaluate_as_told(*args, **kwargs):
+        return honest(*args, **kwargs) | {"ndcg@5": next(dictated)}
+
+    model = fresh_model(prepared)
+    real_score = train.score
+    monkeypatch.setattr(train, "score", lambda m, *a, **k: seen.append(weights(m)) or real_score(m, *a, **k))
+    monkeypatch.setattr(train, "evaluate", evaluate_as_told)
+    _, history = train_it(prepared, tmp_path, model, epochs=4, patience=4)
+    assert [row["ndcg@5"] for row in history] == [0.2, 0.9, 0.5, 0.4] and train.chosen_epoch(history) == 2
+    for name, value in weights(model).items():
+        assert torch.equal(value, seen[1][name]) and (name.endswith("gain") or not torch.equal(value, seen[3][name]))
+
+
+def test_early_stopping_stops(prepared, tmp_path, monkeypatch):
+    """Nothing is learnt at rate zero: one epoch and `patience` more."""
+    rates = dict.fromkeys(("lr_queries", "lr_outputs", "lr_gains"), 0.0)
+    with monkeypatch.context() as patch:  # killed before the Trainer has removed the checkpoint after the best
+        patch.setattr("transformers.trainer.shutil.rmtree", lambda *a, **k: None)
+        _, history = train_it(prepared, tmp_path, epochs=9, patience=1, **rates)
+    assert [row["epoch"] for row in history] == [1, 2]
+    model, again = train_it(prepared, tmp_path, epochs=9, patience=1, **rates)
+    assert again == history, "a run that was killed after dev had stopped it does not go on"
+    kept = load_file(sorted(tmp_path.glob("checkpoint-*"))[0] / "model.safetensors")
+    assert torch.equal(model.decoder.label_queries.cpu(), kept["decoder.label_queries"]), "the best epoch is read back"
+
+
+def test_history_has_one_row_an_epoch(trained):
+    _, history, _ = trained
+    assert [row["epoch"] for row in history] == [1, 2, 3]
+    for row in history:
+        assert {"epoch", "train_loss", "seconds", "p@1", "p@5", "ndcg@5", "psp@5", "map"} <= set(row)
+    seconds = [row["seconds"] for row in history]
+    assert seconds == sorted(seconds)
+
+
+def test_two_runs_of_one_seed_are_equal_and_of_two_seeds_are_not(prepared, trained, tmp_path):
+    model, history, _ = trained
+    again, same = train_it(prepared, tmp_path / "again")
+    other, _ = train_it(prepared, tmp_path / "other", seed=1, epochs=1)
+    for name, value in weights(model).items():
+        torch.testing.assert_close(weights(again)[name], value, rtol=1e-6, atol=1e-6)
+    assert without_times(history) == without_times(same)
+    assert not torch.allclose(weights(other)["decoder.label_outputs"], weights(model)["decoder.label_outputs"])
+
+
+def test_streaming_score_equals_a_dense_evaluation(prepared, trained):
+    model, documents = trained[0], prepared.documents("test")
+    for mode in (True, False):
+        scores, labels = score(model.train(mode), documents, prepared.train_counts, batch_size=3)
+        assert model.training == mode, "scoring leaves the mode as it was"
+    batch = {n: x.to(model.device) for n, x in documents.collate(documents.rows.tolist()).items()}
+    with torch.inference_mode():
+        logits = model(batch["token_ids"], batch["offsets"], batch["hidden_states"]).logits.double().cpu().numpy()
+    order = np.argsort(-logits, axis=1, kind="stable")
+    np.testing.assert_array_equal(scores.topk.ids[:, :7], order)
+    gold = labels.toarray() > 0
+    ranks = np.argsort(order, axis=1)[gold] + 1
+    np.testing.assert_array_equal(scores.gold_ranks, ranks)
+    assert (labels != prepared.corpus.labels[documents.rows]).nnz == 0
+    dense = evaluate(Scores(TopK.from_dense(logits, 100), gold_ranks=ranks), labels, prepared.train_counts, 60)
+    found = evaluate(scores, labels, prepared.train_counts, 60)
+    assert {k: found[k] for k in ("p@1", "ndcg@5", "psp@5", "map")} == pytest.approx(
+        {k: dense[k] for k in ("p@1", "ndcg@5", "psp@5", "map")}
+    )
+
+
+def test_labels_reach_the_loss_as_positive_cells(prepared):
+    documents = prepared.documents("train")
+    batch = documents.collate([3, 7, 17, 22])
+    size = 4 * prepared.corpus.L
+    cells = prepared.corpus.labels[[3, 7, 17, 22]]
+    assert set(batch) == {"token_ids", "offsets", "label_rows", "label_columns", "hidden_states"}
+    assert len(batch["label_rows"]) == len(batch["label_columns"]) == cells.nnz < size
+    assert not [name for name, x in batch.items() if x.shape == (4, prepared.corpus.L) or x.numel() == size]
+    assert {(int(r), int(c)) for r, c in zip(batch["label_rows"], batch["label_columns"], strict=True)} == set(
+        zip(*(x.tolist() for x in cells.nonzero()), strict=True)
+    )
+    lengths = batch["offsets"].diff().tolist()
+    assert lengths == prepared.tokens.lengths[[3, 7, 17, 22]].tolist() and lengths[1] == 0
+
+
+def test_documents_and_labels_must_cover_the_same_corpus(prepared):
+    with pytest.raises(ValueError, match="100 tokenised documents and 60 label rows"):
+        train.Documents(prepared.tokens, prepared.train_labels, np.arange(3))
+
+
+@pytest.mark.parametrize("field", ["epochs", "batch_size", "accumulation", "patience"])
+def test_config_refuses_zero(field):
+    with pytest.raises(ValueError, match=f"{field}=0; give at least 1"):
+        TrainConfig(**{field: 0})
+
+
+def test_training_prints_nothing_and_warns_of_nothing(prepared, tmp_path, capfd):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train_it(prepared, tmp_path, epochs=1)
+    printed = capfd.readouterr()
+    assert (printed.out, printed.err) == ("", "")
+
+
+def test_backbone_is_trained_when_it_is_part_of_the_model(prepared, backbone, tmp_path):
+    documents = [train.Documents(prepared.tokens, prepared.corpus.labels, prepared.rows[s]) for s in ("train", "dev")]
+    model = fresh_model(prepared).attach_backbone(backbone)
+    before = copy.deepcopy(backbone.model.state_dict())
+    config = TrainConfig(epochs=1, batch_size=16, lr_backbone=1e-2)
+    fine_tune(model, *documents, prepared.train_counts, tmp_path, config=config, progress=False)
+    name = "encoder.layer.0.attention.self.query.weight"
+    assert not torch.allclose(backbone.model.state_dict()[name].cpu(), before[name])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here: what runs there is what the tests around run here")
+def test_a_model_trained_on_a_gpu_predicts_there_as_on_a_cpu(prepared, tmp_path, monkeypatch):
+    monkeypatch.setenv("PLANT_HOME", str(tmp_path))
+    config = RunConfig(train=TrainConfig(epochs=1, batch_size=8))
+    record, model = runs.run_start(prepared, "lookup", config=config, progress=False)
+    assert model.device.type == "cuda" and record.metrics["p@1"] > 0
+    model.attach_backbone(prepared.load_backbone())
+    texts = prepared.corpus.texts[80:]
+    there = model.predict(texts, k=prepared.corpus.L)
+    for one, other in zip(there, model.to("cpu").predict(texts, k=prepared.corpus.L), strict=True):
+        assert dict(one) == pytest.approx(dict(other), abs=1e-3)
+
+
+SCRIPT = '''
+import json, pickle, sys, time
+from pathlib import Path
+import torch
+from transformers import TrainerCallback
+from plantlib.training import train
+from plantlib.train import TrainConfig, fine_tune
+
+folder, inputs, slow = Path(sys.argv[1]), sys.argv[2], sys.argv[3] == "slow"
+model, documents, dev, counts = torch.load(inputs, weights_only=False)
+torch.set_num_threads(1)
+
+
+class Log(train._Progress):
+    def on_step_end(self, args, state, control, **kwargs):
+        super().on_step_end(args, state, control, **kwargs)
+        with (folder / "steps.log").open("a") as f:
+            f.write(f"{state.global_step}\\n")
+        if slow and (folder / "checkpoint-16").exists():
+            time.sleep(60)  # wait to be killed, in the third epoch
+
+
+train._Progress = Log
+config = TrainConfig(epochs=4, batch_size=8, patience=4, lr_queries=0.05)
+history = fine_tune(model, documents, dev, counts, folder, config=config, progress=False)
+torch.save(model.state_dict(), folder / "final.pt")
+(folder / "history.json").write_text(json.dumps(history))
+'''
+
+
+def test_killed_run_resumes_to_the_same_numbers(prepared, tmp_path):
+    """SIGKILL after the second epoch's checkpoint; a half-written third checkpoint lies about as well."""
+    (tmp_path / "job.py").write_text(SCRIPT)
+    torch.save((fresh_model(prepared), prepared.documents("train"), prepared.documents("dev"), prepared.train_counts),
+               tmp_path / "inputs.pt")  # fmt: skip
+    cut, whole = tmp_path / "cut", tmp_path / "whole"
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+
+    def start(folder: Path, pace: str) -> subprocess.Popen:
+        folder.mkdir(exist_ok=True)
+        command = [sys.executable, str(tmp_path / "job.py"), str(folder), str(tmp_path / "inputs.pt"), pace]
+        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    steps = lambda folder: [int(n) for n in (folder / "steps.log").read_text().split()]  # noqa: E731
+    victim = start(cut, "slow")
+    deadline = time.monotonic() + 120
+    while not (cut / "steps.log").exists() or steps(cut)[-1:] != [17]:
+        assert victim.poll() is None and time.monotonic() < deadline, victim.stdout and victim.communicate(timeout=5)[0]
+        time.sleep(0.05)
+    victim.kill()
+    victim.communicate()
+    (cut / "checkpoint-24").mkdir()
+    (cut / "checkpoint-24" / "model.safetensors").write_bytes(b"half")
+    again = start(cut, "fast")
+    model, threads = fresh_model(prepared), torch.get_num_threads()
+    torch.set_num_threads(1)
+    _, history = train_it(prepared, whole, model, epochs=4, patience=4, lr_outputs=0.01)
+    torch.set_num_threads(threads)
+    output, _ = again.communicate(timeout=120)
+    assert again.returncode == 0, output
+    assert steps(cut) == [*range(1, 18), *range(17, 33)], "resumed at the checkpoint of step 16, not restarted"
+    resumed = torch.load(cut / "final.pt")
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(resumed[name], value, rtol=1e-6, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+    assert without_times(json.loads((cut / "history.json").read_text())) == without_times(history)
