@@ -1,11 +1,14 @@
-"""Label attention and ranking losses against what they replace, same run, same inputs, medians -> results/bench/kernels.csv.
+"""Label attention and ranking losses against what they replace, same run, same inputs, medians ->
+results/bench/kernels.csv.
 
     python benchmarks/bench_kernels.py [--repetitions N] [--quick]
 
-Times come from one process with the contenders taking turns; peak memory, beyond inputs, outputs and the gradients
-themselves, from a process of its own a contender or, on a GPU, from the allocator's count. limit_share is the arithmetic of
-the contender's own form, divided by its time and by the rate this machine reaches in one large product. forward_memory (GPU)
-is the peak of a forward pass without gradients over inputs and output. The bars printed at the end are computed from the rows.
+Times come from one process with the contenders taking turns; peak memory, beyond inputs, outputs
+and the gradients themselves, from a process of its own a contender or, on a GPU, from the
+allocator's count. limit_share is the arithmetic of the contender's own form, divided by its time
+and by the rate this machine reaches in one large product. forward_memory (GPU) is the peak of a
+forward pass without gradients over inputs and output. The bars printed at the end are computed from
+the rows.
 """
 
 from __future__ import annotations
@@ -31,12 +34,18 @@ from plantlib.kernels.attention_bce import sparse_bce
 from plantlib.planting import ranking
 from plantlib.training.records import environment
 
-COLUMNS = ("date device threads op shape dtype implementation forward_ms both_ms cpu_ms extra_mib forward_memory time_ratio "
-           "baseline limit_share matmul_tflops bandwidth_gbs versions").split()  # fmt: skip
+COLUMNS = (
+    "date device threads op shape dtype implementation forward_ms both_ms cpu_ms extra_mib"
+    " forward_memory time_ratio baseline limit_share matmul_tflops bandwidth_gbs versions"
+).split()
 ROOT = Path(__file__).resolve().parent.parent
 CUDA = torch.cuda.is_available()
 DEVICE, DTYPE = ("cuda", torch.bfloat16) if CUDA else ("cpu", torch.float32)
-SHAPES = [(8, 512, 4096, 8921), (8, 512, 4096, 30938)] if CUDA else [(1, 3072, 768, 8921), (4, 512, 384, 8921)]
+SHAPES = (
+    [(8, 512, 4096, 8921), (8, 512, 4096, 30938)]
+    if CUDA
+    else [(1, 3072, 768, 8921), (4, 512, 384, 8921)]
+)
 QUICK = [(2, 24, 8, 50)]
 LAW = [(1, 1024, 256, labels) for labels in (2000, 4000, 8000, 16000, 32000)]
 LISTS = (256, 512)
@@ -52,9 +61,13 @@ def ours(made):
 
 
 def eager(made):
-    """The best plain form: scores (B, L, T) with the mask folded into the product, softmax, weighted outputs."""
+    """The best plain form: scores (B, L, T) with the mask folded into the product, softmax,
+    weighted outputs.
+    """
     h, batch = padded(made), made["batch"]
-    scores = torch.baddbmm(made["mask"], made["q"].expand(batch, *made["q"].shape), h.transpose(1, 2))
+    scores = torch.baddbmm(
+        made["mask"], made["q"].expand(batch, *made["q"].shape), h.transpose(1, 2)
+    )
     return (scores.softmax(-1) * (made["w"] @ h.transpose(1, 2))).sum(-1)
 
 
@@ -62,13 +75,19 @@ def sdpa(made):
     """scaled_dot_product_attention with labels as queries, then the context (B, L, D) read by W."""
     h = padded(made)[:, None]
     queries = made["q"].expand(made["batch"], 1, *made["q"].shape)
-    return (functional.scaled_dot_product_attention(queries, h, h, scale=1.0)[:, 0] * made["w"]).sum(-1)
+    return (
+        functional.scaled_dot_product_attention(queries, h, h, scale=1.0)[:, 0] * made["w"]
+    ).sum(-1)
 
 
 def published(made):
-    """nn.MultiheadAttention over label queries, one head, weights returned, and the head that reads the context."""
+    """nn.MultiheadAttention over label queries, one head, weights returned, and the head that reads
+    the context.
+    """
     h = padded(made)
-    context, _ = made["mha"](made["q"].expand(made["batch"], *made["q"].shape), h, h, need_weights=True)
+    context, _ = made["mha"](
+        made["q"].expand(made["batch"], *made["q"].shape), h, h, need_weights=True
+    )
     return (context * made["w"]).sum(-1)
 
 
@@ -82,18 +101,24 @@ def with_loss(form):
     def run(made):
         if form is ours:
             added = made["bias"].expand(made["batch"], -1)
-            return kernels.attend_bce(made["h"], made["offsets"], made["q"], made["w"], *made["gold"], added=added)[0]
+            return kernels.attend_bce(
+                made["h"], made["offsets"], made["q"], made["w"], *made["gold"], added=added
+            )[0]
         return sparse_bce(form(made) + made["bias"], *made["gold"])
 
     return run
 
 
 def listwise(name: str, impl: str):
-    """A ranking loss of all rows at once; the pairwise form of 256 x 512 x 512 pairs keeps 1.5 GiB at most."""
+    """A ranking loss of all rows at once; the pairwise form of 256 x 512 x 512 pairs keeps 1.5 GiB
+    at most.
+    """
     return lambda made: ranking.LOSSES[name](made["scores"], made["relevance"], impl=impl)
 
 
-ATTENTION = {"eager": eager, "ours": ours, "sdpa": sdpa, "published": published} | ({"reference": reference} if CUDA else {})
+ATTENTION = {"eager": eager, "ours": ours, "sdpa": sdpa, "published": published} | (
+    {"reference": reference} if CUDA else {}
+)
 # products of B T L D multiply-adds, forward and backward, in each form
 PRODUCTS = {"eager": 6, "ours": 8, "sdpa": 7, "published": 6, "reference": 6}
 OUT_OF_MEMORY = "out of memory"
@@ -104,7 +129,8 @@ def flop(op: str, shape: tuple, name: str) -> int:
     batch, tokens, dim, labels = shape
     products = PRODUCTS[name]
     if name == "ours" and not CUDA:
-        # the loss taken in saves recomputation; a single long document saves one product by its context
+        # the loss taken in saves recomputation; a single long document saves one product by its
+        # context
         products = 6 if op.endswith("bce") else 8 - (batch == 1 and tokens >= 2 * dim)
     # queries and context are projected a document and label, keys and values a token
     projections = 3 * 2 * batch * (labels + tokens) * dim if name == "published" else 0
@@ -118,7 +144,11 @@ def operations(quick: bool) -> dict:
     found = {
         "label_attention": (shapes, ATTENTION, "eager"),
         "label_attention_bce": (shapes, {n: with_loss(f) for n, f in ATTENTION.items()}, "eager"),
-        "label_attention_memory": (QUICK if quick else LAW, {n: ATTENTION[n] for n in ("eager", "ours", "sdpa")}, "eager"),
+        "label_attention_memory": (
+            QUICK if quick else LAW,
+            {n: ATTENTION[n] for n in ("eager", "ours", "sdpa")},
+            "eager",
+        ),
     }
     for name in ("approx_ndcg", "lambdarank"):
         forms = {"pairwise": listwise(name, "reference"), "ours": listwise(name, "auto")}
@@ -127,7 +157,9 @@ def operations(quick: bool) -> dict:
 
 
 def inputs(op: str, shape: tuple) -> dict:
-    """Tensors of a shape, the same in every process; leaves that want gradients stand under 'leaves'."""
+    """Tensors of a shape, the same in every process; leaves that want gradients stand under
+    'leaves'.
+    """
     generator = torch.Generator(DEVICE).manual_seed(0)
     draw = lambda *size: torch.randn(*size, generator=generator, device=DEVICE)  # noqa: E731
     if not op.startswith("label_attention"):
@@ -135,7 +167,11 @@ def inputs(op: str, shape: tuple) -> dict:
         relevance = torch.randint(0, 101, shape, generator=generator, device=DEVICE).float()
         return {"scores": scores, "relevance": relevance, "leaves": [scores]}
     batch, tokens, dim, labels = shape
-    made = {"h": draw(batch * tokens, dim), "q": draw(labels, dim) * 1.4 / dim**0.5, "w": draw(labels, dim) * dim**-0.5}
+    made = {
+        "h": draw(batch * tokens, dim),
+        "q": draw(labels, dim) * 1.4 / dim**0.5,
+        "w": draw(labels, dim) * dim**-0.5,
+    }
     made = {n: x.to(DTYPE).requires_grad_() for n, x in made.items()}
     made["bias"] = torch.zeros(labels, device=DEVICE, requires_grad=True)
     made["leaves"] = list(made.values())
@@ -143,7 +179,9 @@ def inputs(op: str, shape: tuple) -> dict:
     made["mask"] = torch.zeros(batch, 1, tokens, device=DEVICE, dtype=DTYPE)
     columns = torch.randint(labels, (5 * batch,), generator=generator, device=DEVICE)
     made["gold"] = (torch.arange(batch, device=DEVICE).repeat_interleave(5), columns)
-    made["mha"] = torch.nn.MultiheadAttention(dim, 1, bias=False, batch_first=True, device=DEVICE, dtype=DTYPE)
+    made["mha"] = torch.nn.MultiheadAttention(
+        dim, 1, bias=False, batch_first=True, device=DEVICE, dtype=DTYPE
+    )
     return made | {"batch": batch}
 
 
@@ -182,7 +220,9 @@ def _seconds(function) -> float:
 
 
 def measure_memory(op: str, shape: tuple, name: str, quick: bool) -> float:
-    """MiB beyond inputs, output and gradients at the peak of one forward and backward pass; a CPU wants a process for it."""
+    """MiB beyond inputs, output and gradients at the peak of one forward and backward pass; a CPU
+    wants a process for it.
+    """
     function, made = operations(quick)[op][1][name], inputs(op, shape)
     # libraries allocate their own workspaces here, not below
     once(function, inputs(op, QUICK[0] if op.startswith("label_attention") else (8, 16)))
@@ -200,7 +240,9 @@ def measure_memory(op: str, shape: tuple, name: str, quick: bool) -> float:
 
 
 def forward_memory(op: str, shape: tuple, name: str, quick: bool) -> float:
-    """(inputs + output + what a forward pass without gradients takes beyond them) / (inputs + output); on a GPU."""
+    """(inputs + output + what a forward pass without gradients takes beyond them) / (inputs +
+    output); on a GPU.
+    """
     function, made = operations(quick)[op][1][name], inputs(op, shape)
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
@@ -242,10 +284,16 @@ def run(options) -> list[dict]:
             fits = [n for n in forms if extra[n] != OUT_OF_MEMORY]
             for name in set(forms) - set(fits):
                 bar.write(f"{op} {label(op, shape)}: {name} is not timed, {extra[name]}")
-            timed = {} if op == "label_attention_memory" else times(forms, fits, inputs(op, shape), options.repetitions)
+            timed = (
+                {}
+                if op == "label_attention_memory"
+                else times(forms, fits, inputs(op, shape), options.repetitions)
+            )
             for name in forms:
                 row = common | {"op": op, "shape": label(op, shape), "implementation": name}
-                row["dtype"] = str(DTYPE if op.startswith("label_attention") else torch.float32).split(".")[1]
+                row["dtype"] = str(
+                    DTYPE if op.startswith("label_attention") else torch.float32
+                ).split(".")[1]
                 row["extra_mib"] = extra[name] if name not in fits else round(extra[name], 1)
                 if CUDA and name in fits and op == "label_attention":
                     row["forward_memory"] = forward_memory(op, shape, name, options.quick)
@@ -259,17 +307,27 @@ def about_the_machine(quick: bool) -> dict:
     """Columns that all rows of a run share."""
     device = torch.cuda.get_device_name() if CUDA else environment()["cpu"]
     packages = ("plantlib", "torch", "triton") if CUDA else ("plantlib", "torch")
-    return {"date": datetime.date.today().isoformat(), "device": device, "threads": torch.get_num_threads(),
-            "bandwidth_gbs": round(bandwidth(quick) / 1e9, 1),
-            "versions": " ".join(f"{p} {version(p)}" for p in packages)}  # fmt: skip
+    return {
+        "date": datetime.date.today().isoformat(),
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "bandwidth_gbs": round(bandwidth(quick) / 1e9, 1),
+        "versions": " ".join(f"{p} {version(p)}" for p in packages),
+    }
 
 
 def time_columns(op: str, shape: tuple, name: str, timed: dict, baseline: str, rate: float) -> dict:
-    """Columns of a contender that was timed; those that need the baseline stay empty where it was not."""
+    """Columns of a contender that was timed; those that need the baseline stay empty where it was
+    not.
+    """
     if name not in timed:
         return {}
     forward, both, cpu = timed[name]
-    found = {"forward_ms": round(forward, 3), "both_ms": round(both, 3), "cpu_ms": "" if CUDA else round(cpu, 3)}
+    found = {
+        "forward_ms": round(forward, 3),
+        "both_ms": round(both, 3),
+        "cpu_ms": "" if CUDA else round(cpu, 3),
+    }
     if baseline in timed:
         found |= {"baseline": baseline, "time_ratio": round(both / timed[baseline][1], 3)}
     if op.startswith("label_attention"):
@@ -285,7 +343,10 @@ def times(forms, names, made, repetitions: int) -> dict:
             taken = once(forms[name], made)
             if repetition:
                 found[name].append(taken)
-    return {name: [statistics.median(column) for column in zip(*taken, strict=True)] for name, taken in found.items()}
+    return {
+        name: [statistics.median(column) for column in zip(*taken, strict=True)]
+        for name, taken in found.items()
+    }
 
 
 def label(op: str, shape: tuple) -> str:
@@ -294,7 +355,9 @@ def label(op: str, shape: tuple) -> str:
 
 
 def bars(rows: list[dict]) -> list[tuple[str, float, float]]:
-    """(what, found, at most) of the promises about time and memory; found is nan where a side was not measured."""
+    """(what, found, at most) of the promises about time and memory; found is nan where a side was
+    not measured.
+    """
     found = []
     by = {(r["op"], r["shape"], r["implementation"]): r for r in rows}
     for (op, shape, name), row in by.items():
@@ -302,15 +365,22 @@ def bars(rows: list[dict]) -> list[tuple[str, float, float]]:
             continue
         others = {n: r for (o, s, n), r in by.items() if (o, s) == (op, shape)}
         promises = attention_bars if op.startswith("label_attention") else ranking_bars
-        found += [(f"{op} {shape}: {what}", value, most) for what, value, most in promises(row, others)]
+        found += [
+            (f"{op} {shape}: {what}", value, most) for what, value, most in promises(row, others)
+        ]
     return found
 
 
 def attention_bars(row: dict, others: dict) -> list[tuple[str, float, float]]:
     """Promises about label attention, `row` being ours; on a GPU its time is held to other ones."""
-    time_to, memory_to = (lambda n, c=c: ratio(row, others.get(n, {}), c) for c in ("both_ms", "extra_mib"))
+    time_to, memory_to = (
+        lambda n, c=c: ratio(row, others.get(n, {}), c) for c in ("both_ms", "extra_mib")
+    )
     first = row["shape"].startswith("B=1 ")
-    memory = [("memory / eager", memory_to("eager"), 1 / 6), ("memory / sdpa", memory_to("sdpa"), 1 / 2)]
+    memory = [
+        ("memory / eager", memory_to("eager"), 1 / 6),
+        ("memory / sdpa", memory_to("sdpa"), 1 / 2),
+    ]
     if row["cpu_ms"] != "":
         times = [("eager", 0.75 if first else 0.8), ("sdpa", 1.0 if first else 1.2)]
         return [*((f"time / {n}", time_to(n), most) for n, most in times), *memory]
@@ -327,9 +397,16 @@ def ranking_bars(row: dict, others: dict) -> list[tuple[str, float, float]]:
     """Promises about a ranking loss, `row` being ours."""
     lists = int(row["shape"].split()[0][2:])
     on_gpu = row["cpu_ms"] == ""
-    time_a_row = ("ms a row", row["both_ms"] / lists, 1.0) if on_gpu else ("CPU ms a row", row["cpu_ms"] / lists, 6.0)
-    return [time_a_row, ("extra MiB", row["extra_mib"], 150.0),
-            ("time / pairwise", ratio(row, others.get("pairwise", {}), "both_ms"), 1 / 3)]  # fmt: skip
+    time_a_row = (
+        ("ms a row", row["both_ms"] / lists, 1.0)
+        if on_gpu
+        else ("CPU ms a row", row["cpu_ms"] / lists, 6.0)
+    )
+    return [
+        time_a_row,
+        ("extra MiB", row["extra_mib"], 150.0),
+        ("time / pairwise", ratio(row, others.get("pairwise", {}), "both_ms"), 1 / 3),
+    ]
 
 
 def ratio(row: dict, other: dict, column: str) -> float:
@@ -346,8 +423,17 @@ def verdict(value: float, most: float) -> str:
 
 def show(rows: list[dict]) -> None:
     """Print the rows, the fastest of each shape first."""
-    widths = {"op": 22, "shape": 24, "implementation": 14, "forward_ms": 10, "both_ms": 10, "cpu_ms": 10, "extra_mib": 13,
-              "time_ratio": 10, "limit_share": 11}  # fmt: skip
+    widths = {
+        "op": 22,
+        "shape": 24,
+        "implementation": 14,
+        "forward_ms": 10,
+        "both_ms": 10,
+        "cpu_ms": 10,
+        "extra_mib": 13,
+        "time_ratio": 10,
+        "limit_share": 11,
+    }
     print("  ".join(f"{c:>{w}}" for c, w in widths.items()))
     for row in sorted(rows, key=lambda r: (r["op"], r["shape"], r.get("both_ms", math.inf))):
         print("  ".join(f"{row.get(c, '')!s:>{w}}" for c, w in widths.items()))
@@ -355,7 +441,12 @@ def show(rows: list[dict]) -> None:
 
 def main(arguments=None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repetitions", type=int, default=20 if CUDA else 5, help="timed turns a contender; the median counts")
+    parser.add_argument(
+        "--repetitions",
+        type=int,
+        default=20 if CUDA else 5,
+        help="timed turns a contender; the median counts",
+    )
     parser.add_argument("--only", default="", help="operations whose name holds this")
     parser.add_argument("--quick", action="store_true", help="toy shapes, to see that it runs")
     parser.add_argument("--out", type=Path, default=ROOT / "results/bench/kernels.csv")
@@ -366,8 +457,15 @@ def main(arguments=None) -> None:
         print(measure_memory(op, tuple(shape), name, quick))
         return
     if not any(options.only in op for op in operations(options.quick)):
-        parser.error(f"--only {options.only} names no operation; there are {', '.join(operations(options.quick))}")
-    print(f"price: about {'a minute on a GPU' if CUDA else '8 minutes on 2 CPU cores'}; other work spoils it", flush=True)
+        parser.error(
+            f"--only {options.only} names no operation; there are"
+            f" {', '.join(operations(options.quick))}"
+        )
+    print(
+        f"price: about {'a minute on a GPU' if CUDA else '8 minutes on 2 CPU cores'}; other work"
+        " spoils it",
+        flush=True,
+    )
     rows = run(options)
     append(rows, options.out, COLUMNS)
     show(rows)

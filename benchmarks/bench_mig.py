@@ -1,10 +1,12 @@
-"""MIG on one core: `plantlib.teacher.mig.teach` against the published algorithm, one row appended to results/bench/mig.csv.
+"""MIG on one core: `plantlib.teacher.mig.teach` against the published algorithm, one row appended
+to results/bench/mig.csv.
 
     python benchmarks/bench_mig.py [--dataset eurlex57k]
 
-X is word presence and Y the labels of the training rows; where the data set is not at hand, Zipf data of its size is
-made instead and the row says so. `teach` runs in a process of its own: CPU seconds and peak memory beyond the inputs.
-The published algorithm visits 4 N V L cells: it is timed on a sample and extrapolated.
+X is word presence and Y the labels of the training rows; where the data set is not at hand, Zipf
+data of its size is made instead and the row says so. `teach` runs in a process of its own: CPU
+seconds and peak memory beyond the inputs. The published algorithm visits 4 N V L cells: it is timed
+on a sample and extrapolated.
 """
 
 from __future__ import annotations
@@ -41,7 +43,10 @@ def training_rows(dataset: str, min_documents: int) -> tuple[sparse.csr_matrix, 
     """X (N, V) word counts and Y (N, L) of a corpus's training rows; labels seen in training only."""
     corpus = Corpus.load(dataset).labelled().seen_in_train()
     rows = corpus.rows("train")
-    return words([corpus.texts[i] for i in rows], np.arange(len(rows)), min_documents).counts, corpus.labels[rows]
+    return (
+        words([corpus.texts[i] for i in rows], np.arange(len(rows)), min_documents).counts,
+        corpus.labels[rows],
+    )
 
 
 def zipf_rows(shape=EURLEX57K, tokens_a_document=185, labels_a_document=5, seed=0):
@@ -52,13 +57,17 @@ def zipf_rows(shape=EURLEX57K, tokens_a_document=185, labels_a_document=5, seed=
         p = 1 / np.arange(1, columns + 1)
         cells = rng.choice(columns, (shape[0], a_document), p=p / p.sum())
         rows = np.repeat(np.arange(shape[0]), a_document)
-        return presence(sparse.csr_matrix((np.ones(cells.size), (rows, cells.ravel())), (shape[0], columns)))
+        return presence(
+            sparse.csr_matrix((np.ones(cells.size), (rows, cells.ravel())), (shape[0], columns))
+        )
 
     return draw(shape[1], 2 * tokens_a_document), draw(shape[2], labels_a_document)
 
 
 def published_counts(x: sparse.csr_matrix, y: sparse.csr_matrix) -> np.ndarray:
-    """One pass of the published algorithm over the documents, for at most 200 labels: dense joint counts (V, L, 2, 2)."""
+    """One pass of the published algorithm over the documents, for at most 200 labels: dense joint
+    counts (V, L, 2, 2).
+    """
     joint = np.zeros((x.shape[1], y.shape[1], 2, 2))
     for i in range(x.shape[0]):
         token, label = x[i].toarray()[0] > 0, y[i].toarray()[0] > 0
@@ -77,7 +86,9 @@ def published_information(joint: np.ndarray, n: int) -> np.ndarray:
 
 
 def time_published(x, y, documents=100, tokens=2_000, seed=0) -> tuple[float, float]:
-    """CPU seconds on a random sample, and extrapolated: counting in N V L, closing in V L. Values are checked with MIG's."""
+    """CPU seconds on a random sample, and extrapolated: counting in N V L, closing in V L. Values
+    are checked with MIG's.
+    """
     rng = np.random.default_rng(seed)
     pick = lambda size, wanted: np.sort(rng.choice(size, min(size, wanted), replace=False))  # noqa: E731
     rows = pick(x.shape[0], documents)
@@ -94,7 +105,9 @@ def time_published(x, y, documents=100, tokens=2_000, seed=0) -> tuple[float, fl
 
 
 def measure(folder: Path) -> None:
-    """In a process of its own: print CPU seconds of `teach` and the peak MiB it adds to the loaded inputs."""
+    """In a process of its own: print CPU seconds of `teach` and the peak MiB it adds to the loaded
+    inputs.
+    """
     x, y = (sparse.load_npz(folder / f"{name}.npz") for name in "xy")
     before, began = peak_mib(), time.process_time()
     mig.teach(x, y, variant="jaccard", top_k=64, relevance="grade")
@@ -111,8 +124,15 @@ def time_teach(x, y) -> tuple[float, float]:
 
 def main(arguments=None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--dataset", default="eurlex57k", help="a corpus by name, or 'zipf' for generated data")
-    parser.add_argument("--min-documents", type=int, default=2, help="words in fewer training documents are left out")
+    parser.add_argument(
+        "--dataset", default="eurlex57k", help="a corpus by name, or 'zipf' for generated data"
+    )
+    parser.add_argument(
+        "--min-documents",
+        type=int,
+        default=2,
+        help="words in fewer training documents are left out",
+    )
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     if (options := parser.parse_args(arguments)).measure:
         return measure(options.measure)
@@ -120,13 +140,35 @@ def main(arguments=None) -> None:
     try:
         x, y = zipf_rows() if dataset == "zipf" else training_rows(dataset, options.min_documents)
     except (ValueError, OSError) as error:
-        print(f"{dataset} cannot be read ({error}); timing generated Zipf data instead", file=sys.stderr)
+        print(
+            f"{dataset} cannot be read ({error}); timing generated Zipf data instead",
+            file=sys.stderr,
+        )
         dataset, (x, y) = "zipf", zipf_rows()
     (seconds, mib), (sample, whole) = time_teach(x, y), time_published(x, y)
     about = environment()
-    made_with = " ".join(f"{p} {version(p)}" for p in ("plantlib", "numpy", "scipy")) + f" python {about['python']}"
-    row = dict(zip(COLUMNS, (datetime.date.today().isoformat(), about["cpu"], dataset, *x.shape, y.shape[1],
-               round(seconds, 2), round(mib), round(sample, 2), round(whole / seconds), made_with), strict=True))  # fmt: skip
+    made_with = (
+        " ".join(f"{p} {version(p)}" for p in ("plantlib", "numpy", "scipy"))
+        + f" python {about['python']}"
+    )
+    row = dict(
+        zip(
+            COLUMNS,
+            (
+                datetime.date.today().isoformat(),
+                about["cpu"],
+                dataset,
+                *x.shape,
+                y.shape[1],
+                round(seconds, 2),
+                round(mib),
+                round(sample, 2),
+                round(whole / seconds),
+                made_with,
+            ),
+            strict=True,
+        )
+    )
     append([row], ROOT / "results/bench/mig.csv", COLUMNS)
     print("\n".join(f"{name:24} {value}" for name, value in row.items()))
 

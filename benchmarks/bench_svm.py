@@ -1,10 +1,13 @@
-"""SVMs of many labels at once against LIBLINEAR label by label, from all negatives and from a sample -> results/bench/svm.csv.
+"""SVMs of many labels at once against LIBLINEAR label by label, from all negatives and from a
+sample -> results/bench/svm.csv.
 
-    python benchmarks/bench_svm.py                                # EURLEX57K, 5,000 training documents, dev 1,500
+    python benchmarks/bench_svm.py                                # EURLEX57K, 5,000 training
+    documents, dev 1,500
     python benchmarks/bench_svm.py --train 20000 --solvers together
 
-One cost of 1, one thread, CPU seconds; quality is that of the SVMs alone on dev. The sample of a label: its documents, a tenth
-of the others, half of them those nearest to its centroid; `weighted`, where the distant half stands for all it was drawn from.
+One cost of 1, one thread, CPU seconds; quality is that of the SVMs alone on dev. The sample of a
+label: its documents, a tenth of the others, half of them those nearest to its centroid; `weighted`,
+where the distant half stands for all it was drawn from.
 """
 
 from __future__ import annotations
@@ -35,15 +38,30 @@ from plantlib.training.records import environment
 from plantlib.utils.progress import tqdm
 
 METRICS = ("p@1", "p@5", "ndcg@5", "psp@5", "few/rp@5", "few/r@15")
-COLUMNS = ["date", "device", "dataset", "documents", "labels", "solver", "cpu_seconds", *METRICS, "versions"]
+COLUMNS = [
+    "date",
+    "device",
+    "dataset",
+    "documents",
+    "labels",
+    "solver",
+    "cpu_seconds",
+    *METRICS,
+    "versions",
+]
 SOLVERS = ("together", "liblinear", "sample", "sample, weighted")
 SHARE = 0.1  # of the negatives
 
 
-def sampled(weights: sparse.csr_matrix, labels: sparse.csr_matrix, weighted: bool) -> linear_score.Table:
+def sampled(
+    weights: sparse.csr_matrix, labels: sparse.csr_matrix, weighted: bool
+) -> linear_score.Table:
     """LIBLINEAR on a sample of every label's negatives."""
     n, columns, by_word = weights.shape[0], labels.tocsc(), weights.T.tocsr()
-    centroids, half = terms.centroids(weights, labels).scores.tocsr(), int(SHARE * weights.shape[0] / 2)
+    centroids, half = (
+        terms.centroids(weights, labels).scores.tocsr(),
+        int(SHARE * weights.shape[0] / 2),
+    )
     cells, intercept = [], []
     for label in tqdm(range(labels.shape[1]), desc="sample", unit="label"):
         positive = columns[:, [label]].toarray().ravel() > 0
@@ -54,24 +72,38 @@ def sampled(weights: sparse.csr_matrix, labels: sparse.csr_matrix, weighted: boo
         rows = np.concatenate([np.flatnonzero(positive), hard, easy])
         stands_for = np.ones(len(rows))
         if weighted:
-            stands_for[len(rows) - len(easy) :] = (n - positive.sum() - len(hard)) / max(len(easy), 1)
-        model = LinearSVC(random_state=0).fit(weights[rows], positive[rows], sample_weight=stands_for)
+            stands_for[len(rows) - len(easy) :] = (n - positive.sum() - len(hard)) / max(
+                len(easy), 1
+            )
+        model = LinearSVC(random_state=0).fit(
+            weights[rows], positive[rows], sample_weight=stands_for
+        )
         cells.append(sparse.csr_matrix(model.coef_[0].astype(np.float32)))
         intercept.append(model.intercept_[0])
     return linear_score.Table(sparse.vstack(cells, "csr"), np.array(intercept, np.float32))
 
 
-def tables_of(solver: str, weights: sparse.csr_matrix, labels: sparse.csr_matrix) -> linear_score.Table:
+def tables_of(
+    solver: str, weights: sparse.csr_matrix, labels: sparse.csr_matrix
+) -> linear_score.Table:
     """The SVMs of one solver."""
     if solver.startswith("sample"):
         return sampled(weights, labels, weighted="weighted" in solver)
     with tqdm(total=labels.shape[1], desc=solver, unit="label") as bar:
-        return linear_score.svm(weights, labels, linear_score.LinearConfig(prune=0.0), large=solver == "together", bar=bar)
+        return linear_score.svm(
+            weights,
+            labels,
+            linear_score.LinearConfig(prune=0.0),
+            large=solver == "together",
+            bar=bar,
+        )
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Fit, score dev, add one row a solver."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("dataset", nargs="?", default="eurlex57k")
     parser.add_argument("--train", type=int, default=5000)
     parser.add_argument("--dev", type=int, default=1500)
@@ -79,18 +111,30 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     corpus = Corpus.load(options.dataset).with_dev().subset(options.train, options.dev, 1)
     train, dev = corpus.rows("train"), corpus.rows("dev")
-    weights, counts = tfidf(words(corpus.texts, train).counts, train), column_counts(corpus.labels[train])
+    weights, counts = (
+        tfidf(words(corpus.texts, train).counts, train),
+        column_counts(corpus.labels[train]),
+    )
     labels, counts = corpus.labels[:, counts > 0], counts[counts > 0]
     for solver in options.solvers:
         began = time.process_time()
         table = tables_of(solver, weights[train], labels[train])
         seconds = round(time.process_time() - began, 1)
-        scored = peers.scored(lambda part, table=table: table.scores(weights[part]), labels, dev, counts, auc=False)
+        scored = peers.scored(
+            lambda part, table=table: table.scores(weights[part]), labels, dev, counts, auc=False
+        )
         found = evaluate(scored, labels[dev], counts, len(train))
-        row = {"date": datetime.date.today().isoformat(), "device": environment()["cpu"], "dataset": corpus.name,
-               "documents": len(train), "labels": labels.shape[1], "solver": solver, "cpu_seconds": seconds,
-               **{m: round(float(found[m]), 4) for m in METRICS},
-               "versions": " ".join(f"{p} {version(p)}" for p in ("scikit-learn", "scipy", "numpy"))}  # fmt: skip
+        row = {
+            "date": datetime.date.today().isoformat(),
+            "device": environment()["cpu"],
+            "dataset": corpus.name,
+            "documents": len(train),
+            "labels": labels.shape[1],
+            "solver": solver,
+            "cpu_seconds": seconds,
+            **{m: round(float(found[m]), 4) for m in METRICS},
+            "versions": " ".join(f"{p} {version(p)}" for p in ("scikit-learn", "scipy", "numpy")),
+        }
         append([row], ROOT / "results" / "bench" / "svm.csv", COLUMNS)
         print(row, flush=True)
 

@@ -1,10 +1,12 @@
-"""Tile sizes of the fused label attention on this GPU, one row a size appended to results/bench/tiles.csv.
+"""Tile sizes of the fused label attention on this GPU, one row a size appended to
+results/bench/tiles.csv.
 
     python benchmarks/bench_tiles.py [--repetitions 10]
 
-The size in `kernels/label_attention.py` is the choice made from these rows. Sizes are compiled first, in
-several processes at a time, so that the card waits for nothing. limit_share: the products of the pass (forward 2, backward 6
-with the two that build scores and outputs again) over its time and the rate of one large product.
+The size in `kernels/label_attention.py` is the choice made from these rows. Sizes are compiled
+first, in several processes at a time, so that the card waits for nothing. limit_share: the products
+of the pass (forward 2, backward 6 with the two that build scores and outputs again) over its time
+and the rate of one large product.
 """
 
 from __future__ import annotations
@@ -26,8 +28,10 @@ from tqdm import tqdm
 from plantlib.kernels import label_attention
 from plantlib.kernels.label_attention_torch import Problem
 
-COLUMNS = ("date device kernel shape dtype columns tokens hidden warps stages workspace_mib ms limit_share matmul_tflops "
-           "versions").split()  # fmt: skip
+COLUMNS = (
+    "date device kernel shape dtype columns tokens hidden warps stages workspace_mib ms limit_share"
+    " matmul_tflops versions"
+).split()
 ROOT = Path(__file__).resolve().parent.parent
 B, T, D, L = 8, 512, 4096, 8921
 CELLS, KEEP = 4000, 64  # planted cells a document; tokens kept
@@ -39,13 +43,19 @@ KERNELS = ("forward", "forward, planted", "forward, 64 kept", "backward", "backw
 
 
 def problem(kernel: str) -> Problem:
-    """Random inputs of the bars' shape in bfloat16; planted cells or inattention where the name says so."""
+    """Random inputs of the bars' shape in bfloat16; planted cells or inattention where the name
+    says so.
+    """
     torch.manual_seed(0)
     made = inputs("label_attention", (B, T, D, L))
     cells = gain = None
     if "planted" in kernel:
         labels = torch.randint(L, (B * CELLS,), device="cuda").sort().values
-        cells = (torch.randint(B * T, (B * CELLS,), device="cuda"), labels, torch.rand(B * CELLS, device="cuda"))
+        cells = (
+            torch.randint(B * T, (B * CELLS,), device="cuda"),
+            labels,
+            torch.rand(B * CELLS, device="cuda"),
+        )
         gain = torch.ones((), device="cuda")
     h, q, w = (made[name].detach() for name in "hqw")
     return Problem(h, made["offsets"], q, w, cells, gain, KEEP if "kept" in kernel else None)
@@ -67,7 +77,8 @@ def compiles(kernel: str, size: label_attention.Blocks) -> str:
     try:
         passes(kernel, size)()
         torch.cuda.synchronize()
-    # a compiler that refuses a size has many ways to say so; the row is left out and the reason printed
+    # a compiler that refuses a size has many ways to say so; the row is left out and the reason
+    # printed
     except Exception as error:
         return f"{kernel} {size}: {type(error).__name__}: {str(error).splitlines()[0]}"
     return ""
@@ -89,14 +100,24 @@ def milliseconds(function, repetitions: int) -> float:
 
 def main(arguments=None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repetitions", type=int, default=10, help="timed passes a size; the median counts")
+    parser.add_argument(
+        "--repetitions", type=int, default=10, help="timed passes a size; the median counts"
+    )
     parser.add_argument("--out", type=Path, default=ROOT / "results/bench/tiles.csv")
     options = parser.parse_args(arguments)
     if not torch.cuda.is_available():
-        parser.error("this benchmark measures a GPU and there is none; bench_kernels.py measures CPUs too")
+        parser.error(
+            "this benchmark measures a GPU and there is none; bench_kernels.py measures CPUs too"
+        )
     wanted = list(product(KERNELS, SIZES))
     with concurrent.futures.ProcessPoolExecutor(8, multiprocessing.get_context("spawn")) as pool:
-        refused = dict(zip(wanted, tqdm(pool.map(compiles, *zip(*wanted, strict=True)), total=len(wanted)), strict=True))
+        refused = dict(
+            zip(
+                wanted,
+                tqdm(pool.map(compiles, *zip(*wanted, strict=True)), total=len(wanted)),
+                strict=True,
+            )
+        )
     rate, rows = matmul_rate(False), []
     for (kernel, size), why in refused.items():
         if why:
@@ -104,16 +125,30 @@ def main(arguments=None) -> None:
             continue
         ms = milliseconds(passes(kernel, size), options.repetitions)
         flop = 2 * B * T * L * D * (2 if kernel.startswith("forward") else 6)
-        rows.append(size._asdict() | {
-            "date": datetime.date.today().isoformat(), "device": torch.cuda.get_device_name(), "kernel": kernel,
-            "shape": f"B={B} T={T} D={D} L={L}", "dtype": "bfloat16", "ms": round(ms, 3),
-            "workspace_mib": label_attention.WORKSPACE // 2**20, "limit_share": float(f"{flop / (ms / 1e3) / rate:.3g}"),
-            "matmul_tflops": round(rate / 1e12, 1), "versions": f"torch {version('torch')} triton {version('triton')}",
-        })  # fmt: skip
+        rows.append(
+            size._asdict()
+            | {
+                "date": datetime.date.today().isoformat(),
+                "device": torch.cuda.get_device_name(),
+                "kernel": kernel,
+                "shape": f"B={B} T={T} D={D} L={L}",
+                "dtype": "bfloat16",
+                "ms": round(ms, 3),
+                "workspace_mib": label_attention.WORKSPACE // 2**20,
+                "limit_share": float(f"{flop / (ms / 1e3) / rate:.3g}"),
+                "matmul_tflops": round(rate / 1e12, 1),
+                "versions": f"torch {version('torch')} triton {version('triton')}",
+            }
+        )
     append(rows, options.out, COLUMNS)
     for row in sorted(rows, key=lambda r: (r["kernel"], r["ms"])):
-        size = label_attention.Blocks(**{name: row[name] for name in label_attention.Blocks._fields})
-        print(f"{row['kernel']:20} {row['ms']:8.3f} ms  {row['limit_share']:5.2f} of the limit  {size}")
+        size = label_attention.Blocks(
+            **{name: row[name] for name in label_attention.Blocks._fields}
+        )
+        print(
+            f"{row['kernel']:20} {row['ms']:8.3f} ms  {row['limit_share']:5.2f} of the limit "
+            f" {size}"
+        )
 
 
 if __name__ == "__main__":

@@ -1,11 +1,14 @@
 """Labels without a training document, with and without label text -> results/zero_shot.json.
 
-    python benchmarks/bench_zero_shot.py bare codiesp eurlex57k     # teachers over words, no training
-    python benchmarks/bench_zero_shot.py trained codiesp            # frozen MiniLM, 128 tokens, 2 seeds
+    python benchmarks/bench_zero_shot.py bare codiesp eurlex57k     # teachers over words, no
+    training
+    python benchmarks/bench_zero_shot.py trained codiesp            # frozen MiniLM, 128 tokens, 2
+    seeds
     python benchmarks/bench_zero_shot.py trained eurlex57k --train 1000 --dev 500 --test 2000
 
-The label space is every label of the corpus, so that zero-shot labels can be ranked; recall@15 and RP@5 of the zero bucket rank
-them among themselves, nDCG@5 among all labels. Texts come from terminologies; test is read once, options were chosen on dev.
+The label space is every label of the corpus, so that zero-shot labels can be ranked; recall@15 and
+RP@5 of the zero bucket rank them among themselves, nDCG@5 among all labels. Texts come from
+terminologies; test is read once, options were chosen on dev.
 """
 
 from __future__ import annotations
@@ -41,41 +44,75 @@ def bare_rows(name: str) -> list[dict]:
     # a zero-shot label's words may stand in no training document
     vectorizer = CountVectorizer(token_pattern=WORD, dtype=np.int32)
     vectorizer.fit([*(corpus.texts[i] for i in train), *words])
-    x, held = (vectorizer.transform([corpus.texts[i] for i in rows]).tocsr() for rows in (train, test))
-    y, weights = corpus.labels[train], TfidfTransformer(sublinear_tf=True).fit(x).transform(held).tocsr()
+    x, held = (
+        vectorizer.transform([corpus.texts[i] for i in rows]).tocsr() for rows in (train, test)
+    )
+    y, weights = (
+        corpus.labels[train],
+        TfidfTransformer(sublinear_tf=True).fit(x).transform(held).tocsr(),
+    )
     counts, gold = column_counts(y), corpus.labels[test]
     teacher = mig.teach(x, y, variant="raw", relevance="score")
     text = label_texts.teach(vectorizer.transform(words).tocsr(), x)
     both = label_texts.joined(teacher, label_texts.limited(text, counts), vocabulary=x.shape[1])
     rows = []
     for system, taught in (("bare MI", teacher), ("bare text", text), ("bare MI + text", both)):
-        scores = peers.scored(peers.bare_teacher(weights, taught), gold, np.arange(len(test)), counts, auc=False)
+        scores = peers.scored(
+            peers.bare_teacher(weights, taught), gold, np.arange(len(test)), counts, auc=False
+        )
         found = evaluate(scores, gold, counts, len(train))
-        rows.append(row_of(corpus, counts, gold, system, 0, found, {"text": "whole documents, words"}))
+        rows.append(
+            row_of(corpus, counts, gold, system, 0, found, {"text": "whole documents, words"})
+        )
     return rows
 
 
-def row_of(corpus: Corpus, counts: np.ndarray, gold, system: str, seed: int, found: dict, params: dict) -> dict:
+def row_of(
+    corpus: Corpus, counts: np.ndarray, gold, system: str, seed: int, found: dict, params: dict
+) -> dict:
     """One result as it is stored."""
     unseen = counts == 0
-    return {"dataset": corpus.name, "fingerprint": corpus.fingerprint(), "system": system, "seed": seed,
-            "label_space": "all labels of the corpus", "labels": corpus.L,
-            "labels_without_training_document": int(unseen.sum()),
-            "of_them_in_test": int((unseen & (column_counts(gold) > 0)).sum()),
-            "documents": {"train": int((corpus.split == "train").sum()), "test": gold.shape[0]},
-            "labels_with_text": sum(t is not None for t in label_texts.read(corpus)), "params": params,
-            "metrics": {m: None if np.isnan(found[m]) else round(float(found[m]), 4) for m in METRICS}}  # fmt: skip
+    return {
+        "dataset": corpus.name,
+        "fingerprint": corpus.fingerprint(),
+        "system": system,
+        "seed": seed,
+        "label_space": "all labels of the corpus",
+        "labels": corpus.L,
+        "labels_without_training_document": int(unseen.sum()),
+        "of_them_in_test": int((unseen & (column_counts(gold) > 0)).sum()),
+        "documents": {"train": int((corpus.split == "train").sum()), "test": gold.shape[0]},
+        "labels_with_text": sum(t is not None for t in label_texts.read(corpus)),
+        "params": params,
+        "metrics": {m: None if np.isnan(found[m]) else round(float(found[m]), 4) for m in METRICS},
+    }
 
 
-def trained_rows(name: str, tokens: int, seeds: int, epochs: int, caps: dict, starts) -> Iterator[dict]:
-    """Rows of the starts with and without label text, fine-tuned on cached features of frozen MiniLM."""
+def trained_rows(
+    name: str, tokens: int, seeds: int, epochs: int, caps: dict, starts
+) -> Iterator[dict]:
+    """Rows of the starts with and without label text, fine-tuned on cached features of frozen
+    MiniLM.
+    """
     prepared = prepare(name, backbone="minilm", max_tokens=tokens, label_space="all", **caps)
-    config, gold = RunConfig(train=TrainConfig(epochs=epochs)), prepared.corpus.labels[prepared.rows["test"]]
-    for seed, start in tqdm([(seed, start) for seed in range(seeds) for start in starts], desc=name, unit="run"):
+    config, gold = (
+        RunConfig(train=TrainConfig(epochs=epochs)),
+        prepared.corpus.labels[prepared.rows["test"]],
+    )
+    for seed, start in tqdm(
+        [(seed, start) for seed in range(seeds) for start in starts], desc=name, unit="run"
+    ):
         record, _ = runs.run_start(prepared, start, seed, config=config, progress=False)
-        params = {"backbone": "minilm, frozen", "tokens": tokens, "epochs": epochs, "chosen_epoch": record.chosen_epoch,
-                  "seconds": record.times["fine_tune"]}
-        yield row_of(prepared.corpus, prepared.train_counts, gold, start, seed, record.metrics, params)
+        params = {
+            "backbone": "minilm, frozen",
+            "tokens": tokens,
+            "epochs": epochs,
+            "chosen_epoch": record.chosen_epoch,
+            "seconds": record.times["fine_tune"],
+        }
+        yield row_of(
+            prepared.corpus, prepared.train_counts, gold, start, seed, record.metrics, params
+        )
 
 
 def merged(old: list[dict], new: list[dict]) -> list[dict]:
@@ -94,13 +131,20 @@ def main() -> int:
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--starts", default=",".join(STARTS), help="starts, separated by commas")
     for split in ("train", "dev", "test"):
-        parser.add_argument(f"--{split}", type=int, help=f"at most so many {split} documents, of `trained`")
+        parser.add_argument(
+            f"--{split}", type=int, help=f"at most so many {split} documents, of `trained`"
+        )
     parser.add_argument("--out", type=Path, default=Path("results/zero_shot.json"))
     given = parser.parse_args()
     caps = {f"{split}_documents": getattr(given, split) for split in ("train", "dev", "test")}
     for name in given.datasets:
-        new = bare_rows(name) if given.what == "bare" else trained_rows(
-            name, given.tokens, given.seeds, given.epochs, caps, given.starts.split(","))  # fmt: skip
+        new = (
+            bare_rows(name)
+            if given.what == "bare"
+            else trained_rows(
+                name, given.tokens, given.seeds, given.epochs, caps, given.starts.split(",")
+            )
+        )
         # row by row: what is finished stays when the rest is stopped
         for row in new:
             old = read_json(given.out)["rows"] if given.out.exists() else []

@@ -1,9 +1,11 @@
-"""One YAML run on one process or many: `python -m companion.launch runs/x.yaml`, or the same after `accelerate launch`.
+"""One YAML run on one process or many: `python -m companion.launch runs/x.yaml`, or the same after
+`accelerate launch`.
 
-The grid of notebook 08 without the notebook, for clusters: processes share the documents of a batch (DDP, FSDP and DeepSpeed by
-the files in runs/accelerate), the first one prepares the corpus and writes the records. A killed launch goes on from the last
-checkpoint of the run it was in, and reads the runs that are finished. Scores of dev and test are computed by every process from
-the same weights, so all of them choose the same epoch.
+The grid of notebook 08 without the notebook, for clusters: processes share the documents of a batch
+(DDP, FSDP and DeepSpeed by the files in runs/accelerate), the first one prepares the corpus and
+writes the records. A killed launch goes on from the last checkpoint of the run it was in, and reads
+the runs that are finished. Scores of dev and test are computed by every process from the same
+weights, so all of them choose the same epoch.
 """
 
 from __future__ import annotations
@@ -18,13 +20,16 @@ from plantlib.utils.distributed import is_main
 
 
 def read_parameters(path: str | Path, overrides: list[str] = ()) -> dict:
-    """`parameters` of a YAML run, with `name=value` overrides read as YAML; unknown names are an error that lists the known."""
+    """`parameters` of a YAML run, with `name=value` overrides read as YAML; unknown names are an
+    error that lists the known.
+    """
     import yaml
-
 
     data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     if not isinstance(data, dict) or not isinstance(data.get("parameters"), dict):
-        raise ValueError(f"{Path(path).name}: wanted the key parameters with a mapping, got {str(data)[:80]!r}")
+        raise ValueError(
+            f"{Path(path).name}: wanted the key parameters with a mapping, got {str(data)[:80]!r}"
+        )
     parameters = dict(data["parameters"])
     for item in overrides:
         name, equals, value = item.partition("=")
@@ -33,19 +38,25 @@ def read_parameters(path: str | Path, overrides: list[str] = ()) -> dict:
         parameters[name] = yaml.safe_load(value)
     known = set(inspect.signature(backbone_grid).parameters)
     if unknown := sorted(set(parameters) - known):
-        raise ValueError(f"{Path(path).name}: unknown parameters {', '.join(unknown)}; known are {', '.join(sorted(known))}")
+        raise ValueError(
+            f"{Path(path).name}: unknown parameters {', '.join(unknown)}; known are"
+            f" {', '.join(sorted(known))}"
+        )
     return parameters
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit status 0 when every run of the YAML has its record, 1 with one line of error otherwise."""
-    parser = argparse.ArgumentParser(prog="python -m companion.launch", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m companion.launch", description=__doc__.split("\n")[0]
+    )
     parser.add_argument("run", help="a YAML file of runs/")
     parser.add_argument("override", nargs="*", help="name=value, replacing a parameter of the file")
     options = parser.parse_args(arguments)
     try:
-
-        records = backbone_grid(**read_parameters(options.run, options.override), progress=is_main())
+        records = backbone_grid(
+            **read_parameters(options.run, options.override), progress=is_main()
+        )
     except (OSError, ValueError, RuntimeError, MemoryError) as error:
         print(f"{options.run}: {error}", file=sys.stderr)
         return 1

@@ -1,9 +1,11 @@
-"""`make data-check`: what was built against what was published, quantity by quantity (expected.csv).
+"""`make data-check`: what was built against what was published, quantity by quantity
+(expected.csv).
 
-Every data set of the table that stands in the data folder is counted from its parquet files, texts a few at a time. Each
-difference is named; the exit status is 1 when there is one. Not built, made of generated notes, or split by a rule of ours:
-said, not judged. Several rows of one quantity are alternatives: sources count differently. Counts must be equal; means and
-medians must round to what was published.
+Every data set of the table that stands in the data folder is counted from its parquet files, texts
+a few at a time. Each difference is named; the exit status is 1 when there is one. Not built, made
+of generated notes, or split by a rule of ours: said, not judged. Several rows of one quantity are
+alternatives: sources count differently. Counts must be equal; means and medians must round to what
+was published.
 """
 
 from __future__ import annotations
@@ -53,8 +55,12 @@ class Built:
         self.L = pq.ParquetFile(folder / "labels.parquet").metadata.num_rows
 
     def rows(self, split: str) -> np.ndarray:
-        """(N,) bool: the documents of 'train', of 'train+dev', or with 'all' of every split but unlabelled."""
-        return self.split != "unlabelled" if split == "all" else np.isin(self.split, split.split("+"))
+        """(N,) bool: the documents of 'train', of 'train+dev', or with 'all' of every split but
+        unlabelled.
+        """
+        return (
+            self.split != "unlabelled" if split == "all" else np.isin(self.split, split.split("+"))
+        )
 
     def frequency(self, split: str) -> np.ndarray:
         """(L,) documents of the split a label."""
@@ -87,8 +93,10 @@ class Built:
             low, high = int(found[1]), int(found[3] or found[1]) if not found[4] else np.inf
             frequency = self.frequency(split)
             return int(((frequency >= low) & (frequency <= high)).sum())
-        raise DataError(f"expected.csv asks for {quantity!r}: wanted documents, labels, labels/doc, median labels, "
-                        "median words, labels not in train, or labels in A to B documents")
+        raise DataError(
+            f"expected.csv asks for {quantity!r}: wanted documents, labels, labels/doc, median"
+            " labels, median words, labels not in train, or labels in A to B documents"
+        )
 
 
 def expectations(path: Path = TABLE) -> dict[str, dict[tuple[str, str], list[Expected]]]:
@@ -102,7 +110,9 @@ def expectations(path: Path = TABLE) -> dict[str, dict[tuple[str, str], list[Exp
 
 
 def agrees(value: float, expected: str) -> bool:
-    """Whether a counted value is the published one: counts (int) exactly, others to as many decimals as were published."""
+    """Whether a counted value is the published one: counts (int) exactly, others to as many
+    decimals as were published.
+    """
     slack = 0.0 if isinstance(value, int) else 0.5 * 10.0 ** -len(expected.partition(".")[2]) + 1e-9
     return abs(value - float(expected)) <= slack
 
@@ -127,10 +137,14 @@ def excuse(built: Built) -> str | None:
 
 
 def check(names: list[str] | None = None, path: Path = TABLE) -> int:
-    """Print a line a data set and its differences; the number of data sets that differ. names: None for all of the table."""
+    """Print a line a data set and its differences; the number of data sets that differ. names: None
+    for all of the table.
+    """
     wanted, wrong = expectations(path), 0
     if unknown := sorted(set(names or ()) - set(wanted)):
-        raise DataError(f"no published counts for {', '.join(unknown)}: wanted of {', '.join(wanted)}")
+        raise DataError(
+            f"no published counts for {', '.join(unknown)}: wanted of {', '.join(wanted)}"
+        )
     for name in names or wanted:
         if (folder := sources.find(name)) is None:
             print(f"{name}: not built")
@@ -151,9 +165,13 @@ def check(names: list[str] | None = None, path: Path = TABLE) -> int:
 
 def main(arguments: list[str] | None = None) -> int:
     """`python -m data_scripts.check [NAME ...] [--build]`."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("names", nargs="*", help="data sets (default: all of expected.csv)")
-    parser.add_argument("--build", action="store_true", help="first build those whose folder $PLANT_DATA has")
+    parser.add_argument(
+        "--build", action="store_true", help="first build those whose folder $PLANT_DATA has"
+    )
     given = parser.parse_args(arguments)
     try:
         for name in (given.names or expectations()) if given.build else ():

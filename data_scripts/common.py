@@ -1,7 +1,8 @@
-"""What the get_*.py scripts share: reading a folder or an archive by name, downloading, and the command line.
+"""What the get_*.py scripts share: reading a folder or an archive by name, downloading, and the
+command line.
 
-A download is complete and checked, or it is an error that names the --from alternative. What a data set's files mean
-is in its own script; how a corpus is stored is in plantlib.
+A download is complete and checked, or it is an error that names the --from alternative. What a data
+set's files mean is in its own script; how a corpus is stored is in plantlib.
 """
 
 from __future__ import annotations
@@ -43,7 +44,11 @@ class Files:
             self.names = sorted(m.name for m in self.archive.getmembers() if m.isfile())
         else:
             raise DataError(f"{self.path} is no folder, .zip or .tar.gz: pass --from one of these")
-        self.names = [n for n in self.names if "__MACOSX/" not in n and not n.rsplit("/", 1)[-1].startswith("._")]
+        self.names = [
+            n
+            for n in self.names
+            if "__MACOSX/" not in n and not n.rsplit("/", 1)[-1].startswith("._")
+        ]
 
     def find(self, ending: str) -> str | None:
         """The first name that equals `ending` or ends with '/' + `ending`; None when there is none."""
@@ -52,7 +57,10 @@ class Files:
     def need(self, ending: str) -> str:
         """Like find, but a DataError that shows what is there instead."""
         if (name := self.find(ending)) is None:
-            raise DataError(f"{self.path} lacks {ending}; it holds {len(self.names)} files, first {self.names[:5]}")
+            raise DataError(
+                f"{self.path} lacks {ending}; it holds {len(self.names)} files, first"
+                f" {self.names[:5]}"
+            )
         return name
 
     def read(self, name: str) -> bytes:
@@ -68,13 +76,17 @@ class Files:
         try:
             return self.read(name).decode("utf-8")
         except UnicodeDecodeError as error:
-            raise DataError(f"{name} in {self.path} is not UTF-8 (byte {error.start}): take the original") from None
+            raise DataError(
+                f"{name} in {self.path} is not UTF-8 (byte {error.start}): take the original"
+            ) from None
 
     def jsonl(self, ending: str) -> Iterator[dict[str, Any]]:
         """The objects of <ending>.jsonl or <ending>.jsonl.xz."""
         name = self.find(f"{ending}.jsonl") or self.need(f"{ending}.jsonl.xz")
         data = self.read(name)
-        for line in (lzma.decompress(data) if name.endswith(".xz") else data).decode("utf-8").split("\n"):
+        for line in (
+            (lzma.decompress(data) if name.endswith(".xz") else data).decode("utf-8").split("\n")
+        ):
             if line:
                 yield json.loads(line)
 
@@ -97,7 +109,8 @@ class Files:
 def download(url: str, folder: Path, what: str, expected: str | None = None) -> Path:
     """Fetch `url` into `folder` with a progress bar and return the file.
 
-    Raises DataError when it fails or its SHA-256 is not `expected`; the message names --from and `what` it takes.
+    Raises DataError when it fails or its SHA-256 is not `expected`; the message names --from and
+    `what` it takes.
     """
     from tqdm.auto import tqdm
 
@@ -123,24 +136,39 @@ def check(path: Path, expected: str | None, advice: str) -> None:
     """DataError when `expected` is given and the file's SHA-256 is another."""
     got = sha256(path)
     if expected and got != expected:
-        raise DataError(f"{path.name} has sha256 {got}, wanted {expected}: the file changed or is damaged; {advice}")
+        raise DataError(
+            f"{path.name} has sha256 {got}, wanted {expected}: the file changed or is damaged;"
+            f" {advice}"
+        )
 
 
-def manifest(origin: str, licence: str, sources: dict[str, str], *notes: str, **more: Any) -> dict[str, Any]:
+def manifest(
+    origin: str, licence: str, sources: dict[str, str], *notes: str, **more: Any
+) -> dict[str, Any]:
     """The fixed fields of a corpus manifest; counts are added by the corpus itself."""
     return {"origin": origin, "licence": licence, "sources": sources, "notes": list(notes), **more}
 
 
-def credentialed(name: str, out: Path, source: Path | None, text: str, texts: Sequence[str],
-                 choices: dict[str, tuple[str, Sequence[str]]]) -> str:
-    """`name`, after checking the options of a script whose data set needs credentials; DataError says what to do."""
+def credentialed(
+    name: str,
+    out: Path,
+    source: Path | None,
+    text: str,
+    texts: Sequence[str],
+    choices: dict[str, tuple[str, Sequence[str]]],
+) -> str:
+    """`name`, after checking the options of a script whose data set needs credentials; DataError
+    says what to do.
+    """
     for what, (got, wanted) in {**choices, "text": (text, texts)}.items():
         if got not in wanted:
             raise DataError(f"{what}={got!r}: wanted one of {', '.join(wanted)}")
     if source is None:
-        raise DataError(f"{name} is credentialed: nobody but you can fetch it. Get its tables from PhysioNet under your own "
-                        "data use agreement, put them into one folder and pass --from FOLDER, or set PLANT_DATA to the folder "
-                        "above (data_scripts/README.md)")
+        raise DataError(
+            f"{name} is credentialed: nobody but you can fetch it. Get its tables from PhysioNet"
+            " under your own data use agreement, put them into one folder and pass --from FOLDER,"
+            " or set PLANT_DATA to the folder above (data_scripts/README.md)"
+        )
     check_place(out)
     return name
 
@@ -158,22 +186,45 @@ def marked(name: str, tables: Any) -> str:
 
 
 def clinical_manifest(origin: str, tables: Any, remarks: list[str]) -> dict[str, Any]:
-    """The manifest of a credentialed corpus; generated tables are said to be such, and treated as if they were real."""
+    """The manifest of a credentialed corpus; generated tables are said to be such, and treated as
+    if they were real.
+    """
     mark = {"synthetic": True} if tables.generated else {}
     origin = f"generated tables in the schema of {origin}" if tables.generated else origin
-    return manifest(origin, "PhysioNet Credentialed Health Data License 1.5.0", tables.sums(), *remarks, language="en",
-                    credentialed=True, **mark)
+    return manifest(
+        origin,
+        "PhysioNet Credentialed Health Data License 1.5.0",
+        tables.sums(),
+        *remarks,
+        language="en",
+        credentialed=True,
+        **mark,
+    )
 
 
-def cli(doc: str, name: str | Callable[..., str], build: Callable[..., Path],
-        options: dict[str, dict[str, Any]] | None = None) -> int:
-    """Run `build` from the command line: --from, --out and the script's own options; prints the summary.
+def cli(
+    doc: str,
+    name: str | Callable[..., str],
+    build: Callable[..., Path],
+    options: dict[str, dict[str, Any]] | None = None,
+) -> int:
+    """Run `build` from the command line: --from, --out and the script's own options; prints the
+    summary.
 
     name: the corpus, for the default --out; a function of the options when they decide it.
     """
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--from", dest="source", type=Path, help="local folder or archive instead of the public origin")
-    parser.add_argument("--out", type=Path, help="corpus folder to write (default: its name under the data home)")
+    parser = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--from",
+        dest="source",
+        type=Path,
+        help="local folder or archive instead of the public origin",
+    )
+    parser.add_argument(
+        "--out", type=Path, help="corpus folder to write (default: its name under the data home)"
+    )
     for flag, settings in (options or {}).items():
         parser.add_argument(flag, **settings)
     given = vars(parser.parse_args())

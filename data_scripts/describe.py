@@ -1,9 +1,11 @@
-"""The long tail of every corpus that stands here -> results/corpora.json: documents, labels, and how often labels occur.
+"""The long tail of every corpus that stands here -> results/corpora.json: documents, labels, and
+how often labels occur.
 
     python -m data_scripts.describe codiesp eurlex57k cooking debtags
 
-Counts of the training split alone, no text and no label name. Corpora under a data-use agreement are refused: what is made of
-them stays in the data folder (`plantlib/data/privacy.py`); notebook 01 draws their tail from the corpus itself.
+Counts of the training split alone, no text and no label name. Corpora under a data-use agreement
+are refused: what is made of them stays in the data folder (`plantlib/data/privacy.py`); notebook 01
+draws their tail from the corpus itself.
 """
 
 from __future__ import annotations
@@ -24,37 +26,54 @@ POINTS = 40  # of a rank-frequency curve
 
 
 def describe(corpus: Corpus) -> dict:
-    """Sizes of a corpus and its rank-frequency curve: places (1 is the most frequent label) and documents a label."""
+    """Sizes of a corpus and its rank-frequency curve: places (1 is the most frequent label) and
+    documents a label.
+    """
     if privacy.is_credentialed(corpus):
         raise privacy.PrivacyError(
-            f"{corpus.name} is under a data-use agreement: its counts stay in the data folder; use notebook 01 with dataset="
+            f"{corpus.name} is under a data-use agreement: its counts stay in the data folder; use"
+            " notebook 01 with dataset="
         )
     corpus = corpus.labelled().with_dev()
     train = corpus.rows("train")
     counts = np.sort(column_counts(corpus.labels[train]))[::-1]
     used = counts[counts > 0]
-    places = np.unique(np.geomspace(1, max(len(used), 1), POINTS).round().astype(int)) if len(used) else np.zeros(0, int)
-    buckets = {name: int(mask.sum()) for name, mask in frequency_buckets(counts, edges_of(corpus.manifest)).items()}
+    places = (
+        np.unique(np.geomspace(1, max(len(used), 1), POINTS).round().astype(int))
+        if len(used)
+        else np.zeros(0, int)
+    )
+    buckets = {
+        name: int(mask.sum())
+        for name, mask in frequency_buckets(counts, edges_of(corpus.manifest)).items()
+    }
     return {
-        "fingerprint": corpus.fingerprint(), "synthetic": bool(corpus.manifest.get("synthetic", False)),
+        "fingerprint": corpus.fingerprint(),
+        "synthetic": bool(corpus.manifest.get("synthetic", False)),
         "documents": {split: len(corpus.rows(split)) for split in ("train", "dev", "test")},
-        "labels": corpus.L, "labels_by_training_documents": buckets,
+        "labels": corpus.L,
+        "labels_by_training_documents": buckets,
         "labels_a_document": round(float(np.diff(corpus.labels.indptr)[train].mean()), 2),
         "median_words": int(np.median([len(corpus.texts[i].split()) for i in train])),
-        "places": places.tolist(), "counts": used[places - 1].tolist(),
-    }  # fmt: skip
+        "places": places.tolist(),
+        "counts": used[places - 1].tolist(),
+    }
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Describe the named corpora; others that the file knows stay as they are."""
-    parser = argparse.ArgumentParser(prog="python -m data_scripts.describe", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m data_scripts.describe", description=__doc__.split("\n")[0]
+    )
     parser.add_argument("datasets", nargs="+")
     parser.add_argument("--out", type=Path, default=checkout() / "results" / "corpora.json")
     options = parser.parse_args(arguments)
     found = read_json(options.out) if options.out.exists() else {}
     for name in options.datasets:
         found[name] = describe(Corpus.load(name))
-        print(f"{name}: {found[name]['labels']} labels, {found[name]['labels_by_training_documents']}")
+        print(
+            f"{name}: {found[name]['labels']} labels, {found[name]['labels_by_training_documents']}"
+        )
     write_json(options.out, dict(sorted(found.items())))
     return 0
 

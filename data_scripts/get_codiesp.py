@@ -1,11 +1,13 @@
-"""CodiEsp v4 (CLEF eHealth 2020): 1,000 published clinical cases with ICD-10 codes, and 2,751 without.
+"""CodiEsp v4 (CLEF eHealth 2020): 1,000 published clinical cases with ICD-10 codes, and 2,751
+without.
 
-Origin: Zenodo record 3837305 (codiesp.zip), CC BY 4.0; case reports from SciELO, no patient records. Official split.
-Task D (ICD-10-CM diagnoses, the default), P (ICD-10-PCS procedures), DP, or D3 (diagnoses cut to their three-character
-categories); text in English (the organisers' machine translation, the default) or the Spanish original. The background
-cases become split 'unlabelled'.
+Origin: Zenodo record 3837305 (codiesp.zip), CC BY 4.0; case reports from SciELO, no patient
+records. Official split. Task D (ICD-10-CM diagnoses, the default), P (ICD-10-PCS procedures), DP,
+or D3 (diagnoses cut to their three-character categories); text in English (the organisers' machine
+translation, the default) or the Spanish original. The background cases become split 'unlabelled'.
 Gold evidence spans point into the SPANISH text, so a corpus carries evidence only with language es.
---from takes codiesp.zip, its unpacked folder, or a folder with {train,dev,test,background}.jsonl(.xz).
+--from takes codiesp.zip, its unpacked folder, or a folder with
+{train,dev,test,background}.jsonl(.xz).
 """
 
 from __future__ import annotations
@@ -53,12 +55,18 @@ def archive_records(files: common.Files, folder: str) -> Iterator[dict[str, Any]
             marks[kind][row[0]].append(row[1:] if kind == "X" else row[1].strip())
     names = [n for n in files.names if f"/{folder}/text_files/" in f"/{n}" and n.endswith(".txt")]
     if not names:
-        raise DataError(f"{files.path} has no {folder}/text_files/*.txt: pass --from codiesp.zip or its folder")
+        raise DataError(
+            f"{files.path} has no {folder}/text_files/*.txt: pass --from codiesp.zip or its folder"
+        )
     for name in names:
         key = name.rsplit("/", 1)[-1].removesuffix(".txt")
         english = name.replace("/text_files/", "/text_files_en/")
-        yield {"id": key, "text": files.text(name), "text_en": files.text(english),
-               **{kind: marks[kind][key] for kind in "DPX"}}
+        yield {
+            "id": key,
+            "text": files.text(name),
+            "text_en": files.text(english),
+            **{kind: marks[kind][key] for kind in "DPX"},
+        }
 
 
 def records(files: common.Files) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -75,7 +83,9 @@ def code_of(code: str, task: str) -> str:
 
 
 def evidence_frame(cases: list[dict[str, Any]], task: str) -> pd.DataFrame:
-    """One row a span: id, label, start, end (characters of the Spanish text) and the text between them."""
+    """One row a span: id, label, start, end (characters of the Spanish text) and the text between
+    them.
+    """
     import pandas as pd
 
     rows = []
@@ -87,16 +97,22 @@ def evidence_frame(cases: list[dict[str, Any]], task: str) -> pd.DataFrame:
             for place in places.split(";"):
                 start, end = map(int, place.split())
                 rows.append((case["id"], code, start, end, case["text"][start:end]))
-    return pd.DataFrame(rows, columns=["id", "label", "start", "end", "text"]).astype({"start": int, "end": int})
+    return pd.DataFrame(rows, columns=["id", "label", "start", "end", "text"]).astype(
+        {"start": int, "end": int}
+    )
 
 
 def label_texts(files: common.Files, labels: set[str], task: str) -> dict[str, str]:
-    """Descriptions: from labels_<task>.tsv when there, else ICD-10-CM's from simple-icd-10-cm when installed."""
+    """Descriptions: from labels_<task>.tsv when there, else ICD-10-CM's from simple-icd-10-cm when
+    installed.
+    """
     texts = {}
     # the files describe whole codes, not categories
     for kind in "" if task == "D3" else task:
         if name := files.find(f"labels_{kind}.tsv"):
-            for row in csv.DictReader(io.StringIO(files.text(name)), delimiter="\t", quoting=csv.QUOTE_NONE):
+            for row in csv.DictReader(
+                io.StringIO(files.text(name)), delimiter="\t", quoting=csv.QUOTE_NONE
+            ):
                 texts[row["code"]] = row["description"]
     return {k: v for k, v in (texts or _from_terminology(labels)).items() if k in labels}
 
@@ -106,37 +122,76 @@ def _from_terminology(labels: set[str]) -> dict[str, str]:
         import simple_icd_10_cm as terminology
     except ImportError:
         return {}
-    return {c: terminology.get_description(c.upper()) for c in labels if terminology.is_valid_item(c.upper())}
+    return {
+        c: terminology.get_description(c.upper())
+        for c in labels
+        if terminology.is_valid_item(c.upper())
+    }
 
 
 def name_of(task: str, language: str) -> str:
     """codiesp, codiesp-d3, codiesp-p, codiesp-dp, each with -es for the Spanish text."""
-    return "codiesp" + ("" if task == "D" else f"-{task.lower()}") + ("" if language == "en" else f"-{language}")
+    return (
+        "codiesp"
+        + ("" if task == "D" else f"-{task.lower()}")
+        + ("" if language == "en" else f"-{language}")
+    )
 
 
 def build(out: Path, source: Path | None = None, *, task: str = "D", language: str = "en") -> Path:
-    """Write the corpus folder `out` from Zenodo, or from `source`. task: one of TASKS; language: en or es."""
+    """Write the corpus folder `out` from Zenodo, or from `source`. task: one of TASKS; language: en
+    or es.
+    """
     if task not in TASKS or language not in ("en", "es"):
-        raise DataError(f"task={task!r}, language={language!r}: wanted task D, D3, P or DP and language en or es")
+        raise DataError(
+            f"task={task!r}, language={language!r}: wanted task D, D3, P or DP and language en"
+            " or es"
+        )
     with tempfile.TemporaryDirectory() as temporary:
         files = common.Files(source or common.download(URL, Path(temporary), "codiesp.zip"))
         splits, cases = (list(column) for column in zip(*records(files), strict=True))
-        labels = [[code_of(code, task) for kind in task for code in case.get(kind, ())] for case in cases]
+        labels = [
+            [code_of(code, task) for kind in task for code in case.get(kind, ())] for case in cases
+        ]
         texts = label_texts(files, {code for own in labels for code in own}, task)
-        lines = [n for n in files.names if n.endswith((".jsonl", ".jsonl.xz", "labels_D.tsv", "labels_P.tsv"))]
+        lines = [
+            n
+            for n in files.names
+            if n.endswith((".jsonl", ".jsonl.xz", "labels_D.tsv", "labels_P.tsv"))
+        ]
         sources = files.sums(*lines) if lines else files.digest()
     manifest = common.manifest(
-        "https://zenodo.org/record/3837305 (CodiEsp, gold v4)", "CC BY 4.0", sources, f"task {task}, text {language}",
-        "evidence spans point into the Spanish text" + ("" if language == "es" else " and are left out here"),
-        task=task, language=language)
-    corpus = Corpus.from_lists(name_of(task, language), [case["id"] for case in cases],
-                               [case["text_en" if language == "en" else "text"] for case in cases], labels, splits,
-                               label_texts=texts, manifest=manifest,
-                               evidence=evidence_frame(cases, task) if language == "es" else None)
+        "https://zenodo.org/record/3837305 (CodiEsp, gold v4)",
+        "CC BY 4.0",
+        sources,
+        f"task {task}, text {language}",
+        "evidence spans point into the Spanish text"
+        + ("" if language == "es" else " and are left out here"),
+        task=task,
+        language=language,
+    )
+    corpus = Corpus.from_lists(
+        name_of(task, language),
+        [case["id"] for case in cases],
+        [case["text_en" if language == "en" else "text"] for case in cases],
+        labels,
+        splits,
+        label_texts=texts,
+        manifest=manifest,
+        evidence=evidence_frame(cases, task) if language == "es" else None,
+    )
     return common.save(corpus, out, clinical.with_inclusion_terms(texts))
 
 
 if __name__ == "__main__":
-    sys.exit(common.cli(__doc__, name_of, build, {
-        "--task": {"default": "D", "choices": TASKS},
-        "--language": {"default": "en", "choices": ["en", "es"]}}))
+    sys.exit(
+        common.cli(
+            __doc__,
+            name_of,
+            build,
+            {
+                "--task": {"default": "D", "choices": TASKS},
+                "--language": {"default": "en", "choices": ["en", "es"]},
+            },
+        )
+    )

@@ -1,8 +1,9 @@
 """cooking.stackexchange: 15,404 question titles with 736 tags (the set of fastText's tutorial).
 
 Origin: https://dl.fbaipublicfiles.com/fasttext/data/cooking.stackexchange.tar.gz, CC BY-SA 3.0.
-Split of the tutorial, by line: first 12,404 train, last 3,000 test (its "valid"); no dev (use Corpus.with_dev).
---from takes that archive or a folder with cooking.stackexchange.txt (and .id). Titles are left as they are.
+Split of the tutorial, by line: first 12,404 train, last 3,000 test (its "valid"); no dev (use
+Corpus.with_dev). --from takes that archive or a folder with cooking.stackexchange.txt (and .id).
+Titles are left as they are.
 """
 
 from __future__ import annotations
@@ -41,20 +42,33 @@ def build(out: Path, source: Path | None = None, *, test_lines: int = TEST_LINES
     """Write the corpus folder `out` from the public archive, or from `source` (archive or folder)."""
     with tempfile.TemporaryDirectory() as temporary:
         public = source is None
-        files = common.Files(common.download(URL, Path(temporary), "the archive") if public else source)
+        files = common.Files(
+            common.download(URL, Path(temporary), "the archive") if public else source
+        )
         name, ids_name = files.need(TEXT), files.find("cooking.stackexchange.id")
         digest = hashlib.sha256(files.read(name)).hexdigest()
         if public and digest != TEXT_SHA256:
-            raise DataError(f"{TEXT} of {URL} has sha256 {digest}, wanted {TEXT_SHA256}: the public file changed; "
-                            "pass --from a known copy")
+            raise DataError(
+                f"{TEXT} of {URL} has sha256 {digest}, wanted {TEXT_SHA256}: the public file"
+                " changed; pass --from a known copy"
+            )
         titles, tags = parse(files.text(name))
-        ids = files.text(ids_name).split() if ids_name else [f"line-{i}" for i in range(len(titles))]
+        ids = (
+            files.text(ids_name).split() if ids_name else [f"line-{i}" for i in range(len(titles))]
+        )
         sources = {**files.sums(name, ids_name), TEXT: digest}
     if len(titles) <= test_lines:
-        raise DataError(f"{TEXT} has {len(titles)} lines, wanted more than the {test_lines} of the test split")
+        raise DataError(
+            f"{TEXT} has {len(titles)} lines, wanted more than the {test_lines} of the test split"
+        )
     split = ["train"] * (len(titles) - test_lines) + ["test"] * test_lines
-    manifest = common.manifest(URL, "CC BY-SA 3.0", sources, f"test: the last {test_lines} lines; no dev split",
-                               language="en")
+    manifest = common.manifest(
+        URL,
+        "CC BY-SA 3.0",
+        sources,
+        f"test: the last {test_lines} lines; no dev split",
+        language="en",
+    )
     return Corpus.from_lists("cooking", ids, titles, tags, split, manifest=manifest).save(out)
 
 

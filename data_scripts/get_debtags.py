@@ -1,11 +1,13 @@
-"""debtags: Debian package descriptions (about 29,000) with some 600 facet tags, for any machine with apt.
+"""debtags: Debian package descriptions (about 29,000) with some 600 facet tags, for any machine
+with apt.
 
-Origin: Debian's package index (field Tag:) and its English translations, fetched by apt without root into a private
-folder; licence: package metadata of Debian main, vocabulary GPL-2. The lists differ from release to release and a
-little from day to day: the manifest holds the release's date and the counts.
-text = "package short. long description". One package stands for all with the same long description (else library twins
-leak from train to test); sha1(that group) mod 10 < 8 is train, the rest test; no dev (use Corpus.with_dev).
---from takes a folder with debtags.jsonl(.xz) (and debtags_vocabulary.json), or a folder of apt lists.
+Origin: Debian's package index (field Tag:) and its English translations, fetched by apt without
+root into a private folder; licence: package metadata of Debian main, vocabulary GPL-2. The lists
+differ from release to release and a little from day to day: the manifest holds the release's date
+and the counts. text = "package short. long description". One package stands for all with the same
+long description (else library twins leak from train to test); sha1(that group) mod 10 < 8 is train,
+the rest test; no dev (use Corpus.with_dev). --from takes a folder with debtags.jsonl(.xz) (and
+debtags_vocabulary.json), or a folder of apt lists.
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ except ModuleNotFoundError:
 
 LIST = r"_dists_[a-z]+_(main|universe)_{}(\.gz)?$"
 HELP = "pass --from a folder with debtags.jsonl(.xz) or with apt lists"
-# A private apt: its own lists and caches, English texts, no sandbox user, no hooks of the system's configuration.
+# A private apt: its own lists and caches, English texts, no sandbox user, no hooks of the system's
+# configuration.
 APT_SETTINGS = """
 Dir::State "{0}/state"; Dir::State::lists "{0}/lists"; Dir::Cache "{0}/cache";
 Dir::Cache::pkgcache ""; Dir::Cache::srcpkgcache "";
@@ -45,16 +48,27 @@ Acquire::GzipIndexes "false"; APT::Sandbox::User "root";
 
 
 def _apt(folder: Path, *arguments: str) -> None:
-    """Run apt-get with the private settings; they are read after the system's own, which keep sources and proxies."""
+    """Run apt-get with the private settings; they are read after the system's own, which keep
+    sources and proxies.
+    """
     system = Path("/etc/apt/apt.conf")
     include = f'#include "{system}"\n' if system.is_file() else ""
-    (folder / "apt.conf").write_text(include + APT_SETTINGS.format(folder).replace("; #", ";\n#"), encoding="utf-8")
+    (folder / "apt.conf").write_text(
+        include + APT_SETTINGS.format(folder).replace("; #", ";\n#"), encoding="utf-8"
+    )
     (folder / "first.conf").write_text(f'Dir::Etc::main "{folder}/apt.conf";\n', encoding="utf-8")
-    run = subprocess.run(["apt-get", "-q", *arguments], cwd=folder, capture_output=True, text=True,
-                         env={**os.environ, "APT_CONFIG": str(folder / "first.conf"), "LC_ALL": "C"})
+    run = subprocess.run(
+        ["apt-get", "-q", *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "APT_CONFIG": str(folder / "first.conf"), "LC_ALL": "C"},
+    )
     if run.returncode:
         last = [line for line in (run.stderr or run.stdout).splitlines() if line.strip()][-3:]
-        raise DataError(f"apt-get {arguments[0]} failed ({' | '.join(last)}): check the network, or {HELP}")
+        raise DataError(
+            f"apt-get {arguments[0]} failed ({' | '.join(last)}): check the network, or {HELP}"
+        )
 
 
 def fetch_lists(folder: Path) -> Path:
@@ -68,11 +82,17 @@ def fetch_lists(folder: Path) -> Path:
 
 
 def fetch_vocabulary(folder: Path) -> dict[str, str]:
-    """{tag: its name} from the package `debtags`, unpacked, not installed; empty when that does not work."""
+    """{tag: its name} from the package `debtags`, unpacked, not installed; empty when that does not
+    work.
+    """
     try:
         _apt(folder, "download", "debtags")
         package = next(folder.glob("debtags_*.deb"))
-        subprocess.run(["dpkg-deb", "-x", str(package), str(folder / "debtags")], check=True, capture_output=True)
+        subprocess.run(
+            ["dpkg-deb", "-x", str(package), str(folder / "debtags")],
+            check=True,
+            capture_output=True,
+        )
         with open(folder / "debtags/usr/share/debtags/vocabulary", encoding="utf-8") as lines:
             tags = [entry for entry in stanzas(lines) if "Tag" in entry and "Description" in entry]
         return {entry["Tag"]: entry["Description"].split("\n")[0] for entry in tags}
@@ -104,18 +124,27 @@ def _lists(folder: Path, tail: str) -> list[Path]:
     """The lists of the release itself: the pattern leaves -updates, -security and -backports out."""
     found = sorted(p for p in folder.iterdir() if re.search(LIST.format(tail), p.name))
     if not found:
-        raise DataError(f"{folder} has no apt list *{tail}: run apt-get update with Acquire::Languages=en, or {HELP}")
+        raise DataError(
+            f"{folder} has no apt list *{tail}: run apt-get update with Acquire::Languages=en, or"
+            f" {HELP}"
+        )
     return found
 
 
 def _read(paths: list[Path]) -> Iterator[dict[str, str]]:
     for path in paths:
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else open(path, encoding="utf-8") as lines:
+        with (
+            gzip.open(path, "rt", encoding="utf-8")
+            if path.suffix == ".gz"
+            else open(path, encoding="utf-8")
+        ) as lines:
             yield from stanzas(lines)
 
 
 def split_description(description: str) -> tuple[str, str]:
-    """(short, long): the first line, and the paragraphs after it (a lone dot parts them), one a line."""
+    """(short, long): the first line, and the paragraphs after it (a lone dot parts them), one a
+    line.
+    """
     short, *rest = description.split("\n")
     lines = ["" if line.strip() == "." else line.strip() for line in rest]
     paragraphs = (" ".join(p.split()) for p in "\n".join(lines).split("\n\n"))
@@ -123,9 +152,14 @@ def split_description(description: str) -> tuple[str, str]:
 
 
 def packages(lists: Path) -> list[dict[str, Any]]:
-    """Tagged and described packages by name: package, short, text, labels, group (hash of the long description)."""
-    english = {p["Description-md5"]: p["Description-en"] for p in _read(_lists(lists, "i18n_Translation-en"))
-               if "Description-en" in p and "Description-md5" in p}
+    """Tagged and described packages by name: package, short, text, labels, group (hash of the long
+    description).
+    """
+    english = {
+        p["Description-md5"]: p["Description-en"]
+        for p in _read(_lists(lists, "i18n_Translation-en"))
+        if "Description-en" in p and "Description-md5" in p
+    }
     rows = {}
     for p in _read(_lists(lists, "binary-[a-z0-9]+_Packages")):
         tags = sorted({t.strip() for t in p.get("Tag", "").replace("\n", " ").split(",")} - {""})
@@ -133,8 +167,13 @@ def packages(lists: Path) -> list[dict[str, Any]]:
         description = english.get(p.get("Description-md5", ""))
         if tags and description:
             short, text = split_description(description)
-            rows[p["Package"]] = {"package": p["Package"], "short": short, "text": text, "labels": tags,
-                                  "group": hashlib.sha1(text.encode()).hexdigest()[:12]}
+            rows[p["Package"]] = {
+                "package": p["Package"],
+                "short": short,
+                "text": text,
+                "labels": tags,
+                "group": hashlib.sha1(text.encode()).hexdigest()[:12],
+            }
     return [rows[name] for name in sorted(rows)]
 
 
@@ -159,7 +198,9 @@ def _from_lists(lists: Path) -> tuple[list[dict[str, Any]], dict[str, str], dict
     date = ""
     if release.is_file():
         head = release.read_text(encoding="utf-8", errors="replace")
-        date = next((line[5:].strip() for line in head.splitlines() if line.startswith("Date:")), "")
+        date = next(
+            (line[5:].strip() for line in head.splitlines() if line.startswith("Date:")), ""
+        )
     sums = {p.name.split("_dists_")[1]: sha256(p) for p in used}
     return packages(lists), sums, {"release": suite, "release_date": date}
 
@@ -169,40 +210,65 @@ def _from_folder(source: Path) -> tuple[list[dict[str, Any]], dict[str, str], di
     name = files.find("debtags.jsonl") or files.need("debtags.jsonl.xz")
     words = files.find("debtags_vocabulary.json")
     table = json.loads(files.text(words)) if words else {}
-    return list(files.jsonl("debtags")), files.sums(name, words), {tag: entry["name"] for tag, entry in table.items()}
+    return (
+        list(files.jsonl("debtags")),
+        files.sums(name, words),
+        {tag: entry["name"] for tag, entry in table.items()},
+    )
 
 
 def long_texts(source: Path, names: dict[str, str]) -> dict[str, str]:
-    """Names with the vocabulary's descriptions behind them, where a debtags_vocabulary.json lies in `source`."""
+    """Names with the vocabulary's descriptions behind them, where a debtags_vocabulary.json lies in
+    `source`.
+    """
     path = source / "debtags_vocabulary.json"
     table = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    described = {tag: f"{entry['name']}. {entry.get('description', '')}" for tag, entry in table.items()}
+    described = {
+        tag: f"{entry['name']}. {entry.get('description', '')}" for tag, entry in table.items()
+    }
     return names | described
 
 
 def build(out: Path, source: Path | None = None) -> Path:
-    """Write the corpus folder `out` through apt, or from `source`; about 15 s; 85 MB of lists come and go."""
+    """Write the corpus folder `out` through apt, or from `source`; about 15 s; 85 MB of lists come
+    and go.
+    """
     more: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as temporary:
         if source is None:
             rows, sources, more = _from_lists(fetch_lists(Path(temporary)))
             names = fetch_vocabulary(Path(temporary))
-        elif Path(source).is_dir() and any(p.name.endswith("_Packages") for p in Path(source).iterdir()):
+        elif Path(source).is_dir() and any(
+            p.name.endswith("_Packages") for p in Path(source).iterdir()
+        ):
             (rows, sources, more), names = _from_lists(Path(source)), {}
         else:
             rows, sources, names = _from_folder(Path(source))
     if not rows:
-        raise DataError(f"no package in the index has tags: this release carries no debtags; {HELP}")
+        raise DataError(
+            f"no package in the index has tags: this release carries no debtags; {HELP}"
+        )
     kept = one_a_group(rows)
     used = {tag for row in kept for tag in row["labels"]}
     manifest = common.manifest(
-        "Debian package index through apt (field Tag:, Translation-en)", "Debian package metadata; vocabulary GPL-2",
-        sources, f"{len(rows)} tagged packages, {len(kept)} distinct descriptions", "split: sha1(description group) "
-        "mod 10 < 8 train, else test; no dev split", language="en", packages=len(rows), **more)
+        "Debian package index through apt (field Tag:, Translation-en)",
+        "Debian package metadata; vocabulary GPL-2",
+        sources,
+        f"{len(rows)} tagged packages, {len(kept)} distinct descriptions",
+        "split: sha1(description group) mod 10 < 8 train, else test; no dev split",
+        language="en",
+        packages=len(rows),
+        **more,
+    )
     corpus = Corpus.from_lists(
-        "debtags", [row["package"] for row in kept], [f"{r['package']} {r['short']}. {r['text']}" for r in kept],
-        [row["labels"] for row in kept], [split_of(row["group"]) for row in kept], manifest=manifest,
-        label_texts={tag: text for tag, text in names.items() if tag in used})
+        "debtags",
+        [row["package"] for row in kept],
+        [f"{r['package']} {r['short']}. {r['text']}" for r in kept],
+        [row["labels"] for row in kept],
+        [split_of(row["group"]) for row in kept],
+        manifest=manifest,
+        label_texts={tag: text for tag, text in names.items() if tag in used},
+    )
     longer = names if source is None else long_texts(Path(source), names)
     return common.save(corpus, out, {tag: text for tag, text in longer.items() if tag in used})
 

@@ -1,9 +1,11 @@
-"""EURLEX57K: 57,000 EU laws with 4,271 EuroVoc concepts (Chalkidis et al., ACL 2019); not EURLEX-4K.
+"""EURLEX57K: 57,000 EU laws with 4,271 EuroVoc concepts (Chalkidis et al., ACL 2019); not
+EURLEX-4K.
 
-Origin: http://nlp.cs.aueb.gr/software_and_datasets/EURLEX57K/ (datasets.zip, eurovoc_en.json); CC BY-SA 4.0, texts
-(c) European Union, reuse under Decision 2011/833/EU. Official split 45,000 / 6,000 / 6,000.
-text = header + recitals + main_body, the form published numbers use; title and attachments are left out.
---from takes datasets.zip, its unpacked folder, or a folder with {train,dev,test}.jsonl(.xz) and EURLEX57K.json.
+Origin: http://nlp.cs.aueb.gr/software_and_datasets/EURLEX57K/ (datasets.zip, eurovoc_en.json); CC
+BY-SA 4.0, texts (c) European Union, reuse under Decision 2011/833/EU. Official split 45,000 / 6,000
+/ 6,000. text = header + recitals + main_body, the form published numbers use; title and attachments
+are left out. --from takes datasets.zip, its unpacked folder, or a folder with
+{train,dev,test}.jsonl(.xz) and EURLEX57K.json.
 """
 
 from __future__ import annotations
@@ -31,7 +33,9 @@ SPLITS = ("train", "dev", "test")
 
 def text_of(law: dict[str, Any]) -> str:
     """header, recitals and the articles of main_body, one a line."""
-    return "\n".join([law.get("header") or "", law.get("recitals") or "", *(law.get("main_body") or [])])
+    return "\n".join(
+        [law.get("header") or "", law.get("recitals") or "", *(law.get("main_body") or [])]
+    )
 
 
 def records(files: common.Files, split: str) -> Iterator[dict[str, Any]]:
@@ -41,19 +45,27 @@ def records(files: common.Files, split: str) -> Iterator[dict[str, Any]]:
         return
     names = [n for n in files.names if n.endswith(".json") and n.split("/")[-2:-1] == [split]]
     if not names:
-        raise DataError(f"{files.path} has neither {split}.jsonl(.xz) nor {split}/*.json: pass --from datasets.zip")
+        raise DataError(
+            f"{files.path} has neither {split}.jsonl(.xz) nor {split}/*.json: pass --from"
+            " datasets.zip"
+        )
     for name in sorted(names, key=lambda n: n.rsplit("/", 1)[-1]):
         yield json.loads(files.text(name))
 
 
 def concept_names(source: Path) -> tuple[dict[str, str], dict[str, str]]:
-    """{concept id: its English name} and {file: sha256}, from inside the folder or beside it; empty when not there."""
+    """{concept id: its English name} and {file: sha256}, from inside the folder or beside it; empty
+    when not there.
+    """
     places = [folder / name for folder in (source, source.parent) for name in CONCEPTS]
     path = next((place for place in places if place.is_file()), None)
     if path is None:
         return {}, {}
     table = json.loads(path.read_text(encoding="utf-8"))
-    names = {key: value["label"] if isinstance(value, dict) else str(value) for key, value in table.items()}
+    names = {
+        key: value["label"] if isinstance(value, dict) else str(value)
+        for key, value in table.items()
+    }
     return names, {path.name: sha256(path)}
 
 
@@ -62,30 +74,57 @@ def long_texts(source: Path) -> dict[str, str]:
     places = [folder / name for folder in (source, source.parent) for name in CONCEPTS]
     path = next((place for place in places if place.is_file()), None)
     table = json.loads(path.read_text(encoding="utf-8")) if path else {}
-    return {key: ". ".join([value["label"], *value.get("alt_labels", ())]) if isinstance(value, dict) else str(value)
-            for key, value in table.items()}
+    return {
+        key: (
+            ". ".join([value["label"], *value.get("alt_labels", ())])
+            if isinstance(value, dict)
+            else str(value)
+        )
+        for key, value in table.items()
+    }
 
 
 def build(out: Path, source: Path | None = None) -> Path:
-    """Write the corpus folder `out` from the public origin, or from `source`; about a minute, 1 GB of memory."""
+    """Write the corpus folder `out` from the public origin, or from `source`; about a minute, 1 GB
+    of memory.
+    """
     from tqdm.auto import tqdm
 
     with tempfile.TemporaryDirectory() as temporary:
         if source is None:
-            common.download(BASE + "eurovoc_en.json", Path(temporary), "a folder with datasets.zip unpacked")
+            common.download(
+                BASE + "eurovoc_en.json", Path(temporary), "a folder with datasets.zip unpacked"
+            )
             source = common.download(BASE + "datasets.zip", Path(temporary), "datasets.zip")
         files = common.Files(source)
         label_texts, concept_sum = concept_names(Path(source).absolute())
         longer = long_texts(Path(source).absolute())
-        laws = [(law["celex_id"], text_of(law), law["concepts"], split) for split in SPLITS
-                for law in tqdm(records(files, split), desc=f"eurlex57k {split}", unit="doc", delay=5, leave=False)]
+        laws = [
+            (law["celex_id"], text_of(law), law["concepts"], split)
+            for split in SPLITS
+            for law in tqdm(
+                records(files, split), desc=f"eurlex57k {split}", unit="doc", delay=5, leave=False
+            )
+        ]
         sources = {**_sums(files), **concept_sum}
     ids, texts, labels, split = (list(column) for column in zip(*laws, strict=True))
     used = {label for own in labels for label in own}
-    manifest = common.manifest(BASE, "CC BY-SA 4.0; texts (c) European Union, Decision 2011/833/EU", sources,
-                               "text: header, recitals and main_body; official split", language="en")
-    corpus = Corpus.from_lists("eurlex57k", ids, texts, labels, split, manifest=manifest,
-                               label_texts={k: v for k, v in label_texts.items() if k in used})
+    manifest = common.manifest(
+        BASE,
+        "CC BY-SA 4.0; texts (c) European Union, Decision 2011/833/EU",
+        sources,
+        "text: header, recitals and main_body; official split",
+        language="en",
+    )
+    corpus = Corpus.from_lists(
+        "eurlex57k",
+        ids,
+        texts,
+        labels,
+        split,
+        manifest=manifest,
+        label_texts={k: v for k, v in label_texts.items() if k in used},
+    )
     return common.save(corpus, out, {k: v for k, v in longer.items() if k in used})
 
 

@@ -1,10 +1,13 @@
-"""MIMIC-III discharge summaries with ICD-9 codes: full, top50, rare50 and few. Credentialed: nobody but you can fetch it.
+"""MIMIC-III discharge summaries with ICD-9 codes: full, top50, rare50 and few. Credentialed: nobody
+but you can fetch it.
 
-Origin: https://physionet.org/content/mimiciii/1.4/ (PhysioNet Credentialed Health Data License 1.5.0). --from takes a folder of
-NOTEEVENTS, DIAGNOSES_ICD and PROCEDURES_ICD (.csv or .csv.gz; D_ICD_DIAGNOSES and D_ICD_PROCEDURES give label texts) and, for
-the published split, CAML's {train,dev,test}_full_hadm_ids.csv and _50_hadm_ids.csv (Mullenbach et al., NAACL 2018).
-A document is an admission: its discharge summaries and addenda, reports first, exact repeats dropped. Codes: `published` is
-CAML's label space (procedure codes without leading zeros), `exact` keeps the zeros and drops admissions without any code.
+Origin: https://physionet.org/content/mimiciii/1.4/ (PhysioNet Credentialed Health Data License
+1.5.0). --from takes a folder of NOTEEVENTS, DIAGNOSES_ICD and PROCEDURES_ICD (.csv or .csv.gz;
+D_ICD_DIAGNOSES and D_ICD_PROCEDURES give label texts) and, for the published split, CAML's
+{train,dev,test}_full_hadm_ids.csv and _50_hadm_ids.csv (Mullenbach et al., NAACL 2018). A document
+is an admission: its discharge summaries and addenda, reports first, exact repeats dropped. Codes:
+`published` is CAML's label space (procedure codes without leading zeros), `exact` keeps the zeros
+and drops admissions without any code.
 """
 
 from __future__ import annotations
@@ -26,7 +29,8 @@ from data_scripts.mimic_tables import Tables, codes_of, titles, whole  # noqa: E
 SUBSETS = ("full", "top50", "rare50", "few")
 SHARES = (47_723, 1_631, 3_372)  # CAML's split, for the rule
 ENDINGS = {"top50": "50_hadm_ids", "rare50": "rare50_hadm_ids", "few": "few_hadm_ids"}
-# The published label lists: CAML's 50 most frequent codes (they cannot be counted again from version 1.4, Edin et al.,
+# The published label lists: CAML's 50 most frequent codes (they cannot be counted again from
+# version 1.4, Edin et al.,
 # 2023) and the 50 rare codes of KEPT (Yang et al., EMNLP Findings 2022).
 TOP50 = """
     401.9 38.93 428.0 427.31 414.01 96.04 96.6 584.9 250.00 96.71 272.4 518.81 99.04 39.61 599.0 530.81 96.72 272.0 285.9 88.56
@@ -39,26 +43,34 @@ RARE50 = """
 
 
 def summaries(tables: Tables) -> dict[str, tuple[str, str]]:
-    """{hadm_id: (subject_id, text)} of the category 'Discharge summary'; reports before addenda, then by date and row.
+    """{hadm_id: (subject_id, text)} of the category 'Discharge summary'; reports before addenda,
+    then by date and row.
 
-    CAML joins them in the file's order with a space; here a blank line parts them. Notes without admission are left out.
+    CAML joins them in the file's order with a space; here a blank line parts them. Notes without
+    admission are left out.
     """
     found: dict[str, dict[str, tuple]] = {}
     patient: dict[str, str] = {}
     columns = ["row_id", "subject_id", "hadm_id", "chartdate", "category", "description", "text"]
     for chunk in tables.chunks("NOTEEVENTS", columns):
-        chunk = chunk[(chunk["category"].str.strip() == "Discharge summary") & (chunk["hadm_id"] != "")]
+        chunk = chunk[
+            (chunk["category"].str.strip() == "Discharge summary") & (chunk["hadm_id"] != "")
+        ]
         for row, subject, hadm, date, _, kind, text in chunk[columns].itertuples(index=False):
             key = whole(hadm)
             patient[key] = whole(subject)
             place = (kind.strip() != "Report", date, int(whole(row)))
             own = found.setdefault(key, {})
             own[text] = min(own.get(text, place), place)
-    return {hadm: (patient[hadm], "\n\n".join(sorted(own, key=own.get))) for hadm, own in found.items()}
+    return {
+        hadm: (patient[hadm], "\n\n".join(sorted(own, key=own.get))) for hadm, own in found.items()
+    }
 
 
 def all_codes(tables: Tables, zeros: bool) -> dict[str, set[str]]:
-    """{hadm_id: ICD-9 codes} of diagnoses and procedures together; empty for an admission whose codes are all missing."""
+    """{hadm_id: ICD-9 codes} of diagnoses and procedures together; empty for an admission whose
+    codes are all missing.
+    """
     found = codes_of(tables, "DIAGNOSES_ICD", "icd9_code", partial(clinical.icd9, procedure=False))
     procedure = partial(clinical.icd9, procedure=True, zeros=zeros)
     for hadm, own in codes_of(tables, "PROCEDURES_ICD", "icd9_code", procedure).items():
@@ -68,8 +80,12 @@ def all_codes(tables: Tables, zeros: bool) -> dict[str, set[str]]:
 
 def label_texts(tables: Tables, zeros: bool) -> dict[str, str]:
     """{code: long title} from the d_icd tables when they are there."""
-    diagnoses = titles(tables, "D_ICD_DIAGNOSES", "icd9_code", partial(clinical.icd9, procedure=False))
-    procedures = titles(tables, "D_ICD_PROCEDURES", "icd9_code", partial(clinical.icd9, procedure=True, zeros=zeros))
+    diagnoses = titles(
+        tables, "D_ICD_DIAGNOSES", "icd9_code", partial(clinical.icd9, procedure=False)
+    )
+    procedures = titles(
+        tables, "D_ICD_PROCEDURES", "icd9_code", partial(clinical.icd9, procedure=True, zeros=zeros)
+    )
     return clinical.described(diagnoses + procedures)
 
 
@@ -78,31 +94,51 @@ def full_split(tables: Tables, patients: dict[str, str]) -> tuple[dict[str, str]
     if (given := splits.id_files(tables, "full_hadm_ids")) is not None:
         return given, "split: the supplied {train,dev,test}_full_hadm_ids.csv"
     sides = splits.by_patient(list(patients.values()), SHARES, "mimic3 split")
-    return dict(zip(patients, sides, strict=True)), ("split: DERIVED by rule, patients by hash in CAML's shares, since no "
-                                                     "*_full_hadm_ids.csv was supplied; not the published split")
+    return (
+        dict(zip(patients, sides, strict=True)),
+        (
+            "split: DERIVED by rule, patients by hash in CAML's shares, since no "
+            "*_full_hadm_ids.csv was supplied; not the published split"
+        ),
+    )
 
 
 def top50(codes: dict[str, set[str]], split: dict[str, str]) -> tuple[list[str], str]:
-    """CAML's list when all of it occurs, else the 50 most frequent codes of all documents, ties by name."""
+    """CAML's list when all of it occurs, else the 50 most frequent codes of all documents, ties by
+    name.
+    """
     count = Counter(code for own in codes.values() for code in own)
     if set(TOP50) <= set(count):
         return TOP50, "labels: the published list of 50 (CAML)"
-    return sorted(count, key=lambda c: (-count[c], c))[:50], "labels: DERIVED, the 50 most frequent codes of all documents"
+    return (
+        sorted(count, key=lambda c: (-count[c], c))[:50],
+        "labels: DERIVED, the 50 most frequent codes of all documents",
+    )
 
 
 def rare50(codes: dict[str, set[str]], split: dict[str, str]) -> tuple[list[str], str]:
-    """KEPT's list when all of it occurs, else the 50 codes of train and test with the least training documents."""
+    """KEPT's list when all of it occurs, else the 50 codes of train and test with the least
+    training documents.
+    """
     train, test = counts(codes, split, "train"), counts(codes, split, "test")
     if set(RARE50) <= {*train, *test}:
         return RARE50, "labels: the published list of 50 (KEPT)"
     least = sorted(set(train) & set(test), key=lambda c: (train[c], -test[c], c))[:50]
-    return least, "labels: DERIVED, the 50 codes of train and test least frequent in train, ties to the more frequent in test"
+    return (
+        least,
+        (
+            "labels: DERIVED, the 50 codes of train and test least frequent in train, ties to the"
+            " more frequent in test"
+        ),
+    )
 
 
 def few(codes: dict[str, set[str]], split: dict[str, str]) -> tuple[list[str], str]:
     """The codes of test documents with 1 to 5 training documents (GP-SOAP, Yang et al., 2023)."""
     train, test = counts(codes, split, "train"), counts(codes, split, "test")
-    return [c for c in sorted(test) if 1 <= train[c] <= 5], "labels: codes of test documents with 1 to 5 training documents"
+    return [
+        c for c in sorted(test) if 1 <= train[c] <= 5
+    ], "labels: codes of test documents with 1 to 5 training documents"
 
 
 def counts(codes: dict[str, set[str]], split: dict[str, str], part: str) -> Counter:
@@ -111,15 +147,24 @@ def counts(codes: dict[str, set[str]], split: dict[str, str], part: str) -> Coun
 
 
 CHOICES: dict[str, Callable[[dict[str, set[str]], dict[str, str]], tuple[list[str], str]]] = {
-    "top50": top50, "rare50": rare50, "few": few}
+    "top50": top50,
+    "rare50": rare50,
+    "few": few,
+}
 
 
-def narrowed(tables: Tables, subset: str, codes: dict[str, set[str]], split: dict[str, str]
-             ) -> tuple[dict[str, set[str]], dict[str, str], list[str]]:
-    """Codes, split and notes of a subset: its labels alone, and the documents that its id files name or that have one."""
+def narrowed(
+    tables: Tables, subset: str, codes: dict[str, set[str]], split: dict[str, str]
+) -> tuple[dict[str, set[str]], dict[str, str], list[str]]:
+    """Codes, split and notes of a subset: its labels alone, and the documents that its id files
+    name or that have one.
+    """
     chosen, note = CHOICES[subset](codes, split)
     if not chosen:
-        raise DataError(f"mimic3-{subset}: no code qualifies among {len(codes)} documents; look at the counts of mimic3-full")
+        raise DataError(
+            f"mimic3-{subset}: no code qualifies among {len(codes)} documents; look at the counts"
+            " of mimic3-full"
+        )
     keep = set(chosen)
     own = {hadm: codes[hadm] & keep for hadm in codes}
     given = splits.id_files(tables, ENDINGS[subset])
@@ -127,9 +172,17 @@ def narrowed(tables: Tables, subset: str, codes: dict[str, set[str]], split: dic
         own = {hadm: labels for hadm, labels in own.items() if hadm in given}
         splits.some(own, "an admission with codes and a summary")
         return own, given, [note, f"documents and split: the supplied *_{ENDINGS[subset]}.csv"]
-    return {hadm: labels for hadm, labels in own.items() if labels}, split, [
-        note, f"documents:{' DERIVED,' * (subset != 'few')} those of the full split with at least one of these labels, "
-        f"no *_{ENDINGS[subset]}.csv was supplied"]
+    return (
+        {hadm: labels for hadm, labels in own.items() if labels},
+        split,
+        [
+            note,
+            (
+                f"documents:{' DERIVED,' * (subset != 'few')} those of the full split with at least"
+                f" one of these labels, no *_{ENDINGS[subset]}.csv was supplied"
+            ),
+        ],
+    )
 
 
 def name_of(subset: str = "full", codes: str = "published", **_) -> str:
@@ -137,14 +190,27 @@ def name_of(subset: str = "full", codes: str = "published", **_) -> str:
     return f"mimic3-{subset}" + ("" if codes == "published" else "-exact")
 
 
-def build(out: Path, source: Path | None = None, *, subset: str = "full", text: str = "plain",
-          codes: str = "published") -> Path:
-    """Write the corpus folder `out` from the tables in `source`: some minutes, memory about twice the discharge summaries.
+def build(
+    out: Path,
+    source: Path | None = None,
+    *,
+    subset: str = "full",
+    text: str = "plain",
+    codes: str = "published",
+) -> Path:
+    """Write the corpus folder `out` from the tables in `source`: some minutes, memory about twice
+    the discharge summaries.
 
     text: plain (word pieces, the default), raw, caml or edin, see clinical.py.
     """
-    name = common.credentialed(name_of(subset, codes), out, source, text, clinical.TEXTS,
-                               {"subset": (subset, SUBSETS), "codes": (codes, ("published", "exact"))})
+    name = common.credentialed(
+        name_of(subset, codes),
+        out,
+        source,
+        text,
+        clinical.TEXTS,
+        {"subset": (subset, SUBSETS), "codes": (codes, ("published", "exact"))},
+    )
     tables, zeros = Tables(source), codes == "exact"
     coded = all_codes(tables, zeros)
     notes = summaries(tables)
@@ -154,22 +220,47 @@ def build(out: Path, source: Path | None = None, *, subset: str = "full", text: 
     split, how = full_split(tables, {hadm: notes[hadm][0] for hadm in both})
     own = {hadm: labels for hadm, labels in own.items() if hadm in split}
     splits.some(own, "an admission with codes and a summary")
-    remarks = [how, f"text: {text}; discharge summaries and addenda joined", f"codes: {codes}",
-               f"{len(notes) - len(both)} admissions with notes are not coded, {len(both) - len(own)} stand in no split"]
+    remarks = [
+        how,
+        f"text: {text}; discharge summaries and addenda joined",
+        f"codes: {codes}",
+        (
+            f"{len(notes) - len(both)} admissions with notes are not coded, {len(both) - len(own)}"
+            " stand in no split"
+        ),
+    ]
     if subset != "full":
         own, split, more = narrowed(tables, subset, own, split)
         remarks += more
     described = label_texts(tables, zeros)
     labels = sorted({code for codes_of_note in own.values() for code in codes_of_note})
     column = {label: i for i, label in enumerate(labels)}
-    manifest = common.clinical_manifest("https://physionet.org/content/mimiciii/1.4/", tables, remarks)
-    with CorpusWriter(out, common.marked(name, tables), labels, manifest, [described.get(c) for c in labels]) as writer:
+    manifest = common.clinical_manifest(
+        "https://physionet.org/content/mimiciii/1.4/", tables, remarks
+    )
+    with CorpusWriter(
+        out, common.marked(name, tables), labels, manifest, [described.get(c) for c in labels]
+    ) as writer:
         for hadm, codes_of_note in own.items():
-            writer.add(hadm, clinical.cleaned(notes[hadm][1], text), split[hadm], [column[c] for c in codes_of_note])
+            writer.add(
+                hadm,
+                clinical.cleaned(notes[hadm][1], text),
+                split[hadm],
+                [column[c] for c in codes_of_note],
+            )
     return Path(out)
 
 
 if __name__ == "__main__":
-    sys.exit(common.cli(__doc__, name_of, build, {
-        "--subset": {"default": "full", "choices": SUBSETS}, "--text": {"default": "plain", "choices": clinical.TEXTS},
-        "--codes": {"default": "published", "choices": ["published", "exact"]}}))
+    sys.exit(
+        common.cli(
+            __doc__,
+            name_of,
+            build,
+            {
+                "--subset": {"default": "full", "choices": SUBSETS},
+                "--text": {"default": "plain", "choices": clinical.TEXTS},
+                "--codes": {"default": "published", "choices": ["published", "exact"]},
+            },
+        )
+    )

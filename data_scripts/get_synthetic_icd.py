@@ -1,10 +1,13 @@
-"""synthetic-icd: invented clinical notes with ICD-10-CM codes, the corpus of the lessons and the tests. NOT real notes.
+"""synthetic-icd: invented clinical notes with ICD-10-CM codes, the corpus of the lessons and the
+tests. NOT real notes.
 
-Made from the public terminology in the package simple-icd-10-cm (U.S. public domain). About 300 codes in families of
-siblings, with Zipf frequencies: many have one to five training notes. A note has 3 to 8 codes; each is mentioned by its
-name, an inclusion term, a shortened or turned form, an abbreviation or, now and then, only its family's name. Negated
-findings, relatives' diseases and idle sentences name codes that do NOT apply. Evidence spans of the true mentions are
-kept. Only Random.random() is drawn from, so a seed and a package version give the same bytes on every platform.
+Made from the public terminology in the package simple-icd-10-cm (U.S. public domain). About 300
+codes in families of siblings, with Zipf frequencies: many have one to five training notes. A note
+has 3 to 8 codes; each is mentioned by its name, an inclusion term, a shortened or turned form, an
+abbreviation or, now and then, only its family's name. Negated findings, relatives' diseases and
+idle sentences name codes that do NOT apply. Evidence spans of the true mentions are kept. Only
+Random.random() is drawn from, so a seed and a package version give the same bytes on every
+platform.
 """
 
 from __future__ import annotations
@@ -29,23 +32,65 @@ except ModuleNotFoundError:
 
 NAME = "synthetic-icd"
 PACKAGE = "simple-icd-10-cm"
-OPENINGS = ("{age}-year-old {sex} seen in the clinic.", "{sex}, {age} years, admitted through the emergency room.",
-            "Patient is a {age}-year-old {sex}.", "Review of a {sex} aged {age}.",
-            "{age}-year-old {sex}, day {day} of stay.")
-TRUE = ("History of {}.", "Known {}, on treatment.", "Examination and imaging are consistent with {}.",
-        "Admitted with {}.", "Findings confirm {}.", "The course was complicated by {}.", "Assessment: {}.",
-        "Continues follow-up for {}.", "Plan: treat {} and review in {day} days.", "Presents with {}, now day {day}.",
-        "Past records show {}.", "Working diagnosis is {}.", "Symptoms due to {}.", "Discharged with {}, stable.")
-FALSE = ("No evidence of {}.", "Denies {}.", "{} was ruled out.", "Mother had {}.", "Father died of {}.",
-         "Workup negative for {}.", "{} considered and excluded.", "Brother is treated for {}.",
-         "Differential included {}, not confirmed.", "Screening for {} was negative.", "Never had {}.")
-IDLE = ("Vital signs stable, pulse {pulse}.", "Tolerating diet.", "Medication list reviewed with the patient.",
-        "Blood pressure {sys} over {dia}.", "Family present at the bedside.", "Laboratory results pending.",
-        "Ambulating without assistance.", "Return precautions were given.", "Sleep and appetite are fair.",
-        "Lives at home with spouse.", "Quit smoking {day} years ago.", "Allergies reviewed, none new.",
-        "Pain {day} of 10 on arrival.", "Follow up in {day} weeks.", "Immunisations are up to date.")
-FILLERS = re.compile(r"\(.*?\)|\[.*?\]|,? (?:unspecified|NOS|NEC)\b|,? not elsewhere classified|,? other specified")
-SMALL = frozenset({"of", "the", "and", "with", "in", "to", "due", "or", "by", "for", "a", "without", "other"})
+OPENINGS = (
+    "{age}-year-old {sex} seen in the clinic.",
+    "{sex}, {age} years, admitted through the emergency room.",
+    "Patient is a {age}-year-old {sex}.",
+    "Review of a {sex} aged {age}.",
+    "{age}-year-old {sex}, day {day} of stay.",
+)
+TRUE = (
+    "History of {}.",
+    "Known {}, on treatment.",
+    "Examination and imaging are consistent with {}.",
+    "Admitted with {}.",
+    "Findings confirm {}.",
+    "The course was complicated by {}.",
+    "Assessment: {}.",
+    "Continues follow-up for {}.",
+    "Plan: treat {} and review in {day} days.",
+    "Presents with {}, now day {day}.",
+    "Past records show {}.",
+    "Working diagnosis is {}.",
+    "Symptoms due to {}.",
+    "Discharged with {}, stable.",
+)
+FALSE = (
+    "No evidence of {}.",
+    "Denies {}.",
+    "{} was ruled out.",
+    "Mother had {}.",
+    "Father died of {}.",
+    "Workup negative for {}.",
+    "{} considered and excluded.",
+    "Brother is treated for {}.",
+    "Differential included {}, not confirmed.",
+    "Screening for {} was negative.",
+    "Never had {}.",
+)
+IDLE = (
+    "Vital signs stable, pulse {pulse}.",
+    "Tolerating diet.",
+    "Medication list reviewed with the patient.",
+    "Blood pressure {sys} over {dia}.",
+    "Family present at the bedside.",
+    "Laboratory results pending.",
+    "Ambulating without assistance.",
+    "Return precautions were given.",
+    "Sleep and appetite are fair.",
+    "Lives at home with spouse.",
+    "Quit smoking {day} years ago.",
+    "Allergies reviewed, none new.",
+    "Pain {day} of 10 on arrival.",
+    "Follow up in {day} weeks.",
+    "Immunisations are up to date.",
+)
+FILLERS = re.compile(
+    r"\(.*?\)|\[.*?\]|,? (?:unspecified|NOS|NEC)\b|,? not elsewhere classified|,? other specified"
+)
+SMALL = frozenset(
+    {"of", "the", "and", "with", "in", "to", "due", "or", "by", "for", "a", "without", "other"}
+)
 
 
 class Code(NamedTuple):
@@ -57,7 +102,9 @@ class Code(NamedTuple):
 
 
 class Draw:
-    """The few random choices needed, on random() alone: its sequence for a seed is promised by Python."""
+    """The few random choices needed, on random() alone: its sequence for a seed is promised by
+    Python.
+    """
 
     def __init__(self, key: str) -> None:
         self.random = random.Random(key).random
@@ -72,7 +119,10 @@ class Draw:
 
     def shuffled(self, values: Sequence[Any]) -> list[Any]:
         """The values in a random order."""
-        return [value for _, _, value in sorted((self.random(), i, value) for i, value in enumerate(values))]
+        return [
+            value
+            for _, _, value in sorted((self.random(), i, value) for i, value in enumerate(values))
+        ]
 
     def weighted(self, cumulative: Sequence[float]) -> int:
         """An index, by cumulative weights."""
@@ -81,25 +131,35 @@ class Draw:
 
 
 def plain(term: str) -> str:
-    """A terminology phrase as a note would write it: no brackets, no 'unspecified' or 'NOS', single spaces."""
+    """A terminology phrase as a note would write it: no brackets, no 'unspecified' or 'NOS', single
+    spaces.
+    """
     return " ".join(FILLERS.sub("", term).split()).strip(" ,;").lower()
 
 
 def families(terminology: Any) -> dict[str, list[Code]]:
-    """Category -> billable codes of chapters A-N with at least one inclusion term, in the terminology's order."""
+    """Category -> billable codes of chapters A-N with at least one inclusion term, in the
+    terminology's order.
+    """
     found: dict[str, list[Code]] = defaultdict(list)
     for code in terminology.get_all_codes():
         if code[0] > "N" or "-" in code or len(code) < 5 or not terminology.is_leaf(code):
             continue
         terms = [terminology.get_description(code), *terminology.get_inclusion_term(code)]
-        phrases = [p for p in dict.fromkeys(map(plain, terms)) if 1 <= len(p.split()) <= 7 and len(p) > 4]
+        phrases = [
+            p for p in dict.fromkeys(map(plain, terms)) if 1 <= len(p.split()) <= 7 and len(p) > 4
+        ]
         if len(phrases) > 1:
-            found[code[:3]].append(Code(code, plain(terminology.get_description(code[:3])), phrases))
+            found[code[:3]].append(
+                Code(code, plain(terminology.get_description(code[:3])), phrases)
+            )
     return found
 
 
 def choose_codes(count: int, seed: int) -> list[Code]:
-    """`count` codes, most frequent first: whole families of 2 to 5 siblings, then shuffled into frequency ranks."""
+    """`count` codes, most frequent first: whole families of 2 to 5 siblings, then shuffled into
+    frequency ranks.
+    """
     try:
         import simple_icd_10_cm as terminology
     except ImportError:
@@ -114,7 +174,9 @@ def choose_codes(count: int, seed: int) -> list[Code]:
 
 
 def mention(code: Code, draw: Draw) -> str:
-    """One way to name a code: a phrase as it is, shortened, turned round, abbreviated, or the family's name."""
+    """One way to name a code: a phrase as it is, shortened, turned round, abbreviated, or the
+    family's name.
+    """
     words = draw.pick(code.phrases).split()
     way = draw.random()
     if way < 0.08:
@@ -126,7 +188,7 @@ def mention(code: Code, draw: Draw) -> str:
         words.pop(1 + draw.below(len(words) - 1))
     elif way < 0.60 and "of" in words[1:-1]:
         at = words.index("of")
-        words = words[at + 1:] + words[:at]
+        words = words[at + 1 :] + words[:at]
     if draw.random() < 0.08:
         at = draw.below(len(words))
         words[at] = words[at][:-2] + words[at][-1:] + words[at][-2:-1]
@@ -134,7 +196,9 @@ def mention(code: Code, draw: Draw) -> str:
 
 
 def draw_codes(codes: list[Code], cumulative: Sequence[float], draw: Draw) -> list[int]:
-    """3 to 8 distinct code indices; every other one comes from the chapter of the first (letters go together)."""
+    """3 to 8 distinct code indices; every other one comes from the chapter of the first (letters go
+    together).
+    """
     wanted, own = 3 + draw.below(6), [draw.weighted(cumulative)]
     for _ in range(200):
         if len(own) >= min(wanted, len(codes)):
@@ -146,7 +210,9 @@ def draw_codes(codes: list[Code], cumulative: Sequence[float], draw: Draw) -> li
     return own
 
 
-def note(codes: list[Code], cumulative: Sequence[float], draw: Draw) -> tuple[str, list[int], list[tuple]]:
+def note(
+    codes: list[Code], cumulative: Sequence[float], draw: Draw
+) -> tuple[str, list[int], list[tuple]]:
     """One note: its text, its code indices, and the (code index, start, end) of every true mention."""
     own = draw_codes(codes, cumulative, draw)
     others = [draw.weighted(cumulative) for _ in range(1 + draw.below(4))]
@@ -154,8 +220,14 @@ def note(codes: list[Code], cumulative: Sequence[float], draw: Draw) -> tuple[st
     kinds = [(i, TRUE) for i in own] + [(i, TRUE) for i in own if draw.random() < 0.2]
     kinds += [(i, FALSE) for i in others if codes[i].code[:3] not in kinfolk]
     kinds += [(None, IDLE)] * (3 + draw.below(5))
-    values = {"age": 20 + draw.below(70), "sex": draw.pick(("man", "woman")), "day": 2 + draw.below(8),
-              "pulse": 60 + draw.below(40), "sys": 100 + draw.below(60), "dia": 60 + draw.below(30)}
+    values = {
+        "age": 20 + draw.below(70),
+        "sex": draw.pick(("man", "woman")),
+        "day": 2 + draw.below(8),
+        "pulse": 60 + draw.below(40),
+        "sys": 100 + draw.below(60),
+        "dia": 60 + draw.below(30),
+    }
     text, spans = draw.pick(OPENINGS).format(**values), []
     for index, templates in draw.shuffled(kinds):
         before, _, after = draw.pick(templates).partition("{}")
@@ -170,7 +242,9 @@ def note(codes: list[Code], cumulative: Sequence[float], draw: Draw) -> tuple[st
 
 
 def make(documents: Sequence[int] = (400, 100, 150), labels: int = 300, seed: int = 0) -> Corpus:
-    """The corpus itself: `documents` of train, dev and test. A note depends on seed, labels, split and number."""
+    """The corpus itself: `documents` of train, dev and test. A note depends on seed, labels, split
+    and number.
+    """
     import pandas as pd
 
     codes = choose_codes(labels, seed)
@@ -183,26 +257,65 @@ def make(documents: Sequence[int] = (400, 100, 150), labels: int = 300, seed: in
             texts.append(text)
             own.append([codes[i].code for i in picked])
             split.append(part)
-            spans += [(ids[-1], codes[i].code, start, end, text[start:end]) for i, start, end in sorted(marks)]
+            spans += [
+                (ids[-1], codes[i].code, start, end, text[start:end])
+                for i, start, end in sorted(marks)
+            ]
     import simple_icd_10_cm as terminology
 
     used = {code for codes_of_note in own for code in codes_of_note}
     manifest = common.manifest(
-        f"generated from the ICD-10-CM terminology of {PACKAGE} {version(PACKAGE)}", "U.S. public domain terminology",
-        {}, "synthetic notes: no patient, no hospital, no clinical truth", synthetic=True, language="en", seed=seed,
-        labels_asked=labels, package=f"{PACKAGE}=={version(PACKAGE)}")
-    return Corpus.from_lists(NAME, ids, texts, own, split, manifest=manifest,
-                             label_texts={code: terminology.get_description(code) for code in sorted(used)},
-                             evidence=pd.DataFrame(spans, columns=["id", "label", "start", "end", "text"]))
+        f"generated from the ICD-10-CM terminology of {PACKAGE} {version(PACKAGE)}",
+        "U.S. public domain terminology",
+        {},
+        "synthetic notes: no patient, no hospital, no clinical truth",
+        synthetic=True,
+        language="en",
+        seed=seed,
+        labels_asked=labels,
+        package=f"{PACKAGE}=={version(PACKAGE)}",
+    )
+    return Corpus.from_lists(
+        NAME,
+        ids,
+        texts,
+        own,
+        split,
+        manifest=manifest,
+        label_texts={code: terminology.get_description(code) for code in sorted(used)},
+        evidence=pd.DataFrame(spans, columns=["id", "label", "start", "end", "text"]),
+    )
 
 
-def build(out: Path, source: Path | None = None, *, documents: Sequence[int] = (400, 100, 150), labels: int = 300,
-          seed: int = 0) -> Path:
-    """Generate the corpus folder `out`, a few seconds; `source` is not used (there is nothing to fetch)."""
+def build(
+    out: Path,
+    source: Path | None = None,
+    *,
+    documents: Sequence[int] = (400, 100, 150),
+    labels: int = 300,
+    seed: int = 0,
+) -> Path:
+    """Generate the corpus folder `out`, a few seconds; `source` is not used (there is nothing to
+    fetch).
+    """
     return make(documents, labels, seed).save(out)
 
 
 if __name__ == "__main__":
-    sys.exit(common.cli(__doc__, NAME, build, {
-        "--documents": {"type": int, "nargs": 3, "default": (400, 100, 150), "metavar": ("TRAIN", "DEV", "TEST")},
-        "--labels": {"type": int, "default": 300}, "--seed": {"type": int, "default": 0}}))
+    sys.exit(
+        common.cli(
+            __doc__,
+            NAME,
+            build,
+            {
+                "--documents": {
+                    "type": int,
+                    "nargs": 3,
+                    "default": (400, 100, 150),
+                    "metavar": ("TRAIN", "DEV", "TEST"),
+                },
+                "--labels": {"type": int, "default": 300},
+                "--seed": {"type": int, "default": 0},
+            },
+        )
+    )

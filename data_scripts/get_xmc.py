@@ -1,12 +1,18 @@
-"""EURLEX-4K, WIKI10-31K, AmazonCat-13K, Amazon-670K and Amazon-3M of the extreme classification repository, from local files.
+"""EURLEX-4K, WIKI10-31K, AmazonCat-13K, Amazon-670K and Amazon-3M of the extreme classification
+repository, from local files.
 
-Origin: http://manikvarma.org/downloads/XC/XMLRepository.html (Bhatia et al. 2016); the files lie on a drive that asks for a
-browser, so there is no download here: --from takes the archive (.zip, .tar.gz) or its folder. Three forms, plain or .gz:
-    train_raw_texts.txt train_labels.txt test_raw_texts.txt test_labels.txt   a document a line; label names between blanks
-    X.trn.txt Y.trn.txt X.tst.txt Y.tst.txt (and output-items.txt)            a document a line; label numbers
-    trn.json tst.json lbl.json                                                uid, title, content, target_ind, target_rel a line
-Official split, no dev (use Corpus.with_dev). Title and content are parted by a line break; else texts stay as they are.
-Documents pass one by one: Amazon-3M takes the memory of its label names, not of its text.
+Origin: http://manikvarma.org/downloads/XC/XMLRepository.html (Bhatia et al. 2016); the files lie on
+a drive that asks for a browser, so there is no download here: --from takes the archive (.zip,
+.tar.gz) or its folder. Three forms, plain or .gz:
+    train_raw_texts.txt train_labels.txt test_raw_texts.txt test_labels.txt   a document a line;
+    label names between blanks
+    X.trn.txt Y.trn.txt X.tst.txt Y.tst.txt (and output-items.txt)            a document a line;
+    label numbers
+    trn.json tst.json lbl.json                                                uid, title, content,
+    target_ind, target_rel a line
+Official split, no dev (use Corpus.with_dev). Title and content are parted by a line break; else
+texts stay as they are. Documents pass one by one: Amazon-3M takes the memory of its label names,
+not of its text.
 """
 
 from __future__ import annotations
@@ -38,12 +44,19 @@ TEXT_FILES = ("train_raw_texts.txt", "train_labels.txt", "test_raw_texts.txt", "
 NUMBERED_FILES = ("X.trn.txt", "Y.trn.txt", "X.tst.txt", "Y.tst.txt")
 JSON_FILES = ("trn.json", "tst.json", "lbl.json")
 LABEL_FILES = ("output-items.txt", "label_map.txt", "Yf.txt")
-DATASETS = {"eurlex-4k": "EURLex-4K", "wiki10-31k": "Wiki10-31K", "amazoncat-13k": "AmazonCat-13K",
-            "amazon-670k": "Amazon-670K", "amazon-3m": "Amazon-3M"}
+DATASETS = {
+    "eurlex-4k": "EURLex-4K",
+    "wiki10-31k": "Wiki10-31K",
+    "amazoncat-13k": "AmazonCat-13K",
+    "amazon-670k": "Amazon-670K",
+    "amazon-3m": "Amazon-3M",
+}
 
 
 class Row(NamedTuple):
-    """A document as its files state it: id, text, split and what stands for its labels (names or numbers)."""
+    """A document as its files state it: id, text, split and what stands for its labels (names or
+    numbers).
+    """
 
     id: str
     text: str
@@ -65,7 +78,11 @@ def opened(files: common.Files, name: str) -> Iterator[IO[str]]:
         raw = files.archive.open(name)
     else:
         raw = files.archive.extractfile(name)
-    with raw, gzip.open(raw) if name.endswith(".gz") else raw as data, io.TextIOWrapper(data, "utf-8", newline="\n") as text:
+    with (
+        raw,
+        gzip.open(raw) if name.endswith(".gz") else raw as data,
+        io.TextIOWrapper(data, "utf-8", newline="\n") as text,
+    ):
         yield text
 
 
@@ -73,13 +90,24 @@ def lines(files: common.Files, name: str) -> Iterator[str]:
     """The lines of a file without their ends; DataError for a file that is not UTF-8 or damaged."""
     found = located(files, name)
     if found is None:
-        raise DataError(f"{files.path} lacks {name} or {name}.gz; it holds {len(files.names)} files, first {files.names[:5]}")
+        raise DataError(
+            f"{files.path} lacks {name} or {name}.gz; it holds {len(files.names)} files, first"
+            f" {files.names[:5]}"
+        )
     try:
         with opened(files, found) as text:
             for line in text:
                 yield line.rstrip("\r\n")
-    except (UnicodeDecodeError, EOFError, gzip.BadGzipFile, zipfile.BadZipFile, tarfile.TarError) as error:
-        raise DataError(f"{found} in {files.path} cannot be read ({error}): fetch it again") from None
+    except (
+        UnicodeDecodeError,
+        EOFError,
+        gzip.BadGzipFile,
+        zipfile.BadZipFile,
+        tarfile.TarError,
+    ) as error:
+        raise DataError(
+            f"{found} in {files.path} cannot be read ({error}): fetch it again"
+        ) from None
 
 
 def objects(files: common.Files, name: str) -> Iterator[dict[str, Any]]:
@@ -89,23 +117,34 @@ def objects(files: common.Files, name: str) -> Iterator[dict[str, Any]]:
             if line:
                 yield json.loads(line)
         except json.JSONDecodeError as error:
-            raise DataError(f"{name} line {number} is not JSON ({error.msg}): fetch the file again") from None
+            raise DataError(
+                f"{name} line {number} is not JSON ({error.msg}): fetch the file again"
+            ) from None
 
 
 def paired(files: common.Files, texts: str, labels: str) -> Iterator[tuple[int, str, str]]:
-    """(number, text, label line) of two files of as many lines; a first label line "documents labels" is left out."""
+    """(number, text, label line) of two files of as many lines; a first label line "documents
+    labels" is left out.
+    """
     end = object()
     left, right = lines(files, texts), lines(files, labels)
     first = next(right, end)
     header = first.split() if isinstance(first, str) else []
-    count = int(header[0]) if len(header) == 2 and all(h.isdigit() for h in header) and labels.startswith("Y.") else None
+    count = (
+        int(header[0])
+        if len(header) == 2 and all(h.isdigit() for h in header) and labels.startswith("Y.")
+        else None
+    )
     if count is not None and not _is_header(files, texts, count):
         count = None
     if count is None:
         right = _chain(first, right, end)
     for number, text in enumerate(left):
         if (line := next(right, end)) is end:
-            raise DataError(f"{labels} ends after {number} documents and {texts} goes on: the files are of different releases")
+            raise DataError(
+                f"{labels} ends after {number} documents and {texts} goes on: the files are of"
+                " different releases"
+            )
         yield number, text, line
     if next(right, end) is not end:
         raise DataError(f"{texts} ends and {labels} goes on: the files are of different releases")
@@ -132,8 +171,10 @@ def numbers(line: str) -> list[int]:
     try:
         return [int(cell.split(":")[0]) for cell in line.replace(",", " ").split()]
     except ValueError:
-        raise DataError(f"{line[:60]!r} is no list of label numbers: Y.trn.txt and Y.tst.txt hold numbers, train_labels.txt "
-                        "names") from None
+        raise DataError(
+            f"{line[:60]!r} is no list of label numbers: Y.trn.txt and Y.tst.txt hold numbers,"
+            " train_labels.txt names"
+        ) from None
 
 
 def text_rows(files: common.Files) -> Iterator[Row]:
@@ -156,16 +197,34 @@ def json_rows(files: common.Files) -> Iterator[Row]:
         for number, row in enumerate(objects(files, name)):
             lost = [key for key in ("title", "content", "target_ind") if key not in row]
             if lost:
-                raise DataError(f"{name} line {number + 1} lacks {lost}, it has {sorted(row)}: wanted {PAGE}'s raw text")
+                raise DataError(
+                    f"{name} line {number + 1} lacks {lost}, it has {sorted(row)}: wanted {PAGE}'s"
+                    " raw text"
+                )
             weight = row.get("target_rel") or [1.0] * len(row["target_ind"])
             labels = [i for i, w in zip(row["target_ind"], weight, strict=True) if w > 0]
             text = "\n".join(part for part in (row["title"], row["content"]) if part)
-            yield Row(f"{split}-{number}" + (f"-{row['uid']}" if row.get("uid") else ""), text, split, labels)
+            yield Row(
+                f"{split}-{number}" + (f"-{row['uid']}" if row.get("uid") else ""),
+                text,
+                split,
+                labels,
+            )
 
 
 def named_labels(files: common.Files) -> tuple[list[str], None]:
     """The sorted names of both label files."""
-    return sorted({name for f in (TEXT_FILES[1], TEXT_FILES[3]) for line in lines(files, f) for name in line.split()}), None
+    return (
+        sorted(
+            {
+                name
+                for f in (TEXT_FILES[1], TEXT_FILES[3])
+                for line in lines(files, f)
+                for name in line.split()
+            }
+        ),
+        None,
+    )
 
 
 def numbered_labels(files: common.Files) -> tuple[list[str], list[str | None] | None]:
@@ -180,7 +239,10 @@ def numbered_labels(files: common.Files) -> tuple[list[str], list[str | None] | 
 
 def json_labels(files: common.Files) -> tuple[list[str], list[str | None]]:
     """uid and title of lbl.json's lines; the line's number where there is no uid."""
-    table = [(str(row.get("uid") or i), row.get("title") or None) for i, row in enumerate(objects(files, JSON_FILES[2]))]
+    table = [
+        (str(row.get("uid") or i), row.get("title") or None)
+        for i, row in enumerate(objects(files, JSON_FILES[2]))
+    ]
     return unique([name for name, _ in table]), [text for _, text in table]
 
 
@@ -194,17 +256,25 @@ def unique(names: list[str]) -> list[str]:
     return out
 
 
-FORMS = ((TEXT_FILES, text_rows, named_labels), (NUMBERED_FILES, numbered_rows, numbered_labels),
-         (JSON_FILES, json_rows, json_labels))
+FORMS = (
+    (TEXT_FILES, text_rows, named_labels),
+    (NUMBERED_FILES, numbered_rows, numbered_labels),
+    (JSON_FILES, json_rows, json_labels),
+)
 
 
 def build(out: Path, source: Path | None = None, *, dataset: str = "eurlex-4k") -> Path:
-    """Write the corpus folder `out` of `dataset` from `source`; some minutes for Amazon-3M, with a bar."""
+    """Write the corpus folder `out` of `dataset` from `source`; some minutes for Amazon-3M, with a
+    bar.
+    """
     if dataset not in DATASETS:
         raise DataError(f"dataset={dataset!r}: wanted one of {', '.join(DATASETS)}")
     wanted = " or ".join(f"{', '.join(names)}" for names, _, _ in FORMS)
-    advice = (f"{DATASETS[dataset]} is fetched with a browser from {PAGE} (raw text) or {RAW}; pass its archive or folder with "
-              f"--from, or lay it under $PLANT_DATA/{dataset}. Wanted are {wanted} (plain or .gz)")
+    advice = (
+        f"{DATASETS[dataset]} is fetched with a browser from {PAGE} (raw text) or {RAW}; pass its"
+        f" archive or folder with --from, or lay it under $PLANT_DATA/{dataset}. Wanted are"
+        f" {wanted} (plain or .gz)"
+    )
     if source is None:
         raise DataError(f"no public origin without a browser: {advice}")
     given = common.Files(source)
@@ -214,7 +284,9 @@ def build(out: Path, source: Path | None = None, *, dataset: str = "eurlex-4k") 
 
 @contextmanager
 def unpacked(files: common.Files) -> Iterator[common.Files]:
-    """The files; a tar is unpacked first, since two of its members read in turns would be a seek a line."""
+    """The files; a tar is unpacked first, since two of its members read in turns would be a seek a
+    line.
+    """
     if not isinstance(files.archive, tarfile.TarFile):
         yield files
         return
@@ -224,10 +296,15 @@ def unpacked(files: common.Files) -> Iterator[common.Files]:
 
 
 def _write(files: common.Files, given: common.Files, out: Path, dataset: str, advice: str) -> Path:
-    """The corpus folder from the files, in whichever form they are; its manifest names those that were `given`."""
+    """The corpus folder from the files, in whichever form they are; its manifest names those that
+    were `given`.
+    """
     from tqdm.auto import tqdm
 
-    form = next(((n, rows, labels) for n, rows, labels in FORMS if all(located(files, name) for name in n)), None)
+    form = next(
+        ((n, rows, labels) for n, rows, labels in FORMS if all(located(files, name) for name in n)),
+        None,
+    )
     if form is None:
         raise DataError(f"{given.path} holds {files.names[:8]}: {advice}")
     wanted_files, rows, labels = form
@@ -235,11 +312,21 @@ def _write(files: common.Files, given: common.Files, out: Path, dataset: str, ad
     column = {name: i for i, name in enumerate(names)} if rows is text_rows else None
     extra = [name for name in LABEL_FILES if rows is numbered_rows and located(files, name)]
     sums = given.sums(*(located(files, name) for name in (*wanted_files, *extra)))
-    manifest = common.manifest(PAGE, "as stated on the repository's page; research use", sums,
-                               f"form: {', '.join(wanted_files)}; official split, no dev", language="en")
+    manifest = common.manifest(
+        PAGE,
+        "as stated on the repository's page; research use",
+        sums,
+        f"form: {', '.join(wanted_files)}; official split, no dev",
+        language="en",
+    )
     with CorpusWriter(out, dataset, names, manifest, texts) as writer:
         for row in tqdm(rows(files), desc=dataset, unit="doc", delay=5):
-            writer.add(row.id, row.text, row.split, row.labels if column is None else [column[name] for name in row.labels])
+            writer.add(
+                row.id,
+                row.text,
+                row.split,
+                row.labels if column is None else [column[name] for name in row.labels],
+            )
     return Path(out)
 
 
@@ -249,4 +336,11 @@ def name_of(dataset: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(common.cli(__doc__, name_of, build, {"--dataset": {"default": "eurlex-4k", "choices": list(DATASETS)}}))
+    sys.exit(
+        common.cli(
+            __doc__,
+            name_of,
+            build,
+            {"--dataset": {"default": "eurlex-4k", "choices": list(DATASETS)}},
+        )
+    )

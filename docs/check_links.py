@@ -1,7 +1,8 @@
-"""`python docs/check_links.py site`: every link of a built site leads somewhere, and no page needs anything from elsewhere.
+"""`python docs/check_links.py site`: every link of a built site leads somewhere, and no page needs
+anything from elsewhere.
 
-Checked are the files and the anchors that links inside the site name, and that scripts, styles and pictures are files of the
-site. Links to other sites are not followed.
+Checked are the files and the anchors that links inside the site name, and that scripts, styles and
+pictures are files of the site. Links to other sites are not followed.
 """
 
 from __future__ import annotations
@@ -34,12 +35,22 @@ class Page(HTMLParser):
 def problems(site: Path) -> list[str]:
     """One line a dead link, a missing anchor or a resource from elsewhere; empty when all is well."""
     site = site.resolve()
-    pages = {path: Page(path) for path in sorted(site.rglob("*.html")) if "_static" not in path.parts}
+    pages = {
+        path: Page(path) for path in sorted(site.rglob("*.html")) if "_static" not in path.parts
+    }
     found = []
     for path, page in pages.items():
         here = path.relative_to(site)
-        found += [f"{here}: needs {target} from elsewhere" for target in page.resources if _outside(target)]
-        for target in [t for t in (*page.links, *page.resources) if not _outside(t) and not t.startswith("data:")]:
+        found += [
+            f"{here}: needs {target} from elsewhere"
+            for target in page.resources
+            if _outside(target)
+        ]
+        for target in [
+            t
+            for t in (*page.links, *page.resources)
+            if not _outside(t) and not t.startswith("data:")
+        ]:
             parts = urlsplit(target)
             file = (path.parent / unquote(parts.path)).resolve() if parts.path else path
             if not file.is_file():

@@ -1,7 +1,9 @@
-"""The site: README, notebooks with their stored outputs, lessons and API pages, by Sphinx and MyST, without a network.
+"""The site: README, notebooks with their stored outputs, lessons and API pages, by Sphinx and MyST,
+without a network.
 
-The source folder is the repository itself (`sphinx-build -c docs . site`), so that a relative link means the same on the site
-as in the files. Nothing is executed: notebooks show what is committed. Pages are found by pattern: a new one joins by itself.
+The source folder is the repository itself (`sphinx-build -c docs . site`), so that a relative link
+means the same on the site as in the files. Nothing is executed: notebooks show what is committed.
+Pages are found by pattern: a new one joins by itself.
 """
 
 import os
@@ -19,10 +21,24 @@ project, author, release = "PLANT companion", "The plantlib maintainers", __vers
 copyright = author
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx-mathjax-offline"]
 root_doc = "docs/index"
-include_patterns = ["docs/**", "notebooks/*.ipynb", "*.md", "results/*.md", "plantlib/kernels/README.md",
-                    "data_scripts/README.md"]
-exclude_patterns = [".*", "site", "artefacts", "data", "jupyter_execute", "results/local", "results/executed",
-                    "docs/_templates"]
+include_patterns = [
+    "docs/**",
+    "notebooks/*.ipynb",
+    "*.md",
+    "results/*.md",
+    "plantlib/kernels/README.md",
+    "data_scripts/README.md",
+]
+exclude_patterns = [
+    ".*",
+    "site",
+    "artefacts",
+    "data",
+    "jupyter_execute",
+    "results/local",
+    "results/executed",
+    "docs/_templates",
+]
 
 nb_execution_mode = "off"
 nb_merge_streams = True
@@ -38,9 +54,16 @@ autodoc_default_options = {"members": True, "undoc-members": False}
 templates_path = ["_templates"]
 default_role = "code"
 
-# what is left fails the build: dead links, missing pages and figures, modules that cannot be imported
-suppress_warnings = ["docutils", "misc.highlighting_failure", "mystnb.unknown_mime_type", "mystnb.lexer", "myst.header",
-                     "toc.not_included"]
+# what is left fails the build: dead links, missing pages and figures, modules that cannot be
+# imported
+suppress_warnings = [
+    "docutils",
+    "misc.highlighting_failure",
+    "mystnb.unknown_mime_type",
+    "mystnb.lexer",
+    "myst.header",
+    "toc.not_included",
+]
 
 html_theme = "furo"
 html_title = f"PLANT companion {release}"
@@ -50,14 +73,20 @@ html_theme_options = {"top_of_page_buttons": []}
 
 
 def as_written(app, what, name, object, options, lines):
-    """Docstrings of plantlib are plain text with `code`: keep their lines and take nothing for reStructuredText markup."""
+    """Docstrings of plantlib are plain text with `code`: keep their lines and take nothing for
+    reStructuredText markup.
+    """
     blocks = "\n".join(lines).strip("\n").split("\n\n")
     lines[:] = [line for block in blocks for line in (*_block(block.split("\n")), "")]
 
 
 def _block(lines):
-    """A paragraph stays one; lines that are indented or listed become a line block, which keeps them apart."""
-    plain = all(not line.startswith((" ", "* ", "- ")) and not re.match(r"\d+\. ", line) for line in lines)
+    """A paragraph stays one; lines that are indented or listed become a line block, which keeps
+    them apart.
+    """
+    plain = all(
+        not line.startswith((" ", "* ", "- ")) and not re.match(r"\d+\. ", line) for line in lines
+    )
     written = [_escaped(line) for line in lines]
     return written if plain else ["| " + line.replace("    ", "\u2003") for line in written]
 
@@ -67,14 +96,20 @@ def _escaped(line):
     if len(parts) % 2 == 0:
         return re.sub(r"([\\*|_`:<>])", r"\\\1", line)
     outside = [re.sub(r"([\\*|_:<>])", r"\\\1", part) for part in parts]
-    return "".join(f"``{part}``" if i % 2 and part.strip() == part and part else outside[i] for i, part in enumerate(parts))
+    return "".join(
+        f"``{part}``" if i % 2 and part.strip() == part and part else outside[i]
+        for i, part in enumerate(parts)
+    )
 
 
 def front_page(app, error):
     """index.html of the site leads to the front page of the documents."""
     if error is None and app.builder.name == "html":
         head = '<!doctype html><meta charset="utf-8"><title>PLANT companion</title>'
-        turn = '<meta http-equiv="refresh" content="0; url=docs/index.html"><a href="docs/index.html">PLANT companion</a>\n'
+        turn = (
+            '<meta http-equiv="refresh" content="0; url=docs/index.html"><a'
+            ' href="docs/index.html">PLANT companion</a>\n'
+        )
         (Path(app.outdir) / "index.html").write_text(head + turn, encoding="utf-8")
 
 

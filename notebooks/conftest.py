@@ -1,4 +1,6 @@
-"""What nbval leaves out when it compares stored outputs: pictures, HTML and everything on stderr (bars, warnings)."""
+"""What nbval leaves out when it compares stored outputs: pictures, HTML and everything on stderr
+(bars, warnings).
+"""
 
 
 def pytest_collectstart(collector):

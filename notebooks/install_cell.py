@@ -1,7 +1,9 @@
-"""The first code cell of every notebook: `python notebooks/install_cell.py` puts it where it is missing.
+"""The first code cell of every notebook: `python notebooks/install_cell.py` puts it where it is
+missing.
 
-On a machine without plantlib (Binder, Colab) the cell installs the checkout the notebook lies in, or fetches one; elsewhere it
-does nothing and prints nothing. Stored outputs stay and execution counts move up by one, so no notebook has to be run again.
+On a machine without plantlib (Binder, Colab) the cell installs the checkout the notebook lies in,
+or fetches one; elsewhere it does nothing and prints nothing. Stored outputs stay and execution
+counts move up by one, so no notebook has to be run again.
 """
 
 from __future__ import annotations
@@ -29,17 +31,25 @@ TAG = "hide-cell"  # folded away on the site
 
 
 def insert(notebook: nbformat.NotebookNode, prefix: str) -> bool:
-    """Puts the cell behind the title, or renews its text; False when nothing had to change. prefix: of the cell ids."""
+    """Puts the cell behind the title, or renews its text; False when nothing had to change. prefix:
+    of the cell ids.
+    """
     name = f"{prefix}-install"
     found = next((cell for cell in notebook.cells if cell["id"] == name), None)
     if found is not None:
         changed, found.source = found.source != SOURCE, SOURCE
         return changed
-    counted = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.execution_count is not None]
+    counted = [
+        cell
+        for cell in notebook.cells
+        if cell.cell_type == "code" and cell.execution_count is not None
+    ]
     for item in [*counted, *(output for cell in counted for output in cell.outputs)]:
         if item.get("execution_count") is not None:
             item["execution_count"] += 1
-    cell = nbformat.v4.new_code_cell(SOURCE, id=name, metadata={"tags": [TAG]}, execution_count=1 if counted else None)
+    cell = nbformat.v4.new_code_cell(
+        SOURCE, id=name, metadata={"tags": [TAG]}, execution_count=1 if counted else None
+    )
     notebook.cells.insert(1, cell)
     return True
 

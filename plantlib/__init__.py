@@ -23,4 +23,6 @@ __all__ = list(_HOMES)
 def __getattr__(name: str):
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
-    raise AttributeError(f"module 'plantlib' has no attribute {name!r}; it has {', '.join(__all__)}")
+    raise AttributeError(
+        f"module 'plantlib' has no attribute {name!r}; it has {', '.join(__all__)}"
+    )

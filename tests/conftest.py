@@ -1,8 +1,10 @@
-"""Fixtures shared by the tests: a backbone, a corpus and their preparation, all small enough for a second of one core.
+"""Fixtures shared by the tests: a backbone, a corpus and their preparation, all small enough for a
+second of one core.
 
-The backbone is a real BERT with random weights and a WordPiece tokenizer, saved as a user would save one and read by
-`backbones.load`. In the corpus labels depend on words, so that learning can be told from guessing; it holds rare labels,
-a label that only test documents carry and a document without any token.
+The backbone is a real BERT with random weights and a WordPiece tokenizer, saved as a user would
+save one and read by `backbones.load`. In the corpus labels depend on words, so that learning can be
+told from guessing; it holds rare labels, a label that only test documents carry and a document
+without any token.
 """
 
 from __future__ import annotations
@@ -28,7 +30,22 @@ THEMES = {
     "only test": ("comet",),  # none
 }
 COMMON = tuple(THEMES)[:5]
-FILLER = ("the", "patient", "was", "seen", "today", "and", "with", "again", "no", "sign", "of", "some", "more", "left")
+FILLER = (
+    "the",
+    "patient",
+    "was",
+    "seen",
+    "today",
+    "and",
+    "with",
+    "again",
+    "no",
+    "sign",
+    "of",
+    "some",
+    "more",
+    "left",
+)
 WINDOW = 14  # real tokens a forward pass of the tiny backbone: 16 positions less two special tokens
 
 
@@ -44,7 +61,9 @@ def tiny_corpus():
         own += ["rare gold"] if i in (3, 17, 41, 63, 85, 90) else []
         own += ["rare tin"] if i in (22, 70, 88) else []
         own += ["only test"] if i in (81, 95) else []
-        found = [word for label in own for word in rng.sample(THEMES[label], min(2, len(THEMES[label])))]
+        found = [
+            word for label in own for word in rng.sample(THEMES[label], min(2, len(THEMES[label])))
+        ]
         found += rng.choices(FILLER, k=rng.choice((5, 12, 36)))
         rng.shuffle(found)
         texts.append("  " if i == 7 else " ".join(found))
@@ -53,23 +72,37 @@ def tiny_corpus():
 
 
 def tiny_tokenizer(limit: int = WINDOW + 2):
-    """WordPiece over the corpus's words, with letters for everything else; [CLS] and [SEP] around a text."""
+    """WordPiece over the corpus's words, with letters for everything else; [CLS] and [SEP] around a
+    text.
+    """
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
     letters = "abcdefghijklmnopqrstuvwxyz0123456789.,<>&/"
-    pieces = [*letters, *("##" + c for c in letters), *FILLER, *(w for words in THEMES.values() for w in words)]
+    pieces = [
+        *letters,
+        *("##" + c for c in letters),
+        *FILLER,
+        *(w for words in THEMES.values() for w in words),
+    ]
     names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *dict.fromkeys(pieces)]
-    tokenizer = Tokenizer(models.WordPiece({name: i for i, name in enumerate(names)}, unk_token="[UNK]"))
+    tokenizer = Tokenizer(
+        models.WordPiece({name: i for i, name in enumerate(names)}, unk_token="[UNK]")
+    )
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, unk_token="[UNK]", pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]",
-        mask_token="[MASK]", model_max_length=limit,
-    )  # fmt: skip
+        tokenizer_object=tokenizer,
+        unk_token="[UNK]",
+        pad_token="[PAD]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+        model_max_length=limit,
+    )
 
 
 def save_backbone(folder: Path, model, tokenizer) -> str:
@@ -87,10 +120,16 @@ def backbone_folder(tmp_path_factory) -> str:
     torch.manual_seed(0)
     tokenizer = tiny_tokenizer()
     config = BertConfig(
-        vocab_size=len(tokenizer), hidden_size=24, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
+        vocab_size=len(tokenizer),
+        hidden_size=24,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
         max_position_embeddings=WINDOW + 2,
-    )  # fmt: skip
-    return save_backbone(tmp_path_factory.mktemp("backbone") / "tiny-bert", BertModel(config), tokenizer)
+    )
+    return save_backbone(
+        tmp_path_factory.mktemp("backbone") / "tiny-bert", BertModel(config), tokenizer
+    )
 
 
 @pytest.fixture

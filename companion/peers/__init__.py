@@ -1,1 +1,3 @@
-"""Other systems on the same split: SVMs, Parabel, Bonsai, PLT, XR-Linear, bare teachers, other heads."""
+"""Other systems on the same split: SVMs, Parabel, Bonsai, PLT, XR-Linear, bare teachers, other
+heads.
+"""

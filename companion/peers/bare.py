@@ -1,8 +1,10 @@
-"""What stands beside planting: the bare teachers without any training, tf-idf with a linear model, and their sum.
+"""What stands beside planting: the bare teachers without any training, tf-idf with a linear model,
+and their sum.
 
-Realises the rows METHOD.md section 7 asks for: a companion that does not print "linear + planted score, no attention" cannot
-claim that planting attention helps. Words, not word pieces; vocabulary, idf, teacher and weights from training rows, the
-weight of the sum tuned on dev. Scores are handed to the same streaming evaluation as the models'.
+Realises the rows METHOD.md section 7 asks for: a companion that does not print "linear + planted
+score, no attention" cannot claim that planting attention helps. Words, not word pieces; vocabulary,
+idf, teacher and weights from training rows, the weight of the sum tuned on dev. Scores are handed
+to the same streaming evaluation as the models'.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ Block = Callable[[np.ndarray], np.ndarray]  # rows (b,) -> scores (b, L)
 
 
 def bare_teacher(weights: sparse.csr_matrix, teacher: Teacher) -> Block:
-    """Scores of a teacher without training: the tf-idf weighted sum of its scores over a document's tokens.
+    """Scores of a teacher without training: the tf-idf weighted sum of its scores over a document's
+    tokens.
 
     weights (N, V) tf-idf rows of all documents; teacher.scores (L, V).
     """
@@ -39,11 +42,20 @@ def linear_svm(
     seed: int = 0,
     progress=True,
 ) -> Block:
-    """One-vs-rest linear SVM (scikit-learn LinearSVC) on tf-idf; labels on every or no training row score a constant."""
+    """One-vs-rest linear SVM (scikit-learn LinearSVC) on tf-idf; labels on every or no training row
+    score a constant.
+    """
     x, y = weights[rows], labels[rows].tocsc()
-    coef, intercept = np.zeros((labels.shape[1], x.shape[1]), np.float32), np.zeros(labels.shape[1], np.float32)
-    for label in tqdm(range(labels.shape[1]), desc="linear SVM", unit="label", disable=not progress):
-        coef[label], intercept[label] = one_against_rest(x, y[:, [label]].toarray().ravel() > 0, c, seed)
+    coef, intercept = (
+        np.zeros((labels.shape[1], x.shape[1]), np.float32),
+        np.zeros(labels.shape[1], np.float32),
+    )
+    for label in tqdm(
+        range(labels.shape[1]), desc="linear SVM", unit="label", disable=not progress
+    ):
+        coef[label], intercept[label] = one_against_rest(
+            x, y[:, [label]].toarray().ravel() > 0, c, seed
+        )
     return lambda part: weights[part] @ coef.T + intercept
 
 

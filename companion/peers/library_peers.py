@@ -1,9 +1,12 @@
-"""Peers of other libraries on the same documents, split and label space: one process each, one record each.
+"""Peers of other libraries on the same documents, split and label space: one process each, one
+record each.
 
-Realises METHOD.md section 7: one-vs-rest models of scikit-learn, Parabel and Bonsai of omikuji, napkinXC's PLT, XR-Linear of
-PECOS. All read the tf-idf of whole documents that `peer_runs.run_peers` reads; vocabulary and idf come from training rows. Of
-several options the best on dev is kept: the costs of logistic regression and of the tuned SVM. The plain SVM has C = 1, the
-others their library's defaults. Test is read once. What a peer does in its process: `peer_worker.py`.
+Realises METHOD.md section 7: one-vs-rest models of scikit-learn, Parabel and Bonsai of omikuji,
+napkinXC's PLT, XR-Linear of PECOS. All read the tf-idf of whole documents that
+`peer_runs.run_peers` reads; vocabulary and idf come from training rows. Of several options the best
+on dev is kept: the costs of logistic regression and of the tuned SVM. The plain SVM has C = 1, the
+others their library's defaults. Test is read once. What a peer does in its process:
+`peer_worker.py`.
 """
 
 from __future__ import annotations
@@ -40,9 +43,11 @@ class PecosUnavailable(RuntimeError):
 
 
 def interpreter(root: str | Path | None = None, base: str = sys.executable) -> Path:
-    """The Python that can import pecos, its environment made under `root`/pecos where it is missing (about a minute).
+    """The Python that can import pecos, its environment made under `root`/pecos where it is missing
+    (about a minute).
 
-    $PLANT_PECOS names one that is there already. PecosUnavailable with the installer's own words where it fails.
+    $PLANT_PECOS names one that is there already. PecosUnavailable with the installer's own words
+    where it fails.
     """
     named = os.environ.get("PLANT_PECOS")
     if named:
@@ -54,7 +59,15 @@ def interpreter(root: str | Path | None = None, base: str = sys.executable) -> P
     if not (folder / ".ready").is_file():
         shutil.rmtree(folder, ignore_errors=True)
         _call([base, "-m", "venv", str(folder)], "make a virtual environment")
-        pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--only-binary=:all:"]
+        pip = [
+            str(python),
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--disable-pip-version-check",
+            "--only-binary=:all:",
+        ]
         _call([*pip, *PINS], f"install {', '.join(PINS)}")
         _call([*pip, "--no-deps", LIBPECOS], f"install {LIBPECOS}")
         _check(python)
@@ -70,26 +83,36 @@ def _call(command: list[str], what: str) -> None:
     try:
         done = subprocess.run(command, capture_output=True, text=True)
     except OSError as error:
-        raise PecosUnavailable(f"could not {what}: {error.strerror} ({Path(command[0]).name}); set PLANT_PECOS") from error
+        raise PecosUnavailable(
+            f"could not {what}: {error.strerror} ({Path(command[0]).name}); set PLANT_PECOS"
+        ) from error
     if done.returncode:
-        errors = [line for line in done.stderr.splitlines() if line.strip() and not line.startswith("WARNING")]
+        errors = [
+            line
+            for line in done.stderr.splitlines()
+            if line.strip() and not line.startswith("WARNING")
+        ]
         said = " / ".join(errors[-2:])[-300:] or f"exit status {done.returncode}"
         raise PecosUnavailable(
-            f"could not {what} for Python {sys.version_info[0]}.{sys.version_info[1]}: {said}. XR-Linear is not run; "
-            f"{LIBPECOS} has wheels up to Python 3.12: set PLANT_PECOS to the python of an environment that has it"
+            f"could not {what} for Python {sys.version_info[0]}.{sys.version_info[1]}: {said}."
+            f" XR-Linear is not run; {LIBPECOS} has wheels up to Python 3.12: set PLANT_PECOS to"
+            " the python of an environment that has it"
         )
 
 
 NOTEBOOK = "peers"  # what these records say they were made by
 
 
-# one-vs-rest visits every training document for every label: beyond this many visits the trees are the peers
+# one-vs-rest visits every training document for every label: beyond this many visits the trees are
+# the peers
 ONE_VS_REST_CELLS = 20_000_000
 
 
 @dataclass(frozen=True)
 class Peer:
-    """A peer's engine, the options tried for it (the best on dev is kept) and how many labels a document it scores."""
+    """A peer's engine, the options tried for it (the best on dev is kept) and how many labels a
+    document it scores.
+    """
 
     library: str
     grid: tuple[dict[str, Any], ...] = ({},)
@@ -99,8 +122,15 @@ class Peer:
 
 PEERS = {
     "SVM": Peer("scikit-learn", ({"C": 1.0},), one_vs_rest=True, depth=1000),
-    "SVM, tuned": Peer("scikit-learn", tuple({"C": c} for c in (0.1, 0.3, 1.0, 3.0, 10.0)), one_vs_rest=True, depth=1000),
-    "logistic": Peer("scikit-learn", ({"C": 1.0}, {"C": 10.0}, {"C": 100.0}), one_vs_rest=True, depth=1000),
+    "SVM, tuned": Peer(
+        "scikit-learn",
+        tuple({"C": c} for c in (0.1, 0.3, 1.0, 3.0, 10.0)),
+        one_vs_rest=True,
+        depth=1000,
+    ),
+    "logistic": Peer(
+        "scikit-learn", ({"C": 1.0}, {"C": 10.0}, {"C": 100.0}), one_vs_rest=True, depth=1000
+    ),
     "Parabel": Peer("omikuji"),
     "Bonsai": Peer("omikuji"),
     "PLT": Peer("napkinxc"),
@@ -108,9 +138,15 @@ PEERS = {
 }
 
 
-def words_only(corpus: Corpus | str, train: int | None = None, dev: int | None = None, test: int | None = None,
-               seed: int = 0) -> Prepared:  # fmt: skip
-    """The corpus after the same caps and label space as `pipeline.prepare`, without any backbone: what linear peers need.
+def words_only(
+    corpus: Corpus | str,
+    train: int | None = None,
+    dev: int | None = None,
+    test: int | None = None,
+    seed: int = 0,
+) -> Prepared:
+    """The corpus after the same caps and label space as `pipeline.prepare`, without any backbone:
+    what linear peers need.
 
     Its `tokens` are empty: nothing that reads a backbone's tokens may be asked of it.
     """
@@ -120,10 +156,23 @@ def words_only(corpus: Corpus | str, train: int | None = None, dev: int | None =
     extra = np.diff(corpus.labels.indptr) - np.diff(seen.labels.indptr)
     none = Ragged(np.zeros(0, np.int32), np.zeros(seen.N + 1, np.int64))
     key = fingerprint_of(seen.fingerprint(), "words")
-    return Prepared(seen, "words", none, [], extra, None, artefacts(privacy.artefacts_root(seen, None)), None, 0, key)
+    return Prepared(
+        seen,
+        "words",
+        none,
+        [],
+        extra,
+        None,
+        artefacts(privacy.artefacts_root(seen, None)),
+        None,
+        0,
+        key,
+    )
 
 
-def possible(prepared: Prepared, names: Iterable[str] = tuple(PEERS)) -> tuple[list[str], dict[str, str]]:
+def possible(
+    prepared: Prepared, names: Iterable[str] = tuple(PEERS)
+) -> tuple[list[str], dict[str, str]]:
     """(peers that fit this corpus, what was left out and why)."""
     visits = prepared.corpus.L * len(prepared.rows["train"])
     found, out = [], {}
@@ -131,18 +180,29 @@ def possible(prepared: Prepared, names: Iterable[str] = tuple(PEERS)) -> tuple[l
         if name not in PEERS:
             raise ValueError(f"peer {name!r} is not known; use some of {', '.join(PEERS)}")
         if PEERS[name].one_vs_rest and visits > ONE_VS_REST_CELLS:
-            out[name] = (f"{prepared.corpus.L:,} labels x {len(prepared.rows['train']):,} documents are too many for one "
-                         "model a label in minutes; Parabel, Bonsai and XR-Linear are the peers here")  # fmt: skip
+            out[name] = (
+                f"{prepared.corpus.L:,} labels x {len(prepared.rows['train']):,} documents are too"
+                " many for one model a label in minutes; Parabel, Bonsai and XR-Linear are the"
+                " peers here"
+            )
         else:
             found.append(name)
     return found, out
 
 
 def run(
-    prepared: Prepared, names: Iterable[str] | None = None, *, results: str | Path | None = None, seed: int = 0,
-    threads: int = 1, root: str | Path | None = None, progress: bool = True,
-) -> tuple[list[RunRecord], dict[str, str]]:  # fmt: skip
-    """Records of the peers, and for each that could not be run the reason; records that stand in `results` are read."""
+    prepared: Prepared,
+    names: Iterable[str] | None = None,
+    *,
+    results: str | Path | None = None,
+    seed: int = 0,
+    threads: int = 1,
+    root: str | Path | None = None,
+    progress: bool = True,
+) -> tuple[list[RunRecord], dict[str, str]]:
+    """Records of the peers, and for each that could not be run the reason; records that stand in
+    `results` are read.
+    """
     chosen, left_out = possible(prepared, tuple(PEERS) if names is None else names)
     records, data = [], None
     with tqdm(total=len(chosen), desc="peers", unit="peer", disable=not progress) as bar:
@@ -151,7 +211,11 @@ def run(
             record = finished(prepared, name, seed, threads, results)
             if record is None:
                 try:
-                    python = interpreter(root) if PEERS[name].library == "libpecos" else Path(sys.executable)
+                    python = (
+                        interpreter(root)
+                        if PEERS[name].library == "libpecos"
+                        else Path(sys.executable)
+                    )
                     data = data or Job.data_of(prepared)
                     record = train(prepared, name, data, python, seed, threads)
                 except (PecosUnavailable, WorkerFailed) as error:
@@ -170,18 +234,29 @@ def params_of(name: str, options: dict, seed: int, threads: int) -> dict:
     """What a record says of how it was made."""
     peer = PEERS[name]
     seeded = None if peer.library in ("omikuji", "libpecos") else seed
-    return {"library": peer.library, "options": options, "tried": list(peer.grid), "threads": threads, "depth": peer.depth,
-            "library_seed": seeded, "text": "whole document, words"}  # fmt: skip
+    return {
+        "library": peer.library,
+        "options": options,
+        "tried": list(peer.grid),
+        "threads": threads,
+        "depth": peer.depth,
+        "library_seed": seeded,
+        "text": "whole document, words",
+    }
 
 
-def finished(prepared: Prepared, name: str, seed: int, threads: int, results: str | Path | None) -> RunRecord | None:
+def finished(
+    prepared: Prepared, name: str, seed: int, threads: int, results: str | Path | None
+) -> RunRecord | None:
     """The record of an earlier call on this corpus with these settings."""
     if results is None or not (path := record_path(prepared, name, seed, results)).is_file():
         return None
     record = RunRecord.load(path)
     wanted = params_of(name, record.params.get("options", {}), seed, threads)
     same = all(record.params.get(k) == v for k, v in wanted.items())
-    return record if same and record.dataset["fingerprint"] == prepared.corpus.fingerprint() else None
+    return (
+        record if same and record.dataset["fingerprint"] == prepared.corpus.fingerprint() else None
+    )
 
 
 class WorkerFailed(RuntimeError):
@@ -201,12 +276,17 @@ class Job:
     @classmethod
     def data_of(cls, prepared: Prepared) -> Job:
         rows = prepared.rows
-        weights = tfidf(words(prepared.corpus.texts, rows["train"]).counts, rows["train"]).astype(np.float32)
+        weights = tfidf(words(prepared.corpus.texts, rows["train"]).counts, rows["train"]).astype(
+            np.float32
+        )
         arrays = {f"{split}_x": weights[rows[split]] for split in ("train", "dev", "test")}
-        place = privacy.artefacts_root(prepared.corpus, None)  # what is made of credentialed text stays in the data folder
+        # what is made of credentialed text stays in the data folder
+        place = privacy.artefacts_root(prepared.corpus, None)
         return cls(arrays | {"train_y": prepared.train_labels.astype(np.float32)}, place)
 
-    def work(self, name: str, options: dict, python: Path, seed: int, threads: int) -> tuple[dict, dict]:
+    def work(
+        self, name: str, options: dict, python: Path, seed: int, threads: int
+    ) -> tuple[dict, dict]:
         """(report, {"dev": scores, "test": scores}) of one process."""
         if self.place is not None:
             self.place.mkdir(parents=True, exist_ok=True)
@@ -215,22 +295,39 @@ class Job:
             for part, matrix in self.arrays.items():
                 sparse.save_npz(folder / f"{part}.npz", matrix)
             depth = PEERS[name].depth
-            job = {"engine": name, "options": options, "depth": depth, "seed": seed, "threads": threads}
+            job = {
+                "engine": name,
+                "options": options,
+                "depth": depth,
+                "seed": seed,
+                "threads": threads,
+            }
             write_json(folder / "job.json", job)
-            # run from there: a script's own folder is looked at first for imports, and plantlib has a `pecos` too
+            # run from there: a script's own folder is looked at first for imports, and plantlib has
+            # a `pecos` too
             worker = shutil.copy(Path(__file__).with_name("worker.py"), folder)
-            done = subprocess.run([str(python), str(worker), str(folder)], capture_output=True, text=True)
+            done = subprocess.run(
+                [str(python), str(worker), str(folder)], capture_output=True, text=True
+            )
             if not (folder / "report.json").is_file():
                 last = (done.stderr.strip().splitlines() or ["no message"])[-1][:300]
-                raise WorkerFailed(f"{name} ended with status {done.returncode}: {last}; install the extra `peers`")
-            scores = {s: sparse.load_npz(folder / f"{s}_scores.npz").tocsr() for s in ("dev", "test")}
+                raise WorkerFailed(
+                    f"{name} ended with status {done.returncode}: {last}; install the extra `peers`"
+                )
+            scores = {
+                s: sparse.load_npz(folder / f"{s}_scores.npz").tocsr() for s in ("dev", "test")
+            }
             return read_json(folder / "report.json"), scores
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def train(prepared: Prepared, name: str, data: Job, python: Path, seed: int = 0, threads: int = 1) -> RunRecord:
-    """Every option of the grid, the best dev nDCG@5 kept; its test scores are read then and only then."""
+def train(
+    prepared: Prepared, name: str, data: Job, python: Path, seed: int = 0, threads: int = 1
+) -> RunRecord:
+    """Every option of the grid, the best dev nDCG@5 kept; its test scores are read then and only
+    then.
+    """
     dev, found = prepared.corpus.labels[prepared.rows["dev"]], []
     for options in PEERS[name].grid:
         report, scores = data.work(name, options, python, seed, threads)
@@ -241,16 +338,28 @@ def train(prepared: Prepared, name: str, data: Job, python: Path, seed: int = 0,
     test = prepared.corpus.labels[prepared.rows["test"]]
     times = {k: report[k] for k in ("train", "train_cpu", "predict", "predict_cpu")}
     return RunRecord(
-        id=run_name(prepared, name, seed), kind="linear", system=name, seed=seed,
-        params=params_of(name, options, seed, threads), notebook=NOTEBOOK, times=times,
-        peak_memory_mb=report["peak_memory_mb"], model_size={"model_mb": report["model_mb"], "data_mb": report["data_mb"]},
+        id=run_name(prepared, name, seed),
+        kind="linear",
+        system=name,
+        seed=seed,
+        params=params_of(name, options, seed, threads),
+        notebook=NOTEBOOK,
+        times=times,
+        peak_memory_mb=report["peak_memory_mb"],
+        model_size={"model_mb": report["model_mb"], "data_mb": report["data_mb"]},
         **prepared.judge(read, collect(scores, test, prepared)),
-    )  # fmt: skip
+    )
 
 
-def collect(scores: sparse.csr_matrix, labels: sparse.csr_matrix, prepared: Prepared, size: int = 256) -> Scores:
-    """Metrics' input from csr scores; labels that a peer did not score stay unscored, so there is no AUC."""
-    evaluator = StreamingEvaluator(labels, prepared.train_counts, 100, prepared.edges, auc_bins=None)
+def collect(
+    scores: sparse.csr_matrix, labels: sparse.csr_matrix, prepared: Prepared, size: int = 256
+) -> Scores:
+    """Metrics' input from csr scores; labels that a peer did not score stay unscored, so there is
+    no AUC.
+    """
+    evaluator = StreamingEvaluator(
+        labels, prepared.train_counts, 100, prepared.edges, auc_bins=None
+    )
     for begin in range(0, labels.shape[0], size):
         rows = np.arange(begin, min(begin + size, labels.shape[0]))
         evaluator.update(rows, scores[rows])

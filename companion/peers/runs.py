@@ -1,11 +1,14 @@
-"""The rows without attention as run records: bare teachers, the SVM, and the SVM plus a teacher; METHOD.md section 7.
+"""The rows without attention as run records: bare teachers, the SVM, and the SVM plus a teacher;
+METHOD.md section 7.
 
-On the documents and label space of a `Prepared` corpus, whole documents in words; evaluated as the models are. The scores
-themselves are made in `peers.py`, those of other libraries in `library_peers.py`.
+On the documents and label space of a `Prepared` corpus, whole documents in words; evaluated as the
+models are. The scores themselves are made in `peers.py`, those of other libraries in
+`library_peers.py`.
 
-Wall seconds: `train`, and `predict` of all test documents, from tf-idf to the scores of all labels; `train_cpu` and
-`predict_cpu` are CPU seconds of the process. Counting words and tf-idf, which every row needs, are in each row's `train`;
-choosing the weight of a sum on dev is not. `peak_memory_mb` is that of the whole calling process.
+Wall seconds: `train`, and `predict` of all test documents, from tf-idf to the scores of all labels;
+`train_cpu` and `predict_cpu` are CPU seconds of the process. Counting words and tf-idf, which every
+row needs, are in each row's `train`; choosing the weight of a sum on dev is not. `peak_memory_mb`
+is that of the whole calling process.
 """
 
 from __future__ import annotations
@@ -32,9 +35,14 @@ LINEAR_SCORE = "linear score"
 
 
 def run_peers(
-    prepared: Prepared, *, results: str | Path | None = None, notebook: str | None = None, progress: bool = True
+    prepared: Prepared,
+    *,
+    results: str | Path | None = None,
+    notebook: str | None = None,
+    progress: bool = True,
 ) -> list[RunRecord]:
-    """The rows without attention on the same documents and label space: bare teachers, SVM, SVM + w x J and + w x MI.
+    """The rows without attention on the same documents and label space: bare teachers, SVM, SVM + w
+    x J and + w x MI.
 
     A sum costs what the SVM and its teacher cost.
     """
@@ -47,13 +55,22 @@ def run_peers(
         "PPMI": lambda: ppmi(x, y),
         "centroid": lambda: centroids(weights[rows], y),
     }
-    made = {name: timed(lambda teach=teach: peers.bare_teacher(weights, teach())) for name, teach in teachers.items()}
+    made = {
+        name: timed(lambda teach=teach: peers.bare_teacher(weights, teach()))
+        for name, teach in teachers.items()
+    }
     svm, of_svm = timed(lambda: peers.linear_svm(weights, labels, rows, progress=progress))
 
-    def row(system: str, kind: str, block: peers.Block, params: dict, took: np.ndarray) -> RunRecord:
-        return _peer_record(prepared, system, kind, block, params, reading + took, results, notebook)
+    def row(
+        system: str, kind: str, block: peers.Block, params: dict, took: np.ndarray
+    ) -> RunRecord:
+        return _peer_record(
+            prepared, system, kind, block, params, reading + took, results, notebook
+        )
 
-    records = [row(f"bare {name}", "teacher", block, {}, took) for name, (block, took) in made.items()]
+    records = [
+        row(f"bare {name}", "teacher", block, {}, took) for name, (block, took) in made.items()
+    ]
     records.append(row("SVM", "linear", svm, {"C": 1.0}, of_svm))
     for name in ("J", "MI"):
         block, took = made[name]
@@ -64,18 +81,29 @@ def run_peers(
 
 
 def run_linear_score(
-    prepared: Prepared, seeds: Iterable[int] = (0,), *, config: LinearConfig | None = None,
-    results: str | Path | None = None, notebook: str | None = None, progress: bool = True,
-) -> list[RunRecord]:  # fmt: skip
-    """The score that `linear` begins from, nothing trained on top: what attention adds is the difference to it.
+    prepared: Prepared,
+    seeds: Iterable[int] = (0,),
+    *,
+    config: LinearConfig | None = None,
+    results: str | Path | None = None,
+    notebook: str | None = None,
+    progress: bool = True,
+) -> list[RunRecord]:
+    """The score that `linear` begins from, nothing trained on top: what attention adds is the
+    difference to it.
 
-    A seed draws the folds of the stack, as it does in a run of that seed; finished records are read. A record knows the
-    seconds of training where every part of the score was made for it: what a run left on disk is read in a fraction of them.
+    A seed draws the folds of the stack, as it does in a run of that seed; finished records are
+    read. A record knows the seconds of training where every part of the score was made for it: what
+    a run left on disk is read in a fraction of them.
     """
     records = []
     for seed in seeds:
         own = replace(config or LinearConfig(), seed=seed)
-        path = None if results is None else Path(results) / f"{run_name(prepared, LINEAR_SCORE, seed)}.json"
+        path = (
+            None
+            if results is None
+            else Path(results) / f"{run_name(prepared, LINEAR_SCORE, seed)}.json"
+        )
         found = RunRecord.load(path) if path is not None and path.exists() else None
         if found is None or not same_score(found, prepared, own):
             params = {"linear": plain(asdict(own)), "inputs": prepared.key}
@@ -84,26 +112,49 @@ def run_linear_score(
             linear, took = timed(lambda own=own: prepared.linear(own, progress))
             made_now = len(_finished_parts(prepared) - stood) == len(linear.tables)
             found = _peer_record(
-                prepared, LINEAR_SCORE, "linear", linear.scores, params, took if made_now else None, results, notebook,
-                seed=seed, teacher={"linear": linear.stack.about()}, size=word_cells(linear),
-            )  # fmt: skip
+                prepared,
+                LINEAR_SCORE,
+                "linear",
+                linear.scores,
+                params,
+                took if made_now else None,
+                results,
+                notebook,
+                seed=seed,
+                teacher={"linear": linear.stack.about()},
+                size=word_cells(linear),
+            )
         records.append(found)
     return records
 
 
 def same_score(record: RunRecord, prepared: Prepared, config: LinearConfig) -> bool:
     """Whether a record of the linear score is of this corpus with these options."""
-    told, asked = (settled(options, prepared.cells) for options in (record.params.get("linear"), plain(asdict(config))))
+    told, asked = (
+        settled(options, prepared.cells)
+        for options in (record.params.get("linear"), plain(asdict(config)))
+    )
     return told == asked and record.params.get("inputs") == prepared.key
 
 
 def tuned_weight(
-    prepared: Prepared, first, second, metric: str = "ndcg@5", grid=(0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
+    prepared: Prepared,
+    first,
+    second,
+    metric: str = "ndcg@5",
+    grid=(0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0),
 ) -> float:
     """The weight of `second` with the best dev metric; both blocks are evaluated on dev only."""
     dev, labels = prepared.rows["dev"], prepared.corpus.labels
     value = lambda w: evaluate(  # noqa: E731
-        peers.scored(peers.added(first, second, w), labels, dev, prepared.train_counts, auc=False, edges=prepared.edges),
+        peers.scored(
+            peers.added(first, second, w),
+            labels,
+            dev,
+            prepared.train_counts,
+            auc=False,
+            edges=prepared.edges,
+        ),
         labels[dev],
         prepared.train_counts,
         len(prepared.rows["train"]),
@@ -137,10 +188,21 @@ def _finished_parts(prepared: Prepared) -> set[Path]:
 
 
 def _peer_record(
-    prepared, system, kind, block, params, took, results, notebook, seed: int = 0, teacher: dict | None = None,
+    prepared,
+    system,
+    kind,
+    block,
+    params,
+    took,
+    results,
+    notebook,
+    seed: int = 0,
+    teacher: dict | None = None,
     size: dict | None = None,
-) -> RunRecord:  # fmt: skip
-    """took: (2,) seconds of making `block` as `timed` gives them, None where not known; size: the record's model_size."""
+) -> RunRecord:
+    """took: (2,) seconds of making `block` as `timed` gives them, None where not known; size: the
+    record's model_size.
+    """
     rows, labels, spent = prepared.rows, prepared.corpus.labels, []
 
     def watched(part: np.ndarray) -> np.ndarray:
@@ -148,7 +210,9 @@ def _peer_record(
         spent.append(seconds)
         return scores
 
-    dev = peers.scored(block, labels, rows["dev"], prepared.train_counts, auc=False, edges=prepared.edges)
+    dev = peers.scored(
+        block, labels, rows["dev"], prepared.train_counts, auc=False, edges=prepared.edges
+    )
     test = peers.scored(watched, labels, rows["test"], prepared.train_counts, edges=prepared.edges)
     record = RunRecord(
         id=run_name(prepared, system, seed),

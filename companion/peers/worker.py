@@ -1,11 +1,14 @@
-"""One peer in a process of its own: reads a job's folder, trains, predicts, measures; run by path, never imported for work.
+"""One peer in a process of its own: reads a job's folder, trains, predicts, measures; run by path,
+never imported for work.
 
-It knows numpy, scipy and the library of the peer, nothing of plantlib, so that an interpreter of another environment (PECOS)
-can run it, and so that the peak memory it reports is the peer's and not that of PyTorch. METHOD.md section 7 names the peers.
+It knows numpy, scipy and the library of the peer, nothing of plantlib, so that an interpreter of
+another environment (PECOS) can run it, and so that the peak memory it reports is the peer's and not
+that of PyTorch. METHOD.md section 7 names the peers.
 
-The folder holds train_x, train_y, dev_x, test_x (`scipy.sparse.save_npz`: tf-idf (n, V), labels (n, L)) and job.json (engine,
-options, depth, threads, seed). It gets dev_scores.npz and test_scores.npz, the best `depth` labels a document, and report.json.
-Timed is the library alone: writing its input file and loading the data are not counted.
+The folder holds train_x, train_y, dev_x, test_x (`scipy.sparse.save_npz`: tf-idf (n, V), labels (n,
+L)) and job.json (engine, options, depth, threads, seed). It gets dev_scores.npz and
+test_scores.npz, the best `depth` labels a document, and report.json. Timed is the library alone:
+writing its input file and loading the data are not counted.
 """
 
 from __future__ import annotations
@@ -25,7 +28,9 @@ OMIKUJI = {"Parabel": {}, "Bonsai": {"cluster_balanced": False, "cluster_k": 100
 
 
 class OneVsRest:
-    """scikit-learn's linear models, a label at a time; a label on every or no training row scores a constant."""
+    """scikit-learn's linear models, a label at a time; a label on every or no training row scores a
+    constant.
+    """
 
     def __init__(self, job: dict, folder: Path):
         # imported here, so that no second of it is counted as training
@@ -52,7 +57,10 @@ class OneVsRest:
             self.coef[label], self.intercept[label] = model.coef_[0], model.intercept_[0]
 
     def predict(self, x: sparse.csr_matrix, depth: int) -> sparse.csr_matrix:
-        parts = [best(x[i : i + 256] @ self.coef.T + self.intercept, depth) for i in range(0, x.shape[0], 256)]
+        parts = [
+            best(x[i : i + 256] @ self.coef.T + self.intercept, depth)
+            for i in range(0, x.shape[0], 256)
+        ]
         return sparse.vstack(parts, format="csr")
 
     def size(self, folder: Path) -> int:
@@ -69,14 +77,20 @@ class Omikuji:
         self.threads, self.folder = job["threads"], folder
 
     def prepare(self, x: sparse.csr_matrix, y: sparse.csr_matrix) -> None:
-        """omikuji reads a text file: documents, features and labels in the first line, then a document a line."""
+        """omikuji reads a text file: documents, features and labels in the first line, then a
+        document a line.
+        """
         used = np.flatnonzero((np.diff(x.indptr) > 0) & (np.diff(y.indptr) > 0))
         with open(self.folder / "train.txt", "w") as file:
             file.write(f"{len(used)} {x.shape[1]} {y.shape[1]}\n")
             for row in used:
                 words = slice(x.indptr[row], x.indptr[row + 1])
-                pairs = " ".join(f"{i}:{v:.6g}" for i, v in zip(x.indices[words], x.data[words], strict=True))
-                file.write(",".join(map(str, y.indices[y.indptr[row] : y.indptr[row + 1]])) + f" {pairs}\n")
+                pairs = " ".join(
+                    f"{i}:{v:.6g}" for i, v in zip(x.indices[words], x.data[words], strict=True)
+                )
+                file.write(
+                    ",".join(map(str, y.indices[y.indptr[row] : y.indptr[row + 1]])) + f" {pairs}\n"
+                )
         self.labels = y.shape[1]
 
     def fit(self, x: sparse.csr_matrix, y: sparse.csr_matrix) -> None:
@@ -84,7 +98,9 @@ class Omikuji:
         for name, value in self.options.items():
             if name != "beam_size":
                 setattr(options, name, value)
-        self.model = self.library.train_on_data(str(self.folder / "train.txt"), options, self.threads)
+        self.model = self.library.train_on_data(
+            str(self.folder / "train.txt"), options, self.threads
+        )
         self.model.init_prediction_thread_pool(self.threads)
 
     def predict(self, x: sparse.csr_matrix, depth: int) -> sparse.csr_matrix:
@@ -107,7 +123,9 @@ class Plt:
         from napkinxc.models import PLT
 
         self.folder = folder
-        self.model = PLT(str(folder / "model"), threads=job["threads"], seed=job["seed"], **job["options"])
+        self.model = PLT(
+            str(folder / "model"), threads=job["threads"], seed=job["seed"], **job["options"]
+        )
 
     def fit(self, x: sparse.csr_matrix, y: sparse.csr_matrix) -> None:
         self.labels = y.shape[1]
@@ -128,7 +146,11 @@ class XRLinear:
         from pecos.xmc.xlinear.model import XLinearModel
 
         self.options, self.threads = job["options"], job["threads"]
-        self.library, self.embed, self.index = XLinearModel, LabelEmbeddingFactory.create, Indexer.gen
+        self.library, self.embed, self.index = (
+            XLinearModel,
+            LabelEmbeddingFactory.create,
+            Indexer.gen,
+        )
 
     def fit(self, x: sparse.csr_matrix, y: sparse.csr_matrix) -> None:
         x, y = x.astype(np.float32), y.astype(np.float32)
@@ -136,7 +158,9 @@ class XRLinear:
         self.model = self.library.train(x, y.tocsc(), C=tree, threads=self.threads, **self.options)
 
     def predict(self, x: sparse.csr_matrix, depth: int) -> sparse.csr_matrix:
-        return self.model.predict(x.astype(np.float32), only_topk=depth, threads=self.threads).tocsr()
+        return self.model.predict(
+            x.astype(np.float32), only_topk=depth, threads=self.threads
+        ).tocsr()
 
     def size(self, folder: Path) -> int:
         self.model.save(str(folder / "model"))
@@ -144,9 +168,11 @@ class XRLinear:
 
 
 ENGINES = {
-    **dict.fromkeys(("SVM", "SVM, tuned", "logistic"), OneVsRest), **dict.fromkeys(("Parabel", "Bonsai"), Omikuji),
-    "PLT": Plt, "XR-Linear": XRLinear,
-}  # fmt: skip
+    **dict.fromkeys(("SVM", "SVM, tuned", "logistic"), OneVsRest),
+    **dict.fromkeys(("Parabel", "Bonsai"), Omikuji),
+    "PLT": Plt,
+    "XR-Linear": XRLinear,
+}
 
 
 def best(scores: np.ndarray, depth: int) -> sparse.csr_matrix:
@@ -168,14 +194,18 @@ def from_pairs(rows: list, labels: int) -> sparse.csr_matrix:
 
 def on_disk(path: Path) -> int:
     """Bytes of a file or of all files under a folder."""
-    return path.stat().st_size if path.is_file() else sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
+    return (
+        path.stat().st_size
+        if path.is_file()
+        else sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
+    )
 
 
 def peak_memory() -> float:
     """Largest resident memory of this process, MiB.
 
-    The kernel's count for this program alone where it can be read: getrusage also counts what the process was before it
-    became this program, which is the memory of the one that started it.
+    The kernel's count for this program alone where it can be read: getrusage also counts what the
+    process was before it became this program, which is the memory of the one that started it.
     """
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.exists() else []
@@ -189,7 +219,10 @@ def peak_memory() -> float:
 def work(folder: Path) -> dict:
     """Do the job of a folder; what report.json holds."""
     job = json.loads((folder / "job.json").read_text())
-    data = {name: sparse.load_npz(folder / f"{name}.npz").tocsr() for name in ("train_x", "train_y", "dev_x", "test_x")}
+    data = {
+        name: sparse.load_npz(folder / f"{name}.npz").tocsr()
+        for name in ("train_x", "train_y", "dev_x", "test_x")
+    }
     before = peak_memory()
     engine = ENGINES[job["engine"]](job, folder)
     if hasattr(engine, "prepare"):
@@ -204,10 +237,15 @@ def work(folder: Path) -> dict:
     peak = peak_memory()
     sparse.save_npz(folder / "test_scores.npz", scores)
     return {
-        "train": round(trained, 3), "train_cpu": round(cpu, 3), "predict": round(predicted, 4),
-        "predict_cpu": round(cpu_predict, 4), "peak_memory_mb": peak, "data_mb": before,
-        "model_mb": round(engine.size(folder) / 2**20, 3), "python": platform.python_version(),
-    }  # fmt: skip
+        "train": round(trained, 3),
+        "train_cpu": round(cpu, 3),
+        "predict": round(predicted, 4),
+        "predict_cpu": round(cpu_predict, 4),
+        "peak_memory_mb": peak,
+        "data_mb": before,
+        "model_mb": round(engine.size(folder) / 2**20, 3),
+        "python": platform.python_version(),
+    }
 
 
 def main() -> None:

@@ -1,7 +1,9 @@
-"""The method in one picture, on eight training sentences small enough to check by eye: count, grade, plant, fine-tune.
+"""The method in one picture, on eight training sentences small enough to check by eye: count,
+grade, plant, fine-tune.
 
-METHOD sections 1, 2 and 4. What is drawn is computed by the library (`mig.teach`, a softmax over the planted score alone), not
-typed: `example` is the data, `draw` the picture. `plots.method_figure` is the public name; `plots.data_flow` shows the modules.
+METHOD sections 1, 2 and 4. What is drawn is computed by the library (`mig.teach`, a softmax over
+the planted score alone), not typed: `example` is the data, `draw` the picture.
+`plots.method_figure` is the public name; `plots.data_flow` shows the modules.
 """
 
 from __future__ import annotations
@@ -15,31 +17,34 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-
-
 LABELS = ("heart failure", "pneumonia", "migraine")
 
 
 TRAINING = (
-    ("ankles swollen breathless", "heart failure"), ("swollen ankles at night", "heart failure"),
-    ("breathless with fever", "pneumonia"), ("cough fever at night", "pneumonia"),
-    ("headache with aura", "migraine"), ("aura headache at night", "migraine"),
-    ("fever cough headache", "pneumonia"), ("breathless at night", "heart failure"),
-)  # fmt: skip
+    ("ankles swollen breathless", "heart failure"),
+    ("swollen ankles at night", "heart failure"),
+    ("breathless with fever", "pneumonia"),
+    ("cough fever at night", "pneumonia"),
+    ("headache with aura", "migraine"),
+    ("aura headache at night", "migraine"),
+    ("fever cough headache", "pneumonia"),
+    ("breathless at night", "heart failure"),
+)
 DOCUMENT = ("breathless", "at", "night", "with", "swollen", "ankles")
 GAIN = 4.0  # of the planted score, as `planting.StartConfig` starts it
 TOP_K = 3
 
 
 def example() -> tuple[pandas.DataFrame, pandas.DataFrame, pandas.DataFrame]:
-    """(C, G, attention): tokens x labels counts and graded relevance; the document's tokens x (random, planted).
+    """(C, G, attention): tokens x labels counts and graded relevance; the document's tokens x
+    (random, planted).
 
-    attention: of the label "heart failure" before any training; random queries are so small that every token weighs the same.
+    attention: of the label "heart failure" before any training; random queries are so small that
+    every token weighs the same.
     """
     import numpy as np
     import pandas as pd
     from scipy import sparse
-
 
     tokens = sorted({token for text, _ in TRAINING for token in text.split()})
     x = np.array([[token in text.split() for token in tokens] for text, _ in TRAINING], np.int32)
@@ -49,19 +54,33 @@ def example() -> tuple[pandas.DataFrame, pandas.DataFrame, pandas.DataFrame]:
     relevance = pd.DataFrame(teacher.relevance.toarray().T, tokens, LABELS)
     planted = np.exp(GAIN * relevance.loc[list(DOCUMENT), LABELS[0]].to_numpy())
     even = np.full(len(DOCUMENT), 1 / len(DOCUMENT))
-    return counts, relevance, pd.DataFrame({"random": even, "planted": planted / planted.sum()}, DOCUMENT)
+    return (
+        counts,
+        relevance,
+        pd.DataFrame({"random": even, "planted": planted / planted.sum()}, DOCUMENT),
+    )
 
 
 def draw_method(orange: str, grey: str) -> Axes:
-    """Four panels side by side in a new figure; the first one's Axes. orange, grey: the starts' colours."""
+    """Four panels side by side in a new figure; the first one's Axes. orange, grey: the starts'
+    colours.
+    """
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, 4, figsize=(12.6, 3.5), width_ratios=(1.0, 1.0, 1.15, 1.0))
     counts, relevance, attention = example()
     used = relevance.index[(relevance > 0).any(axis=1)]
-    _table(axes[0], counts.loc[used], orange, "{:.0f}", "1  Count, training only", r"$C = X^{\top} Y$")
-    _table(axes[1], relevance.loc[used], orange, "{:.2f}", f"2  Keep {TOP_K} tokens a label",
-           "$G$: mutual information, graded")  # fmt: skip
+    _table(
+        axes[0], counts.loc[used], orange, "{:.0f}", "1  Count, training only", r"$C = X^{\top} Y$"
+    )
+    _table(
+        axes[1],
+        relevance.loc[used],
+        orange,
+        "{:.2f}",
+        f"2  Keep {TOP_K} tokens a label",
+        "$G$: mutual information, graded",
+    )
     axes[1].set_yticklabels([])
     _strips(axes[2], attention, orange, grey)
     _words(axes[3])
@@ -69,15 +88,21 @@ def draw_method(orange: str, grey: str) -> Axes:
     return axes[0]
 
 
-def _table(ax: Axes, frame: pandas.DataFrame, colour: str, form: str, title: str, below: str) -> None:
+def _table(
+    ax: Axes, frame: pandas.DataFrame, colour: str, form: str, title: str, below: str
+) -> None:
     """Cells as dark as their value, the value written in each that is not zero."""
     from matplotlib.colors import LinearSegmentedColormap
 
     shades = LinearSegmentedColormap.from_list("shades", ["#ffffff", colour])
     ax.imshow(frame.to_numpy(), cmap=shades, aspect="auto", vmin=0)
     for row, column in zip(*frame.to_numpy().nonzero(), strict=True):
-        ax.text(column, row, form.format(frame.iat[row, column]), ha="center", va="center", fontsize=9)
-    ax.set_xticks(range(len(frame.columns)), [name.replace(" ", "\n") for name in frame.columns], fontsize=9)
+        ax.text(
+            column, row, form.format(frame.iat[row, column]), ha="center", va="center", fontsize=9
+        )
+    ax.set_xticks(
+        range(len(frame.columns)), [name.replace(" ", "\n") for name in frame.columns], fontsize=9
+    )
     ax.set_yticks(range(len(frame.index)), frame.index, fontsize=10)
     ax.set_xlabel(below, fontsize=10)
     ax.set_title(title, fontsize=11, loc="left", fontweight="bold")
@@ -101,10 +126,13 @@ def _strips(ax: Axes, attention: pandas.DataFrame, orange: str, grey: str) -> No
 
 
 def _words(ax: Axes) -> None:
-    lines = (r"$A_{tl} = \mathrm{softmax}_t\,( \langle H_t, Q_l \rangle + \gamma\, G_{tl} )$",
-             r"$\mathrm{logit}_l = \sum_t A_{tl} \langle H_t, W_l \rangle + \beta_l$",
-             "$H$ hidden states of a backbone\n$Q$, $W$ queries and outputs of labels\n"
-             r"$\gamma$ planted gain, learned too" + "\n\nEverything goes on learning from\nwhat was planted.")  # fmt: skip
+    lines = (
+        r"$A_{tl} = \mathrm{softmax}_t\,( \langle H_t, Q_l \rangle + \gamma\, G_{tl} )$",
+        r"$\mathrm{logit}_l = \sum_t A_{tl} \langle H_t, W_l \rangle + \beta_l$",
+        "$H$ hidden states of a backbone\n$Q$, $W$ queries and outputs of labels\n"
+        r"$\gamma$ planted gain, learned too"
+        + "\n\nEverything goes on learning from\nwhat was planted.",
+    )
     for height, text, size in zip((0.88, 0.66, 0.46), lines, (11, 11, 10), strict=True):
         ax.text(0.0, height, text, fontsize=size, va="top", transform=ax.transAxes, linespacing=1.5)
     ax.set_title("4  Fine-tune", fontsize=11, loc="left", fontweight="bold")
@@ -126,9 +154,20 @@ _STEPS = {
 }
 
 
-_ARROWS = (("text", "X, Y"), ("X, Y", "C = X'Y"), ("C = X'Y", "J"), ("J", "G"), ("G", "L2R"), ("L2R", "Q"),
-           ("Q", "LabelDecoder"), ("LabelDecoder", "logits"), ("logits", "metrics"), ("text", "H"), ("H", "L2R"),
-           ("H", "LabelDecoder"))  # fmt: skip
+_ARROWS = (
+    ("text", "X, Y"),
+    ("X, Y", "C = X'Y"),
+    ("C = X'Y", "J"),
+    ("J", "G"),
+    ("G", "L2R"),
+    ("L2R", "Q"),
+    ("Q", "LabelDecoder"),
+    ("LabelDecoder", "logits"),
+    ("logits", "metrics"),
+    ("text", "H"),
+    ("H", "L2R"),
+    ("H", "LabelDecoder"),
+)
 
 
 # Half width and half height of a box.
@@ -136,33 +175,66 @@ _HALF = (0.86, 0.47)
 
 
 def draw_flow(ax: Axes, orange: str, blue: str) -> Axes:
-    """The method in one picture: text -> X, Y -> C -> J -> G -> L2R -> Q -> LabelDecoder -> logits -> metrics."""
+    """The method in one picture: text -> X, Y -> C -> J -> G -> L2R -> Q -> LabelDecoder -> logits
+    -> metrics.
+    """
     from matplotlib.patches import FancyBboxPatch
 
     for name, (column, row, note) in _STEPS.items():
         colour = orange if name in {"C = X'Y", "J", "G", "L2R", "Q"} else blue
         x, y = 2.2 * column, 1.5 * row
         corner = (x - _HALF[0] + 0.08, y - _HALF[1] + 0.08)
-        ax.add_patch(FancyBboxPatch(corner, 2 * _HALF[0] - 0.16, 2 * _HALF[1] - 0.16, boxstyle="round,pad=0.08",
-                                    facecolor="white", edgecolor=colour, linewidth=1.8))
+        ax.add_patch(
+            FancyBboxPatch(
+                corner,
+                2 * _HALF[0] - 0.16,
+                2 * _HALF[1] - 0.16,
+                boxstyle="round,pad=0.08",
+                facecolor="white",
+                edgecolor=colour,
+                linewidth=1.8,
+            )
+        )
         ax.text(x, y + 0.21, name, ha="center", va="center", fontweight="bold", fontsize=12)
         ax.text(x, y - 0.15, note, ha="center", va="center", fontsize=8.5, linespacing=1.15)
     for start, end in _ARROWS:
         _arrow(ax, _STEPS[start], _STEPS[end])
-    ax.text(5.5, 0.2, "orange: teacher and planting, training documents only\nblue: data and classifier", ha="center",
-            va="center", fontsize=9.5, linespacing=1.5)
+    ax.text(
+        5.5,
+        0.2,
+        "orange: teacher and planting, training documents only\nblue: data and classifier",
+        ha="center",
+        va="center",
+        fontsize=9.5,
+        linespacing=1.5,
+    )
     ax.set(xlim=(-1.0, 9.8), ylim=(-2.1, 2.1))
     ax.set_axis_off()
     return ax
 
 
 def _arrow(ax: Axes, start: tuple[int, int, str], end: tuple[int, int, str]) -> None:
-    """From the side of one box that faces the other: sideways within a row, up or down between rows."""
+    """From the side of one box that faces the other: sideways within a row, up or down between
+    rows.
+    """
     (x0, y0), (x1, y1) = ((2.2 * column, 1.5 * row) for column, row, _ in (start, end))
     dx, dy = (x1 > x0) - (x1 < x0), (y1 > y0) - (y1 < y0)
     if dy:
-        tail, head = (x0 + 0.55 * dx * _HALF[0], y0 + dy * _HALF[1]), (x1 - 0.55 * dx * _HALF[0], y1 - dy * _HALF[1])
+        tail, head = (
+            (x0 + 0.55 * dx * _HALF[0], y0 + dy * _HALF[1]),
+            (x1 - 0.55 * dx * _HALF[0], y1 - dy * _HALF[1]),
+        )
     else:
         tail, head = (x0 + dx * _HALF[0], y0), (x1 - dx * _HALF[0], y1)
-    ax.annotate("", head, tail, arrowprops={"arrowstyle": "-|>", "color": "#333333", "linewidth": 1.4,
-                                            "shrinkA": 1, "shrinkB": 1})
+    ax.annotate(
+        "",
+        head,
+        tail,
+        arrowprops={
+            "arrowstyle": "-|>",
+            "color": "#333333",
+            "linewidth": 1.4,
+            "shrinkA": 1,
+            "shrinkB": 1,
+        },
+    )

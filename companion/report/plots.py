@@ -1,7 +1,9 @@
-"""Figures: one style, each a function from a DataFrame (or a few lists) to a matplotlib Axes (METHOD sections 4, 5, 8).
+"""Figures: one style, each a function from a DataFrame (or a few lists) to a matplotlib Axes
+(METHOD sections 4, 5, 8).
 
-A start keeps its colour in every figure, from a palette safe for colour-blind readers. `save` writes the same bytes for
-the same figure. Nothing here computes a metric or reads a file; matplotlib and seaborn are imported when first drawn.
+A start keeps its colour in every figure, from a palette safe for colour-blind readers. `save`
+writes the same bytes for the same figure. Nothing here computes a metric or reads a file;
+matplotlib and seaborn are imported when first drawn.
 """
 
 from __future__ import annotations
@@ -18,9 +20,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-
-
-# Grey for learned attention, light brown for the control, seaborn's "colorblind" palette for the rest.
+# Grey for learned attention, light brown for the control, seaborn's "colorblind" palette for the
+# rest.
 COLOURS = {
     "random": "#777777",
     "shuffled": "#ca9161",
@@ -54,13 +55,26 @@ def style() -> None:
     """Sets the one seaborn style; every figure function calls it."""
     import seaborn
 
-    seaborn.set_theme(context="notebook", style="whitegrid", palette="colorblind", font="DejaVu Sans",
-                      rc={"axes.spines.top": False, "axes.spines.right": False, "figure.figsize": (6.4, 4.0),
-                          "figure.constrained_layout.use": True, "legend.frameon": False, "grid.linewidth": 0.6})
+    seaborn.set_theme(
+        context="notebook",
+        style="whitegrid",
+        palette="colorblind",
+        font="DejaVu Sans",
+        rc={
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "figure.figsize": (6.4, 4.0),
+            "figure.constrained_layout.use": True,
+            "legend.frameon": False,
+            "grid.linewidth": 0.6,
+        },
+    )
 
 
 def colours(systems: Iterable[str]) -> dict[str, str]:
-    """System -> colour: fixed for the known starts, spare colours in the order of appearance for others."""
+    """System -> colour: fixed for the known starts, spare colours in the order of appearance for
+    others.
+    """
     names = list(dict.fromkeys(systems))
     known = COLOURS | _ROWS
     spare = [name for name in names if name not in known]
@@ -77,10 +91,15 @@ def _axes(ax: Axes | None, size: tuple[float, float] | None = None) -> Axes:
 def _need(frame: pandas.DataFrame, *columns: str) -> None:
     missing = [name for name in columns if name not in frame.columns]
     if missing or frame.empty:
-        raise ValueError(f"wanted rows with {', '.join(columns)}; got {len(frame)} rows with {list(frame.columns)}")
+        raise ValueError(
+            f"wanted rows with {', '.join(columns)}; got {len(frame)} rows with"
+            f" {list(frame.columns)}"
+        )
 
 
-def learning_curves(frame: pandas.DataFrame, metric: str = "ndcg@5", ax: Axes | None = None) -> Axes:
+def learning_curves(
+    frame: pandas.DataFrame, metric: str = "ndcg@5", ax: Axes | None = None
+) -> Axes:
     """Dev metric (a fraction) by epoch, a line a start, a band from the worst to the best seed.
 
     frame: columns start, seed, epoch and `metric`.
@@ -91,7 +110,14 @@ def learning_curves(frame: pandas.DataFrame, metric: str = "ndcg@5", ax: Axes | 
         by_epoch = frame[frame["start"] == start].groupby("epoch")[metric]
         mean = 100 * by_epoch.mean()
         ax.plot(mean.index, mean, color=colour, marker="o", markersize=4, label=start)
-        ax.fill_between(mean.index, 100 * by_epoch.min(), 100 * by_epoch.max(), color=colour, alpha=0.18, linewidth=0)
+        ax.fill_between(
+            mean.index,
+            100 * by_epoch.min(),
+            100 * by_epoch.max(),
+            color=colour,
+            alpha=0.18,
+            linewidth=0,
+        )
     ax.xaxis.get_major_locator().set_params(integer=True)
     ax.set(xlabel="epoch", ylabel=f"dev {metric} (%)")
     ax.legend(title="start (band: seeds)")
@@ -101,7 +127,8 @@ def learning_curves(frame: pandas.DataFrame, metric: str = "ndcg@5", ax: Axes | 
 def start_comparison(table: pandas.DataFrame, metric: str = "p@1", ax: Axes | None = None) -> Axes:
     """Difference to the baseline a system, with its 95 % interval, in points.
 
-    table: as `results.compare` returns it (index system; '<metric> diff', 'low', 'high'), the baseline first.
+    table: as `results.compare` returns it (index system; '<metric> diff', 'low', 'high'), the
+    baseline first.
     """
     _need(table, f"{metric} diff", f"{metric} low", f"{metric} high")
     ax = _axes(ax, (6.4, 1.2 + 0.4 * len(table)))
@@ -116,10 +143,14 @@ def start_comparison(table: pandas.DataFrame, metric: str = "p@1", ax: Axes | No
     return ax
 
 
-def backbone_comparison(frame: pandas.DataFrame, metric: str = "ndcg@5", ax: Axes | None = None) -> Axes:
-    """Difference of each start to random attention on the same backbone, with its 95 % interval, in points.
+def backbone_comparison(
+    frame: pandas.DataFrame, metric: str = "ndcg@5", ax: Axes | None = None
+) -> Axes:
+    """Difference of each start to random attention on the same backbone, with its 95 % interval, in
+    points.
 
-    frame: columns group (data set and backbone, a row of the figure), start, '<metric> diff', '... low', '... high'.
+    frame: columns group (data set and backbone, a row of the figure), start, '<metric> diff', '...
+    low', '... high'.
     """
     names = [f"{metric} {part}" for part in ("diff", "low", "high")]
     _need(frame, "group", "start", *names)
@@ -140,7 +171,8 @@ def backbone_comparison(frame: pandas.DataFrame, metric: str = "ndcg@5", ax: Axe
 
 
 def bucket_bars(frame: pandas.DataFrame, metric: str = "rp@5", ax: Axes | None = None) -> Axes:
-    """Metric (a fraction) in the few, medium and head bucket, a bar a system, whiskers one sd over seeds.
+    """Metric (a fraction) in the few, medium and head bucket, a bar a system, whiskers one sd over
+    seeds.
 
     frame: one row a run, columns system and 'few/<metric>', 'medium/<metric>', 'head/<metric>'.
     """
@@ -154,7 +186,15 @@ def bucket_bars(frame: pandas.DataFrame, metric: str = "rp@5", ax: Axes | None =
         values = 100 * frame.loc[frame["system"] == system, names].astype(float)
         left = [place - 0.4 + width * (i + 0.5) for place in range(len(buckets))]
         spread = values.std().fillna(0)
-        ax.bar(left, values.mean(), width * 0.92, yerr=spread, color=colour, label=system, error_kw={"linewidth": 1})
+        ax.bar(
+            left,
+            values.mean(),
+            width * 0.92,
+            yerr=spread,
+            color=colour,
+            label=system,
+            error_kw={"linewidth": 1},
+        )
     ax.set(xticks=range(len(buckets)), xticklabels=buckets, ylabel=f"{metric} (%)")
     ax.set_xlabel("labels by training frequency")
     ax.grid(axis="x", visible=False)
@@ -162,10 +202,13 @@ def bucket_bars(frame: pandas.DataFrame, metric: str = "rp@5", ax: Axes | None =
     return ax
 
 
-def long_tail(frame: pandas.DataFrame, edges: tuple[int, int, int] = (0, 5, 50), ax: Axes | None = None) -> Axes:
+def long_tail(
+    frame: pandas.DataFrame, edges: tuple[int, int, int] = (0, 5, 50), ax: Axes | None = None
+) -> Axes:
     """Training documents of each label against its rank, both axes logarithmic, buckets shaded.
 
-    frame: column count, one row a label; labels without a training document are counted in the title.
+    frame: column count, one row a label; labels without a training document are counted in the
+    title.
     """
     _need(frame, "count")
     ax = _axes(ax)
@@ -174,22 +217,38 @@ def long_tail(frame: pandas.DataFrame, edges: tuple[int, int, int] = (0, 5, 50),
     if not len(seen):
         raise ValueError("no label has a training document: pass the counts of the training split")
     top = max(2.0 * seen.max(), 4.0 * edges[2])
-    for (name, shade), low, high in zip(_BUCKET_SHADES.items(), (0.7, *edges[1:]), (*edges[1:], top), strict=True):
+    for (name, shade), low, high in zip(
+        _BUCKET_SHADES.items(), (0.7, *edges[1:]), (*edges[1:], top), strict=True
+    ):
         bounds = max(low, 0.7), high
         ax.axhspan(*bounds, color=shade, zorder=0)
         inside = ((counts > (low if low >= 1 else edges[0])) & (counts <= high)).sum()
         # the curve falls from the upper left to the lower right: the other two corners are free
         x, side = (0.985, "right") if name == "head" else (0.015, "left")
-        ax.text(x, (bounds[0] * bounds[1]) ** 0.5, f"{name}: {inside:,} labels", ha=side, va="center",
-                transform=ax.get_yaxis_transform())
+        ax.text(
+            x,
+            (bounds[0] * bounds[1]) ** 0.5,
+            f"{name}: {inside:,} labels",
+            ha=side,
+            va="center",
+            transform=ax.get_yaxis_transform(),
+        )
     ax.plot(range(1, len(seen) + 1), seen, color=COLOURS["l2r"], linewidth=2)
-    ax.set(xscale="log", yscale="log", ylim=(0.7, top), xlabel="label rank", ylabel="training documents")
+    ax.set(
+        xscale="log",
+        yscale="log",
+        ylim=(0.7, top),
+        xlabel="label rank",
+        ylabel="training documents",
+    )
     ax.set_title(f"{len(counts):,} labels, {len(counts) - len(seen):,} without a training document")
     ax.grid(visible=False)
     return ax
 
 
-def teacher_tokens(frame: pandas.DataFrame, labels: Iterable[str], top: int = 8, ax: Axes | None = None) -> Axes:
+def teacher_tokens(
+    frame: pandas.DataFrame, labels: Iterable[str], top: int = 8, ax: Axes | None = None
+) -> Axes:
     """The `top` tokens of each label with their J, horizontal bars grouped by label.
 
     frame: columns label, token, score. ValueError names labels the frame does not have.
@@ -198,12 +257,19 @@ def teacher_tokens(frame: pandas.DataFrame, labels: Iterable[str], top: int = 8,
     labels = list(labels)
     unknown = sorted(set(labels) - set(frame["label"]))
     if unknown:
-        raise ValueError(f"no teacher tokens for {', '.join(unknown)}: the frame has {frame['label'].nunique()} labels")
+        raise ValueError(
+            f"no teacher tokens for {', '.join(unknown)}: the frame has {frame['label'].nunique()}"
+            " labels"
+        )
     ax = _axes(ax, (6.4, 0.8 + 0.24 * (top + 1.6) * len(labels)))
     palette = (*COLOURS.values(),)[2:]
     ticks, names, place = [], [], 0.0
     for i, label in enumerate(labels):
-        rows = frame[frame["label"] == label].sort_values(["score", "token"], ascending=[False, True]).head(top)
+        rows = (
+            frame[frame["label"] == label]
+            .sort_values(["score", "token"], ascending=[False, True])
+            .head(top)
+        )
         ax.text(0, place, label, fontweight="bold", va="center", transform=ax.get_yaxis_transform())
         spots = [place + 1 + j for j in range(len(rows))]
         ax.barh(spots, rows["score"], color=palette[i % len(palette)], height=0.75)
@@ -213,15 +279,23 @@ def teacher_tokens(frame: pandas.DataFrame, labels: Iterable[str], top: int = 8,
     return ax
 
 
-def attention_strip(tokens: Iterable[str], weights: Iterable[float], title: str = "", columns: int = 90,
-                    ax: Axes | None = None) -> Axes:
-    """Running text, each token on a ground as dark as its weight; the largest weight is the darkest.
+def attention_strip(
+    tokens: Iterable[str],
+    weights: Iterable[float],
+    title: str = "",
+    columns: int = 90,
+    ax: Axes | None = None,
+) -> Axes:
+    """Running text, each token on a ground as dark as its weight; the largest weight is the
+    darkest.
 
     tokens, weights: equally long (ValueError otherwise); columns: characters a line.
     """
     tokens, weights = list(tokens), [float(w) for w in weights]
     if len(tokens) != len(weights) or not tokens:
-        raise ValueError(f"{len(tokens)} tokens and {len(weights)} weights, wanted as many, and at least one")
+        raise ValueError(
+            f"{len(tokens)} tokens and {len(weights)} weights, wanted as many, and at least one"
+        )
     places, line, column = [], 0, 0
     for token in tokens:
         if column and column + len(token) > columns:
@@ -231,31 +305,74 @@ def attention_strip(tokens: Iterable[str], weights: Iterable[float], title: str 
     ax = _axes(ax, (0.098 * columns, 0.35 + 0.27 * (line + 1) + 0.3 * bool(title)))
     largest = max(max(weights), 1e-12)
     for token, weight, (row, left) in zip(tokens, weights, places, strict=True):
-        ground = {"color": COLOURS["lookup"], "alpha": 0.9 * max(weight, 0.0) / largest, "linewidth": 0}
+        ground = {
+            "color": COLOURS["lookup"],
+            "alpha": 0.9 * max(weight, 0.0) / largest,
+            "linewidth": 0,
+        }
         ax.barh(row, len(token) + 0.4, left=left - 0.2, height=0.86, **ground)
-        ax.text(left + len(token) / 2, row, token.replace("$", r"\$"), family="DejaVu Sans Mono", fontsize=9,
-                ha="center", va="center")
+        ax.text(
+            left + len(token) / 2,
+            row,
+            token.replace("$", r"\$"),
+            family="DejaVu Sans Mono",
+            fontsize=9,
+            ha="center",
+            va="center",
+        )
     ax.set(xlim=(-0.5, columns + 0.5), ylim=(line + 0.6, -0.6), title=title)
     ax.set_axis_off()
     return ax
 
 
-def evidence_agreement(table: pandas.DataFrame, measures=("auc", "precision", "iou"), chance: float | None = None,
-                       ax: Axes | None = None) -> Axes:
-    """Mean agreement of attention with gold evidence spans (percent), a row a system; bar: worst to best seed.
+def evidence_agreement(
+    table: pandas.DataFrame,
+    measures=("auc", "precision", "iou"),
+    chance: float | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Mean agreement of attention with gold evidence spans (percent), a row a system; bar: worst to
+    best seed.
 
-    table: as `evidence.table` returns it, rows of one bucket; chance: expected precision of a blind guess, drawn dotted.
+    table: as `evidence.table` returns it, rows of one bucket; chance: expected precision of a blind
+    guess, drawn dotted.
     """
     _need(table, "system", *measures)
     ax = _axes(ax, (9.6, 1.4 + 0.36 * len(table)))
     names = {"auc": "AUC", "precision": "precision at the span's length", "iou": "IoU (weighted)"}
     for i, measure in enumerate(measures):
-        colour, places = (COLOURS["l2r"], COLOURS["lookup"], COLOURS["closed_form"])[i % 3], range(len(table))
-        ax.hlines(places, 100 * table[f"{measure} min"], 100 * table[f"{measure} max"], color=colour, linewidth=2)
-        ax.plot(100 * table[measure], places, "os^"[i % 3], color=colour, label=names.get(measure, measure))
+        colour, places = (
+            (COLOURS["l2r"], COLOURS["lookup"], COLOURS["closed_form"])[i % 3],
+            range(len(table)),
+        )
+        ax.hlines(
+            places,
+            100 * table[f"{measure} min"],
+            100 * table[f"{measure} max"],
+            color=colour,
+            linewidth=2,
+        )
+        ax.plot(
+            100 * table[measure],
+            places,
+            "os^"[i % 3],
+            color=colour,
+            label=names.get(measure, measure),
+        )
     if chance is not None:
-        ax.axvline(100 * chance, color=COLOURS["lookup"], linewidth=1, linestyle=":", label="precision of a blind guess")
-    ax.set(yticks=range(len(table)), yticklabels=table["system"], ylim=(len(table) - 0.5, -0.5), xlim=(0, 100))
+        ax.axvline(
+            100 * chance,
+            color=COLOURS["lookup"],
+            linewidth=1,
+            linestyle=":",
+            label="precision of a blind guess",
+        )
+    ax.set(
+        yticks=range(len(table)),
+        yticklabels=table["system"],
+        ylim=(len(table) - 0.5, -0.5),
+        xlim=(0, 100),
+    )
     ax.set_xlabel("agreement with gold evidence (%)")
     ax.legend(bbox_to_anchor=(1.01, 1), loc="upper left")
     return ax
@@ -272,16 +389,20 @@ def memory_law(frame: pandas.DataFrame, x: str = "labels", ax: Axes | None = Non
     for i, (name, rows) in enumerate(frame.groupby("implementation", sort=False)):
         rows = rows.sort_values(x)
         marker = "os^Dvp"[i % 6]
-        ax.plot(rows[x], rows["memory_mb"], marker=marker, color=palette[i % len(palette)], label=name)
+        ax.plot(
+            rows[x], rows["memory_mb"], marker=marker, color=palette[i % len(palette)], label=name
+        )
     ax.set(xscale="log", yscale="log", xlabel=x, ylabel="memory (MB)")
     ax.legend()
     return ax
 
 
 def kernel_times(frame: pandas.DataFrame, ax: Axes | None = None) -> Axes:
-    """Milliseconds forward and backward, logarithmic, a group of bars a shape; the dark bar is the forward pass alone.
+    """Milliseconds forward and backward, logarithmic, a group of bars a shape; the dark bar is the
+    forward pass alone.
 
-    frame: rows of one op and device, columns implementation, shape, forward_ms, both_ms (NaN: did not fit).
+    frame: rows of one op and device, columns implementation, shape, forward_ms, both_ms (NaN: did
+    not fit).
     """
     _need(frame, "implementation", "shape", "forward_ms", "both_ms")
     ax = _axes(ax, (7.4, 3.6))
@@ -300,22 +421,28 @@ def kernel_times(frame: pandas.DataFrame, ax: Axes | None = None) -> Axes:
 
 
 def data_flow(ax: Axes | None = None) -> Axes:
-    """The method in one picture: text -> X, Y -> C -> J -> G -> L2R -> Q -> LabelDecoder -> logits -> metrics."""
+    """The method in one picture: text -> X, Y -> C -> J -> G -> L2R -> Q -> LabelDecoder -> logits
+    -> metrics.
+    """
 
     return figures.draw_flow(_axes(ax, (11.0, 5.0)), COLOURS["lookup"], COLOURS["l2r"])
 
 
 def method_figure() -> Axes:
-    """The method on eight toy sentences, four panels: counts, graded relevance, attention before training, the formula."""
+    """The method on eight toy sentences, four panels: counts, graded relevance, attention before
+    training, the formula.
+    """
 
     style()
     return figures.draw_method(COLOURS["lookup"], COLOURS["random"])
 
 
 def save(ax: Axes, path: str | Path) -> Path:
-    """Writes the figure of `ax` as PNG, 120 dpi, atomically and with the same bytes each time; closes the figure.
+    """Writes the figure of `ax` as PNG, 120 dpi, atomically and with the same bytes each time;
+    closes the figure.
 
-    128 colours are enough for lines and bars and take a third of the bytes, here and in the notebooks that show them.
+    128 colours are enough for lines and bars and take a third of the bytes, here and in the
+    notebooks that show them.
     """
     import matplotlib.pyplot as plt
     from PIL import Image
@@ -330,10 +457,14 @@ def save(ax: Axes, path: str | Path) -> Path:
     return path
 
 
-def inattention_sweep(frame: pandas.DataFrame, metric: str = "ndcg@5", ax: Axes | None = None) -> Axes:
-    """Metric (a fraction) against inattention's K on a logarithmic axis, a line a start; K of None, all tokens, stands last.
+def inattention_sweep(
+    frame: pandas.DataFrame, metric: str = "ndcg@5", ax: Axes | None = None
+) -> Axes:
+    """Metric (a fraction) against inattention's K on a logarithmic axis, a line a start; K of None,
+    all tokens, stands last.
 
-    frame: columns start, keep (a number or None) and `metric`, one row a run; whiskers go from the worst to the best seed.
+    frame: columns start, keep (a number or None) and `metric`, one row a run; whiskers go from the
+    worst to the best seed.
     """
     _need(frame, "start", "keep", metric)
     ax = _axes(ax)
@@ -345,6 +476,11 @@ def inattention_sweep(frame: pandas.DataFrame, metric: str = "ndcg@5", ax: Axes 
         mean = 100 * rows.mean()
         ax.plot(mean.index, mean, color=colour, marker="o", label=start)
         ax.vlines(mean.index, 100 * rows.min(), 100 * rows.max(), color=colour, linewidth=2)
-    ax.set(xticks=list(places.values()), xticklabels=list(places), xlabel="K tokens kept a label", ylabel=f"{metric} (%)")
+    ax.set(
+        xticks=list(places.values()),
+        xticklabels=list(places),
+        xlabel="K tokens kept a label",
+        ylabel=f"{metric} (%)",
+    )
     ax.legend(title="start")
     return ax

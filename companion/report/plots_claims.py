@@ -1,7 +1,8 @@
-"""Figures of the claims: what a peer costs, what a leak gains, how fast and from how little a start learns, how long tails are.
+"""Figures of the claims: what a peer costs, what a leak gains, how fast and from how little a start
+learns, how long tails are.
 
-The same contract as `plots.py`, whose style and colours they use: a DataFrame in, a matplotlib Axes out; no metric is computed
-and no file is read here.
+The same contract as `plots.py`, whose style and colours they use: a DataFrame in, a matplotlib Axes
+out; no metric is computed and no file is read here.
 """
 
 from __future__ import annotations
@@ -15,35 +16,57 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-
-
 _MARKERS = {"linear": "o", "neural": "s", "planted": "D", "teacher": "^"}
 
 
 def quality_cost(frame: pandas.DataFrame, metric: str = "ndcg@5", ax: Axes | None = None) -> Axes:
-    """Quality in percent against seconds of training, logarithmic; a mark a system, its shape the kind of system.
+    """Quality in percent against seconds of training, logarithmic; a mark a system, its shape the
+    kind of system.
 
-    frame: one data set's rows of `peer_table.frame`. CPU seconds where they are known, wall seconds else (open marks).
+    frame: one data set's rows of `peer_table.frame`. CPU seconds where they are known, wall seconds
+    else (open marks).
     """
     _need(frame, "system", "kind", metric, "train_s", "train_cpu_s")
     ax = _axes(ax, (7.4, 4.2))
     rows = frame.dropna(subset=[metric])
-    rows = rows.assign(cpu=rows["train_cpu_s"].notna(), seconds=rows["train_cpu_s"].fillna(rows["train_s"]).clip(lower=0.05))
+    rows = rows.assign(
+        cpu=rows["train_cpu_s"].notna(),
+        seconds=rows["train_cpu_s"].fillna(rows["train_s"]).clip(lower=0.05),
+    )
     rows = rows.dropna(subset=["seconds"]).sort_values(metric)
     palette = colours(frame["system"])
     for row in rows.to_dict("records"):
         fill = palette[row["system"]] if row["cpu"] else "white"
-        ax.plot(row["seconds"], row[metric], _MARKERS[row["kind"]], color=palette[row["system"]], markerfacecolor=fill)
+        ax.plot(
+            row["seconds"],
+            row[metric],
+            _MARKERS[row["kind"]],
+            color=palette[row["system"]],
+            markerfacecolor=fill,
+        )
     for row, height in zip(rows.to_dict("records"), _apart(rows[metric]), strict=True):
         # names stand in a column of their own, moved where they would touch
-        ax.annotate(row["system"], (row["seconds"], row[metric]), (1.02, height), textcoords=ax.get_yaxis_transform(),
-                    fontsize=9, va="center", arrowprops={"arrowstyle": "-", "color": "#bbbbbb", "linewidth": 0.6})
-    ax.set(xscale="log", xlabel="seconds of training (filled: CPU, open: wall)", ylabel=f"{metric} on test (%)")
+        ax.annotate(
+            row["system"],
+            (row["seconds"], row[metric]),
+            (1.02, height),
+            textcoords=ax.get_yaxis_transform(),
+            fontsize=9,
+            va="center",
+            arrowprops={"arrowstyle": "-", "color": "#bbbbbb", "linewidth": 0.6},
+        )
+    ax.set(
+        xscale="log",
+        xlabel="seconds of training (filled: CPU, open: wall)",
+        ylabel=f"{metric} on test (%)",
+    )
     return ax
 
 
 def _apart(values: pandas.Series) -> list[float]:
-    """Ascending values moved apart by a line of text each: up, and down again where that would leave the axes at the top."""
+    """Ascending values moved apart by a line of text each: up, and down again where that would
+    leave the axes at the top.
+    """
     gap, heights = 0.035 * max(float(values.max() - values.min()), 1.0), []
     for value in values:
         heights.append(max(value, heights[-1] + gap) if heights else value)
@@ -55,7 +78,8 @@ def _apart(values: pandas.Series) -> list[float]:
 
 
 def leak_gain(frame: pandas.DataFrame, ax: Axes | None = None) -> Axes:
-    """Points that the teacher of all rows gains over that of the training rows, a bar a data set and start, by bucket.
+    """Points that the teacher of all rows gains over that of the training rows, a bar a data set
+    and start, by bucket.
 
     frame: as `leak_audit.gains`; whiskers go from the worst to the best seed.
     """
@@ -69,27 +93,54 @@ def leak_gain(frame: pandas.DataFrame, ax: Axes | None = None) -> Axes:
         values = 100 * rows.groupby("bucket")["gain"].agg(["mean", "min", "max"]).reindex(buckets)
         left = [place - 0.4 + width * (i + 0.5) for place in range(len(buckets))]
         spread = [values["mean"] - values["min"], values["max"] - values["mean"]]
-        ax.bar(left, values["mean"], width * 0.92, yerr=spread, color=palette[start], label=f"{start}, {name}",
-               hatch=["", "//", "xx"][data.index(name) % 3], edgecolor="white", error_kw={"linewidth": 1})  # fmt: skip
+        ax.bar(
+            left,
+            values["mean"],
+            width * 0.92,
+            yerr=spread,
+            color=palette[start],
+            label=f"{start}, {name}",
+            hatch=["", "//", "xx"][data.index(name) % 3],
+            edgecolor="white",
+            error_kw={"linewidth": 1},
+        )
     ax.axhline(0, color="#333333", linewidth=0.8)
-    ax.set(xticks=range(len(buckets)), xticklabels=buckets, xlabel="labels by training frequency (zero: none)")
+    ax.set(
+        xticks=range(len(buckets)),
+        xticklabels=buckets,
+        xlabel="labels by training frequency (zero: none)",
+    )
     ax.set_ylabel("RP@5, points gained by the leak")
     ax.grid(axis="x", visible=False)
     ax.legend()
     return ax
 
 
-def convergence(frame: pandas.DataFrame, metric: str = "ndcg@5", baseline: str = "random", ax: Axes | None = None) -> Axes:
-    """Dev metric by optimiser step, a line a start, a band over seeds; dashed: the best that the baseline ever reaches.
+def convergence(
+    frame: pandas.DataFrame,
+    metric: str = "ndcg@5",
+    baseline: str = "random",
+    ax: Axes | None = None,
+) -> Axes:
+    """Dev metric by optimiser step, a line a start, a band over seeds; dashed: the best that the
+    baseline ever reaches.
 
-    frame: columns start, seed, step and `metric` (a fraction), as `convergence.steps` gives them for one data set.
+    frame: columns start, seed, step and `metric` (a fraction), as `convergence.steps` gives them
+    for one data set.
     """
     _need(frame, "start", "seed", "step", metric)
     ax = _axes(ax)
     for start, colour in colours(frame["start"]).items():
         by_step = frame[frame["start"] == start].groupby("step")[metric]
         ax.plot(100 * by_step.mean(), color=colour, marker="o", markersize=4, label=start)
-        ax.fill_between(by_step.mean().index, 100 * by_step.min(), 100 * by_step.max(), color=colour, alpha=0.18, linewidth=0)
+        ax.fill_between(
+            by_step.mean().index,
+            100 * by_step.min(),
+            100 * by_step.max(),
+            color=colour,
+            alpha=0.18,
+            linewidth=0,
+        )
     best = frame[frame["start"] == baseline].groupby("seed")[metric].max().mean()
     if best == best:
         ax.axhline(100 * best, color=colours([baseline])[baseline], linestyle="--", linewidth=1)
@@ -98,18 +149,25 @@ def convergence(frame: pandas.DataFrame, metric: str = "ndcg@5", baseline: str =
     return ax
 
 
-def data_efficiency(frame: pandas.DataFrame, metric: str = "ndcg@5", ax: Axes | None = None) -> Axes:
+def data_efficiency(
+    frame: pandas.DataFrame, metric: str = "ndcg@5", ax: Axes | None = None
+) -> Axes:
     """Test metric by number of training documents, logarithmic, a line a system, a band over seeds.
 
-    frame: columns system, seed, documents and `metric` (a fraction), as `learning_curves.frame` gives them for one data set.
+    frame: columns system, seed, documents and `metric` (a fraction), as `learning_curves.frame`
+    gives them for one data set.
     """
     _need(frame, "system", "seed", "documents", metric)
     ax = _axes(ax)
     for system, colour in colours(frame["system"]).items():
-        by_size = 100 * frame[frame["system"] == system].groupby("documents")[metric].agg(["mean", "min", "max"])
+        by_size = 100 * frame[frame["system"] == system].groupby("documents")[metric].agg(
+            ["mean", "min", "max"]
+        )
         line = "--" if system.startswith("SVM") else "-"
         ax.plot(by_size["mean"], line, color=colour, marker="o", markersize=4, label=system)
-        ax.fill_between(by_size.index, by_size["min"], by_size["max"], color=colour, alpha=0.18, linewidth=0)
+        ax.fill_between(
+            by_size.index, by_size["min"], by_size["max"], color=colour, alpha=0.18, linewidth=0
+        )
     sizes = sorted(set(frame["documents"]))
     ax.set(xscale="log", xlabel="training documents", ylabel=f"test {metric} (%)")
     ax.set_xticks(sizes, [f"{n:,}" for n in sizes], minor=False)
@@ -119,7 +177,9 @@ def data_efficiency(frame: pandas.DataFrame, metric: str = "ndcg@5", ax: Axes | 
 
 
 def long_tails(corpora: dict[str, dict], ax: Axes | None = None) -> Axes:
-    """Training documents of labels against their rank, both logarithmic, a line a corpus; `results/corpora.json` as it is."""
+    """Training documents of labels against their rank, both logarithmic, a line a corpus;
+    `results/corpora.json` as it is.
+    """
     ax = _axes(ax, (7.4, 4.2))
     names = sorted(corpora, key=lambda name: -corpora[name]["labels"])
     for name, colour in colours(names).items():
@@ -129,7 +189,13 @@ def long_tails(corpora: dict[str, dict], ax: Axes | None = None) -> Axes:
         ax.plot(about["places"], about["counts"], color=colour, linewidth=2, label=label)
     ax.axhspan(0.7, 5, color="#fbe3c8", zorder=0)
     ax.text(0.015, 1.8, "few: 1 to 5 documents", transform=ax.get_yaxis_transform(), va="center")
-    ax.set(xscale="log", yscale="log", ylim=(0.7, None), xlabel="label rank", ylabel="training documents")
+    ax.set(
+        xscale="log",
+        yscale="log",
+        ylim=(0.7, None),
+        xlabel="label rank",
+        ylabel="training documents",
+    )
     ax.grid(visible=False)
     ax.legend()
     return ax
@@ -137,4 +203,7 @@ def long_tails(corpora: dict[str, dict], ax: Axes | None = None) -> Axes:
 
 def _need_places(name: str, about: dict) -> None:
     if not about["places"] or len(about["places"]) != len(about["counts"]):
-        raise ValueError(f"{name}: wanted as many counts as places; make them with python -m data_scripts.describe {name}")
+        raise ValueError(
+            f"{name}: wanted as many counts as places; make them with python -m"
+            f" data_scripts.describe {name}"
+        )

@@ -1,9 +1,10 @@
 """The judge: run records -> tables, figures and the README's sections; METHOD.md sections 5 and 7.
 
-It reads the JSON of `results` and nothing else, so a table can be made again from the committed files on any machine. A group
-is what may stand in one table: one data set (fingerprint), backbone and number of tokens read; the peers read whole documents
-and stand in every group of their data set, neural ones in that of their tokens. Published numbers and bars are held beside
-groups in `verdicts.py`, planted starts beside their controls in `worth.py`. Nothing here trains or evaluates.
+It reads the JSON of `results` and nothing else, so a table can be made again from the committed
+files on any machine. A group is what may stand in one table: one data set (fingerprint), backbone
+and number of tokens read; the peers read whole documents and stand in every group of their data
+set, neural ones in that of their tokens. Published numbers and bars are held beside groups in
+`verdicts.py`, planted starts beside their controls in `worth.py`. Nothing here trains or evaluates.
 """
 
 from __future__ import annotations
@@ -25,37 +26,86 @@ if TYPE_CHECKING:
     import pandas
 
 
-
-
 ORDER = (
-    "random", "shuffled", "l2r", "closed_form", "lookup", "score", "lookup+score", "linear", "shuffled+linear", "lookup+linear",
-    "linear, rare raised", "shuffled+linear, rare raised", "lookup+linear, rare raised", "linear score", "SVM", "SVM, tuned",
-    "SVM + J", "SVM + MI", "logistic", "Parabel", "Bonsai", "PLT", "XR-Linear", "CAML head", "PLM-ICD head",
-)  # fmt: skip
+    "random",
+    "shuffled",
+    "l2r",
+    "closed_form",
+    "lookup",
+    "score",
+    "lookup+score",
+    "linear",
+    "shuffled+linear",
+    "lookup+linear",
+    "linear, rare raised",
+    "shuffled+linear, rare raised",
+    "lookup+linear, rare raised",
+    "linear score",
+    "SVM",
+    "SVM, tuned",
+    "SVM + J",
+    "SVM + MI",
+    "logistic",
+    "Parabel",
+    "Bonsai",
+    "PLT",
+    "XR-Linear",
+    "CAML head",
+    "PLM-ICD head",
+)
 FIGURE_METRICS = ("ndcg@5", "few/rp@5")
 
 
 SUMMARY = (
-    "random", "lookup", "linear score", "linear", "shuffled+linear", "lookup+linear", "SVM", "SVM + J", "SVM + MI", "bare MI",
-)  # fmt: skip
+    "random",
+    "lookup",
+    "linear score",
+    "linear",
+    "shuffled+linear",
+    "lookup+linear",
+    "SVM",
+    "SVM + J",
+    "SVM + MI",
+    "bare MI",
+)
 
 
 BAR_SYSTEMS = (
-    "random", "closed_form", "lookup", "score", "lookup+score", "linear", "lookup+linear", "SVM", "SVM + MI", "bare MI",
-)  # fmt: skip
+    "random",
+    "closed_form",
+    "lookup",
+    "score",
+    "lookup+score",
+    "linear",
+    "lookup+linear",
+    "SVM",
+    "SVM + MI",
+    "bare MI",
+)
 ELSEWHERE = ("06", "08", "09", "convergence", "leak_audit", "learning_curves")
 NO_RUNS = "No runs yet: `make reproduce` makes them, `make promote` copies them to results/runs."
 
 
-NAMES = {"p@1": "P@1", "p@3": "P@3", "p@5": "P@5", "ndcg@5": "nDCG@5", "psp@5": "PSP@5", "macro_f1": "macro-F1",
-         "few/overall_r@15": "R@15 few of all", "few/rp@5": "RP@5 few", "medium/rp@5": "RP@5 medium",
-         "head/rp@5": "RP@5 head"}  # fmt: skip
+NAMES = {
+    "p@1": "P@1",
+    "p@3": "P@3",
+    "p@5": "P@5",
+    "ndcg@5": "nDCG@5",
+    "psp@5": "PSP@5",
+    "macro_f1": "macro-F1",
+    "few/overall_r@15": "R@15 few of all",
+    "few/rp@5": "RP@5 few",
+    "medium/rp@5": "RP@5 medium",
+    "head/rp@5": "RP@5 head",
+}
 METRICS = tuple(NAMES)
 
 
 @dataclass(frozen=True)
 class Group:
-    """Records that may stand in one table; `set_aside` counts second records of the same system and seed."""
+    """Records that may stand in one table; `set_aside` counts second records of the same system and
+    seed.
+    """
 
     stem: str
     records: list[RunRecord]
@@ -71,19 +121,26 @@ class Group:
 
     @property
     def baseline(self) -> str:
-        """The start that differences are taken to: random attention, else the first system of ORDER there is."""
+        """The start that differences are taken to: random attention, else the first system of ORDER
+        there is.
+        """
         return in_order({record.system for record in self.records})[0]
 
     def table(self, metrics: Iterable[str] = METRICS) -> pandas.DataFrame:
         """`results.compare` in the order of ORDER; metrics that no record has are left out."""
         wanted = [m for m in metrics if m in self._whole.columns]
-        columns = [c for m in wanted for c in self._whole.columns if c == m or c.startswith(f"{m} ")]
+        columns = [
+            c for m in wanted for c in self._whole.columns if c == m or c.startswith(f"{m} ")
+        ]
         return self._whole[["seeds", *columns]]
 
     @cached_property
     def _whole(self) -> pandas.DataFrame:
-        # its bootstraps are most of what the judge does, and every table, figure and section reads from it
-        have = [m for m in METRICS if any(record.metrics.get(m) is not None for record in self.records)]
+        # its bootstraps are most of what the judge does, and every table, figure and section reads
+        # from it
+        have = [
+            m for m in METRICS if any(record.metrics.get(m) is not None for record in self.records)
+        ]
         found = compare(self.records, self.baseline, have)
         return found.loc[in_order(found.index)]
 
@@ -94,13 +151,26 @@ class Group:
         devices = " and ".join(sorted({device_of(r) for r in planted}))
         read = f"first {tokens_of(planted[0])} tokens read, backbone {backbone_of(planted[0])}"
         if "candidates" in planted[0].params:
-            read += f", each document's {planted[0].params['width']} best labels by {planted[0].params['candidates']} scored"
+            read += (
+                f", each document's {planted[0].params['width']} best labels by"
+                f" {planted[0].params['candidates']} scored"
+            )
         sizes = ", ".join(f"{data[split]:,} {split}" for split in ("train", "dev", "test"))
-        own = f" Buckets of its own: {in_words(checked(data['bucket_edges']))}." if "bucket_edges" in data else ""
-        return (f"**{data['name']}**{' (synthetic)' if data['synthetic'] else ''}: {sizes} documents; {data['labels']:,} "
-                f"{data['label_space']}; {read}; seeds {seeds}; {devices}. Linear peers and bare teachers read "
-                "whole documents." + own + "".join(f" Runs of {s} differ in more than the seed: {', '.join(o)}."
-                                             for s, o in unlike(self.records).items()))  # fmt: skip
+        own = (
+            f" Buckets of its own: {in_words(checked(data['bucket_edges']))}."
+            if "bucket_edges" in data
+            else ""
+        )
+        return (
+            f"**{data['name']}**{' (synthetic)' if data['synthetic'] else ''}: {sizes} documents;"
+            f" {data['labels']:,} {data['label_space']}; {read}; seeds {seeds}; {devices}. Linear"
+            " peers and bare teachers read whole documents."
+            + own
+            + "".join(
+                f" Runs of {s} differ in more than the seed: {', '.join(o)}."
+                for s, o in unlike(self.records).items()
+            )
+        )
 
 
 def in_order(systems: Iterable[str]) -> list[str]:
@@ -114,7 +184,9 @@ def tokens_of(record: RunRecord) -> int | str:
 
 
 def backbone_of(record: RunRecord) -> str:
-    """Backbone of a planted run, and how it was tuned when it was not frozen: `minilm`, `minilm-lora`."""
+    """Backbone of a planted run, and how it was tuned when it was not frozen: `minilm`,
+    `minilm-lora`.
+    """
     tuning = record.params.get("tuning") or "frozen"
     return str(record.backbone) + ("" if tuning == "frozen" else f"-{tuning}")
 
@@ -127,12 +199,15 @@ def load(folder: str | Path) -> list[RunRecord]:
 def groups(records: Iterable[RunRecord], elsewhere: tuple[str, ...] = ELSEWHERE) -> list[Group]:
     """Records by data set, backbone and tokens; a data set without a planted run is left out.
 
-    elsewhere: notebooks whose records have tables of their own: ablations (06), backbones (08, `backbone_report.py`), the
-    first version (09), leak audit, learning curves, the long runs of `convergence.py`.
+    elsewhere: notebooks whose records have tables of their own: ablations (06), backbones (08,
+    `backbone_report.py`), the first version (09), leak audit, learning curves, the long runs of
+    `convergence.py`.
     """
     by_data: dict[tuple, list[RunRecord]] = {}
     for record in [r for r in records if not (r.notebook or "-").startswith(elsewhere)]:
-        by_data.setdefault((record.dataset["name"], record.dataset["train"], record.dataset["fingerprint"]), []).append(record)
+        by_data.setdefault(
+            (record.dataset["name"], record.dataset["train"], record.dataset["fingerprint"]), []
+        ).append(record)
     found: list[Group] = []
     for (name, train, fingerprint), part in sorted(by_data.items()):
         peers = [r for r in part if r.kind != "planted"]
@@ -140,11 +215,16 @@ def groups(records: Iterable[RunRecord], elsewhere: tuple[str, ...] = ELSEWHERE)
         for record in [r for r in part if r.kind == "planted"]:
             planted.setdefault((backbone_of(record), str(tokens_of(record))), []).append(record)
         for (backbone, tokens), own in sorted(planted.items()):
-            stem, ends = f"{name}-{train}d-{tokens}t", ("", f"-{backbone}", f"-{backbone}-{fingerprint[:6]}")
+            stem, ends = (
+                f"{name}-{train}d-{tokens}t",
+                ("", f"-{backbone}", f"-{backbone}-{fingerprint[:6]}"),
+            )
             stem = next(stem + end for end in ends if stem + end not in {g.stem for g in found})
-            beside = [r for r in peers if str(r.params.get("read", tokens)) == tokens]  # a neural peer reads so many tokens
+            # a neural peer reads so many tokens
+            beside = [r for r in peers if str(r.params.get("read", tokens)) == tokens]
             kept = _one_each([*own, *beside])
-            # a peer measured again for its costs (`library_peers.py`) is the same row, not another one
+            # a peer measured again for its costs (`library_peers.py`) is the same row, not another
+            # one
             aside = [r for r in (*own, *beside) if r not in kept and r.notebook != "peers"]
             found.append(Group(stem, kept, len(aside)))
     return found
@@ -157,18 +237,29 @@ def _one_each(records: list[RunRecord]) -> list[RunRecord]:
 
 
 def write_table(group: Group, out: str | Path) -> Path:
-    """<out>/table-<data set>-<train>d-<tokens>t.md: what was measured, on what, with differences to the baseline."""
-    aside = f"\n\n{group.set_aside} further records of the same system and seed were set aside." if group.set_aside else ""
+    """<out>/table-<data set>-<train>d-<tokens>t.md: what was measured, on what, with differences to
+    the baseline.
+    """
+    aside = (
+        f"\n\n{group.set_aside} further records of the same system and seed were set aside."
+        if group.set_aside
+        else ""
+    )
     path = Path(out) / f"table-{group.stem}.md"
     with atomic_path(path) as temporary:
-        temporary.write_text(f"# {group.stem}\n\n{group.about()}\n\n{to_markdown(group.table())}{aside}\n", encoding="utf-8")
+        temporary.write_text(
+            f"# {group.stem}\n\n{group.about()}\n\n{to_markdown(group.table())}{aside}\n",
+            encoding="utf-8",
+        )
     return path
 
 
 def figures(group: Group, folder: str | Path) -> list[Path]:
-    """start_comparison, bucket_bars and learning_curves of a group as PNG; a figure without data is left out.
+    """start_comparison, bucket_bars and learning_curves of a group as PNG; a figure without data is
+    left out.
 
-    `bare PPMI` stands in the tables alone: it lies so far below that every other difference would vanish beside it.
+    `bare PPMI` stands in the tables alone: it lies so far below that every other difference would
+    vanish beside it.
     """
     import pandas as pd
 
@@ -176,7 +267,11 @@ def figures(group: Group, folder: str | Path) -> list[Path]:
     for metric in [m for m in FIGURE_METRICS if f"{m} diff" in table.columns]:
         ax = plots.start_comparison(table, metric)
         ax.set_title(f"{group.stem}: difference in {NAMES[metric]}")
-        paths.append(plots.save(ax, Path(folder) / f"start_comparison-{metric.replace('/', '_')}-{group.stem}.png"))
+        paths.append(
+            plots.save(
+                ax, Path(folder) / f"start_comparison-{metric.replace('/', '_')}-{group.stem}.png"
+            )
+        )
     rows = [{"system": s, **r.metrics} for s in BAR_SYSTEMS for r in group.records if r.system == s]
     frame = pd.DataFrame(rows).reindex(columns=["system", "few/rp@5", "medium/rp@5", "head/rp@5"])
     if len(frame):
@@ -192,40 +287,61 @@ def figures(group: Group, folder: str | Path) -> list[Path]:
 
 
 def curves(records: Iterable[RunRecord]) -> pandas.DataFrame:
-    """History of planted runs as `plots.learning_curves` reads it: start, seed, epoch and dev metrics."""
+    """History of planted runs as `plots.learning_curves` reads it: start, seed, epoch and dev
+    metrics.
+    """
     import pandas as pd
 
     records = [r for r in records if r.kind == "planted"]
-    rows = [{"start": s, "seed": r.seed, **e} for s in in_order({r.system for r in records}) for r in records
-            if r.system == s for e in r.history]  # fmt: skip
+    rows = [
+        {"start": s, "seed": r.seed, **e}
+        for s in in_order({r.system for r in records})
+        for r in records
+        if r.system == s
+        for e in r.history
+    ]
     return pd.DataFrame(rows)
 
 
 def readme_section(found: list[Group]) -> str:
-    """Short tables for the README, a data set each: mean ± sd over seeds, a star where the baseline is passed or missed."""
+    """Short tables for the README, a data set each: mean ± sd over seeds, a star where the baseline
+    is passed or missed.
+    """
     if not found:
         return NO_RUNS
     parts = []
     for group in found:
         table = group.table()
         have = [m for m in METRICS if m in table.columns]
-        lines = [["system", "seeds", *(NAMES[m] for m in have)], ["---", *["---:"] * (len(have) + 1)]]
-        lines += [[system, f"{int(row['seeds'])}", *(cell(row, m) for m in have)] for system, row in table.iterrows()]
-        parts.append(f"{group.about()}\n\n" + "\n".join(f"| {' | '.join(cells)} |" for cells in lines))
+        lines = [
+            ["system", "seeds", *(NAMES[m] for m in have)],
+            ["---", *["---:"] * (len(have) + 1)],
+        ]
+        lines += [
+            [system, f"{int(row['seeds'])}", *(cell(row, m) for m in have)]
+            for system, row in table.iterrows()
+        ]
+        parts.append(
+            f"{group.about()}\n\n" + "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+        )
     note = (
-        "Percent; mean ± sd over seeds. \\*: p < 0.05 against the first row in either direction, paired bootstrap over test "
-        "documents, tested for P@1, P@5, nDCG@5 and RP@5 few alone, not corrected for their number; seeds are not drawn "
-        "again, and those on candidates share one linear score, so that their sd is the decoder's. macro-F1: mean F1 of "
-        f"labels in test, one threshold from dev. {in_words(EDGES)}. R@15 few of all: few labels in 15 places of all labels."
+        "Percent; mean ± sd over seeds. \\*: p < 0.05 against the first row in either direction,"
+        " paired bootstrap over test documents, tested for P@1, P@5, nDCG@5 and RP@5 few alone,"
+        " not corrected for their number; seeds are not drawn again, and those on candidates share"
+        " one linear score, so that their sd is the decoder's. macro-F1: mean F1 of labels in"
+        f" test, one threshold from dev. {in_words(EDGES)}. R@15 few of all: few labels in 15"
+        " places of all labels."
     )
     return "\n\n".join([*parts, note])
 
 
 def summary(found: list[Group]) -> str:
-    """The README's first table: a row a data set and metric of FIGURE_METRICS, a column a system of SUMMARY.
+    """The README's first table: a row a data set and metric of FIGURE_METRICS, a column a system of
+    SUMMARY.
 
-    Of groups with the same data set and number of documents the one with `lookup+linear` stands here, else that with most
-    records; a system it lacks comes from the fullest of the others, with a dagger. All of them stand in `readme_section`.
+    Of groups with the same data set and number of documents the one with `lookup+linear` stands
+    here, else that with most records; a system it lacks comes from the fullest of the others, with
+    a dagger. All of them stand in `readme_section`.
     """
     if not found:
         return NO_RUNS
@@ -234,25 +350,34 @@ def summary(found: list[Group]) -> str:
         sets.setdefault((group.dataset["name"], group.dataset["train"]), []).append(group)
     lines = [["test, percent", *SUMMARY], ["---", *["---:"] * len(SUMMARY)]]
     for (name, train), groups_of_set in sets.items():
-        main, *others = sorted(groups_of_set, key=lambda g: ("lookup+linear" not in g.systems, -len(g.records)))
+        main, *others = sorted(
+            groups_of_set, key=lambda g: ("lookup+linear" not in g.systems, -len(g.records))
+        )
         tables = [g.table(FIGURE_METRICS) for g in (main, *others[:1])]
         for metric in [m for m in FIGURE_METRICS if m in tables[0].columns]:
             own = [_summary_cell(tables, system, metric) for system in SUMMARY]
             lines.append([f"{name}, {train:,} documents: {NAMES[metric]}", *own])
     note = (
-        "Mean ± sd over seeds; \\*: p < 0.05 against `random`, nothing planted, or against `linear` in rows where `random` is "
-        "missing or has a †, a run that read fewer tokens and, on EURLEX57K, had another dev set; no test between runs on "
-        "candidates and systems that rank all labels. RP@5 few: labels with 1 to 5 documents."
+        "Mean ± sd over seeds; \\*: p < 0.05 against `random`, nothing planted, or against `linear`"
+        " in rows where `random` is missing or has a †, a run that read fewer tokens and, on"
+        " EURLEX57K, had another dev set; no test between runs on candidates and systems that rank"
+        " all labels. RP@5 few: labels with 1 to 5 documents."
     )
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + f"\n\n{note}"
 
 
 def _summary_cell(tables: list, system: str, metric: str) -> str:
-    """The cell of the first table that has the system; without a star and with a dagger when it is not the first of all."""
+    """The cell of the first table that has the system; without a star and with a dagger when it is
+    not the first of all.
+    """
     for place, table in enumerate(tables):
         if system in table.index:
             row = table.loc[system]
-            return cell(row.drop(f"{metric} p", errors="ignore"), metric) + " †" if place else cell(row, metric)
+            return (
+                cell(row.drop(f"{metric} p", errors="ignore"), metric) + " †"
+                if place
+                else cell(row, metric)
+            )
     return "-"
 
 
@@ -260,11 +385,18 @@ def cell(row, metric: str) -> str:
     """Mean ± sd in percent, a star where the difference to the baseline has p < 0.05."""
     value, sd, p = (row.get(f"{metric}{suffix}") for suffix in ("", " sd", " p"))
     text = "-" if value != value else f"{100 * value:.1f}"
-    return text + ("" if sd != sd else f" ± {100 * sd:.1f}") + (" \\*" if p is not None and p < 0.05 else "")
+    return (
+        text
+        + ("" if sd != sd else f" ± {100 * sd:.1f}")
+        + (" \\*" if p is not None and p < 0.05 else "")
+    )
 
 
-def update_readme(found: list[Group], path: str | Path | None = None, sections: dict[str, str] | None = None) -> bool:
-    """Puts the tables between the README's `summary` and `results` markers; False where there is no README or no markers.
+def update_readme(
+    found: list[Group], path: str | Path | None = None, sections: dict[str, str] | None = None
+) -> bool:
+    """Puts the tables between the README's `summary` and `results` markers; False where there is no
+    README or no markers.
 
     sections: marker -> text of further ones, put where the README has the marker.
     """
@@ -280,7 +412,9 @@ def update_readme(found: list[Group], path: str | Path | None = None, sections: 
 
 
 def on_disk(folder: str | Path, pattern: str = "**/*") -> pandas.DataFrame:
-    """Files under a folder, by relative name, with their size in MB: the last look of every notebook."""
+    """Files under a folder, by relative name, with their size in MB: the last look of every
+    notebook.
+    """
     import pandas as pd
 
     folder = Path(folder)
@@ -295,7 +429,9 @@ def kernel_benchmarks(path: str | Path | None = None) -> pandas.DataFrame:
 
     path = Path(path) if path else checkout() / "results" / "bench" / "kernels.csv"
     if not path.is_file():
-        raise FileNotFoundError(f"{path.name} is not in {path.parent.name}/; run `make bench` to measure it")
+        raise FileNotFoundError(
+            f"{path.name} is not in {path.parent.name}/; run `make bench` to measure it"
+        )
     return pd.read_csv(path)
 
 
@@ -305,7 +441,11 @@ def newest_rows(measured: pandas.DataFrame) -> pandas.DataFrame:
 
 
 def memory_rows(measured: pandas.DataFrame) -> pandas.DataFrame:
-    """What `plots.memory_law` draws: labels, implementation, memory_mb (MiB), from the rows of label_attention_memory."""
+    """What `plots.memory_law` draws: labels, implementation, memory_mb (MiB), from the rows of
+    label_attention_memory.
+    """
     rows = newest_rows(measured[measured.op == "label_attention_memory"])
     labels = rows["shape"].str.extract(r"L=(\d+)")[0].astype(int)
-    return rows.assign(labels=labels, memory_mb=rows.extra_mib)[["labels", "implementation", "memory_mb"]]
+    return rows.assign(labels=labels, memory_mb=rows.extra_mib)[
+        ["labels", "implementation", "memory_mb"]
+    ]

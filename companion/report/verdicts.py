@@ -1,8 +1,9 @@
-"""Published numbers and the bars of METHOD.md section 7 beside ours: what can be compared, and which way it falls.
+"""Published numbers and the bars of METHOD.md section 7 beside ours: what can be compared, and
+which way it falls.
 
-Reads groups of records (`report.groups`), `results/paper_numbers.csv` (what papers report) and `results/bars.csv` (what peers
-reached when the method page was written, to be passed). Ours is one start fixed beforehand: a choice by test metric would
-flatter. Nothing here trains or evaluates.
+Reads groups of records (`report.groups`), `results/paper_numbers.csv` (what papers report) and
+`results/bars.csv` (what peers reached when the method page was written, to be passed). Ours is one
+start fixed beforehand: a choice by test metric would flatter. Nothing here trains or evaluates.
 """
 
 from __future__ import annotations
@@ -18,8 +19,6 @@ from plantlib.training.records import RunRecord, device_of
 
 if TYPE_CHECKING:
     import pandas
-
-
 
 
 OURS = ("lookup+linear", "lookup+score", "lookup", "l2r", "closed_form")
@@ -40,19 +39,23 @@ class Found(NamedTuple):
 
 
 def paper_numbers(path: str | Path | None = None) -> pandas.DataFrame:
-    """results/paper_numbers.csv: system, dataset, train (documents), metric, value (percent), comparable, source, note."""
+    """results/paper_numbers.csv: system, dataset, train (documents), metric, value (percent),
+    comparable, source, note.
+    """
     import pandas as pd
 
     return pd.read_csv(path or checkout() / "results" / "paper_numbers.csv", keep_default_na=False)
 
 
 def paper_vs_ours(paper: pandas.DataFrame, found: list[Group]) -> pandas.DataFrame:
-    """Published numbers beside ours, a row each: paper, ours (mean ± sd (n)), difference, untrained, verdict, run, device.
+    """Published numbers beside ours, a row each: paper, ours (mean ± sd (n)), difference,
+    untrained, verdict, run, device.
 
-    Published metrics count gold labels without a training document, so ours do where the metric can (`all/...`). untrained:
-    the linear score on the same documents, which says how much of a good number is not the attention's. Verdicts: not
-    comparable (the published number was obtained otherwise, see its note), not run, different data (another number of
-    training documents), reproduced (within one of our standard deviations), below, above.
+    Published metrics count gold labels without a training document, so ours do where the metric can
+    (`all/...`). untrained: the linear score on the same documents, which says how much of a good
+    number is not the attention's. Verdicts: not comparable (the published number was obtained
+    otherwise, see its note), not run, different data (another number of training documents),
+    reproduced (within one of our standard deviations), below, above.
     """
     import pandas as pd
 
@@ -60,12 +63,23 @@ def paper_vs_ours(paper: pandas.DataFrame, found: list[Group]) -> pandas.DataFra
     for item in paper.to_dict("records"):
         ours = of_start(found, item["dataset"], item["metric"], OURS)
         untrained = of_start(found, item["dataset"], item["metric"], (UNTRAINED,))
-        row = {name: item[name] for name in ("system", "dataset", "train", "metric")} | {"paper": float(item["value"])}
-        row |= {"ours": "-" if ours is None else str(ours), "start": "-" if ours is None else ours.records[0].system}
+        row = {name: item[name] for name in ("system", "dataset", "train", "metric")} | {
+            "paper": float(item["value"])
+        }
+        row |= {
+            "ours": "-" if ours is None else str(ours),
+            "start": "-" if ours is None else ours.records[0].system,
+        }
         row |= {"difference": float("nan") if ours is None else ours.mean - row["paper"]}
-        row |= {"untrained": "-" if untrained is None else f"{untrained.mean:.1f}", "verdict": _verdict(item, ours)}
+        row |= {
+            "untrained": "-" if untrained is None else f"{untrained.mean:.1f}",
+            "verdict": _verdict(item, ours),
+        }
         first = None if ours is None else ours.records[0]
-        row |= {"run": "-" if first is None else first.id, "device": "-" if first is None else device_of(first)}
+        row |= {
+            "run": "-" if first is None else first.id,
+            "device": "-" if first is None else device_of(first),
+        }
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -83,7 +97,9 @@ def _verdict(item: dict, ours: Found | None) -> str:
     return "below" if difference < 0 else "above"
 
 
-def of_start(found: list[Group], dataset: str, metric: str, starts: tuple[str, ...]) -> Found | None:
+def of_start(
+    found: list[Group], dataset: str, metric: str, starts: tuple[str, ...]
+) -> Found | None:
     """The first of `starts` that was run on the largest group of a data set and knows the metric."""
     own = [g for g in found if g.dataset["name"] == dataset]
     for group in sorted(own, key=lambda g: (-g.dataset["train"], not g.systems & set(starts[:1]))):
@@ -108,14 +124,17 @@ def _counted(record: RunRecord, metric: str) -> str:
 
 
 def bars(path: str | Path | None = None) -> pandas.DataFrame:
-    """results/bars.csv: dataset, train, metric, system, value (percent) of the peer, ours (the start held to it), source."""
+    """results/bars.csv: dataset, train, metric, system, value (percent) of the peer, ours (the
+    start held to it), source.
+    """
     import pandas as pd
 
     return pd.read_csv(path or checkout() / "results" / "bars.csv", keep_default_na=False)
 
 
 def passed(wanted: pandas.DataFrame, found: list[Group]) -> pandas.DataFrame:
-    """The bars with what we have: ours (mean ± sd (n)), difference and met ("yes", "no", "not run").
+    """The bars with what we have: ours (mean ± sd (n)), difference and met ("yes", "no", "not
+    run").
 
     A bar's metrics were taken in its label space, labels with a training document, and so are ours.
     """
@@ -123,31 +142,65 @@ def passed(wanted: pandas.DataFrame, found: list[Group]) -> pandas.DataFrame:
 
     rows = []
     for item in wanted.to_dict("records"):
-        own = [g for g in found if (g.dataset["name"], g.dataset["train"]) == (item["dataset"], int(item["train"]))]
-        ours = next(filter(None, (_mean(g, item["ours"], lambda r, m=item["metric"]: r.metrics.get(m)) for g in own)), None)
-        row = {name: item[name] for name in ("dataset", "train", "metric", "system")} | {"bar": float(item["value"])}
+        own = [
+            g
+            for g in found
+            if (g.dataset["name"], g.dataset["train"]) == (item["dataset"], int(item["train"]))
+        ]
+        ours = next(
+            filter(
+                None,
+                (_mean(g, item["ours"], lambda r, m=item["metric"]: r.metrics.get(m)) for g in own),
+            ),
+            None,
+        )
+        row = {name: item[name] for name in ("dataset", "train", "metric", "system")} | {
+            "bar": float(item["value"])
+        }
         if ours is None:
             row |= {"ours": "-", "difference": float("nan"), "met": "not run"}
         else:
-            row |= {"ours": str(ours), "difference": ours.mean - row["bar"], "met": "yes" if ours.mean > row["bar"] else "no"}
+            row |= {
+                "ours": str(ours),
+                "difference": ours.mean - row["bar"],
+                "met": "yes" if ours.mean > row["bar"] else "no",
+            }
         rows.append(row | {"start": item["ours"]})
     return pd.DataFrame(rows)
 
 
 def gains(paper: pandas.DataFrame, found: list[Group], metric: str = "p@5") -> pandas.DataFrame:
-    """What planting adds to learned attention, in points: published (planted against learned) and ours (against random)."""
+    """What planting adds to learned attention, in points: published (planted against learned) and
+    ours (against random).
+    """
     import pandas as pd
 
     rows, part = [], paper[paper["metric"] == metric]
     learned = part[part["system"] == "v1 learned attention"].set_index("train")["value"]
     for item in part[part["system"] == "PLANT v1"].to_dict("records"):
-        rows.append({"data": item["dataset"], "train": int(item["train"]), "start": "PLANT v1 (published)",
-                     "gain": float(item["value"]) - float(learned[item["train"]])})  # fmt: skip
+        rows.append(
+            {
+                "data": item["dataset"],
+                "train": int(item["train"]),
+                "start": "PLANT v1 (published)",
+                "gain": float(item["value"]) - float(learned[item["train"]]),
+            }
+        )
     for group in found:
         table = group.table([metric])
         if group.baseline != "random" or f"{metric} diff" not in table.columns:
             continue
-        for start in [s for s in ("l2r", "closed_form", "lookup", "lookup+score", "lookup+linear") if s in table.index]:
-            rows.append({"data": group.stem, "train": group.dataset["train"], "start": start,
-                         "gain": 100 * table.loc[start, f"{metric} diff"]})  # fmt: skip
+        for start in [
+            s
+            for s in ("l2r", "closed_form", "lookup", "lookup+score", "lookup+linear")
+            if s in table.index
+        ]:
+            rows.append(
+                {
+                    "data": group.stem,
+                    "train": group.dataset["train"],
+                    "start": start,
+                    "gain": 100 * table.loc[start, f"{metric} diff"],
+                }
+            )
     return pd.DataFrame(rows)

@@ -1,8 +1,10 @@
-"""What each part of planting is worth: one switch at a time from one base run, everything else as it was.
+"""What each part of planting is worth: one switch at a time from one base run, everything else as
+it was.
 
-Realises METHOD.md's demand that planted and unplanted runs differ in one thing. A row of SWITCHES is a start and what changes
-of the `RunConfig`, or how many windows are read. `run` makes the records that are missing, under ids of their own; `effects`
-compares each with the base, document by document. Records name notebook 06, so that 07's main tables leave them out.
+Realises METHOD.md's demand that planted and unplanted runs differ in one thing. A row of SWITCHES
+is a start and what changes of the `RunConfig`, or how many windows are read. `run` makes the
+records that are missing, under ids of their own; `effects` compares each with the base, document by
+document. Records name notebook 06, so that 07's main tables leave them out.
 """
 
 from __future__ import annotations
@@ -22,8 +24,6 @@ from plantlib.utils.progress import tqdm
 
 if TYPE_CHECKING:
     import pandas
-
-
 
 
 NOTEBOOK = "06_ablations"
@@ -63,36 +63,53 @@ SWITCHES: dict[str, tuple[str, dict[str, Any]]] = {
     "loss approxNDCG": ("lookup", {"train.loss": "approx_ndcg"}),
     "teacher's score too": ("lookup+score", {}),
     "linear score too": ("lookup+linear", {}),
-    # the base reads a document's beginning in one window; these read on, a window at a time, and attend over all of them
+    # the base reads a document's beginning in one window; these read on, a window at a time, and
+    # attend over all of them
     "four windows streamed": ("lookup", {WINDOWS: 4}),
     "no planting, four windows streamed": ("random", {WINDOWS: 4}),
 }
 
 
 def changed(config: RunConfig, changes: dict[str, Any]) -> RunConfig:
-    """`config` with options replaced; "teacher.top_k" is an option of an option. ValueError for one there is not."""
+    """`config` with options replaced; "teacher.top_k" is an option of an option. ValueError for one
+    there is not.
+    """
     for name, value in changes.items():
         outer, _, inner = name.partition(".")
         if not hasattr(config, outer) or (inner and not hasattr(getattr(config, outer), inner)):
-            raise ValueError(f"{name!r} is no option of a run; use a field of RunConfig, or teacher.top_k for one inside")
+            raise ValueError(
+                f"{name!r} is no option of a run; use a field of RunConfig, or teacher.top_k for"
+                " one inside"
+            )
         part = getattr(config, outer)
         if not inner and is_dataclass(part):
-            raise ValueError(f"{name!r} holds several options; name one of them, e.g. {name}.{next(iter(vars(part)))}")
+            raise ValueError(
+                f"{name!r} holds several options; name one of them, e.g."
+                f" {name}.{next(iter(vars(part)))}"
+            )
         config = replace(config, **{outer: replace(part, **{inner: value}) if inner else value})
     return config
 
 
 def run(
-    prepared: Prepared, switches: Iterable[str] = tuple(SWITCHES), seeds: Iterable[int] = (0, 1, 2), *,
-    config: RunConfig | None = None, results: str | Path, progress: bool = True,
-) -> list[RunRecord]:  # fmt: skip
-    """The records of every switch and seed; those that stand in `results` with the same options are read, not made again."""
+    prepared: Prepared,
+    switches: Iterable[str] = tuple(SWITCHES),
+    seeds: Iterable[int] = (0, 1, 2),
+    *,
+    config: RunConfig | None = None,
+    results: str | Path,
+    progress: bool = True,
+) -> list[RunRecord]:
+    """The records of every switch and seed; those that stand in `results` with the same options are
+    read, not made again.
+    """
     switches = list(switches)
     unknown = [name for name in switches if name not in SWITCHES]
     if unknown:
         raise ValueError(f"switch {unknown[0]!r} is not known; use {', '.join(SWITCHES)}")
     jobs = [(name, seed) for seed in seeds for name in switches]
-    found, view = [], cache(partial(streamed, prepared))  # a corpus is read once for all runs in so many windows
+    # a corpus is read once for all runs in so many windows
+    found, view = [], cache(partial(streamed, prepared))
     with tqdm(jobs, desc="ablations", unit="run", disable=not progress) as bar:
         for name, seed in bar:
             bar.set_postfix_str(f"{name}, seed {seed}")
@@ -101,9 +118,14 @@ def run(
 
 
 def one(
-    prepared: Prepared, name: str, seed: int, *, config: RunConfig | None = None, results: str | Path,
+    prepared: Prepared,
+    name: str,
+    seed: int,
+    *,
+    config: RunConfig | None = None,
+    results: str | Path,
     view: Callable[[int], Prepared] | None = None,
-) -> RunRecord:  # fmt: skip
+) -> RunRecord:
     """One switch and seed as a record whose system is the switch's name.
 
     view: `prepared` as read in so many windows; `streamed` when None.
@@ -117,14 +139,17 @@ def one(
     config, run_id = changed(base, own), run_id_of(prepared, name, seed)
     record = finished(Path(results) / f"{run_id}.json", prepared, config.seeded(seed))
     if record is None:
-        record, _ = run_start(prepared, start, seed, config=config, run_id=run_id, notebook=NOTEBOOK, progress=False)
+        record, _ = run_start(
+            prepared, start, seed, config=config, run_id=run_id, notebook=NOTEBOOK, progress=False
+        )
         record = replace(record, system=name, params=record.params | {"start_name": start} | read)
         record.save(results)
     return record
 
 
 def streamed(prepared: Prepared, windows: int) -> Prepared:
-    """The same documents and labels, read on for `windows` times as many tokens, in windows of as many as before.
+    """The same documents and labels, read on for `windows` times as many tokens, in windows of as
+    many as before.
 
     ValueError for a corpus that is read whole, or in windows already.
     """
@@ -132,11 +157,19 @@ def streamed(prepared: Prepared, windows: int) -> Prepared:
         return prepared
     if not prepared.max_tokens or prepared.max_tokens > prepared.window:
         read, most = prepared.max_tokens, prepared.window
-        raise ValueError(f"{windows} windows of max_tokens={read}: let the base read 1 to {most} tokens")
+        raise ValueError(
+            f"{windows} windows of max_tokens={read}: let the base read 1 to {most} tokens"
+        )
     more = prepare(
-        prepared.corpus, backbone=prepared.backbone, max_tokens=windows * prepared.max_tokens, window=prepared.max_tokens,
-        root=prepared.root, trust_remote_code=prepared.trust_remote_code, label_space="all", progress=False,
-    )  # fmt: skip
+        prepared.corpus,
+        backbone=prepared.backbone,
+        max_tokens=windows * prepared.max_tokens,
+        window=prepared.max_tokens,
+        root=prepared.root,
+        trust_remote_code=prepared.trust_remote_code,
+        label_space="all",
+        progress=False,
+    )
     # the base's label space as it stands, and the gold labels it lacks
     return replace(more, label_space=prepared.label_space, extra_gold=prepared.extra_gold)
 
@@ -155,15 +188,21 @@ def of(records: Iterable[RunRecord]) -> dict[str, list[RunRecord]]:
             # of the base, where several windows were read
             tokens, windows = record.params["max_tokens"], record.params.get(WINDOWS)
             tokens = tokens // windows if windows else tokens
-            key = f"{record.dataset['name']}, {record.dataset['train']:,} documents, {tokens} tokens"
+            key = (
+                f"{record.dataset['name']}, {record.dataset['train']:,} documents, {tokens} tokens"
+            )
             found.setdefault(key, []).append(record)
     return found
 
 
-def effects(records: Iterable[RunRecord], metrics: Iterable[str] = ("ndcg@5", "few/rp@5", "p@1")) -> pandas.DataFrame:
-    """A row a switch in the order of SWITCHES: mean, difference to the base with its interval from paired bootstrap.
+def effects(
+    records: Iterable[RunRecord], metrics: Iterable[str] = ("ndcg@5", "few/rp@5", "p@1")
+) -> pandas.DataFrame:
+    """A row a switch in the order of SWITCHES: mean, difference to the base with its interval from
+    paired bootstrap.
 
-    Of the seeds those that every switch has been run with, so that a grid in the making compares like with like.
+    Of the seeds those that every switch has been run with, so that a grid in the making compares
+    like with like.
     """
     records = list(records)
     seeds = [{r.seed for r in records if r.system == name} for name in {r.system for r in records}]

@@ -1,7 +1,9 @@
-"""The first version's runs beside each other: planted, unplanted, each ingredient off, and forward with backward.
+"""The first version's runs beside each other: planted, unplanted, each ingredient off, and forward
+with backward.
 
-Reads the records of notebook 09 and nothing else. Differences are always taken to `v1` on the same encoder, data and tokens:
-what the whole of it is worth over learned attention, and what is lost with one of its four ingredients.
+Reads the records of notebook 09 and nothing else. Differences are always taken to `v1` on the same
+encoder, data and tokens: what the whole of it is worth over learned attention, and what is lost
+with one of its four ingredients.
 """
 
 from __future__ import annotations
@@ -19,8 +21,6 @@ from plantlib.utils.io import atomic_path
 
 if TYPE_CHECKING:
     import pandas
-
-
 
 
 METRICS = ("p@1", "p@5", "ndcg@5", "few/rp@5")
@@ -47,12 +47,19 @@ def system_of(record: RunRecord) -> str:
 
 
 def groups(records: Iterable[RunRecord]) -> list[report.Group]:
-    """Records of notebook 09 that may stand in one table: one data set, encoder and number of tokens."""
+    """Records of notebook 09 that may stand in one table: one data set, encoder and number of
+    tokens.
+    """
     own = [r for r in records if (r.notebook or "").startswith("09")]
 
     def key(group: report.Group) -> tuple:
         first = group.records[0]
-        return group.dataset["name"], group.dataset["train"], is_tuned(first), ENCODERS.index(encoder_of(first))
+        return (
+            group.dataset["name"],
+            group.dataset["train"],
+            is_tuned(first),
+            ENCODERS.index(encoder_of(first)),
+        )
 
     return sorted(report.groups(own, elsewhere=()), key=key)
 
@@ -64,7 +71,9 @@ def _data(group: report.Group) -> str:
 
 
 def table(records: Iterable[RunRecord]) -> pandas.DataFrame:
-    """One row a data set, encoder and system: seeds, metrics, and differences to `v1` where that was run."""
+    """One row a data set, encoder and system: seeds, metrics, and differences to `v1` where that
+    was run.
+    """
     import pandas as pd
 
     rows = []
@@ -75,20 +84,37 @@ def table(records: Iterable[RunRecord]) -> pandas.DataFrame:
         compared.index = [system.removesuffix(SUM) for system in compared.index]
         data = _data(group)
         for system in [s for s in SYSTEMS if s in compared.index]:
-            rows.append({"data": data, "encoder": encoder, "system": system, "baseline": baseline, **compared.loc[system]})
+            rows.append(
+                {
+                    "data": data,
+                    "encoder": encoder,
+                    "system": system,
+                    "baseline": baseline,
+                    **compared.loc[system],
+                }
+            )
     return pd.DataFrame(rows)
 
 
 def kept(records: Iterable[RunRecord]) -> pandas.DataFrame:
-    """What `plots.inattention_sweep` draws: start (data and encoder), keep and ndcg@5 of the runs of `v1` that differ in K."""
+    """What `plots.inattention_sweep` draws: start (data and encoder), keep and ndcg@5 of the runs
+    of `v1` that differ in K.
+    """
     import pandas as pd
 
     rows = []
     for group in groups(records):
-        own = [r for r in group.records if r.system in ("v1", "v1-no-inattention") or r.system.startswith("v1-k")]
+        own = [
+            r
+            for r in group.records
+            if r.system in ("v1", "v1-no-inattention") or r.system.startswith("v1-k")
+        ]
         if len({r.params["keep"] for r in own}) > 2:
             start = f"{_data(group)}, {encoder_of(own[0])}"
-            rows += [{"start": start, "keep": r.params["keep"], "ndcg@5": r.metrics["ndcg@5"]} for r in own]
+            rows += [
+                {"start": start, "keep": r.params["keep"], "ndcg@5": r.metrics["ndcg@5"]}
+                for r in own
+            ]
     return pd.DataFrame(rows, columns=["start", "keep", "ndcg@5"])
 
 
@@ -97,28 +123,51 @@ def markdown(records: Iterable[RunRecord]) -> str:
     frame = table(records)
     if not len(frame):
         return NO_RUNS
-    head = ["data", "encoder", "system", "seeds", *(report.NAMES[m] for m in METRICS), "nDCG@5 to v1"]
+    head = [
+        "data",
+        "encoder",
+        "system",
+        "seeds",
+        *(report.NAMES[m] for m in METRICS),
+        "nDCG@5 to v1",
+    ]
     lines = [head, ["---"] * 3 + ["---:"] * (len(head) - 3)]
     for _, row in frame.iterrows():
-        cells = [row["data"], row["encoder"], row["system"], str(int(row["seeds"])), *(report.cell(row, m) for m in METRICS)]
+        cells = [
+            row["data"],
+            row["encoder"],
+            row["system"],
+            str(int(row["seeds"])),
+            *(report.cell(row, m) for m in METRICS),
+        ]
         lines.append([*cells, _difference(row)])
     note = (
-        "Percent on test, mean ± sd over seeds. `v1`: learned, lookup and static L2R attention in one softmax, "
-        "inattention, the exact state; a row `v1-no-...` leaves one out, `v1-other-state` reads segments as "
-        "first published, `random` plants nothing: what is left out of planting begins at a gain of zero and may still "
-        "grow, as every gain is trained. `v1-k...` keeps so many tokens, `v1-sum` adds three contexts, `v1-likely` and "
-        "`v1-expected` take the L2R score of the language model's most likely token and its expectation over tokens. sum: "
-        "logits of the forward and the backward model added. \\*: p < 0.05 against `v1` on the same encoder, paired "
-        "bootstrap over test documents, not corrected for the number of tests."
+        "Percent on test, mean ± sd over seeds. `v1`: learned, lookup and static L2R attention in"
+        " one softmax, inattention, the exact state; a row `v1-no-...` leaves one out,"
+        " `v1-other-state` reads segments as first published, `random` plants nothing: what is left"
+        " out of planting begins at a gain of zero and may still grow, as every gain is trained."
+        " `v1-k...` keeps so many tokens, `v1-sum` adds three contexts, `v1-likely` and"
+        " `v1-expected` take the L2R score of the language model's most likely token and its"
+        " expectation over tokens. sum: logits of the forward and the backward model added. \\*: p"
+        " < 0.05 against `v1` on the same encoder, paired bootstrap over test documents, not"
+        " corrected for the number of tests."
     )
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n\n" + note
 
 
 def _difference(row) -> str:
-    """Difference in points with its interval; nothing where the row is the baseline, or where there is no `v1`."""
-    if row["baseline"] != "v1" or row["system"] == "v1" or row.get("ndcg@5 diff") != row.get("ndcg@5 diff"):
+    """Difference in points with its interval; nothing where the row is the baseline, or where there
+    is no `v1`.
+    """
+    if (
+        row["baseline"] != "v1"
+        or row["system"] == "v1"
+        or row.get("ndcg@5 diff") != row.get("ndcg@5 diff")
+    ):
         return "-"
-    return "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * row[f"ndcg@5 {part}"] for part in ("diff", "low", "high")))
+    return "{:+.1f} [{:+.1f}, {:+.1f}]".format(
+        *(100 * row[f"ndcg@5 {part}"] for part in ("diff", "low", "high"))
+    )
 
 
 def write(records: Iterable[RunRecord], out: str | Path) -> list[Path]:
@@ -128,5 +177,7 @@ def write(records: Iterable[RunRecord], out: str | Path) -> list[Path]:
         return []
     path = Path(out) / "table-awd-lstm.md"
     with atomic_path(path) as temporary:
-        temporary.write_text(f"# The first version on AWD-LSTMs\n\n{markdown(records)}\n", encoding="utf-8")
+        temporary.write_text(
+            f"# The first version on AWD-LSTMs\n\n{markdown(records)}\n", encoding="utf-8"
+        )
     return [path]

@@ -1,8 +1,10 @@
-"""How fast a start learns: dev metric by step, and the steps and seconds to reach what random attention reaches at best.
+"""How fast a start learns: dev metric by step, and the steps and seconds to reach what random
+attention reaches at best.
 
-Realises the convergence claim of METHOD.md sections 4 and 8: planting is a head start, so it must show in steps and not only
-in the end. `run` trains long with early stopping on dev; everything else reads the `history` of run records and trains nothing.
-Seconds are wall time of one run on one machine: they compare starts of one data set, no more.
+Realises the convergence claim of METHOD.md sections 4 and 8: planting is a head start, so it must
+show in steps and not only in the end. `run` trains long with early stopping on dev; everything else
+reads the `history` of run records and trains nothing. Seconds are wall time of one run on one
+machine: they compare starts of one data set, no more.
 """
 
 from __future__ import annotations
@@ -25,9 +27,8 @@ if TYPE_CHECKING:
     import pandas
 
 
-
-
-NOTEBOOK = "convergence"  # what the records say they were made by; `report.groups` leaves them out of the main table
+# what the records say they were made by; `report.groups` leaves them out of the main table
+NOTEBOOK = "convergence"
 STARTS = ("random", "lookup", "lookup+score")
 SUFFIX = "-long"
 BASELINE = "random"
@@ -40,17 +41,34 @@ def long_config(epochs: int = 20, patience: int = 4) -> RunConfig:
 
 
 def run(
-    prepared: Prepared, results: str | Path, *, starts: Iterable[str] = STARTS, seeds: Iterable[int] = (0, 1),
-    config: RunConfig | None = None, progress: bool = True,
-) -> list[RunRecord]:  # fmt: skip
-    """Every start with every seed under its own id (`-long`); records that stand in `results` are read, not repeated."""
+    prepared: Prepared,
+    results: str | Path,
+    *,
+    starts: Iterable[str] = STARTS,
+    seeds: Iterable[int] = (0, 1),
+    config: RunConfig | None = None,
+    progress: bool = True,
+) -> list[RunRecord]:
+    """Every start with every seed under its own id (`-long`); records that stand in `results` are
+    read, not repeated.
+    """
 
-    config, made, jobs = config or long_config(), [], [(start, seed) for seed in seeds for start in starts]
+    config, made, jobs = (
+        config or long_config(),
+        [],
+        [(start, seed) for seed in seeds for start in starts],
+    )
     for start, seed in tqdm(jobs, desc="long runs", unit="run", disable=not progress):
         run_id = run_name(prepared, start, seed) + SUFFIX
         found = runs.finished(Path(results) / f"{run_id}.json", prepared, config.seeded(seed))
         if not found:
-            options = {"config": config, "results": results, "run_id": run_id, "notebook": NOTEBOOK, "progress": progress}
+            options = {
+                "config": config,
+                "results": results,
+                "run_id": run_id,
+                "notebook": NOTEBOOK,
+                "progress": progress,
+            }
             found, _ = runs.run_start(prepared, start, seed, **options)
         made.append(found)
     return made
@@ -60,16 +78,23 @@ def sets(records: Iterable[RunRecord], long: bool = True) -> dict[str, list[RunR
     """Planted records by data set; the long runs, or those of the main table."""
 
     if not long:
-        return {g.stem: [r for r in g.records if r.kind == "planted"] for g in report.groups(records)}
+        return {
+            g.stem: [r for r in g.records if r.kind == "planted"] for g in report.groups(records)
+        }
     found: dict[str, list[RunRecord]] = {}
-    for record in sorted((r for r in records if r.notebook == NOTEBOOK), key=lambda r: (r.system != BASELINE, r.id)):
+    for record in sorted(
+        (r for r in records if r.notebook == NOTEBOOK), key=lambda r: (r.system != BASELINE, r.id)
+    ):
         data = record.dataset
-        found.setdefault(f"{data['name']}-{data['train']}d-{report.tokens_of(record)}t-long", []).append(record)
+        found.setdefault(
+            f"{data['name']}-{data['train']}d-{report.tokens_of(record)}t-long", []
+        ).append(record)
     return found
 
 
 def steps(records: Iterable[RunRecord]) -> pandas.DataFrame:
-    """The history of planted runs: start, seed, allowed, epoch, step (optimiser steps), seconds (wall) and dev metrics.
+    """The history of planted runs: start, seed, allowed, epoch, step (optimiser steps), seconds
+    (wall) and dev metrics.
 
     allowed: epochs that the run might have trained for, None where its record does not say.
     """
@@ -77,41 +102,62 @@ def steps(records: Iterable[RunRecord]) -> pandas.DataFrame:
 
     rows = []
     for record in records:
-        train = record.params.get("train", record.params)  # a run on candidates has its options side by side
-        an_epoch = math.ceil(record.dataset["train"] / train["batch_size"] / train.get("accumulation", 1))
+        # a run on candidates has its options side by side
+        train = record.params.get("train", record.params)
+        an_epoch = math.ceil(
+            record.dataset["train"] / train["batch_size"] / train.get("accumulation", 1)
+        )
         about = {"start": record.system, "seed": record.seed, "allowed": train.get("epochs")}
         rows += [{**about, "step": an_epoch * e["epoch"], **e} for e in record.history]
     return pd.DataFrame(rows)
 
 
-def reached(frame: pandas.DataFrame, metric: str = "ndcg@5", baseline: str = BASELINE) -> pandas.DataFrame:
-    """How long each start takes to the best dev value that the baseline of the same seed reaches, a row a start.
+def reached(
+    frame: pandas.DataFrame, metric: str = "ndcg@5", baseline: str = BASELINE
+) -> pandas.DataFrame:
+    """How long each start takes to the best dev value that the baseline of the same seed reaches, a
+    row a start.
 
-    frame: as `steps`. Columns: seeds, reached (how many seeds got there at all), steps and seconds of those (means), share
-    (their steps over the baseline's own steps to it), best (mean best dev value), ended (in how many seeds the best epoch is
-    the last that was allowed: more epochs might have been better still). ValueError without the baseline.
+    frame: as `steps`. Columns: seeds, reached (how many seeds got there at all), steps and seconds
+    of those (means), share (their steps over the baseline's own steps to it), best (mean best dev
+    value), ended (in how many seeds the best epoch is the last that was allowed: more epochs might
+    have been better still). ValueError without the baseline.
     """
     import pandas as pd
 
     if frame.empty or baseline not in set(frame["start"]):
-        raise ValueError(f"no run of {baseline!r} to measure against; run it with the same data and seeds")
+        raise ValueError(
+            f"no run of {baseline!r} to measure against; run it with the same data and seeds"
+        )
     base = frame[frame["start"] == baseline]
     target = base.groupby("seed")[metric].max()
     own = base.loc[base.groupby("seed")[metric].idxmax()].set_index("seed")["step"]
     rows = []
     for start, part in frame.groupby("start", sort=False):
         part = part[part["seed"].isin(target.index)]
-        first = part[part[metric] >= part["seed"].map(target)].sort_values("step").groupby("seed").first()
+        first = (
+            part[part[metric] >= part["seed"].map(target)]
+            .sort_values("step")
+            .groupby("seed")
+            .first()
+        )
         row = {"start": start, "seeds": part["seed"].nunique(), "reached": len(first)}
-        row |= {"best": part.groupby("seed")[metric].max().mean(), "ended": _ended(part, metric), "steps": first["step"].mean()}
-        seconds = first["seconds"].mean() if "seconds" in first else float("nan")  # older runs on candidates kept no time
+        row |= {
+            "best": part.groupby("seed")[metric].max().mean(),
+            "ended": _ended(part, metric),
+            "steps": first["step"].mean(),
+        }
+        # older runs on candidates kept no time
+        seconds = first["seconds"].mean() if "seconds" in first else float("nan")
         row |= {"seconds": seconds, "share": (first["step"] / own).mean()}
         rows.append(row)
     return pd.DataFrame(rows).set_index("start")
 
 
 def _ended(part: pandas.DataFrame, metric: str) -> int:
-    """Seeds of one start whose best epoch is their last and which were not stopped before their last allowed epoch."""
+    """Seeds of one start whose best epoch is their last and which were not stopped before their
+    last allowed epoch.
+    """
     best = part.loc[part.groupby("seed")[metric].idxmax()].set_index("seed")
     last = part.groupby("seed")["epoch"].max()
     # where a record does not say what was allowed, its history is all there is to go by
@@ -119,27 +165,42 @@ def _ended(part: pandas.DataFrame, metric: str) -> int:
     return int(((best["epoch"] == last) & (last >= allowed)).sum())
 
 
-def sentence(name: str, table: pandas.DataFrame, metric: str = "nDCG@5", baseline: str = BASELINE) -> str:
+def sentence(
+    name: str, table: pandas.DataFrame, metric: str = "nDCG@5", baseline: str = BASELINE
+) -> str:
     """The table in words, a data set at a time."""
     base, said = table.loc[baseline], []
     for start, row in table.drop(index=baseline).iterrows():
         if not row["reached"]:
             said.append(f"`{start}` never reaches it (best {100 * row['best']:.1f})")
             continue
-        some = "" if row["reached"] == row["seeds"] else f" in {int(row['reached'])} of {int(row['seeds'])} seeds"
-        said.append(f"`{start}` reaches it after {row['steps']:.0f} steps{_clock(row)}{some} and goes on to "
-                    f"{100 * row['best']:.1f}")  # fmt: skip
-    first = (f"{name}: `{baseline}` takes {base['steps']:.0f} steps{_clock(base)} to its best dev {metric}, "
-             f"{100 * base['best']:.1f}{_budget(base)}")  # fmt: skip
+        some = (
+            ""
+            if row["reached"] == row["seeds"]
+            else f" in {int(row['reached'])} of {int(row['seeds'])} seeds"
+        )
+        said.append(
+            f"`{start}` reaches it after {row['steps']:.0f} steps{_clock(row)}{some} and goes on to"
+            f" {100 * row['best']:.1f}"
+        )
+    first = (
+        f"{name}: `{baseline}` takes {base['steps']:.0f} steps{_clock(base)} to its best dev"
+        f" {metric}, {100 * base['best']:.1f}{_budget(base)}"
+    )
     return "; ".join([first, *said]) + "."
 
 
 def _budget(row) -> str:
-    """Where the number of epochs, not dev, ended the climb, so that the steps to the best say how many there were."""
+    """Where the number of epochs, not dev, ended the climb, so that the steps to the best say how
+    many there were.
+    """
     if not row["ended"]:
         return ""
     where = "" if row["ended"] == row["seeds"] else " there"
-    return f" (its last epoch in {row['ended']:.0f} of {row['seeds']:.0f} seeds: the budget ends it{where})"
+    return (
+        f" (its last epoch in {row['ended']:.0f} of {row['seeds']:.0f} seeds: the budget ends"
+        f" it{where})"
+    )
 
 
 def _clock(row) -> str:
@@ -149,7 +210,9 @@ def _clock(row) -> str:
 def main() -> None:
     """`python -m companion.studies.convergence codiesp --train 500`: the long runs of a data set."""
 
-    parser = argparse.ArgumentParser(prog="python -m companion.studies.convergence", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m companion.studies.convergence", description=__doc__.split("\n")[0]
+    )
     parser.add_argument("dataset")
     parser.add_argument("--tokens", type=int, default=256)
     for split in ("train", "dev", "test"):

@@ -1,7 +1,9 @@
-"""Backbones x starts x seeds on one corpus, from plain parameters: what notebook 08 and `companion.launch` run.
+"""Backbones x starts x seeds on one corpus, from plain parameters: what notebook 08 and
+`companion.launch` run.
 
-Every run is that of `runs.run_start`; this file turns literals, as YAML and papermill hand them over, into options, states the
-memory a run will take before it starts, and refuses one that does not fit. Finished records are read, not repeated.
+Every run is that of `runs.run_start`; this file turns literals, as YAML and papermill hand them
+over, into options, states the memory a run will take before it starts, and refuses one that does
+not fit. Finished records are read, not repeated.
 """
 
 from __future__ import annotations
@@ -19,47 +21,104 @@ from plantlib.utils.distributed import is_main, main_first
 
 
 def backbone_grid(
-    dataset: str, backbones: list[str], *, tuning: str = "lora", starts=("random", "l2r", "lookup"), seeds=(0,), tokens=128,
-    window: int | None = None, overlap: int = 0, epochs: int = 4, batch_size: int = 16, accumulation: int = 1,
-    lr_backbone: float = 2e-4, dtype: str = "float32", quantise: bool = False, gradient_checkpointing: bool = False,
-    lora_r: int = 16, lora_alpha: int = 32, lora_dropout: float = 0.05,
-    lora_targets: list[str] | None = None, trust_remote_code: bool = False, label_space: str = "seen",
-    train_documents: int | None = None, dev_documents: int | None = None, test_documents: int | None = None,
-    results: str | Path = "results/runs", root: str | Path | None = None, notebook: str | None = "08_backbones",
+    dataset: str,
+    backbones: list[str],
+    *,
+    tuning: str = "lora",
+    starts=("random", "l2r", "lookup"),
+    seeds=(0,),
+    tokens=128,
+    window: int | None = None,
+    overlap: int = 0,
+    epochs: int = 4,
+    batch_size: int = 16,
+    accumulation: int = 1,
+    lr_backbone: float = 2e-4,
+    dtype: str = "float32",
+    quantise: bool = False,
+    gradient_checkpointing: bool = False,
+    lora_r: int = 16,
+    lora_alpha: int = 32,
+    lora_dropout: float = 0.05,
+    lora_targets: list[str] | None = None,
+    trust_remote_code: bool = False,
+    label_space: str = "seen",
+    train_documents: int | None = None,
+    dev_documents: int | None = None,
+    test_documents: int | None = None,
+    results: str | Path = "results/runs",
+    root: str | Path | None = None,
+    notebook: str | None = "08_backbones",
     progress: bool = True,
-) -> list[RunRecord]:  # fmt: skip
-    """Run the grid and return its records, backbone by backbone; see `prepare`, `TrainConfig` and `BackboneOptions`.
+) -> list[RunRecord]:
+    """Run the grid and return its records, backbone by backbone; see `prepare`, `TrainConfig` and
+    `BackboneOptions`.
 
-    Raises MemoryExceeded before any long work when a backbone does not fit into the memory of the device.
+    Raises MemoryExceeded before any long work when a backbone does not fit into the memory of the
+    device.
     """
     config = RunConfig(
-        tuning=tuning, lora=LoraOptions(lora_r, lora_alpha, lora_dropout, tuple(lora_targets) if lora_targets else None),
+        tuning=tuning,
+        lora=LoraOptions(
+            lora_r, lora_alpha, lora_dropout, tuple(lora_targets) if lora_targets else None
+        ),
         backbone=BackboneOptions(dtype, 0.0, quantise, gradient_checkpointing),
-        train=TrainConfig(epochs=epochs, batch_size=batch_size, accumulation=accumulation, lr_backbone=lr_backbone),
-    )  # fmt: skip
-    caps = {"train_documents": train_documents, "dev_documents": dev_documents, "test_documents": test_documents}
-    options = {"max_tokens": tokens, "window": window, "overlap": overlap, "root": root, "progress": progress} | caps
+        train=TrainConfig(
+            epochs=epochs, batch_size=batch_size, accumulation=accumulation, lr_backbone=lr_backbone
+        ),
+    )
+    caps = {
+        "train_documents": train_documents,
+        "dev_documents": dev_documents,
+        "test_documents": test_documents,
+    }
+    options = {
+        "max_tokens": tokens,
+        "window": window,
+        "overlap": overlap,
+        "root": root,
+        "progress": progress,
+    } | caps
     options["label_space"] = label_space
     records: list[RunRecord] = []
     for name in backbones:
         with main_first():
             prepared = prepare(
-                dataset, backbone=name, frozen=tuning == "frozen", trust_remote_code=trust_remote_code, **options
+                dataset,
+                backbone=name,
+                frozen=tuning == "frozen",
+                trust_remote_code=trust_remote_code,
+                **options,
             )
         expected = expected_memory(prepared, config)
         if is_main():
             print(expected, flush=True)
         memory.check(expected, memory.available())
-        records += run_grid(prepared, starts, seeds, config=config, results=results, notebook=notebook, progress=progress)
+        records += run_grid(
+            prepared,
+            starts,
+            seeds,
+            config=config,
+            results=results,
+            notebook=notebook,
+            progress=progress,
+        )
     return records
 
 
 def expected_memory(prepared: Prepared, config: RunConfig) -> memory.Estimate:
     """What one run of `config` on this corpus will take."""
     return memory.estimate(
-        loading.config_of(prepared.backbone, prepared.trust_remote_code), num_labels=prepared.corpus.L,
-        tuning=config.tuning, lora=config.lora, dtype=config.backbone.dtype, quantise=config.backbone.quantise,
-        gradient_checkpointing=config.backbone.gradient_checkpointing, batch_size=config.train.batch_size,
-        tokens=int(prepared.tokens.lengths.max()), window=prepared.window, num_planted_cells=64 * prepared.corpus.L,
+        loading.config_of(prepared.backbone, prepared.trust_remote_code),
+        num_labels=prepared.corpus.L,
+        tuning=config.tuning,
+        lora=config.lora,
+        dtype=config.backbone.dtype,
+        quantise=config.backbone.quantise,
+        gradient_checkpointing=config.backbone.gradient_checkpointing,
+        batch_size=config.train.batch_size,
+        tokens=int(prepared.tokens.lengths.max()),
+        window=prepared.window,
+        num_planted_cells=64 * prepared.corpus.L,
         checkpointed_segments=True,
-    )  # fmt: skip
+    )

@@ -1,8 +1,10 @@
-"""What a teacher that has seen the test rows would gain: METHOD.md section 6, fault 1, measured on purpose and nowhere else.
+"""What a teacher that has seen the test rows would gain: METHOD.md section 6, fault 1, measured on
+purpose and nowhere else.
 
-The published code counts mutual information over every row of the file. Here the same run is made twice, with the teacher of
-the training rows and with the teacher of all rows, over a label space that also holds labels without a training document. The
-leaky teacher exists in this module alone and is reached by the name `leaky` alone; its records carry that word.
+The published code counts mutual information over every row of the file. Here the same run is made
+twice, with the teacher of the training rows and with the teacher of all rows, over a label space
+that also holds labels without a training document. The leaky teacher exists in this module alone
+and is reached by the name `leaky` alone; its records carry that word.
 """
 
 from __future__ import annotations
@@ -31,8 +33,6 @@ if TYPE_CHECKING:
     import pandas
 
 
-
-
 NOTEBOOK = "leak_audit"
 STARTS = ("lookup", "lookup+score")
 BUCKETS = ("zero", "few", "medium", "head")
@@ -40,7 +40,9 @@ BUCKETS = ("zero", "few", "medium", "head")
 
 @dataclass(frozen=True, eq=False)
 class EveryLabel(Prepared):
-    """A prepared corpus whose label space holds every label of its documents, those without a training document too."""
+    """A prepared corpus whose label space holds every label of its documents, those without a
+    training document too.
+    """
 
     def about(self) -> dict:
         return super().about() | {"label_space": "labels with a document in any split"}
@@ -48,7 +50,9 @@ class EveryLabel(Prepared):
 
 @dataclass(frozen=True, eq=False)
 class _Leaky(EveryLabel):
-    """The same with a teacher that counts train, dev and test rows. For the audit only; made by `leaky`."""
+    """The same with a teacher that counts train, dev and test rows. For the audit only; made by
+    `leaky`.
+    """
 
     def teacher(self, config: TeacherConfig | None = None) -> Teacher:
         config = config or TeacherConfig()
@@ -57,17 +61,29 @@ class _Leaky(EveryLabel):
 
 
 def every_label(
-    corpus: Corpus | str, *, train_documents: int | None = None, dev_documents: int | None = None,
-    test_documents: int | None = None, **options,
-) -> EveryLabel:  # fmt: skip
+    corpus: Corpus | str,
+    *,
+    train_documents: int | None = None,
+    dev_documents: int | None = None,
+    test_documents: int | None = None,
+    **options,
+) -> EveryLabel:
     """`pipeline.prepare` with the wider label space; its features are those of the usual one."""
     corpus = Corpus.load(corpus) if isinstance(corpus, str) else corpus
-    caps = {"train_documents": train_documents, "dev_documents": dev_documents, "test_documents": test_documents}
+    caps = {
+        "train_documents": train_documents,
+        "dev_documents": dev_documents,
+        "test_documents": test_documents,
+    }
     usual = prepare(corpus, **caps, **options)
     whole = corpus.labelled().with_dev().subset(train_documents, dev_documents, test_documents)
     used = np.unique(whole.labels.indices)
     whole = whole._derive("label space: labels with a document in any split", columns=used)
-    changed = {"corpus": whole, "extra_gold": np.zeros(whole.N, np.int64), "key": fingerprint_of(usual.key, "every label")}
+    changed = {
+        "corpus": whole,
+        "extra_gold": np.zeros(whole.N, np.int64),
+        "key": fingerprint_of(usual.key, "every label"),
+    }
     return EveryLabel(**usual.fields() | changed)
 
 
@@ -77,10 +93,16 @@ def leaky(prepared: EveryLabel) -> Prepared:
 
 
 def audit(
-    prepared: EveryLabel, results: str | Path, *, starts: Iterable[str] = STARTS, seeds: Iterable[int] = (0, 1, 2),
-    config: RunConfig | None = None, progress: bool = True,
-) -> list[RunRecord]:  # fmt: skip
-    """Each start and seed with the clean and with the leaky teacher; records that stand in `results` are read.
+    prepared: EveryLabel,
+    results: str | Path,
+    *,
+    starts: Iterable[str] = STARTS,
+    seeds: Iterable[int] = (0, 1, 2),
+    config: RunConfig | None = None,
+    progress: bool = True,
+) -> list[RunRecord]:
+    """Each start and seed with the clean and with the leaky teacher; records that stand in
+    `results` are read.
 
     starts: any of `planting`; `l2r` and `closed_form` are the published ways of planting MI.
     """
@@ -93,7 +115,12 @@ def audit(
         run_id = run_name(prepared, f"{side}_{start}", seed) + "-audit"
         record = runs.finished(Path(results) / f"{run_id}.json", sides[side], config.seeded(seed))
         if record is None:
-            options = {"config": config, "run_id": run_id, "notebook": NOTEBOOK, "progress": progress}
+            options = {
+                "config": config,
+                "run_id": run_id,
+                "notebook": NOTEBOOK,
+                "progress": progress,
+            }
             made, _ = runs.run_start(sides[side], start, seed, **options)
             record = replace(made, system=f"{side} {start}")
             record.save(results)
@@ -102,7 +129,9 @@ def audit(
 
 
 def gains(records: Iterable[RunRecord], metric: str = "rp@5") -> pandas.DataFrame:
-    """One row a data set, start, seed and bucket: labels' `metric` under the clean and the leaky teacher, and the gain."""
+    """One row a data set, start, seed and bucket: labels' `metric` under the clean and the leaky
+    teacher, and the gain.
+    """
     import pandas as pd
 
     found: dict[tuple, dict[str, RunRecord]] = {}
@@ -114,34 +143,58 @@ def gains(records: Iterable[RunRecord], metric: str = "rp@5") -> pandas.DataFram
     rows = []
     for (data, start, seed), pair in sorted(found.items()):
         for bucket in BUCKETS if len(pair) == 2 else ():
-            clean, tainted = (pair[side].metrics.get(f"{bucket}/{metric}") for side in ("clean", "leaky"))
+            clean, tainted = (
+                pair[side].metrics.get(f"{bucket}/{metric}") for side in ("clean", "leaky")
+            )
             if clean is not None and tainted is not None:
-                rows.append({"data": data, "start": start, "seed": seed, "bucket": bucket, "clean": clean, "leaky": tainted,
-                             "gain": tainted - clean})  # fmt: skip
+                rows.append(
+                    {
+                        "data": data,
+                        "start": start,
+                        "seed": seed,
+                        "bucket": bucket,
+                        "clean": clean,
+                        "leaky": tainted,
+                        "gain": tainted - clean,
+                    }
+                )
     return pd.DataFrame(rows)
 
 
 def paragraph(frame: pandas.DataFrame, metric: str = "RP@5") -> str:
     """What the numbers say, a data set after the other, from the frame alone."""
     if frame.empty:
-        return "No audit runs yet: `python -m companion.studies.leak_audit codiesp --train 500` makes them."
+        return (
+            "No audit runs yet: `python -m companion.studies.leak_audit codiesp --train 500` makes"
+            " them."
+        )
     parts, concluded, several = [], [], frame["data"].nunique() > 1
     for (data, start), rows in frame.groupby(["data", "start"], sort=False):
         mean = 100 * rows.groupby("bucket")[["clean", "leaky", "gain"]].mean()
-        said = [f"{b} {mean.loc[b, 'clean']:.1f} to {mean.loc[b, 'leaky']:.1f} ({_signed(mean.loc[b, 'gain'])})"
-                for b in BUCKETS if b in mean.index]  # fmt: skip
+        said = [
+            f"{b} {mean.loc[b, 'clean']:.1f} to {mean.loc[b, 'leaky']:.1f}"
+            f" ({_signed(mean.loc[b, 'gain'])})"
+            for b in BUCKETS
+            if b in mean.index
+        ]
         parts.append(f"On {data}, `{start}`, {_seeds(rows)}: {'; '.join(said)}.")
         concluded.append((f"on {data}, " if several else "") + f"`{start}` {_where(mean['gain'])}")
     return (
-        f"{metric} among the labels of a bucket, from the teacher of the training rows to the teacher of all rows, nothing "
-        f"else changed. {' '.join(parts)} What a teacher that has counted the test rows gains depends on the start: "
-        f"{'; '.join(concluded)}. Gains of this kind measure what the teacher was told, not what the model learnt."
+        f"{metric} among the labels of a bucket, from the teacher of the training rows to the"
+        f" teacher of all rows, nothing else changed. {' '.join(parts)} What a teacher that has"
+        f" counted the test rows gains depends on the start: {'; '.join(concluded)}. Gains of this"
+        " kind measure what the teacher was told, not what the model learnt."
     )
 
 
 def _where(gain: pandas.Series) -> str:
-    """Where one start gains most and where not at all; gain: points by bucket, means over its seeds alone."""
-    most, nothing = gain.idxmax(), [b for b in BUCKETS if b in gain.index and round(gain[b], 1) <= 0]
+    """Where one start gains most and where not at all; gain: points by bucket, means over its seeds
+    alone.
+    """
+    most, nothing = (
+        gain.idxmax(),
+        [b for b in BUCKETS if b in gain.index and round(gain[b], 1) <= 0],
+    )
     if most in nothing:
         return "gains nothing on labels of any bucket"
     rest = f", nothing on {' and '.join(nothing)}" if nothing else ""
@@ -160,18 +213,29 @@ def _seeds(rows: pandas.DataFrame) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """`python -m companion.studies.leak_audit codiesp --train 500`"""
-    parser = argparse.ArgumentParser(prog="python -m companion.studies.leak_audit", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m companion.studies.leak_audit", description=__doc__.split("\n")[0]
+    )
     parser.add_argument("dataset")
     parser.add_argument("--tokens", type=int, default=128)
     for split in ("train", "dev", "test"):
         parser.add_argument(f"--{split}", type=int)
-    parser.add_argument("--starts", nargs="+", default=list(STARTS), help="l2r and closed_form too: the published ways")
+    parser.add_argument(
+        "--starts",
+        nargs="+",
+        default=list(STARTS),
+        help="l2r and closed_form too: the published ways",
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--results", default="results/runs")
     options = parser.parse_args(arguments)
     caps = {f"{s}_documents": getattr(options, s) for s in ("train", "dev", "test")}
     prepared = every_label(options.dataset, max_tokens=options.tokens, **caps)
-    print(paragraph(gains(audit(prepared, options.results, starts=options.starts, seeds=options.seeds))))
+    print(
+        paragraph(
+            gains(audit(prepared, options.results, starts=options.starts, seeds=options.seeds))
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,12 @@
-"""How many documents a start needs: test metrics by number of training documents, nested subsets, one label space.
+"""How many documents a start needs: test metrics by number of training documents, nested subsets,
+one label space.
 
-The data-efficiency claim of METHOD.md section 7. Every size reads the same dev and test documents and the same hidden states;
-the teacher, the linear score and the label counts come from the subset alone, and labels that a subset has no document of stay
-in the label space. `needed` says how many documents the unplanted model takes to match a planted one. `lookup+linear` against
-`random` measures the whole start, its linear score included; the control for what planting adds to it is the row `linear`.
+The data-efficiency claim of METHOD.md section 7. Every size reads the same dev and test documents
+and the same hidden states; the teacher, the linear score and the label counts come from the subset
+alone, and labels that a subset has no document of stay in the label space. `needed` says how many
+documents the unplanted model takes to match a planted one. `lookup+linear` against `random`
+measures the whole start, its linear score included; the control for what planting adds to it is the
+row `linear`.
 
     python -m companion.studies.learning_curves codiesp --tokens 128 --steps 5
 """
@@ -34,9 +37,8 @@ if TYPE_CHECKING:
     import pandas
 
 
-
-
-NOTEBOOK = "learning_curves"  # what the records say they were made by; `report.groups` leaves them out of the main tables
+# what the records say they were made by; `report.groups` leaves them out of the main tables
+NOTEBOOK = "learning_curves"
 END = "-curve"  # of a record's id
 STARTS = ("random", "lookup", "linear", "lookup+linear")
 PEERS = ("SVM", "SVM + J")
@@ -45,7 +47,9 @@ BASELINE = "random"
 
 @dataclass(frozen=True, eq=False)
 class Fewer(Prepared):
-    """A prepared corpus with some of its training rows: tokens, features, dev, test and label space are those of the whole."""
+    """A prepared corpus with some of its training rows: tokens, features, dev, test and label space
+    are those of the whole.
+    """
 
     kept: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
 
@@ -58,30 +62,52 @@ class Fewer(Prepared):
         return self.key
 
     def about(self) -> dict:
-        return super().about() | {"label_space": "labels with a training document in the largest subset"}
+        return super().about() | {
+            "label_space": "labels with a training document in the largest subset"
+        }
 
 
 def fewer(prepared: Prepared, documents: int, seed: int = 0) -> Fewer:
-    """The first `documents` training rows in hash order, so that a smaller subset lies inside a larger one of the same seed."""
+    """The first `documents` training rows in hash order, so that a smaller subset lies inside a
+    larger one of the same seed.
+    """
     rows = prepared.rows["train"]
     if not 1 <= documents <= len(rows):
-        raise DataError(f"{documents} of {len(rows)} training documents: give a number between 1 and {len(rows)}")
+        raise DataError(
+            f"{documents} of {len(rows)} training documents: give a number between 1 and"
+            f" {len(rows)}"
+        )
     order = hash_order([prepared.corpus.ids[i] for i in rows], seed, "subset train")
-    changed = {"key": fingerprint_of(prepared.key, "fewer", documents, seed), "kept": np.sort(rows[order[:documents]])}
+    changed = {
+        "key": fingerprint_of(prepared.key, "fewer", documents, seed),
+        "kept": np.sort(rows[order[:documents]]),
+    }
     return Fewer(**prepared.fields() | changed)
 
 
 def run(
-    prepared: Prepared, results: str | Path, *, sizes: Iterable[int] | None = None, starts: Iterable[str] = STARTS,
-    seeds: Iterable[int] = (0, 1, 2), config: RunConfig | None = None, peers: bool = True, progress: bool = True,
-) -> list[RunRecord]:  # fmt: skip
-    """Every size with every start and seed, and the linear peers; a seed draws its own subsets. Finished records are read.
+    prepared: Prepared,
+    results: str | Path,
+    *,
+    sizes: Iterable[int] | None = None,
+    starts: Iterable[str] = STARTS,
+    seeds: Iterable[int] = (0, 1, 2),
+    config: RunConfig | None = None,
+    peers: bool = True,
+    progress: bool = True,
+) -> list[RunRecord]:
+    """Every size with every start and seed, and the linear peers; a seed draws its own subsets.
+    Finished records are read.
 
-    Beside starts from the linear score stands the score itself, untrained. A record of another label space (the corpus under
-    another cap) is left where it stands, see `runs.record_path`.
+    Beside starts from the linear score stands the score itself, untrained. A record of another
+    label space (the corpus under another cap) is left where it stands, see `runs.record_path`.
     """
     # one gain at every size: what is compared are sizes, and a choice among few documents is noise
-    config, results, made = config or RunConfig(other_gains=(), linear_weights=()), Path(results), []
+    config, results, made = (
+        config or RunConfig(other_gains=(), linear_weights=()),
+        Path(results),
+        [],
+    )
     sizes, starts = list(sizes or subsets.sizes(len(prepared.rows["train"]))), list(starts)
     scored = next((s for s in starts if "linear" in s.split("+")), None)
     jobs = [(size, seed, start) for size in sizes for seed in seeds for start in starts]
@@ -91,7 +117,13 @@ def run(
             path = record_path(part, start, seed, results, END)
             found = runs.finished(path, part, config.seeded(seed))
             if not found:
-                options = {"config": config, "results": results, "run_id": path.stem, "notebook": NOTEBOOK, "progress": False}
+                options = {
+                    "config": config,
+                    "results": results,
+                    "run_id": path.stem,
+                    "notebook": NOTEBOOK,
+                    "progress": False,
+                }
                 found, _ = runs.run_start(part, start, seed, **options)
             made.append(found)
             if peers and start == starts[0]:
@@ -107,7 +139,9 @@ def _untrained(part: Fewer, seed: int, results: Path, config: RunConfig) -> RunR
     path = record_path(part, peer_runs.LINEAR_SCORE, seed, results, END)
     found = RunRecord.load(path) if path.exists() else None
     if found is None or not peer_runs.same_score(found, part, replace(config.linear, seed=seed)):
-        (made,) = peer_runs.run_linear_score(part, [seed], config=config.linear, notebook=NOTEBOOK, progress=False)
+        (made,) = peer_runs.run_linear_score(
+            part, [seed], config=config.linear, notebook=NOTEBOOK, progress=False
+        )
         found = replace(made, id=path.stem)
         found.save(results)
     return found
@@ -117,7 +151,9 @@ def _peers(part: Fewer, seed: int, results: Path) -> list[RunRecord]:
     """The linear peers on one subset, read where they stand."""
     paths = {name: record_path(part, name, seed, results, END) for name in PEERS}
     found = [RunRecord.load(path) for path in paths.values() if path.exists()]
-    if len(found) == len(paths) and all(record.params.get("inputs") == part.key for record in found):
+    if len(found) == len(paths) and all(
+        record.params.get("inputs") == part.key for record in found
+    ):
         return found
     made = []
     for record in peer_runs.run_peers(part, notebook=NOTEBOOK, progress=False):
@@ -128,11 +164,14 @@ def _peers(part: Fewer, seed: int, results: Path) -> list[RunRecord]:
     return made
 
 
-def frame(records: Iterable[RunRecord], metrics: Iterable[str] = ("ndcg@5", "p@1", "few/rp@5")) -> pandas.DataFrame:
+def frame(
+    records: Iterable[RunRecord], metrics: Iterable[str] = ("ndcg@5", "p@1", "few/rp@5")
+) -> pandas.DataFrame:
     """One row a record of a learning curve: data, system, seed, documents and metrics (fractions).
 
-    Where there are curves of a data set over several label spaces (caps) each is a data set of its own, told by its labels;
-    where one was read in several ways (tokens, backbone) each is one too, with the peers in all of them.
+    Where there are curves of a data set over several label spaces (caps) each is a data set of its
+    own, told by its labels; where one was read in several ways (tokens, backbone) each is one too,
+    with the peers in all of them.
     """
     import pandas as pd
 
@@ -145,23 +184,36 @@ def frame(records: Iterable[RunRecord], metrics: Iterable[str] = ("ndcg@5", "p@1
         name, several = names[_space(r)], readings.get(_space(r), set())
         own = {_reading(r)} if r.kind == "planted" else several
         for data in sorted(f"{name}, {reading}" for reading in own) if len(several) > 1 else [name]:
-            rows.append({"data": data, "system": r.system, "seed": r.seed, "documents": r.dataset["train"],
-                         **{m: r.metrics.get(m) for m in metrics}})  # fmt: skip
+            rows.append(
+                {
+                    "data": data,
+                    "system": r.system,
+                    "seed": r.seed,
+                    "documents": r.dataset["train"],
+                    **{m: r.metrics.get(m) for m in metrics},
+                }
+            )
     return pd.DataFrame(rows, columns=["data", "system", "seed", "documents", *metrics])
 
 
 def _space(record: RunRecord) -> tuple[str, str]:
-    """Name and fingerprint of what the subsets of a curve were drawn from: of its dev, test and label space too."""
+    """Name and fingerprint of what the subsets of a curve were drawn from: of its dev, test and
+    label space too.
+    """
     return record.dataset["name"], record.dataset["fingerprint"]
 
 
 def _names(records: list[RunRecord]) -> dict[tuple[str, str], str]:
-    """What each `_space` is called: its name; with its labels beside others of that name, and its fingerprint if as many."""
+    """What each `_space` is called: its name; with its labels beside others of that name, and its
+    fingerprint if as many.
+    """
     labels, found = {_space(r): r.dataset["labels"] for r in records}, {}
     for (name, fingerprint), count in labels.items():
         beside = [n for (other, mark), n in labels.items() if other == name and mark != fingerprint]
         told = f", {count:,} labels" if beside else ""
-        found[name, fingerprint] = name + told + (f" ({fingerprint[:6]})" if count in beside else "")
+        found[name, fingerprint] = (
+            name + told + (f" ({fingerprint[:6]})" if count in beside else "")
+        )
     return found
 
 
@@ -169,11 +221,15 @@ def _reading(record: RunRecord) -> str:
     return f"{report.tokens_of(record)} tokens, {report.backbone_of(record)}"
 
 
-def needed(table: pandas.DataFrame, metric: str = "ndcg@5", baseline: str = BASELINE) -> pandas.DataFrame:
-    """One row a data set, system and size: the documents the baseline needs for the same mean metric.
+def needed(
+    table: pandas.DataFrame, metric: str = "ndcg@5", baseline: str = BASELINE
+) -> pandas.DataFrame:
+    """One row a data set, system and size: the documents the baseline needs for the same mean
+    metric.
 
-    Between two sizes the baseline is taken to be linear in the logarithm of documents; infinite where its best is lower. What a
-    start saves is saved by all of it: of `lookup+linear` most may be its linear score's, which the row `linear` tells.
+    Between two sizes the baseline is taken to be linear in the logarithm of documents; infinite
+    where its best is lower. What a start saves is saved by all of it: of `lookup+linear` most may
+    be its linear score's, which the row `linear` tells.
     """
     import pandas as pd
 
@@ -186,8 +242,16 @@ def needed(table: pandas.DataFrame, metric: str = "ndcg@5", baseline: str = BASE
         for (system, documents), value in means.items():
             if system != baseline:
                 found = _crossing(np.log(base.index.to_numpy(float)), base.to_numpy(float), value)
-                rows.append({"data": data, "system": system, "documents": documents, metric: value, "baseline needs": found,
-                             "times as many": found / documents})  # fmt: skip
+                rows.append(
+                    {
+                        "data": data,
+                        "system": system,
+                        "documents": documents,
+                        metric: value,
+                        "baseline needs": found,
+                        "times as many": found / documents,
+                    }
+                )
     return pd.DataFrame(rows)
 
 
@@ -206,19 +270,34 @@ def _crossing(logs: np.ndarray, values: np.ndarray, wanted: float) -> float:
 def sentence(table: pandas.DataFrame, metric: str = "ndcg@5", baseline: str = BASELINE) -> str:
     """What the curves say, a data set after the other, from the frame alone."""
     if table.empty:
-        return "No learning curves yet: `python -m companion.studies.learning_curves codiesp --steps 5` makes them."
+        return (
+            "No learning curves yet: `python -m companion.studies.learning_curves codiesp --steps"
+            " 5` makes them."
+        )
     said = []
-    for (data, system), rows in needed(table, metric, baseline).groupby(["data", "system"], sort=False):
-        most = int(table[(table["data"] == data) & (table["system"] == baseline)]["documents"].max())
-        each = [f"{n:,}: " + (f"more than {most:,}" if np.isinf(x) else f"{x:,.0f}")
-                for n, x in zip(rows["documents"], rows["baseline needs"], strict=True)]  # fmt: skip
+    for (data, system), rows in needed(table, metric, baseline).groupby(
+        ["data", "system"], sort=False
+    ):
+        most = int(
+            table[(table["data"] == data) & (table["system"] == baseline)]["documents"].max()
+        )
+        each = [
+            f"{n:,}: " + (f"more than {most:,}" if np.isinf(x) else f"{x:,.0f}")
+            for n, x in zip(rows["documents"], rows["baseline needs"], strict=True)
+        ]
         said.append(f"{data}, `{system}`: " + ", ".join(each))
-    return f"Documents that `{baseline}` needs to reach the {metric} of a system at a size. " + "; ".join(said) + "."
+    return (
+        f"Documents that `{baseline}` needs to reach the {metric} of a system at a size. "
+        + "; ".join(said)
+        + "."
+    )
 
 
 def main(arguments: list[str] | None = None) -> None:
     """`python -m companion.studies.learning_curves codiesp --tokens 128`"""
-    parser = argparse.ArgumentParser(prog="python -m companion.studies.learning_curves", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m companion.studies.learning_curves", description=__doc__.split("\n")[0]
+    )
     parser.add_argument("dataset")
     parser.add_argument("--tokens", type=int, default=128)
     for split in ("train", "dev", "test"):

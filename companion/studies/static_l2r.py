@@ -1,4 +1,6 @@
-"""How well the static L2R model ranks tokens, measured on a corpus: `python -m companion.studies.static_l2r`."""
+"""How well the static L2R model ranks tokens, measured on a corpus: `python -m
+companion.studies.static_l2r`.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +21,12 @@ from plantlib.training.records import environment
 from plantlib.utils.io import read_json, write_json
 
 
-def measure(name: str, config: StaticConfig = StaticConfig(), progress: bool = True) -> tuple[StaticL2R, dict]:
-    """(model, what results/static_l2r.json says of it): words of the training documents of a corpus, whole."""
+def measure(
+    name: str, config: StaticConfig = StaticConfig(), progress: bool = True
+) -> tuple[StaticL2R, dict]:
+    """(model, what results/static_l2r.json says of it): words of the training documents of a
+    corpus, whole.
+    """
 
     corpus = Corpus.load(name).labelled().with_dev().seen_in_train()
     rows = corpus.rows("train")
@@ -28,24 +34,44 @@ def measure(name: str, config: StaticConfig = StaticConfig(), progress: bool = T
     began, cpu = time.perf_counter(), time.process_time()
     names = corpus.label_names
     model = pretrain(
-        found.counts, corpus.labels[rows], label_names=names, tokens=found.names, config=config, progress=progress
+        found.counts,
+        corpus.labels[rows],
+        label_names=names,
+        tokens=found.names,
+        config=config,
+        progress=progress,
     )
     about = {
-        "fingerprint": corpus.fingerprint(), "documents": len(rows), "tokens": len(found.names), "labels": len(names),
-        "protocol": "by token: no grade of a held-out token is shown, every label ranks all held-out tokens",
-        "quality": model.quality, "config": asdict(config), "seconds": round(time.perf_counter() - began, 1),
+        "fingerprint": corpus.fingerprint(),
+        "documents": len(rows),
+        "tokens": len(found.names),
+        "labels": len(names),
+        "protocol": (
+            "by token: no grade of a held-out token is shown, every label ranks all held-out tokens"
+        ),
+        "quality": model.quality,
+        "config": asdict(config),
+        "seconds": round(time.perf_counter() - began, 1),
         "cpu_seconds": round(time.process_time() - cpu, 1),
-    }  # fmt: skip
+    }
     return model, about
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """`python -m plantlib.planting.static_l2r codiesp eurlex57k --out results/static_l2r.json`: adds to what the file holds."""
+    """`python -m plantlib.planting.static_l2r codiesp eurlex57k --out results/static_l2r.json`:
+    adds to what the file holds.
+    """
 
-    parser = argparse.ArgumentParser(prog="python -m plantlib.planting.static_l2r", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m plantlib.planting.static_l2r", description=__doc__.split("\n")[0]
+    )
     parser.add_argument("datasets", nargs="+", help="known names or saved corpus folders")
-    parser.add_argument("--out", default="results/static_l2r.json", help="JSON that receives one entry a data set")
-    parser.add_argument("--save", help="folder that receives the models, one safetensors file a data set")
+    parser.add_argument(
+        "--out", default="results/static_l2r.json", help="JSON that receives one entry a data set"
+    )
+    parser.add_argument(
+        "--save", help="folder that receives the models, one safetensors file a data set"
+    )
     parser.add_argument("--dim", type=int, default=StaticConfig.dim)
     parser.add_argument("--loss", default=StaticConfig.loss, choices=sorted(ranking.LOSSES))
     parser.add_argument("--epochs", type=int, default=StaticConfig.epochs)

@@ -1,8 +1,9 @@
-"""The first version's runs from plain parameters: AWD-LSTMs of a corpus's own text, `v1` and each ingredient off, the ensemble.
+"""The first version's runs from plain parameters: AWD-LSTMs of a corpus's own text, `v1` and each
+ingredient off, the ensemble.
 
-Realises METHOD.md section 4 as notebook 09 and `runs/awd-*.yaml` ask for it. The published PLANT stands on four ingredients; a
-row of `ABLATIONS` takes one away and leaves parameters, data order and budget as they are. Language models and finished records
-are read, not made again.
+Realises METHOD.md section 4 as notebook 09 and `runs/awd-*.yaml` ask for it. The published PLANT
+stands on four ingredients; a row of `ABLATIONS` takes one away and leaves parameters, data order
+and budget as they are. Language models and finished records are read, not made again.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from plantlib.utils.distributed import is_main, main_first
 from plantlib.utils.io import fingerprint_of, read_json, write_json
 from plantlib.utils.progress import tqdm
 
-# system of the record -> (start, what is changed of the run); "stateful" takes the running state away, or puts it in
+# system of the record -> (start, what is changed of the run); "stateful" takes the running state
+# away, or puts it in
 ABLATIONS = {
     "v1": ("v1", {}),
     "random": ("random", {}),
@@ -49,12 +51,20 @@ SYSTEMS = ABLATIONS | VARIANTS
 
 
 def language_model(
-    corpus: Corpus, direction: str, config: PretrainConfig, root: str | Path | None = None, progress: bool = True
+    corpus: Corpus,
+    direction: str,
+    config: PretrainConfig,
+    root: str | Path | None = None,
+    progress: bool = True,
 ) -> tuple[str, dict]:
-    """(folder, what pretraining found) of one direction; both directions share the tokenizer of the same text."""
+    """(folder, what pretraining found) of one direction; both directions share the tokenizer of the
+    same text.
+    """
     config = replace(config, direction=direction)
     key = fingerprint_of(corpus.fingerprint(), asdict(config))
-    folder = artefacts(privacy.artefacts_root(corpus, root)) / "awd" / f"{corpus.name}-{direction}-{key}"
+    folder = (
+        artefacts(privacy.artefacts_root(corpus, root)) / "awd" / f"{corpus.name}-{direction}-{key}"
+    )
     with main_first():
         if not (folder / "pretraining.json").exists():
             folder.parent.mkdir(parents=True, exist_ok=True)
@@ -69,7 +79,9 @@ def changed(config: RunConfig, changes: dict) -> RunConfig:
     v1 = {k: v for k, v in changes.items() if k in ("contexts", "l2r_from")}
     config = replace(config, start=replace(config.start, **start), v1=replace(config.v1, **v1))
     if "keep" in changes:
-        config = replace(config, keep=changes["keep"], train=replace(config.train, keep_from=None, keep_epochs=0))
+        config = replace(
+            config, keep=changes["keep"], train=replace(config.train, keep_from=None, keep_epochs=0)
+        )
     if changes.get("stateful"):
         other = "v1" if config.v1.stateful == "exact" else "exact"
         config = replace(config, v1=replace(config.v1, stateful=other))
@@ -77,18 +89,31 @@ def changed(config: RunConfig, changes: dict) -> RunConfig:
 
 
 def run_system(
-    prepared: Prepared, system: str, seed: int, config: RunConfig, *, results: str | Path, notebook: str | None = None,
-    again: bool = False, progress: bool = True,
-) -> tuple[RunRecord, object]:  # fmt: skip
-    """One row of SYSTEMS as a record of that name; (record, None) where it is finished already, unless `again`."""
+    prepared: Prepared,
+    system: str,
+    seed: int,
+    config: RunConfig,
+    *,
+    results: str | Path,
+    notebook: str | None = None,
+    again: bool = False,
+    progress: bool = True,
+) -> tuple[RunRecord, object]:
+    """One row of SYSTEMS as a record of that name; (record, None) where it is finished already,
+    unless `again`.
+    """
     if system not in SYSTEMS:
         raise ValueError(f"system {system!r} is not known; use {', '.join(SYSTEMS)}")
     start, changes = SYSTEMS[system]
     config, run_id = changed(config, changes), run_name(prepared, system, seed, config.tuning)
-    found = None if again else finished(Path(results) / f"{run_id}.json", prepared, config.seeded(seed))
+    found = (
+        None if again else finished(Path(results) / f"{run_id}.json", prepared, config.seeded(seed))
+    )
     if found:
         return found, None
-    record, model = run_start(prepared, start, seed, config=config, run_id=run_id, notebook=notebook, progress=progress)
+    record, model = run_start(
+        prepared, start, seed, config=config, run_id=run_id, notebook=notebook, progress=progress
+    )
     model.record = replace(record, system=system)
     if is_main():
         model.record.save(results)
@@ -96,32 +121,76 @@ def run_system(
 
 
 def awd_grid(
-    dataset: str, *, systems=tuple(ABLATIONS), directions=("forward",), seeds=(0,), tokens: int | None = 256,
-    window: int | None = None, hidden_size: int = 400, lstm_size: int = 1152, layers: int = 3, vocabulary: int = 30000,
-    lm_epochs: int = 5, lm_rows: int = 16, lm_learning_rate: float = 3e-3, tuning: str = "full", epochs: int = 6,
-    batch_size: int = 16, stages=("head", "last 1", "all"), schedule: str = "one_cycle", layer_decay: float = 2.6,
-    lr_backbone: float = 1e-3, lm_weight: float = 0.0, contexts: str = "mixed", l2r_from: str = "read", stateful: str = "exact",
-    keep: int | None = 64, keep_from: int | None = None, keep_epochs: int = 0, dim: int = 400,
-    train_documents: int | None = None, dev_documents: int | None = None, test_documents: int | None = None,
-    results: str | Path = "results/runs", root: str | Path | None = None, notebook: str | None = "09_awd_lstm",
+    dataset: str,
+    *,
+    systems=tuple(ABLATIONS),
+    directions=("forward",),
+    seeds=(0,),
+    tokens: int | None = 256,
+    window: int | None = None,
+    hidden_size: int = 400,
+    lstm_size: int = 1152,
+    layers: int = 3,
+    vocabulary: int = 30000,
+    lm_epochs: int = 5,
+    lm_rows: int = 16,
+    lm_learning_rate: float = 3e-3,
+    tuning: str = "full",
+    epochs: int = 6,
+    batch_size: int = 16,
+    stages=("head", "last 1", "all"),
+    schedule: str = "one_cycle",
+    layer_decay: float = 2.6,
+    lr_backbone: float = 1e-3,
+    lm_weight: float = 0.0,
+    contexts: str = "mixed",
+    l2r_from: str = "read",
+    stateful: str = "exact",
+    keep: int | None = 64,
+    keep_from: int | None = None,
+    keep_epochs: int = 0,
+    dim: int = 400,
+    train_documents: int | None = None,
+    dev_documents: int | None = None,
+    test_documents: int | None = None,
+    results: str | Path = "results/runs",
+    root: str | Path | None = None,
+    notebook: str | None = "09_awd_lstm",
     progress: bool = True,
-) -> tuple[list[RunRecord], list[dict]]:  # fmt: skip
-    """(records, what each language model found); with two directions the sum of both is a record of every system and seed."""
+) -> tuple[list[RunRecord], list[dict]]:
+    """(records, what each language model found); with two directions the sum of both is a record of
+    every system and seed.
+    """
     unknown = [system for system in systems if system not in SYSTEMS]
     if unknown:
         raise ValueError(f"system {unknown[0]!r} is not known; use {', '.join(SYSTEMS)}")
     sizes = {"hidden_size": hidden_size, "lstm_size": lstm_size, "num_hidden_layers": layers}
     pretraining = PretrainConfig(
-        epochs=lm_epochs, rows=lm_rows, learning_rate=lm_learning_rate, vocabulary=vocabulary, sizes=sizes
+        epochs=lm_epochs,
+        rows=lm_rows,
+        learning_rate=lm_learning_rate,
+        vocabulary=vocabulary,
+        sizes=sizes,
     )
     config = RunConfig(
-        start=StartConfig(), keep=keep, tuning=tuning, static=StaticConfig(dim=dim), backbone=BackboneOptions(dropout=None),
+        start=StartConfig(),
+        keep=keep,
+        tuning=tuning,
+        static=StaticConfig(dim=dim),
+        backbone=BackboneOptions(dropout=None),
         v1=V1Config(contexts=contexts, l2r_from=l2r_from, stateful=stateful, l2r_table=True),
         train=TrainConfig(
-            epochs=epochs, batch_size=batch_size, stages=tuple(stages) if tuning == "full" else (), schedule=schedule,
-            layer_decay=layer_decay, lr_backbone=lr_backbone, lm_weight=lm_weight, keep_from=keep_from, keep_epochs=keep_epochs,
+            epochs=epochs,
+            batch_size=batch_size,
+            stages=tuple(stages) if tuning == "full" else (),
+            schedule=schedule,
+            layer_decay=layer_decay,
+            lr_backbone=lr_backbone,
+            lm_weight=lm_weight,
+            keep_from=keep_from,
+            keep_epochs=keep_epochs,
         ),
-    )  # fmt: skip
+    )
     caps = {"train": train_documents, "dev": dev_documents, "test": test_documents}
     corpus = Corpus.load(dataset).with_dev().subset(**caps)
     models, ready = [], {}
@@ -129,11 +198,20 @@ def awd_grid(
         folder, found = language_model(corpus, direction, pretraining, root, progress)
         models.append({"direction": direction, "model": Path(folder).name} | found)
         ready[direction] = prepare(
-            dataset, backbone=folder, max_tokens=tokens, window=window, frozen=tuning == "frozen", root=root, progress=progress,
+            dataset,
+            backbone=folder,
+            max_tokens=tokens,
+            window=window,
+            frozen=tuning == "frozen",
+            root=root,
+            progress=progress,
             **{f"{split}_documents": cap for split, cap in caps.items()},
-        )  # fmt: skip
-    # beside the records; a lesson's temporary folder keeps none, a credentialed corpus none outside the data folder
-    if Path(results).name == "runs" and (privacy.inside_data(results) or not privacy.is_credentialed(corpus)):
+        )
+    # beside the records; a lesson's temporary folder keeps none, a credentialed corpus none outside
+    # the data folder
+    if Path(results).name == "runs" and (
+        privacy.inside_data(results) or not privacy.is_credentialed(corpus)
+    ):
         path = Path(results).parent / f"awd-pretraining-{corpus.name}.json"
         told = {m["model"]: {k: v for k, v in m.items() if k != "model"} for m in models}
         write_json(path, (read_json(path) if path.exists() else {}) | told)
@@ -144,10 +222,16 @@ def awd_grid(
     return records, models
 
 
-def _both(ready: dict[str, Prepared], system: str, seed: int, config: RunConfig, results: Path, notebook) -> list[RunRecord]:
-    """Records of every direction and, of two, of their sum; directions are trained again where the sum alone is missing."""
+def _both(
+    ready: dict[str, Prepared], system: str, seed: int, config: RunConfig, results: Path, notebook
+) -> list[RunRecord]:
+    """Records of every direction and, of two, of their sum; directions are trained again where the
+    sum alone is missing.
+    """
     options = {"results": results, "notebook": notebook, "progress": False}
-    made = {d: run_system(prepared, system, seed, config, **options) for d, prepared in ready.items()}
+    made = {
+        d: run_system(prepared, system, seed, config, **options) for d, prepared in ready.items()
+    }
     records = [record for record, _ in made.values()]
     if len(ready) < 2:
         return records
@@ -157,7 +241,11 @@ def _both(ready: dict[str, Prepared], system: str, seed: int, config: RunConfig,
         # sums of before members were named by their parameters do not say
         if found.params.get("made_of", wanted) == wanted:
             return [*records, found]
-    made = {d: found if found[1] is not None else run_system(ready[d], system, seed, config, again=True, **options)
-            for d, found in made.items()}  # fmt: skip
+    made = {
+        d: found
+        if found[1] is not None
+        else run_system(ready[d], system, seed, config, again=True, **options)
+        for d, found in made.items()
+    }
     members = [(ready[d], model) for d, (_, model) in made.items()]
     return [*records, run_ensemble(members, results=results, notebook=notebook)[0]]

@@ -1,7 +1,9 @@
-"""LoRA on any backbone: which layers by architecture, wrapping, and adapters saved as adapters (peft's own format).
+"""LoRA on any backbone: which layers by architecture, wrapping, and adapters saved as adapters
+(peft's own format).
 
-Realises METHOD.md section 4's "LoRA r 16, alpha 32, dropout .05" and its list of targets. Silent partial matches are an error:
-every listed target must match a linear layer, and what must stay frozen (DeepSeek's router and experts) is never matched.
+Realises METHOD.md section 4's "LoRA r 16, alpha 32, dropout .05" and its list of targets. Silent
+partial matches are an error: every listed target must match a linear layer, and what must stay
+frozen (DeepSeek's router and experts) is never matched.
 """
 
 from __future__ import annotations
@@ -30,16 +32,24 @@ def check_tuning(tuning: str, quantise: bool) -> None:
     if tuning not in TUNINGS:
         raise ValueError(f"tuning={tuning!r} is not known; use one of {', '.join(TUNINGS)}")
     if tuning == "full" and quantise:
-        raise ValueError("4-bit weights cannot be trained in full; use tuning='lora', or quantise=False")
+        raise ValueError(
+            "4-bit weights cannot be trained in full; use tuning='lora', or quantise=False"
+        )
 
 
-def open_backbone(model, prepared, tuning: str, lora: LoraOptions, options: BackboneOptions) -> None:
-    """Attach the backbone of `prepared`: "lora" adds adapters and freezes the rest, "full" trains all, "frozen" nothing."""
+def open_backbone(
+    model, prepared, tuning: str, lora: LoraOptions, options: BackboneOptions
+) -> None:
+    """Attach the backbone of `prepared`: "lora" adds adapters and freezes the rest, "full" trains
+    all, "frozen" nothing.
+    """
     check_tuning(tuning, options.quantise)
     backbone = prepared.load_backbone(
-        dtype=options.dtype, dropout=options.dropout, quantise=options.quantise,
+        dtype=options.dtype,
+        dropout=options.dropout,
+        quantise=options.quantise,
         gradient_checkpointing=options.gradient_checkpointing and tuning != "frozen",
-    )  # fmt: skip
+    )
     model.attach_backbone(backbone)
     model.backbone.requires_grad_(tuning == "full")
     if tuning == "lora":
@@ -51,20 +61,39 @@ def trained_parameters(model) -> dict[str, int]:
     trained = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
     backbone = sum(n for name, n in trained.items() if name.startswith("backbone."))
     total = sum(p.numel() for p in model.parameters())
-    return {"trained_parameters": sum(trained.values()), "trained_in_backbone": backbone, "parameters": total}
+    return {
+        "trained_parameters": sum(trained.values()),
+        "trained_in_backbone": backbone,
+        "parameters": total,
+    }
 
 
 CONFIGURATION, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 
-# a list of targets by `config.model_type`; every one of them must match, `lora_targets` refuses otherwise
+# a list of targets by `config.model_type`; every one of them must match, `lora_targets` refuses
+# otherwise
 LORA_TARGETS: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(("mistral", "llama", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "olmo2", "smollm3"), ATTENTION),
+    **dict.fromkeys(
+        (
+            "mistral",
+            "llama",
+            "qwen2",
+            "qwen3",
+            "gemma",
+            "gemma2",
+            "gemma3_text",
+            "olmo2",
+            "smollm3",
+        ),
+        ATTENTION,
+    ),
     "phi3": ("qkv_proj", "o_proj"),
     "deepseek_v3": ("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"),
     **dict.fromkeys(
-        ("bert", "roberta", "xlm-roberta", "camembert", "electra"), ("query", "key", "value", "output.dense")
+        ("bert", "roberta", "xlm-roberta", "camembert", "electra"),
+        ("query", "key", "value", "output.dense"),
     ),
     "distilbert": ("q_lin", "k_lin", "v_lin", "out_lin"),
 }
@@ -81,7 +110,10 @@ class LoraOptions:
 
     def __post_init__(self):
         if self.r < 1 or not 0 <= self.dropout < 1:
-            raise ValueError(f"r={self.r}, dropout={self.dropout}: give a rank of at least 1 and a dropout in [0, 1)")
+            raise ValueError(
+                f"r={self.r}, dropout={self.dropout}: give a rank of at least 1 and a dropout in"
+                " [0, 1)"
+            )
 
 
 def linear_layers(model) -> list[str]:
@@ -95,7 +127,9 @@ def is_target(name: str, target: str) -> bool:
 
 
 def lora_targets(model, wanted: tuple[str, ...] | None = None) -> list[str]:
-    """LoRA target names for `model`; raises ValueError with the model's linear layers when one of them matches nothing."""
+    """LoRA target names for `model`; raises ValueError with the model's linear layers when one of
+    them matches nothing.
+    """
     kind = model.config.model_type
     targets = list(wanted or LORA_TARGETS.get(kind, ()))
     if not wanted and kind == "deepseek_v3" and getattr(model.config, "q_lora_rank", None) is None:
@@ -105,8 +139,9 @@ def lora_targets(model, wanted: tuple[str, ...] | None = None) -> list[str]:
     if not targets or missing:
         known = ", ".join(LORA_TARGETS)
         raise ValueError(
-            f"no LoRA targets for {kind!r}: {'unmatched ' + ', '.join(missing) if missing else 'known are ' + known}; "
-            f"pass targets from its linear layers: {', '.join(linear_layers(model))}"
+            f"no LoRA targets for {kind!r}:"
+            f" {'unmatched ' + ', '.join(missing) if missing else 'known are ' + known}; pass"
+            f" targets from its linear layers: {', '.join(linear_layers(model))}"
         )
     return targets
 
@@ -122,9 +157,11 @@ def add_lora(model, options: LoraOptions = LoraOptions()):
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(
-        r=options.r, lora_alpha=options.alpha, lora_dropout=options.dropout,
+        r=options.r,
+        lora_alpha=options.alpha,
+        lora_dropout=options.dropout,
         target_modules=lora_targets(model, options.targets),
-    )  # fmt: skip
+    )
     with warnings.catch_warnings():
         # peft asks transformers for a name that is being renamed; nothing a user could act on
         warnings.simplefilter("ignore", FutureWarning)
@@ -137,7 +174,9 @@ def is_adapted(model) -> bool:
 
 
 def save_adapter(model, folder: str | Path) -> None:
-    """Write adapter_model.safetensors and adapter_config.json, as peft does: loadable without this library."""
+    """Write adapter_model.safetensors and adapter_config.json, as peft does: loadable without this
+    library.
+    """
     model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
     # peft adds an empty form of a model card; ours is written from the run's record
     (Path(folder) / "README.md").unlink(missing_ok=True)
@@ -152,7 +191,10 @@ def base_of(folder: str | Path) -> str:
     """Name or path of the backbone that an adapter folder belongs to."""
     named = read_json(Path(folder).expanduser() / CONFIGURATION)["base_model_name_or_path"]
     if not named:
-        raise ValueError(f"{folder}/{CONFIGURATION} names no base_model_name_or_path; write the backbone's name into it")
+        raise ValueError(
+            f"{folder}/{CONFIGURATION} names no base_model_name_or_path; write the backbone's name"
+            " into it"
+        )
     return named
 
 
@@ -161,9 +203,13 @@ def load_adapter(model, folder: str | Path, *, trainable: bool = False):
     from peft import PeftModel
 
     if not holds_adapter(folder):
-        raise ValueError(f"{folder} has no adapter_config.json; give a folder written by save_adapter or peft")
+        raise ValueError(
+            f"{folder} has no adapter_config.json; give a folder written by save_adapter or peft"
+        )
     if not (Path(folder) / WEIGHTS).exists():
-        raise ValueError(f"{folder} has no adapter_model.safetensors; adapters are read from safetensors alone")
+        raise ValueError(
+            f"{folder} has no adapter_model.safetensors; adapters are read from safetensors alone"
+        )
     with warnings.catch_warnings():
         # a file whose names do not match only warns; here it is an error, below
         warnings.simplefilter("ignore")
@@ -173,7 +219,9 @@ def load_adapter(model, folder: str | Path, *, trainable: bool = False):
 
 
 def _check_names(adapted, folder: str | Path) -> None:
-    """ValueError when the file's names are not the model's: an adapter of a whole causal LM has one more part in each."""
+    """ValueError when the file's names are not the model's: an adapter of a whole causal LM has one
+    more part in each.
+    """
     from peft import get_peft_model_state_dict
     from safetensors import safe_open
 
@@ -183,6 +231,7 @@ def _check_names(adapted, folder: str | Path) -> None:
     if found != wanted:
         first = sorted(found ^ wanted)[0]
         raise ValueError(
-            f"the adapter in {folder} has {len(found)} tensors, this backbone takes {len(wanted)}; first difference {first!r}; "
-            "adapt the backbone itself (AutoModel), not a model with a head around it"
+            f"the adapter in {folder} has {len(found)} tensors, this backbone takes {len(wanted)};"
+            f" first difference {first!r}; adapt the backbone itself (AutoModel), not a model with"
+            " a head around it"
         )

@@ -1,10 +1,13 @@
-"""AWD-LSTM: the encoder of the first published PLANT, as a Hugging Face model that is saved and loaded like any backbone.
+"""AWD-LSTM: the encoder of the first published PLANT, as a Hugging Face model that is saved and
+loaded like any backbone.
 
-Realises METHOD.md section 4, "v1 encoder" (Merity et al. 2018): embedding 400, three LSTM layers of 1,152, the last of
-embedding size so that the language model's decoder is tied; weight drop on the recurrent matrices, embedding dropout by word,
-variational dropout between layers. The dropped matrix is a function of the weight, made anew each forward pass and handed to
-the fused LSTM, so that cuDNN, autocast and recomputation see plain tensors. The state can be carried from segment to segment.
-`direction="backward"` reads every text from its end. Pretraining is in `awd_pretraining.py`.
+Realises METHOD.md section 4, "v1 encoder" (Merity et al. 2018): embedding 400, three LSTM layers of
+1,152, the last of embedding size so that the language model's decoder is tied; weight drop on the
+recurrent matrices, embedding dropout by word, variational dropout between layers. The dropped
+matrix is a function of the weight, made anew each forward pass and handed to the fused LSTM, so
+that cuDNN, autocast and recomputation see plain tensors. The state can be carried from segment to
+segment. `direction="backward"` reads every text from its end. Pretraining is in
+`awd_pretraining.py`.
 """
 
 from __future__ import annotations
@@ -16,7 +19,13 @@ import torch
 from huggingface_hub.dataclasses import strict
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.utils import ModelOutput
 
 DIRECTIONS = ("forward", "backward")
@@ -24,7 +33,9 @@ DIRECTIONS = ("forward", "backward")
 
 @strict
 class AwdLstmConfig(PreTrainedConfig):
-    """Sizes and dropout rates. hidden_size D is that of embeddings and of the last layer, lstm_size of the layers between."""
+    """Sizes and dropout rates. hidden_size D is that of embeddings and of the last layer, lstm_size
+    of the layers between.
+    """
 
     model_type = "awd_lstm"
 
@@ -44,7 +55,9 @@ class AwdLstmConfig(PreTrainedConfig):
 
 @dataclass
 class AwdLstmOutput(ModelOutput):
-    """last_hidden_state (B, T, D); state: (h, c) a layer, (1, B, size), after the last real token; the LM's loss and logits."""
+    """last_hidden_state (B, T, D); state: (h, c) a layer, (1, B, size), after the last real token;
+    the LM's loss and logits.
+    """
 
     last_hidden_state: torch.Tensor | None = None
     state: tuple | None = None
@@ -65,12 +78,21 @@ class AwdLstmModel(PreTrainedModel):
         super().__init__(config)
         check_direction(config.direction)
         check_rates(config)
-        self.gradient_checkpointing = False  # set by `activation_checkpointing_enable`: layers run again in the backward pass
+        # set by `activation_checkpointing_enable`: layers run again in the backward pass
+        self.gradient_checkpointing = False
         # what `windows` asks: where a token's context lies
         self.is_causal = config.direction == "forward"
-        self.embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
-        sizes = [config.hidden_size, *[config.lstm_size] * (config.num_hidden_layers - 1), config.hidden_size]
-        self.layers = nn.ModuleList(nn.LSTM(a, b, batch_first=True) for a, b in zip(sizes[:-1], sizes[1:], strict=True))
+        self.embeddings = nn.Embedding(
+            config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id
+        )
+        sizes = [
+            config.hidden_size,
+            *[config.lstm_size] * (config.num_hidden_layers - 1),
+            config.hidden_size,
+        ]
+        self.layers = nn.ModuleList(
+            nn.LSTM(a, b, batch_first=True) for a, b in zip(sizes[:-1], sizes[1:], strict=True)
+        )
         self.post_init()
 
     def _init_weights(self, module) -> None:
@@ -90,20 +112,36 @@ class AwdLstmModel(PreTrainedModel):
         self.embeddings = value
 
     def forward(self, input_ids, attention_mask=None, state=None, **_) -> AwdLstmOutput:
-        """input_ids (B, T), attention_mask (B, T) true on real tokens, on the left of each row; state of an earlier segment."""
+        """input_ids (B, T), attention_mask (B, T) true on real tokens, on the left of each row;
+        state of an earlier segment.
+        """
         lengths = _lengths(input_ids, attention_mask)
         if self.config.direction == "backward":
             input_ids = reverse(input_ids, lengths)
         config, training = self.config, self.training
-        x = word_dropout(self.embeddings(input_ids), input_ids, config.vocab_size, config.embedding_dropout, training)
+        x = word_dropout(
+            self.embeddings(input_ids),
+            input_ids,
+            config.vocab_size,
+            config.embedding_dropout,
+            training,
+        )
         x, states = variational_dropout(x, config.input_dropout, training), []
         again = self.gradient_checkpointing and training and torch.is_grad_enabled()
         run = partial(self._gradient_checkpointing_func, _run) if again else _run
         for i, layer in enumerate(self.layers):
-            x, after = run(layer, x, lengths, None if state is None else state[i], config.weight_dropout if training else 0.0)
+            x, after = run(
+                layer,
+                x,
+                lengths,
+                None if state is None else state[i],
+                config.weight_dropout if training else 0.0,
+            )
             states.append(after)
             last = i == len(self.layers) - 1
-            x = variational_dropout(x, config.output_dropout if last else config.hidden_dropout, training)
+            x = variational_dropout(
+                x, config.output_dropout if last else config.hidden_dropout, training
+            )
         if self.config.direction == "backward":
             x = reverse(x, lengths)
         return AwdLstmOutput(last_hidden_state=x, state=tuple(states))
@@ -131,17 +169,31 @@ class AwdLstmForCausalLM(PreTrainedModel):
     def get_output_embeddings(self) -> nn.Linear:
         return self.decoder
 
-    def forward(self, input_ids, attention_mask=None, labels=None, state=None, **_) -> AwdLstmOutput:
-        """labels (B, T): the token to be named at each place, already shifted by one; -100 is not asked."""
+    def forward(
+        self, input_ids, attention_mask=None, labels=None, state=None, **_
+    ) -> AwdLstmOutput:
+        """labels (B, T): the token to be named at each place, already shifted by one; -100 is not
+        asked.
+        """
         output = self.encoder(input_ids, attention_mask, state)
         logits = self.decoder(output.last_hidden_state)
-        loss = None if labels is None else nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
+        loss = (
+            None
+            if labels is None
+            else nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
+        )
         return AwdLstmOutput(output.last_hidden_state, output.state, loss, logits)
 
 
 def check_rates(config: AwdLstmConfig) -> None:
     """ValueError for a dropout rate that leaves nothing."""
-    for name in ("embedding_dropout", "input_dropout", "hidden_dropout", "weight_dropout", "output_dropout"):
+    for name in (
+        "embedding_dropout",
+        "input_dropout",
+        "hidden_dropout",
+        "weight_dropout",
+        "output_dropout",
+    ):
         if not 0 <= getattr(config, name) < 1:
             raise ValueError(f"{name}={getattr(config, name)}; give a rate from 0 to below 1")
 
@@ -149,30 +201,42 @@ def check_rates(config: AwdLstmConfig) -> None:
 def check_direction(direction: str) -> None:
     """ValueError for a direction that is not known."""
     if direction not in DIRECTIONS:
-        raise ValueError(f"direction={direction!r} is not known; use one of {', '.join(DIRECTIONS)}")
+        raise ValueError(
+            f"direction={direction!r} is not known; use one of {', '.join(DIRECTIONS)}"
+        )
 
 
 def _lengths(input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
-    """(B,) real tokens a row, on the CPU; an error when padding stands on the left, which an LSTM would read."""
+    """(B,) real tokens a row, on the CPU; an error when padding stands on the left, which an LSTM
+    would read.
+    """
     if attention_mask is None:
         return torch.full((len(input_ids),), input_ids.shape[1])
     mask = attention_mask.bool()
     lengths = mask.sum(1)
-    if not bool((mask == (torch.arange(mask.shape[1], device=mask.device) < lengths[:, None])).all()):
+    if not bool(
+        (mask == (torch.arange(mask.shape[1], device=mask.device) < lengths[:, None])).all()
+    ):
         raise ValueError("an LSTM reads what is on the left of a text; pad on the right")
     return lengths.cpu()
 
 
 def reverse(x: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-    """Each row's real part from its end, padding where it was; its own inverse. x (B, T) or (B, T, D)."""
+    """Each row's real part from its end, padding where it was; its own inverse. x (B, T) or (B, T,
+    D).
+    """
     places = torch.arange(x.shape[1], device=x.device)
     lengths = lengths.to(x.device)[:, None]
     index = torch.where(places < lengths, lengths - 1 - places, places)
     return x.gather(1, index if x.dim() == 2 else index[..., None].expand_as(x))
 
 
-def word_dropout(x: torch.Tensor, input_ids: torch.Tensor, vocabulary: int, p: float, training: bool) -> torch.Tensor:
-    """Embedding dropout: a dropped word is dropped at all its places of the batch; no (V, D) copy of the matrix is made."""
+def word_dropout(
+    x: torch.Tensor, input_ids: torch.Tensor, vocabulary: int, p: float, training: bool
+) -> torch.Tensor:
+    """Embedding dropout: a dropped word is dropped at all its places of the batch; no (V, D) copy
+    of the matrix is made.
+    """
     if not training or p == 0:
         return x
     kept = (torch.rand(vocabulary, device=x.device) >= p).to(x.dtype) / (1 - p)
@@ -187,8 +251,11 @@ def variational_dropout(x: torch.Tensor, p: float, training: bool) -> torch.Tens
 
 
 def _run(layer: nn.LSTM, x: torch.Tensor, lengths: torch.Tensor, state, p: float):
-    """One layer over the real tokens, with its recurrent matrix dropped at rate p: ((B, T, size), (h, c))."""
-    # a row without tokens cannot be packed: it reads one padding token, and its state is put back below
+    """One layer over the real tokens, with its recurrent matrix dropped at rate p: ((B, T, size),
+    (h, c)).
+    """
+    # a row without tokens cannot be packed: it reads one padding token, and its state is put back
+    # below
     packed = pack_padded_sequence(x, lengths.clamp(min=1), batch_first=True, enforce_sorted=False)
     if state is None:
         state = tuple(x.new_zeros(1, len(x), layer.hidden_size) for _ in range(2))
@@ -197,9 +264,13 @@ def _run(layer: nn.LSTM, x: torch.Tensor, lengths: torch.Tensor, state, p: float
     # undropped, the weights lie in one piece, as cuDNN wants them
     recurrent = nn.functional.dropout(layer.weight_hh_l0, p) if p else layer.weight_hh_l0
     weights = [layer.weight_ih_l0, recurrent, layer.bias_ih_l0, layer.bias_hh_l0]
-    data, *after = torch._VF.lstm(packed.data, packed.batch_sizes, sorted_state, weights, True, 1, 0.0, layer.training, False)
+    data, *after = torch._VF.lstm(
+        packed.data, packed.batch_sizes, sorted_state, weights, True, 1, 0.0, layer.training, False
+    )
     out, _ = pad_packed_sequence(
-        PackedSequence(data, packed.batch_sizes, order, packed.unsorted_indices), batch_first=True, total_length=x.shape[1]
+        PackedSequence(data, packed.batch_sizes, order, packed.unsorted_indices),
+        batch_first=True,
+        total_length=x.shape[1],
     )
     after = tuple(s.index_select(1, packed.unsorted_indices) for s in after)
     empty = (lengths == 0).to(x.device)[None, :, None]

@@ -1,8 +1,10 @@
-"""Hidden states of a frozen backbone, computed once and kept on disk: float16, memory-mapped, resumable.
+"""Hidden states of a frozen backbone, computed once and kept on disk: float16, memory-mapped,
+resumable.
 
-One safetensors file a corpus and backbone, (S, D) over the packed tokens of all documents, special tokens left out. The
-header is written first and the body filled in place, so memory holds one batch. Beside it a small JSON counts what is
-done; a killed run starts again at the last finished stretch. Training a head then costs no backbone pass at all.
+One safetensors file a corpus and backbone, (S, D) over the packed tokens of all documents, special
+tokens left out. The header is written first and the body filled in place, so memory holds one
+batch. Beside it a small JSON counts what is done; a killed run starts again at the last finished
+stretch. Training a head then costs no backbone pass at all.
 """
 
 from __future__ import annotations
@@ -24,28 +26,38 @@ STRETCH = 256  # documents between two marks of progress: the most a killed run 
 
 @dataclass(frozen=True, eq=False)
 class Standard:
-    """h -> (h - shift) * scale, (D,) each: any backbone's hidden states at one spread, so that one learning rate fits all."""
+    """h -> (h - shift) * scale, (D,) each: any backbone's hidden states at one spread, so that one
+    learning rate fits all.
+    """
 
     shift: np.ndarray
     scale: np.ndarray
 
 
-def standard_of(states: np.ndarray, spread: float = 0.3, usual: tuple[float, float] = (0.1, 1.0)) -> Standard | None:
-    """None when the root mean square of `states` (S, D) is a usual one; else what brings every dimension to `spread`.
+def standard_of(
+    states: np.ndarray, spread: float = 0.3, usual: tuple[float, float] = (0.1, 1.0)
+) -> Standard | None:
+    """None when the root mean square of `states` (S, D) is a usual one; else what brings every
+    dimension to `spread`.
 
-    Sentence encoders end in vectors of unit size; a causal LM ends in a norm made for its output layer, seven times larger and
-    ruled by a few dimensions, where the same steps of Adam overshoot.
+    Sentence encoders end in vectors of unit size; a causal LM ends in a norm made for its output
+    layer, seven times larger and ruled by a few dimensions, where the same steps of Adam overshoot.
     """
     states = np.asarray(states, dtype=np.float32)
     if not len(states) or usual[0] <= float(np.sqrt(np.mean(states**2))) <= usual[1]:
         return None
     deviation = states.std(0)
-    return Standard(states.mean(0), np.where(deviation > 1e-6, spread / np.maximum(deviation, 1e-6), 0.0).astype(np.float32))
+    return Standard(
+        states.mean(0),
+        np.where(deviation > 1e-6, spread / np.maximum(deviation, 1e-6), 0.0).astype(np.float32),
+    )
 
 
 @dataclass(frozen=True, eq=False)
 class Features:
-    """Memory-mapped hidden states of N documents: `array` (S, D) float16 and the tokens they belong to."""
+    """Memory-mapped hidden states of N documents: `array` (S, D) float16 and the tokens they belong
+    to.
+    """
 
     array: np.ndarray
     tokens: Ragged
@@ -57,8 +69,14 @@ class Features:
 
     def document(self, i: int) -> np.ndarray:
         """(T, D) float32 hidden states of document i."""
-        states = np.asarray(self.array[self.tokens.offsets[i] : self.tokens.offsets[i + 1]], dtype=np.float32)
-        return states if self.standard is None else (states - self.standard.shift) * self.standard.scale
+        states = np.asarray(
+            self.array[self.tokens.offsets[i] : self.tokens.offsets[i + 1]], dtype=np.float32
+        )
+        return (
+            states
+            if self.standard is None
+            else (states - self.standard.shift) * self.standard.scale
+        )
 
     def documents(self, rows) -> np.ndarray:
         """(S', D) float32 hidden states of the documents `rows`, one after another."""
@@ -74,15 +92,19 @@ def cached_features(
 ) -> Features:
     """The features of `tokens` at `path`, computed where they are missing.
 
-    backbone: `backbones.Backbone` or a callable that loads one, called only when something must be computed.
-    key: fingerprint of corpus, tokens and backbone; a file with another key is an error, not silently reused.
+    backbone: `backbones.Backbone` or a callable that loads one, called only when something must be
+    computed. key: fingerprint of corpus, tokens and backbone; a file with another key is an error,
+    not silently reused.
     """
     path = Path(path)
     if path.exists():
         return Features(_open(path, key, len(tokens.flat)), tokens)
     backbone = backbone() if callable(backbone) else backbone
     partial, marks = path.with_suffix(".partial"), path.with_suffix(".progress.json")
-    shape, order = (len(tokens.flat), backbone.hidden_size), np.argsort(-tokens.lengths, kind="stable")
+    shape, order = (
+        (len(tokens.flat), backbone.hidden_size),
+        np.argsort(-tokens.lengths, kind="stable"),
+    )
     done = _resume(partial, marks, key, shape)
     array = (
         np.memmap(partial, np.float16, "r+", offset=_data_offset(partial), shape=shape)
@@ -114,15 +136,18 @@ def cached_features(
 
 
 def hidden_states(backbone, documents: list[np.ndarray]) -> list[np.ndarray]:
-    """(T, D) float16 hidden states of every document, read in windows, special tokens added and taken off again."""
+    """(T, D) float16 hidden states of every document, read in windows, special tokens added and
+    taken off again.
+    """
     import torch
-
 
     flat = Ragged.from_lists(documents)
     device = next(backbone.model.parameters()).device
     with torch.inference_mode():
         states = encode(
-            backbone, torch.from_numpy(flat.flat.astype(np.int64)).to(device), torch.from_numpy(flat.offsets)
+            backbone,
+            torch.from_numpy(flat.flat.astype(np.int64)).to(device),
+            torch.from_numpy(flat.offsets),
         )
     states = states.float().cpu().numpy().astype(np.float16)
     return [states[flat.offsets[i] : flat.offsets[i + 1]] for i in range(len(flat))]
@@ -141,7 +166,9 @@ def _batches(rows: np.ndarray, lengths: np.ndarray, batch_tokens: int):
 
 
 def _resume(partial: Path, marks: Path, key: str, shape: tuple[int, int]) -> int:
-    """Documents already done of an interrupted file; a fresh file is laid out when there is none of this key."""
+    """Documents already done of an interrupted file; a fresh file is laid out when there is none of
+    this key.
+    """
     if partial.exists() and marks.exists() and read_json(marks)["key"] == key:
         return int(read_json(marks)["documents"])
     partial.parent.mkdir(parents=True, exist_ok=True)
@@ -173,6 +200,11 @@ def _open(path: Path, key: str, tokens: int) -> np.ndarray:
     found, shape = header["__metadata__"]["key"], tuple(header["hidden_states"]["shape"])
     if found != key or shape[0] != tokens:
         raise ValueError(
-            f"{path} holds {shape[0]} tokens of {found}, wanted {tokens} of {key}; delete the file to have it computed again"
+            f"{path} holds {shape[0]} tokens of {found}, wanted {tokens} of {key}; delete the file"
+            " to have it computed again"
         )
-    return np.memmap(path, np.float16, "r", offset=offset, shape=shape) if tokens else np.zeros(shape, np.float16)
+    return (
+        np.memmap(path, np.float16, "r", offset=offset, shape=shape)
+        if tokens
+        else np.zeros(shape, np.float16)
+    )

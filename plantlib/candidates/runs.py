@@ -1,8 +1,8 @@
 """One run of the decoder on candidates, to a RunRecord: a ranking, a start, the best epoch by dev.
 
-The counterpart of `runs.run_start` for corpora where every document against every label is too much, on the cached features of
-a frozen backbone. The record states recall@C of the candidates, which bounds every other number; labels outside a document's
-candidates are missed.
+The counterpart of `runs.run_start` for corpora where every document against every label is too
+much, on the cached features of a frozen backbone. The record states recall@C of the candidates,
+which bounds every other number; labels outside a document's candidates are missed.
 """
 
 from __future__ import annotations
@@ -43,10 +43,16 @@ RAISED = ", rare raised"  # what the name of a start is followed by where rare l
 def data_of(
     prepared: Prepared, config: CandidateConfig, start: str = "lookup+score", progress: bool = True
 ) -> tuple[CandidateData, LinearScore | None]:
-    """Rankings, scores and packed features of a prepared corpus for `start`, and the linear score where it plants one."""
+    """Rankings, scores and packed features of a prepared corpus for `start`, and the linear score
+    where it plants one.
+    """
     if prepared.features is None:
         raise DataError("candidates are trained on cached features; call prepare(..., frozen=True)")
-    parts, train, counts = candidate_decoder.parts_of(start), prepared.rows["train"], prepared.counts
+    parts, train, counts = (
+        candidate_decoder.parts_of(start),
+        prepared.rows["train"],
+        prepared.counts,
+    )
     features = replace(prepared.features, standard=prepared.standard)
     taught = mig.teach(counts[train], prepared.train_labels, variant="raw", relevance="score")
     relevance = (taught.shuffled(config.seed) if "shuffled" in parts else taught).relevance
@@ -54,27 +60,41 @@ def data_of(
     def packed(rows: np.ndarray) -> Packed:
         tokens = prepared.tokens.select(rows)
         ids = torch.from_numpy(tokens.flat.astype(np.int64))
-        return Packed(torch.from_numpy(features.documents(rows)), ids, torch.from_numpy(tokens.offsets))
+        return Packed(
+            torch.from_numpy(features.documents(rows)), ids, torch.from_numpy(tokens.offsets)
+        )
 
     if "linear" in parts:
-        # one linear score for all seeds: candidates stay the same, and it is the longest step of a large corpus
+        # one linear score for all seeds: candidates stay the same, and it is the longest step of a
+        # large corpus
         linear = prepared.linear(LinearConfig(), progress)
         added = config.rare * rare(prepared.train_counts, prepared.edges)
         return CandidateData.of_linear(packed, linear, relevance, config, progress, added), linear
-    both = (taught, mig.teach(counts[train], prepared.train_labels, variant="jaccard", relevance="score"))
-    data = CandidateData.of_teachers(packed, counts, train, prepared.corpus.L, both, relevance, config, progress)
+    both = (
+        taught,
+        mig.teach(counts[train], prepared.train_labels, variant="jaccard", relevance="score"),
+    )
+    data = CandidateData.of_teachers(
+        packed, counts, train, prepared.corpus.L, both, relevance, config, progress
+    )
     return data if "score" in parts else replace(data, scores=None), None
 
 
 def run_candidates(
-    prepared: Prepared, config: CandidateConfig | None = None, start: str = "lookup+score", *,
-    results: str | Path | None = None, notebook: str | None = None, progress: bool = True,
-) -> tuple[RunRecord, CandidateDecoder]:  # fmt: skip
-    """Rank, plant, train, keep the epoch with the best dev nDCG@5, read test once; the record is saved when asked.
+    prepared: Prepared,
+    config: CandidateConfig | None = None,
+    start: str = "lookup+score",
+    *,
+    results: str | Path | None = None,
+    notebook: str | None = None,
+    progress: bool = True,
+) -> tuple[RunRecord, CandidateDecoder]:
+    """Rank, plant, train, keep the epoch with the best dev nDCG@5, read test once; the record is
+    saved when asked.
 
-    A run that begins from a score may keep epoch 0, the score itself. With `config.rare` and the linear score, labels of few
-    documents keep their score and are raised in the end as far as dev allows (`rare_labels.py`). A killed run goes on after
-    its last whole epoch.
+    A run that begins from a score may keep epoch 0, the score itself. With `config.rare` and the
+    linear score, labels of few documents keep their score and are raised in the end as far as dev
+    allows (`rare_labels.py`). A killed run goes on after its last whole epoch.
     """
     began, cpu, config = time.perf_counter(), time.process_time(), config or CandidateConfig()
     labels, rows = prepared.corpus.labels, prepared.rows
@@ -87,32 +107,61 @@ def run_candidates(
     candidate_decoder.plant(decoder, prepared.train_labels, config, start)
     decoder.to(machine.device())
     run_id = run_id_of(prepared, start, config)
-    folder = prepared.root / "checkpoints" / f"{run_id}-{fingerprint_of(prepared.key, start, asdict(config), data.unlisted)}"
+    folder = (
+        prepared.root
+        / "checkpoints"
+        / f"{run_id}-{fingerprint_of(prepared.key, start, asdict(config), data.unlisted)}"
+    )
     kept = Kept(decoder, folder)
     resumed = bool(kept.history)
-    clock, before = time.perf_counter(), kept.history[-1].get("seconds", 0.0) if kept.history else 0.0
+    clock, before = (
+        time.perf_counter(),
+        kept.history[-1].get("seconds", 0.0) if kept.history else 0.0,
+    )
 
     def after_epoch(epoch: int, loss: float | None) -> None:
         seconds = round(before + time.perf_counter() - clock, 2)
         dev = score(decoder, data, rows["dev"], config, prepared.train_counts, edges=prepared.edges)
         found = evaluate(dev, labels[rows["dev"]], prepared.train_counts, len(rows["train"]))
-        row = {"epoch": epoch, "seconds": seconds} | ({} if loss is None else {"train_loss": round(loss, 4)})
-        kept.offer(row | {name: round(found[name], 6) for name in HISTORY_METRICS if np.isfinite(found.get(name, np.nan))})
+        row = {"epoch": epoch, "seconds": seconds} | (
+            {} if loss is None else {"train_loss": round(loss, 4)}
+        )
+        kept.offer(
+            row
+            | {
+                name: round(found[name], 6)
+                for name in HISTORY_METRICS
+                if np.isfinite(found.get(name, np.nan))
+            }
+        )
 
     if {"linear", "score"} & set(parts) and not kept.history:
         after_epoch(0, None)
     rate = config.learning_rate * (config.linear_rate if "linear" in parts else 1.0)
-    still = rare(prepared.train_counts, prepared.edges) if config.rare and config.rare_still else None
+    still = (
+        rare(prepared.train_counts, prepared.edges) if config.rare and config.rare_still else None
+    )
     fit(
-        decoder, data, rows["train"], labels, config, rate=rate, folder=folder, progress=progress, after_epoch=after_epoch,
+        decoder,
+        data,
+        rows["train"],
+        labels,
+        config,
+        rate=rate,
+        folder=folder,
+        progress=progress,
+        after_epoch=after_epoch,
         still=still,
-    )  # fmt: skip
+    )
     kept.restore()
     about = raise_rare(decoder, data, prepared, config) if config.rare else {}
     times["fine_tune"] = round(time.perf_counter() - began - times["teacher"], 2)
     if not resumed:  # what a killed process spent is not known
         times["train_cpu"] = round(time.process_time() - cpu, 2)
-    found = {s: score(decoder, data, rows[s], config, prepared.train_counts, edges=prepared.edges) for s in ("dev", "test")}
+    found = {
+        s: score(decoder, data, rows[s], config, prepared.train_counts, edges=prepared.edges)
+        for s in ("dev", "test")
+    }
     record = _record(prepared, config, start, run_id, data, found, kept, times, linear, notebook)
     record = replace(record, params=record.params | about)
     if results is not None:
@@ -121,24 +170,37 @@ def run_candidates(
     return record, decoder
 
 
-def raise_rare(decoder: CandidateDecoder, data: CandidateData, prepared: Prepared, config: CandidateConfig) -> dict:
+def raise_rare(
+    decoder: CandidateDecoder, data: CandidateData, prepared: Prepared, config: CandidateConfig
+) -> dict:
     """Add to the biases of labels of few documents what dev allows; what the record says of it."""
     which, dev = rare(prepared.train_counts, prepared.edges), prepared.rows["dev"]
     listed = ranking(decoder, data, dev, config)
     added, tried = choose(listed, prepared.corpus.labels[dev], which, config.rare, config.rare_loss)
     with torch.no_grad():
-        decoder.label_bias.weight += added * torch.from_numpy(which).to(decoder.label_bias.weight)[:, None]
+        decoder.label_bias.weight += (
+            added * torch.from_numpy(which).to(decoder.label_bias.weight)[:, None]
+        )
     return {"rare_added": added, "rare_tried": tried}
 
 
 def candidate_grid(
-    prepared: Prepared, starts=("lookup+score",), seeds=(0, 1, 2), *, config: CandidateConfig | None = None,
-    results: str | Path, notebook: str | None = None, progress: bool = True,
-) -> list[RunRecord]:  # fmt: skip
-    """Every start with every seed; runs whose record stands in `results` with the same parameters are read, not repeated."""
+    prepared: Prepared,
+    starts=("lookup+score",),
+    seeds=(0, 1, 2),
+    *,
+    config: CandidateConfig | None = None,
+    results: str | Path,
+    notebook: str | None = None,
+    progress: bool = True,
+) -> list[RunRecord]:
+    """Every start with every seed; runs whose record stands in `results` with the same parameters
+    are read, not repeated.
+    """
     config, records = config or CandidateConfig(), []
     for start in starts:
-        check_start(start, config)  # a misspelt start is an error before the first run, not after it
+        # a misspelt start is an error before the first run, not after it
+        check_start(start, config)
     jobs = [(start, replace(config, seed=seed)) for seed in seeds for start in starts]
     for start, job in tqdm(jobs, desc="runs", unit="run", disable=not progress):
         path = Path(results) / f"{run_id_of(prepared, start, job)}.json"
@@ -146,26 +208,36 @@ def candidate_grid(
         wanted = asdict(job) | {"inputs": prepared.key}
         known = record and BEFORE_RARE | record.params
         if "linear" in candidate_decoder.parts_of(start):
-            wanted |= {"linear": settled(plain(asdict(LinearConfig())), prepared.cells), "unlisted": False}
+            wanted |= {
+                "linear": settled(plain(asdict(LinearConfig())), prepared.cells),
+                "unlisted": False,
+            }
             known = known and known | {"linear": settled(known.get("linear"), prepared.cells)}
         else:
             wanted = {name: value for name, value in wanted.items() if name not in OF_LINEAR}
         if not known or any(known.get(name) != value for name, value in wanted.items()):
-            record, _ = run_candidates(prepared, job, start, results=results, notebook=notebook, progress=progress)
+            record, _ = run_candidates(
+                prepared, job, start, results=results, notebook=notebook, progress=progress
+            )
         records.append(record)
     return records
 
 
 OF_LINEAR = ("linear_rate", "rare", "rare_loss", "rare_still")  # of no effect in other starts
-BEFORE_RARE = {"rare": 0.0, "rare_loss": 0.002, "rare_still": True}  # of records that were made before there were these options
+# of records that were made before there were these options
+BEFORE_RARE = {"rare": 0.0, "rare_loss": 0.002, "rare_still": True}
 
 
 def check_start(start: str, config: CandidateConfig) -> list[str]:
-    """The parts of a start; ValueError for one that candidates do not know, or that lists none by a linear score to raise."""
+    """The parts of a start; ValueError for one that candidates do not know, or that lists none by a
+    linear score to raise.
+    """
     parts = candidate_decoder.parts_of(start)
     if config.rare and "linear" not in parts:
-        raise ValueError(f"rare={config.rare} raises labels in the linear score's lists, and start {start!r} has none; "
-                         f"use linear or lookup+linear, or rare=0")  # fmt: skip
+        raise ValueError(
+            f"rare={config.rare} raises labels in the linear score's lists, and start {start!r} has"
+            " none; use linear or lookup+linear, or rare=0"
+        )
     return parts
 
 
@@ -173,21 +245,32 @@ def check_width(labels: sparse.csr_matrix, width: int) -> None:
     """DataError where a training document has more labels than candidate places; labels (n, L)."""
     most = int(np.diff(labels.indptr).max(initial=0))
     if most > width:
-        raise DataError(f"a training document has {most} labels and {width} candidate places; use {most} candidates or more")
+        raise DataError(
+            f"a training document has {most} labels and {width} candidate places; use {most}"
+            " candidates or more"
+        )
 
 
 def run_id_of(prepared: Prepared, start: str, config: CandidateConfig) -> str:
     """The name of a run, with its number of candidates, and whether rare labels are raised."""
-    return run_name(prepared, f"{start}-{config.width}c{'-rare' if config.rare else ''}", config.seed)
+    return run_name(
+        prepared, f"{start}-{config.width}c{'-rare' if config.rare else ''}", config.seed
+    )
 
 
 class Kept:
     """The best epoch of a decoder by dev nDCG@5, the earliest if tied, on disk beside the history."""
 
     def __init__(self, decoder: CandidateDecoder, folder: Path):
-        self.decoder, self.best, self.log = decoder, folder / "best.safetensors", folder / "history.json"
+        self.decoder, self.best, self.log = (
+            decoder,
+            folder / "best.safetensors",
+            folder / "history.json",
+        )
         done = folder / "epoch.safetensors"
-        self.history: list[dict] = read_json(self.log) if self.log.exists() and done.exists() else []
+        self.history: list[dict] = (
+            read_json(self.log) if self.log.exists() and done.exists() else []
+        )
 
     def offer(self, row: dict) -> None:
         """Add an epoch's row, and keep the decoder if none before was as good."""
@@ -195,7 +278,10 @@ class Kept:
         before = [r for r in self.history if r["epoch"] < row["epoch"]]
         if all(row["ndcg@5"] > r["ndcg@5"] for r in before):
             with atomic_path(self.best) as path:
-                save_file({name: p.detach().contiguous() for name, p in self.decoder.named_parameters()}, path)
+                save_file(
+                    {name: p.detach().contiguous() for name, p in self.decoder.named_parameters()},
+                    path,
+                )
         self.history = [*before, row]
         write_json(self.log, self.history)
 
@@ -208,7 +294,18 @@ class Kept:
         self.decoder.load_state_dict(load_file(self.best))
 
 
-def _record(prepared, config, start, run_id, data, found: dict[str, Scores], kept: Kept, times, linear, notebook) -> RunRecord:
+def _record(
+    prepared,
+    config,
+    start,
+    run_id,
+    data,
+    found: dict[str, Scores],
+    kept: Kept,
+    times,
+    linear,
+    notebook,
+) -> RunRecord:
     """Threshold from dev, metrics and recall@C of test."""
     labels, test = prepared.corpus.labels, prepared.rows["test"]
     judged = prepared.judge(found["dev"], found["test"])
@@ -220,17 +317,30 @@ def _record(prepared, config, start, run_id, data, found: dict[str, Scores], kep
     if data.scores is not None:
         gains["linear" if linear else "teacher"] = kept.decoder.score_gain.item()
     return RunRecord(
-        id=run_id, kind="planted", system=f"{start}{RAISED if config.rare else ''}", seed=config.seed, notebook=notebook,
-        params=asdict(config) | {
-            "max_tokens": prepared.max_tokens, "inputs": prepared.key, "final_gains": gains,
-            "candidates": "linear score" if linear else "MI and J", "unlisted": data.unlisted,
+        id=run_id,
+        kind="planted",
+        system=f"{start}{RAISED if config.rare else ''}",
+        seed=config.seed,
+        notebook=notebook,
+        params=asdict(config)
+        | {
+            "max_tokens": prepared.max_tokens,
+            "inputs": prepared.key,
+            "final_gains": gains,
+            "candidates": "linear score" if linear else "MI and J",
+            "unlisted": data.unlisted,
             "linear": asdict(LinearConfig()) if linear else None,
         },
         backbone=Path(prepared.backbone).name,
-        teacher={"variant": "raw", "top_k": 64} | ({"linear": linear.stack.about()} if linear else {}), history=kept.history,
-        chosen_epoch=kept.chosen, times=times, peak_memory_mb=peak_memory(),
-        model_size={"trained_parameters": size} | word_cells(linear), **judged,
-    )  # fmt: skip
+        teacher={"variant": "raw", "top_k": 64}
+        | ({"linear": linear.stack.about()} if linear else {}),
+        history=kept.history,
+        chosen_epoch=kept.chosen,
+        times=times,
+        peak_memory_mb=peak_memory(),
+        model_size={"trained_parameters": size} | word_cells(linear),
+        **judged,
+    )
 
 
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)  # of what was asked for, that dev chooses among
@@ -242,13 +352,23 @@ def rare(train_counts: np.ndarray, edges: Edges = EDGES) -> np.ndarray:
 
 
 def choose(
-    ranking: TopK, Y: Any, which: np.ndarray, most: float, loss: float, shares: Iterable[float] = SHARES
+    ranking: TopK,
+    Y: Any,
+    which: np.ndarray,
+    most: float,
+    loss: float,
+    shares: Iterable[float] = SHARES,
 ) -> tuple[float, dict[str, float]]:
-    """(what to add, dev's nDCG@5 of each share of `most`): the largest that costs at most `loss` of the nDCG@5 without it.
+    """(what to add, dev's nDCG@5 of each share of `most`): the largest that costs at most `loss` of
+    the nDCG@5 without it.
 
-    ranking and Y: dev's candidates with their scores and its gold labels; which: (L,) bool, the labels to raise.
+    ranking and Y: dev's candidates with their scores and its gold labels; which: (L,) bool, the
+    labels to raise.
     """
     values = sorted({0.0, *(share * most for share in shares)})
-    found = {value: mean(ndcg_at_k(ranking.raised(value * which), Y, min(5, ranking.k))) for value in values}
+    found = {
+        value: mean(ndcg_at_k(ranking.raised(value * which), Y, min(5, ranking.k)))
+        for value in values
+    }
     kept = [value for value in values if found[value] >= found[0.0] - loss]
     return max(kept), {f"{value:g}": round(metric, 6) for value, metric in found.items()}

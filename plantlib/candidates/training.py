@@ -1,9 +1,11 @@
-"""Training and prediction of a decoder on candidates: data, epochs that survive a kill, the k best labels of a document.
+"""Training and prediction of a decoder on candidates: data, epochs that survive a kill, the k best
+labels of a document.
 
-Candidates come from a ranking that knows no label of the document: the sparse teacher's (MI and J in turns) or the linear
-score's, where training documents are ranked and scored by the table that has not seen them. Adam with sparse rows has two
-optimisers and draws its own lists of negatives, which transformers' Trainer does not know, so the loop is here.
-The decoder is in `candidate_decoder.py`, a whole run with its record in `candidate_runs.py`.
+Candidates come from a ranking that knows no label of the document: the sparse teacher's (MI and J
+in turns) or the linear score's, where training documents are ranked and scored by the table that
+has not seen them. Adam with sparse rows has two optimisers and draws its own lists of negatives,
+which transformers' Trainer does not know, so the loop is here. The decoder is in
+`candidate_decoder.py`, a whole run with its record in `candidate_runs.py`.
 """
 
 from __future__ import annotations
@@ -38,9 +40,10 @@ BLOCK = 512  # documents scored on all labels at a time
 class CandidateData:
     """Documents with what candidates need.
 
-    packed: rows -> hidden states; relevance G csr (L, V) of the planted cells; ranked (N, choice * width) label ids, best
-    first, -1 where there are no more; scores: (rows, ids (b, C)) -> (b, C) what is added to the logits, None for nothing;
-    unlisted: whether true labels outside the first `width` of a document's list are trained.
+    packed: rows -> hidden states; relevance G csr (L, V) of the planted cells; ranked (N, choice *
+    width) label ids, best first, -1 where there are no more; scores: (rows, ids (b, C)) -> (b, C)
+    what is added to the logits, None for nothing; unlisted: whether true labels outside the first
+    `width` of a document's list are trained.
     """
 
     packed: Callable[[np.ndarray], Packed]
@@ -51,14 +54,28 @@ class CandidateData:
 
     @classmethod
     def of_teachers(
-        cls, packed, counts: sparse.csr_matrix, train: np.ndarray, num_labels: int, taught: tuple[Teacher, Teacher],
-        relevance: sparse.csr_matrix, config: CandidateConfig, progress: bool = True,
-    ) -> CandidateData:  # fmt: skip
-        """Ranked by MI and J in turns and scored by MI; counts (N, V) of all documents, taught (MI, J) of training rows."""
+        cls,
+        packed,
+        counts: sparse.csr_matrix,
+        train: np.ndarray,
+        num_labels: int,
+        taught: tuple[Teacher, Teacher],
+        relevance: sparse.csr_matrix,
+        config: CandidateConfig,
+        progress: bool = True,
+    ) -> CandidateData:
+        """Ranked by MI and J in turns and scored by MI; counts (N, V) of all documents, taught (MI,
+        J) of training rows.
+        """
         weights, depth, first = tfidf(counts, train), config.choice * config.width, taught[0]
         if num_labels != first.num_labels:
-            raise ValueError(f"{num_labels} labels and a teacher of {first.num_labels}; pass one label space")
-        ids = [candidates.Ranker.of(t.scores, config.per_token).rank(weights, depth, progress)[0] for t in taught]
+            raise ValueError(
+                f"{num_labels} labels and a teacher of {first.num_labels}; pass one label space"
+            )
+        ids = [
+            candidates.Ranker.of(t.scores, config.per_token).rank(weights, depth, progress)[0]
+            for t in taught
+        ]
         ranked = candidates.interleaved(*ids, depth)
         sample = candidates.pair_scores(first.scores, weights[train[:512]], ranked[train[:512]])
         above = sample[sample > 0]
@@ -71,19 +88,34 @@ class CandidateData:
 
     @classmethod
     def of_linear(
-        cls, packed, linear: LinearScore, relevance: sparse.csr_matrix, config: CandidateConfig, progress: bool = True,
+        cls,
+        packed,
+        linear: LinearScore,
+        relevance: sparse.csr_matrix,
+        config: CandidateConfig,
+        progress: bool = True,
         added: np.ndarray | float = 0.0,
-    ) -> CandidateData:  # fmt: skip
-        """Ranked and scored by the linear score over words. A block of documents meets all labels: for L up to some 10^5.
+    ) -> CandidateData:
+        """Ranked and scored by the linear score over words. A block of documents meets all labels:
+        for L up to some 10^5.
 
         added (L,): what a label has on top of its score where lists are ranked, and there alone.
 
-        A true label outside a document's candidates is left out of training: the score knows next to nothing of it, often for
-        want of a document in the folds it came from, and in trials its low score taught the decoder to trust the others less.
+        A true label outside a document's candidates is left out of training: the score knows next
+        to nothing of it, often for want of a document in the folds it came from, and in trials its
+        low score taught the decoder to trust the others less.
         """
-        documents, depth = linear.tfidf.shape[0], min(config.choice * config.width, len(linear.tables[0].intercept))
-        ranked, listed = np.empty((documents, depth), np.int32), np.empty((documents, depth), np.float32)
-        for begin in tqdm(range(0, documents, BLOCK), desc="candidates", unit="block", disable=not progress):
+        documents, depth = (
+            linear.tfidf.shape[0],
+            min(config.choice * config.width, len(linear.tables[0].intercept)),
+        )
+        ranked, listed = (
+            np.empty((documents, depth), np.int32),
+            np.empty((documents, depth), np.float32),
+        )
+        for begin in tqdm(
+            range(0, documents, BLOCK), desc="candidates", unit="block", disable=not progress
+        ):
             rows = np.arange(begin, min(begin + BLOCK, documents))
             found = linear.scores(rows)
             ranked[rows] = best_of(found + np.float32(added), depth)
@@ -97,7 +129,9 @@ class CandidateData:
     def logits(self, decoder: CandidateDecoder, rows: np.ndarray, ids: np.ndarray) -> torch.Tensor:
         """(b, C) logits of documents `rows` on candidates ids (b, C), where the decoder is."""
         device, packed = decoder.planted_gain.device, self.packed(rows)
-        packed = Packed(*(part.to(device) for part in (packed.hidden_states, packed.token_ids, packed.offsets)))
+        packed = Packed(
+            *(part.to(device) for part in (packed.hidden_states, packed.token_ids, packed.offsets))
+        )
         added = None if self.scores is None else torch.from_numpy(self.scores(rows, ids)).to(device)
         return decoder(packed, torch.from_numpy(ids).long().to(device), self.relevance, added)
 
@@ -109,15 +143,26 @@ def best_of(scores: np.ndarray, depth: int) -> np.ndarray:
     return np.take_along_axis(ids, order, 1).astype(np.int32)
 
 
-def fit(decoder: CandidateDecoder, data: CandidateData, train: np.ndarray, labels: sparse.csr_matrix,
-        config: CandidateConfig, *, rate: float | None = None, folder: str | Path | None = None, progress: bool = True,
-        after_epoch: Callable[[int, float], None] | None = None, still: np.ndarray | None = None,
-) -> list[float]:  # fmt: skip
-    """Train on positives and the ranker's negatives; the mean loss of every epoch. labels Y (N, L), training rows read.
+def fit(
+    decoder: CandidateDecoder,
+    data: CandidateData,
+    train: np.ndarray,
+    labels: sparse.csr_matrix,
+    config: CandidateConfig,
+    *,
+    rate: float | None = None,
+    folder: str | Path | None = None,
+    progress: bool = True,
+    after_epoch: Callable[[int, float], None] | None = None,
+    still: np.ndarray | None = None,
+) -> list[float]:
+    """Train on positives and the ranker's negatives; the mean loss of every epoch. labels Y (N, L),
+    training rows read.
 
-    rate: the learning rate, `config.learning_rate` when None; it falls to zero in a straight line. folder keeps the last
-    whole epoch, from which a killed run goes on to the same numbers. after_epoch: called with the epoch, from 1, and its loss.
-    still: (L,) bool, labels whose outputs and biases do not learn.
+    rate: the learning rate, `config.learning_rate` when None; it falls to zero in a straight line.
+    folder keeps the last whole epoch, from which a killed run goes on to the same numbers.
+    after_epoch: called with the epoch, from 1, and its loss. still: (L,) bool, labels whose outputs
+    and biases do not learn.
     """
     rate = config.learning_rate if rate is None else rate
     optimisers, batches = decoder.optimisers(rate), -(-len(train) // config.batch_size)
@@ -125,7 +170,9 @@ def fit(decoder: CandidateDecoder, data: CandidateData, train: np.ndarray, label
     held = None if still is None else torch.from_numpy(still).to(decoder.planted_gain.device)
     losses = load_epoch(path, decoder, optimisers) if path is not None and path.exists() else []
     steps, done = config.epochs * batches, len(losses) * batches
-    with tqdm(total=steps, initial=done, desc="candidates", unit="step", disable=not progress) as bar:
+    with tqdm(
+        total=steps, initial=done, desc="candidates", unit="step", disable=not progress
+    ) as bar:
         for epoch in range(len(losses) + 1, config.epochs + 1):
             total = 0.0
             for rows, ids, positive in epoch_batches(data, train, labels, config, epoch):
@@ -151,8 +198,12 @@ def fit(decoder: CandidateDecoder, data: CandidateData, train: np.ndarray, label
     return losses
 
 
-def epoch_batches(data: CandidateData, train: np.ndarray, labels, config: CandidateConfig, epoch: int) -> Iterator:
-    """(rows, ids, positive) of an epoch's batches; its order and negatives depend on seed and epoch alone."""
+def epoch_batches(
+    data: CandidateData, train: np.ndarray, labels, config: CandidateConfig, epoch: int
+) -> Iterator:
+    """(rows, ids, positive) of an epoch's batches; its order and negatives depend on seed and epoch
+    alone.
+    """
     rng = np.random.default_rng([config.seed, epoch])
     order = rng.permutation(train)
     for begin in range(0, len(order), config.batch_size):
@@ -166,7 +217,10 @@ def save_epoch(path: Path, decoder: CandidateDecoder, optimisers, losses: list[f
     tensors = {f"decoder.{name}": p.detach().contiguous() for name, p in decoder.named_parameters()}
     for i, optimiser in enumerate(optimisers):
         for k, state in optimiser.state_dict()["state"].items():
-            tensors |= {f"optimiser.{i}.{k}.{name}": torch.as_tensor(value).clone() for name, value in state.items()}
+            tensors |= {
+                f"optimiser.{i}.{k}.{name}": torch.as_tensor(value).clone()
+                for name, value in state.items()
+            }
     with atomic_path(path) as temporary:
         save_file(tensors, temporary, metadata={"losses": json.dumps(losses)})
 
@@ -184,38 +238,63 @@ def load_epoch(path: Path, decoder: CandidateDecoder, optimisers) -> list[float]
                 i, k, name = parts
                 value = file.get_tensor(key)
                 # SparseAdam counts its steps in a plain number
-                states[int(i)].setdefault(int(k), {})[name] = int(value) if value.dtype == torch.int64 else value
+                states[int(i)].setdefault(int(k), {})[name] = (
+                    int(value) if value.dtype == torch.int64 else value
+                )
         for optimiser, state in zip(optimisers, states, strict=True):
-            optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
+            optimiser.load_state_dict(
+                {"state": state, "param_groups": optimiser.state_dict()["param_groups"]}
+            )
         return json.loads(file.metadata()["losses"])
 
 
-def predict(decoder: CandidateDecoder, data: CandidateData, rows: np.ndarray, config: CandidateConfig, k: int = 100) -> TopK:
-    """The k best labels of documents among their first `width` candidates; no true label is taken, none is needed."""
+def predict(
+    decoder: CandidateDecoder,
+    data: CandidateData,
+    rows: np.ndarray,
+    config: CandidateConfig,
+    k: int = 100,
+) -> TopK:
+    """The k best labels of documents among their first `width` candidates; no true label is taken,
+    none is needed.
+    """
     return TopK.concat([whole.cut(k) for whole in _rankings(decoder, data, rows, config)])
 
 
-def ranking(decoder: CandidateDecoder, data: CandidateData, rows: np.ndarray, config: CandidateConfig) -> TopK:
+def ranking(
+    decoder: CandidateDecoder, data: CandidateData, rows: np.ndarray, config: CandidateConfig
+) -> TopK:
     """All `width` candidates of documents with their logits, best first."""
     return TopK.concat(list(_rankings(decoder, data, rows, config)))
 
 
 def score(
-    decoder: CandidateDecoder, data: CandidateData, rows: np.ndarray, config: CandidateConfig, train_counts: np.ndarray,
-    k: int = 100, edges: Edges = EDGES,
-) -> Scores:  # fmt: skip
-    """What `predict` gives, and the best labels of each frequency bucket among all `width` candidates, not among k of them."""
+    decoder: CandidateDecoder,
+    data: CandidateData,
+    rows: np.ndarray,
+    config: CandidateConfig,
+    train_counts: np.ndarray,
+    k: int = 100,
+    edges: Edges = EDGES,
+) -> Scores:
+    """What `predict` gives, and the best labels of each frequency bucket among all `width`
+    candidates, not among k of them.
+    """
     masks = frequency_buckets(train_counts, edges)
     places, buckets = [], {name: [] for name in masks}
     for whole in _rankings(decoder, data, rows, config):
         places.append(whole.cut(k))
         for name, mask in masks.items():
             buckets[name].append(restrict(whole, mask).cut(BUCKET_DEPTH))
-    return Scores(TopK.concat(places), {name: TopK.concat(parts) for name, parts in buckets.items()}, masks)
+    return Scores(
+        TopK.concat(places), {name: TopK.concat(parts) for name, parts in buckets.items()}, masks
+    )
 
 
 @torch.inference_mode()
-def _rankings(decoder: CandidateDecoder, data: CandidateData, rows: np.ndarray, config: CandidateConfig) -> Iterator[TopK]:
+def _rankings(
+    decoder: CandidateDecoder, data: CandidateData, rows: np.ndarray, config: CandidateConfig
+) -> Iterator[TopK]:
     """All candidates of each batch of documents, best first, ties to the smaller id."""
     for begin in range(0, len(rows), config.batch_size):
         part = rows[begin : begin + config.batch_size]

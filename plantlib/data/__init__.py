@@ -1,1 +1,3 @@
-"""Text and labels: tables in, corpora stored, splits drawn, texts tokenised, credentialed text kept in."""
+"""Text and labels: tables in, corpora stored, splits drawn, texts tokenised, credentialed text kept
+in.
+"""

@@ -1,8 +1,10 @@
-"""Documents that stand twice: exact repeats after normalisation, and near repeats by word-trigram Jaccard.
+"""Documents that stand twice: exact repeats after normalisation, and near repeats by word-trigram
+Jaccard.
 
-Serves METHOD 5 (document-level evaluation without leaks): how many dev and test documents also stand in train.
-Trigrams become 32-bit hashes with numpy; MinHash bands propose candidates, and every candidate is compared in full.
-It counts; it never removes a document, and it says nothing about documents repeated inside one split.
+Serves METHOD 5 (document-level evaluation without leaks): how many dev and test documents also
+stand in train. Trigrams become 32-bit hashes with numpy; MinHash bands propose candidates, and
+every candidate is compared in full. It counts; it never removes a document, and it says nothing
+about documents repeated inside one split.
 """
 
 from __future__ import annotations
@@ -27,7 +29,9 @@ class _WordCodes(dict):
     """word -> 64-bit code, computed once a word and independent of the process."""
 
     def __missing__(self, word: str) -> int:
-        code = int.from_bytes(hashlib.blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
+        code = int.from_bytes(
+            hashlib.blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little"
+        )
         self[word] = code
         return code
 
@@ -53,7 +57,8 @@ def jaccard(one: np.ndarray, other: np.ndarray) -> float:
 class Index:
     """Training documents, to be asked whether a text repeats one of them.
 
-    MinHash with 6 bands of 4: a pair at Jaccard .9 is missed with probability (1 - .9**4)**6 = .002.
+    MinHash with 6 bands of 4: a pair at Jaccard .9 is missed with probability (1 - .9**4)**6 =
+    .002.
     """
 
     def __init__(self, threshold: float = 0.9, bands: int = 6, rows: int = 4) -> None:
@@ -62,17 +67,27 @@ class Index:
         self.exact: set[bytes] = set()
         self.documents: list[np.ndarray] = []
         self.buckets: dict[bytes, list[int]] = defaultdict(list)
-        seeds = [hashlib.blake2b(f"permutation {i}".encode(), digest_size=8).digest() for i in range(bands * rows)]
-        # (bands * rows, 1) odd multipliers: the high half of the product is one random order of the shingles each
+        seeds = [
+            hashlib.blake2b(f"permutation {i}".encode(), digest_size=8).digest()
+            for i in range(bands * rows)
+        ]
+        # (bands * rows, 1) odd multipliers: the high half of the product is one random order of the
+        # shingles each
         self.multipliers = (np.frombuffer(b"".join(seeds), dtype="<u8") | np.uint64(1))[:, None]
 
     def _read(self, text: str) -> tuple[bytes, np.ndarray]:
         words = WORD.findall(text.casefold())
-        key = hashlib.blake2b(" ".join(words).encode("utf-8", "surrogatepass"), digest_size=16).digest()
+        key = hashlib.blake2b(
+            " ".join(words).encode("utf-8", "surrogatepass"), digest_size=16
+        ).digest()
         return key if words else b"", shingles(words, self.codes)
 
     def _keys(self, hashes: np.ndarray) -> list[bytes]:
-        least = ((hashes.astype(np.uint64) * self.multipliers) >> np.uint64(32)).min(axis=1).astype("<u4")
+        least = (
+            ((hashes.astype(np.uint64) * self.multipliers) >> np.uint64(32))
+            .min(axis=1)
+            .astype("<u4")
+        )
         return [bytes([i]) + band.tobytes() for i, band in enumerate(least.reshape(self.bands, -1))]
 
     def add(self, text: str) -> None:
@@ -93,7 +108,11 @@ class Index:
         if key in self.exact:
             return "exact"
         votes = Counter(i for band in self._keys(hashes) for i in self.buckets.get(band, ()))
-        return "near" if any(self._alike(hashes, self.documents[i]) for i, _ in votes.most_common()) else None
+        return (
+            "near"
+            if any(self._alike(hashes, self.documents[i]) for i, _ in votes.most_common())
+            else None
+        )
 
     def _alike(self, one: np.ndarray, other: np.ndarray) -> bool:
         # Jaccard cannot exceed the ratio of the sizes: most candidates end here.
@@ -102,8 +121,9 @@ class Index:
         return jaccard(one, other) >= self.threshold
 
 
-def count_repeats(train: Sequence[str], others: dict[str, Sequence[str]],
-                  threshold: float = 0.9) -> dict[str, dict[str, int]]:
+def count_repeats(
+    train: Sequence[str], others: dict[str, Sequence[str]], threshold: float = 0.9
+) -> dict[str, dict[str, int]]:
     """{split: {"documents", "exact", "near"}} of the texts in `others` that also stand in `train`."""
 
     index, counts = Index(threshold), {}
@@ -117,5 +137,9 @@ def count_repeats(train: Sequence[str], others: dict[str, Sequence[str]],
             for text in texts:
                 found[index.find(text)] += 1
                 bar.update()
-            counts[split] = {"documents": len(texts), "exact": found["exact"], "near": found["near"]}
+            counts[split] = {
+                "documents": len(texts),
+                "exact": found["exact"],
+                "near": found["near"],
+            }
     return counts

@@ -1,8 +1,9 @@
 """Where corpora come from: the known names, the choice of one, and building it once.
 
-A name leads to data_scripts/get_<name>.py, which fetches the public origin or reads a folder under $PLANT_DATA.
-Built corpora stand under $PLANT_HOME, else data/. Here is the registry only: the corpus itself is in `data.py`,
-a user's own table in `tables.py`, downloads and formats in data_scripts/.
+A name leads to data_scripts/get_<name>.py, which fetches the public origin or reads a folder under
+$PLANT_DATA. Built corpora stand under $PLANT_HOME, else data/. Here is the registry only: the
+corpus itself is in `data.py`, a user's own table in `tables.py`, downloads and formats in
+data_scripts/.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from plantlib.utils.io import read_json
 
 
 class Source(NamedTuple):
-    """A known corpus: its script, its folder under $PLANT_DATA, and what the script's build is called with."""
+    """A known corpus: its script, its folder under $PLANT_DATA, and what the script's build is
+    called with.
+    """
 
     script: str
     folder: str
@@ -30,19 +33,32 @@ class Source(NamedTuple):
 KNOWN = {
     "codiesp": Source("get_codiesp", "codiesp", {}),
     "codiesp-es": Source("get_codiesp", "codiesp", {"language": "es"}),
-    **{f"codiesp-{task}{end}": Source("get_codiesp", "codiesp", {"task": task.upper(), "language": end[1:] or "en"})
-       for task in ("d3", "p", "dp") for end in ("", "-es")},
+    **{
+        f"codiesp-{task}{end}": Source(
+            "get_codiesp", "codiesp", {"task": task.upper(), "language": end[1:] or "en"}
+        )
+        for task in ("d3", "p", "dp")
+        for end in ("", "-es")
+    },
     "eurlex57k": Source("get_eurlex57k", "eurlex57k", {}),
     "cooking": Source("get_cooking", "stackexchange_cooking", {}),
     "debtags": Source("get_debtags", "debtags", {}),
     "synthetic-icd": Source("get_synthetic_icd", "synthetic-icd", {}),
     # local files only: see the script
-    **{name: Source("get_xmc", name, {"dataset": name})
-       for name in ("eurlex-4k", "wiki10-31k", "amazoncat-13k", "amazon-670k", "amazon-3m")},
+    **{
+        name: Source("get_xmc", name, {"dataset": name})
+        for name in ("eurlex-4k", "wiki10-31k", "amazoncat-13k", "amazon-670k", "amazon-3m")
+    },
     # credentialed: made from the tables that the user has
-    **{f"mimic3-{subset}": Source("get_mimic3", "mimic3", {"subset": subset}) for subset in ("full", "top50", "rare50", "few")},
+    **{
+        f"mimic3-{subset}": Source("get_mimic3", "mimic3", {"subset": subset})
+        for subset in ("full", "top50", "rare50", "few")
+    },
     "mimic3-full-exact": Source("get_mimic3", "mimic3", {"codes": "exact"}),
-    **{f"mimic4-{subset}": Source("get_mimic4", "mimic4", {"subset": subset}) for subset in ("icd10", "icd9", "few")},
+    **{
+        f"mimic4-{subset}": Source("get_mimic4", "mimic4", {"subset": subset})
+        for subset in ("icd10", "icd9", "few")
+    },
 }
 GENERATED = "synthetic.json"  # beside tables that fixtures.py wrote
 ALIASES = {"stackexchange_cooking": "cooking", "synthetic_icd": "synthetic-icd"}
@@ -70,8 +86,9 @@ def script(name: str) -> ModuleType:
     if not (folder / f"{name}.py").is_file():
         raise DataError(f"no {name}.py in {folder}: building needs a checkout (pip install -e .)")
     if "data_scripts" not in sys.modules:
-        spec = importlib.util.spec_from_file_location("data_scripts", folder / "__init__.py",
-                                                      submodule_search_locations=[str(folder)])
+        spec = importlib.util.spec_from_file_location(
+            "data_scripts", folder / "__init__.py", submodule_search_locations=[str(folder)]
+        )
         package = importlib.util.module_from_spec(spec)
         sys.modules["data_scripts"] = package
         spec.loader.exec_module(package)
@@ -81,7 +98,9 @@ def script(name: str) -> ModuleType:
 def find(name: str, root: str | Path | None = None) -> Path | None:
     """The folder of a corpus that is already built, or None."""
     name = ALIASES.get(name, name)
-    return next((home / name for home in homes(root) if (home / name / "manifest.json").is_file()), None)
+    return next(
+        (home / name for home in homes(root) if (home / name / "manifest.json").is_file()), None
+    )
 
 
 def local_source(name: str) -> Path | None:
@@ -92,12 +111,21 @@ def local_source(name: str) -> Path | None:
 
 
 def ready(name: str) -> None:
-    """DataError, before any long work, for a credentialed corpus that is not built and whose tables are not here."""
+    """DataError, before any long work, for a credentialed corpus that is not built and whose tables
+    are not here.
+    """
     known = KNOWN.get(ALIASES.get(name, name))
-    if known and known.script.startswith("get_mimic") and find(name) is None and local_source(name) is None:
-        raise DataError(f"{name} is not built and needs your own credentials: get its tables from PhysioNet, then run "
-                        f"data_scripts/{known.script}.py --from FOLDER (data_scripts/README.md), or set PLANT_DATA to the "
-                        f"folder that holds {known.folder}/")
+    if (
+        known
+        and known.script.startswith("get_mimic")
+        and find(name) is None
+        and local_source(name) is None
+    ):
+        raise DataError(
+            f"{name} is not built and needs your own credentials: get its tables from PhysioNet,"
+            f" then run data_scripts/{known.script}.py --from FOLDER (data_scripts/README.md), or"
+            f" set PLANT_DATA to the folder that holds {known.folder}/"
+        )
 
 
 def find_or_build(name: str, root: str | Path | None = None) -> Path:
@@ -106,17 +134,24 @@ def find_or_build(name: str, root: str | Path | None = None) -> Path:
     if (found := find(name, root)) and not _outdated(name, found):
         return found
     if name not in KNOWN:
-        raise DataError(f"unknown corpus {name!r}: wanted a saved folder (with manifest.json) or one of "
-                        f"{', '.join(KNOWN)}; a table of your own goes through Corpus.from_csv")
+        raise DataError(
+            f"unknown corpus {name!r}: wanted a saved folder (with manifest.json) or one of "
+            f"{', '.join(KNOWN)}; a table of your own goes through Corpus.from_csv"
+        )
     known, home, source = KNOWN[name], homes(root)[0], local_source(name)
     origin = f"$PLANT_DATA/{known.folder}" if source else "its origin"
     # On stderr: a notebook's stored output must not depend on what was already built.
-    print(f"{name}: not built yet, making it from {origin} with data_scripts/{known.script}.py", file=sys.stderr)
+    print(
+        f"{name}: not built yet, making it from {origin} with data_scripts/{known.script}.py",
+        file=sys.stderr,
+    )
     return script(known.script).build(home / name, source, **known.options)
 
 
 def _outdated(name: str, folder: Path) -> bool:
-    """Whether a credentialed corpus was made of generated tables and $PLANT_DATA holds real ones by now."""
+    """Whether a credentialed corpus was made of generated tables and $PLANT_DATA holds real ones by
+    now.
+    """
     if name not in KNOWN or not KNOWN[name].script.startswith("get_mimic"):
         return False
     source = local_source(name)
@@ -125,7 +160,8 @@ def _outdated(name: str, folder: Path) -> bool:
 
 
 def choose(dataset: str | None = None) -> tuple[str, str]:
-    """(name, reason): the name given (or $DATASET), else what $PLANT_DATA holds, else a corpus anyone can fetch.
+    """(name, reason): the name given (or $DATASET), else what $PLANT_DATA holds, else a corpus
+    anyone can fetch.
 
     Raises DataError for a name that is neither known nor built, naming the known ones.
     """
@@ -133,7 +169,10 @@ def choose(dataset: str | None = None) -> tuple[str, str]:
         name = ALIASES.get(dataset, dataset)
         if name in KNOWN or find(name) or (Path(dataset) / "manifest.json").is_file():
             return name, f"data set {name}: named by you"
-        raise DataError(f"unknown data set {dataset!r}: wanted one of {', '.join(KNOWN)} or a saved corpus folder")
+        raise DataError(
+            f"unknown data set {dataset!r}: wanted one of {', '.join(KNOWN)} or a saved corpus"
+            " folder"
+        )
     for name in PREFERENCE:
         if local_source(name):
             return name, f"data set {name}: $PLANT_DATA holds it"

@@ -1,8 +1,9 @@
-"""Tokenise once: ragged token ids of whole documents, counts, and the word vocabulary of the linear peers.
+"""Tokenise once: ragged token ids of whole documents, counts, and the word vocabulary of the linear
+peers.
 
-The first arrow of the data flow. Documents keep their natural length; special tokens are never part of the ids, so they
-are neither counted by MIG nor attended to. Windows of a long document are made where the backbone needs them
-(`features.py`, `model.py`), not here.
+The first arrow of the data flow. Documents keep their natural length; special tokens are never part
+of the ids, so they are neither counted by MIG nor attended to. Windows of a long document are made
+where the backbone needs them (`features.py`, `model.py`), not here.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from plantlib.utils.progress import tqdm
 
 @dataclass(frozen=True, eq=False)
 class Ragged:
-    """Token ids of N documents: `flat` (S,) int32 and `offsets` (N+1,) int64; document i is flat[offsets[i]:offsets[i+1]]."""
+    """Token ids of N documents: `flat` (S,) int32 and `offsets` (N+1,) int64; document i is
+    flat[offsets[i]:offsets[i+1]].
+    """
 
     flat: np.ndarray
     offsets: np.ndarray
@@ -29,7 +32,8 @@ class Ragged:
         return len(self.offsets) - 1
 
     def __getitem__(self, i: int) -> np.ndarray:
-        i = range(len(self))[i]  # a negative index counts from the end, one outside is an IndexError
+        # a negative index counts from the end, one outside is an IndexError
+        i = range(len(self))[i]
         return self.flat[self.offsets[i] : self.offsets[i + 1]]
 
     @property
@@ -40,7 +44,11 @@ class Ragged:
     @classmethod
     def from_lists(cls, documents) -> Ragged:
         lengths = np.fromiter((len(d) for d in documents), np.int64, len(documents))
-        flat = np.concatenate([np.asarray(d, np.int32) for d in documents]) if len(documents) else np.zeros(0, np.int32)
+        flat = (
+            np.concatenate([np.asarray(d, np.int32) for d in documents])
+            if len(documents)
+            else np.zeros(0, np.int32)
+        )
         return cls(flat.astype(np.int32), np.concatenate([[0], np.cumsum(lengths)]))
 
     def select(self, rows: np.ndarray) -> Ragged:
@@ -55,7 +63,11 @@ class Ragged:
 
 
 def tokenise(
-    texts: list[str], tokenizer, max_tokens: int | None = None, progress: bool = True, batch: int = 256
+    texts: list[str],
+    tokenizer,
+    max_tokens: int | None = None,
+    progress: bool = True,
+    batch: int = 256,
 ) -> Ragged:
     """Token ids of every text without special tokens, cut after `max_tokens`.
 
@@ -63,17 +75,25 @@ def tokenise(
     """
     documents: list[list[int]] = []
     steps = range(0, len(texts), batch)
-    for begin in tqdm(steps, desc="tokenise", unit="batch", disable=not progress or len(texts) < 5000):
+    for begin in tqdm(
+        steps, desc="tokenise", unit="batch", disable=not progress or len(texts) < 5000
+    ):
         encoded = tokenizer(
-            texts[begin : begin + batch], add_special_tokens=False, return_attention_mask=False,
-            truncation=max_tokens is not None, max_length=max_tokens, verbose=False,
-        )  # fmt: skip
+            texts[begin : begin + batch],
+            add_special_tokens=False,
+            return_attention_mask=False,
+            truncation=max_tokens is not None,
+            max_length=max_tokens,
+            verbose=False,
+        )
         documents.extend(encoded["input_ids"])
     return Ragged.from_lists(documents)
 
 
 def cached_tokens(path: str | Path, make: Callable[[], Ragged]) -> Ragged:
-    """The token ids at `path` (safetensors), made and written there when they are missing; the name must say of what."""
+    """The token ids at `path` (safetensors), made and written there when they are missing; the name
+    must say of what.
+    """
     from safetensors.numpy import load_file, save_file
 
     path = Path(path)
@@ -104,8 +124,12 @@ def word_analyser(pattern: str = WORD):
     return CountVectorizer(token_pattern=pattern).build_analyzer()
 
 
-def words(texts: list[str], train_rows: np.ndarray, min_documents: int = 2, pattern: str = WORD) -> Words:
-    """Lower-cased word unigrams; the vocabulary comes from the training rows, nothing is learnt from others."""
+def words(
+    texts: list[str], train_rows: np.ndarray, min_documents: int = 2, pattern: str = WORD
+) -> Words:
+    """Lower-cased word unigrams; the vocabulary comes from the training rows, nothing is learnt
+    from others.
+    """
     from sklearn.feature_extraction.text import CountVectorizer
 
     vectorizer = CountVectorizer(min_df=min_documents, token_pattern=pattern, dtype=np.int32)
@@ -120,7 +144,9 @@ def words(texts: list[str], train_rows: np.ndarray, min_documents: int = 2, patt
 
 
 def smooth_idf(counts: sparse.csr_matrix) -> np.ndarray:
-    """(V,) float64 ln((1 + n) / (1 + n_t)) + 1 of counts (n, V), as `tfidf` weighs words (scikit-learn's smooth idf)."""
+    """(V,) float64 ln((1 + n) / (1 + n_t)) + 1 of counts (n, V), as `tfidf` weighs words
+    (scikit-learn's smooth idf).
+    """
     present = np.bincount(counts.indices, minlength=counts.shape[1])
     return np.log((1 + counts.shape[0]) / (1 + present)) + 1
 

@@ -1,11 +1,13 @@
-"""X'Y -> mutual information -> the K best tokens a label in two Triton passes over bitmaps: no (V, L) table is ever stored.
+"""X'Y -> mutual information -> the K best tokens a label in two Triton passes over bitmaps: no (V,
+L) table is ever stored.
 
-Realises METHOD.md section 1 as `mig.association_blocks` and `mig.top_tokens` compute it, to the bit: counts are exact
-integers, logarithms come from the one float64 table, every float64 operation stands in the CPU's order and none is a product
-that a compiler could contract. A program owns a block of labels: `_threshold_kernel` streams scores through a short list a
-label and finds the K-th highest, `_emit_kernel` computes the scores again and writes what belongs. One writer a place, no
-atomics, equal bits. All associations of a label (top_k=None) remain with the CPU path; README.md beside this file says where
-these kernels have run.
+Realises METHOD.md section 1 as `mig.association_blocks` and `mig.top_tokens` compute it, to the
+bit: counts are exact integers, logarithms come from the one float64 table, every float64 operation
+stands in the CPU's order and none is a product that a compiler could contract. A program owns a
+block of labels: `_threshold_kernel` streams scores through a short list a label and finds the K-th
+highest, `_emit_kernel` computes the scores again and writes what belongs. One writer a place, no
+atomics, equal bits. All associations of a label (top_k=None) remain with the CPU path; README.md
+beside this file says where these kernels have run.
 """
 
 from __future__ import annotations
@@ -17,7 +19,14 @@ import triton.language as tl
 from scipy import sparse
 
 from plantlib.kernels import machine
-from plantlib.kernels.counts import VARIANTS, check_request, column_counts, entropy, n_log_n, presence
+from plantlib.kernels.counts import (
+    VARIANTS,
+    check_request,
+    column_counts,
+    entropy,
+    n_log_n,
+    presence,
+)
 
 MAX_TOP_K = 512  # a label's list of candidates passes through registers
 MAX_DOCUMENTS = 2**24  # above, float32 sums of ones are not exact
@@ -32,20 +41,32 @@ NO_SPECIALIZATION = ["N", "V", "L", "W", "K"]  # a size of 1 would become a cons
 
 @triton.jit
 def _unpack(words, BW: tl.constexpr, B: tl.constexpr):
-    """(BW, B) words -> (BW 32, B) ones and zeros in float16: the bit times the pattern of 1.0, cheaper than a conversion."""
+    """(BW, B) words -> (BW 32, B) ones and zeros in float16: the bit times the pattern of 1.0,
+    cheaper than a conversion.
+    """
     bits = (words[:, None, :] >> tl.arange(0, 32)[None, :, None]) & 1
     return tl.reshape((bits * 0x3C00).to(tl.int16), (BW * 32, B)).to(tl.float16, bitcast=True)
 
 
 @triton.jit
-def _counts(x_bits, y_bits, tokens, labels, V, L, W, BT: tl.constexpr, BL: tl.constexpr, BW: tl.constexpr):
+def _counts(
+    x_bits, y_bits, tokens, labels, V, L, W, BT: tl.constexpr, BL: tl.constexpr, BW: tl.constexpr
+):
     """Documents with label and token, (BL, BT) int32, exact."""
     both = tl.zeros((BL, BT), tl.float32)
     for first in range(0, W, BW):
         word = first + tl.arange(0, BW)
         at = word.to(tl.int64)[:, None]
-        x = tl.load(x_bits + at * V + tokens[None, :], mask=(word < W)[:, None] & (tokens < V)[None, :], other=0)
-        y = tl.load(y_bits + at * L + labels[None, :], mask=(word < W)[:, None] & (labels < L)[None, :], other=0)
+        x = tl.load(
+            x_bits + at * V + tokens[None, :],
+            mask=(word < W)[:, None] & (tokens < V)[None, :],
+            other=0,
+        )
+        y = tl.load(
+            y_bits + at * L + labels[None, :],
+            mask=(word < W)[:, None] & (labels < L)[None, :],
+            other=0,
+        )
         both = tl.dot(tl.trans(_unpack(y, BW, BL)), _unpack(x, BW, BT), both)
     return both.to(tl.int32)
 
@@ -54,13 +75,26 @@ def _counts(x_bits, y_bits, tokens, labels, V, L, W, BT: tl.constexpr, BL: tl.co
 def _keys(
     x_bits,  # (W, V) int32
     y_bits,  # (W, L) int32
-    n_t, h_t,  # (V,) int32 documents, float64 entropy
-    n_l, h_l,  # (L,)
+    n_t,
+    h_t,  # (V,) int32 documents, float64 entropy
+    n_l,
+    h_l,  # (L,)
     table,  # (N + 1,) float64 n ln n
-    tokens, labels, N, V, L, W,
-    VARIANT: tl.constexpr, TINY: tl.constexpr, BT: tl.constexpr, BL: tl.constexpr, BW: tl.constexpr,
-):  # fmt: skip
-    """(BL, BT) int64 bit patterns of the scores, which order as the scores do; -1 without positive association."""
+    tokens,
+    labels,
+    N,
+    V,
+    L,
+    W,
+    VARIANT: tl.constexpr,
+    TINY: tl.constexpr,
+    BT: tl.constexpr,
+    BL: tl.constexpr,
+    BW: tl.constexpr,
+):
+    """(BL, BT) int64 bit patterns of the scores, which order as the scores do; -1 without positive
+    association.
+    """
     both = _counts(x_bits, y_bits, tokens, labels, V, L, W, BT, BL, BW)
     there_t, there_l = tokens < V, labels < L
     t = tl.load(n_t + tokens, mask=there_t, other=0)
@@ -69,7 +103,9 @@ def _keys(
     t_margin = tl.load(table + t) + tl.load(table + N - t)
     c_one, c_rest = tl.load(table + c), tl.load(table + N - c)
     t, c = t[None, :], c[:, None]
-    cells = tl.load(table + both, mask=positive, other=0.0) + tl.load(table + (t - both), mask=positive, other=0.0)
+    cells = tl.load(table + both, mask=positive, other=0.0) + tl.load(
+        table + (t - both), mask=positive, other=0.0
+    )
     cells = cells + tl.load(table + (c - both), mask=positive, other=0.0)
     cells = cells + tl.load(table + (N - t - c + both), mask=positive, other=0.0)
     margins = t_margin[None, :] + c_one[:, None] + c_rest[:, None]
@@ -88,7 +124,9 @@ def _keys(
 
 @triton.jit
 def _kth(keys, K):
-    """The K-th highest of keys (CAP,), found bit by bit; 0, the lowest score, where fewer than K are scores."""
+    """The K-th highest of keys (CAP,), found bit by bit; 0, the lowest score, where fewer than K
+    are scores.
+    """
     edge = tl.full((), 0, tl.int64)
     one = tl.full((), 1, tl.int64)
     for step in range(63):
@@ -99,7 +137,9 @@ def _kth(keys, K):
 
 @triton.jit
 def _shorten(row, label, thresholds, filled, K, CAP: tl.constexpr):
-    """Cut a label's candidates to its K best and raise its threshold; returns the number strictly above."""
+    """Cut a label's candidates to its K best and raise its threshold; returns the number strictly
+    above.
+    """
     places = tl.arange(0, CAP)
     keys = tl.load(row + places, mask=places < tl.load(filled + label), other=-1)
     edge = _kth(keys, K)
@@ -117,14 +157,30 @@ def _shorten(row, label, thresholds, filled, K, CAP: tl.constexpr):
 
 @triton.jit(do_not_specialize=NO_SPECIALIZATION)
 def _threshold_kernel(
-    x_bits, y_bits, n_t, h_t, n_l, h_l, table,  # as in _keys
-    thresholds,  # (L,) int64 out: key of the K-th highest score with multiplicity, 0 where there are fewer
+    x_bits,
+    y_bits,
+    n_t,
+    h_t,
+    n_l,
+    h_l,
+    table,  # as in _keys
+    # (L,) int64 out: key of the K-th highest score with multiplicity, 0 where there are fewer
+    thresholds,
     above,  # (L,) int32 out: tokens strictly above it
     candidates,  # (L, CAP) int64 scratch: keys above the threshold so far
     filled,  # (L,) int32 scratch: how many
-    N, V, L, W, K,
-    VARIANT: tl.constexpr, TINY: tl.constexpr, BT: tl.constexpr, BL: tl.constexpr, BW: tl.constexpr, CAP: tl.constexpr,
-):  # fmt: skip
+    N,
+    V,
+    L,
+    W,
+    K,
+    VARIANT: tl.constexpr,
+    TINY: tl.constexpr,
+    BT: tl.constexpr,
+    BL: tl.constexpr,
+    BW: tl.constexpr,
+    CAP: tl.constexpr,
+):
     """The edge between kept and dropped tokens of a block of labels."""
     begin = tl.program_id(0) * BL
     labels = begin + tl.arange(0, BL)
@@ -137,7 +193,26 @@ def _threshold_kernel(
     tl.debug_barrier()
     for first in range(0, V, BT):
         tokens = first + tl.arange(0, BT)
-        keys = _keys(x_bits, y_bits, n_t, h_t, n_l, h_l, table, tokens, labels, N, V, L, W, VARIANT, TINY, BT, BL, BW)
+        keys = _keys(
+            x_bits,
+            y_bits,
+            n_t,
+            h_t,
+            n_l,
+            h_l,
+            table,
+            tokens,
+            labels,
+            N,
+            V,
+            L,
+            W,
+            VARIANT,
+            TINY,
+            BT,
+            BL,
+            BW,
+        )
         edge = tl.load(thresholds + labels, mask=there, other=0)
         news = (keys > edge[:, None]).to(tl.int32)
         added = tl.sum(news, 1)
@@ -151,24 +226,47 @@ def _threshold_kernel(
             for label in range(begin, end):
                 # the next tile must fit
                 if tl.load(filled + label) > CAP - BT:
-                    _shorten(candidates + tl.cast(label, tl.int64) * CAP, label, thresholds, filled, K, CAP)
+                    _shorten(
+                        candidates + tl.cast(label, tl.int64) * CAP,
+                        label,
+                        thresholds,
+                        filled,
+                        K,
+                        CAP,
+                    )
             tl.debug_barrier()
     for label in range(begin, end):
-        higher = _shorten(candidates + tl.cast(label, tl.int64) * CAP, label, thresholds, filled, K, CAP)
+        higher = _shorten(
+            candidates + tl.cast(label, tl.int64) * CAP, label, thresholds, filled, K, CAP
+        )
         tl.store(above + label, higher)
 
 
 @triton.jit(do_not_specialize=NO_SPECIALIZATION)
 def _emit_kernel(
-    x_bits, y_bits, n_t, h_t, n_l, h_l, table,  # as in _keys
+    x_bits,
+    y_bits,
+    n_t,
+    h_t,
+    n_l,
+    h_l,
+    table,  # as in _keys
     thresholds,  # (L,) int64
     above,  # (L,) int32
     columns,  # (L, K) int32 out: token ids, rising
     scores,  # (L, K) int64 out: bits of the float64 scores
     counts,  # (L,) int32 out: places filled a label
-    N, V, L, W, K,
-    VARIANT: tl.constexpr, TINY: tl.constexpr, BT: tl.constexpr, BL: tl.constexpr, BW: tl.constexpr,
-):  # fmt: skip
+    N,
+    V,
+    L,
+    W,
+    K,
+    VARIANT: tl.constexpr,
+    TINY: tl.constexpr,
+    BT: tl.constexpr,
+    BL: tl.constexpr,
+    BW: tl.constexpr,
+):
     """Tokens above the edge and the first ones on it, by rising id."""
     labels = tl.program_id(0) * BL + tl.arange(0, BL)
     there = labels < L
@@ -179,7 +277,26 @@ def _emit_kernel(
     written = tl.zeros((BL,), tl.int32)
     for first in range(0, V, BT):
         tokens = first + tl.arange(0, BT)
-        keys = _keys(x_bits, y_bits, n_t, h_t, n_l, h_l, table, tokens, labels, N, V, L, W, VARIANT, TINY, BT, BL, BW)
+        keys = _keys(
+            x_bits,
+            y_bits,
+            n_t,
+            h_t,
+            n_l,
+            h_l,
+            table,
+            tokens,
+            labels,
+            N,
+            V,
+            L,
+            W,
+            VARIANT,
+            TINY,
+            BT,
+            BL,
+            BW,
+        )
         tie = (keys == edge).to(tl.int32)
         early = ties[:, None] + tl.cumsum(tie, 1) <= room
         keep = (keys > edge) | ((tie > 0) & early)
@@ -191,12 +308,16 @@ def _emit_kernel(
     tl.store(counts + labels, written, mask=there)
 
 
-def top_associations(x: sparse.csr_matrix, y: sparse.csr_matrix, *, variant: str, top_k: int, device=None) -> sparse.csr_matrix:
-    """Scores of the best `top_k` tokens a label, csr (L, V) float64 with sorted columns: those of `mig.top_tokens`, bit by bit.
+def top_associations(
+    x: sparse.csr_matrix, y: sparse.csr_matrix, *, variant: str, top_k: int, device=None
+) -> sparse.csr_matrix:
+    """Scores of the best `top_k` tokens a label, csr (L, V) float64 with sorted columns: those of
+    `mig.top_tokens`, bit by bit.
 
-    x (N, V), y (N, L) training rows; N at most 2^24, top_k 1 to 512. variant: as in `mig.association_blocks`. device: a GPU,
-    the current one if None; the CPU only where Triton interprets. Held there: N (V + L) / 8 bytes of bitmaps and a list of
-    at most max(4 top_k, 256) candidates a label.
+    x (N, V), y (N, L) training rows; N at most 2^24, top_k 1 to 512. variant: as in
+    `mig.association_blocks`. device: a GPU, the current one if None; the CPU only where Triton
+    interprets. Held there: N (V + L) / 8 bytes of bitmaps and a list of at most max(4 top_k, 256)
+    candidates a label.
     """
     check_request(x, y, variant)
     check_limits(x.shape[0], top_k)
@@ -212,24 +333,33 @@ def top_associations(x: sparse.csr_matrix, y: sparse.csr_matrix, *, variant: str
 def check_limits(documents: int, top_k: int | None) -> None:
     """ValueError where the kernels cannot serve, with the way out."""
     if top_k is None or not 1 <= top_k <= MAX_TOP_K:
-        raise ValueError(f"top_k={top_k}: the Triton kernels keep 1 to {MAX_TOP_K} tokens a label; use impl='torch'")
+        raise ValueError(
+            f"top_k={top_k}: the Triton kernels keep 1 to {MAX_TOP_K} tokens a label; use"
+            " impl='torch'"
+        )
     if documents > MAX_DOCUMENTS:
         raise ValueError(
-            f"{documents:,} documents: counts are exact up to {MAX_DOCUMENTS:,} in the Triton kernels; use impl='torch'"
+            f"{documents:,} documents: counts are exact up to {MAX_DOCUMENTS:,} in the Triton"
+            " kernels; use impl='torch'"
         )
 
 
 def capacity(top_k: int) -> int:
-    """Candidates a label holds before they are cut to `top_k`: a power of two with room for a tile, rarely short of it."""
+    """Candidates a label holds before they are cut to `top_k`: a power of two with room for a tile,
+    rarely short of it.
+    """
     return max(2 * triton.next_power_of_2(top_k), 4 * TOKENS)
 
 
 def bitmap(present: sparse.csr_matrix, device) -> torch.Tensor:
-    """(N, C) presence without duplicates -> (ceil(N / 32), C) int32: bit r % 32 of word (r // 32, c) is row r, column c.
+    """(N, C) presence without duplicates -> (ceil(N / 32), C) int32: bit r % 32 of word (r // 32,
+    c) is row r, column c.
 
     Columns stand side by side in memory, so that a program's loads do too.
     """
-    words = torch.zeros((present.shape[0] + 31) // 32 * present.shape[1], dtype=torch.int32, device=device)
+    words = torch.zeros(
+        (present.shape[0] + 31) // 32 * present.shape[1], dtype=torch.int32, device=device
+    )
     indptr = torch.from_numpy(present.indptr.astype(np.int64)).to(device)
     for begin in range(0, present.nnz, ENTRIES):
         end = min(begin + ENTRIES, present.nnz)
@@ -245,7 +375,18 @@ def _launch(x, y, variant: str, top_k: int, device) -> tuple[np.ndarray, np.ndar
     """(L, K) token ids, (L, K) scores and (L,) counts of both kernels, on the host."""
     (n, vocabulary), labels = x.shape, y.shape[1]
     inputs = (bitmap(x, device), bitmap(y, device), *_marginals(x, y, device))
-    sizes = (n, vocabulary, labels, (n + 31) // 32, top_k, variant, float(np.finfo(float).tiny), TOKENS, LABELS, WORDS)
+    sizes = (
+        n,
+        vocabulary,
+        labels,
+        (n + 31) // 32,
+        top_k,
+        variant,
+        float(np.finfo(float).tiny),
+        TOKENS,
+        LABELS,
+        WORDS,
+    )
     new = lambda *shape, dtype=torch.int32: torch.empty(shape, dtype=dtype, device=device)  # noqa: E731
     edges = (new(labels, dtype=torch.int64), new(labels))
     scratch = (new(labels, capacity(top_k), dtype=torch.int64), new(labels))
@@ -260,7 +401,9 @@ def _launch(x, y, variant: str, top_k: int, device) -> tuple[np.ndarray, np.ndar
 
 
 def _marginals(x, y, device) -> tuple[torch.Tensor, ...]:
-    """n_t, H(t), n_l, H(l) and the table n ln n: the numbers of the CPU path, not numbers like them."""
+    """n_t, H(t), n_l, H(l) and the table n ln n: the numbers of the CPU path, not numbers like
+    them.
+    """
     n, table = x.shape[0], n_log_n(x.shape[0])
     counts = [column_counts(x), column_counts(y)]
     arrays = [a for c in counts for a in (c.astype(np.int32), entropy(c, n, table))] + [table]
@@ -275,7 +418,9 @@ def _rows(columns, scores, counts, shape) -> sparse.csr_matrix:
 
 
 def ahead_of_time_specs() -> list[tuple]:
-    """(name, kernel, signature, constexprs, num_warps, num_stages) of all kernels, to compile without a GPU."""
+    """(name, kernel, signature, constexprs, num_warps, num_stages) of all kernels, to compile
+    without a GPU.
+    """
     inputs = dict.fromkeys(["x_bits", "y_bits"], "*i32")
     inputs |= {"n_t": "*i32", "h_t": "*fp64", "n_l": "*i32", "h_l": "*fp64", "table": "*fp64"}
     inputs |= {"thresholds": "*i64", "above": "*i32"}
@@ -286,10 +431,21 @@ def ahead_of_time_specs() -> list[tuple]:
     kernels = []
     for top_k in (64, MAX_TOP_K):
         constants = {"VARIANT": "jaccard"} | blocks | {"CAP": capacity(top_k)}
-        kernels.append((f"threshold_{top_k}", _threshold_kernel, inputs | scratch | sizes, constants))
+        kernels.append(
+            (f"threshold_{top_k}", _threshold_kernel, inputs | scratch | sizes, constants)
+        )
     for variant in VARIANTS[1:]:
-        kernels.append((f"emit_{variant}", _emit_kernel, inputs | found | sizes, {"VARIANT": variant} | blocks))
+        kernels.append(
+            (f"emit_{variant}", _emit_kernel, inputs | found | sizes, {"VARIANT": variant} | blocks)
+        )
     return [
-        (f"cooccurrence_{name}", kernel, signature | dict.fromkeys(constants, "constexpr"), constants, WARPS, STAGES)
+        (
+            f"cooccurrence_{name}",
+            kernel,
+            signature | dict.fromkeys(constants, "constexpr"),
+            constants,
+            WARPS,
+            STAGES,
+        )
         for name, kernel, signature, constants in kernels
     ]

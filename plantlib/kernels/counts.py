@@ -1,6 +1,8 @@
-"""Exact co-occurrence counts, entropies and mutual information on the CPU: the specification of the Triton kernels.
+"""Exact co-occurrence counts, entropies and mutual information on the CPU: the specification of the
+Triton kernels.
 
-Counts are integers and logarithms come from one float64 table, so that every implementation can give the same bits.
+Counts are integers and logarithms come from one float64 table, so that every implementation can
+give the same bits.
 """
 
 from __future__ import annotations
@@ -31,13 +33,22 @@ def n_log_n(n: int) -> np.ndarray:
     return x
 
 
-def information(both, with_token, with_label, n: int, table: np.ndarray | None = None) -> np.ndarray:
-    """I(t;l) in nats from integer counts: documents with both, with the token, with the label, and all `n`.
+def information(
+    both, with_token, with_label, n: int, table: np.ndarray | None = None
+) -> np.ndarray:
+    """I(t;l) in nats from integer counts: documents with both, with the token, with the label, and
+    all `n`.
 
-    Any broadcastable integer arrays. One sum of f over the four cells and the four marginals, all divided by n.
+    Any broadcastable integer arrays. One sum of f over the four cells and the four marginals, all
+    divided by n.
     """
     f = n_log_n(n) if table is None else table
-    cells = f[both] + f[with_token - both] + f[with_label - both] + f[n - with_token - with_label + both]
+    cells = (
+        f[both]
+        + f[with_token - both]
+        + f[with_label - both]
+        + f[n - with_token - with_label + both]
+    )
     margins = f[with_token] + f[n - with_token] + f[with_label] + f[n - with_label]
     return np.maximum((cells - margins + f[n]) / n, 0.0)
 
@@ -69,17 +80,23 @@ def column_counts(x: sparse.csr_matrix) -> np.ndarray:
 
 
 def blocks_of_labels(x: sparse.csr_matrix, y: sparse.csr_matrix, memory_mb: float):
-    """Label ranges whose co-occurrence cells stay under `memory_mb`, at 64 bytes a cell; the count is an upper bound."""
+    """Label ranges whose co-occurrence cells stay under `memory_mb`, at 64 bytes a cell; the count
+    is an upper bound.
+    """
     yield from blocks_of_cells(np.minimum(tokens_beside(x, y), x.shape[1]), memory_mb)
 
 
 def tokens_beside(x: sparse.csr_matrix, y: sparse.csr_matrix) -> np.ndarray:
-    """(L,) int64: distinct tokens of a label's documents, summed over the documents, from presence x (N, V) and y (N, L)."""
+    """(L,) int64: distinct tokens of a label's documents, summed over the documents, from presence
+    x (N, V) and y (N, L).
+    """
     return np.asarray(y.T @ np.diff(x.indptr).astype(np.int64))
 
 
 def blocks_of_cells(cells_of_label: np.ndarray, memory_mb: float):
-    """Ranges [begin, end) of labels whose cells together stay under `memory_mb`, at 64 bytes a cell; one label at least."""
+    """Ranges [begin, end) of labels whose cells together stay under `memory_mb`, at 64 bytes a
+    cell; one label at least.
+    """
     budget = memory_mb * 2**20 / 64
     begin, load = 0, 0.0
     for label, cells in enumerate(np.asarray(cells_of_label, np.float64)):
@@ -92,7 +109,9 @@ def blocks_of_cells(cells_of_label: np.ndarray, memory_mb: float):
 
 @dataclass(frozen=True, eq=False)
 class Margins:
-    """Documents: all `n`, with a token `n_t` (V,), with a label `n_l` (L,), int64; the table f and both entropies, float64."""
+    """Documents: all `n`, with a token `n_t` (V,), with a label `n_l` (L,), int64; the table f and
+    both entropies, float64.
+    """
 
     n: int
     n_t: np.ndarray
@@ -118,7 +137,10 @@ def check_request(x, y, variant: str) -> None:
     check_choice("variant", variant, VARIANTS)
     if x.shape[0] != y.shape[0]:
         raise ValueError(
-            f"tokens have {x.shape[0]} rows and labels {y.shape[0]}; pass the same training rows of both, e.g. x[rows], y[rows]"
+            f"tokens have {x.shape[0]} rows and labels {y.shape[0]}; pass the same training rows of"
+            " both, e.g. x[rows], y[rows]"
         )
     if x.shape[0] == 0:
-        raise ValueError("no training rows were given; MIG needs at least one document of the training split")
+        raise ValueError(
+            "no training rows were given; MIG needs at least one document of the training split"
+        )

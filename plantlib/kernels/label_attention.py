@@ -1,11 +1,14 @@
-"""Fused planted label attention in Triton: two tensor-core products a tile, online softmax, O(B L) output.
+"""Fused planted label attention in Triton: two tensor-core products a tile, online softmax, O(B L)
+output.
 
-Realises METHOD.md section 4 on a GPU with the signature and memory law of `label_attention_torch`. A program owns a block of
-columns of one document and walks its tokens; scores never leave the registers in the forward pass. Planted cells are sorted by
-tile and scattered into it by a product of two one-hot matrices, which costs no dense gather, adds up duplicates and holds for a
-gain of any sign. Inattention first writes the scores of as many labels as fit WORKSPACE and finds each row's K-th highest by
-its bits. The backward pass builds scores again and writes their gradients for as many labels as fit; library products finish
-it, so there are no atomics and two runs give equal bits. README.md beside this file says where these kernels have run.
+Realises METHOD.md section 4 on a GPU with the signature and memory law of `label_attention_torch`.
+A program owns a block of columns of one document and walks its tokens; scores never leave the
+registers in the forward pass. Planted cells are sorted by tile and scattered into it by a product
+of two one-hot matrices, which costs no dense gather, adds up duplicates and holds for a gain of any
+sign. Inattention first writes the scores of as many labels as fit WORKSPACE and finds each row's
+K-th highest by its bits. The backward pass builds scores again and writes their gradients for as
+many labels as fit; library products finish it, so there are no atomics and two runs give equal
+bits. README.md beside this file says where these kernels have run.
 """
 
 from __future__ import annotations
@@ -17,10 +20,17 @@ import torch
 import triton
 
 from plantlib.kernels import label_attention_torch, machine
-from plantlib.kernels.label_attention_tiles import GROUP, _backward_kernel, _forward_kernel, _score_kernel, _select_kernel
+from plantlib.kernels.label_attention_tiles import (
+    GROUP,
+    _backward_kernel,
+    _forward_kernel,
+    _score_kernel,
+    _select_kernel,
+)
 from plantlib.kernels.label_attention_torch import Gradients, Problem, Rows
 
-WORKSPACE = 2**27  # bytes of scores or their gradients alive at once, with inattention and in the backward pass
+# bytes of scores or their gradients alive at once, with inattention and in the backward pass
+WORKSPACE = 2**27
 MAX_DIM = 8192
 CELLS = 16  # planted cells scattered by one product
 SELECTED = 256  # scores of a row that one step of the selection reads
@@ -39,17 +49,20 @@ class Blocks(NamedTuple):
 def blocks_for(dtype: torch.dtype, dim: int) -> Blocks:
     """Tile sizes; all kernels use one, so that all build the same scores to the bit.
 
-    In half precision 64 x 256 and 128 x 128 are equal within the spread of results/bench/tiles.csv, and ahead of the others;
-    float32 was only seen to spill nothing.
+    In half precision 64 x 256 and 128 x 128 are equal within the spread of results/bench/tiles.csv,
+    and ahead of the others; float32 was only seen to spill nothing.
     """
     half = dtype != torch.float32
     hidden = max(16, min(64 if half else 32, triton.next_power_of_2(dim)))
-    # float32 products run on the ordinary units, where PyTorch is not told to allow TF32: smaller tiles
+    # float32 products run on the ordinary units, where PyTorch is not told to allow TF32: smaller
+    # tiles
     return Blocks(64, 256, hidden, 8, 3) if half else Blocks(64, 64, hidden, 8, 3)
 
 
 class _Launch:
-    """Arguments common to the kernels of one call: blocks, cells sorted by tile, pointers that may be absent."""
+    """Arguments common to the kernels of one call: blocks, cells sorted by tile, pointers that may
+    be absent.
+    """
 
     def __init__(self, p: Problem, by_tile: bool = False):
         _check(p)
@@ -57,7 +70,9 @@ class _Launch:
         self.size = p.hidden.shape[1]
         self.at = blocks_for(p.hidden.dtype, self.size)
         self.blocks = triton.cdiv(self.columns, self.at.columns)
-        self.hidden, self.queries, self.outputs = (x.contiguous() for x in (p.hidden, p.queries, p.outputs))
+        self.hidden, self.queries, self.outputs = (
+            x.contiguous() for x in (p.hidden, p.queries, p.outputs)
+        )
         self.offsets = p.offsets.contiguous()
         self.labels = self.offsets if p.candidates is None else p.candidates.contiguous()
         self.cells = (self.offsets,) * 5  # any pointers: without cells none is read
@@ -67,34 +82,54 @@ class _Launch:
             self.cells = (*self._by_tile(p), p.gain.detach().to(torch.float32).reshape(1))
         exact = p.hidden.dtype == torch.float32 and not torch.backends.cuda.matmul.allow_tf32
         self.options = dict(
-            CANDIDATES=p.candidates is not None, PLANTED=p.cells is not None, BL=self.at.columns, BT=self.at.tokens,
-            BD=self.at.hidden, BC=CELLS, PRECISION="ieee" if exact else "tf32",
-            UPCAST=machine.interpreted() and p.hidden.dtype == torch.bfloat16, GROUP=GROUP,
+            CANDIDATES=p.candidates is not None,
+            PLANTED=p.cells is not None,
+            BL=self.at.columns,
+            BT=self.at.tokens,
+            BD=self.at.hidden,
+            BC=CELLS,
+            PRECISION="ieee" if exact else "tf32",
+            UPCAST=machine.interpreted() and p.hidden.dtype == torch.bfloat16,
+            GROUP=GROUP,
             EVEN=self.size % self.at.hidden == 0,
-            num_warps=self.at.warps, num_stages=self.at.stages,
-        )  # fmt: skip
+            num_warps=self.at.warps,
+            num_stages=self.at.stages,
+        )
 
     def _tiles(self, p: Problem) -> int:
         """Tiles of tokens in the longest document, at least 1."""
         return max(triton.cdiv(int(p.offsets.diff().max()) if self.batch else 0, self.at.tokens), 1)
 
     def _by_tile(self, p: Problem):
-        """Rows, tokens (places in their tile), values of the cells in the order of tiles; bounds (tiles of all + 1)."""
+        """Rows, tokens (places in their tile), values of the cells in the order of tiles; bounds
+        (tiles of all + 1).
+        """
         positions, columns, values = p.cells
         document = torch.searchsorted(p.offsets, positions, right=True) - 1
         place = positions - p.offsets[document]
-        key = (document * self.blocks + columns // self.at.columns) * self.tiles + place // self.at.tokens
+        key = (
+            document * self.blocks + columns // self.at.columns
+        ) * self.tiles + place // self.at.tokens
         key, order = key.sort(stable=True)
         edges = torch.arange(self.batch * self.blocks * self.tiles + 1, device=key.device)
         bounds = torch.searchsorted(key, edges).to(torch.int32)
-        rows, tokens = (columns % self.at.columns)[order].int(), (place % self.at.tokens)[order].int()
+        rows, tokens = (
+            (columns % self.at.columns)[order].int(),
+            (place % self.at.tokens)[order].int(),
+        )
         return rows, tokens, values[order].to(torch.float32), bounds
 
     def arguments(self):
         return (self.hidden, self.queries, self.outputs, self.labels, self.offsets, *self.cells)
 
     def sizes(self, documents: int | None = None):
-        return (self.columns, self.size, self.tiles, self.batch if documents is None else documents, self.blocks)
+        return (
+            self.columns,
+            self.size,
+            self.tiles,
+            self.batch if documents is None else documents,
+            self.blocks,
+        )
 
     def kept(self, threshold: torch.Tensor | None):
         """Pointers to edges and last places; any pointer where all tokens are kept."""
@@ -109,29 +144,47 @@ class _Launch:
 
 def _check(p: Problem) -> None:
     if p.hidden.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-        raise ValueError(f"the Triton kernel reads float32, float16 and bfloat16, not {p.hidden.dtype}; use impl='torch'")
+        raise ValueError(
+            f"the Triton kernel reads float32, float16 and bfloat16, not {p.hidden.dtype}; use"
+            " impl='torch'"
+        )
     if p.hidden.shape[1] > MAX_DIM:
-        raise ValueError(f"D={p.hidden.shape[1]}: the Triton kernel reads at most {MAX_DIM} hidden units; use impl='torch'")
+        raise ValueError(
+            f"D={p.hidden.shape[1]}: the Triton kernel reads at most {MAX_DIM} hidden units; use"
+            " impl='torch'"
+        )
 
 
 def forward(p: Problem) -> Rows:
-    """Rows (B, C) as `label_attention_torch.forward` gives them; with inattention the thresholds (2, B, C) as well."""
+    """Rows (B, C) as `label_attention_torch.forward` gives them; with inattention the thresholds
+    (2, B, C) as well.
+    """
     launch = _Launch(p)
-    value, top, total = (torch.empty(p.shape, dtype=torch.float32, device=p.hidden.device) for _ in range(3))
+    value, top, total = (
+        torch.empty(p.shape, dtype=torch.float32, device=p.hidden.device) for _ in range(3)
+    )
     if value.numel() == 0:
         return Rows(value, top, total)
     # Triton launches on the current GPU, which need not be the one that holds the tensors
     with torch.cuda.device_of(p.hidden):
         threshold = None if p.keep is None else _thresholds(p, launch)
         _forward_kernel[launch.blocks * launch.batch,](
-            *launch.arguments(), *launch.kept(threshold), value, top, total, *launch.sizes(),
-            KEPT=threshold is not None, **launch.options,
-        )  # fmt: skip
+            *launch.arguments(),
+            *launch.kept(threshold),
+            value,
+            top,
+            total,
+            *launch.sizes(),
+            KEPT=threshold is not None,
+            **launch.options,
+        )
     return Rows(value, top, total, threshold)
 
 
 def _thresholds(p: Problem, launch: _Launch) -> torch.Tensor:
-    """(2, B, C) int32: the K-th highest score in the order of its bits, the last place at which an equal one is kept."""
+    """(2, B, C) int32: the K-th highest score in the order of its bits, the last place at which an
+    equal one is kept.
+    """
     found = torch.full((2, *p.shape), -(2**31), dtype=torch.int32, device=p.hidden.device)
     space = label_attention_torch.Workspace(p, torch.float32)
     for part in _parts(p, launch, 4):
@@ -139,16 +192,32 @@ def _thresholds(p: Problem, launch: _Launch) -> torch.Tensor:
         grid, sizes = launch.part(part)
         _score_kernel[grid](*launch.arguments(), scores, *sizes, **launch.options)
         _select_kernel[part.columns, part.last - part.first](
-            scores, launch.offsets, *found, launch.columns, part.tokens, part.low, part.first, part.begin, p.keep, BT=SELECTED,
+            scores,
+            launch.offsets,
+            *found,
+            launch.columns,
+            part.tokens,
+            part.low,
+            part.first,
+            part.begin,
+            p.keep,
+            BT=SELECTED,
             num_warps=1,
-        )  # fmt: skip
+        )
     return found
 
 
 def backward(
-    p: Problem, rows: Rows, grad_value, grad_log_sum, wants_hidden: bool = True, wants_values: bool = False
+    p: Problem,
+    rows: Rows,
+    grad_value,
+    grad_log_sum,
+    wants_hidden: bool = True,
+    wants_values: bool = False,
 ) -> Gradients:
-    """Gradients as `label_attention_torch.backward` gives them, by parts of columns that fit WORKSPACE."""
+    """Gradients as `label_attention_torch.backward` gives them, by parts of columns that fit
+    WORKSPACE.
+    """
     launch = _Launch(p, by_tile=True)
     scale = 1.0 / rows.total.masked_fill(rows.total == 0, 1.0)
     g = (grad_value.float() * scale).contiguous()
@@ -157,7 +226,9 @@ def backward(
     # a label of all labels is met by one part, a candidate by as many as there are documents
     whole = p.candidates is None
     kind = p.queries.dtype if whole else torch.float32
-    d_queries, d_outputs = (torch.zeros_like(x, dtype=kind) for x in (launch.queries, launch.outputs))
+    d_queries, d_outputs = (
+        torch.zeros_like(x, dtype=kind) for x in (launch.queries, launch.outputs)
+    )
     d_gain = torch.zeros(launch.batch * launch.blocks * launch.tiles, device=p.hidden.device)
     d_values = torch.zeros_like(p.cells[2]) if wants_values else None
     space = label_attention_torch.Workspace(p, launch.hidden.dtype)
@@ -166,9 +237,19 @@ def backward(
         grid, sizes = launch.part(part)
         with torch.cuda.device_of(p.hidden):
             _backward_kernel[grid](
-                *launch.arguments(), *launch.kept(rows.threshold), rows.top, rows.value, g, shift, d_scores, d_reads, d_gain,
-                *sizes, KEPT=rows.threshold is not None, **launch.options,
-            )  # fmt: skip
+                *launch.arguments(),
+                *launch.kept(rows.threshold),
+                rows.top,
+                rows.value,
+                g,
+                shift,
+                d_scores,
+                d_reads,
+                d_gain,
+                *sizes,
+                KEPT=rows.threshold is not None,
+                **launch.options,
+            )
         if d_values is not None and (cells := space.cells(part)) is not None:
             label_attention_torch.grade_cells(p, d_scores, cells, d_values)
         h, labels = launch.hidden[part.begin : part.end], slice(part.low, part.high)
@@ -186,7 +267,9 @@ def backward(
 
 
 class _Part(NamedTuple):
-    """Documents [first, last), their tokens [begin, end) and columns [low, high) that one launch reads."""
+    """Documents [first, last), their tokens [begin, end) and columns [low, high) that one launch
+    reads.
+    """
 
     first: int
     last: int
@@ -205,35 +288,78 @@ class _Part(NamedTuple):
 
 
 def _parts(p: Problem, launch: _Launch, cell_bytes: int) -> Iterator[_Part]:
-    """All documents at once or, with candidates, one by one; as many columns as fit WORKSPACE at `cell_bytes` a token."""
+    """All documents at once or, with candidates, one by one; as many columns as fit WORKSPACE at
+    `cell_bytes` a token.
+    """
     edges = p.offsets.tolist()
-    groups = [(0, launch.batch)] if p.candidates is None else [(b, b + 1) for b in range(launch.batch)]
+    groups = (
+        [(0, launch.batch)] if p.candidates is None else [(b, b + 1) for b in range(launch.batch)]
+    )
     for first, last in groups:
         tokens = edges[last] - edges[first]
         if tokens:
             fit = WORKSPACE // (tokens * cell_bytes * launch.at.columns)
             step = max(fit, 1) * launch.at.columns
             for low in range(0, launch.columns, step):
-                yield _Part(first, last, edges[first], edges[last], low, min(low + step, launch.columns))
+                yield _Part(
+                    first, last, edges[first], edges[last], low, min(low + step, launch.columns)
+                )
 
 
 def ahead_of_time_specs() -> list[tuple]:
-    """(name, kernel, signature, constants, warps, stages) of what a call launches, for `compile.py`."""
-    floats = dict.fromkeys("cell_values gain value top total scale shift d_gain scores".split(), "*fp32")
-    integers = dict.fromkeys("cell_rows cell_tokens bounds edge last".split(), "*i32") | {"labels": "*i64", "offsets": "*i64"}
-    launches = ((_forward_kernel, False, False), (_forward_kernel, False, True), (_backward_kernel, False, False),
-                (_backward_kernel, False, True), (_score_kernel, True, True), (_forward_kernel, True, True))  # fmt: skip
+    """(name, kernel, signature, constants, warps, stages) of what a call launches, for
+    `compile.py`.
+    """
+    floats = dict.fromkeys(
+        "cell_values gain value top total scale shift d_gain scores".split(), "*fp32"
+    )
+    integers = dict.fromkeys("cell_rows cell_tokens bounds edge last".split(), "*i32") | {
+        "labels": "*i64",
+        "offsets": "*i64",
+    }
+    launches = (
+        (_forward_kernel, False, False),
+        (_forward_kernel, False, True),
+        (_backward_kernel, False, False),
+        (_backward_kernel, False, True),
+        (_score_kernel, True, True),
+        (_forward_kernel, True, True),
+    )
     found = []
-    for dtype, short in ((torch.bfloat16, "bf16"), (torch.float16, "fp16"), (torch.float32, "fp32")):
-        types = dict.fromkeys("hidden queries outputs d_scores d_reads".split(), f"*{short}") | floats | integers
+    for dtype, short in (
+        (torch.bfloat16, "bf16"),
+        (torch.float16, "fp16"),
+        (torch.float32, "fp32"),
+    ):
+        types = (
+            dict.fromkeys("hidden queries outputs d_scores d_reads".split(), f"*{short}")
+            | floats
+            | integers
+        )
         for kernel, keep, planted in launches:
             at = blocks_for(dtype, 4096)
-            constants = dict(CANDIDATES=planted, PLANTED=planted, KEPT=keep, BL=at.columns, BT=at.tokens,
-                             BD=at.hidden, BC=CELLS, EVEN=True, GROUP=GROUP, UPCAST=False,
-                             PRECISION="ieee" if short == "fp32" else "tf32")  # fmt: skip
+            constants = dict(
+                CANDIDATES=planted,
+                PLANTED=planted,
+                KEPT=keep,
+                BL=at.columns,
+                BT=at.tokens,
+                BD=at.hidden,
+                BC=CELLS,
+                EVEN=True,
+                GROUP=GROUP,
+                UPCAST=False,
+                PRECISION="ieee" if short == "fp32" else "tf32",
+            )
             constants = {k: v for k, v in constants.items() if k in kernel.arg_names}
-            signature = {n: "constexpr" if n in constants else types.get(n, "i32") for n in kernel.arg_names}
-            name = f"{kernel.fn.__name__.strip('_')}[{short}{', planted' * planted}{', keep' * keep}]"
+            signature = {
+                n: "constexpr" if n in constants else types.get(n, "i32") for n in kernel.arg_names
+            }
+            name = (
+                f"{kernel.fn.__name__.strip('_')}[{short}{', planted' * planted}{', keep' * keep}]"
+            )
             found.append((name, kernel, signature, constants, at.warps, at.stages))
-    signature = {n: (floats | integers).get(n, "i32") for n in _select_kernel.arg_names} | {"BT": "constexpr"}
+    signature = {n: (floats | integers).get(n, "i32") for n in _select_kernel.arg_names} | {
+        "BT": "constexpr"
+    }
     return [*found, ("select_kernel", _select_kernel, signature, {"BT": SELECTED}, 1, 1)]

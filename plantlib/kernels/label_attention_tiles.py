@@ -1,8 +1,9 @@
 """The tiles of fused label attention: Triton kernels that `label_attention.py` launches.
 
-A program owns a block of columns of one document and walks its tokens; two tensor-core products a tile, an online softmax,
-scores that leave the registers for inattention's selection and in the backward pass alone. Rows are addressed within the
-document and pulled inside it, so loads need no mask of tokens; what lies outside is masked once, in the scores.
+A program owns a block of columns of one document and walks its tokens; two tensor-core products a
+tile, an online softmax, scores that leave the registers for inattention's selection and in the
+backward pass alone. Rows are addressed within the document and pulled inside it, so loads need no
+mask of tokens; what lies outside is masked once, in the scores.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-GROUP = 8  # documents side by side: programs in flight then read the same rows of Q and W, and of H, from the cache
+# documents side by side: programs in flight then read the same rows of Q and W, and of H, from the
+# cache
+GROUP = 8
 
 
 @triton.jit
@@ -40,7 +43,9 @@ def _span(offsets, b):
 
 @triton.jit
 def _add_product(a, b, total, PRECISION: tl.constexpr):
-    """total + a b. In float32 the product is summed by itself: one chain of D additions would lose three times the digits."""
+    """total + a b. In float32 the product is summed by itself: one chain of D additions would lose
+    three times the digits.
+    """
     if PRECISION == "ieee":
         # a plain sum would be folded into the product again
         return tl.fma(tl.dot(a, b, input_precision=PRECISION), 1.0, total)
@@ -56,9 +61,14 @@ def _tile(
     tokens,  # (BT,) packed positions
     end,
     D,
-    BL: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr, EVEN: tl.constexpr,
-    PRECISION: tl.constexpr, UPCAST: tl.constexpr, READ: tl.constexpr,
-):  # fmt: skip
+    BL: tl.constexpr,
+    BT: tl.constexpr,
+    BD: tl.constexpr,
+    EVEN: tl.constexpr,
+    PRECISION: tl.constexpr,
+    UPCAST: tl.constexpr,
+    READ: tl.constexpr,
+):
     """Scores and outputs (BL, BT) of a tile, without planted cells; EVEN: D is a multiple of BD."""
     scores = tl.zeros((BL, BT), tl.float32)
     reads = tl.zeros((BL, BT), tl.float32)
@@ -95,10 +105,21 @@ def _high_bits(x):
 
 @triton.jit
 def _plant(
-    total, cell_rows, cell_tokens, cell_values, bounds, tile, gain,
-    BL: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """total (BL, BT) plus gain times the planted cells of a tile; exact on tensor cores too, by three parts of a value."""
+    total,
+    cell_rows,
+    cell_tokens,
+    cell_values,
+    bounds,
+    tile,
+    gain,
+    BL: tl.constexpr,
+    BT: tl.constexpr,
+    BC: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """total (BL, BT) plus gain times the planted cells of a tile; exact on tensor cores too, by
+    three parts of a value.
+    """
     first = tl.load(bounds + tile)
     last = tl.load(bounds + tile + 1)
     for c0 in range(first, last, BC):
@@ -109,11 +130,15 @@ def _plant(
         left = (tl.arange(0, BL)[:, None] == row[None, :]).to(tl.float32)
         here = tl.arange(0, BT)[None, :] == token[:, None]
         if PRECISION == "ieee":
-            total = tl.dot(left, tl.where(here, value[:, None], 0.0), total, input_precision=PRECISION)
+            total = tl.dot(
+                left, tl.where(here, value[:, None], 0.0), total, input_precision=PRECISION
+            )
         else:
             for _part in tl.static_range(3):
                 high = _high_bits(value)
-                total = tl.dot(left, tl.where(here, high[:, None], 0.0), total, input_precision=PRECISION)
+                total = tl.dot(
+                    left, tl.where(here, high[:, None], 0.0), total, input_precision=PRECISION
+                )
                 value -= high
     return total
 
@@ -128,20 +153,49 @@ def _ordered(scores):
 
 @triton.jit
 def _kept(scores, places, edge, last, there):
-    """Whether a score (BL, BT) is above its row's edge (BL,), or on it and no later than the place `last` (BL,)."""
+    """Whether a score (BL, BT) is above its row's edge (BL,), or on it and no later than the place
+    `last` (BL,).
+    """
     order, edges = _ordered(scores), tl.load(edge, mask=there, other=0)[:, None]
-    return (order > edges) | ((order == edges) & (places[None, :] <= tl.load(last, mask=there, other=0)[:, None]))
+    return (order > edges) | (
+        (order == edges) & (places[None, :] <= tl.load(last, mask=there, other=0)[:, None])
+    )
 
 
 @triton.jit
 def _score_kernel(
-    hidden, queries, outputs, labels, offsets, cell_rows, cell_tokens, cell_values, bounds, gain,
+    hidden,
+    queries,
+    outputs,
+    labels,
+    offsets,
+    cell_rows,
+    cell_tokens,
+    cell_values,
+    bounds,
+    gain,
     scores,  # out (columns of the part, S) float32, planted cells included
-    columns, D, tiles, batch, blocks, S, block0, blocks_here, b0, token0,
-    CANDIDATES: tl.constexpr, PLANTED: tl.constexpr,
-    BL: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr, BC: tl.constexpr, EVEN: tl.constexpr,
-    PRECISION: tl.constexpr, UPCAST: tl.constexpr, GROUP: tl.constexpr,
-):  # fmt: skip
+    columns,
+    D,
+    tiles,
+    batch,
+    blocks,
+    S,
+    block0,
+    blocks_here,
+    b0,
+    token0,
+    CANDIDATES: tl.constexpr,
+    PLANTED: tl.constexpr,
+    BL: tl.constexpr,
+    BT: tl.constexpr,
+    BD: tl.constexpr,
+    BC: tl.constexpr,
+    EVEN: tl.constexpr,
+    PRECISION: tl.constexpr,
+    UPCAST: tl.constexpr,
+    GROUP: tl.constexpr,
+):
     block, b = _place(batch, blocks_here, GROUP)
     block, b, t = block0 + block, b0 + b, tl.program_id(1)
     column = block * BL + tl.arange(0, BL)
@@ -149,18 +203,48 @@ def _score_kernel(
     begin, end = _span(offsets, b)
     places = (t * BT + tl.arange(0, BT)).to(tl.int32)
     if t * BT < end - begin:
-        found, _ = _tile(hidden, queries, outputs, rows, begin + places, end, D,
-                         BL, BT, BD, EVEN, PRECISION, UPCAST, False)  # fmt: skip
+        found, _ = _tile(
+            hidden,
+            queries,
+            outputs,
+            rows,
+            begin + places,
+            end,
+            D,
+            BL,
+            BT,
+            BD,
+            EVEN,
+            PRECISION,
+            UPCAST,
+            False,
+        )
         if PLANTED:
             tile = (b * blocks + block) * tiles + t
-            found = _plant(found, cell_rows, cell_tokens, cell_values, bounds, tile, tl.load(gain), BL, BT, BC, PRECISION)
+            found = _plant(
+                found,
+                cell_rows,
+                cell_tokens,
+                cell_values,
+                bounds,
+                tile,
+                tl.load(gain),
+                BL,
+                BT,
+                BC,
+                PRECISION,
+            )
         to = (column - block0 * BL).to(tl.int64)[:, None] * S + (begin - token0 + places)[None, :]
-        tl.store(scores + to, found, mask=(column < columns)[:, None] & (begin + places < end)[None, :])
+        tl.store(
+            scores + to, found, mask=(column < columns)[:, None] & (begin + places < end)[None, :]
+        )
 
 
 @triton.jit
 def _count(row, length, edge, BT: tl.constexpr, WHICH: tl.constexpr):
-    """How many of the first `length` scores of a row are "above" an edge of `_ordered`, "at least" on it or "equal" to it."""
+    """How many of the first `length` scores of a row are "above" an edge of `_ordered`, "at least"
+    on it or "equal" to it.
+    """
     count = tl.zeros((BT,), tl.int32)
     for t0 in range(0, length, BT):
         places = t0 + tl.arange(0, BT)
@@ -182,10 +266,17 @@ def _select_kernel(
     offsets,
     edge,  # out (B, C) int32: the K-th highest score in the order of `_ordered`
     last,  # out (B, C) int32: the last place at which a score on the edge is kept
-    columns, S, low, b0, token0, keep,
+    columns,
+    S,
+    low,
+    b0,
+    token0,
+    keep,
     BT: tl.constexpr,
-):  # fmt: skip
-    """The K-th best of a row, bit by bit, then the place of the last tie: the row is read again and never sorted."""
+):
+    """The K-th best of a row, bit by bit, then the place of the last tie: the row is read again and
+    never sorted.
+    """
     column, b = tl.program_id(0), b0 + tl.program_id(1)
     begin, end = _span(offsets, b)
     row = scores + column.to(tl.int64) * S + (begin - token0)
@@ -210,14 +301,38 @@ def _select_kernel(
 
 @triton.jit
 def _forward_kernel(
-    hidden, queries, outputs, labels, offsets, cell_rows, cell_tokens, cell_values, bounds, gain,
-    edge, last,  # (B, C): which scores are kept, if KEPT
-    value, top, total,  # out (B, C) float32 each
-    columns, D, tiles, batch, blocks,
-    CANDIDATES: tl.constexpr, PLANTED: tl.constexpr, KEPT: tl.constexpr,
-    BL: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr, BC: tl.constexpr, EVEN: tl.constexpr,
-    PRECISION: tl.constexpr, UPCAST: tl.constexpr, GROUP: tl.constexpr,
-):  # fmt: skip
+    hidden,
+    queries,
+    outputs,
+    labels,
+    offsets,
+    cell_rows,
+    cell_tokens,
+    cell_values,
+    bounds,
+    gain,
+    edge,
+    last,  # (B, C): which scores are kept, if KEPT
+    value,
+    top,
+    total,  # out (B, C) float32 each
+    columns,
+    D,
+    tiles,
+    batch,
+    blocks,
+    CANDIDATES: tl.constexpr,
+    PLANTED: tl.constexpr,
+    KEPT: tl.constexpr,
+    BL: tl.constexpr,
+    BT: tl.constexpr,
+    BD: tl.constexpr,
+    BC: tl.constexpr,
+    EVEN: tl.constexpr,
+    PRECISION: tl.constexpr,
+    UPCAST: tl.constexpr,
+    GROUP: tl.constexpr,
+):
     block, b = _place(batch, blocks, GROUP)
     column = block * BL + tl.arange(0, BL)
     rows = _rows(labels, column, b, columns, CANDIDATES)
@@ -229,11 +344,37 @@ def _forward_kernel(
     for t0 in range(0, end - begin, BT):
         places = (t0 + tl.arange(0, BT)).to(tl.int32)
         inside = begin + places < end
-        scores, reads = _tile(hidden, queries, outputs, rows, begin + places, end, D,
-                              BL, BT, BD, EVEN, PRECISION, UPCAST, True)  # fmt: skip
+        scores, reads = _tile(
+            hidden,
+            queries,
+            outputs,
+            rows,
+            begin + places,
+            end,
+            D,
+            BL,
+            BT,
+            BD,
+            EVEN,
+            PRECISION,
+            UPCAST,
+            True,
+        )
         if PLANTED:
             tile = (b * blocks + block) * tiles + t0 // BT
-            scores = _plant(scores, cell_rows, cell_tokens, cell_values, bounds, tile, tl.load(gain), BL, BT, BC, PRECISION)
+            scores = _plant(
+                scores,
+                cell_rows,
+                cell_tokens,
+                cell_values,
+                bounds,
+                tile,
+                tl.load(gain),
+                BL,
+                BT,
+                BC,
+                PRECISION,
+            )
         kept = inside[None, :] & (scores == scores)
         if KEPT:
             kept = kept & _kept(scores, places, edge + out, last + out, column < columns)
@@ -253,16 +394,47 @@ def _forward_kernel(
 
 @triton.jit
 def _backward_kernel(
-    hidden, queries, outputs, labels, offsets, cell_rows, cell_tokens, cell_values, bounds, gain,
-    edge, last,  # (B, C): which scores are kept, if KEPT
-    top, value, scale, shift,  # (B, C): largest score, value, g / s, g_lse / s
-    d_scores, d_reads,  # out (columns of the part, S)
+    hidden,
+    queries,
+    outputs,
+    labels,
+    offsets,
+    cell_rows,
+    cell_tokens,
+    cell_values,
+    bounds,
+    gain,
+    edge,
+    last,  # (B, C): which scores are kept, if KEPT
+    top,
+    value,
+    scale,
+    shift,  # (B, C): largest score, value, g / s, g_lse / s
+    d_scores,
+    d_reads,  # out (columns of the part, S)
     d_gain,  # out (B, blocks, tiles): this tile's part of the gain's gradient
-    columns, D, tiles, batch, blocks, S, block0, blocks_here, b0, token0,
-    CANDIDATES: tl.constexpr, PLANTED: tl.constexpr, KEPT: tl.constexpr,
-    BL: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr, BC: tl.constexpr, EVEN: tl.constexpr,
-    PRECISION: tl.constexpr, UPCAST: tl.constexpr, GROUP: tl.constexpr,
-):  # fmt: skip
+    columns,
+    D,
+    tiles,
+    batch,
+    blocks,
+    S,
+    block0,
+    blocks_here,
+    b0,
+    token0,
+    CANDIDATES: tl.constexpr,
+    PLANTED: tl.constexpr,
+    KEPT: tl.constexpr,
+    BL: tl.constexpr,
+    BT: tl.constexpr,
+    BD: tl.constexpr,
+    BC: tl.constexpr,
+    EVEN: tl.constexpr,
+    PRECISION: tl.constexpr,
+    UPCAST: tl.constexpr,
+    GROUP: tl.constexpr,
+):
     block, b = _place(batch, blocks_here, GROUP)
     block, b, t = block0 + block, b0 + b, tl.program_id(1)
     column = block * BL + tl.arange(0, BL)
@@ -272,11 +444,37 @@ def _backward_kernel(
     places = (t * BT + tl.arange(0, BT)).to(tl.int32)
     inside = begin + places < end
     if t * BT < end - begin:
-        scores, reads = _tile(hidden, queries, outputs, rows, begin + places, end, D,
-                              BL, BT, BD, EVEN, PRECISION, UPCAST, True)  # fmt: skip
+        scores, reads = _tile(
+            hidden,
+            queries,
+            outputs,
+            rows,
+            begin + places,
+            end,
+            D,
+            BL,
+            BT,
+            BD,
+            EVEN,
+            PRECISION,
+            UPCAST,
+            True,
+        )
         tile = (b * blocks + block) * tiles + t
         if PLANTED:
-            scores = _plant(scores, cell_rows, cell_tokens, cell_values, bounds, tile, tl.load(gain), BL, BT, BC, PRECISION)
+            scores = _plant(
+                scores,
+                cell_rows,
+                cell_tokens,
+                cell_values,
+                bounds,
+                tile,
+                tl.load(gain),
+                BL,
+                BT,
+                BC,
+                PRECISION,
+            )
         at = b.to(tl.int64) * columns + column
         kept = inside[None, :]
         if KEPT:
@@ -287,10 +485,28 @@ def _backward_kernel(
         centred = reads - tl.load(value + at, mask=ok, other=0.0)[:, None]
         ds = e * (g[:, None] * centred + tl.load(shift + at, mask=ok, other=0.0)[:, None])
         to = (column - block0 * BL).to(tl.int64)[:, None] * S + (begin - token0 + places)[None, :]
-        tl.store(d_scores + to, ds.to(d_scores.dtype.element_ty), mask=ok[:, None] & inside[None, :])
-        tl.store(d_reads + to, (e * g[:, None]).to(d_reads.dtype.element_ty), mask=ok[:, None] & inside[None, :])
+        tl.store(
+            d_scores + to, ds.to(d_scores.dtype.element_ty), mask=ok[:, None] & inside[None, :]
+        )
+        tl.store(
+            d_reads + to,
+            (e * g[:, None]).to(d_reads.dtype.element_ty),
+            mask=ok[:, None] & inside[None, :],
+        )
         if PLANTED:
             # built again rather than kept: registers are short while scores and outputs stand
             planted = tl.zeros((BL, BT), tl.float32)
-            planted = _plant(planted, cell_rows, cell_tokens, cell_values, bounds, tile, 1.0, BL, BT, BC, PRECISION)
+            planted = _plant(
+                planted,
+                cell_rows,
+                cell_tokens,
+                cell_values,
+                bounds,
+                tile,
+                1.0,
+                BL,
+                BT,
+                BC,
+                PRECISION,
+            )
             tl.store(d_gain + tile, tl.sum(tl.sum(tl.where(ok[:, None], ds * planted, 0.0), 1), 0))

@@ -1,11 +1,13 @@
-"""Planted label attention in PyTorch on any device: blocks of labels, memory of one block, gradients by recomputation.
+"""Planted label attention in PyTorch on any device: blocks of labels, memory of one block,
+gradients by recomputation.
 
-Realises METHOD.md section 4 where there is no GPU, and the fallback where there is no Triton. Packed tokens are read in
-chunks of whole documents and labels in blocks, so scores and outputs live in one small workspace and no padding is
-multiplied; the backward pass builds them again, but for the weights of the first labels that fit a fixed memory. Planted
-cells are added to the block where they fall. Saved for the backward pass are two numbers a (document, label): the row's
-largest score and its sum of exponentials, which together lose less to rounding than their log-sum-exp. It knows nothing of
-autograd and state: `attention.py` does.
+Realises METHOD.md section 4 where there is no GPU, and the fallback where there is no Triton.
+Packed tokens are read in chunks of whole documents and labels in blocks, so scores and outputs live
+in one small workspace and no padding is multiplied; the backward pass builds them again, but for
+the weights of the first labels that fit a fixed memory. Planted cells are added to the block where
+they fall. Saved for the backward pass are two numbers a (document, label): the row's largest score
+and its sum of exponentials, which together lose less to rounding than their log-sum-exp. It knows
+nothing of autograd and state: `attention.py` does.
 """
 
 from __future__ import annotations
@@ -19,9 +21,11 @@ import torch
 
 
 class Sizes(NamedTuple):
-    """How much is read at once: labels a block, tokens a chunk, scores of a block (a long document narrows it).
+    """How much is read at once: labels a block, tokens a chunk, scores of a block (a long document
+    narrows it).
 
-    kept: how many weights the forward pass leaves to the backward pass, whatever the number of labels.
+    kept: how many weights the forward pass leaves to the backward pass, whatever the number of
+    labels.
     """
 
     block: int
@@ -30,7 +34,8 @@ class Sizes(NamedTuple):
     kept: int
 
 
-# on a CPU a block is worth the packing of its product and small beside the inputs; on a GPU it outlasts a launch
+# on a CPU a block is worth the packing of its product and small beside the inputs; on a GPU it
+# outlasts a launch
 SIZES = {"cpu": Sizes(1024, 512, 2**21, 2**22), "cuda": Sizes(4096, 4096, 2**24, 0)}
 
 
@@ -41,9 +46,10 @@ def sizes_of(tensor: torch.Tensor) -> Sizes:
 class Problem(NamedTuple):
     """What an implementation reads.
 
-    hidden (S, D), offsets (B+1) int64, queries and outputs (L, D), cells (positions, columns, values) with columns
-    ascending or None, gain scalar, keep K or None, candidates (B, C) label ids or None for all labels.
-    A column is a label, or with candidates the place in its document's list.
+    hidden (S, D), offsets (B+1) int64, queries and outputs (L, D), cells (positions, columns,
+    values) with columns ascending or None, gain scalar, keep K or None, candidates (B, C) label ids
+    or None for all labels. A column is a label, or with candidates the place in its document's
+    list.
     """
 
     hidden: torch.Tensor
@@ -63,9 +69,11 @@ class Problem(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """Results a (document, column): value, largest score, sum of exp(score - largest); what else `backward` wants.
+    """Results a (document, column): value, largest score, sum of exp(score - largest); what else
+    `backward` wants.
 
-    kept (columns, S): exp(score - largest) of the first columns, 0 where inattention leaves a token out.
+    kept (columns, S): exp(score - largest) of the first columns, 0 where inattention leaves a token
+    out.
     """
 
     value: torch.Tensor
@@ -77,7 +85,9 @@ class Rows(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """Of hidden (None unless wanted), queries, outputs, the gain (None without cells), cells' values (None unless wanted)."""
+    """Of hidden (None unless wanted), queries, outputs, the gain (None without cells), cells'
+    values (None unless wanted).
+    """
 
     hidden: torch.Tensor | None
     queries: torch.Tensor
@@ -87,7 +97,9 @@ class Gradients(NamedTuple):
 
 
 class Tile(NamedTuple):
-    """A block of columns met by a chunk of documents: labels [low, high), tokens [begin, end), stacked Q and W."""
+    """A block of columns met by a chunk of documents: labels [low, high), tokens [begin, end),
+    stacked Q and W.
+    """
 
     low: int
     high: int
@@ -105,12 +117,15 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
 
 
 def keep_highest(scores: torch.Tensor, keep: int | None) -> None:
-    """Set all but the `keep` highest of each row (block, T) to minus infinity, in place; ties by position."""
+    """Set all but the `keep` highest of each row (block, T) to minus infinity, in place; ties by
+    position.
+    """
     if keep is None or scores.shape[1] <= keep:
         return
     threshold = scores.topk(keep, dim=1, sorted=False).values.amin(1, keepdim=True)
     below = scores < threshold
-    # counting positions costs as much as the selection, and ties are rare; a GPU would wait for the answer
+    # counting positions costs as much as the selection, and ties are rare; a GPU would wait for the
+    # answer
     if scores.is_cuda or below.sum() != len(scores) * (scores.shape[1] - keep):
         tied = scores == threshold
         room = keep - (scores > threshold).sum(1, keepdim=True)
@@ -119,7 +134,9 @@ def keep_highest(scores: torch.Tensor, keep: int | None) -> None:
 
 
 def chunks(offsets: list[int], size: int) -> list[tuple[int, int]]:
-    """(first, last) documents of every chunk: neighbours of at most `size` tokens together, at least one document."""
+    """(first, last) documents of every chunk: neighbours of at most `size` tokens together, at
+    least one document.
+    """
     found, first = [], 0
     for b in range(1, len(offsets)):
         if b == len(offsets) - 1 or offsets[b + 1] - offsets[first] > size:
@@ -137,20 +154,29 @@ def block_of(p: Problem, edges: list[int]) -> int:
 def fitting(p: Problem) -> int:
     """How many columns, in whole blocks, the weights left to the backward pass are of."""
     fit, columns = sizes_of(p.hidden).kept // max(len(p.hidden), 1), p.shape[1]
-    if not fit or fit >= columns:  # asked first: on a GPU, where nothing is kept, the offsets are waited for
+    # asked first: on a GPU, where nothing is kept, the offsets are waited for
+    if not fit or fit >= columns:
         return min(fit, columns)
     return fit - fit % block_of(p, p.offsets.tolist())
 
 
 def tiles(p: Problem) -> Iterator[Tile]:
-    """Every tile with tokens in it; queries and outputs of a block are stacked once for all its chunks."""
+    """Every tile with tokens in it; queries and outputs of a block are stacked once for all its
+    chunks.
+    """
     edges, columns, kind = p.offsets.tolist(), p.shape[1], accumulator(p.hidden.dtype)
     sizes, block = sizes_of(p.hidden), block_of(p, edges)
-    groups = [chunks(edges, sizes.chunk)] if p.candidates is None else [[(b, b + 1)] for b in range(len(edges) - 1)]
+    groups = (
+        [chunks(edges, sizes.chunk)]
+        if p.candidates is None
+        else [[(b, b + 1)] for b in range(len(edges) - 1)]
+    )
     for group in groups:
         for low in range(0, columns, block):
             high = min(low + block, columns)
-            labels = slice(low, high) if p.candidates is None else p.candidates[group[0][0], low:high]
+            labels = (
+                slice(low, high) if p.candidates is None else p.candidates[group[0][0], low:high]
+            )
             stacked = torch.cat([p.queries[labels], p.outputs[labels]]).to(kind)
             for first, last in group:
                 if edges[last] > edges[first]:
@@ -186,16 +212,23 @@ class Workspace:
         return self.problem.hidden[tile.begin : tile.end].to(self.kind)
 
     def cells(self, tile: Tile):
-        """(index into the (block, chunk) scores, G, place among all cells) of the planted cells inside a tile, or None."""
+        """(index into the (block, chunk) scores, G, place among all cells) of the planted cells
+        inside a tile, or None.
+        """
         if self.bounds is None or self.bounds[tile.low] == self.bounds[tile.high]:
             return None
-        positions, columns, values = (x[self.bounds[tile.low] : self.bounds[tile.high]] for x in self.problem.cells)
+        positions, columns, values = (
+            x[self.bounds[tile.low] : self.bounds[tile.high]] for x in self.problem.cells
+        )
         inside = ((positions >= tile.begin) & (positions < tile.end)).nonzero().squeeze(1)
-        index = (columns[inside] - tile.low) * (tile.end - tile.begin) + positions[inside] - tile.begin
+        index = (
+            (columns[inside] - tile.low) * (tile.end - tile.begin) + positions[inside] - tile.begin
+        )
         return index, values[inside].to(self.kind), inside + self.bounds[tile.low]
 
     def read(self, tile: Tile, known: torch.Tensor | None = None):
-        """Hidden states (chunk, D), planted scores and outputs (block, chunk) in shared memory, and the planted cells.
+        """Hidden states (chunk, D), planted scores and outputs (block, chunk) in shared memory, and
+        the planted cells.
 
         known (block, chunk): weights that stand for the scores.
         """
@@ -220,12 +253,14 @@ class Workspace:
 
 
 def forward(p: Problem, keep_context: bool = False, keep_weights: bool = False) -> Rows:
-    """Rows of every (document, column); documents without tokens have value 0, top minus infinity, total 0.
+    """Rows of every (document, column); documents without tokens have value 0, top minus infinity,
+    total 0.
 
-    keep_context, for a single document and all labels: sum_t exp(score - top) H_t, (L, D), comes with the rows. Up to a
-    factor a label it is the gradient of the outputs; `backward` turns it into that and saves one product in eight.
-    keep_weights: those of the first columns come with the rows, as many as `Sizes.kept` allows. The two together would be
-    more memory than a long document's scores are worth.
+    keep_context, for a single document and all labels: sum_t exp(score - top) H_t, (L, D), comes
+    with the rows. Up to a factor a label it is the gradient of the outputs; `backward` turns it
+    into that and saves one product in eight. keep_weights: those of the first columns come with the
+    rows, as many as `Sizes.kept` allows. The two together would be more memory than a long
+    document's scores are worth.
     """
     space, kind = Workspace(p), accumulator(p.hidden.dtype)
     value, total = (p.hidden.new_zeros(p.shape, dtype=kind) for _ in range(2))
@@ -255,9 +290,15 @@ def forward(p: Problem, keep_context: bool = False, keep_weights: bool = False) 
 
 
 def backward(
-    p: Problem, rows: Rows, grad_value, grad_log_sum, wants_hidden: bool = True, wants_values: bool = False
+    p: Problem,
+    rows: Rows,
+    grad_value,
+    grad_log_sum,
+    wants_hidden: bool = True,
+    wants_values: bool = False,
 ) -> Gradients:
-    """Gradients given those of value and log_sum_exp; p = e / s, dv = g p, ds = p (g (v - value) + g_lse).
+    """Gradients given those of value and log_sum_exp; p = e / s, dv = g p, ds = p (g (v - value) +
+    g_lse).
 
     A context among `rows` is used up: its memory becomes the gradient of the outputs.
     """
@@ -267,13 +308,19 @@ def backward(
     shift = grad_log_sum.to(kind) * scale - g * rows.value
     d_hidden = torch.zeros_like(p.hidden, dtype=kind) if wants_hidden else None
     d_queries = torch.zeros_like(p.queries, dtype=kind)
-    d_outputs = torch.zeros_like(p.outputs, dtype=kind) if rows.context is None else rows.context.mul_(g.T)
-    d_gain = None if p.cells is None else torch.zeros((), dtype=torch.float64, device=p.hidden.device)
+    d_outputs = (
+        torch.zeros_like(p.outputs, dtype=kind) if rows.context is None else rows.context.mul_(g.T)
+    )
+    d_gain = (
+        None if p.cells is None else torch.zeros((), dtype=torch.float64, device=p.hidden.device)
+    )
     d_values = torch.zeros_like(p.cells[2]) if wants_values else None
     for tile in tiles(p):
         columns, size = slice(tile.low, tile.high), tile.high - tile.low
         is_kept = rows.kept is not None and tile.high <= len(rows.kept)
-        h, scores, read, cells = space.read(tile, rows.kept[columns, tile.begin : tile.end] if is_kept else None)
+        h, scores, read, cells = space.read(
+            tile, rows.kept[columns, tile.begin : tile.end] if is_kept else None
+        )
         for b, span in space.spans(tile):
             weights, reads = scores[:, span], read[:, span]
             if not is_kept:
@@ -295,7 +342,9 @@ def backward(
 
 
 def grade_cells(p: Problem, ds: torch.Tensor, cells, d_values: torch.Tensor | None) -> torch.Tensor:
-    """The gain's gradient from a tile's ds (block, chunk); fills in the gradient of the cells' values where it is wanted."""
+    """The gain's gradient from a tile's ds (block, chunk); fills in the gradient of the cells'
+    values where it is wanted.
+    """
     own = ds.reshape(-1)[cells[0]]
     own = own.to(accumulator(own.dtype))
     if d_values is not None:
@@ -312,7 +361,9 @@ def safe(sums: torch.Tensor) -> torch.Tensor:
     return sums.masked_fill(sums == 0, 1.0)
 
 
-def _add(total: torch.Tensor, labels: torch.Tensor | slice, left: torch.Tensor, right: torch.Tensor) -> None:
+def _add(
+    total: torch.Tensor, labels: torch.Tensor | slice, left: torch.Tensor, right: torch.Tensor
+) -> None:
     """total[labels] += left @ right."""
     if isinstance(labels, slice):
         total[labels].addmm_(left, right)

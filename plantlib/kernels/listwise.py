@@ -1,9 +1,11 @@
-"""approxNDCG and LambdaRank in Triton: a program owns a block of items of one row and walks the others in registers.
+"""approxNDCG and LambdaRank in Triton: a program owns a block of items of one row and walks the
+others in registers.
 
-Realises the losses of METHOD.md section 3 as `reference.approx_ndcg_rows` and `lambdarank_rows` define them. Rows come
-sorted by gain with the counts of real and of positive items, so that blocks without gain stop at the positives and masks are
-lengths. Each output place has one writer: no atomics, equal bits. Arithmetic is float32, whatever comes in. Sorting, ranks,
-discounts and the ideal DCG are PyTorch's; README.md beside this file says where these kernels have run.
+Realises the losses of METHOD.md section 3 as `reference.approx_ndcg_rows` and `lambdarank_rows`
+define them. Rows come sorted by gain with the counts of real and of positive items, so that blocks
+without gain stop at the positives and masks are lengths. Each output place has one writer: no
+atomics, equal bits. Arithmetic is float32, whatever comes in. Sorting, ranks, discounts and the
+ideal DCG are PyTorch's; README.md beside this file says where these kernels have run.
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ def _sigmoid(x, e):
 
 @triton.jit
 def _softplus(x, e):
-    """log(1 + exp(x)) for e = exp(-|x|): log1p(e) = 2 atanh(e / (2 + e)), a series exact in float32 for e <= 1."""
+    """log(1 + exp(x)) for e = exp(-|x|): log1p(e) = 2 atanh(e / (2 + e)), a series exact in float32
+    for e <= 1.
+    """
     z = e / (2.0 + e)
     q = z * z
     series = 1.0 / 13 + q * (1.0 / 15)
@@ -46,8 +50,9 @@ def _ranks_kernel(
     ranks,  # (R, T) out; meaningful for positive items
     T,
     alpha,
-    BI: tl.constexpr, BJ: tl.constexpr,
-):  # fmt: skip
+    BI: tl.constexpr,
+    BJ: tl.constexpr,
+):
     """Smooth ranks of positive items: 1/2 + sum_j sigmoid(alpha (s_j - s_i))."""
     row, first = tl.program_id(0), tl.program_id(1) * BI
     base = row.to(tl.int64) * T
@@ -72,8 +77,9 @@ def _rank_gradient_kernel(
     gradient,  # (R, T) out
     T,
     alpha,
-    BI: tl.constexpr, BJ: tl.constexpr,
-):  # fmt: skip
+    BI: tl.constexpr,
+    BJ: tl.constexpr,
+):
     """alpha sum_j sigmoid'(alpha (s_j - s_i)) (slope_j - slope_i): the slope of sigmoid is even."""
     row, first = tl.program_id(0), tl.program_id(1) * BI
     base = row.to(tl.int64) * T
@@ -91,7 +97,11 @@ def _rank_gradient_kernel(
         x = alpha * (theirs[None, :] - own[:, None])
         e = tl.exp(-tl.abs(x))
         total += e / ((1.0 + e) * (1.0 + e)) * (slope[None, :] - own_slope[:, None])
-    tl.store(gradient + base + items, tl.where(items < length, alpha * tl.sum(total, 1), 0.0), mask=items < T)
+    tl.store(
+        gradient + base + items,
+        tl.where(items < length, alpha * tl.sum(total, 1), 0.0),
+        mask=items < T,
+    )
 
 
 @triton.jit
@@ -105,8 +115,10 @@ def _lambda_kernel(
     gradient,  # (R, T) out, if GRADIENT
     T,
     sigma,
-    BI: tl.constexpr, BJ: tl.constexpr, GRADIENT: tl.constexpr,
-):  # fmt: skip
+    BI: tl.constexpr,
+    BJ: tl.constexpr,
+    GRADIENT: tl.constexpr,
+):
     """Pair losses and lambdas before the division by the ideal DCG."""
     row, first = tl.program_id(0), tl.program_id(1) * BI
     base = row.to(tl.int64) * T
@@ -124,7 +136,10 @@ def _lambda_kernel(
         there = others < length
         theirs = tl.load(scores + base + others, mask=there, other=0.0)
         better = tl.load(gain + base + others, mask=there, other=0.0)[None, :] - own_gain[:, None]
-        apart = tl.load(discount + base + others, mask=there, other=0.0)[None, :] - own_discount[:, None]
+        apart = (
+            tl.load(discount + base + others, mask=there, other=0.0)[None, :]
+            - own_discount[:, None]
+        )
         weight = tl.where(there[None, :] & (items < length)[:, None], tl.abs(better * apart), 0.0)
         ahead = theirs[None, :] - own[:, None]
         # sigma (worse - better score), whichever of the two is this program's
@@ -158,7 +173,15 @@ def _approx_ndcg(scores, gain, mask, ideal, alpha, wants_gradient):
     if not wants_gradient:
         return loss.to(scores.dtype), None
     gradient = torch.empty_like(ranks)
-    _launch(_rank_gradient_kernel, grid, lists.scores, rank_slopes(lists.gain, ranks, ideal), *counts, gradient, *size)
+    _launch(
+        _rank_gradient_kernel,
+        grid,
+        lists.scores,
+        rank_slopes(lists.gain, ranks, ideal),
+        *counts,
+        gradient,
+        *size,
+    )
     return loss.to(scores.dtype), _in_order_of(scores, lists.order, gradient)
 
 
@@ -168,14 +191,29 @@ def _lambdarank(scores, gain, mask, ideal, sigma, wants_gradient):
     # without a gradient the pointer is never written through
     gradient = torch.empty_like(loss) if wants_gradient else loss
     inputs = (lists.scores, lists.gain, lists.discount, *counts)
-    _launch(_lambda_kernel, grid, *inputs, loss, gradient, scores.shape[1], float(sigma), ITEMS, OTHERS, wants_gradient)
+    _launch(
+        _lambda_kernel,
+        grid,
+        *inputs,
+        loss,
+        gradient,
+        scores.shape[1],
+        float(sigma),
+        ITEMS,
+        OTHERS,
+        wants_gradient,
+    )
     ideal = ideal.float()
-    gradient = _in_order_of(scores, lists.order, gradient / ideal[:, None]) if wants_gradient else None
+    gradient = (
+        _in_order_of(scores, lists.order, gradient / ideal[:, None]) if wants_gradient else None
+    )
     return (loss.sum(-1) / ideal).to(scores.dtype), gradient
 
 
 def _sorted(scores, gain, mask, wants_ranks: bool):
-    """Lists in float32, their counts as the kernels read them, and a grid of (rows, blocks of items)."""
+    """Lists in float32, their counts as the kernels read them, and a grid of (rows, blocks of
+    items).
+    """
     lists = sort_by_gain(scores.float(), gain.float(), mask, wants_ranks)
     counts = (lists.real.to(torch.int32), lists.positives.to(torch.int32))
     return lists, counts, (scores.shape[0], triton.cdiv(scores.shape[1], ITEMS))
@@ -195,13 +233,21 @@ def _in_order_of(scores, order, by_gain) -> torch.Tensor:
 
 
 def ahead_of_time_specs() -> list[tuple]:
-    """(name, kernel, signature, constexprs, num_warps, num_stages) of all kernels, to compile without a GPU."""
+    """(name, kernel, signature, constexprs, num_warps, num_stages) of all kernels, to compile
+    without a GPU.
+    """
     floats, ints = "*fp32", "*i32"
     size = {"T": "i32"}
     blocks = {"BI": ITEMS, "BJ": OTHERS}
     counts = {"real": ints, "positives": ints}
     ranks = {"scores": floats} | counts | {"ranks": floats} | size | {"alpha": "fp32"}
-    slopes = {"scores": floats, "slopes": floats} | counts | {"gradient": floats} | size | {"alpha": "fp32"}
+    slopes = (
+        {"scores": floats, "slopes": floats}
+        | counts
+        | {"gradient": floats}
+        | size
+        | {"alpha": "fp32"}
+    )
     pairs = {"scores": floats, "gain": floats, "discount": floats} | counts
     pairs |= {"loss": floats, "gradient": floats} | size | {"sigma": "fp32"}
     kernels = [

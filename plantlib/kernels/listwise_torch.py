@@ -1,9 +1,11 @@
-"""approxNDCG and LambdaRank without (R, T, T): blocks of pairs in one workspace, gradients in closed form.
+"""approxNDCG and LambdaRank without (R, T, T): blocks of pairs in one workspace, gradients in
+closed form.
 
-Realises the losses of METHOD.md section 3 as `reference.approx_ndcg_rows` and `lambdarank_rows` define them. Items are sorted
-by gain, so that only the P items of positive gain stand on the "i" side: a smooth rank matters to DCG where there is gain,
-and a pair needs a better item. Time is O(R P T), memory O(R T) plus WORKSPACES tiles. Loss and gradient come out of the
-same walk; the backward pass is one multiplication. Second derivatives are refused.
+Realises the losses of METHOD.md section 3 as `reference.approx_ndcg_rows` and `lambdarank_rows`
+define them. Items are sorted by gain, so that only the P items of positive gain stand on the "i"
+side: a smooth rank matters to DCG where there is gain, and a pair needs a better item. Time is O(R
+P T), memory O(R T) plus WORKSPACES tiles. Loss and gradient come out of the same walk; the backward
+pass is one multiplication. Second derivatives are refused.
 """
 
 from __future__ import annotations
@@ -38,17 +40,28 @@ def sort_by_gain(scores, gain, mask, wants_ranks: bool) -> Lists:
     """Lists of (R, T) scores, gains and mask."""
     order = gain.masked_fill(~mask, -1.0).argsort(dim=-1, descending=True, stable=True)
     discount = rank_discounts(scores, mask).gather(-1, order) if wants_ranks else None
-    return Lists(order, scores.gather(-1, order), gain.gather(-1, order), discount, mask.sum(-1), (gain > 0).sum(-1))
+    return Lists(
+        order,
+        scores.gather(-1, order),
+        gain.gather(-1, order),
+        discount,
+        mask.sum(-1),
+        (gain > 0).sum(-1),
+    )
 
 
 def rank_slopes(gain, ranks, ideal) -> torch.Tensor:
-    """d(1 - DCG / ideal) / d rank of each item, zero without gain: gain, ranks (R, P), ideal (R,) -> (R, P)."""
+    """d(1 - DCG / ideal) / d rank of each item, zero without gain: gain, ranks (R, P), ideal (R,)
+    -> (R, P).
+    """
     log_rank = torch.log1p(ranks)
     return gain * math.log(2) / ((1.0 + ranks) * log_rank.square() * ideal[:, None])
 
 
 class RowLosses(torch.autograd.Function):
-    """(R,) losses of `compute`, which returns (loss, gradient) together; the gradient waits for the backward pass."""
+    """(R,) losses of `compute`, which returns (loss, gradient) together; the gradient waits for the
+    backward pass.
+    """
 
     @staticmethod
     def forward(ctx, scores, gain, mask, ideal, sharpness, compute):
@@ -59,9 +72,13 @@ class RowLosses(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_loss):
-        # the saved gradient has no graph; autograd would take it for a constant and be silently wrong
+        # the saved gradient has no graph; autograd would take it for a constant and be silently
+        # wrong
         if torch.is_grad_enabled():
-            raise RuntimeError("create_graph=True wants second derivatives of a listwise loss; use impl='reference' for them")
+            raise RuntimeError(
+                "create_graph=True wants second derivatives of a listwise loss; use"
+                " impl='reference' for them"
+            )
         (gradient,) = ctx.saved_tensors
         return grad_loss[:, None] * gradient, None, None, None, None, None
 
@@ -77,21 +94,29 @@ def lambdarank_rows(scores, gain, mask, ideal, sigma: float) -> torch.Tensor:
 
 
 def _approx_ndcg(scores, gain, mask, ideal, alpha, wants_gradient):
-    loss, gradient = _walk(scores, gain, mask, ideal, alpha, wants_gradient, _approx_ndcg_tile, wants_ranks=False)
+    loss, gradient = _walk(
+        scores, gain, mask, ideal, alpha, wants_gradient, _approx_ndcg_tile, wants_ranks=False
+    )
     return 1.0 - loss, gradient
 
 
 def _lambdarank(scores, gain, mask, ideal, sigma, wants_gradient):
-    return _walk(scores, gain, mask, ideal, sigma, wants_gradient, _lambdarank_tile, wants_ranks=True)
+    return _walk(
+        scores, gain, mask, ideal, sigma, wants_gradient, _lambdarank_tile, wants_ranks=True
+    )
 
 
 def _walk(scores, gain, mask, ideal, sharpness, wants_gradient, tile, wants_ranks):
-    """Sum of `tile` over all tiles: loss (R,) and gradient (R, T) in the order of `scores`, or None."""
+    """Sum of `tile` over all tiles: loss (R,) and gradient (R, T) in the order of `scores`, or
+    None.
+    """
     num_rows, columns = scores.shape
     loss = scores.new_zeros(num_rows)
     gradient = torch.zeros_like(scores) if wants_gradient else None
     kind = {"dtype": scores.dtype, "device": scores.device}
-    spaces = [torch.empty(max(TILE, columns), **kind) for _ in range(WORKSPACES if wants_ranks else 1)]
+    spaces = [
+        torch.empty(max(TILE, columns), **kind) for _ in range(WORKSPACES if wants_ranks else 1)
+    ]
     # sorting, too, is done for few rows at a time, which bounds its indices and copies
     step = max(TILE // max(columns, 1), 1)
     for first in range(0, num_rows, step):
@@ -116,15 +141,25 @@ def _chunk(lists: Lists, ideal, sharpness, wants_gradient, tile, spaces):
     # a masked item is behind everything as a "j"; as an "i" it stays finite and has no gain
     behind = lists.scores.masked_fill(places >= lists.real[:, None], float("-inf"))
     for rows, items, columns in _tiles(lists.positives.tolist(), lists.real.tolist()):
-        part = Lists(*(x if x is None or x.dim() == 1 else x[:, :columns] for x in lists.rows(rows)))
+        part = Lists(
+            *(x if x is None or x.dim() == 1 else x[:, :columns] for x in lists.rows(rows))
+        )
         loss[rows] += tile(
-            part, behind[rows, :columns], items, ideal[rows], sharpness, spaces, gradient[rows] if wants_gradient else None
+            part,
+            behind[rows, :columns],
+            items,
+            ideal[rows],
+            sharpness,
+            spaces,
+            gradient[rows] if wants_gradient else None,
         )
     return loss, gradient
 
 
 def _tiles(positives: list[int], real: list[int]):
-    """(rows, items of positive gain, columns) of tiles of at most TILE pairs, or one item's; positives must fall."""
+    """(rows, items of positive gain, columns) of tiles of at most TILE pairs, or one item's;
+    positives must fall.
+    """
     first = 0
     while first < len(positives) and positives[first]:
         # the columns of later rows may be more: bounded by the longest that is left
@@ -150,14 +185,18 @@ def _approx_ndcg_tile(lists: Lists, behind, items: slice, ideal, alpha, spaces, 
     ranks = 0.5 + ahead.sum(-1)
     if gradient is not None:
         # the slope of sigmoid is even: what item i loses by moving is what the items j gain
-        slopes = ahead.addcmul_(ahead, ahead, value=-1).mul_((alpha * rank_slopes(gain, ranks, ideal))[:, :, None])
+        slopes = ahead.addcmul_(ahead, ahead, value=-1).mul_(
+            (alpha * rank_slopes(gain, ranks, ideal))[:, :, None]
+        )
         gradient[:, : behind.shape[1]] += slopes.sum(1)
         gradient[:, items] -= slopes.sum(2)
     return (gain / torch.log2(1.0 + ranks)).sum(-1) / ideal
 
 
 def _lambdarank_tile(lists: Lists, behind, items: slice, ideal, sigma, spaces, gradient):
-    """Loss (r,) of the pairs whose better item is among `items`; adds their lambdas to the gradient (r, T)."""
+    """Loss (r,) of the pairs whose better item is among `items`; adds their lambdas to the gradient
+    (r, T).
+    """
     # items before the tile's first have at least its gain, and are no one's worse item here
     worse = slice(items.start, behind.shape[1])
     shape = (len(ideal), items.stop - items.start, worse.stop - worse.start)

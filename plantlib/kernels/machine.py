@@ -1,7 +1,9 @@
-"""What the machine has, asked in this file alone: Triton or not, a GPU or not, its Triton target, the implementation to use.
+"""What the machine has, asked in this file alone: Triton or not, a GPU or not, its Triton target,
+the implementation to use.
 
-`impl="auto"` takes Triton for tensors on a GPU where Triton is installed, and PyTorch everywhere else. Triton's interpreter
-runs the same kernels on a CPU, for tests and lessons only; it is chosen by `TRITON_INTERPRET=1` before Triton is imported.
+`impl="auto"` takes Triton for tensors on a GPU where Triton is installed, and PyTorch everywhere
+else. Triton's interpreter runs the same kernels on a CPU, for tests and lessons only; it is chosen
+by `TRITON_INTERPRET=1` before Triton is imported.
 """
 
 from __future__ import annotations
@@ -43,10 +45,14 @@ def implementation(impl: str, tensor: torch.Tensor) -> str:
         return "triton" if tensor.is_cuda and has_triton() else "torch"
     if impl == "triton":
         if not has_triton():
-            raise ValueError("impl='triton' was asked for and triton is not installed; pip install 'plantlib[kernels]'")
+            raise ValueError(
+                "impl='triton' was asked for and triton is not installed; pip install"
+                " 'plantlib[kernels]'"
+            )
         if not tensor.is_cuda and not interpreted():
             raise ValueError(
-                f"impl='triton' was asked for with tensors on {tensor.device}; move them to a GPU, use impl='torch', "
-                "or set TRITON_INTERPRET=1 before python starts to run the kernels in the interpreter"
+                f"impl='triton' was asked for with tensors on {tensor.device}; move them to a GPU,"
+                " use impl='torch', or set TRITON_INTERPRET=1 before python starts to run the"
+                " kernels in the interpreter"
             )
     return impl

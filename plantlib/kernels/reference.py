@@ -1,8 +1,9 @@
-"""The specification of every kernel, in plain PyTorch a reader can check against METHOD.md section 4.
+"""The specification of every kernel, in plain PyTorch a reader can check against METHOD.md section
+4.
 
-Nothing here is fast or small: each function materialises what the kernels avoid. The tests hold every other
-implementation to these lines. Packed layout: the real tokens of B documents stand one after another, without padding;
-`offsets` (B+1) says where each document begins.
+Nothing here is fast or small: each function materialises what the kernels avoid. The tests hold
+every other implementation to these lines. Packed layout: the real tokens of B documents stand one
+after another, without padding; `offsets` (B+1) says where each document begins.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ import torch
 
 
 def keep_top_k(scores: torch.Tensor, k: int | None) -> torch.Tensor:
-    """Inattention: the k highest of the last dimension keep their score, the others become minus infinity.
+    """Inattention: the k highest of the last dimension keep their score, the others become minus
+    infinity.
 
-    Ties are resolved by position, the earlier token wins. `None` keeps all. scores: (..., T) -> (..., T).
+    Ties are resolved by position, the earlier token wins. `None` keeps all. scores: (..., T) ->
+    (..., T).
     """
     if k is None or scores.shape[-1] <= k:
         return scores
@@ -25,19 +28,31 @@ def keep_top_k(scores: torch.Tensor, k: int | None) -> torch.Tensor:
 def planted_scores(cells, num_tokens: int, num_labels: int, dtype: torch.dtype) -> torch.Tensor:
     """Dense (S, L) sum of the planted cells (position, label, value); what the kernels never build."""
     dense = torch.zeros(num_tokens, num_labels, dtype=dtype, device=cells.values.device)
-    return dense.index_put((cells.positions.long(), cells.labels.long()), cells.values.to(dtype), accumulate=True)
+    return dense.index_put(
+        (cells.positions.long(), cells.labels.long()), cells.values.to(dtype), accumulate=True
+    )
 
 
 def label_attention(
-    hidden_states, offsets, label_queries, label_outputs, cells=None, gain=None, keep=None, *,
-    label_bias=None, candidates=None, state=None,
-):  # fmt: skip
+    hidden_states,
+    offsets,
+    label_queries,
+    label_outputs,
+    cells=None,
+    gain=None,
+    keep=None,
+    *,
+    label_bias=None,
+    candidates=None,
+    state=None,
+):
     """Planted label attention of packed documents.
 
-    hidden_states (S, D), offsets (B+1), label_queries (L, D), label_outputs (L, D)
-    -> value (B, L) = sum_t softmax_t(<H_t, Q_l> + gain * planted[t, l]) <H_t, W_l>, log_sum_exp (B, L).
-    A document without tokens has value 0 and log_sum_exp minus infinity. label_bias (L,) is added to the value.
-    candidates (B, C) picks labels a document, -1 none. state (log_sum_exp, value) of earlier tokens is merged in.
+    hidden_states (S, D), offsets (B+1), label_queries (L, D), label_outputs (L, D) -> value (B, L)
+    = sum_t softmax_t(<H_t, Q_l> + gain * planted[t, l]) <H_t, W_l>, log_sum_exp (B, L). A document
+    without tokens has value 0 and log_sum_exp minus infinity. label_bias (L,) is added to the
+    value. candidates (B, C) picks labels a document, -1 none. state (log_sum_exp, value) of earlier
+    tokens is merged in.
     """
     scores = hidden_states @ label_queries.T  # (S, L)
     if cells is not None:
@@ -62,14 +77,19 @@ def label_attention(
         value, log_sum = (share * torch.stack([state[1], value])).sum(0), total
     if label_bias is None:
         return value, log_sum
-    bias = label_bias if candidates is None else label_bias[candidates.clamp(min=0)].masked_fill(candidates < 0, 0.0)
+    bias = (
+        label_bias
+        if candidates is None
+        else label_bias[candidates.clamp(min=0)].masked_fill(candidates < 0, 0.0)
+    )
     return value + bias, log_sum
 
 
 def approx_ndcg_rows(scores, gain, mask, ideal, alpha: float) -> torch.Tensor:
     """1 - approxNDCG a row: rank_i = 1 + sum_{j != i} sigmoid(alpha (s_j - s_i)).
 
-    scores, gain, mask (R, T), masked places hold score 0 and gain 0; ideal (R,) > 0 the best DCG -> (R,).
+    scores, gain, mask (R, T), masked places hold score 0 and gain 0; ideal (R,) > 0 the best DCG ->
+    (R,).
     """
     difference = scores[:, None, :] - scores[:, :, None]  # (R, T, T): s_j - s_i
     ahead = torch.sigmoid(alpha * difference) * mask[:, None, :]
@@ -80,17 +100,25 @@ def approx_ndcg_rows(scores, gain, mask, ideal, alpha: float) -> torch.Tensor:
 
 def rank_discounts(scores, mask) -> torch.Tensor:
     """(R, T) 1 / log2(1 + rank) of the current order, ties by position; constants to autograd."""
-    order = scores.detach().masked_fill(~mask, float("-inf")).argsort(dim=-1, descending=True, stable=True)
+    order = (
+        scores.detach()
+        .masked_fill(~mask, float("-inf"))
+        .argsort(dim=-1, descending=True, stable=True)
+    )
     places = torch.arange(1, scores.shape[1] + 1, device=scores.device).expand_as(order)
     ranks = torch.zeros_like(order).scatter_(-1, order, places)
     return 1.0 / torch.log2(1.0 + ranks.to(scores.dtype))
 
 
 def lambdarank_rows(scores, gain, mask, ideal, sigma: float) -> torch.Tensor:
-    """LambdaRank a row: sum over gain_i > gain_j of |delta nDCG| log(1 + exp(-sigma (s_i - s_j))); shapes as above."""
+    """LambdaRank a row: sum over gain_i > gain_j of |delta nDCG| log(1 + exp(-sigma (s_i - s_j)));
+    shapes as above.
+    """
     discount = rank_discounts(scores, mask)
     better = (gain[:, :, None] > gain[:, None, :]) & mask[:, :, None] & mask[:, None, :]
-    weight = (gain[:, :, None] - gain[:, None, :]).abs() * (discount[:, :, None] - discount[:, None, :]).abs()
+    weight = (gain[:, :, None] - gain[:, None, :]).abs() * (
+        discount[:, :, None] - discount[:, None, :]
+    ).abs()
     # softplus by logaddexp: torch's softplus is the identity above 20, which float64 sees
     pair = torch.logaddexp(-sigma * (scores[:, :, None] - scores[:, None, :]), scores.new_zeros(()))
     return torch.where(better, weight * pair, 0.0).sum((1, 2)) / ideal

@@ -1,11 +1,13 @@
-"""A document's linear score over words: one-vs-rest SVM, teachers and label centroids, stacked into one table.
+"""A document's linear score over words: one-vs-rest SVM, teachers and label centroids, stacked into
+one table.
 
-The peer of METHOD.md section 7 ("linear + planted score, no attention") as something a decoder can start from. Every term is
-linear in the tf-idf weights of a document, so with fixed weights they fold into one (L, V) table and one intercept a label:
-z[b, l] = <tfidf[b], M[l]> + m[l]. The weights of the terms (`stacking.py`) are those under which the sum predicts training
-documents it has not seen (out of fold); the same out-of-fold scores are what training documents carry while the decoder is
-trained on top, since a linear model knows its own documents by heart. Only training rows are read. Not here: the module that
-scores text (`word_score.py`).
+The peer of METHOD.md section 7 ("linear + planted score, no attention") as something a decoder can
+start from. Every term is linear in the tf-idf weights of a document, so with fixed weights they
+fold into one (L, V) table and one intercept a label: z[b, l] = <tfidf[b], M[l]> + m[l]. The weights
+of the terms (`stacking.py`) are those under which the sum predicts training documents it has not
+seen (out of fold); the same out-of-fold scores are what training documents carry while the decoder
+is trained on top, since a linear model knows its own documents by heart. Only training rows are
+read. Not here: the module that scores text (`word_score.py`).
 """
 
 from __future__ import annotations
@@ -34,14 +36,17 @@ TERMS = ("svm", "jaccard", "raw", "ppmi", "centroid")
 
 @dataclass(frozen=True)
 class LinearConfig:
-    """terms: what is summed. folds: parts of the training rows for out-of-fold scores.
-    knots: numbers of documents a label at which the terms have weights of their own; one knot is one weight for all labels.
+    """terms: what is summed. folds: parts of the training rows for out-of-fold scores. knots:
+    numbers of documents a label at which the terms have weights of their own; one knot is one
+    weight for all labels.
 
-    c: the SVMs' costs; short texts want a small one, long ones a large one, and the stack weighs them. prune: smaller SVM
-    weights are dropped, at a cost of 1; the threshold grows as weights do, as c ** 0.7.
+    c: the SVMs' costs; short texts want a small one, long ones a large one, and the stack weighs
+    them. prune: smaller SVM weights are dropped, at a cost of 1; the threshold grows as weights do,
+    as c ** 0.7.
 
-    Above `dense_cells` cells of (n, L) the SVMs of many labels are solved together (`svm_solver.py`) instead of one by one by
-    LIBLINEAR, at the costs `large_c`, and there are `large_folds` parts.
+    Above `dense_cells` cells of (n, L) the SVMs of many labels are solved together
+    (`svm_solver.py`) instead of one by one by LIBLINEAR, at the costs `large_c`, and there are
+    `large_folds` parts.
     """
 
     terms: tuple[str, ...] = TERMS
@@ -63,13 +68,19 @@ class LinearConfig:
             raise ValueError(f"terms={self.terms!r}: use one or several of {', '.join(TERMS)}")
         for name in ("folds", "large_folds"):
             if getattr(self, name) < 2:
-                raise ValueError(f"{name}={getattr(self, name)}: out-of-fold scores need at least 2")
+                raise ValueError(
+                    f"{name}={getattr(self, name)}: out-of-fold scores need at least 2"
+                )
         if not self.knots or list(self.knots) != sorted(set(self.knots)) or self.knots[0] < 1:
-            raise ValueError(f"knots={self.knots!r}: give ascending numbers of documents, 1 or more")
+            raise ValueError(
+                f"knots={self.knots!r}: give ascending numbers of documents, 1 or more"
+            )
 
         for name in ("c", "large_c"):
             if not getattr(self, name) or min(getattr(self, name)) <= 0:
-                raise ValueError(f"{name}={getattr(self, name)!r}: give one or several costs above 0")
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r}: give one or several costs above 0"
+                )
 
     def is_large(self, cells: int) -> bool:
         """Whether (n, L) of so many cells is a large problem."""
@@ -85,12 +96,18 @@ class LinearConfig:
         return tuple(name for term in self.terms for name in (costs if term == "svm" else (term,)))
 
     def of_parts(self) -> dict:
-        """The options that the terms of a part depend on; the weights of the terms are made after them."""
-        return {name: value for name, value in asdict(self).items() if name not in ("knots", "ridge")}
+        """The options that the terms of a part depend on; the weights of the terms are made after
+        them.
+        """
+        return {
+            name: value for name, value in asdict(self).items() if name not in ("knots", "ridge")
+        }
 
 
 def settled(options: dict | None, cells: int) -> dict | None:
-    """`asdict(LinearConfig)` as it matters to a problem of so many cells (n, L): on which side it lies, what is used there."""
+    """`asdict(LinearConfig)` as it matters to a problem of so many cells (n, L): on which side it
+    lies, what is used there.
+    """
     if options is None:
         return None
     large = cells > options["dense_cells"]
@@ -112,7 +129,9 @@ class Table:
 
     @cached_property
     def by_word(self) -> sparse.csr_matrix:
-        """The cells as csr (V, L): a product with `cells.T` would turn the whole table round for every batch."""
+        """The cells as csr (V, L): a product with `cells.T` would turn the whole table round for
+        every batch.
+        """
         return self.cells.T.tocsr()
 
     def scores(self, weights: sparse.csr_matrix) -> np.ndarray:
@@ -122,10 +141,11 @@ class Table:
 
 @dataclass(frozen=True, eq=False)
 class LinearScore:
-    """What the stack has learnt: `tables[0]` from all training rows, `tables[k]` from all but part k.
+    """What the stack has learnt: `tables[0]` from all training rows, `tables[k]` from all but part
+    k.
 
-    part (N,): 0 for documents that no table has seen, else the part a training row belongs to. stack: the weights of the
-    terms. tfidf (N, V).
+    part (N,): 0 for documents that no table has seen, else the part a training row belongs to.
+    stack: the weights of the terms. tfidf (N, V).
     """
 
     words: list[str]
@@ -136,7 +156,9 @@ class LinearScore:
     tfidf: sparse.csr_matrix
 
     def scores(self, rows) -> np.ndarray:
-        """(b, L) float32 of documents `rows`; a training row is scored by the table that has not seen it."""
+        """(b, L) float32 of documents `rows`; a training row is scored by the table that has not
+        seen it.
+        """
         rows = np.asarray(rows)
         out = np.empty((len(rows), len(self.tables[0].intercept)), np.float32)
         for k in np.unique(self.part[rows]):
@@ -146,9 +168,14 @@ class LinearScore:
 
 
 def fit(
-    words, labels: sparse.csr_matrix, train_rows: np.ndarray, *, config: LinearConfig = LinearConfig(),
-    folder: str | Path | None = None, progress: bool = True,
-) -> LinearScore:  # fmt: skip
+    words,
+    labels: sparse.csr_matrix,
+    train_rows: np.ndarray,
+    *,
+    config: LinearConfig = LinearConfig(),
+    folder: str | Path | None = None,
+    progress: bool = True,
+) -> LinearScore:
     """Fit the stack on `train_rows`; words: `tokens.Words` of all N documents, labels Y (N, L).
 
     folder keeps the tables of finished parts, so that a killed fit goes on with the next part.
@@ -157,7 +184,9 @@ def fit(
     large = config.is_large(len(train_rows) * labels.shape[1])
     folds = config.parts(large)
     if len(train_rows) < folds:
-        raise ValueError(f"{len(train_rows)} training documents cannot be cut into {folds} folds; lower folds")
+        raise ValueError(
+            f"{len(train_rows)} training documents cannot be cut into {folds} folds; lower folds"
+        )
     weights = tfidf(words.counts, train_rows)
     fold = folds_of(weights[train_rows], folds, config.seed)
     part = np.zeros(weights.shape[0], np.int32)
@@ -166,24 +195,44 @@ def fit(
     names = config.columns(large)
     steps = (folds + 1) * labels.shape[1] * max(sum(name.startswith("svm") for name in names), 1)
     with tqdm(total=steps, desc="linear score", unit="label", disable=not progress) as bar:
-        # all rows last: they may begin from what the folds found, no fold may begin from what has seen its documents
+        # all rows last: they may begin from what the folds found, no fold may begin from what has
+        # seen its documents
         for k in [*range(folds), -1]:
             rows = train_rows[fold != k]
             path = folder and Path(folder) / f"part{k + 1}.safetensors"
-            parts.append(_part(weights[rows], labels[rows], config, large, path, bar, before=parts if large and k < 0 else ()))
+            parts.append(
+                _part(
+                    weights[rows],
+                    labels[rows],
+                    config,
+                    large,
+                    path,
+                    bar,
+                    before=parts if large and k < 0 else (),
+                )
+            )
     parts = [parts.pop(), *parts]
     counts = [column_counts(labels[train_rows[fold != k]]) for k in range(-1, folds)]
     found = stacking.fit(
-        parts[1:], counts[1:], weights[train_rows], labels[train_rows], fold, names,
-        knots=config.knots, ridge=config.ridge, seed=config.seed,
-    )  # fmt: skip
+        parts[1:],
+        counts[1:],
+        weights[train_rows],
+        labels[train_rows],
+        fold,
+        names,
+        knots=config.knots,
+        ridge=config.ridge,
+        seed=config.seed,
+    )
     tables = [_fold_up(part, found, count) for part, count in zip(parts, counts, strict=True)]
     idf = smooth_idf(words.counts[train_rows]).astype(np.float32)
     return LinearScore(words.names, idf, tables, part, found, weights)
 
 
 def folds_of(weights: sparse.csr_matrix, folds: int, seed: int = 0) -> np.ndarray:
-    """(n,) fold of every row of weights (n, V), drawn evenly; rows of the same words, copies of a text, share one."""
+    """(n,) fold of every row of weights (n, V), drawn evenly; rows of the same words, copies of a
+    text, share one.
+    """
     fold = np.random.default_rng(seed).permutation(weights.shape[0]) % folds
     first: dict[bytes, int] = {}
     for i, (begin, end) in enumerate(pairwise(weights.indptr)):
@@ -192,8 +241,12 @@ def folds_of(weights: sparse.csr_matrix, folds: int, seed: int = 0) -> np.ndarra
     return fold
 
 
-def _part(weights, labels, config: LinearConfig, large: bool, path: Path | None, bar, before=()) -> dict[str, Table]:
-    """The terms of one part of the rows, read from `path` where they stand; before: parts whose SVMs are a start."""
+def _part(
+    weights, labels, config: LinearConfig, large: bool, path: Path | None, bar, before=()
+) -> dict[str, Table]:
+    """The terms of one part of the rows, read from `path` where they stand; before: parts whose
+    SVMs are a start.
+    """
     if path is not None and path.exists():
         bar.update(bar.total // (config.parts(large) + 1))
         return load_tables(path)
@@ -204,8 +257,13 @@ def _part(weights, labels, config: LinearConfig, large: bool, path: Path | None,
 
 
 def terms_of(
-    weights: sparse.csr_matrix, labels: sparse.csr_matrix, config: LinearConfig, large: bool = False, bar=None, before=(),
-) -> dict[str, Table]:  # fmt: skip
+    weights: sparse.csr_matrix,
+    labels: sparse.csr_matrix,
+    config: LinearConfig,
+    large: bool = False,
+    bar=None,
+    before=(),
+) -> dict[str, Table]:
     """Every term of `config` from training rows alone: weights (n, V) tf-idf, labels (n, L)."""
     x, nothing, found = presence(weights != 0), np.zeros(labels.shape[1], np.float32), {}
     makers = {
@@ -220,7 +278,9 @@ def terms_of(
             continue
         for c in config.large_c if large else config.c:
             name = svm_name(c)
-            found[name] = svm(weights, labels, config, c, large, bar, mean_of([part[name] for part in before]))
+            found[name] = svm(
+                weights, labels, config, c, large, bar, mean_of([part[name] for part in before])
+            )
     return found
 
 
@@ -233,22 +293,39 @@ def mean_of(tables: list[Table]) -> Table | None:
 
 
 def svm(
-    weights: sparse.csr_matrix, labels: sparse.csr_matrix, config: LinearConfig, c: float = 1.0, large: bool = False, bar=None,
+    weights: sparse.csr_matrix,
+    labels: sparse.csr_matrix,
+    config: LinearConfig,
+    c: float = 1.0,
+    large: bool = False,
+    bar=None,
     start: Table | None = None,
-) -> Table:  # fmt: skip
+) -> Table:
     """One-vs-rest SVM of cost `c` with pruned weights; a label on no row scores -1, on every row 1.
 
-    start: where the SVMs of a large problem begin, those of nearly the same rows; it saves steps and changes no optimum.
+    start: where the SVMs of a large problem begin, those of nearly the same rows; it saves steps
+    and changes no optimum.
     """
     prune = config.prune * c**0.7
     columns = labels.tocsc()
-    solve, blocks = _together(weights, columns, c, start) if large else _one_by_one(weights, columns, c, config.seed)
+    solve, blocks = (
+        _together(weights, columns, c, start)
+        if large
+        else _one_by_one(weights, columns, c, config.seed)
+    )
 
     def one(block: np.ndarray):
-        solved = [(np.flatnonzero(np.abs(coef) > prune), coef, intercept) for coef, intercept in solve(block)]
-        return [(kept.astype(np.int32), coef[kept].astype(np.float32), intercept) for kept, coef, intercept in solved]
+        solved = [
+            (np.flatnonzero(np.abs(coef) > prune), coef, intercept)
+            for coef, intercept in solve(block)
+        ]
+        return [
+            (kept.astype(np.int32), coef[kept].astype(np.float32), intercept)
+            for kept, coef, intercept in solved
+        ]
 
-    # liblinear and SciPy's products let go of the interpreter while they work, so threads share one copy of the documents
+    # liblinear and SciPy's products let go of the interpreter while they work, so threads share one
+    # copy of the documents
     found = [None] * labels.shape[1]
     with ThreadPoolExecutor(_threads()) as pool:
         for block, rows in zip(blocks, pool.map(one, blocks), strict=True):
@@ -258,7 +335,11 @@ def svm(
                 bar.update(len(block))
     indptr = np.cumsum([0, *(len(kept) for kept, _, _ in found)])
     cells = sparse.csr_matrix(
-        (np.concatenate([v for _, v, _ in found]), np.concatenate([k for k, _, _ in found]), indptr),
+        (
+            np.concatenate([v for _, v, _ in found]),
+            np.concatenate([k for k, _, _ in found]),
+            indptr,
+        ),
         shape=(labels.shape[1], weights.shape[1]),
     )
     return Table(cells, np.array([b for _, _, b in found], np.float32))
@@ -268,13 +349,18 @@ def _one_by_one(weights, columns: sparse.csc_matrix, c: float, seed: int):
     """(block of labels -> [(weights (V,), intercept)], blocks): LIBLINEAR, a label a block."""
 
     def solve(block: np.ndarray):
-        return [one_against_rest(weights, columns[:, label].toarray().ravel() > 0, c, seed) for label in block]
+        return [
+            one_against_rest(weights, columns[:, label].toarray().ravel() > 0, c, seed)
+            for label in block
+        ]
 
     return solve, np.arange(columns.shape[1])[:, None]
 
 
 def _together(weights, columns: sparse.csc_matrix, c: float, start: Table | None):
-    """The same for many labels at once; labels of like frequency, which take as many steps, share a block."""
+    """The same for many labels at once; labels of like frequency, which take as many steps, share a
+    block.
+    """
     documents, counts = solver.Documents.of(weights), np.diff(columns.indptr)
 
     def solve(block: np.ndarray):
@@ -283,8 +369,14 @@ def _together(weights, columns: sparse.csc_matrix, c: float, start: Table | None
         solved[-1] = np.where(counts[block] == 0, -1, 1)
         if not constant.all():
             asked = block[~constant]
-            begin = None if start is None else np.vstack([start.cells[asked].toarray().T, start.intercept[asked]])
-            solved[:, ~constant] = solver.solve(documents, columns[:, asked].toarray() > 0, c, start=begin)
+            begin = (
+                None
+                if start is None
+                else np.vstack([start.cells[asked].toarray().T, start.intercept[asked]])
+            )
+            solved[:, ~constant] = solver.solve(
+                documents, columns[:, asked].toarray() > 0, c, start=begin
+            )
         return [(w[:-1], float(w[-1])) for w in solved.T]
 
     order, size = np.argsort(-counts, kind="stable"), solver.block_of(len(documents))
@@ -292,7 +384,9 @@ def _together(weights, columns: sparse.csc_matrix, c: float, start: Table | None
 
 
 def _fold_up(part: dict[str, Table], stack: Stack, counts: np.ndarray) -> Table:
-    """The weighted sum of terms as one table; counts (L,): documents a label that the terms were made from."""
+    """The weighted sum of terms as one table; counts (L,): documents a label that the terms were
+    made from.
+    """
     weights, shift = stack.of_labels(counts)
     cells = sum(sparse.diags(w) @ part[term].cells for term, w in weights.items()).tocsr()
     cells.eliminate_zeros()
@@ -308,15 +402,22 @@ def save_tables(tables: dict[str, Table], path: str | Path) -> None:
     arrays = {}
     for name, table in tables.items():
         cells = table.cells
-        arrays |= {f"{name}.indptr": cells.indptr.astype(np.int64), f"{name}.indices": cells.indices.astype(np.int32)}
+        arrays |= {
+            f"{name}.indptr": cells.indptr.astype(np.int64),
+            f"{name}.indices": cells.indices.astype(np.int32),
+        }
         arrays |= {f"{name}.data": cells.data, f"{name}.intercept": table.intercept}
     width = {name: str(table.cells.shape[1]) for name, table in tables.items()}
     with atomic_path(path) as temporary:
-        save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, temporary, metadata=width)
+        save_file(
+            {k: np.ascontiguousarray(v) for k, v in arrays.items()}, temporary, metadata=width
+        )
 
 
 def word_cells(score: LinearScore | None) -> dict[str, int]:
-    """What a RunRecord's model_size says of the table that a model carries beside its trained parameters."""
+    """What a RunRecord's model_size says of the table that a model carries beside its trained
+    parameters.
+    """
     return {} if score is None else {"word_cells": int(score.tables[0].cells.nnz)}
 
 
@@ -326,11 +427,16 @@ def load_tables(path: str | Path) -> dict[str, Table]:
 
     with safe_open(path, "numpy") as file:
         width = {name: int(v) for name, v in file.metadata().items()}
-        get = lambda name: [file.get_tensor(f"{name}.{part}") for part in ("data", "indices", "indptr", "intercept")]  # noqa: E731
+        get = lambda name: [
+            file.get_tensor(f"{name}.{part}") for part in ("data", "indices", "indptr", "intercept")
+        ]  # noqa: E731
         found = {}
         for name in width:
             data, indices, indptr, intercept = get(name)
-            found[name] = Table(sparse.csr_matrix((data, indices, indptr), shape=(len(intercept), width[name])), intercept)
+            found[name] = Table(
+                sparse.csr_matrix((data, indices, indptr), shape=(len(intercept), width[name])),
+                intercept,
+            )
     return found
 
 

@@ -1,9 +1,11 @@
-"""One-vs-rest L2-loss SVMs of many labels at once: Newton steps by conjugate gradients, a block of labels a product.
+"""One-vs-rest L2-loss SVMs of many labels at once: Newton steps by conjugate gradients, a block of
+labels a product.
 
-For a label with signs y in {-1, 1} it minimises |w|^2 / 2 + c sum_i max(0, 1 - y_i <x_i, w>)^2, x_i = (its tf-idf, 1),
-the objective of scikit-learn's LinearSVC (Fan et al. 2008, LIBLINEAR). LIBLINEAR copies and reads all documents for each label;
-here one sparse product serves a block of labels. Leaving out most of the negatives instead is no way out: nearly all of them
-lie at the margin of a rare label, and SVMs of a sample of them rank labels far worse (`benchmarks/bench_svm.py`).
+For a label with signs y in {-1, 1} it minimises |w|^2 / 2 + c sum_i max(0, 1 - y_i <x_i, w>)^2, x_i
+= (its tf-idf, 1), the objective of scikit-learn's LinearSVC (Fan et al. 2008, LIBLINEAR). LIBLINEAR
+copies and reads all documents for each label; here one sparse product serves a block of labels.
+Leaving out most of the negatives instead is no way out: nearly all of them lie at the margin of a
+rare label, and SVMs of a sample of them rank labels far worse (`benchmarks/bench_svm.py`).
 """
 
 from __future__ import annotations
@@ -13,14 +15,17 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import sparse
 
-BLOCKS, CACHED = (16, 64), 750_000  # fewest and most labels a product; cells (n, b) that stay in a processor's cache
+# fewest and most labels a product; cells (n, b) that stay in a processor's cache
+BLOCKS, CACHED = (16, 64), 750_000
 NEWTON_STEPS, CG_STEPS, LINE_STEPS = 20, 4, 4
 TOLERANCE = 0.05
 
 
 @dataclass(frozen=True, eq=False)
 class Documents:
-    """x: csr (n, V + 1) float32 whose last column is 1; turned: its transpose as csr; squares (V + 1,): column sums of x^2."""
+    """x: csr (n, V + 1) float32 whose last column is 1; turned: its transpose as csr; squares (V +
+    1,): column sums of x^2.
+    """
 
     x: sparse.csr_matrix
     turned: sparse.csr_matrix
@@ -43,13 +48,19 @@ def block_of(documents: int) -> int:
 
 
 def solve(
-    documents: Documents, positive: np.ndarray, c: float = 1.0, tolerance: float = TOLERANCE, steps: int = NEWTON_STEPS,
+    documents: Documents,
+    positive: np.ndarray,
+    c: float = 1.0,
+    tolerance: float = TOLERANCE,
+    steps: int = NEWTON_STEPS,
     start: np.ndarray | None = None,
-) -> np.ndarray:  # fmt: skip
-    """Weights (V + 1, b) float32, the intercept last, of labels whose documents `positive` (n, b) bool marks.
+) -> np.ndarray:
+    """Weights (V + 1, b) float32, the intercept last, of labels whose documents `positive` (n, b)
+    bool marks.
 
-    A label is done with the step from which no more than `tolerance` of its loss was to be gained, or after `steps`.
-    start: weights to begin from, near the solution if they are those of nearly the same documents.
+    A label is done with the step from which no more than `tolerance` of its loss was to be gained,
+    or after `steps`. start: weights to begin from, near the solution if they are those of nearly
+    the same documents.
     """
     y = np.where(positive, 1, -1).astype(np.float32)
     if start is None:
@@ -74,8 +85,12 @@ def solve(
     return w
 
 
-def _newton_step(documents: Documents, active: np.ndarray, slope: np.ndarray, c: float) -> np.ndarray:
-    """Solve (I + 2 c X'AX) d = -slope roughly, by a few preconditioned conjugate gradients; active (n, b) is A's diagonal."""
+def _newton_step(
+    documents: Documents, active: np.ndarray, slope: np.ndarray, c: float
+) -> np.ndarray:
+    """Solve (I + 2 c X'AX) d = -slope roughly, by a few preconditioned conjugate gradients; active
+    (n, b) is A's diagonal.
+    """
     # the diagonal as if active documents were drawn evenly: exact enough to tame the column of ones
     scale = 1 / (1 + 2 * c * documents.squares[:, None] * active.mean(0))
     d, rest = np.zeros_like(slope), -slope
@@ -93,7 +108,9 @@ def _newton_step(documents: Documents, active: np.ndarray, slope: np.ndarray, c:
 
 
 def _line(w, move, z, shift, y, c: float) -> np.ndarray:
-    """(b,) step lengths that minimise the loss along `move`: Newton's method on a convex piecewise quadratic."""
+    """(b,) step lengths that minimise the loss along `move`: Newton's method on a convex piecewise
+    quadratic.
+    """
     first, second = (w * move).sum(0), (move * move).sum(0)
     length = np.ones(w.shape[1], np.float32)
     for _ in range(LINE_STEPS):

@@ -1,9 +1,11 @@
-"""Weights of the linear score's terms: how much each counts for a label with so many training documents.
+"""Weights of the linear score's terms: how much each counts for a label with so many training
+documents.
 
-The terms of `linear_score.py` have scales that depend on a label's frequency (MI grows with it, the SVM's margin too), so one
-weight a term fits the labels in the middle alone.
-Weights are piecewise linear in the logarithm of a label's documents, never negative, and fitted by logistic regression to
-training documents that the terms have not seen (out of fold). With fixed weights the sum folds into one table.
+The terms of `linear_score.py` have scales that depend on a label's frequency (MI grows with it, the
+SVM's margin too), so one weight a term fits the labels in the middle alone. Weights are piecewise
+linear in the logarithm of a label's documents, never negative, and fitted by logistic regression to
+training documents that the terms have not seen (out of fold). With fixed weights the sum folds into
+one table.
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ class Stack:
     def of_labels(self, counts: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """({term: (L,)}, intercept (L,)) for labels with `counts` (L,) training documents."""
         hats = hats_of(counts, self.knots)
-        return {term: hats @ w for term, w in zip(self.terms, self.weights, strict=True)}, hats @ self.intercept
+        return {
+            term: hats @ w for term, w in zip(self.terms, self.weights, strict=True)
+        }, hats @ self.intercept
 
     def about(self) -> dict:
         """What a run's record says: knots, and the weights of every term at them."""
@@ -39,7 +43,9 @@ class Stack:
 
 
 def hats_of(counts: np.ndarray, knots: tuple[int, ...]) -> sparse.csr_matrix:
-    """(n, K) interpolation weights of each count between its two neighbouring knots, on a logarithmic scale; rows sum to 1."""
+    """(n, K) interpolation weights of each count between its two neighbouring knots, on a
+    logarithmic scale; rows sum to 1.
+    """
     counts, places = np.asarray(counts), np.log2(np.asarray(knots, float))
     if len(knots) == 1:
         return sparse.csr_matrix(np.ones((len(counts), 1)))
@@ -47,20 +53,34 @@ def hats_of(counts: np.ndarray, knots: tuple[int, ...]) -> sparse.csr_matrix:
     left = np.clip(np.searchsorted(places, at, side="right") - 1, 0, len(knots) - 2)
     share = (at - places[left]) / (places[left + 1] - places[left])
     rows = np.arange(len(counts))
-    cells = (np.concatenate([1 - share, share]), (np.concatenate([rows, rows]), np.concatenate([left, left + 1])))
+    cells = (
+        np.concatenate([1 - share, share]),
+        (np.concatenate([rows, rows]), np.concatenate([left, left + 1])),
+    )
     return sparse.csr_matrix(cells, shape=(len(counts), len(knots)))
 
 
 def fit(
-    parts, counts, weights: sparse.csr_matrix, labels: sparse.csr_matrix, fold: np.ndarray, terms: tuple[str, ...], *,
-    knots: tuple[int, ...] = KNOTS, ridge: float = 1e-3, seed: int = 0, documents: int = 2000, sample: int = 100,
-) -> Stack:  # fmt: skip
+    parts,
+    counts,
+    weights: sparse.csr_matrix,
+    labels: sparse.csr_matrix,
+    fold: np.ndarray,
+    terms: tuple[str, ...],
+    *,
+    knots: tuple[int, ...] = KNOTS,
+    ridge: float = 1e-3,
+    seed: int = 0,
+    documents: int = 2000,
+    sample: int = 100,
+) -> Stack:
     """Logistic regression of labels on out-of-fold terms.
 
-    parts[k]: the terms made without fold k, counts[k] (L,) their documents a label; weights (n, V), labels (n, L) and fold (n,)
-    of the training rows. ridge: weight of the squared differences between neighbouring knots. Of a document all positive
-    cells are read, the `sample` highest of every term's sum and `sample` random others, weighted to stand for all. Labels that
-    a part knows no document of say nothing about its terms and are left out.
+    parts[k]: the terms made without fold k, counts[k] (L,) their documents a label; weights (n, V),
+    labels (n, L) and fold (n,) of the training rows. ridge: weight of the squared differences
+    between neighbouring knots. Of a document all positive cells are read, the `sample` highest of
+    every term's sum and `sample` random others, weighted to stand for all. Labels that a part knows
+    no document of say nothing about its terms and are left out.
     """
     rng = np.random.default_rng(seed)
     rows = np.sort(rng.permutation(len(fold))[:documents])
@@ -76,7 +96,9 @@ def fit(
         w.append(weight)
         n.append(known[cells])
     x, y, w, n = (np.concatenate(v) for v in (x, y, w, n))
-    return Stack(terms, knots, *logistic(x.astype(np.float64), y, w / len(rows), hats_of(n, knots), ridge))
+    return Stack(
+        terms, knots, *logistic(x.astype(np.float64), y, w / len(rows), hats_of(n, knots), ridge)
+    )
 
 
 def sampled(terms: np.ndarray, gold: np.ndarray, sample: int, rng) -> tuple[np.ndarray, np.ndarray]:
@@ -86,12 +108,16 @@ def sampled(terms: np.ndarray, gold: np.ndarray, sample: int, rng) -> tuple[np.n
     sure = np.union1d(np.argpartition(-first, min(sample, count - 1))[:sample], gold)
     rest = np.setdiff1d(np.arange(count), sure)
     drawn = rng.choice(rest, min(sample, len(rest)), replace=False)
-    weight = np.concatenate([np.ones(len(sure)), np.full(len(drawn), len(rest) / max(len(drawn), 1))])
+    weight = np.concatenate(
+        [np.ones(len(sure)), np.full(len(drawn), len(rest) / max(len(drawn), 1))]
+    )
     return np.concatenate([sure, drawn]), weight
 
 
 def logistic(x, y, w, hats: sparse.csr_matrix, ridge: float) -> tuple[np.ndarray, np.ndarray]:
-    """(weights (T, K) >= 0, intercept (K,)): weighted logistic regression of y (n,) on terms x (n, T) times hats (n, K)."""
+    """(weights (T, K) >= 0, intercept (K,)): weighted logistic regression of y (n,) on terms x (n,
+    T) times hats (n, K).
+    """
     knots, total = hats.shape[1], max(w.sum(), 1e-12)
     centre = (w @ x) / total
     spread = np.maximum(np.sqrt(w @ (x - centre) ** 2 / total), 1e-12)
@@ -99,7 +125,11 @@ def logistic(x, y, w, hats: sparse.csr_matrix, ridge: float) -> tuple[np.ndarray
     design = sparse.hstack([*columns, hats], format="csr")
     turned, width = design.T.tocsr(), design.shape[1]
     # neighbouring knots of one term, and of the intercept
-    steps = sparse.block_diag([np.diff(np.eye(knots), axis=0)] * (width // knots), format="csr") if knots > 1 else None
+    steps = (
+        sparse.block_diag([np.diff(np.eye(knots), axis=0)] * (width // knots), format="csr")
+        if knots > 1
+        else None
+    )
 
     def loss(theta):
         s = design @ theta
@@ -112,5 +142,7 @@ def logistic(x, y, w, hats: sparse.csr_matrix, ridge: float) -> tuple[np.ndarray
 
     start = np.append(np.full(width - knots, 0.1), np.full(knots, -3.0))
     bounds = [(0.0, None)] * (width - knots) + [(None, None)] * knots
-    found = optimize.minimize(loss, start, jac=True, bounds=bounds, method="L-BFGS-B", options={"maxiter": STEPS})
+    found = optimize.minimize(
+        loss, start, jac=True, bounds=bounds, method="L-BFGS-B", options={"maxiter": STEPS}
+    )
     return found.x[:-knots].reshape(-1, knots) / spread[:, None], found.x[-knots:]

@@ -1,4 +1,6 @@
-"""Terms of the linear score that need no attention: positive pointwise MI, label centroids and one-vs-rest SVMs."""
+"""Terms of the linear score that need no attention: positive pointwise MI, label centroids and
+one-vs-rest SVMs.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ from plantlib.teacher.mig import Teacher
 
 
 def ppmi(x: sparse.csr_matrix, y: sparse.csr_matrix) -> Teacher:
-    """Positive pointwise MI of token and label, all tokens of each label: x (n, V), y (n, L) training rows."""
+    """Positive pointwise MI of token and label, all tokens of each label: x (n, V), y (n, L)
+    training rows.
+    """
     x, y = presence(x), presence(y)
     margins = Margins.of(x.shape[0], column_counts(x), column_counts(y))
     scores = mig.association_of_others(y.T @ x, 0, margins, "ppmi")
@@ -19,15 +23,21 @@ def ppmi(x: sparse.csr_matrix, y: sparse.csr_matrix) -> Teacher:
 
 
 def centroids(weights: sparse.csr_matrix, y: sparse.csr_matrix) -> Teacher:
-    """Label centroids (Rocchio): the unit-length mean tf-idf vector of a label's training documents, (L, V)."""
+    """Label centroids (Rocchio): the unit-length mean tf-idf vector of a label's training
+    documents, (L, V).
+    """
     total = (presence(y).T.astype(np.float64) @ weights).tocsr()
     norm = np.sqrt(np.asarray(total.multiply(total).sum(1))).ravel().clip(min=1e-12)
     unit = (sparse.diags(1 / norm) @ total).tocsr()
     return Teacher(unit, unit, "centroid", weights.shape[0])
 
 
-def one_against_rest(x: sparse.csr_matrix, positive: np.ndarray, c: float, seed: int) -> tuple[np.ndarray, float]:
-    """(weights (V,), intercept) of one LinearSVC: x (n, V), positive (n,) bool; on no row it scores -1, on every row 1."""
+def one_against_rest(
+    x: sparse.csr_matrix, positive: np.ndarray, c: float, seed: int
+) -> tuple[np.ndarray, float]:
+    """(weights (V,), intercept) of one LinearSVC: x (n, V), positive (n,) bool; on no row it scores
+    -1, on every row 1.
+    """
     from sklearn.svm import LinearSVC
 
     if not positive.any() or positive.all():

@@ -1,9 +1,10 @@
 """Document-level metrics of extreme multi-label classification (METHOD section 5).
 
-Scores arrive in dense or sparse blocks and leave as a `TopK` over all labels, one `TopK` a frequency bucket, the exact
-ranks of the gold labels and score histograms: no (N, L) matrix is ever held. N documents, L labels, k places.
-A document without a gold label counts 0 in P@k; R, RP, nDCG and AP are undefined there (nan) and leave the mean.
-Not here: bootstrap intervals (`statistics`), files (`results`), calibration of scores.
+Scores arrive in dense or sparse blocks and leave as a `TopK` over all labels, one `TopK` a
+frequency bucket, the exact ranks of the gold labels and score histograms: no (N, L) matrix is ever
+held. N documents, L labels, k places. A document without a gold label counts 0 in P@k; R, RP, nDCG
+and AP are undefined there (nan) and leave the mean. Not here: bootstrap intervals (`statistics`),
+files (`results`), calibration of scores.
 """
 
 from __future__ import annotations
@@ -15,7 +16,15 @@ import numpy as np
 from scipy import sparse
 
 from plantlib.metrics.buckets import EDGES, Edges, frequency_buckets
-from plantlib.metrics.statistics import UNSCORED, AucHistogram, decode_keys, largest, order_keys, to_numpy, unwrap
+from plantlib.metrics.statistics import (
+    UNSCORED,
+    AucHistogram,
+    decode_keys,
+    largest,
+    order_keys,
+    to_numpy,
+    unwrap,
+)
 from plantlib.metrics.topk import TopK
 
 BUCKET_DEPTH = 15
@@ -25,9 +34,9 @@ BUCKET_DEPTH = 15
 class Scores:
     """What `evaluate` needs of a system's scores; only `topk` is required.
 
-    buckets: name -> TopK ranked among that bucket's labels alone; masks: name -> (L,) bool, the bucket's labels.
-    gold_ranks: (nnz(Y),) int64, rank from 1 of each gold label in the order of Y.indices, 0 if it was never scored.
-    auc: micro_auc, macro_auc and the bounds of their error.
+    buckets: name -> TopK ranked among that bucket's labels alone; masks: name -> (L,) bool, the
+    bucket's labels. gold_ranks: (nnz(Y),) int64, rank from 1 of each gold label in the order of
+    Y.indices, 0 if it was never scored. auc: micro_auc, macro_auc and the bounds of their error.
     """
 
     topk: TopK
@@ -38,7 +47,9 @@ class Scores:
 
 
 def gold_matrix(Y: Any) -> sparse.csr_matrix:
-    """Y as CSR with sorted indices, no duplicates, no stored zeros; the order `gold_ranks` refers to."""
+    """Y as CSR with sorted indices, no duplicates, no stored zeros; the order `gold_ranks` refers
+    to.
+    """
     Y = sparse.csr_matrix(Y, copy=True)
     Y.sum_duplicates()
     Y.eliminate_zeros()
@@ -50,16 +61,24 @@ def _rows(matrix: sparse.csr_matrix) -> np.ndarray:
 
 
 def hits(topk: TopK, Y: Any, k: int) -> np.ndarray:
-    """(N, k) bool: does the place hold a gold label? ValueError if TopK and Y do not fit or TopK has fewer places."""
+    """(N, k) bool: does the place hold a gold label? ValueError if TopK and Y do not fit or TopK
+    has fewer places.
+    """
     Y = gold_matrix(Y)
     n, n_labels = Y.shape
     if len(topk.ids) != n:
-        raise ValueError(f"TopK has {len(topk.ids)} documents, Y {n}: pass the rows of one split, in one order")
+        raise ValueError(
+            f"TopK has {len(topk.ids)} documents, Y {n}: pass the rows of one split, in one order"
+        )
     if not 1 <= k <= topk.k:
-        raise ValueError(f"TopK holds {topk.k} places, metric at k={k} wanted: build the TopK with k >= {k}")
+        raise ValueError(
+            f"TopK holds {topk.k} places, metric at k={k} wanted: build the TopK with k >= {k}"
+        )
     ids = topk.ids[:, :k].astype(np.int64)
     if ids.size and ids.max() >= n_labels:
-        raise ValueError(f"TopK names label {ids.max()}, Y has {n_labels} labels: both need the same label order")
+        raise ValueError(
+            f"TopK names label {ids.max()}, Y has {n_labels} labels: both need the same label order"
+        )
     # -1 closes the list of gold cells, so that a search beyond the last one finds no hit
     gold, wanted = _rows(Y) * n_labels + Y.indices, np.arange(n)[:, None] * n_labels + ids
     return (np.append(gold, -1)[np.searchsorted(gold, wanted)] == wanted) & (ids >= 0)
@@ -94,7 +113,9 @@ def recall_at_k(topk: TopK, Y: Any, k: int, extra_gold: np.ndarray | None = None
     return _ratio(hits(topk, Y, k).sum(1), _gold_count(Y, extra_gold))
 
 
-def r_precision_at_k(topk: TopK, Y: Any, k: int, extra_gold: np.ndarray | None = None) -> np.ndarray:
+def r_precision_at_k(
+    topk: TopK, Y: Any, k: int, extra_gold: np.ndarray | None = None
+) -> np.ndarray:
     """(N,) RP@k = hits / min(k, |gold|) (Chalkidis et al. 2019)."""
     return _ratio(hits(topk, Y, k).sum(1), np.minimum(k, _gold_count(Y, extra_gold)))
 
@@ -103,16 +124,26 @@ def ndcg_at_k(topk: TopK, Y: Any, k: int, extra_gold: np.ndarray | None = None) 
     """(N,) binary nDCG@k, discount 1/log2(place + 1), ideal of min(k, |gold|) hits."""
     discount = 1 / np.log2(np.arange(2, k + 2))
     ideal = np.concatenate([[0.0], discount.cumsum()])
-    return _ratio(hits(topk, Y, k) @ discount, ideal[np.minimum(k, _gold_count(Y, extra_gold)).astype(int)])
+    return _ratio(
+        hits(topk, Y, k) @ discount, ideal[np.minimum(k, _gold_count(Y, extra_gold)).astype(int)]
+    )
 
 
-def inverse_propensity(train_counts: np.ndarray, n_train: int, a: float = 0.55, b: float = 1.5) -> np.ndarray:
-    """(L,) 1 + C (n_l + b)^-a with C = (ln N - 1)(b + 1)^a, N and n_l of the TRAINING split (Jain et al. 2016)."""
-    return 1 + (np.log(n_train) - 1) * (b + 1) ** a * (np.asarray(train_counts, np.float64) + b) ** -a
+def inverse_propensity(
+    train_counts: np.ndarray, n_train: int, a: float = 0.55, b: float = 1.5
+) -> np.ndarray:
+    """(L,) 1 + C (n_l + b)^-a with C = (ln N - 1)(b + 1)^a, N and n_l of the TRAINING split (Jain
+    et al. 2016).
+    """
+    return (
+        1 + (np.log(n_train) - 1) * (b + 1) ** a * (np.asarray(train_counts, np.float64) + b) ** -a
+    )
 
 
 def psp_at_k(topk: TopK, Y: Any, k: int, inverse: np.ndarray) -> float:
-    """PSP@k of the corpus: sum of `inverse` (L,) over hits / best possible sum (extreme classification repository)."""
+    """PSP@k of the corpus: sum of `inverse` (L,) over hits / best possible sum (extreme
+    classification repository).
+    """
     Y = gold_matrix(Y)
     got = inverse[topk.ids[:, :k]][hits(topk, Y, k)].sum()
     # sorting within rows leaves `rows` as it is
@@ -121,25 +152,39 @@ def psp_at_k(topk: TopK, Y: Any, k: int, inverse: np.ndarray) -> float:
     return float(_ratio(got, weight[np.arange(rows.size) - Y.indptr[rows] < k].sum()))
 
 
-def average_precision(gold_ranks: np.ndarray, Y: Any, extra_gold: np.ndarray | None = None) -> np.ndarray:
-    """(N,) AP from exact ranks (1 = best, 0 = never scored, adds nothing); `gold_ranks` as in `Scores`."""
+def average_precision(
+    gold_ranks: np.ndarray, Y: Any, extra_gold: np.ndarray | None = None
+) -> np.ndarray:
+    """(N,) AP from exact ranks (1 = best, 0 = never scored, adds nothing); `gold_ranks` as in
+    `Scores`.
+    """
     Y = gold_matrix(Y)
     rows, ranks = _rows(Y), np.where(gold_ranks > 0, gold_ranks, np.inf)
     ranks = ranks[np.lexsort((ranks, rows))]
     place = np.arange(rows.size) - Y.indptr[rows] + 1
-    return _ratio(np.bincount(rows, place / ranks, minlength=Y.shape[0]), _gold_count(Y, extra_gold))
+    return _ratio(
+        np.bincount(rows, place / ranks, minlength=Y.shape[0]), _gold_count(Y, extra_gold)
+    )
 
 
-def average_precision_at_k(topk: TopK, Y: Any, k: int, extra_gold: np.ndarray | None = None) -> np.ndarray:
-    """(N,) AP@k = sum of P@i over hits at places i <= k, over min(k, |gold|); its mean is MAP@k, not MAP."""
+def average_precision_at_k(
+    topk: TopK, Y: Any, k: int, extra_gold: np.ndarray | None = None
+) -> np.ndarray:
+    """(N,) AP@k = sum of P@i over hits at places i <= k, over min(k, |gold|); its mean is MAP@k,
+    not MAP.
+    """
     hit = hits(topk, Y, k)
-    return _ratio((hit * hit.cumsum(1) / np.arange(1, k + 1)).sum(1), np.minimum(k, _gold_count(Y, extra_gold)))
+    return _ratio(
+        (hit * hit.cumsum(1) / np.arange(1, k + 1)).sum(1),
+        np.minimum(k, _gold_count(Y, extra_gold)),
+    )
 
 
 def restrict(topk: TopK, mask: np.ndarray) -> TopK:
     """Ranking among the labels of `mask` (L,) that `topk` holds, moved left; as many places.
 
-    A TopK cut at k may lack labels of the bucket: metrics of the result are lower bounds (`StreamingEvaluator`: exact).
+    A TopK cut at k may lack labels of the bucket: metrics of the result are lower bounds
+    (`StreamingEvaluator`: exact).
     """
     keep = (topk.ids >= 0) & np.asarray(mask)[topk.ids]
     order = np.argsort(~keep, axis=1, kind="stable")
@@ -153,7 +198,9 @@ def restrict_gold(Y: Any, mask: np.ndarray) -> sparse.csr_matrix:
 
 
 def label_counts(topk: TopK, Y: Any, threshold: float) -> np.ndarray:
-    """(3, L) int64 a label: true positives, predictions (score >= threshold, within the TopK), gold documents."""
+    """(3, L) int64 a label: true positives, predictions (score >= threshold, within the TopK), gold
+    documents.
+    """
     relevant = hits(topk, Y, topk.k)
     chosen = (topk.ids >= 0) & (topk.scores.astype(np.float64) >= threshold)
     lists = topk.ids[chosen & relevant], topk.ids[chosen], gold_matrix(Y).indices
@@ -163,34 +210,46 @@ def label_counts(topk: TopK, Y: Any, threshold: float) -> np.ndarray:
 def f1_scores(counts: np.ndarray) -> dict[str, float]:
     """F1 from `label_counts` (3, L); select columns first to look at a bucket. Which labels count:
 
-    micro_f1: all cells pooled. macro_f1: mean of label F1 over labels with at least one gold document in the evaluated
-    split. macro_f1_pr: harmonic mean of macro-P and macro-R, both means over ALL L labels, 0 where a label has no
-    prediction (P) or no gold document (R), as CAML computes it. macro_f1_all: mean of label F1 over ALL L labels, 0
-    where undefined. nan if nothing is defined.
+    micro_f1: all cells pooled. macro_f1: mean of label F1 over labels with at least one gold
+    document in the evaluated split. macro_f1_pr: harmonic mean of macro-P and macro-R, both means
+    over ALL L labels, 0 where a label has no prediction (P) or no gold document (R), as CAML
+    computes it. macro_f1_all: mean of label F1 over ALL L labels, 0 where undefined. nan if nothing
+    is defined.
     """
     tp, predicted, gold = counts.astype(np.float64)
     f1 = np.nan_to_num(_ratio(2 * tp, predicted + gold))
-    precision, recall = (np.nan_to_num(_ratio(tp, n)).mean() if tp.size else np.nan for n in (predicted, gold))
+    precision, recall = (
+        np.nan_to_num(_ratio(tp, n)).mean() if tp.size else np.nan for n in (predicted, gold)
+    )
     return {
         "micro_f1": float(_ratio(2 * tp.sum(), predicted.sum() + gold.sum())),
         "macro_f1": mean(f1[gold > 0]),
-        "macro_f1_pr": 0.0 if precision + recall == 0 else float(2 * precision * recall / (precision + recall)),
+        "macro_f1_pr": (
+            0.0 if precision + recall == 0 else float(2 * precision * recall / (precision + recall))
+        ),
         "macro_f1_all": mean(f1),
     }
 
 
 def tune_threshold(topk_dev: TopK, Y_dev: Any, by: str = "micro_f1") -> float:
-    """The cut (predict when score >= cut) with the best micro F1 on dev, over every distinct cut, the highest if tied.
+    """The cut (predict when score >= cut) with the best micro F1 on dev, over every distinct cut,
+    the highest if tied.
 
-    Exact for the predictions the TopK holds; the value lies midway between the two scores it separates. ValueError for
-    another `by` (one cut for all labels is a micro choice) or if the TopK holds no gold label.
+    Exact for the predictions the TopK holds; the value lies midway between the two scores it
+    separates. ValueError for another `by` (one cut for all labels is a micro choice) or if the TopK
+    holds no gold label.
     """
     if by != "micro_f1":
         raise ValueError(f"threshold tuned by {by!r}: wanted 'micro_f1'")
     used = topk_dev.ids >= 0
-    relevant, scores = hits(topk_dev, Y_dev, topk_dev.k)[used], topk_dev.scores[used].astype(np.float64)
+    relevant, scores = (
+        hits(topk_dev, Y_dev, topk_dev.k)[used],
+        topk_dev.scores[used].astype(np.float64),
+    )
     if not relevant.any():
-        raise ValueError("no gold label among the dev TopK: check the label order or use a deeper TopK")
+        raise ValueError(
+            "no gold label among the dev TopK: check the label order or use a deeper TopK"
+        )
     order = np.argsort(-scores, kind="stable")
     scores, relevant = scores[order], relevant[order]
     f1 = 2 * relevant.cumsum() / (np.arange(1, relevant.size + 1) + gold_matrix(Y_dev).nnz)
@@ -200,19 +259,29 @@ def tune_threshold(topk_dev: TopK, Y_dev: Any, by: str = "micro_f1") -> float:
 
 
 class StreamingEvaluator:
-    """Collects what the metrics need while a model predicts; every document exactly once, in any order.
+    """Collects what the metrics need while a model predicts; every document exactly once, in any
+    order.
 
-    Holds (N, k) places, (N, 15) a bucket, a rank a gold label and, for the AUC, (L, auc_bins) int32 counts (33 MB for
-    4,108 labels; auc_bins=None leaves the AUC out). Blocks: (b, L) numpy array, torch tensor or scipy sparse matrix,
-    of whose cells only the stored ones are scored.
+    Holds (N, k) places, (N, 15) a bucket, a rank a gold label and, for the AUC, (L, auc_bins) int32
+    counts (33 MB for 4,108 labels; auc_bins=None leaves the AUC out). Blocks: (b, L) numpy array,
+    torch tensor or scipy sparse matrix, of whose cells only the stored ones are scored.
     """
 
-    def __init__(self, Y: Any, train_counts: np.ndarray, k: int = 100, edges: Edges = EDGES,
-                 auc_bins: int | None = 2048) -> None:
+    def __init__(
+        self,
+        Y: Any,
+        train_counts: np.ndarray,
+        k: int = 100,
+        edges: Edges = EDGES,
+        auc_bins: int | None = 2048,
+    ) -> None:
         self.Y, self.k = gold_matrix(Y), k
         n, self.n_labels = self.Y.shape
         if np.shape(train_counts) != (self.n_labels,):
-            raise ValueError(f"train_counts has shape {np.shape(train_counts)}, wanted ({self.n_labels},): one a label")
+            raise ValueError(
+                f"train_counts has shape {np.shape(train_counts)}, wanted ({self.n_labels},): one a"
+                " label"
+            )
         self.masks = frequency_buckets(train_counts, edges)
         self._seen = np.zeros(n, bool)
         depths = {"": k} | dict.fromkeys(self.masks, BUCKET_DEPTH)
@@ -221,10 +290,15 @@ class StreamingEvaluator:
         self._auc = AucHistogram(self.n_labels, auc_bins) if auc_bins else None
 
     def update(self, rows: np.ndarray, scores: Any) -> None:
-        """rows: (b,) rows of Y; scores: (b, L). ValueError on a repeated row, another shape or a nan."""
+        """rows: (b,) rows of Y; scores: (b, L). ValueError on a repeated row, another shape or a
+        nan.
+        """
         rows, scores = np.asarray(rows), unwrap(scores)
         if tuple(scores.shape) != (rows.size, self.n_labels):
-            raise ValueError(f"block of {tuple(scores.shape)}, wanted (rows, labels) = {(rows.size, self.n_labels)}")
+            raise ValueError(
+                f"block of {tuple(scores.shape)}, wanted (rows, labels) ="
+                f" {(rows.size, self.n_labels)}"
+            )
         if self._seen[rows].any() or np.unique(rows).size < rows.size:
             raise ValueError("a document was scored twice: feed each row of Y exactly once")
         if sparse.issparse(scores):
@@ -238,7 +312,9 @@ class StreamingEvaluator:
         self._seen[rows] = True
 
     def _rank_gold(self, rows: np.ndarray, keys: Any, bins: Any) -> None:
-        """The j-th gold label of all documents at once: its rank is one more than the number of larger keys."""
+        """The j-th gold label of all documents at once: its rank is one more than the number of
+        larger keys.
+        """
         first, count = self.Y.indptr[rows], self.Y.indptr[rows + 1] - self.Y.indptr[rows]
         for j in range(count.max(initial=0)):
             has = np.flatnonzero(count > j)
@@ -252,41 +328,77 @@ class StreamingEvaluator:
     def result(self) -> Scores:
         """ValueError if a row of Y was never fed."""
         if not self._seen.all():
-            raise ValueError(f"{(~self._seen).sum()} of {self._seen.size} documents were never scored: feed every row")
-        topk = {name: TopK(*decode_keys(keys, self.n_labels)) for name, keys in self._places.items()}
-        auc = self._auc.result(self.Y.indices, self._gold_bins) if self._auc and self._seen.size else None
+            raise ValueError(
+                f"{(~self._seen).sum()} of {self._seen.size} documents were never scored: feed"
+                " every row"
+            )
+        topk = {
+            name: TopK(*decode_keys(keys, self.n_labels)) for name, keys in self._places.items()
+        }
+        auc = (
+            self._auc.result(self.Y.indices, self._gold_bins)
+            if self._auc and self._seen.size
+            else None
+        )
         return Scores(topk.pop(""), topk, self.masks, self._ranks, auc)
 
 
 def _over(functions: tuple, topk: TopK, Y: Any, **options: Any) -> dict[str, float]:
-    return {f"{name}@{k}": mean(f(topk, Y, k, **options)) for name, f, ks in functions for k in ks if k <= topk.k}
+    return {
+        f"{name}@{k}": mean(f(topk, Y, k, **options))
+        for name, f, ks in functions
+        for k in ks
+        if k <= topk.k
+    }
 
 
-def evaluate(scores: Scores, Y: Any, train_counts: np.ndarray, n_train: int, threshold: float | None = None,
-             extra_gold: np.ndarray | None = None) -> dict[str, float]:
-    """All metrics in one flat dict; fractions, nan where undefined; buckets as 'few/rp@5', over documents with such labels.
+def evaluate(
+    scores: Scores,
+    Y: Any,
+    train_counts: np.ndarray,
+    n_train: int,
+    threshold: float | None = None,
+    extra_gold: np.ndarray | None = None,
+) -> dict[str, float]:
+    """All metrics in one flat dict; fractions, nan where undefined; buckets as 'few/rp@5', over
+    documents with such labels.
 
-    'few/overall_r@15' ranks among all labels. Without `gold_ranks` MAP@k stands in; F1 needs `threshold`; k beyond the TopK's
-    depth are left out. 'documents_without_gold' left R, RP, nDCG and MAP; 'documents_cut' have every place of the TopK above
-    the threshold, so that F1 may miss predictions. extra_gold: (N,) gold labels without a column; 'all/...' keys count them.
+    'few/overall_r@15' ranks among all labels. Without `gold_ranks` MAP@k stands in; F1 needs
+    `threshold`; k beyond the TopK's depth are left out. 'documents_without_gold' left R, RP, nDCG
+    and MAP; 'documents_cut' have every place of the TopK above the threshold, so that F1 may miss
+    predictions. extra_gold: (N,) gold labels without a column; 'all/...' keys count them.
     """
     Y, topk = gold_matrix(Y), scores.topk
-    undefined = (("r", recall_at_k, (5, 15)), ("rp", r_precision_at_k, (5,)), ("ndcg", ndcg_at_k, (5, 15)))
-    out = {"documents": float(Y.shape[0]), "documents_without_gold": float((np.diff(Y.indptr) == 0).sum())}
+    undefined = (
+        ("r", recall_at_k, (5, 15)),
+        ("rp", r_precision_at_k, (5,)),
+        ("ndcg", ndcg_at_k, (5, 15)),
+    )
+    out = {
+        "documents": float(Y.shape[0]),
+        "documents_without_gold": float((np.diff(Y.indptr) == 0).sum()),
+    }
     out |= _over((("p", precision_at_k, (1, 3, 5, 8, 15)), *undefined), topk, Y)
     inverse = inverse_propensity(train_counts, n_train)
     out |= {f"psp@{k}": psp_at_k(topk, Y, k, inverse) for k in (1, 3, 5) if k <= topk.k}
     out |= _map(scores, Y) | (scores.auc or {})
     if extra_gold is not None:
-        out |= {f"all/{name}": x for name, x in _over(undefined, topk, Y, extra_gold=extra_gold).items()}
+        out |= {
+            f"all/{name}": x for name, x in _over(undefined, topk, Y, extra_gold=extra_gold).items()
+        }
         out |= {f"all/{name}": x for name, x in _map(scores, Y, extra_gold).items()}
     if threshold is not None:
         counts = label_counts(topk, Y, threshold)
-        out |= f1_scores(counts) | {"documents_cut": float((topk.scores[:, -1].astype(np.float64) >= threshold).sum())}
+        out |= f1_scores(counts) | {
+            "documents_cut": float((topk.scores[:, -1].astype(np.float64) >= threshold).sum())
+        }
     short = (("rp", r_precision_at_k, (5,)), ("r", recall_at_k, (15,)), ("ndcg", ndcg_at_k, (5,)))
     short += (("p", precision_where_gold, (1, 5, 8)),)
     for name, mask in (scores.masks or frequency_buckets(train_counts)).items():
-        ranking, gold = scores.buckets[name] if scores.buckets else restrict(topk, mask), restrict_gold(Y, mask)
+        ranking, gold = (
+            scores.buckets[name] if scores.buckets else restrict(topk, mask),
+            restrict_gold(Y, mask),
+        )
         out |= {f"{name}/{key}": x for key, x in _over(short, ranking, gold).items()}
         out |= {f"{name}/overall_{key}": x for key, x in _over(undefined[:1], topk, gold).items()}
         if threshold is not None:
@@ -297,14 +409,23 @@ def evaluate(scores: Scores, Y: Any, train_counts: np.ndarray, n_train: int, thr
 def _map(scores: Scores, Y: Any, extra: np.ndarray | None = None) -> dict[str, float]:
     if scores.gold_ranks is not None:
         return {"map": mean(average_precision(scores.gold_ranks, Y, extra))}
-    return {f"map@{scores.topk.k}": mean(average_precision_at_k(scores.topk, Y, scores.topk.k, extra))}
+    return {
+        f"map@{scores.topk.k}": mean(average_precision_at_k(scores.topk, Y, scores.topk.k, extra))
+    }
 
 
 def per_document(scores: Scores, Y: Any) -> dict[str, list[float | None]]:
-    """'p@1', 'p@5', 'ndcg@5' and, with `masks`, 'few/rp@5' a document, 4 decimals, None where undefined."""
+    """'p@1', 'p@5', 'ndcg@5' and, with `masks`, 'few/rp@5' a document, 4 decimals, None where
+    undefined.
+    """
     values = {"p@1": precision_at_k(scores.topk, Y, 1), "p@5": precision_at_k(scores.topk, Y, 5)}
     values["ndcg@5"] = ndcg_at_k(scores.topk, Y, 5)
     if scores.masks:
-        few = scores.buckets["few"] if scores.buckets else restrict(scores.topk, scores.masks["few"])
+        few = (
+            scores.buckets["few"] if scores.buckets else restrict(scores.topk, scores.masks["few"])
+        )
         values["few/rp@5"] = r_precision_at_k(few, restrict_gold(Y, scores.masks["few"]), 5)
-    return {name: [None if np.isnan(x) else round(float(x), 4) for x in value] for name, value in values.items()}
+    return {
+        name: [None if np.isnan(x) else round(float(x), 4) for x in value]
+        for name, value in values.items()
+    }

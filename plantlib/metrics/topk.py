@@ -1,6 +1,7 @@
 """The k best labels of each document, in one order: best first, ties by smaller label id.
 
-What every scorer gives and `metrics` reads; N documents, L labels, k places. Not here: what a place is worth (`metrics`).
+What every scorer gives and `metrics` reads; N documents, L labels, k places. Not here: what a place
+is worth (`metrics`).
 """
 
 from __future__ import annotations
@@ -53,11 +54,15 @@ class TopK:
     @classmethod
     def concat(cls, parts: Sequence[TopK]) -> TopK:
         """Stacks the documents of several TopK of equal k (ValueError otherwise)."""
-        return cls(np.concatenate([p.ids for p in parts]), np.concatenate([p.scores for p in parts]))
+        return cls(
+            np.concatenate([p.ids for p in parts]), np.concatenate([p.scores for p in parts])
+        )
 
     @classmethod
     def of_lists(cls, ids: np.ndarray, scores: np.ndarray) -> TopK:
-        """ids (N, k), -1 for none, and their scores (N, k), put in order; a score where there is no id does not count."""
+        """ids (N, k), -1 for none, and their scores (N, k), put in order; a score where there is no
+        id does not count.
+        """
         scores = np.where(ids >= 0, scores, -np.inf).astype(np.float32)
         refuse_nan(scores)
         order = np.lexsort((ids, -scores), axis=1)
@@ -66,7 +71,8 @@ class TopK:
     def raised(self, added: np.ndarray) -> TopK:
         """The same places by score plus `added` (L,) of their label.
 
-        Labels that have no place are not brought in: take all that a decoder has scored, not the best of them.
+        Labels that have no place are not brought in: take all that a decoder has scored, not the
+        best of them.
         """
         return self.of_lists(self.ids, self.scores + np.asarray(added, np.float32)[self.ids])
 
@@ -74,4 +80,6 @@ class TopK:
         """The first k places; unused ones behind them where there are fewer."""
         ids, scores = self.ids[:, :k], self.scores[:, :k]
         short = ((0, 0), (0, k - ids.shape[1]))
-        return TopK(np.pad(ids, short, constant_values=-1), np.pad(scores, short, constant_values=-np.inf))
+        return TopK(
+            np.pad(ids, short, constant_values=-1), np.pad(scores, short, constant_values=-np.inf)
+        )

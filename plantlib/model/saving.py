@@ -1,8 +1,10 @@
-"""What a PlantModel leaves on disk: the whole model, or the head beside adapters in peft's own format; and its model card.
+"""What a PlantModel leaves on disk: the whole model, or the head beside adapters in peft's own
+format; and its model card.
 
-A folder of a model with LoRA holds `model.safetensors` (decoder and teacher score alone), `adapter/` (adapter_model.safetensors
-and adapter_config.json, which peft reads without this library) and the tokenizer. The backbone itself is not copied: it is
-loaded again from where it came from and its fingerprint must agree. Only safetensors and JSON are read.
+A folder of a model with LoRA holds `model.safetensors` (decoder and teacher score alone),
+`adapter/` (adapter_model.safetensors and adapter_config.json, which peft reads without this
+library) and the tokenizer. The backbone itself is not copied: it is loaded again from where it came
+from and its fingerprint must agree. Only safetensors and JSON are read.
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ WORDS = "words.json"
 
 
 def save(model, folder: Path, write, state_dict=None, **kwargs) -> None:
-    """Save `model` to `folder`; `write` is transformers' save_pretrained, a given state_dict a Trainer's checkpoint."""
+    """Save `model` to `folder`; `write` is transformers' save_pretrained, a given state_dict a
+    Trainer's checkpoint.
+    """
     privacy.check_model_folder(model.record, folder)
     checkpoint = state_dict is not None
     adapted = not checkpoint and adapters.is_adapted(model.backbone)
@@ -44,7 +48,9 @@ def save(model, folder: Path, write, state_dict=None, **kwargs) -> None:
 
 
 def _name_base(model) -> None:
-    """Write into the adapter's configuration which backbone it belongs to, and its fingerprint into the model's."""
+    """Write into the adapter's configuration which backbone it belongs to, and its fingerprint into
+    the model's.
+    """
     source = model.backbone_source
     for config in model.backbone.peft_config.values():
         config.base_model_name_or_path = source
@@ -79,17 +85,19 @@ def _put_on_backbone(model, path: Path, backbone: str | None):
         found = loading.fingerprint(source)
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"the adapters in {path} belong to the backbone {named!r}, which is not here ({error}); pass backbone= with its "
-            "folder or hub id"
+            f"the adapters in {path} belong to the backbone {named!r}, which is not here ({error});"
+            " pass backbone= with its folder or hub id"
         ) from error
     if found != wanted:
         raise ValueError(
-            f"the adapters in {path} were trained on a backbone of fingerprint {wanted}, {source!r} has {found}; "
-            "pass backbone= with the one they were trained on"
+            f"the adapters in {path} were trained on a backbone of fingerprint {wanted}, {source!r}"
+            f" has {found}; pass backbone= with the one they were trained on"
         )
     config, tokenizer = model.config, AutoTokenizer.from_pretrained(path)
     reading = {"window": config.window, "overlap": config.overlap}
-    model.attach_backbone(loading.load(source, tokenizer=tokenizer, dtype=config.backbone_dtype, **reading))
+    model.attach_backbone(
+        loading.load(source, tokenizer=tokenizer, dtype=config.backbone_dtype, **reading)
+    )
     model.backbone = adapters.load_adapter(model.backbone, path / ADAPTER)
     return model.eval()
 
@@ -99,32 +107,59 @@ def write_card(record, folder: str | Path) -> Path:
     data, metrics, path = record.dataset, record.metrics, Path(folder) / "README.md"
     shown = [(k, metrics[k]) for k in sorted(metrics) if metrics[k] is not None]
     lines = [
-        "---", "library_name: plantlib", "pipeline_tag: text-classification",
-        "tags: [plant, multi-label, label-attention, planted-attention]", "---", "",
-        f"# {record.id}", "",
-        f"A PLANT model: start `{record.system}`, backbone `{record.backbone}`, tuning "
-        f"`{record.params.get('tuning', 'frozen')}`, seed {record.seed}.",
+        "---",
+        "library_name: plantlib",
+        "pipeline_tag: text-classification",
+        "tags: [plant, multi-label, label-attention, planted-attention]",
+        "---",
         "",
-        f"Trained on **{data['name']}**{' (synthetic)' if data['synthetic'] else ''}: {data['train']:,} training, "
-        f"{data['dev']:,} dev and {data['test']:,} test documents; label space: {data['labels']:,} {data['label_space']}.",
-        "", "```python", "from plantlib import PlantModel",
-        'PlantModel.from_pretrained("this folder").predict(["..."], k=8)', "```", "",
-        "Scores are calibrated on dev; the epoch was chosen on dev and test was read once.", "",
-        "| test metric | value |", "| --- | ---: |", *(f"| {k} | {v:.4f} |" for k, v in shown), "",
-        f"Run of {record.created} on {record.environment['cores']} cores of {record.environment['cpu']}; "
-        f"parameters trained: {_sizes(record.model_size)}. All options and metrics: `run.json`.",
+        f"# {record.id}",
+        "",
+        (
+            f"A PLANT model: start `{record.system}`, backbone `{record.backbone}`, tuning "
+            f"`{record.params.get('tuning', 'frozen')}`, seed {record.seed}."
+        ),
+        "",
+        (
+            f"Trained on **{data['name']}**{' (synthetic)' if data['synthetic'] else ''}:"
+            f" {data['train']:,} training, {data['dev']:,} dev and {data['test']:,} test documents;"
+            f" label space: {data['labels']:,} {data['label_space']}."
+        ),
+        "",
+        "```python",
+        "from plantlib import PlantModel",
+        'PlantModel.from_pretrained("this folder").predict(["..."], k=8)',
+        "```",
+        "",
+        "Scores are calibrated on dev; the epoch was chosen on dev and test was read once.",
+        "",
+        "| test metric | value |",
+        "| --- | ---: |",
+        *(f"| {k} | {v:.4f} |" for k, v in shown),
+        "",
+        (
+            f"Run of {record.created} on {record.environment['cores']} cores of"
+            f" {record.environment['cpu']}; parameters trained: {_sizes(record.model_size)}. All"
+            " options and metrics: `run.json`."
+        ),
         "",
         "Not for clinical decisions: a ranking of codes for a person to check.",
-    ]  # fmt: skip
+    ]
     if data.get("credentialed"):
         privacy.check(lines, path)
     with atomic_path(path) as temporary:
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    write_json(Path(folder) / "run.json", {"id": record.id, "params": record.params, "metrics": metrics, "dataset": data})
+    write_json(
+        Path(folder) / "run.json",
+        {"id": record.id, "params": record.params, "metrics": metrics, "dataset": data},
+    )
     return path
 
 
 def _sizes(sizes) -> str:
     if not isinstance(sizes, dict):
         return f"{sizes or 0:,}"
-    return f"{sizes['trained_parameters']:,} ({sizes.get('trained_in_backbone', 0):,} of them in the backbone)"
+    return (
+        f"{sizes['trained_parameters']:,} ({sizes.get('trained_in_backbone', 0):,} of them in the"
+        " backbone)"
+    )

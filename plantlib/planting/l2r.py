@@ -1,8 +1,10 @@
-"""L2R: pretrain label queries from the teacher's graded relevance, by gradient or in closed form; plant them.
+"""L2R: pretrain label queries from the teacher's graded relevance, by gradient or in closed form;
+plant them.
 
-Realises METHOD.md section 3. Every trainer takes the hidden states of training documents and the teacher, and ends in
-label queries Q (L, D); `Planted` carries Q with the label and token vocabularies inside one safetensors file, checked when
-it meets a model. `lookup` has no model: the teacher itself is planted as a bias. Nothing here sees dev or test labels.
+Realises METHOD.md section 3. Every trainer takes the hidden states of training documents and the
+teacher, and ends in label queries Q (L, D); `Planted` carries Q with the label and token
+vocabularies inside one safetensors file, checked when it meets a model. `lookup` has no model: the
+teacher itself is planted as a bias. Nothing here sees dev or test labels.
 """
 
 from __future__ import annotations
@@ -34,7 +36,9 @@ class L2RConfig:
     labels_a_document: int = 32
     list_size: int = 128
     ridge: float = 1e-3  # times the mean squared feature
-    spread: float = 0.7  # standard deviation over tokens of the planted attention scores; 2 left queries too stiff to learn
+    # standard deviation over tokens of the planted attention scores; 2 left queries too stiff to
+    # learn
+    spread: float = 0.7
     seed: int = 0
 
     def __post_init__(self):
@@ -45,7 +49,9 @@ class L2RConfig:
 
 @dataclass(frozen=True, eq=False)
 class Planted:
-    """Pretrained label queries (L, D) with the vocabularies they were made for and how well they learnt."""
+    """Pretrained label queries (L, D) with the vocabularies they were made for and how well they
+    learnt.
+    """
 
     label_queries: torch.Tensor
     label_names: list[str]
@@ -54,14 +60,22 @@ class Planted:
     quality: dict[str, float] = field(default_factory=dict)
 
     def save(self, path: str | Path) -> Path:
-        """Write `planted.safetensors`: queries, both vocabularies (as bytes of JSON) and the quality."""
+        """Write `planted.safetensors`: queries, both vocabularies (as bytes of JSON) and the
+        quality.
+        """
         from safetensors.torch import save_file
 
         tensors = {"label_queries": self.label_queries.contiguous()}
         for name in ("label_names", "tokens"):
-            tensors[name] = torch.frombuffer(bytearray(json.dumps(getattr(self, name)).encode()), dtype=torch.uint8)
+            tensors[name] = torch.frombuffer(
+                bytearray(json.dumps(getattr(self, name)).encode()), dtype=torch.uint8
+            )
         with atomic_path(path) as temporary:
-            save_file(tensors, temporary, metadata={"trainer": self.trainer, "quality": json.dumps(self.quality)})
+            save_file(
+                tensors,
+                temporary,
+                metadata={"trainer": self.trainer, "quality": json.dumps(self.quality)},
+            )
         return Path(path)
 
     @classmethod
@@ -70,12 +84,23 @@ class Planted:
         from safetensors import safe_open
 
         with safe_open(path, "pt") as f:
-            names, tokens = (json.loads(bytes(f.get_tensor(n).numpy()).decode()) for n in ("label_names", "tokens"))
+            names, tokens = (
+                json.loads(bytes(f.get_tensor(n).numpy()).decode())
+                for n in ("label_names", "tokens")
+            )
             about = f.metadata()
-            return cls(f.get_tensor("label_queries"), names, tokens, about["trainer"], json.loads(about["quality"]))
+            return cls(
+                f.get_tensor("label_queries"),
+                names,
+                tokens,
+                about["trainer"],
+                json.loads(about["quality"]),
+            )
 
     def check(self, label_names: list[str], tokens: list[str]) -> None:
-        """Raise ValueError naming both sizes and the first difference when the vocabularies are not these."""
+        """Raise ValueError naming both sizes and the first difference when the vocabularies are not
+        these.
+        """
         check_same("labels", self.label_names, label_names)
         check_same("tokens", self.tokens, tokens)
 
@@ -85,22 +110,35 @@ def check_same(what: str, planted: list[str], wanted: list[str]) -> None:
     if planted == wanted:
         return
     first = next(
-        (i for i, (a, b) in enumerate(zip(planted, wanted, strict=False)) if a != b), min(len(planted), len(wanted))
+        (i for i, (a, b) in enumerate(zip(planted, wanted, strict=False)) if a != b),
+        min(len(planted), len(wanted)),
     )
     name = lambda names: repr(names[first]) if first < len(names) else "nothing"  # noqa: E731
     raise ValueError(
-        f"{what} differ: the planted file has {len(planted)}, this corpus {len(wanted)}; first difference at {first}: "
-        f"{name(planted)} against {name(wanted)}; pretrain again on this corpus"
+        f"{what} differ: the planted file has {len(planted)}, this corpus {len(wanted)}; first"
+        f" difference at {first}: {name(planted)} against {name(wanted)}; pretrain again on this"
+        " corpus"
     )
 
 
 def pretrain(
-    trainer: str, features: Features, rows: np.ndarray, teacher: Teacher, *, label_names: list[str], tokens: list[str],
-    labels: sparse.csr_matrix, held_out: np.ndarray | None = None, config: L2RConfig = L2RConfig(), progress: bool = True,
-) -> Planted:  # fmt: skip
-    """Train label queries on the documents `rows` and report teacher nDCG@25 on `held_out` documents.
+    trainer: str,
+    features: Features,
+    rows: np.ndarray,
+    teacher: Teacher,
+    *,
+    label_names: list[str],
+    tokens: list[str],
+    labels: sparse.csr_matrix,
+    held_out: np.ndarray | None = None,
+    config: L2RConfig = L2RConfig(),
+    progress: bool = True,
+) -> Planted:
+    """Train label queries on the documents `rows` and report teacher nDCG@25 on `held_out`
+    documents.
 
-    labels Y (N, L) chooses lists worth learning (a document's own labels first); only its training rows are read.
+    labels Y (N, L) chooses lists worth learning (a document's own labels first); only its training
+    rows are read.
     """
     if trainer not in TRAINERS:
         raise ValueError(f"trainer={trainer!r} is not known; use one of {', '.join(TRAINERS)}")
@@ -109,41 +147,60 @@ def pretrain(
     else:
         queries = _by_gradient(trainer, features, rows, teacher, labels, config, progress)
     queries = rescale(queries, features, rows, config)
-    quality = {} if held_out is None else {"ndcg@25": teacher_ndcg(queries, features, held_out, teacher, config)}
+    quality = (
+        {}
+        if held_out is None
+        else {"ndcg@25": teacher_ndcg(queries, features, held_out, teacher, config)}
+    )
     return Planted(queries, label_names, tokens, trainer, quality)
 
 
 def closed_form(
-    features: Features, rows: np.ndarray, teacher: Teacher, config: L2RConfig = L2RConfig(), progress=True
+    features: Features,
+    rows: np.ndarray,
+    teacher: Teacher,
+    config: L2RConfig = L2RConfig(),
+    progress=True,
 ) -> torch.Tensor:
     """Ridge regression of G on centred hidden states in one pass: Q' = (H'H + lambda I)^-1 (S'G).
 
-    S_v sums the centred states of token v's occurrences: (V, D), so no (tokens, L) target is ever built.
+    S_v sums the centred states of token v's occurrences: (V, D), so no (tokens, L) target is ever
+    built.
     """
     dim, vocabulary = features.hidden_size, teacher.relevance.shape[1]
     gram, total = np.zeros((dim, dim)), np.zeros(dim)
     sums, occurrences = np.zeros((vocabulary, dim), np.float32), np.zeros(vocabulary)
     for batch in tqdm(
-        np.array_split(rows, max(len(rows) // 64, 1)), desc="closed form", disable=not progress or len(rows) < 5000
+        np.array_split(rows, max(len(rows) // 64, 1)),
+        desc="closed form",
+        disable=not progress or len(rows) < 5000,
     ):
         h, ids = features.documents(batch), features.tokens.select(batch).flat
         gram += (h.T @ h).astype(np.float64)
         total += h.sum(0, dtype=np.float64)
         one_hot = sparse.csr_matrix(
-            (np.ones(len(ids), np.float32), (ids, np.arange(len(ids)))), shape=(vocabulary, len(ids))
+            (np.ones(len(ids), np.float32), (ids, np.arange(len(ids)))),
+            shape=(vocabulary, len(ids)),
         )
         sums += one_hot @ h
         occurrences += np.bincount(ids, minlength=vocabulary)
     n = max(occurrences.sum(), 1.0)
     mean = total / n
     gram -= n * np.outer(mean, mean)
-    target = (teacher.relevance @ sums) - (teacher.relevance @ occurrences)[:, None] * mean  # (L, D) = G'S, centred
+    # (L, D) = G'S, centred
+    target = (teacher.relevance @ sums) - (teacher.relevance @ occurrences)[:, None] * mean
     ridge = config.ridge * np.trace(gram) / dim + 1e-8
-    return torch.from_numpy(np.linalg.solve(gram + ridge * np.eye(dim), target.T).T.astype(np.float32))
+    return torch.from_numpy(
+        np.linalg.solve(gram + ridge * np.eye(dim), target.T).T.astype(np.float32)
+    )
 
 
-def rescale(queries: torch.Tensor, features: Features, rows: np.ndarray, config: L2RConfig) -> torch.Tensor:
-    """Scale each query so that its scores over tokens have standard deviation `spread`: rankings keep, softmax gets a scale."""
+def rescale(
+    queries: torch.Tensor, features: Features, rows: np.ndarray, config: L2RConfig
+) -> torch.Tensor:
+    """Scale each query so that its scores over tokens have standard deviation `spread`: rankings
+    keep, softmax gets a scale.
+    """
     sample = np.random.default_rng(config.seed).permutation(rows)[:200]
     h = torch.from_numpy(features.documents(sample))
     covariance = torch.cov(h.T)  # (D, D)
@@ -153,9 +210,17 @@ def rescale(queries: torch.Tensor, features: Features, rows: np.ndarray, config:
 
 
 def _lists(
-    i: int, features: Features, relevance: sparse.csr_matrix, by_token: sparse.csr_matrix, own, rng, config: L2RConfig
+    i: int,
+    features: Features,
+    relevance: sparse.csr_matrix,
+    by_token: sparse.csr_matrix,
+    own,
+    rng,
+    config: L2RConfig,
 ):
-    """Labels (n,) and token positions (n, list_size), relevance and mask of the lists drawn from document i."""
+    """Labels (n,) and token positions (n, list_size), relevance and mask of the lists drawn from
+    document i.
+    """
     ids = features.tokens[i]
     if len(ids) == 0:
         return None
@@ -178,7 +243,9 @@ def _lists(
     return labels, np.pad(positions, ((0, 0), (0, pad))), np.pad(chosen, ((0, 0), (0, pad))), mask
 
 
-def _by_gradient(trainer, features, rows, teacher, labels, config: L2RConfig, progress) -> torch.Tensor:
+def _by_gradient(
+    trainer, features, rows, teacher, labels, config: L2RConfig, progress
+) -> torch.Tensor:
     """Adam on one of the listwise losses; each step takes lists from a batch of documents."""
     generator = torch.Generator().manual_seed(config.seed)
     queries = torch.randn(teacher.num_labels, features.hidden_size, generator=generator) * 0.02
@@ -193,7 +260,13 @@ def _by_gradient(trainer, features, rows, teacher, labels, config: L2RConfig, pr
         for begin in range(0, len(order), config.documents_a_batch):
             batch = order[begin : begin + config.documents_a_batch]
             drawn = [
-                (i, _lists(i, features, teacher.relevance, by_token, labels[i].indices, rng, config)) for i in batch
+                (
+                    i,
+                    _lists(
+                        i, features, teacher.relevance, by_token, labels[i].indices, rng, config
+                    ),
+                )
+                for i in batch
             ]
             loss = _batch_loss(trainer, queries, features, [d for d in drawn if d[1] is not None])
             if loss is not None:
@@ -222,7 +295,12 @@ def _batch_loss(trainer, queries, features, drawn):
 
 
 def teacher_ndcg(
-    queries, features: Features, rows: np.ndarray, teacher: Teacher, config: L2RConfig = L2RConfig(), k: int = 25
+    queries,
+    features: Features,
+    rows: np.ndarray,
+    teacher: Teacher,
+    config: L2RConfig = L2RConfig(),
+    k: int = 25,
 ) -> float:
     """Mean nDCG@k of the queries' token ranking against G in documents the queries have not seen."""
     rng, by_token = np.random.default_rng(config.seed), teacher.relevance.T.tocsr()

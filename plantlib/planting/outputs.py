@@ -1,9 +1,12 @@
-"""Planted outputs: W and beta of every label in closed form, from what planted attention reads in training documents.
+"""Planted outputs: W and beta of every label in closed form, from what planted attention reads in
+training documents.
 
-Beside METHOD.md section 4, where W starts at random: with the queries and gains already planted, the context of label l in
-document d is c[d,l] = sum_t A[d,t,l] H[d,t]. The outputs are those of linear discriminant analysis, W_l = S^-1 (mu_l - m_l):
-mu_l the mean context of the label's documents, drawn to the background m_l where they are few; S one covariance for all
-labels, shrunk to its mean variance. Training rows alone; (L, D) numbers are held, and the (T, L) attention of one document.
+Beside METHOD.md section 4, where W starts at random: with the queries and gains already planted,
+the context of label l in document d is c[d,l] = sum_t A[d,t,l] H[d,t]. The outputs are those of
+linear discriminant analysis, W_l = S^-1 (mu_l - m_l): mu_l the mean context of the label's
+documents, drawn to the background m_l where they are few; S one covariance for all labels, shrunk
+to its mean variance. Training rows alone; (L, D) numbers are held, and the (T, L) attention of one
+document.
 """
 
 from __future__ import annotations
@@ -20,7 +23,8 @@ from plantlib.utils.progress import tqdm
 
 @dataclass(frozen=True)
 class OutputsConfig:
-    """shrinkage: share of the mean variance in S. few: documents at which a label's mean is half its own. scale: of W.
+    """shrinkage: share of the mean variance in S. few: documents at which a label's mean is half
+    its own. scale: of W.
 
     background: training documents, drawn by seed, that m_l is the mean over.
     """
@@ -32,15 +36,23 @@ class OutputsConfig:
     seed: int = 0
 
 
-def plant_outputs(model, documents, config: OutputsConfig = OutputsConfig(), progress: bool = True) -> None:
-    """Set `label_outputs` and the bias of `model.decoder` from `documents`, the training split (`train.Documents`)."""
+def plant_outputs(
+    model, documents, config: OutputsConfig = OutputsConfig(), progress: bool = True
+) -> None:
+    """Set `label_outputs` and the bias of `model.decoder` from `documents`, the training split
+    (`train.Documents`).
+    """
     decoder, rows = model.decoder, documents.rows
-    drawn = set(np.random.default_rng(config.seed).permutation(len(rows))[: config.background].tolist())
+    drawn = set(
+        np.random.default_rng(config.seed).permutation(len(rows))[: config.background].tolist()
+    )
     size = decoder.label_outputs.shape
     own, other, spread = torch.zeros(size), torch.zeros(size), torch.zeros(size[1], size[1])
     counts, contexts = torch.zeros(size[0]), 0
     with torch.no_grad():
-        for i, row in enumerate(tqdm(rows, desc="planted outputs", unit="document", disable=not progress)):
+        for i, row in enumerate(
+            tqdm(rows, desc="planted outputs", unit="document", disable=not progress)
+        ):
             batch = documents.collate([int(row)])
             labels = batch["label_columns"]
             if len(batch["token_ids"]) == 0:
@@ -67,7 +79,11 @@ def plant_outputs(model, documents, config: OutputsConfig = OutputsConfig(), pro
 def contexts_of(model, batch: dict, labels: torch.Tensor) -> torch.Tensor:
     """c (labels, D) of one document under the attention that is planted now."""
     decoder: LabelDecoder = model.decoder
-    hidden = batch["hidden_states"] if "hidden_states" in batch else model.encode(batch["token_ids"], batch["offsets"])
+    hidden = (
+        batch["hidden_states"]
+        if "hidden_states" in batch
+        else model.encode(batch["token_ids"], batch["offsets"])
+    )
     hidden = model.standardise(hidden).to(decoder.label_queries.dtype)
     scores, _ = decoder.token_scores(hidden, decoder.planted.cells(batch["token_ids"]), labels)
     attention = torch.softmax(keep_top_k(scores.T, decoder.keep), -1)

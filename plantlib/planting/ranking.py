@@ -1,9 +1,11 @@
-"""Listwise ranking losses over rows of scores: `approx_ndcg`, `lambdarank`, `listnet`; METHOD.md section 3.
+"""Listwise ranking losses over rows of scores: `approx_ndcg`, `lambdarank`, `listnet`; METHOD.md
+section 3.
 
-All take scores (R, T), relevance (R, T) >= 0 and an optional mask (R, T), true where an item is real, and return the mean
-over the rows that have a relevant item. Rows without one give zero loss and finite gradients. Ideal DCG comes from the
-SORTED relevance, and every quotient is row by row. The pairs of the first two are walked in `kernels/`. They do not know
-labels, documents or how lists are made (`l2r.py`).
+All take scores (R, T), relevance (R, T) >= 0 and an optional mask (R, T), true where an item is
+real, and return the mean over the rows that have a relevant item. Rows without one give zero loss
+and finite gradients. Ideal DCG comes from the SORTED relevance, and every quotient is row by row.
+The pairs of the first two are walked in `kernels/`. They do not know labels, documents or how lists
+are made (`l2r.py`).
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ GAINS = ("linear", "exponential")
 MAX_EXPONENT = 30.0  # 2^30 still leaves float32 sums exact enough; published grades reach 101
 
 
-# where the pairwise losses live, by implementation; imported when first used, since triton may not be there
+# where the pairwise losses live, by implementation; imported when first used, since triton may not
+# be there
 KERNELS = {
     "reference": "plantlib.kernels.reference",
     "torch": "plantlib.kernels.listwise_torch",
@@ -28,37 +31,57 @@ KERNELS = {
 
 @torch.compiler.disable
 def approx_ndcg(
-    scores, relevance, mask=None, *, alpha: float = 10.0, gains: str = "linear", k: int | None = None, impl: str = "auto"
+    scores,
+    relevance,
+    mask=None,
+    *,
+    alpha: float = 10.0,
+    gains: str = "linear",
+    k: int | None = None,
+    impl: str = "auto",
 ):
-    """1 - approxNDCG (Qin, Liu, Li 2010): ranks are smoothed, rank_i = 1 + sum_j sigmoid(alpha (s_j - s_i)).
+    """1 - approxNDCG (Qin, Liu, Li 2010): ranks are smoothed, rank_i = 1 + sum_j sigmoid(alpha (s_j
+    - s_i)).
 
-    k truncates the ideal DCG only, since a smooth rank has no cut. Returns a scalar in [0, 1] for k = None.
-    impl: "auto", "triton", "torch" or "reference"; half-precision scores are computed in float32.
+    k truncates the ideal DCG only, since a smooth rank has no cut. Returns a scalar in [0, 1] for k
+    = None. impl: "auto", "triton", "torch" or "reference"; half-precision scores are computed in
+    float32.
     """
     return _by_pairs("approx_ndcg_rows", scores, relevance, mask, gains, k, impl, alpha=alpha)
 
 
 @torch.compiler.disable
 def lambdarank(
-    scores, relevance, mask=None, *, sigma: float = 0.5, gains: str = "linear", k: int | None = None, impl: str = "auto"
+    scores,
+    relevance,
+    mask=None,
+    *,
+    sigma: float = 0.5,
+    gains: str = "linear",
+    k: int | None = None,
+    impl: str = "auto",
 ):
-    """LambdaRank (Burges 2010) as a loss whose gradient is the lambda: |delta NDCG| weighs each pair's log-loss.
+    """LambdaRank (Burges 2010) as a loss whose gradient is the lambda: |delta NDCG| weighs each
+    pair's log-loss.
 
-    The weights come from the current ranks and are constants to autograd. k truncates the ideal DCG (v1 uses 15).
-    impl as in `approx_ndcg`.
+    The weights come from the current ranks and are constants to autograd. k truncates the ideal DCG
+    (v1 uses 15). impl as in `approx_ndcg`.
     """
     return _by_pairs("lambdarank_rows", scores, relevance, mask, gains, k, impl, sigma=sigma)
 
 
 def listnet(scores, relevance, mask=None, *, gains: str = "linear"):
-    """Cross-entropy of the softmax over scores against gains normalised to one (ListNet's top-one probabilities).
+    """Cross-entropy of the softmax over scores against gains normalised to one (ListNet's top-one
+    probabilities).
 
     The entropy of the target is subtracted, so that the minimum is zero.
     """
     scores, gain, mask = _prepare(scores, relevance, mask, gains)
     target = gain / _safe(gain.sum(-1))[:, None]
     log_p = torch.log_softmax(scores.masked_fill(~mask, -1e30), -1)
-    loss = torch.special.xlogy(target, target).sum(-1) - (target * log_p.masked_fill(~mask, 0.0)).sum(-1)
+    loss = torch.special.xlogy(target, target).sum(-1) - (
+        target * log_p.masked_fill(~mask, 0.0)
+    ).sum(-1)
     return _mean_over_taught(loss, gain)
 
 
@@ -72,7 +95,9 @@ def ideal_dcg(gain: torch.Tensor, k: int | None = None) -> torch.Tensor:
     return (best / torch.log2(positions)).sum(-1)
 
 
-def ndcg(scores, relevance, mask=None, *, k: int | None = 25, gains: str = "linear") -> torch.Tensor:
+def ndcg(
+    scores, relevance, mask=None, *, k: int | None = 25, gains: str = "linear"
+) -> torch.Tensor:
     """(R,) exact nDCG@k of each row; nan where a row has no relevant item."""
     scores, gain, mask = _prepare(scores, relevance, mask, gains)
     order = scores.masked_fill(~mask, float("-inf")).argsort(dim=-1, descending=True, stable=True)
@@ -83,7 +108,9 @@ def ndcg(scores, relevance, mask=None, *, k: int | None = 25, gains: str = "line
     return torch.where(ideal > 0, value, float("nan"))
 
 
-def _by_pairs(op: str, scores, relevance, mask, gains: str, k: int | None, impl: str, **sharpness: float):
+def _by_pairs(
+    op: str, scores, relevance, mask, gains: str, k: int | None, impl: str, **sharpness: float
+):
     """Mean row loss of the op `op` of `plantlib.kernels`; autocast does not reach into it."""
     ((name, value),) = sharpness.items()
     if not value > 0:
@@ -97,15 +124,20 @@ def _by_pairs(op: str, scores, relevance, mask, gains: str, k: int | None, impl:
 
 
 def _prepare(scores, relevance, mask, gains: str):
-    """Checked (scores, gains, mask); masked places hold score 0 and gain 0, so that no infinity meets a gradient."""
+    """Checked (scores, gains, mask); masked places hold score 0 and gain 0, so that no infinity
+    meets a gradient.
+    """
     if gains not in GAINS:
         raise ValueError(f"gains={gains!r} is not known; use one of {', '.join(GAINS)}")
     if scores.dim() != 2 or scores.shape != relevance.shape:
         raise ValueError(
-            f"scores {tuple(scores.shape)} and relevance {tuple(relevance.shape)} must be one (R, T) shape"
+            f"scores {tuple(scores.shape)} and relevance {tuple(relevance.shape)} must be one (R,"
+            " T) shape"
         )
     if mask is not None and mask.shape != scores.shape:
-        raise ValueError(f"mask {tuple(mask.shape)} must have the shape of scores {tuple(scores.shape)}")
+        raise ValueError(
+            f"mask {tuple(mask.shape)} must have the shape of scores {tuple(scores.shape)}"
+        )
     mask = torch.ones_like(scores, dtype=torch.bool) if mask is None else mask.bool()
     relevance = relevance.to(scores.dtype).masked_fill(~mask, 0.0)
     if gains == "exponential":
@@ -123,6 +155,8 @@ def _safe(x: torch.Tensor) -> torch.Tensor:
 
 
 def _mean_over_taught(loss: torch.Tensor, gain: torch.Tensor) -> torch.Tensor:
-    """Mean over rows with a relevant item; an exact zero, still part of the graph, when there is none."""
+    """Mean over rows with a relevant item; an exact zero, still part of the graph, when there is
+    none.
+    """
     taught = (gain > 0).any(-1)
     return torch.where(taught, loss, torch.zeros_like(loss)).sum() / taught.sum().clamp(min=1)

@@ -1,8 +1,9 @@
-"""WordScore: the linear score of `linear_score.py` as a module of a PlantModel, from raw text to z (B, L).
+"""WordScore: the linear score of `linear_score.py` as a module of a PlantModel, from raw text to z
+(B, L).
 
-Realises METHOD.md section 4, "the teacher's own document score can be planted as well", with words instead of word pieces and
-the linear model beside the teachers. Buffers and a word list only, saved with the model; nothing here is trained: its gain is
-the decoder's `linear_gain`.
+Realises METHOD.md section 4, "the teacher's own document score can be planted as well", with words
+instead of word pieces and the linear model beside the teachers. Buffers and a word list only, saved
+with the model; nothing here is trained: its gain is the decoder's `linear_gain`.
 """
 
 from __future__ import annotations
@@ -19,10 +20,12 @@ from plantlib.teacher.mig import Teacher
 
 
 class TeacherScore(nn.Module):
-    """z[b, l]: the teacher's own score of a document, the tf-idf weighted sum of MI over its tokens.
+    """z[b, l]: the teacher's own score of a document, the tf-idf weighted sum of MI over its
+    tokens.
 
-    Divided by one number, the standard deviation of the scores on training documents, so that a planted gain of 1 is of the
-    size of a logit. Buffers only; what it knows comes from training rows.
+    Divided by one number, the standard deviation of the scores on training documents, so that a
+    planted gain of 1 is of the size of a logit. Buffers only; what it knows comes from training
+    rows.
     """
 
     def __init__(self, num_tokens: int, num_labels: int, num_cells: int):
@@ -41,8 +44,12 @@ class TeacherScore(nn.Module):
         norm = np.sqrt(np.asarray(weighted.multiply(weighted).sum(1))).clip(min=1e-12)
         self.scale.fill_(_spread(weighted.multiply(1 / norm).tocsr(), teacher.scores.T.tocsr()))
 
-    def weights(self, token_ids: torch.Tensor, offsets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """(document, token, weight), (M,) each: the tf-idf weight of every token a document has, over `scale`."""
+    def weights(
+        self, token_ids: torch.Tensor, offsets: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(document, token, weight), (M,) each: the tf-idf weight of every token a document has,
+        over `scale`.
+        """
         batch, vocabulary = len(offsets) - 1, len(self.idf)
         document = torch.repeat_interleave(
             torch.arange(batch, device=token_ids.device), offsets.diff().to(token_ids.device)
@@ -66,7 +73,9 @@ class TeacherScore(nn.Module):
 
 
 def _spread(weights: sparse.csr_matrix, by_token: sparse.csr_matrix, rows: int = 512) -> float:
-    """Standard deviation of the non-zero scores weights @ by_token, block by block of rows; 1 where there is no spread."""
+    """Standard deviation of the non-zero scores weights @ by_token, block by block of rows; 1 where
+    there is no spread.
+    """
     count, total, squares, largest = 0, 0.0, 0.0, 0.0
     for begin in range(0, weights.shape[0], rows):
         data = (weights[begin : begin + rows] @ by_token).data
@@ -78,7 +87,9 @@ def _spread(weights: sparse.csr_matrix, by_token: sparse.csr_matrix, rows: int =
 
 
 class WordScore(TeacherScore):
-    """z[b, l] = <tfidf[b], M[l]> + m[l] over packed word ids; num_words V, num_labels L, num_cells of M."""
+    """z[b, l] = <tfidf[b], M[l]> + m[l] over packed word ids; num_words V, num_labels L, num_cells
+    of M.
+    """
 
     def __init__(self, num_words: int, num_labels: int, num_cells: int):
         super().__init__(num_words, num_labels, num_cells)
@@ -96,7 +107,10 @@ class WordScore(TeacherScore):
     def set_words(self, words: list[str]) -> None:
         """Name the word ids; the module must have been built for as many."""
         if len(words) != len(self.idf):
-            raise ValueError(f"{len(words)} words for a score over {len(self.idf)}; load the word list it was saved with")
+            raise ValueError(
+                f"{len(words)} words for a score over {len(self.idf)}; load the word list it was"
+                " saved with"
+            )
         self.place = {word: i for i, word in enumerate(words)}
 
     @property
@@ -108,16 +122,21 @@ class WordScore(TeacherScore):
         if not self.place:
             raise ValueError("this score has no word list; fill it with load_linear or set_words")
         analyse = word_analyser()
-        return Ragged.from_lists([
-            np.array([self.place[w] for w in analyse(text) if w in self.place], np.int32) for text in texts
-        ])  # fmt: skip
+        return Ragged.from_lists(
+            [
+                np.array([self.place[w] for w in analyse(text) if w in self.place], np.int32)
+                for text in texts
+            ]
+        )
 
     def forward(self, word_ids: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
         """word_ids (S,) packed, offsets (B+1) -> z (B, L)."""
         return super().forward(word_ids, offsets) + self.intercept
 
     def parts(self, text: str, columns: list[int], k: int = 10) -> list[list[tuple[str, float]]]:
-        """Per label of `columns` the k words of `text` that add most to its z, with what they add; its intercept is in none."""
+        """Per label of `columns` the k words of `text` that add most to its z, with what they add;
+        its intercept is in none.
+        """
         read = self.word_ids([text])
         ids, offsets = torch.from_numpy(read.flat.astype(np.int64)), torch.from_numpy(read.offsets)
         _, words, weight = self.weights(ids.to(self.idf.device), offsets.to(self.idf.device))
@@ -127,5 +146,7 @@ class WordScore(TeacherScore):
             positions = cells.positions[own]
             added = weight[positions] * cells.values[own]
             best = added.argsort(descending=True, stable=True)[:k].tolist()
-            found.append([(names[int(words[positions[i]])], float(added[i])) for i in best if added[i] > 0])
+            found.append(
+                [(names[int(words[positions[i]])], float(added[i])) for i in best if added[i] > 0]
+            )
         return found or [[] for _ in columns]

@@ -1,12 +1,14 @@
-"""Starts: the values a LabelDecoder begins from. Everything else about a run is the same, but for `score`, which adds a term.
+"""Starts: the values a LabelDecoder begins from. Everything else about a run is the same, but for
+`score`, which adds a term.
 
-Realises METHOD.md section 4, "initialisations that differ ONLY in where Q and gamma start". A start is one name or several
-joined by "+": `random`; `l2r` or `closed_form` (planted queries); `lookup` (the teacher as attention bias); `shuffled` (the
-lookup of a teacher permuted among labels, the control); `score` (the teacher's own document score as a term of the logit);
-`linear` (SVM, teachers and centroids over words as a term of the logit: training begins from that sum, exactly); `v1`
-(lookup and the scores of a static L2R model beside learned attention, as first published); `outputs` (W and beta in closed
-form: `planted_outputs`); `text` (labels with no or few documents are taught by their own words too, in the attention and in
-the score: `label_texts`).
+Realises METHOD.md section 4, "initialisations that differ ONLY in where Q and gamma start". A start
+is one name or several joined by "+": `random`; `l2r` or `closed_form` (planted queries); `lookup`
+(the teacher as attention bias); `shuffled` (the lookup of a teacher permuted among labels, the
+control); `score` (the teacher's own document score as a term of the logit); `linear` (SVM, teachers
+and centroids over words as a term of the logit: training begins from that sum, exactly); `v1`
+(lookup and the scores of a static L2R model beside learned attention, as first published);
+`outputs` (W and beta in closed form: `planted_outputs`); `text` (labels with no or few documents
+are taught by their own words too, in the attention and in the score: `label_texts`).
 """
 
 from __future__ import annotations
@@ -22,7 +24,18 @@ from plantlib.planting.decoder import L2R_FROM, LabelDecoder, check_decoder
 from plantlib.planting.l2r import Planted
 from plantlib.teacher.mig import Teacher
 
-STARTS = ("random", "l2r", "closed_form", "lookup", "shuffled", "score", "linear", "v1", "text", "outputs")
+STARTS = (
+    "random",
+    "l2r",
+    "closed_form",
+    "lookup",
+    "shuffled",
+    "score",
+    "linear",
+    "v1",
+    "text",
+    "outputs",
+)
 SCORED = {"score", "text"}  # these plant the document score
 QUERY_STARTS = ("l2r", "closed_form")
 LOOKUP_STARTS = ("lookup", "shuffled", "v1")
@@ -32,7 +45,8 @@ LOOKUP_STARTS = ("lookup", "shuffled", "v1")
 class StartConfig:
     """Sizes of the initial values, the same for every start.
 
-    v1_lookup, v1_l2r: whether `v1` plants that ingredient; one that is off starts as `random` has it, its gain at zero.
+    v1_lookup, v1_l2r: whether `v1` plants that ingredient; one that is off starts as `random` has
+    it, its gain at zero.
     """
 
     lookup_gain: float = 4.0  # gamma of `lookup`, `shuffled` and `v1`
@@ -47,10 +61,12 @@ class StartConfig:
 
 @dataclass(frozen=True)
 class V1Config:
-    """What the first version does differently, each apart; no start sets any of it, so that starts of one grid compare.
+    """What the first version does differently, each apart; no start sets any of it, so that starts
+    of one grid compare.
 
-    contexts, stateful: see `decoder.LabelDecoder`. l2r_from: whose L2R score a position takes, see `lm_head`; top_n: of
-    "expected". l2r_table: train the static L2R model whatever the start, so that all starts have its parameters.
+    contexts, stateful: see `decoder.LabelDecoder`. l2r_from: whose L2R score a position takes, see
+    `lm_head`; top_n: of "expected". l2r_table: train the static L2R model whatever the start, so
+    that all starts have its parameters.
     """
 
     contexts: str = "mixed"
@@ -62,7 +78,9 @@ class V1Config:
     def __post_init__(self):
         check_decoder(self.contexts, self.stateful, None, 1)
         if self.l2r_from not in L2R_FROM:
-            raise ValueError(f"l2r_from={self.l2r_from!r} is not known; use one of {', '.join(L2R_FROM)}")
+            raise ValueError(
+                f"l2r_from={self.l2r_from!r} is not known; use one of {', '.join(L2R_FROM)}"
+            )
         if self.top_n < 1:
             raise ValueError(f"top_n={self.top_n}; give at least 1")
 
@@ -77,38 +95,53 @@ def parts_of(start: str) -> list[str]:
     unknown = [p for p in parts if p not in STARTS]
     if unknown:
         raise ValueError(
-            f"start {start!r}: {unknown[0]!r} is not known; use {', '.join(STARTS)}, or several joined by '+'"
+            f"start {start!r}: {unknown[0]!r} is not known; use {', '.join(STARTS)}, or several"
+            " joined by '+'"
         )
     repeated = len(set(parts)) < len(parts)
     clash = sum(p in LOOKUP_STARTS for p in parts) > 1 or {"shuffled", "text"} <= set(parts)
     clash = clash or {"linear", "outputs"} <= set(parts)
     if repeated or sum(p in QUERY_STARTS for p in parts) > 1 or clash:
         raise ValueError(
-            f"start {start!r} plants the same values twice; name each part once, and one of l2r, "
-            "closed_form, one of lookup, shuffled, v1, and neither shuffled beside text nor outputs beside linear"
+            f"start {start!r} plants the same values twice; name each part once, and one of l2r,"
+            " closed_form, one of lookup, shuffled, v1, and neither shuffled beside text nor"
+            " outputs beside linear"
         )
     return parts
 
 
 def plant(
-    decoder: LabelDecoder, start: str, teacher: Teacher, labels: sparse.csr_matrix, *,
-    planted: Planted | None = None, config: StartConfig = StartConfig(), l2r_table: sparse.csr_matrix | None = None,
-) -> None:  # fmt: skip
-    """Set every value of `decoder` for `start`; labels are the training rows of Y (n, L), for the bias only.
+    decoder: LabelDecoder,
+    start: str,
+    teacher: Teacher,
+    labels: sparse.csr_matrix,
+    *,
+    planted: Planted | None = None,
+    config: StartConfig = StartConfig(),
+    l2r_table: sparse.csr_matrix | None = None,
+) -> None:
+    """Set every value of `decoder` for `start`; labels are the training rows of Y (n, L), for the
+    bias only.
 
-    l2r_table, csr (L, V): scores of the static L2R model, for a decoder that has a place for them (`v1` needs one).
+    l2r_table, csr (L, V): scores of the static L2R model, for a decoder that has a place for them
+    (`v1` needs one).
 
-    The random values come from one generator in one order, so two starts of one seed share all they do not plant.
+    The random values come from one generator in one order, so two starts of one seed share all they
+    do not plant.
     """
     parts = parts_of(start)
     wanted = next((p for p in parts if p in QUERY_STARTS), None)
     if wanted and planted is None:
-        raise ValueError(f"start {start!r} needs pretrained queries; run l2r.pretrain and pass planted=")
+        raise ValueError(
+            f"start {start!r} needs pretrained queries; run l2r.pretrain and pass planted="
+        )
     if (decoder.l2r is None) != (l2r_table is None) or ("v1" in parts and l2r_table is None):
         place = "a place" if decoder.l2r is not None else "no place"
         raise ValueError(
-            f"start {start!r}: the decoder has {place} for an L2R table and {'none' if l2r_table is None else 'one'} came with "
-            "it; train one with static_l2r.pretrain, size the decoder by num_l2r_cells and pass l2r_table=, or do without both"
+            f"start {start!r}: the decoder has {place} for an L2R table and"
+            f" {'none' if l2r_table is None else 'one'} came with it; train one with"
+            " static_l2r.pretrain, size the decoder by num_l2r_cells and pass l2r_table=, or do"
+            " without both"
         )
     lookup, l2r = gains_of(parts, config)
     generator = torch.Generator().manual_seed(config.seed)
@@ -120,25 +153,32 @@ def plant(
         if decoder.l2r is not None:
             decoder.l2r_gain.fill_(l2r)
         if decoder.contexts == "sum":
-            # a context counts from the start where something is planted in it; the others wait at zero
+            # a context counts from the start where something is planted in it; the others wait at
+            # zero
             decoder.context_gain.copy_(torch.tensor([1.0, float(lookup > 0), float(l2r > 0)]))
         decoder.teacher_gain.fill_(config.score_gain if SCORED & set(parts) else 0.0)
         decoder.linear_gain.fill_(config.linear_gain if "linear" in parts else 0.0)
         if "linear" in parts:
-            # the linear score knows how frequent a label is, and attention adds nothing until it has learnt something
+            # the linear score knows how frequent a label is, and attention adds nothing until it
+            # has learnt something
             decoder.label_bias.zero_()
             decoder.label_outputs.zero_()
         if "text" in parts:
             # random outputs of a label that no document trains would be noise for good
-            decoder.label_outputs[torch.from_numpy(np.flatnonzero(column_counts(labels) == 0))] = 0.0
+            decoder.label_outputs[torch.from_numpy(np.flatnonzero(column_counts(labels) == 0))] = (
+                0.0
+            )
         if wanted:
             if planted.label_queries.shape != decoder.label_queries.shape:
                 raise ValueError(
-                    f"planted queries are {tuple(planted.label_queries.shape)}, the decoder wants "
-                    f"{tuple(decoder.label_queries.shape)} (labels, hidden size); pretrain on this corpus and backbone"
+                    f"planted queries are {tuple(planted.label_queries.shape)}, the decoder wants"
+                    f" {tuple(decoder.label_queries.shape)} (labels, hidden size); pretrain on this"
+                    " corpus and backbone"
                 )
             decoder.label_queries.copy_(planted.label_queries)
-    decoder.planted.load_relevance((teacher.shuffled(config.seed) if "shuffled" in parts else teacher).relevance)
+    decoder.planted.load_relevance(
+        (teacher.shuffled(config.seed) if "shuffled" in parts else teacher).relevance
+    )
     if l2r_table is not None:
         decoder.l2r.load_relevance(l2r_table)
 

@@ -1,11 +1,14 @@
-"""The static L2R model of the first version: score <E_t, F_l> + b_t + c_l of a token and a label, trained outside documents.
+"""The static L2R model of the first version: score <E_t, F_l> + b_t + c_l of a token and a label,
+trained outside documents.
 
-Realises METHOD.md section 3, "v1", dimension 400. E_t is the token's training documents in d directions of the document space:
-those that carry most of the shown grades, or of the text alone. F begins as the ridge regression of the grades on E and is
-trained by LambdaRank (or another listwise loss) on lists of a label's graded tokens among tokens that the model ranks high and
-tokens by chance. Quality is that of HELD-OUT TOKENS: a fifth of the vocabulary, none of whose grades, for any label, enters
-directions, F, b or lists; every label then ranks all of them. Only the best K tokens a label are planted, as CSR; scores of all
-tokens exist for a block of labels at a time. No backbone is needed.
+Realises METHOD.md section 3, "v1", dimension 400. E_t is the token's training documents in d
+directions of the document space: those that carry most of the shown grades, or of the text alone. F
+begins as the ridge regression of the grades on E and is trained by LambdaRank (or another listwise
+loss) on lists of a label's graded tokens among tokens that the model ranks high and tokens by
+chance. Quality is that of HELD-OUT TOKENS: a fifth of the vocabulary, none of whose grades, for any
+label, enters directions, F, b or lists; every label then ranks all of them. Only the best K tokens
+a label are planted, as CSR; scores of all tokens exist for a block of labels at a time. No backbone
+is needed.
 """
 
 from __future__ import annotations
@@ -28,30 +31,52 @@ from plantlib.utils.progress import tqdm
 
 
 def embed(
-    counts, grades: sparse.csr_matrix, shown: np.ndarray, *, space: str = "grades", dim: int = 400, seed: int = 0
+    counts,
+    grades: sparse.csr_matrix,
+    shown: np.ndarray,
+    *,
+    space: str = "grades",
+    dim: int = 400,
+    seed: int = 0,
 ) -> torch.Tensor:
-    """E (V, d) = A'U of all tokens: A (n, V) presence / sqrt(n_t), U (n, d) orthonormal, d `dim` or what there is.
+    """E (V, d) = A'U of all tokens: A (n, V) presence / sqrt(n_t), U (n, d) orthonormal, d `dim` or
+    what there is.
 
-    U spans the left singular vectors of A itself (space "text"), or of A G' over the `shown` tokens alone, each label's grades
-    at length one ("grades"). A product of the two sparse factors, by a randomised range finder: (n, L) is never made.
+    U spans the left singular vectors of A itself (space "text"), or of A G' over the `shown` tokens
+    alone, each label's grades at length one ("grades"). A product of the two sparse factors, by a
+    randomised range finder: (n, L) is never made.
     """
     present = presence(counts).astype(np.float32)
-    a = (present @ sparse.diags((1 / np.sqrt(np.maximum(column_counts(present), 1))).astype(np.float32))).tocsr()
+    a = (
+        present
+        @ sparse.diags((1 / np.sqrt(np.maximum(column_counts(present), 1))).astype(np.float32))
+    ).tocsr()
     factors = [a]
     if space == "grades":
         own = grades[:, shown].astype(np.float32)
         length = np.sqrt(np.asarray(own.multiply(own).sum(1)).ravel()).clip(min=1e-12)
-        factors = [a[:, shown].tocsr(), (sparse.diags((1 / length).astype(np.float32)) @ own).T.tocsr()]
+        factors = [
+            a[:, shown].tocsr(),
+            (sparse.diags((1 / length).astype(np.float32)) @ own).T.tocsr(),
+        ]
     rank = max(min(dim, a.shape[0] - 1, factors[-1].shape[1]), 1)
     found = (a.T @ directions(factors, rank, seed)).astype(np.float32)
     return torch.from_numpy(found / max(float(np.sqrt(np.square(found).sum(1).mean())), 1e-12))
 
 
-def directions(factors: list[sparse.csr_matrix], rank: int, seed: int, powers: int = 1) -> np.ndarray:
-    """(n, rank) orthonormal, about the leading left singular vectors of the product of sparse factors (Halko et al. 2011)."""
+def directions(
+    factors: list[sparse.csr_matrix], rank: int, seed: int, powers: int = 1
+) -> np.ndarray:
+    """(n, rank) orthonormal, about the leading left singular vectors of the product of sparse
+    factors (Halko et al. 2011).
+    """
     forward = lambda m: functools.reduce(lambda right, left: left @ right, factors[::-1], m)  # noqa: E731
     back = lambda m: functools.reduce(lambda right, left: left.T @ right, factors, m)  # noqa: E731
-    draw = np.random.default_rng(seed).standard_normal((factors[-1].shape[1], rank + 10)).astype(np.float32)
+    draw = (
+        np.random.default_rng(seed)
+        .standard_normal((factors[-1].shape[1], rank + 10))
+        .astype(np.float32)
+    )
     basis = np.linalg.qr(forward(draw))[0]
     for _ in range(powers):
         basis = np.linalg.qr(forward(np.linalg.qr(back(basis))[0]))[0]
@@ -60,7 +85,9 @@ def directions(factors: list[sparse.csr_matrix], rank: int, seed: int, powers: i
 
 
 def frequency(counts: sparse.csr_matrix) -> torch.Tensor:
-    """(V,) standardised logarithm of document frequency: the feature that b_t is a multiple of, known without labels."""
+    """(V,) standardised logarithm of document frequency: the feature that b_t is a multiple of,
+    known without labels.
+    """
     value = np.log1p(column_counts(presence(counts)))
     return torch.from_numpy(((value - value.mean()) / max(value.std(), 1e-12)).astype(np.float32))
 
@@ -71,7 +98,9 @@ BLOCK = 256  # labels whose scores of all tokens are held at once
 
 @dataclass(frozen=True)
 class StaticConfig:
-    """Options. graded, mined and negatives make a list: best-graded tokens, ones the model ranks high, ones by chance."""
+    """Options. graded, mined and negatives make a list: best-graded tokens, ones the model ranks
+    high, ones by chance.
+    """
 
     dim: int = 400
     space: str = "grades"  # or "text": what chooses the directions of E
@@ -87,29 +116,40 @@ class StaticConfig:
     sigma: float = 0.5
     cut: int = 15  # of the ideal DCG and of the reported nDCG
     ridge: float = 1e-2  # times the mean squared feature, for the start of F
-    spread: float = 4.0  # standard deviation of a label's scores at the start, so that sigma tells tokens apart
+    # standard deviation of a label's scores at the start, so that sigma tells tokens apart
+    spread: float = 4.0
     held_out: float = 0.2  # share of tokens whose grades are asked, never shown
     planted_tokens: int = 64  # K of the table that is planted
     seed: int = 0
 
     def __post_init__(self):
         if self.loss not in ranking.LOSSES:
-            raise ValueError(f"loss={self.loss!r} is not known; use one of {', '.join(ranking.LOSSES)}")
+            raise ValueError(
+                f"loss={self.loss!r} is not known; use one of {', '.join(ranking.LOSSES)}"
+            )
         for name in ("dim", "labels_a_batch", "graded", "teacher_tokens", "cut", "planted_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}; give at least 1")
         if not 0 < self.held_out < 1:
-            raise ValueError(f"held_out={self.held_out}: the share of tokens that quality is measured on lies between 0 and 1")
+            raise ValueError(
+                f"held_out={self.held_out}: the share of tokens that quality is measured on lies"
+                " between 0 and 1"
+            )
         if not 0 < self.top_grade <= ranking.MAX_EXPONENT:
-            raise ValueError(f"top_grade={self.top_grade}: 2^grade wants a grade above 0, at most {ranking.MAX_EXPONENT:g}")
+            raise ValueError(
+                f"top_grade={self.top_grade}: 2^grade wants a grade above 0, at most"
+                f" {ranking.MAX_EXPONENT:g}"
+            )
         check_choice("space", self.space, SPACES)
 
 
 @dataclass(frozen=True, eq=False)
 class StaticL2R:
-    """E (V, d), F (L, d), b (V,), c (L,), the vocabularies they were made for and how well held-out tokens were ranked.
+    """E (V, d), F (L, d), b (V,), c (L,), the vocabularies they were made for and how well held-out
+    tokens were ranked.
 
-    c places zero between a label's K-th and (K+1)-th token, so a positive score is one that is planted.
+    c places zero between a label's K-th and (K+1)-th token, so a positive score is one that is
+    planted.
     """
 
     token_embeddings: torch.Tensor
@@ -126,7 +166,9 @@ class StaticL2R:
         return f @ self.token_embeddings.T + self.token_bias + self.label_bias[begin:end, None]
 
     def table(self) -> sparse.csr_matrix:
-        """What is planted, csr (L, V): a label's tokens of positive score, the best at 1, the first one left out at 0."""
+        """What is planted, csr (L, V): a label's tokens of positive score, the best at 1, the first
+        one left out at 0.
+        """
         rows, columns, values = [], [], []
         for begin in range(0, len(self.label_embeddings), BLOCK):
             s = self.scores(begin, min(begin + BLOCK, len(self.label_embeddings)))
@@ -137,20 +179,28 @@ class StaticL2R:
             rows.append(row.numpy() + begin)
             columns.append(column.numpy())
         cells = (np.concatenate(values), (np.concatenate(rows), np.concatenate(columns)))
-        return sparse.csr_matrix(cells, shape=(len(self.label_embeddings), len(self.token_embeddings)), dtype=np.float32)
+        return sparse.csr_matrix(
+            cells, shape=(len(self.label_embeddings), len(self.token_embeddings)), dtype=np.float32
+        )
 
     def check(self, label_names: list[str], tokens: list[str]) -> None:
-        """Raise ValueError naming both sizes and the first difference when the vocabularies are not these."""
+        """Raise ValueError naming both sizes and the first difference when the vocabularies are not
+        these.
+        """
         check_same("labels", self.label_names, label_names)
         check_same("tokens", self.tokens, tokens)
 
     def save(self, path: str | Path) -> Path:
-        """One safetensors file: the four tensors, both vocabularies (as bytes of JSON) and the quality."""
+        """One safetensors file: the four tensors, both vocabularies (as bytes of JSON) and the
+        quality.
+        """
         from safetensors.torch import save_file
 
         tensors = {name: getattr(self, name).contiguous() for name in _TENSORS}
         for name in ("label_names", "tokens"):
-            tensors[name] = torch.frombuffer(bytearray(json.dumps(getattr(self, name)).encode()), dtype=torch.uint8)
+            tensors[name] = torch.frombuffer(
+                bytearray(json.dumps(getattr(self, name)).encode()), dtype=torch.uint8
+            )
         with atomic_path(path) as temporary:
             save_file(tensors, temporary, metadata={"quality": json.dumps(self.quality)})
         return Path(path)
@@ -161,31 +211,52 @@ class StaticL2R:
         from safetensors import safe_open
 
         with safe_open(path, "pt") as f:
-            names, tokens = (json.loads(bytes(f.get_tensor(n).numpy()).decode()) for n in ("label_names", "tokens"))
-            return cls(*(f.get_tensor(n) for n in _TENSORS), names, tokens, json.loads(f.metadata()["quality"]))
+            names, tokens = (
+                json.loads(bytes(f.get_tensor(n).numpy()).decode())
+                for n in ("label_names", "tokens")
+            )
+            return cls(
+                *(f.get_tensor(n) for n in _TENSORS),
+                names,
+                tokens,
+                json.loads(f.metadata()["quality"]),
+            )
 
 
 _TENSORS = ("token_embeddings", "label_embeddings", "token_bias", "label_bias")
 
 
 def pretrain(
-    counts: sparse.csr_matrix, labels: sparse.csr_matrix, *, label_names: list[str], tokens: list[str],
-    config: StaticConfig = StaticConfig(), progress: bool = True,
-) -> StaticL2R:  # fmt: skip
-    """Measure on held-out tokens, then train on all: counts (n, V) and labels (n, L) of the TRAINING rows.
+    counts: sparse.csr_matrix,
+    labels: sparse.csr_matrix,
+    *,
+    label_names: list[str],
+    tokens: list[str],
+    config: StaticConfig = StaticConfig(),
+    progress: bool = True,
+) -> StaticL2R:
+    """Measure on held-out tokens, then train on all: counts (n, V) and labels (n, L) of the
+    TRAINING rows.
 
-    The model that is measured never saw a grade of a held-out token; the one returned is made the same way from all grades.
+    The model that is measured never saw a grade of a held-out token; the one returned is made the
+    same way from all grades.
     """
-    teacher = mig.teach(counts, labels, variant="jaccard", top_k=config.teacher_tokens, relevance="grade")
+    teacher = mig.teach(
+        counts, labels, variant="jaccard", top_k=config.teacher_tokens, relevance="grade"
+    )
     grades = teacher.relevance.astype(np.float32)
     feature, seen = frequency(counts), column_counts(presence(counts)) > 0
     quality = _measured(counts, feature, grades, seen, config, progress)
     embeddings = embed(counts, grades, seen, space=config.space, dim=config.dim, seed=config.seed)
     start = begin(embeddings, grades, seen, config)
-    label, bias = _train(embeddings, feature, start, grades, seen, config, progress, "static L2R, all tokens")
+    label, bias = _train(
+        embeddings, feature, start, grades, seen, config, progress, "static L2R, all tokens"
+    )
     # what no training document has is never planted
     token_bias = torch.where(torch.from_numpy(seen), bias * feature, float("-inf"))
-    found = StaticL2R(embeddings, label, token_bias, torch.zeros(len(label)), label_names, tokens, quality)
+    found = StaticL2R(
+        embeddings, label, token_bias, torch.zeros(len(label)), label_names, tokens, quality
+    )
     return replace(found, label_bias=zero_points(found, grades, config.planted_tokens))
 
 
@@ -195,37 +266,51 @@ def _measured(counts, feature, grades, seen, config: StaticConfig, progress: boo
     shown = seen & ~held_out
     embeddings = embed(counts, grades, shown, space=config.space, dim=config.dim, seed=config.seed)
     start = begin(embeddings, grades, shown, config)
-    trained = _train(embeddings, feature, start, grades, shown, config, progress, "static L2R, shown tokens")
+    trained = _train(
+        embeddings, feature, start, grades, shown, config, progress, "static L2R, shown tokens"
+    )
     return {
         "start": held_out_ndcg(embeddings, feature, *start, grades, held_out, config),
         "trained": held_out_ndcg(embeddings, feature, *trained, grades, held_out, config),
         "chance": chance_ndcg(grades, held_out, config),
-        "held_out_tokens": int(held_out.sum()), "shown_tokens": int(shown.sum()), "dim": embeddings.shape[1],
+        "held_out_tokens": int(held_out.sum()),
+        "shown_tokens": int(shown.sum()),
+        "dim": embeddings.shape[1],
         "labels": int(np.count_nonzero(np.diff(grades[:, held_out].indptr))),
-    }  # fmt: skip
+    }
 
 
 def hold_out(seen: np.ndarray, config: StaticConfig = StaticConfig()) -> np.ndarray:
-    """(V,) bool: the tokens whose grades are asked but never shown, drawn by token from those that occur."""
+    """(V,) bool: the tokens whose grades are asked but never shown, drawn by token from those that
+    occur.
+    """
     drawn = np.random.default_rng(config.seed).random(len(seen)) < config.held_out
     return drawn & seen
 
 
 def begin(embeddings, grades: sparse.csr_matrix, shown: np.ndarray, config: StaticConfig):
-    """(F, u) before training: ridge regression of the shown tokens' grades on E, each label's scores at one spread; no b."""
+    """(F, u) before training: ridge regression of the shown tokens' grades on E, each label's
+    scores at one spread; no b.
+    """
     e = embeddings[torch.from_numpy(shown)].numpy()
     gram = (e.T @ e).astype(np.float64)
     ridge = config.ridge * np.trace(gram) / len(gram) + 1e-8
     target = (grades[:, shown] @ e).T
-    label = torch.from_numpy(np.linalg.solve(gram + ridge * np.eye(len(gram)), target).T.astype(np.float32))
+    label = torch.from_numpy(
+        np.linalg.solve(gram + ridge * np.eye(len(gram)), target).T.astype(np.float32)
+    )
     covariance = torch.cov(torch.from_numpy(e).T).reshape(len(gram), len(gram))
     deviation = ((label @ covariance) * label).sum(1).clamp(min=0).sqrt()
     scale = torch.where(deviation > 1e-8, config.spread / deviation.clamp(min=1e-8), 0.0)
     return label * scale[:, None], torch.zeros(())
 
 
-def _train(embeddings, feature, start, grades, shown, config: StaticConfig, progress: bool, what: str):
-    """(F, u) after training on lists of shown tokens; b_t = u feature_t. E stays, so that unseen tokens stay in its space."""
+def _train(
+    embeddings, feature, start, grades, shown, config: StaticConfig, progress: bool, what: str
+):
+    """(F, u) after training on lists of shown tokens; b_t = u feature_t. E stays, so that unseen
+    tokens stay in its space.
+    """
     tokens = torch.from_numpy(np.flatnonzero(shown))
     e, x, shown_grades = embeddings[tokens], feature[tokens], grades[:, shown].tocsr()
     label, bias = (part.clone().requires_grad_() for part in start)
@@ -258,27 +343,43 @@ def _loss(rows, label, bias, e, x, grades, rng, config: StaticConfig) -> torch.T
     scores = torch.einsum("rd,rtd->rt", f, e[columns]) + bias * x[columns]
     relevance = config.top_grade * graded.gather(1, columns)
     if config.loss == "lambdarank":
-        return ranking.lambdarank(scores, relevance, sigma=config.sigma, gains="exponential", k=config.cut)
+        return ranking.lambdarank(
+            scores, relevance, sigma=config.sigma, gains="exponential", k=config.cut
+        )
     return ranking.LOSSES[config.loss](scores, relevance, gains="exponential")
 
 
 def lists(ranked, graded, rng, config: StaticConfig) -> torch.Tensor:
-    """(R, T) distinct tokens of each label: its best grades, then those the model ranks highest, then tokens by chance."""
+    """(R, T) distinct tokens of each label: its best grades, then those the model ranks highest,
+    then tokens by chance.
+    """
     chance = torch.from_numpy(rng.random(ranked.shape, dtype=np.float32))
     # one key orders the three kinds: grades above 10, the mined ones in (5, 10], chance below 1
     key = torch.where(graded > 0, 0.0, chance)
     if config.mined:
-        best = ranked.masked_fill(graded > 0, float("-inf")).topk(min(config.mined, ranked.shape[1]), dim=1)
-        key.scatter_(1, best.indices, torch.where(best.values.isinf(), key.gather(1, best.indices), 5.0 + 1e-3))
+        best = ranked.masked_fill(graded > 0, float("-inf")).topk(
+            min(config.mined, ranked.shape[1]), dim=1
+        )
+        key.scatter_(
+            1,
+            best.indices,
+            torch.where(best.values.isinf(), key.gather(1, best.indices), 5.0 + 1e-3),
+        )
     kept = graded.topk(min(config.graded, graded.shape[1]), dim=1)
     key.scatter_add_(1, kept.indices, torch.where(kept.values > 0, 10.0 + kept.values, 0.0))
-    return key.topk(min(config.graded + config.mined + config.negatives, ranked.shape[1]), dim=1).indices
+    return key.topk(
+        min(config.graded + config.mined + config.negatives, ranked.shape[1]), dim=1
+    ).indices
 
 
-def held_out_ndcg(embeddings, feature, label, bias, grades, held_out: np.ndarray, config: StaticConfig) -> dict[str, float]:
-    """Mean nDCG of every label's ranking of ALL held-out tokens, labels without a graded one left out.
+def held_out_ndcg(
+    embeddings, feature, label, bias, grades, held_out: np.ndarray, config: StaticConfig
+) -> dict[str, float]:
+    """Mean nDCG of every label's ranking of ALL held-out tokens, labels without a graded one left
+    out.
 
-    `ndcg_exponential` has the gains that are trained, 2^grade - 1; `ndcg_linear` the grades themselves.
+    `ndcg_exponential` has the gains that are trained, 2^grade - 1; `ndcg_linear` the grades
+    themselves.
     """
     where = torch.from_numpy(np.flatnonzero(held_out))
     e, x = embeddings[where], feature[where]
@@ -298,11 +399,16 @@ def _ndcg(asked: sparse.csr_matrix, config: StaticConfig, scores) -> dict[str, f
         relevance, s = torch.from_numpy(asked[a:b].toarray()), scores(a, b)
         for gains, scale in (("exponential", config.top_grade), ("linear", 1.0)):
             found[gains].append(ranking.ndcg(s, scale * relevance, k=config.cut, gains=gains))
-    return {f"ndcg_{name}": round(float(torch.cat(values).nanmean()), 4) for name, values in found.items()}
+    return {
+        f"ndcg_{name}": round(float(torch.cat(values).nanmean()), 4)
+        for name, values in found.items()
+    }
 
 
 def zero_points(model: StaticL2R, grades: sparse.csr_matrix, keep: int) -> torch.Tensor:
-    """(L,) c that puts each label's (K+1)-th best token at zero; minus infinity for a label without teacher."""
+    """(L,) c that puts each label's (K+1)-th best token at zero; minus infinity for a label without
+    teacher.
+    """
     points, taught = [], torch.from_numpy(np.diff(grades.indptr) > 0)
     # of a vocabulary smaller than K all tokens but the last are planted
     place = min(keep + 1, int(model.token_bias.isfinite().sum()))

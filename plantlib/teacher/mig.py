@@ -1,9 +1,11 @@
-"""Mutual information gain (MIG): counts of token and label presence -> J -> graded relevance, sparse throughout.
+"""Mutual information gain (MIG): counts of token and label presence -> J -> graded relevance,
+sparse throughout.
 
-Realises METHOD.md sections 1 and 2. Rows are the training split only: the functions see nothing else, and a label
-without training documents gets no teacher. Counts are exact integers and one table f(n) = n ln n gives all logarithms,
-so no epsilon is needed and no value is negative. Memory is bounded by blocks of labels. It builds no dense (V, L) table;
-`dense_mutual_information` does, as the definition that toy corpora are checked against.
+Realises METHOD.md sections 1 and 2. Rows are the training split only: the functions see nothing
+else, and a label without training documents gets no teacher. Counts are exact integers and one
+table f(n) = n ln n gives all logarithms, so no epsilon is needed and no value is negative. Memory
+is bounded by blocks of labels. It builds no dense (V, L) table; `dense_mutual_information` does, as
+the definition that toy corpora are checked against.
 """
 
 from __future__ import annotations
@@ -43,8 +45,12 @@ class TeacherConfig:
     min_documents: int = 1
 
 
-def association_of_counts(counts: sparse.csr_matrix, begin: int, margins: Margins, variant: str) -> sparse.csr_matrix:
-    """Positive-association scores, csr (B, V), of the co-occurrence counts C' (B, V) of labels begin, ..., begin + B - 1."""
+def association_of_counts(
+    counts: sparse.csr_matrix, begin: int, margins: Margins, variant: str
+) -> sparse.csr_matrix:
+    """Positive-association scores, csr (B, V), of the co-occurrence counts C' (B, V) of labels
+    begin, ..., begin + B - 1.
+    """
     m = margins
     rows = np.repeat(np.arange(begin, begin + counts.shape[0]), np.diff(counts.indptr))
     positive = counts.data.astype(np.int64) * m.n > m.n_t[counts.indices] * m.n_l[rows]
@@ -55,11 +61,13 @@ def association_of_counts(counts: sparse.csr_matrix, begin: int, margins: Margin
     return sparse.csr_matrix((score, columns, indptr), shape=counts.shape)
 
 
-def association_blocks(x: sparse.csr_matrix, y: sparse.csr_matrix, *, variant="jaccard", memory_mb=256.0):
+def association_blocks(
+    x: sparse.csr_matrix, y: sparse.csr_matrix, *, variant="jaccard", memory_mb=256.0
+):
     """Yield (first label, csr (labels of the block, V)) of positive-association scores.
 
-    x (N, V), y (N, L) training rows. Kept are cells with C N > n_t n_l: the token's presence speaks for the label.
-    variant: "jaccard" J = I / (H(t) + H(l) - I), "label_entropy" I / H(l), "raw" I.
+    x (N, V), y (N, L) training rows. Kept are cells with C N > n_t n_l: the token's presence speaks
+    for the label. variant: "jaccard" J = I / (H(t) + H(l) - I), "label_entropy" I / H(l), "raw" I.
     """
     check_request(x, y, variant)
     x, y = presence(x), presence(y)
@@ -69,8 +77,11 @@ def association_blocks(x: sparse.csr_matrix, y: sparse.csr_matrix, *, variant="j
         yield begin, association_of_counts((y_t[begin:end] @ x).tocsr(), begin, margins, variant)
 
 
-def top_tokens(scores: sparse.csr_matrix, k: int | None) -> tuple[sparse.csr_matrix, sparse.csr_matrix]:
-    """The k best tokens of each label row: (scores, ranks) as csr, columns sorted; ties go to the smaller token id.
+def top_tokens(
+    scores: sparse.csr_matrix, k: int | None
+) -> tuple[sparse.csr_matrix, sparse.csr_matrix]:
+    """The k best tokens of each label row: (scores, ranks) as csr, columns sorted; ties go to the
+    smaller token id.
 
     ranks hold 1 for the best token (0 cannot be stored sparsely).
     """
@@ -84,12 +95,16 @@ def top_tokens(scores: sparse.csr_matrix, k: int | None) -> tuple[sparse.csr_mat
         ranks.append(by_column + 1)
         indptr.append(indptr[-1] + len(order))
     pack = [np.concatenate(a) if a else np.zeros(0) for a in (columns, values, ranks)]
-    build = lambda data: sparse.csr_matrix((data, pack[0].astype(np.int32), np.asarray(indptr)), shape=scores.shape)  # noqa: E731
+    build = lambda data: sparse.csr_matrix(
+        (data, pack[0].astype(np.int32), np.asarray(indptr)), shape=scores.shape
+    )  # noqa: E731
     return build(pack[1]), build(pack[2].astype(np.int64))
 
 
 def grades(ranks: np.ndarray, vocabulary: int) -> np.ndarray:
-    """Published grade of a rank (0 = best) among `vocabulary` tokens: 101 - searchsorted over 101 quantile edges."""
+    """Published grade of a rank (0 = best) among `vocabulary` tokens: 101 - searchsorted over 101
+    quantile edges.
+    """
     edges = np.concatenate([[0.0], np.logspace(-4, 0, 100)])
     return 101 - np.searchsorted(edges, np.asarray(ranks) / vocabulary, side="left")
 
@@ -98,7 +113,8 @@ def grades(ranks: np.ndarray, vocabulary: int) -> np.ndarray:
 class Teacher(Rich):
     """What MIG teaches: `scores` and `relevance` G, csr (L, V), the best K tokens a label.
 
-    relevance lies in (0, 1]: the published grade / 101 ("grade") or the score / the label's best score ("score").
+    relevance lies in (0, 1]: the published grade / 101 ("grade") or the score / the label's best
+    score ("score").
     """
 
     scores: sparse.csr_matrix
@@ -116,7 +132,9 @@ class Teacher(Rich):
         return np.diff(self.scores.indptr) > 0
 
     def shuffled(self, seed: int) -> Teacher:
-        """The control: the taught labels' token lists permuted among those labels; shape kept, meaning lost."""
+        """The control: the taught labels' token lists permuted among those labels; shape kept,
+        meaning lost.
+        """
         taught = np.flatnonzero(self.taught)
         order = np.arange(self.num_labels)
         order[taught] = np.random.default_rng(seed).permutation(taught)
@@ -129,10 +147,22 @@ class Teacher(Rich):
 
     def _card(self) -> Card:
         tokens = np.diff(self.scores.indptr)[self.taught]
-        best = [self.scores.data[a:b].max() for a, b in zip(self.scores.indptr, self.scores.indptr[1:], strict=False) if b > a]
-        rows = [[name, *np.quantile(values, (0, 0.5, 1)).tolist()]
-                for name, values in (("tokens kept", tokens), ("best score", best)) if len(values)]  # fmt: skip
-        return Card("teacher", repr(self)[len("Teacher("):-1], ["a label", "least", "median", "most"], rows)
+        best = [
+            self.scores.data[a:b].max()
+            for a, b in zip(self.scores.indptr, self.scores.indptr[1:], strict=False)
+            if b > a
+        ]
+        rows = [
+            [name, *np.quantile(values, (0, 0.5, 1)).tolist()]
+            for name, values in (("tokens kept", tokens), ("best score", best))
+            if len(values)
+        ]
+        return Card(
+            "teacher",
+            repr(self)[len("Teacher(") : -1],
+            ["a label", "least", "median", "most"],
+            rows,
+        )
 
 
 def teach(
@@ -150,16 +180,17 @@ def teach(
 ) -> Teacher:
     """Build the teacher from training rows: x (N, V) token presence or counts, y (N, L) labels.
 
-    variant: a form of mutual information (`VARIANTS`), or one of `OTHERS` for comparison. "chi2": N (C N - n_t n_l)^2 /
-    (n_t n_l (N - n_t)(N - n_l)). "ppmi": ln(C N / ((n_t + 1) n_l)), whose 1 damps tokens seen once, which plain PMI puts on
-    top. "random": the tokens of a label's documents in random order, drawn by `seed`: such a teacher knows which words a
-    label's documents hold and not which of them matter.
-    top_k: tokens kept per label, None for all with positive association. relevance: "score" divides by the label's best
-    score, "grade" is the published grade by rank. min_documents: rarer tokens are not counted.
-    memory_mb bounds the co-occurrence cells held at once; the result holds L x top_k cells. impl: "torch" is the sparse CPU
-    path, "triton" the fused kernels, "reference" a dense table for toy sizes; all give the same bits. "auto" takes "triton"
-    where `device` names a GPU, Triton is installed and the kernels' limits hold, and "torch" otherwise. `OTHERS` have the
-    CPU path alone.
+    variant: a form of mutual information (`VARIANTS`), or one of `OTHERS` for comparison. "chi2": N
+    (C N - n_t n_l)^2 / (n_t n_l (N - n_t)(N - n_l)). "ppmi": ln(C N / ((n_t + 1) n_l)), whose 1
+    damps tokens seen once, which plain PMI puts on top. "random": the tokens of a label's documents
+    in random order, drawn by `seed`: such a teacher knows which words a label's documents hold and
+    not which of them matter. top_k: tokens kept per label, None for all with positive association.
+    relevance: "score" divides by the label's best score, "grade" is the published grade by rank.
+    min_documents: rarer tokens are not counted. memory_mb bounds the co-occurrence cells held at
+    once; the result holds L x top_k cells. impl: "torch" is the sparse CPU path, "triton" the fused
+    kernels, "reference" a dense table for toy sizes; all give the same bits. "auto" takes "triton"
+    where `device` names a GPU, Triton is installed and the kernels' limits hold, and "torch"
+    otherwise. `OTHERS` have the CPU path alone.
     """
     check_choice("variant", variant, (*VARIANTS, *OTHERS))
     check_request(x, y, variant if variant in VARIANTS else "raw")
@@ -178,11 +209,12 @@ def teach(
 
 
 def _implementation(impl: str, device, documents: int, top_k: int | None) -> str:
-    """`impl` with "auto" resolved: "torch" without a look at PyTorch or Triton where no device is named."""
+    """`impl` with "auto" resolved: "torch" without a look at PyTorch or Triton where no device is
+    named.
+    """
     if impl == "torch" or (impl == "auto" and device is None):
         return "torch"
     import torch
-
 
     if impl != "auto":
         default = "cuda" if torch.cuda.is_available() else "cpu"
@@ -198,14 +230,18 @@ def _implementation(impl: str, device, documents: int, top_k: int | None) -> str
     return "triton"
 
 
-def _best(x, y, variant, top_k, memory_mb, chosen: str, device) -> tuple[sparse.csr_matrix, sparse.csr_matrix]:
+def _best(
+    x, y, variant, top_k, memory_mb, chosen: str, device
+) -> tuple[sparse.csr_matrix, sparse.csr_matrix]:
     """(scores, ranks) of the best tokens a label, by one implementation."""
     if chosen == "reference":
         return top_tokens(_dense_associations(x, y, variant), top_k)
     if chosen == "triton":
         from plantlib.kernels import cooccurrence
 
-        return top_tokens(cooccurrence.top_associations(x, y, variant=variant, top_k=top_k, device=device), top_k)
+        return top_tokens(
+            cooccurrence.top_associations(x, y, variant=variant, top_k=top_k, device=device), top_k
+        )
     blocks = association_blocks(x, y, variant=variant, memory_mb=memory_mb)
     scores, ranks = zip(*(top_tokens(block, top_k) for _, block in blocks), strict=True)
     return sparse.vstack(scores, format="csr"), sparse.vstack(ranks, format="csr")
@@ -221,27 +257,37 @@ def _dense_associations(x, y, variant: str) -> sparse.csr_matrix:
     return sparse.csr_matrix((score[label, token], token, indptr), shape=score.shape)
 
 
-def ranked(scores, variant: str, n_train: int, *, top_k: int | None, relevance: str, vocabulary: int) -> Teacher:
-    """A Teacher of given scores, csr (L, V): the best top_k tokens a label, graded as `teach` grades them."""
+def ranked(
+    scores, variant: str, n_train: int, *, top_k: int | None, relevance: str, vocabulary: int
+) -> Teacher:
+    """A Teacher of given scores, csr (L, V): the best top_k tokens a label, graded as `teach`
+    grades them.
+    """
     check_choice("relevance", relevance, RELEVANCES)
     scores, ranks = top_tokens(scores, top_k)
     return Teacher(scores, relevance_of(scores, ranks, relevance, vocabulary), variant, n_train)
 
 
 def relevance_of(scores, ranks, kind: str, vocabulary: int) -> sparse.csr_matrix:
-    """G in (0, 1], csr (L, V), from scores and their ranks (1 for the best) among `vocabulary` tokens."""
+    """G in (0, 1], csr (L, V), from scores and their ranks (1 for the best) among `vocabulary`
+    tokens.
+    """
     graded = scores.copy()
     if kind == "grade":
         graded.data = grades(ranks.data - 1, vocabulary) / 101.0
     else:
-        best = np.maximum.reduceat(np.append(scores.data, 0.0), np.minimum(scores.indptr[:-1], scores.nnz))
+        best = np.maximum.reduceat(
+            np.append(scores.data, 0.0), np.minimum(scores.indptr[:-1], scores.nnz)
+        )
         rows = np.repeat(np.arange(scores.shape[0]), np.diff(scores.indptr))
         graded.data = scores.data / np.maximum(best[rows], np.finfo(float).tiny)
     return graded
 
 
 def _best_of_others(x, y, variant: str, top_k: int | None, memory_mb: float, seed: int):
-    """(scores, ranks) of the best tokens per label by an association of `OTHERS`, in blocks of labels."""
+    """(scores, ranks) of the best tokens per label by an association of `OTHERS`, in blocks of
+    labels.
+    """
     margins, y_t = Margins.of(x.shape[0], column_counts(x), column_counts(y)), y.T.tocsr()
     best = [
         top_tokens(association_of_others(y_t[begin:end] @ x, begin, margins, variant, seed), top_k)
@@ -251,11 +297,19 @@ def _best_of_others(x, y, variant: str, top_k: int | None, memory_mb: float, see
     return scores, ranks
 
 
-def association_of_others(counts, begin: int, margins: Margins, variant: str, seed: int = 0) -> sparse.csr_matrix:
-    """Scores, csr (B, V), of co-occurrence counts (B, V) of labels begin, ..., where the token speaks for the label."""
+def association_of_others(
+    counts, begin: int, margins: Margins, variant: str, seed: int = 0
+) -> sparse.csr_matrix:
+    """Scores, csr (B, V), of co-occurrence counts (B, V) of labels begin, ..., where the token
+    speaks for the label.
+    """
     counts, m = counts.tocsr(), margins
     rows = np.repeat(np.arange(counts.shape[0]), np.diff(counts.indptr))
-    both, n_t, n_l = counts.data.astype(np.float64), m.n_t[counts.indices].astype(float), m.n_l[begin + rows].astype(float)
+    both, n_t, n_l = (
+        counts.data.astype(np.float64),
+        m.n_t[counts.indices].astype(float),
+        m.n_l[begin + rows].astype(float),
+    )
     excess = both * m.n - n_t * n_l
     if variant == "chi2":
         data = m.n * excess**2 / np.maximum(n_t * n_l * (m.n - n_t) * (m.n - n_l), 1.0)
@@ -263,6 +317,9 @@ def association_of_others(counts, begin: int, margins: Margins, variant: str, se
         data = np.log(np.maximum(both * m.n / ((n_t + 1) * n_l), 1e-12))
     else:
         data = np.random.default_rng([seed, begin]).random(len(both)) + 1e-3
-    found = sparse.csr_matrix((np.where(excess > 0, np.maximum(data, 0.0), 0.0), counts.indices, counts.indptr), counts.shape)
+    found = sparse.csr_matrix(
+        (np.where(excess > 0, np.maximum(data, 0.0), 0.0), counts.indices, counts.indptr),
+        counts.shape,
+    )
     found.eliminate_zeros()
     return found

@@ -1,9 +1,11 @@
-"""Language-model pretraining of the AWD-LSTM on a corpus's own text, and the word tokenizer it reads with.
+"""Language-model pretraining of the AWD-LSTM on a corpus's own text, and the word tokenizer it
+reads with.
 
-Realises METHOD.md section 4, "v1 encoder: language-model pretraining on the training text, forward and backward models".
-Training and unlabelled documents run as one stream in parallel rows; the state is carried over chunks, gradients are not.
-A backward model is trained on the reversed stream. What is left is a folder that is a backbone like any other. Perplexity is
-stated on dev text. Not here: fine-tuning (`tuning="full"`), the model itself (`awd_lstm.py`).
+Realises METHOD.md section 4, "v1 encoder: language-model pretraining on the training text, forward
+and backward models". Training and unlabelled documents run as one stream in parallel rows; the
+state is carried over chunks, gradients are not. A backward model is trained on the reversed stream.
+What is left is a folder that is a backbone like any other. Perplexity is stated on dev text. Not
+here: fine-tuning (`tuning="full"`), the model itself (`awd_lstm.py`).
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ from plantlib.utils.progress import tqdm
 
 @dataclass(frozen=True)
 class PretrainConfig:
-    """Options of the pretraining. sizes: those of `awd_lstm.AwdLstmConfig` that differ from the published ones."""
+    """Options of the pretraining. sizes: those of `awd_lstm.AwdLstmConfig` that differ from the
+    published ones.
+    """
 
     direction: str = "forward"
     epochs: int = 5
@@ -48,7 +52,9 @@ class PretrainConfig:
 
 
 def word_tokenizer(texts: list[str], size: int = 30000, min_documents: int = 2):
-    """A fast tokenizer of lower-cased words and punctuation, its vocabulary the most frequent of `texts`."""
+    """A fast tokenizer of lower-cased words and punctuation, its vocabulary the most frequent of
+    `texts`.
+    """
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -60,15 +66,24 @@ def word_tokenizer(texts: list[str], size: int = 30000, min_documents: int = 2):
         vocab_size=size, min_frequency=min_documents, special_tokens=specials, show_progress=False
     )
     tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", eos_token="[EOS]")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", eos_token="[EOS]"
+    )
 
 
 def pretrain(
-    corpus: Corpus | str, folder: str | Path, *, config: PretrainConfig | None = None, tokenizer=None, progress: bool = True
+    corpus: Corpus | str,
+    folder: str | Path,
+    *,
+    config: PretrainConfig | None = None,
+    tokenizer=None,
+    progress: bool = True,
 ) -> dict:
-    """Pretrain on the training and unlabelled text; writes the backbone folder, returns perplexities and sizes.
+    """Pretrain on the training and unlabelled text; writes the backbone folder, returns
+    perplexities and sizes.
 
-    tokenizer: one to share between the forward and the backward model; made from the same text by default.
+    tokenizer: one to share between the forward and the backward model; made from the same text by
+    default.
     """
     from transformers import set_seed
 
@@ -81,9 +96,20 @@ def pretrain(
     rows, held_out = stream(own, tokenizer, config), stream(dev, tokenizer, config)
     before = perplexity(model, held_out, config, progress)
     key = fingerprint_of(corpus.fingerprint(), tokenizer.get_vocab(), asdict(config))
-    _train(model, rows, config, Path(folder).with_name(f".{Path(folder).name}-{key}.checkpoints"), progress)
-    found = {"perplexity_before": before, "perplexity": perplexity(model, held_out, config, progress), "documents": len(own),
-             "tokens": int(rows.size), "vocabulary": len(tokenizer)}  # fmt: skip
+    _train(
+        model,
+        rows,
+        config,
+        Path(folder).with_name(f".{Path(folder).name}-{key}.checkpoints"),
+        progress,
+    )
+    found = {
+        "perplexity_before": before,
+        "perplexity": perplexity(model, held_out, config, progress),
+        "documents": len(own),
+        "tokens": int(rows.size),
+        "vocabulary": len(tokenizer),
+    }
     model.config.direction = config.direction
     with atomic_path(folder) as temporary:
         model.save_pretrained(temporary)
@@ -95,25 +121,39 @@ def pretrain(
 def _model(config: PretrainConfig, tokenizer):
 
     check_direction(config.direction)
-    # the stream itself is reversed for a backward model, so the language model reads forward while it is trained
-    sizes = config.sizes | {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, "direction": "forward"}
+    # the stream itself is reversed for a backward model, so the language model reads forward while
+    # it is trained
+    sizes = config.sizes | {
+        "vocab_size": len(tokenizer),
+        "pad_token_id": tokenizer.pad_token_id,
+        "direction": "forward",
+    }
     return AwdLstmForCausalLM(AwdLstmConfig(**sizes))
 
 
 def stream(texts: list[str], tokenizer, config: PretrainConfig) -> np.ndarray:
-    """(rows, n) token ids: documents in a seeded order, an end token after each, cut into `rows` equal parts."""
+    """(rows, n) token ids: documents in a seeded order, an end token after each, cut into `rows`
+    equal parts.
+    """
     documents, backward = tokenise(texts, tokenizer, progress=False), config.direction == "backward"
     order = np.random.default_rng(config.seed).permutation(len(documents))
-    parts = [np.append(documents[i][::-1] if backward else documents[i], tokenizer.eos_token_id) for i in order]
+    parts = [
+        np.append(documents[i][::-1] if backward else documents[i], tokenizer.eos_token_id)
+        for i in order
+    ]
     flat = np.concatenate(parts).astype(np.int64)
     length = len(flat) // config.rows
     if length < 2:
-        raise ValueError(f"the text has {len(flat)} tokens for {config.rows} rows; give more text or fewer rows")
+        raise ValueError(
+            f"the text has {len(flat)} tokens for {config.rows} rows; give more text or fewer rows"
+        )
     return flat[: length * config.rows].reshape(config.rows, length)
 
 
 class Chunks:
-    """The stream as a data set of steps: item i holds input_ids and labels (rows, at most chunk), labels one token later."""
+    """The stream as a data set of steps: item i holds input_ids and labels (rows, at most chunk),
+    labels one token later.
+    """
 
     def __init__(self, rows: np.ndarray, chunk: int):
         self.rows, self.chunk = rows, chunk
@@ -129,7 +169,10 @@ class Chunks:
         begin = i * self.chunk
         end = min(begin + self.chunk, self.rows.shape[1] - 1)
         shifted = {"input_ids": 0, "labels": 1}
-        return {name: torch.from_numpy(self.rows[:, begin + k : end + k].copy()) for name, k in shifted.items()}
+        return {
+            name: torch.from_numpy(self.rows[:, begin + k : end + k].copy())
+            for name, k in shifted.items()
+        }
 
 
 def perplexity(model, rows: np.ndarray, config: PretrainConfig, progress: bool = False) -> float:
@@ -139,7 +182,13 @@ def perplexity(model, rows: np.ndarray, config: PretrainConfig, progress: bool =
     total, seen, state, training = 0.0, 0, None, model.training
     model.eval()
     with torch.inference_mode():
-        chunks = tqdm(Chunks(rows, config.chunk), desc="perplexity", unit="chunk", delay=5, disable=not progress)
+        chunks = tqdm(
+            Chunks(rows, config.chunk),
+            desc="perplexity",
+            unit="chunk",
+            delay=5,
+            disable=not progress,
+        )
         for batch in chunks:
             output = model(**{k: v.to(model.device) for k, v in batch.items()}, state=state)
             state, count = output.state, batch["labels"].numel()
@@ -149,10 +198,11 @@ def perplexity(model, rows: np.ndarray, config: PretrainConfig, progress: bool =
 
 
 def _train(model, rows: np.ndarray, config: PretrainConfig, work: Path, progress: bool) -> None:
-    """transformers.Trainer over the chunks in order; a checkpoint an epoch in `work`, where the carried state begins anew."""
+    """transformers.Trainer over the chunks in order; a checkpoint an epoch in `work`, where the
+    carried state begins anew.
+    """
     from torch.utils.data import SequentialSampler
     from transformers import Trainer, TrainerCallback, TrainingArguments
-
 
     class StreamTrainer(Trainer):
         carried = None
@@ -170,15 +220,30 @@ def _train(model, rows: np.ndarray, config: PretrainConfig, work: Path, progress
             trainer.carried = None
 
     arguments = TrainingArguments(
-        output_dir=str(work), num_train_epochs=config.epochs, per_device_train_batch_size=1, max_grad_norm=0.25,
-        learning_rate=config.learning_rate, lr_scheduler_type="cosine", warmup_steps=0.1, save_strategy="epoch",
-        save_total_limit=1, logging_strategy="no", report_to="none", disable_tqdm=True, seed=config.seed, log_level="error",
-        dataloader_pin_memory=False, remove_unused_columns=False,
-    )  # fmt: skip
+        output_dir=str(work),
+        num_train_epochs=config.epochs,
+        per_device_train_batch_size=1,
+        max_grad_norm=0.25,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=0.1,
+        save_strategy="epoch",
+        save_total_limit=1,
+        logging_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        seed=config.seed,
+        log_level="error",
+        dataloader_pin_memory=False,
+        remove_unused_columns=False,
+    )
     trainer = StreamTrainer(
-        model=model, args=arguments, train_dataset=Chunks(rows, config.chunk), data_collator=lambda items: items[0],
+        model=model,
+        args=arguments,
+        train_dataset=Chunks(rows, config.chunk),
+        data_collator=lambda items: items[0],
         callbacks=[Begin(), StepBar("AWD-LSTM", progress)],
-    )  # fmt: skip
+    )
     trainer.model_accepts_loss_kwargs = False
     # a stream has one reader: several cards would be given rows of different steps
     arguments._n_gpu = min(arguments.n_gpu, 1)

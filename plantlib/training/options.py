@@ -25,7 +25,10 @@ def check_stages(stages: Iterable[str]) -> None:
     """ValueError for a stage that is not known."""
     for stage in stages:
         if not STAGE.fullmatch(stage):
-            raise ValueError(f"stage {stage!r} is not known; use 'head', 'last N' (layers, with the head) or 'all'")
+            raise ValueError(
+                f"stage {stage!r} is not known; use 'head', 'last N' (layers, with the head) or"
+                " 'all'"
+            )
 
 
 LOSSES = ("bce", "approx_ndcg")  # over the labels of a document
@@ -37,13 +40,15 @@ HISTORY_METRICS = ("p@1", "p@5", "ndcg@5", "psp@5", "map", "few/rp@5")
 class TrainConfig:
     """Options of one fine-tuning run; learning rates by parameter group.
 
-    epsilon: of AdamW, which takes full steps where gradients are far above it, however small they are: a label that no document
-    of a batch has is pushed down as far as others are up. A larger one leaves such labels nearer to their start.
-    layer_decay: the backbone's rate is divided by it a layer further down (2.6 as first published). stages: what is trained
-    from which epoch on, see `schedules`; all from the start by default. keep_from, keep_epochs: inattention's K falls from
-    keep_from to the run's K over so many epochs; fixed by default. lm_weight: of the language model's own loss beside the
-    labels', while a backbone is trained. unseen: labels without a training document are "negatives" everywhere, or "still":
-    out of the loss, so that what was planted for them stays.
+    epsilon: of AdamW, which takes full steps where gradients are far above it, however small they
+    are: a label that no document of a batch has is pushed down as far as others are up. A larger
+    one leaves such labels nearer to their start. layer_decay: the backbone's rate is divided by it
+    a layer further down (2.6 as first published). stages: what is trained from which epoch on, see
+    `schedules`; all from the start by default. keep_from, keep_epochs: inattention's K falls from
+    keep_from to the run's K over so many epochs; fixed by default. lm_weight: of the language
+    model's own loss beside the labels', while a backbone is trained. unseen: labels without a
+    training document are "negatives" everywhere, or "still": out of the loss, so that what was
+    planted for them stays.
     """
 
     epochs: int = 4
@@ -73,20 +78,35 @@ class TrainConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}; give at least 1")
         if self.metric not in HISTORY_METRICS:
-            raise ValueError(f"metric={self.metric!r} cannot choose the epoch; use one of {', '.join(HISTORY_METRICS)}")
+            raise ValueError(
+                f"metric={self.metric!r} cannot choose the epoch; use one of"
+                f" {', '.join(HISTORY_METRICS)}"
+            )
         if self.schedule not in SCHEDULES:
-            raise ValueError(f"schedule={self.schedule!r} is not known; use one of {', '.join(SCHEDULES)}")
-        for name, usual in (("layer_decay", "1 for one rate in all layers"), ("epsilon", "1e-8 as usual")):
+            raise ValueError(
+                f"schedule={self.schedule!r} is not known; use one of {', '.join(SCHEDULES)}"
+            )
+        for name, usual in (
+            ("layer_decay", "1 for one rate in all layers"),
+            ("epsilon", "1e-8 as usual"),
+        ):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name}={getattr(self, name)}; give a number above 0, {usual}")
         check_stages(self.stages)
-        if (self.keep_from is None) != (self.keep_epochs == 0) or self.keep_epochs < 0 or (self.keep_from or 1) < 1:
+        if (
+            (self.keep_from is None) != (self.keep_epochs == 0)
+            or self.keep_epochs < 0
+            or (self.keep_from or 1) < 1
+        ):
             raise ValueError(
-                f"keep_from={self.keep_from}, keep_epochs={self.keep_epochs}: annealing wants both, 1 or more; else neither"
+                f"keep_from={self.keep_from}, keep_epochs={self.keep_epochs}: annealing wants both,"
+                " 1 or more; else neither"
             )
         for name, known in (("loss", LOSSES), ("unseen", UNSEEN)):
             if getattr(self, name) not in known:
-                raise ValueError(f"{name}={getattr(self, name)!r} is not known; use one of {', '.join(known)}")
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} is not known; use one of {', '.join(known)}"
+                )
         if self.lm_weight < 0:
             raise ValueError(f"lm_weight={self.lm_weight}; give at least 0")
 
@@ -100,14 +120,18 @@ class RunConfig:
     start: StartConfig = StartConfig()
     linear: LinearConfig = LinearConfig()
     outputs: OutputsConfig = OutputsConfig()
-    linear_rate: float = 0.3  # times the head's learning rates where training begins from the linear score
+    # times the head's learning rates where training begins from the linear score
+    linear_rate: float = 0.3
     linear_epsilon: float = 1e-4  # AdamW's epsilon there, at least
-    other_gains: tuple[float, ...] = (1.0,)  # of a lookup there: dev chooses among them and start.lookup_gain (`gain_choice`)
-    # of the gain that the linear score has after training there: dev chooses one; () leaves the gain as trained
+    # of a lookup there: dev chooses among them and start.lookup_gain (`gain_choice`)
+    other_gains: tuple[float, ...] = (1.0,)
+    # of the gain that the linear score has after training there: dev chooses one; () leaves the
+    # gain as trained
     linear_weights: tuple[float, ...] = (1.0, 1.5, 2.0, 3.0)
     train: TrainConfig = TrainConfig()
     l2r_trainer: str = "approx_ndcg"
-    keep: int | tuple[int | None, ...] | None = None  # inattention's K, or three with v1.contexts="sum"
+    # inattention's K, or three with v1.contexts="sum"
+    keep: int | tuple[int | None, ...] | None = None
     v1: V1Config = V1Config()
     static: StaticConfig = StaticConfig()
     tuning: str = "frozen"  # or "lora", "full": what is trained of the backbone
@@ -117,14 +141,25 @@ class RunConfig:
     def __post_init__(self):
         adapters.check_tuning(self.tuning, self.backbone.quantise)
         if self.l2r_trainer not in TRAINERS:
-            raise ValueError(f"l2r_trainer={self.l2r_trainer!r} is not known; use one of {', '.join(TRAINERS)}")
+            raise ValueError(
+                f"l2r_trainer={self.l2r_trainer!r} is not known; use one of {', '.join(TRAINERS)}"
+            )
         check_decoder(self.v1.contexts, self.v1.stateful, self.keep, 1)
         if self.train.lm_weight and self.tuning == "frozen":
-            raise ValueError("lm_weight wants a backbone that is trained; use tuning='full' or 'lora', or lm_weight=0")
+            raise ValueError(
+                "lm_weight wants a backbone that is trained; use tuning='full' or 'lora', or"
+                " lm_weight=0"
+            )
         if any(gain < 0 for gain in self.other_gains):
-            raise ValueError(f"other_gains={self.other_gains}; give gains of 0 or more, or () for start.lookup_gain alone")
+            raise ValueError(
+                f"other_gains={self.other_gains}; give gains of 0 or more, or () for"
+                " start.lookup_gain alone"
+            )
         if any(weight <= 0 for weight in self.linear_weights):
-            raise ValueError(f"linear_weights={self.linear_weights}; give multiples above 0, or () for the gain as trained")
+            raise ValueError(
+                f"linear_weights={self.linear_weights}; give multiples above 0, or () for the gain"
+                " as trained"
+            )
 
     def seeded(self, seed: int) -> RunConfig:
         """The same run with another seed everywhere."""
@@ -138,28 +173,44 @@ class RunConfig:
         )
 
     def gains_for(self, parts: list[str]) -> list[float]:
-        """Lookup gains among which dev chooses for a start of these parts; one means that there is no choice.
+        """Lookup gains among which dev chooses for a start of these parts; one means that there is
+        no choice.
 
         The first one is `start.lookup_gain`.
         """
-        return list(dict.fromkeys([self.start.lookup_gain, *(self.other_gains if self.has_gains(parts) else ())]))
+        return list(
+            dict.fromkeys(
+                [self.start.lookup_gain, *(self.other_gains if self.has_gains(parts) else ())]
+            )
+        )
 
     def has_gains(self, parts: list[str]) -> bool:
-        """Whether there is a choice: training begins from the linear score, and a trial changes nothing but the head."""
-        return bool({"lookup", "shuffled"} & set(parts)) and "linear" in parts and self.tuning == "frozen"
+        """Whether there is a choice: training begins from the linear score, and a trial changes
+        nothing but the head.
+        """
+        return (
+            bool({"lookup", "shuffled"} & set(parts))
+            and "linear" in parts
+            and self.tuning == "frozen"
+        )
 
     def weights_for(self, parts: list[str]) -> tuple[float, ...]:
-        """Multiples of the linear score's trained gain among which dev chooses; each reads dev, so on cached features alone."""
+        """Multiples of the linear score's trained gain among which dev chooses; each reads dev, so
+        on cached features alone.
+        """
         return self.linear_weights if "linear" in parts and self.tuning == "frozen" else ()
 
     def train_for(self, parts: list[str]) -> TrainConfig:
         """Training options for a start of these parts.
 
-        From the linear score the head takes smaller steps, smallest for labels that a batch says little about: their score is
-        better than what so few documents would teach. What labels without documents were taught by their words stays.
+        From the linear score the head takes smaller steps, smallest for labels that a batch says
+        little about: their score is better than what so few documents would teach. What labels
+        without documents were taught by their words stays.
         """
         config = replace(self.train, unseen="still") if "text" in parts else self.train
         if "linear" not in parts:
             return config
-        rates = {name: self.linear_rate * getattr(config, name) for name in ("lr_queries", "lr_outputs")}
+        rates = {
+            name: self.linear_rate * getattr(config, name) for name in ("lr_queries", "lr_outputs")
+        }
         return replace(config, epsilon=max(config.epsilon, self.linear_epsilon), **rates)

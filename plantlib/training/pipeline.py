@@ -1,7 +1,9 @@
-"""The first half of the main road: a corpus made ready to train on, its teacher, its pretrained queries.
+"""The first half of the main road: a corpus made ready to train on, its teacher, its pretrained
+queries.
 
-text -> Corpus -> token ids -> X'Y -> J -> G -> L2R -> Q. Every step that costs more than seconds leaves an artefact under
-`root`, named by the fingerprint of what it came from, so a second call reads it. `runs.py` is the second half.
+text -> Corpus -> token ids -> X'Y -> J -> G -> L2R -> Q. Every step that costs more than seconds
+leaves an artefact under `root`, named by the fingerprint of what it came from, so a second call
+reads it. `runs.py` is the second half.
 """
 
 from __future__ import annotations
@@ -14,7 +16,13 @@ import numpy as np
 from scipy import sparse
 
 from plantlib.backbones import loading
-from plantlib.backbones.features import Features, Standard, cached_features, hidden_states, standard_of
+from plantlib.backbones.features import (
+    Features,
+    Standard,
+    cached_features,
+    hidden_states,
+    standard_of,
+)
 from plantlib.data import privacy
 from plantlib.data.corpus import Corpus
 from plantlib.data.sources import checkout
@@ -43,7 +51,9 @@ STANDARD_SAMPLE = 64  # training documents that the spread of hidden states is m
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """A corpus ready to train on: tokens, splits, label counts, features of the frozen backbone, and its teacher."""
+    """A corpus ready to train on: tokens, splits, label counts, features of the frozen backbone,
+    and its teacher.
+    """
 
     corpus: Corpus
     backbone: str
@@ -88,12 +98,16 @@ class Prepared:
         return self.corpus.labels[self.rows["train"]]
 
     def fields(self) -> dict:
-        """What this was made of, by name: to make another one of it with something changed, of a class of its own too."""
+        """What this was made of, by name: to make another one of it with something changed, of a
+        class of its own too.
+        """
         return {f.name: getattr(self, f.name) for f in fields(self)}
 
     @property
     def cells(self) -> int:
-        """(n, L): training documents times labels, the size that a linear score chooses its solver by."""
+        """(n, L): training documents times labels, the size that a linear score chooses its solver
+        by.
+        """
         return len(self.rows["train"]) * self.corpus.L
 
     @property
@@ -103,11 +117,17 @@ class Prepared:
 
     def load_backbone(self, **options) -> loading.Backbone:
         """The backbone as this corpus is read by it; options as for `backbones.load`."""
-        reading = {"window": self.window, "overlap": self.overlap, "trust_remote_code": self.trust_remote_code}
+        reading = {
+            "window": self.window,
+            "overlap": self.overlap,
+            "trust_remote_code": self.trust_remote_code,
+        }
         return loading.load(self.backbone, **reading | options)
 
     def reader(self) -> loading.Backbone:
-        """The backbone as it reads text while frozen: on the GPU where there is one, in the type of its stored weights."""
+        """The backbone as it reads text while frozen: on the GPU where there is one, in the type of
+        its stored weights.
+        """
         device = machine.device()
         config = loading.config_of(self.backbone, self.trust_remote_code)
         backbone = self.load_backbone(dtype=loading.reading_dtype(config, device.type))
@@ -116,24 +136,43 @@ class Prepared:
 
     @cached_property
     def standard(self) -> Standard | None:
-        """How the hidden states are brought to a usual spread, from a sample of training documents; None when they are."""
+        """How the hidden states are brought to a usual spread, from a sample of training documents;
+        None when they are.
+        """
         sample = self.rows["train"][:STANDARD_SAMPLE]
         if self.features is not None:
             return standard_of(self.features.documents(sample))
         backbone = self.reader()
-        return standard_of(np.concatenate([hidden_states(backbone, [self.tokens[i]])[0] for i in sample]))
+        return standard_of(
+            np.concatenate([hidden_states(backbone, [self.tokens[i]])[0] for i in sample])
+        )
 
-    def documents(self, split: str, cached: bool = True, linear: LinearScore | None = None) -> Documents:
-        """The split as the trainer reads it; cached hands over the frozen backbone's features, else the backbone runs."""
+    def documents(
+        self, split: str, cached: bool = True, linear: LinearScore | None = None
+    ) -> Documents:
+        """The split as the trainer reads it; cached hands over the frozen backbone's features, else
+        the backbone runs.
+        """
         added, features = linear.scores if linear else None, self.features if cached else None
-        return Documents(self.tokens, self.corpus.labels, self.rows[split], features, added, self.edges)
+        return Documents(
+            self.tokens, self.corpus.labels, self.rows[split], features, added, self.edges
+        )
 
     def linear(self, config: LinearConfig, progress: bool = True) -> LinearScore:
         """The linear score over words of training rows; finished parts are kept under `root`."""
         found = words(self.corpus.texts, self.rows["train"], config.min_documents)
-        folder = self.root / "linear" / f"{self.corpus.name}-{fingerprint_of(self.rows_fingerprint, config.of_parts())}"
+        folder = (
+            self.root
+            / "linear"
+            / f"{self.corpus.name}-{fingerprint_of(self.rows_fingerprint, config.of_parts())}"
+        )
         return linear_score.fit(
-            found, self.corpus.labels, self.rows["train"], config=config, folder=folder, progress=progress
+            found,
+            self.corpus.labels,
+            self.rows["train"],
+            config=config,
+            folder=folder,
+            progress=progress,
         )
 
     def teacher(self, config: TeacherConfig = TeacherConfig()) -> Teacher:
@@ -141,21 +180,38 @@ class Prepared:
         return mig.teach(self.counts[self.rows["train"]], self.train_labels, **asdict(config))
 
     def judge(self, dev: Scores, test: Scores) -> dict:
-        """What a RunRecord says of scores of dev and test: data set, threshold from dev, metrics and rows of test."""
+        """What a RunRecord says of scores of dev and test: data set, threshold from dev, metrics
+        and rows of test.
+        """
         labels, rows = self.corpus.labels, self.rows
         threshold, gold = tune_threshold(dev.topk, labels[rows["dev"]]), labels[rows["test"]]
-        found = evaluate(test, gold, self.train_counts, len(rows["train"]), threshold, self.extra_gold[rows["test"]])
-        return {"dataset": self.about(), "threshold": threshold, "metrics": found, "per_document": per_document(test, gold)}
+        found = evaluate(
+            test,
+            gold,
+            self.train_counts,
+            len(rows["train"]),
+            threshold,
+            self.extra_gold[rows["test"]],
+        )
+        return {
+            "dataset": self.about(),
+            "threshold": threshold,
+            "metrics": found,
+            "per_document": per_document(test, gold),
+        }
 
     def about(self) -> dict:
         """The data set as a RunRecord states it."""
         return {
-            "name": self.corpus.name, "fingerprint": self.corpus.fingerprint(), "labels": self.corpus.L,
-            "label_space": LABEL_SPACES[self.label_space], "synthetic": bool(self.corpus.manifest.get("synthetic", False)),
+            "name": self.corpus.name,
+            "fingerprint": self.corpus.fingerprint(),
+            "labels": self.corpus.L,
+            "label_space": LABEL_SPACES[self.label_space],
+            "synthetic": bool(self.corpus.manifest.get("synthetic", False)),
             **{s: len(r) for s, r in self.rows.items()},
             **({"bucket_edges": list(self.edges)} if self.edges != EDGES else {}),
             **({"credentialed": True} if privacy.is_credentialed(self.corpus) else {}),
-        }  # fmt: skip
+        }
 
 
 def artefacts(root: str | Path | None = None) -> Path:
@@ -164,21 +220,36 @@ def artefacts(root: str | Path | None = None) -> Path:
 
 
 def prepare(
-    corpus: Corpus | str, *, backbone: str = "minilm", max_tokens: int | None = 510, train_documents: int | None = None,
-    dev_documents: int | None = None, test_documents: int | None = None, subset_seed: int = 0, root: str | Path | None = None,
-    frozen: bool = True, window: int | None = None, overlap: int = 0, trust_remote_code: bool = False,
-    label_space: str = "seen", progress: bool = True,
-) -> Prepared:  # fmt: skip
+    corpus: Corpus | str,
+    *,
+    backbone: str = "minilm",
+    max_tokens: int | None = 510,
+    train_documents: int | None = None,
+    dev_documents: int | None = None,
+    test_documents: int | None = None,
+    subset_seed: int = 0,
+    root: str | Path | None = None,
+    frozen: bool = True,
+    window: int | None = None,
+    overlap: int = 0,
+    trust_remote_code: bool = False,
+    label_space: str = "seen",
+    progress: bool = True,
+) -> Prepared:
     """Cap, tokenise and read a corpus once; features are cached when the backbone stays frozen.
 
-    window: tokens the backbone reads at a time, as many as it can when None; overlap: tokens read again around a window.
+    window: tokens the backbone reads at a time, as many as it can when None; overlap: tokens read
+    again around a window.
 
-    A corpus without dev split gets one from its training rows. The label space is the labels with a training document
-    after the cap ("seen"), before it ("train": the space stays while the rows shrink) or every label of the corpus ("all":
-    labels without any training document count too); gold labels outside it are counted, not hidden.
+    A corpus without dev split gets one from its training rows. The label space is the labels with a
+    training document after the cap ("seen"), before it ("train": the space stays while the rows
+    shrink) or every label of the corpus ("all": labels without any training document count too);
+    gold labels outside it are counted, not hidden.
     """
     if label_space not in LABEL_SPACES:
-        raise DataError(f"label_space={label_space!r} is not known; use one of {', '.join(LABEL_SPACES)}")
+        raise DataError(
+            f"label_space={label_space!r} is not known; use one of {', '.join(LABEL_SPACES)}"
+        )
     corpus = Corpus.load(corpus) if isinstance(corpus, str) else corpus
     caps = {"train": train_documents, "dev": dev_documents, "test": test_documents}
     whole = corpus.labelled().with_dev()
@@ -186,14 +257,20 @@ def prepare(
     for split in ("train", "dev", "test"):
         corpus.rows(split)  # an empty split is an error before any long work
     if max_tokens is not None and max_tokens < 1:
-        raise DataError(f"max_tokens={max_tokens}: read at least 1 token, or None for whole documents")
+        raise DataError(
+            f"max_tokens={max_tokens}: read at least 1 token, or None for whole documents"
+        )
     seen = {
-        "seen": corpus.seen_in_train, "train": lambda: whole.seen_in_train().subset(**caps, seed=subset_seed),
+        "seen": corpus.seen_in_train,
+        "train": lambda: whole.seen_in_train().subset(**caps, seed=subset_seed),
         "all": lambda: corpus,
-    }[label_space]()  # fmt: skip
+    }[label_space]()
     for split in ("train", "dev"):
         if not seen.labels[seen.rows(split)].nnz:
-            raise DataError(f"no {split} document has a label of the training rows; check the labels column and the splits")
+            raise DataError(
+                f"no {split} document has a label of the training rows; check the labels column and"
+                " the splits"
+            )
     extra = np.diff(corpus.labels.indptr) - np.diff(seen.labels.indptr)
     tokenizer = loading.tokenizer_of(backbone, trust_remote_code)
     vocabulary = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
@@ -207,33 +284,64 @@ def prepare(
     )
     if not len(tokens.flat):
         raise DataError("no document has a token this tokenizer knows; check the text column")
-    prepared = Prepared(seen, backbone, tokens, vocabulary, extra, None, folder, max_tokens, window, key, overlap,
-                        trust_remote_code, label_space)
+    prepared = Prepared(
+        seen,
+        backbone,
+        tokens,
+        vocabulary,
+        extra,
+        None,
+        folder,
+        max_tokens,
+        window,
+        key,
+        overlap,
+        trust_remote_code,
+        label_space,
+    )
     if not frozen:
         return prepared
     path = prepared.root / "features" / f"{seen.name}-{key}.safetensors"
-    return replace(prepared, features=cached_features(prepared.reader, tokens, path, key=key, progress=progress))
+    return replace(
+        prepared,
+        features=cached_features(prepared.reader, tokens, path, key=key, progress=progress),
+    )
 
 
 def listening_features(prepared: Prepared, progress: bool = True) -> Features:
-    """Hidden states of train and dev documents alone, for L2R pretraining of a run that tunes its backbone.
+    """Hidden states of train and dev documents alone, for L2R pretraining of a run that tunes its
+    backbone.
 
-    The other documents count as empty, so that rows keep their numbers; half of the forward passes are saved.
+    The other documents count as empty, so that rows keep their numbers; half of the forward passes
+    are saved.
     """
     read = np.concatenate([prepared.rows["train"], prepared.rows["dev"]])
     used = np.zeros(len(prepared.tokens), bool)
     used[read] = True
     nothing = np.zeros(0, np.int32)
-    tokens = Ragged.from_lists([prepared.tokens[i] if used[i] else nothing for i in range(len(used))])
-    path = prepared.root / "features" / f"{prepared.corpus.name}-{prepared.key}-train-dev.safetensors"
-    return cached_features(prepared.reader, tokens, path, key=f"{prepared.key}-train-dev", progress=progress)
+    tokens = Ragged.from_lists(
+        [prepared.tokens[i] if used[i] else nothing for i in range(len(used))]
+    )
+    path = (
+        prepared.root / "features" / f"{prepared.corpus.name}-{prepared.key}-train-dev.safetensors"
+    )
+    return cached_features(
+        prepared.reader, tokens, path, key=f"{prepared.key}-train-dev", progress=progress
+    )
 
 
 def pretrained(
-    prepared: Prepared, trainer: str, teacher: Teacher, *, teacher_config: TeacherConfig, config: L2RConfig,
+    prepared: Prepared,
+    trainer: str,
+    teacher: Teacher,
+    *,
+    teacher_config: TeacherConfig,
+    config: L2RConfig,
     progress: bool = True,
-) -> Planted:  # fmt: skip
-    """planted.safetensors of one trainer and seed, made where it is missing, checked against this corpus."""
+) -> Planted:
+    """planted.safetensors of one trainer and seed, made where it is missing, checked against this
+    corpus.
+    """
     key = fingerprint_of(prepared.key, trainer, asdict(teacher_config), asdict(config))
     path = prepared.root / "planted" / f"{prepared.corpus.name}-{trainer}-{key}.safetensors"
     if path.exists():
@@ -242,9 +350,16 @@ def pretrained(
         return planted
     features = prepared.features or listening_features(prepared, progress)
     planted = l2r.pretrain(
-        trainer, replace(features, standard=prepared.standard), prepared.rows["train"], teacher,
-        label_names=prepared.corpus.label_names, tokens=prepared.vocabulary, labels=prepared.corpus.labels,
-        held_out=prepared.rows["dev"], config=config, progress=progress,
-    )  # fmt: skip
+        trainer,
+        replace(features, standard=prepared.standard),
+        prepared.rows["train"],
+        teacher,
+        label_names=prepared.corpus.label_names,
+        tokens=prepared.vocabulary,
+        labels=prepared.corpus.labels,
+        held_out=prepared.rows["dev"],
+        config=config,
+        progress=progress,
+    )
     planted.save(path)
     return planted

@@ -1,7 +1,8 @@
 """One run, one record: plant a start, fine-tune, choose on dev, read test once.
 
-Realises METHOD.md sections 4 to 7 on what `pipeline.prepare` made ready. Each run writes one small JSON (`RunRecord`) and
-nothing else is needed later. Notebooks call these functions and show what they return.
+Realises METHOD.md sections 4 to 7 on what `pipeline.prepare` made ready. Each run writes one small
+JSON (`RunRecord`) and nothing else is needed later. Notebooks call these functions and show what
+they return.
 """
 
 from __future__ import annotations
@@ -33,45 +34,84 @@ from plantlib.utils.progress import tqdm
 
 
 def run_start(
-    prepared: Prepared, start: str, seed: int = 0, *, config: RunConfig = RunConfig(), results: str | Path | None = None,
-    run_id: str | None = None, notebook: str | None = None, progress: bool = True,
-) -> tuple[RunRecord, PlantModel]:  # fmt: skip
-    """Plant `start`, fine-tune, choose the epoch on dev, read test once; the record is saved when `results` is given."""
+    prepared: Prepared,
+    start: str,
+    seed: int = 0,
+    *,
+    config: RunConfig = RunConfig(),
+    results: str | Path | None = None,
+    run_id: str | None = None,
+    notebook: str | None = None,
+    progress: bool = True,
+) -> tuple[RunRecord, PlantModel]:
+    """Plant `start`, fine-tune, choose the epoch on dev, read test once; the record is saved when
+    `results` is given.
+    """
     config, cpu = config.seeded(seed), time.process_time()
     seed_all(seed)
     parts = planting.parts_of(start)
     if "outputs" in parts and config.tuning != "frozen":
-        raise ValueError(f"start {start!r}: outputs are planted from cached features; use tuning='frozen', or leave them out")
+        raise ValueError(
+            f"start {start!r}: outputs are planted from cached features; use tuning='frozen', or"
+            " leave them out"
+        )
     made = ingredients(prepared, start, config, progress)
     linear, table, times = made.linear, made.l2r_table, made.times
     model = build_model(
-        prepared, made.teacher, keep=config.keep, l2r_table=table, v1=config.v1, lm_weight=config.train.lm_weight,
+        prepared,
+        made.teacher,
+        keep=config.keep,
+        l2r_table=table,
+        v1=config.v1,
+        lm_weight=config.train.lm_weight,
         linear=linear,
-    )  # fmt: skip
+    )
     cached = config.tuning == "frozen"
 
     def begin(gain: float) -> None:
         # initial values are drawn where they are the same on every machine
         planting.plant(
-            model.cpu().decoder, start, made.teacher, prepared.train_labels, planted=made.planted, l2r_table=table,
+            model.cpu().decoder,
+            start,
+            made.teacher,
+            prepared.train_labels,
+            planted=made.planted,
+            l2r_table=table,
             config=replace(config.start, lookup_gain=gain),
-        )  # fmt: skip
+        )
         use_score(model, parts, made.teacher, prepared)
         if "outputs" in parts:
-            planted_outputs.plant_outputs(model, prepared.documents("train"), config.outputs, progress)
-        # what came before may have drawn numbers: every start of a seed gets the same adapters and dropout
+            planted_outputs.plant_outputs(
+                model, prepared.documents("train"), config.outputs, progress
+            )
+        # what came before may have drawn numbers: every start of a seed gets the same adapters and
+        # dropout
         seed_all(seed)
 
     def fit_in(folder: Path, callbacks=()) -> list[dict]:
         documents = [prepared.documents(split, cached, linear) for split in ("train", "dev")]
         return train.fine_tune(
-            model, *documents, prepared.train_counts, folder,
-            config=config.train_for(parts), progress=progress, callbacks=callbacks,
-        )  # fmt: skip
+            model,
+            *documents,
+            prepared.train_counts,
+            folder,
+            config=config.train_for(parts),
+            progress=progress,
+            callbacks=callbacks,
+        )
 
     run_id = run_id or run_name(prepared, start, seed, config.tuning)
-    folder = prepared.root / "checkpoints" / f"{run_id}-{fingerprint_of(prepared.key, start, asdict(config))}"
-    fitted, gains, about, resumed = time.perf_counter(), config.gains_for(parts), {}, folder.exists()
+    folder = (
+        prepared.root
+        / "checkpoints"
+        / f"{run_id}-{fingerprint_of(prepared.key, start, asdict(config))}"
+    )
+    fitted, gains, about, resumed = (
+        time.perf_counter(),
+        config.gains_for(parts),
+        {},
+        folder.exists(),
+    )
     if len(gains) == 1:
         begin(gains[0])
         if not cached:
@@ -79,9 +119,14 @@ def run_start(
         epochs = fit_in(folder)
     else:
         gain, tried = gain_choice.choose(gains, begin, fit_in, folder, config.train.metric)
-        epochs, about = fit_in(gain_choice.folder_of(folder, gain)), {"gain_chosen": gain, "gains_tried": tried}
+        epochs, about = (
+            fit_in(gain_choice.folder_of(folder, gain)),
+            {"gain_chosen": gain, "gains_tried": tried},
+        )
     if weights := config.weights_for(parts):
-        weight, tried = gain_choice.weigh(model.decoder.linear_gain, weights, lambda: on_dev(model, prepared, made, config))
+        weight, tried = gain_choice.weigh(
+            model.decoder.linear_gain, weights, lambda: on_dev(model, prepared, made, config)
+        )
         about |= {"linear_weight": weight, "linear_weights_tried": tried}
     times["fine_tune"] = time.perf_counter() - fitted
     if not resumed:  # what a killed process spent is not known
@@ -101,19 +146,38 @@ def run_start(
 def on_dev(model: PlantModel, prepared: Prepared, made: Ingredients, config: RunConfig) -> float:
     """The metric that chooses, of dev, on cached features."""
     counts, rows = prepared.train_counts, prepared.rows["train"]
-    scores, labels = train.score(model, prepared.documents("dev", True, made.linear), counts, auc=False)
+    scores, labels = train.score(
+        model, prepared.documents("dev", True, made.linear), counts, auc=False
+    )
     return evaluate(scores, labels, counts, len(rows))[config.train.metric]
 
 
-def _record(prepared, model, start, seed, config, epochs, run_id, notebook, made: Ingredients, trained) -> RunRecord:
+def _record(
+    prepared, model, start, seed, config, epochs, run_id, notebook, made: Ingredients, trained
+) -> RunRecord:
     """Threshold and calibration from dev, then the one reading of test."""
-    began, cached, linear, times = time.perf_counter(), config.tuning == "frozen", made.linear, made.times
-    dev_scores, dev_labels = train.score(model, prepared.documents("dev", cached, linear), prepared.train_counts, auc=False)
-    scores, _ = train.score(model, prepared.documents("test", cached, linear), prepared.train_counts)
+    began, cached, linear, times = (
+        time.perf_counter(),
+        config.tuning == "frozen",
+        made.linear,
+        made.times,
+    )
+    dev_scores, dev_labels = train.score(
+        model, prepared.documents("dev", cached, linear), prepared.train_counts, auc=False
+    )
+    scores, _ = train.score(
+        model, prepared.documents("test", cached, linear), prepared.train_counts
+    )
     judged = prepared.judge(dev_scores, scores)
-    model.config.threshold, model.config.calibration = judged["threshold"], calibrate(dev_scores.topk, dev_labels)
+    model.config.threshold, model.config.calibration = (
+        judged["threshold"],
+        calibrate(dev_scores.topk, dev_labels),
+    )
     times["evaluate"] = time.perf_counter() - began
-    gains = {name: getattr(model.decoder, f"{name}_gain").item() for name in ("planted", "teacher", "linear")}
+    gains = {
+        name: getattr(model.decoder, f"{name}_gain").item()
+        for name in ("planted", "teacher", "linear")
+    }
     further = {name: getattr(model.decoder, f"{name}_gain", None) for name in ("l2r", "context")}
     gains |= {name: gain.tolist() for name, gain in further.items() if gain is not None}
     return RunRecord(
@@ -121,7 +185,12 @@ def _record(prepared, model, start, seed, config, epochs, run_id, notebook, made
         kind="planted",
         system=start,
         seed=seed,
-        params=asdict(config) | {"max_tokens": prepared.max_tokens, "inputs": prepared.key, "final_gains": gains},
+        params=asdict(config)
+        | {
+            "max_tokens": prepared.max_tokens,
+            "inputs": prepared.key,
+            "final_gains": gains,
+        },
         notebook=notebook,
         backbone=Path(prepared.backbone).name,
         teacher=asdict(config.teacher) | made.about(),
@@ -135,7 +204,9 @@ def _record(prepared, model, start, seed, config, epochs, run_id, notebook, made
 
 
 def calibrate(topk, labels: sparse.csr_matrix) -> list[float]:
-    """Slope and shift of a logistic curve from dev scores to the chance of being right (Platt), over the top-k places."""
+    """Slope and shift of a logistic curve from dev scores to the chance of being right (Platt),
+    over the top-k places.
+    """
     from sklearn.linear_model import LogisticRegression
 
     used = topk.ids >= 0
@@ -146,14 +217,32 @@ def calibrate(topk, labels: sparse.csr_matrix) -> list[float]:
     return [float(curve.coef_[0, 0]), float(curve.intercept_[0])]
 
 
-STARTS = ("random", "l2r", "closed_form", "lookup", "shuffled", "score", "lookup+score", "linear", "lookup+linear")
+STARTS = (
+    "random",
+    "l2r",
+    "closed_form",
+    "lookup",
+    "shuffled",
+    "score",
+    "lookup+score",
+    "linear",
+    "lookup+linear",
+)
 
 
 def run_grid(
-    prepared: Prepared, starts=STARTS, seeds=(0, 1, 2), *, config: RunConfig | None = None, results: str | Path,
-    notebook: str | None = None, progress: bool = True,
-) -> list[RunRecord]:  # fmt: skip
-    """Every start with every seed, and the peers; runs whose record stands in `results` are read, not repeated."""
+    prepared: Prepared,
+    starts=STARTS,
+    seeds=(0, 1, 2),
+    *,
+    config: RunConfig | None = None,
+    results: str | Path,
+    notebook: str | None = None,
+    progress: bool = True,
+) -> list[RunRecord]:
+    """Every start with every seed, and the peers; runs whose record stands in `results` are read,
+    not repeated.
+    """
     config, results, records = config or RunConfig(), Path(results), []
     for start in starts:
         planting.parts_of(start)  # a misspelt start is an error before the first run, not after it
@@ -161,42 +250,70 @@ def run_grid(
     with tqdm(total=len(jobs), desc="runs", unit="run", disable=not progress) as bar:
         for start, seed in jobs:
             bar.set_postfix_str(f"{start}, seed {seed}")
-            found = finished(results / f"{run_name(prepared, start, seed, config.tuning)}.json", prepared, config.seeded(seed))
+            found = finished(
+                results / f"{run_name(prepared, start, seed, config.tuning)}.json",
+                prepared,
+                config.seeded(seed),
+            )
             if not found:
-                found, _ = run_start(prepared, start, seed, config=config, results=results, notebook=notebook, progress=False)
+                found, _ = run_start(
+                    prepared,
+                    start,
+                    seed,
+                    config=config,
+                    results=results,
+                    notebook=notebook,
+                    progress=False,
+                )
             records.append(found)
             bar.update()
     return records
 
 
-# what matters to runs from the linear score alone, and what was done in such runs before there were these options
+# what matters to runs from the linear score alone, and what was done in such runs before there were
+# these options
 OF_LINEAR = ("linear", "linear_epsilon", "other_gains", "linear_weights")
 BEFORE_LINEAR = {"linear_epsilon": 1e-8, "other_gains": (), "linear_weights": ()}
 
 
 def finished(path: Path, prepared: Prepared, config: RunConfig) -> RunRecord | None:
-    """The record at `path` when it was made from this corpus with these parameters; another one is made again."""
+    """The record at `path` when it was made from this corpus with these parameters; another one is
+    made again.
+    """
     record = RunRecord.load(path) if path.exists() else None
     return record if record is not None and made_with(record, prepared, config) else None
 
 
 def made_with(record: RunRecord, prepared: Prepared, config: RunConfig) -> bool:
     """Whether a record was made from this corpus with these parameters."""
-    # an option that a record does not know had its default then, with the record's seed, or what was done before there was one
-    defaults = asdict(RunConfig().seeded(record.seed)) | (BEFORE_LINEAR if record.teacher.get("linear") else {})
-    # what the linear score is made with matters to runs that begin from it, its choices of gains where there are some
-    parts = record.params.get("start_name", record.system).split("+")  # an ablation's system is no start, but says which it has
+    # an option that a record does not know had its default then, with the record's seed, or what
+    # was done before there was one
+    defaults = asdict(RunConfig().seeded(record.seed)) | (
+        BEFORE_LINEAR if record.teacher.get("linear") else {}
+    )
+    # what the linear score is made with matters to runs that begin from it, its choices of gains
+    # where there are some
+    # an ablation's system is no start, but says which it has
+    parts = record.params.get("start_name", record.system).split("+")
     chosen = {"other_gains": config.has_gains(parts), "linear_weights": config.tuning == "frozen"}
-    skipped = [name for name, matters in chosen.items() if not matters] if record.teacher.get("linear") else OF_LINEAR
+    skipped = (
+        [name for name, matters in chosen.items() if not matters]
+        if record.teacher.get("linear")
+        else OF_LINEAR
+    )
     asked = {k: plain(v) for k, v in asdict(config).items() if k not in skipped}
     told = {name: _filled(record.params.get(name), plain(defaults[name])) for name in asked}
     if "linear" in asked:
-        asked["linear"], told["linear"] = (linear_score.settled(side["linear"], prepared.cells) for side in (asked, told))
+        asked["linear"], told["linear"] = (
+            linear_score.settled(side["linear"], prepared.cells) for side in (asked, told)
+        )
     return asked == told and record.params.get("inputs") == prepared.key
 
 
 def _filled(recorded, default):
-    """What a record says of an option, with the defaults of parts it does not know and without parts that are no more."""
+    """What a record says of an option, with the defaults of parts it does not know and without
+    parts that are no more.
+    """
     if isinstance(recorded, dict) and isinstance(default, dict):
         return {name: recorded.get(name, value) for name, value in default.items()}
     return default if recorded is None else recorded
@@ -218,11 +335,20 @@ def fit(
     config: RunConfig = RunConfig(),
     **prepare_options,
 ) -> PlantModel:
-    """MIG -> L2R -> plant -> fine-tune on a corpus; a model that predicts, explains and saves. Resumable after a kill."""
+    """MIG -> L2R -> plant -> fine-tune on a corpus; a model that predicts, explains and saves.
+    Resumable after a kill.
+    """
     planting.parts_of(start)
     if config.tuning == "frozen" and prepare_options.get("frozen") is False:
-        raise ValueError("tuning='frozen' reads cached features; leave frozen=True, or choose tuning='lora' or 'full'")
-    prepared = prepare(corpus, backbone=backbone, **{"frozen": config.tuning == "frozen"} | prepare_options)
-    record, model = run_start(prepared, start, seed, config=config, progress=prepare_options.get("progress", True))
+        raise ValueError(
+            "tuning='frozen' reads cached features; leave frozen=True, or choose tuning='lora' or"
+            " 'full'"
+        )
+    prepared = prepare(
+        corpus, backbone=backbone, **{"frozen": config.tuning == "frozen"} | prepare_options
+    )
+    record, model = run_start(
+        prepared, start, seed, config=config, progress=prepare_options.get("progress", True)
+    )
     print(record)
     return model if model.backbone is not None else model.attach_backbone(prepared.load_backbone())

@@ -1,9 +1,11 @@
-"""Learning rates by group and depth, and gradual unfreezing, as the first published PLANT trains: by depth, stage by stage.
+"""Learning rates by group and depth, and gradual unfreezing, as the first published PLANT trains:
+by depth, stage by stage.
 
-Realises METHOD.md section 4, "optimisation: discriminative learning rates and gradual unfreezing (v1)". Depth is read from the
-names of the backbone's parameters: embeddings are depth 0, layer i is depth i + 1, what comes after the layers belongs to the
-last. A stage names what is trained from its epoch on; the callback only switches gradients, the optimizer knows all from the
-start, so a killed run resumes in the right stage.
+Realises METHOD.md section 4, "optimisation: discriminative learning rates and gradual unfreezing
+(v1)". Depth is read from the names of the backbone's parameters: embeddings are depth 0, layer i is
+depth i + 1, what comes after the layers belongs to the last. A stage names what is trained from its
+epoch on; the callback only switches gradients, the optimizer knows all from the start, so a killed
+run resumes in the right stage.
 """
 
 from __future__ import annotations
@@ -20,32 +22,42 @@ if TYPE_CHECKING:
     import torch
 
 
-
-
 def depths(names: Iterable[str]) -> dict[str, int]:
-    """Depth of each backbone parameter, 0 for embeddings, as the names say it; adapters lie where their layer lies."""
+    """Depth of each backbone parameter, 0 for embeddings, as the names say it; adapters lie where
+    their layer lies.
+    """
     names = list(names)
-    numbers = {n: int(found[1]) + 1 for n in names if (found := re.search(r"\blayers?\.(\d+)\.", n))}
+    numbers = {
+        n: int(found[1]) + 1 for n in names if (found := re.search(r"\blayers?\.(\d+)\.", n))
+    }
     deepest = max(numbers.values(), default=1)
     return {n: numbers.get(n, 0 if "embed" in n else deepest) for n in names}
 
 
 def layer_rates(names: Iterable[str], rate: float, decay: float) -> dict[str, float]:
-    """Learning rate of each backbone parameter: `rate` in the deepest layer, divided by `decay` a layer further down."""
+    """Learning rate of each backbone parameter: `rate` in the deepest layer, divided by `decay` a
+    layer further down.
+    """
     found = depths(names)
     deepest = max(found.values(), default=0)
     return {name: rate / decay ** (deepest - depth) for name, depth in found.items()}
 
 
 def parameter_groups(model, config: TrainConfig) -> list[dict]:
-    """Optimizer groups: queries, outputs and bias, gains, backbone by depth; every trainable parameter is in exactly one."""
+    """Optimizer groups: queries, outputs and bias, gains, backbone by depth; every trainable
+    parameter is in exactly one.
+    """
     groups: dict[str, list] = {"queries": [], "outputs": [], "gains": []}
     backbone: dict[str, torch.nn.Parameter] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         last = name.rsplit(".", 1)[-1]
-        kind = {"label_queries": "queries", "label_outputs": "outputs", "label_bias": "outputs"}.get(last)
+        kind = {
+            "label_queries": "queries",
+            "label_outputs": "outputs",
+            "label_bias": "outputs",
+        }.get(last)
         kind = kind or ("gains" if last.endswith("_gain") else None)
         if kind:
             groups[kind].append(parameter)
@@ -53,13 +65,21 @@ def parameter_groups(model, config: TrainConfig) -> list[dict]:
             backbone[name] = parameter
     decay = {"gains": 0.0}
     found = [
-        {"params": p, "lr": getattr(config, f"lr_{k}"), "weight_decay": decay.get(k, config.weight_decay)}
-        for k, p in groups.items() if p
-    ]  # fmt: skip
+        {
+            "params": p,
+            "lr": getattr(config, f"lr_{k}"),
+            "weight_decay": decay.get(k, config.weight_decay),
+        }
+        for k, p in groups.items()
+        if p
+    ]
     by_rate: dict[float, list] = {}
     for name, rate in layer_rates(backbone, config.lr_backbone, config.layer_decay).items():
         by_rate.setdefault(rate, []).append(backbone[name])
-    return found + [{"params": p, "lr": rate, "weight_decay": config.weight_decay} for rate, p in sorted(by_rate.items())]
+    return found + [
+        {"params": p, "lr": rate, "weight_decay": config.weight_decay}
+        for rate, p in sorted(by_rate.items())
+    ]
 
 
 def trained_in(stage: str, names: Iterable[str]) -> set[str]:
@@ -74,7 +94,9 @@ def trained_in(stage: str, names: Iterable[str]) -> set[str]:
 
 
 class Unfreeze(TrainerCallback):
-    """Stage i from epoch i on, the last one to the end: switches `requires_grad` of what training may touch at all."""
+    """Stage i from epoch i on, the last one to the end: switches `requires_grad` of what training
+    may touch at all.
+    """
 
     def __init__(self, model, stages: tuple[str, ...]):
         check_stages(stages)
@@ -102,9 +124,11 @@ class Unfreeze(TrainerCallback):
 
 
 class Inattention(TrainerCallback):
-    """Anneals inattention's K: from `begin` tokens down to the decoder's own K, by equal factors over `epochs` epochs.
+    """Anneals inattention's K: from `begin` tokens down to the decoder's own K, by equal factors
+    over `epochs` epochs.
 
-    Dev is always read with the K that the model will be used with, so that the choice of the epoch is one about that model.
+    Dev is always read with the K that the model will be used with, so that the choice of the epoch
+    is one about that model.
     """
 
     def __init__(self, decoder, begin: int, epochs: int):
@@ -115,8 +139,14 @@ class Inattention(TrainerCallback):
         if epoch >= self.epochs:
             return self.keep
         share = epoch / self.epochs
-        fall = lambda k: k if k is None or k >= self.begin else round(self.begin ** (1 - share) * k**share)  # noqa: E731
-        return [fall(k) for k in self.keep] if isinstance(self.keep, (list, tuple)) else fall(self.keep)
+        fall = lambda k: (
+            k if k is None or k >= self.begin else round(self.begin ** (1 - share) * k**share)
+        )  # noqa: E731
+        return (
+            [fall(k) for k in self.keep]
+            if isinstance(self.keep, (list, tuple))
+            else fall(self.keep)
+        )
 
     def on_epoch_begin(self, args, state, control, **kwargs):
         self.decoder.keep = self.keep_of(int(round(state.epoch or 0)))
@@ -126,11 +156,14 @@ class Inattention(TrainerCallback):
 
 
 def one_cycle(optimizer, steps: int, warmup: float):
-    """Rates rise over the first share of the steps and fall as a cosine, momentum the other way round; one step an update."""
+    """Rates rise over the first share of the steps and fall as a cosine, momentum the other way
+    round; one step an update.
+    """
     from torch.optim.lr_scheduler import OneCycleLR
 
     rates = [group["lr"] for group in optimizer.param_groups]
-    # a number of steps, as for the other schedules, or a share of them; a rise of one step would divide by its length of zero
+    # a number of steps, as for the other schedules, or a share of them; a rise of one step would
+    # divide by its length of zero
     share = warmup / steps if warmup > 1 else max(warmup, 0.01)
     share = min(max(share, 2 / (steps + 1)), 1.0)
     return OneCycleLR(optimizer, rates, total_steps=steps + 1, pct_start=share)

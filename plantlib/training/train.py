@@ -1,8 +1,10 @@
-"""Fine-tuning on transformers.Trainer: parameter groups, dev evaluation by streaming top-k, early stopping, resume.
+"""Fine-tuning on transformers.Trainer: parameter groups, dev evaluation by streaming top-k, early
+stopping, resume.
 
-Realises METHOD.md section 4, "optimisation", and section 5, "select on dev, touch test once". Labels go to the loss as
-positive cells, never dense. Checkpoints, schedules, devices and distribution are the Trainer's; this file adds what is
-particular to PLANT: packed batches, learning rates by group, and an evaluation that never holds (N, L) scores.
+Realises METHOD.md section 4, "optimisation", and section 5, "select on dev, touch test once".
+Labels go to the loss as positive cells, never dense. Checkpoints, schedules, devices and
+distribution are the Trainer's; this file adds what is particular to PLANT: packed batches, learning
+rates by group, and an evaluation that never holds (N, L) scores.
 """
 
 from __future__ import annotations
@@ -17,7 +19,14 @@ import numpy as np
 import torch
 from scipy import sparse
 from torch import nn
-from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
+from transformers import (
+    EarlyStoppingCallback,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging as transformers_logging
 
@@ -34,18 +43,33 @@ from plantlib.utils.progress import tqdm
 
 
 class Documents(torch.utils.data.Dataset):
-    """Rows of a corpus as the collator reads them: token ids, labels and, for a frozen backbone, cached features.
+    """Rows of a corpus as the collator reads them: token ids, labels and, for a frozen backbone,
+    cached features.
 
-    linear: rows -> (b, L) linear scores over words, for a start that plants them. edges: of the corpus's frequency buckets.
+    linear: rows -> (b, L) linear scores over words, for a start that plants them. edges: of the
+    corpus's frequency buckets.
     """
 
     def __init__(
-        self, tokens: Ragged, labels: sparse.csr_matrix, rows: np.ndarray, features: Features | None = None,
-        linear: Callable[[list[int]], np.ndarray] | None = None, edges: Edges = EDGES,
-    ):  # fmt: skip
+        self,
+        tokens: Ragged,
+        labels: sparse.csr_matrix,
+        rows: np.ndarray,
+        features: Features | None = None,
+        linear: Callable[[list[int]], np.ndarray] | None = None,
+        edges: Edges = EDGES,
+    ):
         if len(tokens) != labels.shape[0]:
-            raise ValueError(f"{len(tokens)} tokenised documents and {labels.shape[0]} label rows; both must cover the corpus")
-        self.tokens, self.labels, self.rows, self.features = tokens, labels.tocsr(), np.asarray(rows), features
+            raise ValueError(
+                f"{len(tokens)} tokenised documents and {labels.shape[0]} label rows; both must"
+                " cover the corpus"
+            )
+        self.tokens, self.labels, self.rows, self.features = (
+            tokens,
+            labels.tocsr(),
+            np.asarray(rows),
+            features,
+        )
         self.linear, self.edges = linear, edges
 
     def __len__(self) -> int:
@@ -55,7 +79,9 @@ class Documents(torch.utils.data.Dataset):
         return int(self.rows[i])
 
     def collate(self, rows: list[int]) -> dict[str, torch.Tensor]:
-        """One packed batch: token_ids (S,), offsets (B+1), positive cells, hidden_states (S, D) when cached."""
+        """One packed batch: token_ids (S,), offsets (B+1), positive cells, hidden_states (S, D)
+        when cached.
+        """
         tokens = self.tokens.select(rows)
         cells = self.labels[rows].tocoo()
         batch = {
@@ -77,7 +103,8 @@ class PlantTrainer(Trainer):
     def __init__(self, *args, plant_config: TrainConfig, train_counts: np.ndarray, **kwargs):
         super().__init__(*args, **kwargs)
         self.plant_config, self.train_counts = plant_config, train_counts
-        # the loss is a mean over documents, not over "items" that Trainer would count from a labels field
+        # the loss is a mean over documents, not over "items" that Trainer would count from a labels
+        # field
         self.model_accepts_loss_kwargs = False
         # asked now: a stage may switch off for an epoch what the next one trains
         self.frozen = frozen_names(self.model)
@@ -94,31 +121,51 @@ class PlantTrainer(Trainer):
         if self.plant_config.schedule != "one_cycle":
             return super().create_scheduler(num_training_steps, optimizer)
         if self.lr_scheduler is None:
-            self.lr_scheduler = schedules.one_cycle(optimizer or self.optimizer, num_training_steps, self.plant_config.warmup)
+            self.lr_scheduler = schedules.one_cycle(
+                optimizer or self.optimizer, num_training_steps, self.plant_config.warmup
+            )
         return self.lr_scheduler
 
-    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
+    def evaluate(
+        self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
         """Metrics of a split, from scores that leave the model only as top-k and ranks."""
         documents = eval_dataset if eval_dataset is not None else self.eval_dataset
-        scores, labels = score(self.model, documents, self.train_counts, self.args.per_device_eval_batch_size, auc=False)
+        scores, labels = score(
+            self.model,
+            documents,
+            self.train_counts,
+            self.args.per_device_eval_batch_size,
+            auc=False,
+        )
         found = evaluate(scores, labels, self.train_counts, len(self.train_dataset))
         metrics = {f"{metric_key_prefix}_{k}": v for k, v in found.items() if np.isfinite(v)}
         self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.control = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
         return metrics
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        """A checkpoint holds what is trained: a frozen backbone of gigabytes is not written again every epoch."""
+        """A checkpoint holds what is trained: a frozen backbone of gigabytes is not written again
+        every epoch.
+        """
         state = self.model.state_dict() if state_dict is None else state_dict
-        super()._save(output_dir, state_dict={name: value for name, value in state.items() if name not in self.frozen})
+        super()._save(
+            output_dir,
+            state_dict={name: value for name, value in state.items() if name not in self.frozen},
+        )
 
     def _issue_warnings_after_load(self, load_result) -> None:
-        """What a checkpoint leaves out is what is frozen; anything else that is missing or unknown is an error."""
+        """What a checkpoint leaves out is what is frozen; anything else that is missing or unknown
+        is an error.
+        """
         missing = set(load_result.missing_keys) - self.frozen
         if missing or load_result.unexpected_keys:
             raise ValueError(
-                f"the checkpoint lacks {sorted(missing)[:3]} and has unknown {sorted(load_result.unexpected_keys)[:3]}; "
-                "delete the run's checkpoint folder to start it again"
+                f"the checkpoint lacks {sorted(missing)[:3]} and has unknown"
+                f" {sorted(load_result.unexpected_keys)[:3]}; delete the run's checkpoint folder to"
+                " start it again"
             )
 
 
@@ -149,7 +196,11 @@ def score(
         for begin in tqdm(range(0, len(order), batch_size), desc="batches", disable=not progress):
             part = order[begin : begin + batch_size]
             batch = documents.collate([int(r) for r in documents.rows[part]])
-            batch = {name: value.to(device) for name, value in batch.items() if not name.startswith("label_")}
+            batch = {
+                name: value.to(device)
+                for name, value in batch.items()
+                if not name.startswith("label_")
+            }
             evaluator.update(part, model(**batch).logits.float())
     model.train(training)
     return evaluator.result(), labels
@@ -162,7 +213,12 @@ class StepBar(TrainerCallback):
         self.description, self.show, self.bar = description, show, None
 
     def on_train_begin(self, args, state, control, **kwargs):
-        options = {"total": state.max_steps, "initial": state.global_step, "desc": self.description, "unit": "step"}
+        options = {
+            "total": state.max_steps,
+            "initial": state.global_step,
+            "desc": self.description,
+            "unit": "step",
+        }
         self.bar = tqdm(**options, disable=not self.show)
 
     def on_step_end(self, args, state, control, **kwargs):
@@ -181,7 +237,9 @@ class _Progress(StepBar):
 
     def on_train_begin(self, args, state, control, **kwargs):
         # a resumed run goes on counting where its last epoch ended
-        self.begin = time.perf_counter() - max((row.get("seconds", 0.0) for row in state.log_history), default=0.0)
+        self.begin = time.perf_counter() - max(
+            (row.get("seconds", 0.0) for row in state.log_history), default=0.0
+        )
         super().on_train_begin(args, state, control, **kwargs)
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
@@ -192,33 +250,63 @@ class _Progress(StepBar):
 
 
 def fine_tune(
-    model: PlantModel, train: Documents, dev: Documents, train_counts: np.ndarray, folder: str | Path, *,
-    config: TrainConfig = TrainConfig(), resume: bool = True, progress: bool = True, callbacks: Iterable[TrainerCallback] = (),
-) -> list[dict]:  # fmt: skip
-    """Train `model` in place, leave it at its best dev epoch, return one dict an epoch (dev metrics, loss, seconds).
+    model: PlantModel,
+    train: Documents,
+    dev: Documents,
+    train_counts: np.ndarray,
+    folder: str | Path,
+    *,
+    config: TrainConfig = TrainConfig(),
+    resume: bool = True,
+    progress: bool = True,
+    callbacks: Iterable[TrainerCallback] = (),
+) -> list[dict]:
+    """Train `model` in place, leave it at its best dev epoch, return one dict an epoch (dev
+    metrics, loss, seconds).
 
-    folder keeps the checkpoints; with resume a killed run goes on from the last one, to the same numbers.
+    folder keeps the checkpoints; with resume a killed run goes on from the last one, to the same
+    numbers.
     """
     folder = Path(folder)
     trainer = PlantTrainer(
-        model=model, args=_arguments(folder, config), train_dataset=train, eval_dataset=dev,
-        data_collator=train.collate, plant_config=config, train_counts=train_counts,
-        callbacks=[EarlyStoppingCallback(config.patience), _Progress(config.metric, progress), *callbacks],
-    )  # fmt: skip
+        model=model,
+        args=_arguments(folder, config),
+        train_dataset=train,
+        eval_dataset=dev,
+        data_collator=train.collate,
+        plant_config=config,
+        train_counts=train_counts,
+        callbacks=[
+            EarlyStoppingCallback(config.patience),
+            _Progress(config.metric, progress),
+            *callbacks,
+        ],
+    )
     if config.stages:
         trainer.add_callback(schedules.Unfreeze(model, config.stages))
     if config.keep_from is not None:
         if not any(model.decoder.keeps):
-            raise ValueError(f"keep_from={config.keep_from} anneals inattention, but this model attends to all; set keep=")
-        trainer.add_callback(schedules.Inattention(model.decoder, config.keep_from, config.keep_epochs))
+            raise ValueError(
+                f"keep_from={config.keep_from} anneals inattention, but this model attends to all;"
+                " set keep="
+            )
+        trainer.add_callback(
+            schedules.Inattention(model.decoder, config.keep_from, config.keep_epochs)
+        )
     model.lm_weight, model.label_loss = config.lm_weight, config.loss
-    model.still = torch.from_numpy(np.flatnonzero(np.asarray(train_counts) == 0)) if config.unseen == "still" else None
+    model.still = (
+        torch.from_numpy(np.flatnonzero(np.asarray(train_counts) == 0))
+        if config.unseen == "still"
+        else None
+    )
     start(trainer, resume)
     return history(trainer.state.log_history)
 
 
 def start(trainer: Trainer, resume: bool = True) -> None:
-    """Train, from the newest whole checkpoint of the trainer's folder where there is one; nothing is printed."""
+    """Train, from the newest whole checkpoint of the trainer's folder where there is one; nothing
+    is printed.
+    """
     trainer.remove_callback(PrinterCallback)
     with trainer.args.main_process_first():
         last = last_whole_checkpoint(Path(trainer.args.output_dir)) if resume else None
@@ -232,10 +320,17 @@ def start(trainer: Trainer, resume: bool = True) -> None:
 
 def stopped_early(checkpoint: Path) -> bool:
     """Whether dev had stopped the run when this checkpoint was written."""
-    kept = read_json(checkpoint / "trainer_state.json").get("stateful_callbacks", {}).get("EarlyStoppingCallback")
+    kept = (
+        read_json(checkpoint / "trainer_state.json")
+        .get("stateful_callbacks", {})
+        .get("EarlyStoppingCallback")
+    )
     if not kept:
         return False
-    return kept["attributes"]["early_stopping_patience_counter"] >= kept["args"]["early_stopping_patience"]
+    return (
+        kept["attributes"]["early_stopping_patience_counter"]
+        >= kept["args"]["early_stopping_patience"]
+    )
 
 
 def last_whole_checkpoint(folder: Path) -> str | None:
@@ -252,22 +347,43 @@ def _arguments(folder: Path, config: TrainConfig) -> TrainingArguments:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     transformers_logging.disable_progress_bar()
     return TrainingArguments(
-        output_dir=str(folder), num_train_epochs=config.epochs, per_device_train_batch_size=config.batch_size,
-        per_device_eval_batch_size=config.batch_size, gradient_accumulation_steps=config.accumulation,
-        learning_rate=config.lr_outputs, warmup_steps=config.warmup, lr_scheduler_type=_schedule(config), seed=config.seed,
-        eval_strategy="epoch", save_strategy="epoch", logging_strategy="epoch", save_total_limit=1,
-        load_best_model_at_end=True, metric_for_best_model=f"eval_{config.metric}", greater_is_better=True,
-        restore_callback_states_from_checkpoint=True, remove_unused_columns=False, report_to="none",
-        disable_tqdm=True, dataloader_num_workers=0, dataloader_pin_memory=False, max_grad_norm=0.0,
-        label_names=[], log_level="error", log_level_replica="error",
+        output_dir=str(folder),
+        num_train_epochs=config.epochs,
+        per_device_train_batch_size=config.batch_size,
+        per_device_eval_batch_size=config.batch_size,
+        gradient_accumulation_steps=config.accumulation,
+        learning_rate=config.lr_outputs,
+        warmup_steps=config.warmup,
+        lr_scheduler_type=_schedule(config),
+        seed=config.seed,
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        logging_strategy="epoch",
+        save_total_limit=1,
+        load_best_model_at_end=True,
+        metric_for_best_model=f"eval_{config.metric}",
+        greater_is_better=True,
+        restore_callback_states_from_checkpoint=True,
+        remove_unused_columns=False,
+        report_to="none",
+        disable_tqdm=True,
+        dataloader_num_workers=0,
+        dataloader_pin_memory=False,
+        max_grad_norm=0.0,
+        label_names=[],
+        log_level="error",
+        log_level_replica="error",
         # a batch may hold no planted cell, and an encoder may have a pooler that nobody reads
-        ddp_find_unused_parameters=True, use_cpu=on_cpu(),
-    )  # fmt: skip
+        ddp_find_unused_parameters=True,
+        use_cpu=on_cpu(),
+    )
 
 
 def _schedule(config: TrainConfig) -> str:
     """transformers' name of a schedule; the one-cycle is made by `PlantTrainer.create_scheduler`."""
-    return {"one_cycle": "constant", "constant": "constant_with_warmup"}.get(config.schedule, config.schedule)
+    return {"one_cycle": "constant", "constant": "constant_with_warmup"}.get(
+        config.schedule, config.schedule
+    )
 
 
 def history(log: list[dict]) -> list[dict]:
@@ -303,12 +419,17 @@ def folder_of(folder: Path, gain: float) -> Path:
 
 
 def choose(
-    gains: Iterable[float], begin: Callable[[float], None], fit: Callable[..., list[dict]], folder: Path, metric: str
+    gains: Iterable[float],
+    begin: Callable[[float], None],
+    fit: Callable[..., list[dict]],
+    folder: Path,
+    metric: str,
 ) -> tuple[float, dict[str, float]]:
     """(gain with the best dev metric after one epoch, the earliest if tied; the metric of each).
 
-    begin(gain) puts the model at that start; fit(folder, callbacks=...) trains it and returns its history. Afterwards the
-    model is at the start of the gain chosen, and `fit` in `folder_of` it goes on after the epoch it has had.
+    begin(gain) puts the model at that start; fit(folder, callbacks=...) trains it and returns its
+    history. Afterwards the model is at the start of the gain chosen, and `fit` in `folder_of` it
+    goes on after the epoch it has had.
     """
     found: dict[float, float] = {}
     for gain in gains:
@@ -326,8 +447,11 @@ def choose(
     return best, {f"{gain:g}": value for gain, value in found.items()}
 
 
-def weigh(gain: nn.Parameter, multiples: Iterable[float], judge: Callable[[], float]) -> tuple[float, dict[str, float]]:
-    """(multiple of `gain` with the best dev metric, the smallest if tied; the metric of each). `gain` is left at the best.
+def weigh(
+    gain: nn.Parameter, multiples: Iterable[float], judge: Callable[[], float]
+) -> tuple[float, dict[str, float]]:
+    """(multiple of `gain` with the best dev metric, the smallest if tied; the metric of each).
+    `gain` is left at the best.
 
     judge() reads the dev metric of the model that `gain` belongs to, as it stands.
     """

@@ -26,7 +26,9 @@ def is_main() -> bool:
 
 @contextlib.contextmanager
 def main_first():
-    """The first process runs the block before the others, which then find its artefacts; alone it costs nothing."""
+    """The first process runs the block before the others, which then find its artefacts; alone it
+    costs nothing.
+    """
     if not distributed():
         yield
         return

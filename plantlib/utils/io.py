@@ -1,8 +1,8 @@
 """Files that are either whole or absent: atomic writes, checksums and small JSON.
 
-Every artefact of the data flow (corpora, planted queries, run records) is written through `atomic_path`,
-so that an interrupted program never leaves half a file under the final name.
-Nothing here knows what the files contain, and nothing here ever unpickles.
+Every artefact of the data flow (corpora, planted queries, run records) is written through
+`atomic_path`, so that an interrupted program never leaves half a file under the final name. Nothing
+here knows what the files contain, and nothing here ever unpickles.
 """
 
 from __future__ import annotations
@@ -34,10 +34,12 @@ def _flush(path: Path) -> None:
 
 @contextlib.contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary sibling of `path`; rename it to `path` when the block ends without an error.
+    """Yield a temporary sibling of `path`; rename it to `path` when the block ends without an
+    error.
 
-    The block may create a file or a folder under the yielded name. The suffix is kept (libraries that look at it are
-    not confused). On an error the temporary is removed and whatever stood at `path` before stays as it was.
+    The block may create a file or a folder under the yielded name. The suffix is kept (libraries
+    that look at it are not confused). On an error the temporary is removed and whatever stood at
+    `path` before stays as it was.
 
     Raises:
         FileNotFoundError: the block ended without writing anything.
@@ -48,14 +50,18 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     try:
         yield temporary
         if not temporary.exists():
-            raise FileNotFoundError(f"nothing was written for {path}: write to the path that atomic_path yields")
+            raise FileNotFoundError(
+                f"nothing was written for {path}: write to the path that atomic_path yields"
+            )
         _commit(temporary, path)
     finally:
         _remove(temporary)
 
 
 def _commit(temporary: Path, path: Path) -> None:
-    """Put `temporary` in the place of `path`; a folder that stands there is moved aside first and deleted last."""
+    """Put `temporary` in the place of `path`; a folder that stands there is moved aside first and
+    deleted last.
+    """
     if temporary.is_file():
         _flush(temporary)
     if not path.is_dir():
@@ -79,11 +85,16 @@ def _plain(value: Any) -> Any:
         return sorted(value)
     if isinstance(value, Path):
         return str(value)
-    raise TypeError(f"cannot write {type(value).__name__} as JSON: convert it to str, int, float, list or dict first")
+    raise TypeError(
+        f"cannot write {type(value).__name__} as JSON: convert it to str, int, float, list or dict"
+        " first"
+    )
 
 
 def write_json(path: str | Path, obj: Any) -> Path:
-    """Write `obj` as UTF-8 JSON, atomically: two spaces, key order kept, newline at the end. NaN is an error."""
+    """Write `obj` as UTF-8 JSON, atomically: two spaces, key order kept, newline at the end. NaN is
+    an error.
+    """
     path = Path(path)
     text = json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False, default=_plain)
     with atomic_path(path) as temporary:
@@ -97,7 +108,9 @@ def read_json(path: str | Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON (line {error.lineno}, column {error.colno}: {error.msg})") from error
+        raise ValueError(
+            f"{path} is not JSON (line {error.lineno}, column {error.colno}: {error.msg})"
+        ) from error
 
 
 def sha256(path: str | Path) -> str:

@@ -1,7 +1,9 @@
-"""Progress bars that reach the reader: widgets in JupyterLab, text where a notebook is run by papermill.
+"""Progress bars that reach the reader: widgets in JupyterLab, text where a notebook is run by
+papermill.
 
-Under papermill a widget is seen by nobody, so `runner.run_notebook` sets PLANT_PROGRESS=text for its kernel and passes the
-kernel's standard error on. Everything in plantlib that takes more than seconds draws its bar through `tqdm` here.
+Under papermill a widget is seen by nobody, so `runner.run_notebook` sets PLANT_PROGRESS=text for
+its kernel and passes the kernel's standard error on. Everything in plantlib that takes more than
+seconds draws its bar through `tqdm` here.
 """
 
 from __future__ import annotations
@@ -18,7 +20,9 @@ def tqdm(*args, **kwargs):
     if os.environ.get(VARIABLE) == "text":
         from tqdm.std import tqdm as text_bar
 
-        return text_bar(*args, **({"mininterval": 0.5, "dynamic_ncols": False, "ncols": 100} | kwargs))
+        return text_bar(
+            *args, **({"mininterval": 0.5, "dynamic_ncols": False, "ncols": 100} | kwargs)
+        )
     from tqdm.auto import tqdm as bar
 
     return bar(*args, **kwargs)
@@ -26,7 +30,9 @@ def tqdm(*args, **kwargs):
 
 @contextmanager
 def without_library_bars(wanted: bool = False) -> Iterator[None]:
-    """transformers' own bars are left out inside, unless `wanted`: they belong to files that take longer than seconds."""
+    """transformers' own bars are left out inside, unless `wanted`: they belong to files that take
+    longer than seconds.
+    """
     from transformers.utils import logging
 
     before = logging.is_progress_bar_enabled()

@@ -1,7 +1,9 @@
-"""The four named families on the whole road: text, MIG, L2R, planting, LoRA on a real class with random weights, saved, loaded.
+"""The four named families on the whole road: text, MIG, L2R, planting, LoRA on a real class with
+random weights, saved, loaded.
 
-METHOD.md section 4: Mistral, LLaMA, Phi-3 with fused projections, DeepSeek-V3 with MLA and frozen experts. The backbones are
-those that `weights.tiny_folder` makes for anybody, with MiniLM's real tokenizer.
+METHOD.md section 4: Mistral, LLaMA, Phi-3 with fused projections, DeepSeek-V3 with MLA and frozen
+experts. The backbones are those that `weights.tiny_folder` makes for anybody, with MiniLM's real
+tokenizer.
 """
 
 from __future__ import annotations
@@ -20,16 +22,29 @@ from plantlib.training.options import TrainConfig
 from plantlib.training.runs import run_start
 from plantlib.utils.io import read_json
 
-QUICK = RunConfig(tuning="lora", train=TrainConfig(epochs=1, batch_size=16, lr_backbone=0.01),
-                  l2r=L2RConfig(epochs=1, list_size=16, labels_a_document=4))  # fmt: skip
+QUICK = RunConfig(
+    tuning="lora",
+    train=TrainConfig(epochs=1, batch_size=16, lr_backbone=0.01),
+    l2r=L2RConfig(epochs=1, list_size=16, labels_a_document=4),
+)
 
 
 @pytest.fixture(scope="module", params=list(weights.TINY_FAMILIES))
 def road(request, corpus, tmp_path_factory):
-    """(family, prepared, record, model, folder) of one LoRA run with planted queries; documents longer than the window."""
+    """(family, prepared, record, model, folder) of one LoRA run with planted queries; documents
+    longer than the window.
+    """
     folder = tmp_path_factory.mktemp(request.param)
-    prepared = prepare(corpus, backbone=f"tiny-{request.param}", max_tokens=None, window=20, overlap=2, frozen=False,
-                       root=folder / "artefacts", progress=False)  # fmt: skip
+    prepared = prepare(
+        corpus,
+        backbone=f"tiny-{request.param}",
+        max_tokens=None,
+        window=20,
+        overlap=2,
+        frozen=False,
+        root=folder / "artefacts",
+        progress=False,
+    )
     record, model = run_start(prepared, "l2r", 0, config=QUICK, results=folder, progress=False)
     return request.param, prepared, record, model, folder
 
@@ -41,7 +56,9 @@ def test_run_ends_in_a_record(road):
     sizes = record.model_size
     lora = sum(p.numel() for n, p in model.named_parameters() if "lora_" in n)
     assert sizes["trained_in_backbone"] == lora and lora < 0.2 * sizes["parameters"]
-    assert any(p.abs().sum() > 0 for n, p in model.named_parameters() if "lora_B" in n), "adapters were trained"
+    assert any(p.abs().sum() > 0 for n, p in model.named_parameters() if "lora_B" in n), (
+        "adapters were trained"
+    )
 
 
 def test_saved_as_adapters_and_head_and_loaded_again(road, tmp_path):
@@ -50,7 +67,10 @@ def test_saved_as_adapters_and_head_and_loaded_again(road, tmp_path):
     model.save_pretrained(folder)
     names = {p.name for p in (folder / "adapter").iterdir()}
     assert {"adapter_model.safetensors", "adapter_config.json"} <= names
-    assert read_json(folder / "adapter" / "adapter_config.json")["base_model_name_or_path"] == f"tiny-{family}"
+    assert (
+        read_json(folder / "adapter" / "adapter_config.json")["base_model_name_or_path"]
+        == f"tiny-{family}"
+    )
     backbone = sum(p.numel() for n, p in model.named_parameters() if n.startswith("backbone."))
     written = sum(p.stat().st_size for p in folder.rglob("*.safetensors"))
     assert written < backbone, "the backbone is not copied"
@@ -58,24 +78,43 @@ def test_saved_as_adapters_and_head_and_loaded_again(road, tmp_path):
     assert (loaded.config.window, loaded.config.overlap, loaded.training) == (20, 2, False)
     texts = prepared.corpus.texts[80:]
     assert loaded.predict(texts) == model.predict(texts)
-    assert loaded.explain("the pulse was seen", "heart").top(1) == model.explain("the pulse was seen", "heart").top(1)
+    assert loaded.explain("the pulse was seen", "heart").top(1) == model.explain(
+        "the pulse was seen", "heart"
+    ).top(1)
     loaded.save_pretrained(tmp_path / "again")
     assert PlantModel.from_pretrained(tmp_path / "again").predict(texts) == model.predict(texts)
-    assert read_json(folder / "config.json")["backbone_saved"] == "adapter" and model.config.backbone_saved == "whole"
+    assert (
+        read_json(folder / "config.json")["backbone_saved"] == "adapter"
+        and model.config.backbone_saved == "whole"
+    )
 
 
 def test_offsets_of_explanations_point_into_the_text(road):
     model = road[3]
     text = "Pulse  and valve, seen today; again?"
     found = model.explain(text, "heart")
-    assert [text[slice(*s)] for s in found.spans] == ["Pulse", "and", "valve", ",", "seen", "today", ";", "again", "?"]
+    assert [text[slice(*s)] for s in found.spans] == [
+        "Pulse",
+        "and",
+        "valve",
+        ",",
+        "seen",
+        "today",
+        ";",
+        "again",
+        "?",
+    ]
 
 
 def test_card_is_written_from_the_record(road, tmp_path):
     _, _, record, model, _ = road
     model.save_pretrained(tmp_path / "m")
     text = (tmp_path / "m" / "README.md").read_text()
-    assert f"# {record.id}" in text and f"| p@1 | {record.metrics['p@1']:.4f} |" in text and "tuning `lora`" in text
+    assert (
+        f"# {record.id}" in text
+        and f"| p@1 | {record.metrics['p@1']:.4f} |" in text
+        and "tuning `lora`" in text
+    )
     assert read_json(tmp_path / "m" / "run.json")["metrics"]["p@1"] == record.metrics["p@1"]
     other = replace(record, metrics=record.metrics | {"p@1": 0.1234})
     assert "| p@1 | 0.1234 |" in saving.write_card(other, tmp_path / "m").read_text()
@@ -85,15 +124,22 @@ def test_another_backbone_under_the_adapters_is_refused(road, tmp_path):
     family, _, _, model, _ = road
     other = "tiny-phi3" if family != "phi3" else "tiny-llama"
     model.save_pretrained(tmp_path / "m")
-    with pytest.raises(ValueError, match=f"were trained on a backbone of fingerprint .*, '{other}' has"):
+    with pytest.raises(
+        ValueError, match=f"were trained on a backbone of fingerprint .*, '{other}' has"
+    ):
         PlantModel.from_pretrained(tmp_path / "m", backbone=other)
-    with pytest.raises(ValueError, match=f"belong to the backbone 'tiny-{family}', which is not here .*; pass backbone= with"):
+    with pytest.raises(
+        ValueError,
+        match=f"belong to the backbone 'tiny-{family}', which is not here .*; pass backbone= with",
+    ):
         PlantModel.from_pretrained(tmp_path / "m", backbone="nowhere")
 
 
 @pytest.mark.parametrize("family", list(weights.TINY_FAMILIES))
 def test_padding_and_missing_pad_token_change_nothing(family):
-    """Right padding whatever the tokenizer's side, and id 0 under the mask where it has no pad token."""
+    """Right padding whatever the tokenizer's side, and id 0 under the mask where it has no pad
+    token.
+    """
     from plantlib.backbones import windows
 
     ids, offsets = torch.tensor([*range(1000, 1012), 1000, 1001, 1002]), torch.tensor([0, 12, 15])
@@ -114,7 +160,10 @@ def test_causal_models_see_the_past_alone(family):
     backbone = loading.load(f"tiny-{family}")
     assert windows.is_causal(backbone.model) and not windows.is_causal(loading.load("minilm").model)
     ids = torch.arange(1000, 1012)
-    one, other = (windows.encode(backbone, x, torch.tensor([0, 12])) for x in (ids, torch.cat([ids[:-1], ids[:1]])))
+    one, other = (
+        windows.encode(backbone, x, torch.tensor([0, 12]))
+        for x in (ids, torch.cat([ids[:-1], ids[:1]]))
+    )
     torch.testing.assert_close(one[:-1], other[:-1])
     assert not torch.allclose(one[-1], other[-1])
 

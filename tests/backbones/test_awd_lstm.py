@@ -1,7 +1,8 @@
-"""AWD-LSTM: torch's own LSTM when nothing is dropped; each dropout by hand; carried state; a backbone like any other.
+"""AWD-LSTM: torch's own LSTM when nothing is dropped; each dropout by hand; carried state; a
+backbone like any other.
 
-METHOD.md section 4, "v1 encoder". Pretraining is tried on the tiny corpus: perplexity of dev text falls, test text is not read,
-and the folder goes the whole road, frozen and trained in full.
+METHOD.md section 4, "v1 encoder". Pretraining is tried on the tiny corpus: perplexity of dev text
+falls, test text is not read, and the folder goes the whole road, frozen and trained in full.
 """
 
 from __future__ import annotations
@@ -27,12 +28,21 @@ from plantlib.backbones.awd_lstm import (
     variational_dropout,
     word_dropout,
 )
-from plantlib.training.awd_pretraining import Chunks, PretrainConfig, pretrain, stream, word_tokenizer
+from plantlib.training.awd_pretraining import (
+    Chunks,
+    PretrainConfig,
+    pretrain,
+    stream,
+    word_tokenizer,
+)
 from plantlib.training.options import TrainConfig
 from plantlib.training.runs import run_start
 from plantlib.utils.io import read_json
 
-NONE = dict.fromkeys(("embedding_dropout", "input_dropout", "hidden_dropout", "weight_dropout", "output_dropout"), 0.0)
+NONE = dict.fromkeys(
+    ("embedding_dropout", "input_dropout", "hidden_dropout", "weight_dropout", "output_dropout"),
+    0.0,
+)
 SIZES = {"vocab_size": 50, "hidden_size": 12, "lstm_size": 12, "num_hidden_layers": 3}
 
 
@@ -70,13 +80,24 @@ def test_without_dropout_it_is_torchs_lstm(training):
                 torch.testing.assert_close(own_h[0, row], h[i, 0])
                 torch.testing.assert_close(own_c[0, row], c[i, 0])
         else:
-            assert all(not s[0, row].any() for pair in found.state for s in pair), "an empty row leaves its state as it was"
+            assert all(not s[0, row].any() for pair in found.state for s in pair), (
+                "an empty row leaves its state as it was"
+            )
     found.last_hidden_state[mask].square().sum().backward()
-    rows = [lstm(model.embeddings(ids[r : r + 1, :n]).detach())[0] for r, n in enumerate((7, 3, 0, 5)) if n]
+    rows = [
+        lstm(model.embeddings(ids[r : r + 1, :n]).detach())[0]
+        for r, n in enumerate((7, 3, 0, 5))
+        if n
+    ]
     sum(row.square().sum() for row in rows).backward()
     for i, layer in enumerate(model.layers):
         for name, parameter in layer.named_parameters():
-            torch.testing.assert_close(parameter.grad, getattr(lstm, name.replace("l0", f"l{i}")).grad, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(
+                parameter.grad,
+                getattr(lstm, name.replace("l0", f"l{i}")).grad,
+                rtol=1e-4,
+                atol=1e-5,
+            )
 
 
 def test_carried_state_makes_segments_one_document():
@@ -88,7 +109,9 @@ def test_carried_state_makes_segments_one_document():
 
 
 def test_weight_drop_drops_recurrent_connections_by_hand():
-    """The dropped matrix in torch's LSTM gives the same outputs; a dropped connection gets no gradient; input matrices stay."""
+    """The dropped matrix in torch's LSTM gives the same outputs; a dropped connection gets no
+    gradient; input matrices stay.
+    """
     model = encoder(num_hidden_layers=1, weight_dropout=0.5).train()
     ids, _ = batch((6, 6))
     torch.manual_seed(3)
@@ -102,8 +125,14 @@ def test_weight_drop_drops_recurrent_connections_by_hand():
     gone = dropped == 0
     assert 0.3 < gone.float().mean() < 0.7
     gradient = model.layers[0].weight_hh_l0.grad
-    assert not gradient[gone].any() and gradient[~gone].abs().sum() > 0 and model.layers[0].weight_ih_l0.grad.all()
-    torch.testing.assert_close(model.eval()(ids).last_hidden_state, torch_lstm_of_one(model)(model.embeddings(ids))[0])
+    assert (
+        not gradient[gone].any()
+        and gradient[~gone].abs().sum() > 0
+        and model.layers[0].weight_ih_l0.grad.all()
+    )
+    torch.testing.assert_close(
+        model.eval()(ids).last_hidden_state, torch_lstm_of_one(model)(model.embeddings(ids))[0]
+    )
 
 
 def torch_lstm_of_one(model) -> nn.LSTM:
@@ -127,7 +156,11 @@ def test_words_are_dropped_everywhere_or_nowhere():
 def test_variational_dropout_is_one_mask_for_all_times():
     torch.manual_seed(0)
     found = variational_dropout(torch.ones(3, 8, 40), 0.5, True)
-    assert (found == found[:, :1]).all() and not torch.equal(found[0], found[1]) and found.mean() == pytest.approx(1, abs=0.3)
+    assert (
+        (found == found[:, :1]).all()
+        and not torch.equal(found[0], found[1])
+        and found.mean() == pytest.approx(1, abs=0.3)
+    )
 
 
 def test_backward_direction_reads_from_the_end():
@@ -136,7 +169,9 @@ def test_backward_direction_reads_from_the_end():
     lengths = mask.sum(1)
     assert torch.equal(reverse(reverse(ids, lengths), lengths), ids)
     turned = forward(reverse(ids, lengths), mask).last_hidden_state
-    torch.testing.assert_close(backward(ids, mask).last_hidden_state[mask], reverse(turned, lengths)[mask])
+    torch.testing.assert_close(
+        backward(ids, mask).last_hidden_state[mask], reverse(turned, lengths)[mask]
+    )
     assert windows.is_causal(forward) and not windows.is_causal(backward)
 
 
@@ -150,8 +185,12 @@ def test_padding_changes_nothing_and_stands_on_the_right():
 
 @pytest.mark.parametrize("how", ["checkpoint", "checkpointed layers", "autocast", "compile"])
 def test_weight_drop_survives(how):
-    """Recomputation draws the same masks, bfloat16 autocast runs backward, a compiled model gives the same numbers."""
-    model = encoder(weight_dropout=0.3, hidden_dropout=0.2, input_dropout=0.2, embedding_dropout=0.1).train()
+    """Recomputation draws the same masks, bfloat16 autocast runs backward, a compiled model gives
+    the same numbers.
+    """
+    model = encoder(
+        weight_dropout=0.3, hidden_dropout=0.2, input_dropout=0.2, embedding_dropout=0.1
+    ).train()
     ids, mask = batch()
 
     def gradients(call):
@@ -164,10 +203,16 @@ def test_weight_drop_survives(how):
     if how == "checkpoint":
         from torch.utils.checkpoint import checkpoint
 
-        found = gradients(lambda: checkpoint(lambda i, m: model(i, m).last_hidden_state, ids, mask, use_reentrant=False))
+        found = gradients(
+            lambda: checkpoint(
+                lambda i, m: model(i, m).last_hidden_state, ids, mask, use_reentrant=False
+            )
+        )
         tolerance = {}
     elif how == "checkpointed layers":
-        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+        model.activation_checkpointing_enable(
+            activation_checkpointing_kwargs={"use_reentrant": False}
+        )
         runs, drop = [], nn.functional.dropout
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr(nn.functional, "dropout", lambda *given: runs.append(1) or drop(*given))
@@ -200,12 +245,20 @@ def test_decoder_is_tied_and_stays_so(tmp_path):
 
 
 def test_unknown_direction_is_refused():
-    with pytest.raises(ValueError, match="direction='sideways' is not known; use one of forward, backward"):
+    with pytest.raises(
+        ValueError, match="direction='sideways' is not known; use one of forward, backward"
+    ):
         encoder(direction="sideways")
 
 
-QUICK = PretrainConfig(epochs=6, rows=4, chunk=20, learning_rate=0.02, min_documents=1,
-                       sizes={"hidden_size": 24, "lstm_size": 32, "num_hidden_layers": 2, "weight_dropout": 0.1})  # fmt: skip
+QUICK = PretrainConfig(
+    epochs=6,
+    rows=4,
+    chunk=20,
+    learning_rate=0.02,
+    min_documents=1,
+    sizes={"hidden_size": 24, "lstm_size": 32, "num_hidden_layers": 2, "weight_dropout": 0.1},
+)
 
 
 @pytest.fixture(scope="module", params=["forward", "backward"])
@@ -219,16 +272,27 @@ def pretrained(request, corpus, tmp_path_factory):
 def test_perplexity_falls_and_the_folder_is_a_backbone(pretrained, corpus):
     direction, folder, found = pretrained
     assert found["perplexity"] < 0.7 * found["perplexity_before"] < found["perplexity_before"]
-    assert read_json(folder / "pretraining.json")["perplexity"] == found["perplexity"] and found["documents"] == 60
+    assert (
+        read_json(folder / "pretraining.json")["perplexity"] == found["perplexity"]
+        and found["documents"] == 60
+    )
     backbone = loading.load(str(folder), window=14)
-    assert backbone.model.config.direction == direction and backbone.hidden_size == 24 and backbone.window == 14
-    assert {p.suffix for p in folder.iterdir()} <= {".json", ".safetensors"} and not list(folder.parent.glob(".awd*"))
+    assert (
+        backbone.model.config.direction == direction
+        and backbone.hidden_size == 24
+        and backbone.window == 14
+    )
+    assert {p.suffix for p in folder.iterdir()} <= {".json", ".safetensors"} and not list(
+        folder.parent.glob(".awd*")
+    )
     states = windows.encode(backbone, torch.arange(3, 33), torch.tensor([0, 10, 10, 30]))
     assert states.shape == (30, 24) and torch.isfinite(states).all()
 
 
 def test_state_is_carried_over_windows(pretrained, corpus, tmp_path):
-    """Short windows, streamed or encoded, give what one long window gives: logits, every gradient, cached features."""
+    """Short windows, streamed or encoded, give what one long window gives: logits, every gradient,
+    cached features.
+    """
     from plantlib.kernels.attention_bce import sparse_bce
     from plantlib.planting.starts import plant
     from plantlib.training.runs import build_model
@@ -237,10 +301,19 @@ def test_state_is_carried_over_windows(pretrained, corpus, tmp_path):
     ids, offsets = torch.arange(60) % 25 + 3, torch.tensor([0, 31, 31, 36, 60])
     found = []
     for window in (None, 7):
-        prepared = prepare(corpus, backbone=str(folder), max_tokens=None, window=window, root=tmp_path, progress=False)
+        prepared = prepare(
+            corpus,
+            backbone=str(folder),
+            max_tokens=None,
+            window=window,
+            root=tmp_path,
+            progress=False,
+        )
         model = build_model(prepared, prepared.teacher())
         plant(model.decoder, "lookup", prepared.teacher(), prepared.train_labels)
-        torch.nn.init.normal_(model.decoder.label_outputs, std=0.5, generator=torch.Generator().manual_seed(0))
+        torch.nn.init.normal_(
+            model.decoder.label_outputs, std=0.5, generator=torch.Generator().manual_seed(0)
+        )
         model.attach_backbone(prepared.load_backbone(dropout=0.0)).train()
         states = model.encode(ids, offsets).detach()
         logits = model.decoder.finish(model.stream(ids, offsets))
@@ -252,8 +325,14 @@ def test_state_is_carried_over_windows(pretrained, corpus, tmp_path):
             assert set(one) == set(many) and any(n.startswith("backbone.layers") for n in one)
             for name in one:
                 # cuDNN multiplies in TF32
-                close = {"rtol": 1e-2, "atol": 3e-4} if torch.cuda.is_available() else {"rtol": 1e-3, "atol": 1e-5}
-                torch.testing.assert_close(many[name], one[name], **close, msg=lambda m, n=name: f"{n}: {m}")
+                close = (
+                    {"rtol": 1e-2, "atol": 3e-4}
+                    if torch.cuda.is_available()
+                    else {"rtol": 1e-3, "atol": 1e-5}
+                )
+                torch.testing.assert_close(
+                    many[name], one[name], **close, msg=lambda m, n=name: f"{n}: {m}"
+                )
         else:
             np.testing.assert_allclose(many, one, rtol=2e-3, atol=1e-4)
 
@@ -262,12 +341,21 @@ def test_state_is_carried_over_windows(pretrained, corpus, tmp_path):
 def test_it_goes_the_whole_road(tuning, again, pretrained, corpus, tmp_path):
     """again: segments are read twice, and so are the layers within each."""
     _, folder, _ = pretrained
-    prepared = prepare(corpus, backbone=str(folder), max_tokens=None, frozen=tuning == "frozen", root=tmp_path, progress=False,
-                       window=7 if again else None)  # fmt: skip
+    prepared = prepare(
+        corpus,
+        backbone=str(folder),
+        max_tokens=None,
+        frozen=tuning == "frozen",
+        root=tmp_path,
+        progress=False,
+        window=7 if again else None,
+    )
     options = BackboneOptions(dropout=None, gradient_checkpointing=again)
     config = RunConfig(tuning=tuning, train=TrainConfig(epochs=1), backbone=options)
     record, model = run_start(prepared, "lookup", 0, config=config, progress=False)
-    assert record.metrics["p@1"] > 0 and (record.model_size["trained_in_backbone"] > 0) == (tuning == "full")
+    assert record.metrics["p@1"] > 0 and (record.model_size["trained_in_backbone"] > 0) == (
+        tuning == "full"
+    )
     if tuning == "full":
         assert model.backbone.config.weight_dropout == 0.1, "dropout of the configuration is kept"
         model.save_pretrained(tmp_path / "m")
@@ -276,9 +364,11 @@ def test_it_goes_the_whole_road(tuning, again, pretrained, corpus, tmp_path):
         loaded = type(model).from_pretrained(tmp_path / "m").to(model.device)
         assert [dict(pairs) for pairs in loaded.predict(texts)] == wanted
         # a program of its own knows nothing of what this one has imported
-        program = ("import sys, json; from plantlib.model.plant_model import PlantModel\n"
-                   "model = PlantModel.from_pretrained(sys.argv[1]).to(sys.argv[2])\n"
-                   "print(json.dumps(model.predict(sys.argv[3:])))")  # fmt: skip
+        program = (
+            "import sys, json; from plantlib.model.plant_model import PlantModel\n"
+            "model = PlantModel.from_pretrained(sys.argv[1]).to(sys.argv[2])\n"
+            "print(json.dumps(model.predict(sys.argv[3:])))"
+        )
         command = [sys.executable, "-c", program, str(tmp_path / "m"), str(model.device), *texts]
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-2000:]
@@ -286,16 +376,25 @@ def test_it_goes_the_whole_road(tuning, again, pretrained, corpus, tmp_path):
 
 
 def by_label(predictions) -> list:
-    """Scores by label of every text, to be compared as numbers are that two threads may add in another order."""
+    """Scores by label of every text, to be compared as numbers are that two threads may add in
+    another order.
+    """
     return [pytest.approx(dict(pairs), abs=1e-5) for pairs in predictions]
 
 
 def test_test_text_is_not_read(corpus, tmp_path):
     found = []
     for marker in ("", " comet comet comet"):
-        texts = [t + marker * (s == "test") for t, s in zip(corpus.texts, corpus.split, strict=True)]
+        texts = [
+            t + marker * (s == "test") for t, s in zip(corpus.texts, corpus.split, strict=True)
+        ]
         out = tmp_path / f"a{len(marker)}"
-        pretrain(dataclasses.replace(corpus, texts=texts), out, config=dataclasses.replace(QUICK, epochs=1), progress=False)
+        pretrain(
+            dataclasses.replace(corpus, texts=texts),
+            out,
+            config=dataclasses.replace(QUICK, epochs=1),
+            progress=False,
+        )
         found.append((out / "model.safetensors").read_bytes())
     assert found[0] == found[1]
 
@@ -306,7 +405,9 @@ def test_stream_holds_every_document_once_and_labels_are_one_later(corpus):
     config = PretrainConfig(rows=1, chunk=8)
     rows = stream(corpus.texts[:9], tokenizer, config)
     documents = sorted(tokenizer(t)["input_ids"] for t in corpus.texts[:9])
-    cut = lambda flat: [p.tolist()[:-1] for p in np.split(flat, np.flatnonzero(flat == 2) + 1) if len(p)]  # noqa: E731
+    cut = lambda flat: [
+        p.tolist()[:-1] for p in np.split(flat, np.flatnonzero(flat == 2) + 1) if len(p)
+    ]  # noqa: E731
     assert sorted(cut(rows[0])) == documents
     turned = stream(corpus.texts[:9], tokenizer, dataclasses.replace(config, direction="backward"))
     assert sorted(part[::-1] for part in cut(turned[0])) == documents
@@ -315,15 +416,22 @@ def test_stream_holds_every_document_once_and_labels_are_one_later(corpus):
     assert np.concatenate([c["labels"] for c in chunks], 1).tolist() == rows[:, 1:].tolist()
 
 
-@pytest.mark.parametrize(("options", "message"), [
-    ({"epochs": 0}, "epochs=0"), ({"chunk": 1}, "chunk=1"), ({"rows": 0}, "rows=0"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epochs": 0}, "epochs=0"),
+        ({"chunk": 1}, "chunk=1"),
+        ({"rows": 0}, "rows=0"),
+    ],
+)
 def test_pretraining_options_are_checked(options, message):
     with pytest.raises(ValueError, match=message):
         PretrainConfig(**options)
 
 
-def test_killed_pretraining_resumes_and_another_one_does_not_take_its_checkpoint(corpus, tmp_path, monkeypatch):
+def test_killed_pretraining_resumes_and_another_one_does_not_take_its_checkpoint(
+    corpus, tmp_path, monkeypatch
+):
     from plantlib.training import awd_pretraining, train
 
     config = dataclasses.replace(QUICK, epochs=3)
@@ -339,13 +447,20 @@ def test_killed_pretraining_resumes_and_another_one_does_not_take_its_checkpoint
         patch.setattr(awd_pretraining, "StepBar", Dies)
         with pytest.raises(KeyboardInterrupt):
             pretrain(corpus, tmp_path / "cut", config=config, progress=False)
-    assert not (tmp_path / "cut").exists() and list(tmp_path.glob(".cut-*.checkpoints/checkpoint-*"))
+    assert not (tmp_path / "cut").exists() and list(
+        tmp_path.glob(".cut-*.checkpoints/checkpoint-*")
+    )
     pretrain(corpus, tmp_path / "cut", config=dataclasses.replace(config, seed=1), progress=False)
     pretrain(corpus, tmp_path / "cut", config=config, progress=False)
     assert not list(tmp_path.glob(".cut*"))
-    whole, cut = (AwdLstmForCausalLM.from_pretrained(tmp_path / name).state_dict() for name in ("whole", "cut"))
+    whole, cut = (
+        AwdLstmForCausalLM.from_pretrained(tmp_path / name).state_dict()
+        for name in ("whole", "cut")
+    )
     for name, value in whole.items():
-        torch.testing.assert_close(cut[name], value, rtol=1e-5, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            cut[name], value, rtol=1e-5, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
 @pytest.mark.parametrize("rate", [1.0, -0.1])

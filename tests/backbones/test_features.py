@@ -1,7 +1,8 @@
-"""Cached hidden states: equal to the model's own, without special tokens, whole after a kill, refused under another key.
+"""Cached hidden states: equal to the model's own, without special tokens, whole after a kill,
+refused under another key.
 
-The file is written in place and marked by stretches of documents; a run that dies in the middle loses at most one
-stretch and ends in the same bytes as a run that did not die.
+The file is written in place and marked by stretches of documents; a run that dies in the middle
+loses at most one stretch and ends in the same bytes as a run that did not die.
 """
 
 from __future__ import annotations
@@ -26,13 +27,17 @@ def tokens_of(lengths=(5, 0, 14, 15, 1, 29, 3, 61, 9, 2), vocabulary=60, seed=0)
 
 
 def alone(backbone, ids) -> np.ndarray:
-    """Hidden states of one document, window by window, with [CLS] and [SEP] put on and taken off by hand."""
+    """Hidden states of one document, window by window, with [CLS] and [SEP] put on and taken off by
+    hand.
+    """
     parts = -(-len(ids) // WINDOW)
     edges = [len(ids) * i // parts for i in range(parts + 1)] if parts else [0]
     states = [np.zeros((0, backbone.hidden_size), np.float32)]
     for begin, end in zip(edges[:-1], edges[1:], strict=True):
         with torch.inference_mode():
-            out = backbone.model(input_ids=torch.tensor([[2, *ids[begin:end].tolist(), 3]])).last_hidden_state
+            out = backbone.model(
+                input_ids=torch.tensor([[2, *ids[begin:end].tolist(), 3]])
+            ).last_hidden_state
         states.append(out[0, 1:-1].numpy())
     return np.concatenate(states)
 
@@ -56,15 +61,28 @@ class Counting:
 
 def test_equals_the_models_hidden_states(backbone, tmp_path):
     tokens = tokens_of()
-    found = cached_features(backbone, tokens, tmp_path / "f.safetensors", key="k", batch_tokens=64, progress=False)
-    assert found.array.shape == (len(tokens.flat), backbone.hidden_size) and found.array.dtype == np.float16
+    found = cached_features(
+        backbone, tokens, tmp_path / "f.safetensors", key="k", batch_tokens=64, progress=False
+    )
+    assert (
+        found.array.shape == (len(tokens.flat), backbone.hidden_size)
+        and found.array.dtype == np.float16
+    )
     for i in range(len(tokens)):
         assert found.document(i).shape == (tokens.lengths[i], backbone.hidden_size)
-        np.testing.assert_allclose(found.document(i), alone(backbone, tokens[i]), rtol=2e-3, atol=2e-3, err_msg=f"document {i}")
+        np.testing.assert_allclose(
+            found.document(i),
+            alone(backbone, tokens[i]),
+            rtol=2e-3,
+            atol=2e-3,
+            err_msg=f"document {i}",
+        )
 
 
 def test_documents_are_handed_out_in_the_order_asked_for(backbone, tmp_path):
-    found = cached_features(backbone, tokens_of(), tmp_path / "f.safetensors", key="k", progress=False)
+    found = cached_features(
+        backbone, tokens_of(), tmp_path / "f.safetensors", key="k", progress=False
+    )
     some = found.documents([8, 1, 0])
     assert some.dtype == np.float32
     np.testing.assert_array_equal(some, np.concatenate([found.document(8), found.document(0)]))
@@ -74,8 +92,12 @@ def test_documents_are_handed_out_in_the_order_asked_for(backbone, tmp_path):
 def test_windows_cut_evenly_and_never_span_documents():
     cut = windows.spans(torch.tensor([0, 5, 5, 19, 34, 95]), WINDOW)
     assert [[(w.begin, w.end) for w in document] for document in cut] == [
-        [(0, 5)], [], [(5, 19)], [(19, 26), (26, 34)], [(34, 46), (46, 58), (58, 70), (70, 82), (82, 95)],
-    ]  # fmt: skip
+        [(0, 5)],
+        [],
+        [(5, 19)],
+        [(19, 26), (26, 34)],
+        [(34, 46), (46, 58), (58, 70), (70, 82), (82, 95)],
+    ]
     assert all((w.first, w.last) == (w.begin, w.end) for document in cut for w in document)
 
 
@@ -83,15 +105,24 @@ def test_windows_cut_evenly_and_never_span_documents():
 def test_overlapping_windows_keep_every_token_once(causal):
     offsets = torch.tensor([0, 14, 15, 15, 76])
     cut = windows.spans(offsets, WINDOW, overlap=3, causal=causal)
-    for (begin, end), document in zip(zip(offsets[:-1], offsets[1:], strict=True), cut, strict=True):
+    for (begin, end), document in zip(
+        zip(offsets[:-1], offsets[1:], strict=True), cut, strict=True
+    ):
         assert [t for w in document for t in range(w.begin, w.end)] == list(range(begin, end))
-        assert all(begin <= w.first <= w.begin and w.end <= w.last <= end and w.last - w.first <= WINDOW for w in document)
+        assert all(
+            begin <= w.first <= w.begin and w.end <= w.last <= end and w.last - w.first <= WINDOW
+            for w in document
+        )
         for before, after in zip(document[:-1], document[1:], strict=True):
-            assert after.first == after.begin - 3 and before.last == before.end + (0 if causal else min(3, end - before.end))
+            assert after.first == after.begin - 3 and before.last == before.end + (
+                0 if causal else min(3, end - before.end)
+            )
 
 
 def test_overlap_without_room_is_refused():
-    with pytest.raises(ValueError, match="overlap=7 leaves no room in a window of 14 tokens; give less than 7"):
+    with pytest.raises(
+        ValueError, match="overlap=7 leaves no room in a window of 14 tokens; give less than 7"
+    ):
         windows.spans(torch.tensor([0, 20]), WINDOW, overlap=7)
 
 
@@ -103,7 +134,7 @@ def test_overlap_lends_context(backbone_folder):
     whole = loading.load(backbone_folder, overlap=2)
     offsets = torch.tensor([0, 24])
     found = windows.encode(whole, torch.from_numpy(ids).long(), offsets)
-    (first, *_), = windows.spans(offsets, WINDOW, overlap=2)
+    ((first, *_),) = windows.spans(offsets, WINDOW, overlap=2)
     with torch.inference_mode():
         read = [2, *ids[first.first : first.last].tolist(), 3]
         wanted = whole.model(input_ids=torch.tensor([read])).last_hidden_state[0, 1:-1][: first.end]
@@ -114,19 +145,26 @@ def test_overlap_lends_context(backbone_folder):
 
 def test_padding_does_not_change_a_documents_states(backbone):
     short, long = tokens_of((4,)), tokens_of((4, 14))
-    np.testing.assert_allclose(features.hidden_states(backbone, [short[0]])[0],
-                               features.hidden_states(backbone, [short[0], long[1]])[0], atol=2e-3)  # fmt: skip
+    np.testing.assert_allclose(
+        features.hidden_states(backbone, [short[0]])[0],
+        features.hidden_states(backbone, [short[0], long[1]])[0],
+        atol=2e-3,
+    )
 
 
 def test_gradients_reach_the_backbone(backbone):
     tokens = tokens_of((5, 20))
-    states = windows.encode(backbone, torch.from_numpy(tokens.flat).long(), torch.from_numpy(tokens.offsets))
+    states = windows.encode(
+        backbone, torch.from_numpy(tokens.flat).long(), torch.from_numpy(tokens.offsets)
+    )
     states.square().sum().backward()
     assert backbone.model.embeddings.word_embeddings.weight.grad.abs().sum() > 0
 
 
 @pytest.mark.parametrize("dies", [0, 1, 3, 5], ids=lambda n: f"after {n} batches")
-def test_killed_and_resumed_file_is_the_same_to_the_bit(dies, backbone_folder, tmp_path, monkeypatch):
+def test_killed_and_resumed_file_is_the_same_to_the_bit(
+    dies, backbone_folder, tmp_path, monkeypatch
+):
     from plantlib.backbones import loading
 
     monkeypatch.setattr(features, "STRETCH", 3)
@@ -144,7 +182,9 @@ def test_killed_and_resumed_file_is_the_same_to_the_bit(dies, backbone_folder, t
     assert not (tmp_path / "cut.safetensors").exists()
     second = Counting(loading.load(backbone_folder))
     run(second.backbone, "cut.safetensors")
-    assert (tmp_path / "cut.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
+    assert (tmp_path / "cut.safetensors").read_bytes() == (
+        tmp_path / "whole.safetensors"
+    ).read_bytes()
     longest = np.sort(tokens.lengths)[::-1]
     again = first.read + second.read - len(tokens.flat)
     assert 0 <= again <= max(longest[i : i + 3].sum() for i in range(0, len(longest), 3))
@@ -160,9 +200,16 @@ def test_half_a_file_of_another_key_is_not_continued(backbone_folder, tmp_path, 
     tokens, other = tokens_of(), tokens_of(seed=1)
     options = {"path": tmp_path / "f.safetensors", "batch_tokens": 30, "progress": False}
     with pytest.raises(KeyboardInterrupt):
-        cached_features(Counting(loading.load(backbone_folder), 4).backbone, other, key="other", **options)
+        cached_features(
+            Counting(loading.load(backbone_folder), 4).backbone, other, key="other", **options
+        )
     found = cached_features(loading.load(backbone_folder), tokens, key="k", **options)
-    fresh = cached_features(loading.load(backbone_folder), tokens, key="k", **options | {"path": tmp_path / "g.safetensors"})
+    fresh = cached_features(
+        loading.load(backbone_folder),
+        tokens,
+        key="k",
+        **options | {"path": tmp_path / "g.safetensors"},
+    )
     np.testing.assert_array_equal(found.array, fresh.array)
 
 
@@ -174,10 +221,16 @@ def test_second_call_reads_the_file_and_loads_no_backbone(backbone, tmp_path):
     np.testing.assert_array_equal(first.array, second.array)
 
 
-@pytest.mark.parametrize(("tokens", "key"), [(tokens_of(), "new"), (tokens_of((3, 4)), "k")], ids=["other key", "other size"])
+@pytest.mark.parametrize(
+    ("tokens", "key"),
+    [(tokens_of(), "new"), (tokens_of((3, 4)), "k")],
+    ids=["other key", "other size"],
+)
 def test_file_of_something_else_is_refused(tokens, key, backbone, tmp_path):
     cached_features(backbone, tokens_of(), tmp_path / "f.safetensors", key="k", progress=False)
-    with pytest.raises(ValueError, match=rf"139 tokens of k, wanted {len(tokens.flat)} of {key}; delete the file"):
+    with pytest.raises(
+        ValueError, match=rf"139 tokens of k, wanted {len(tokens.flat)} of {key}; delete the file"
+    ):
         cached_features(backbone, tokens, tmp_path / "f.safetensors", key=key, progress=False)
 
 
@@ -190,10 +243,16 @@ def test_file_is_plain_safetensors(lengths, backbone, tmp_path):
         np.testing.assert_array_equal(f.get_tensor("hidden_states"), found.array)
 
 
-@pytest.mark.parametrize(("stored", "device", "wanted"), [
-    ("bfloat16", "cuda", "bfloat16"), ("float16", "cuda", "float16"), ("bfloat16", "cpu", "float32"),
-    (None, "cuda", "float32"),
-], ids=["large models as they are stored", "float16", "float32 on a CPU", "unknown"])  # fmt: skip
+@pytest.mark.parametrize(
+    ("stored", "device", "wanted"),
+    [
+        ("bfloat16", "cuda", "bfloat16"),
+        ("float16", "cuda", "float16"),
+        ("bfloat16", "cpu", "float32"),
+        (None, "cuda", "float32"),
+    ],
+    ids=["large models as they are stored", "float16", "float32 on a CPU", "unknown"],
+)
 def test_a_frozen_backbone_reads_in_its_own_type_on_a_gpu(stored, device, wanted):
     config = LlamaConfig(dtype=stored)
     assert loading.reading_dtype(config, device) == wanted
@@ -209,7 +268,11 @@ def test_features_are_made_where_the_machine_reads_fastest(prepared, monkeypatch
 @pytest.mark.gpu
 def test_features_of_a_gpu_are_those_of_a_cpu(backbone_folder, tmp_path):
     backbone, tokens = loading.load(backbone_folder), tokens_of()
-    wanted = cached_features(backbone, tokens, tmp_path / "cpu.safetensors", key="k", progress=False).array
+    wanted = cached_features(
+        backbone, tokens, tmp_path / "cpu.safetensors", key="k", progress=False
+    ).array
     backbone.model.to("cuda")
-    found = cached_features(backbone, tokens, tmp_path / "gpu.safetensors", key="k", progress=False).array
+    found = cached_features(
+        backbone, tokens, tmp_path / "gpu.safetensors", key="k", progress=False
+    ).array
     np.testing.assert_allclose(found, wanted, atol=2e-2)

@@ -1,7 +1,9 @@
-"""Backbones: special tokens, windows, real MiniLM weights, LoRA targets proven by gradients, errors that name the fix.
+"""Backbones: special tokens, windows, real MiniLM weights, LoRA targets proven by gradients, errors
+that name the fix.
 
-LoRA is tried on tiny configurations of the real classes (METHOD.md section 4): every listed target must carry adapters
-that receive a gradient, and a model whose layers are not known is refused with the list of what it has.
+LoRA is tried on tiny configurations of the real classes (METHOD.md section 4): every listed target
+must carry adapters that receive a gradient, and a model whose layers are not known is refused with
+the list of what it has.
 """
 
 from __future__ import annotations
@@ -16,7 +18,13 @@ import torch
 from plantlib.backbones import adapters, features, loading, weights
 from tests.conftest import WINDOW, save_backbone, tiny_tokenizer
 
-SIZES = {"vocab_size": 30, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+SIZES = {
+    "vocab_size": 30,
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+}
 
 
 def tiny(architecture: str, **options):
@@ -25,44 +33,65 @@ def tiny(architecture: str, **options):
 
     if architecture not in ("Bert", "Roberta"):
         options = {"num_key_value_heads": 2, "pad_token_id": 0} | options
-    config = getattr(transformers, f"{architecture}Config")(**SIZES | {"max_position_embeddings": 32} | options)
+    config = getattr(transformers, f"{architecture}Config")(
+        **SIZES | {"max_position_embeddings": 32} | options
+    )
     torch.manual_seed(0)
     return getattr(transformers, f"{architecture}Model")(config)
 
 
 DEEPSEEK = {
-    "kv_lora_rank": 4, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 4, "n_routed_experts": 4, "n_group": 2,
-    "topk_group": 1, "num_experts_per_tok": 2, "moe_intermediate_size": 8, "first_k_dense_replace": 1,
-}  # fmt: skip
+    "kv_lora_rank": 4,
+    "qk_rope_head_dim": 4,
+    "qk_nope_head_dim": 4,
+    "v_head_dim": 4,
+    "n_routed_experts": 4,
+    "n_group": 2,
+    "topk_group": 1,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 8,
+    "first_k_dense_replace": 1,
+}
 ARCHITECTURES = {
     "mistral": ("Mistral", {}, {"q_proj", "k_proj", "v_proj", "o_proj"}),
     "llama": ("Llama", {}, {"q_proj", "k_proj", "v_proj", "o_proj"}),
     "phi-3, fused qkv": ("Phi3", {}, {"qkv_proj", "o_proj"}),
-    "deepseek-v3": ("DeepseekV3", DEEPSEEK | {"q_lora_rank": 4},
-                    {"q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"}),
-    "deepseek-v3, queries not factorised": ("DeepseekV3", DEEPSEEK | {"q_lora_rank": None},
-                                            {"q_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"}),
+    "deepseek-v3": (
+        "DeepseekV3",
+        DEEPSEEK | {"q_lora_rank": 4},
+        {"q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"},
+    ),
+    "deepseek-v3, queries not factorised": (
+        "DeepseekV3",
+        DEEPSEEK | {"q_lora_rank": None},
+        {"q_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"},
+    ),
     "bert": ("Bert", {}, {"query", "key", "value", "output.dense"}),
     "qwen2": ("Qwen2", {}, {"q_proj", "k_proj", "v_proj", "o_proj"}),
     "gemma2": ("Gemma2", {"head_dim": 8}, {"q_proj", "k_proj", "v_proj", "o_proj"}),
     "roberta": ("Roberta", {}, {"query", "key", "value", "output.dense"}),
-}  # fmt: skip
+}
 
 
-@pytest.mark.parametrize(("architecture", "options", "targets"), ARCHITECTURES.values(), ids=list(ARCHITECTURES))
+@pytest.mark.parametrize(
+    ("architecture", "options", "targets"), ARCHITECTURES.values(), ids=list(ARCHITECTURES)
+)
 def test_every_lora_target_is_adapted_and_learns(architecture, options, targets):
     model = tiny(architecture, **options)
     assert set(adapters.lora_targets(model)) == targets
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         adapted = adapters.add_lora(model)
-    adapted(input_ids=torch.randint(1, 30, (2, 7)), attention_mask=torch.ones(2, 7)).last_hidden_state.square().sum().backward()
+    adapted(
+        input_ids=torch.randint(1, 30, (2, 7)), attention_mask=torch.ones(2, 7)
+    ).last_hidden_state.square().sum().backward()
     trained = {n: p for n, p in adapted.named_parameters() if p.requires_grad}
     assert trained and all("lora_" in name for name in trained)
     for target in targets:
         up = {n: p for n, p in trained.items() if f".{target}.lora_B." in n}
         assert len(up) >= SIZES["num_hidden_layers"], f"{target} is not adapted in every layer"
-        # B starts at zero: at the first step it alone has a gradient, A has one from the second step on
+        # B starts at zero: at the first step it alone has a gradient, A has one from the second
+        # step on
         assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in up.values()), target
         assert all(p.grad is not None for n, p in trained.items() if f".{target}." in n)
     if architecture == "DeepseekV3":
@@ -72,7 +101,11 @@ def test_every_lora_target_is_adapted_and_learns(architecture, options, targets)
     assert (config.r, config.lora_alpha, config.lora_dropout) == (16, 32, 0.05)
 
 
-@pytest.mark.parametrize(("lost", "kind"), [("k_proj", "llama"), (None, "gpt_neox")], ids=["layer renamed", "unknown kind"])
+@pytest.mark.parametrize(
+    ("lost", "kind"),
+    [("k_proj", "llama"), (None, "gpt_neox")],
+    ids=["layer renamed", "unknown kind"],
+)
 def test_unmatched_lora_targets_are_refused_with_the_list(lost, kind):
     model = tiny("Llama")
     if lost:
@@ -80,7 +113,9 @@ def test_unmatched_lora_targets_are_refused_with_the_list(lost, kind):
             layer.self_attn.keys_of_another_name = layer.self_attn.k_proj
             del layer.self_attn.k_proj
     model.config.model_type = kind
-    with pytest.raises(ValueError, match="pass targets from its linear layers: .*self_attn.q_proj") as error:
+    with pytest.raises(
+        ValueError, match="pass targets from its linear layers: .*self_attn.q_proj"
+    ) as error:
         adapters.lora_targets(model)
     assert (f"unmatched {lost}" if lost else "known are mistral") in str(error.value)
 
@@ -89,7 +124,11 @@ def test_special_tokens_of_bert_like_tokenizers(backbone):
     assert loading.specials(backbone.tokenizer) == ([2], [3])
 
 
-@pytest.mark.parametrize(("prefix", "suffix"), [("", ""), ("[CLS] ", ""), ("", " [SEP]")], ids=["none", "before", "after"])
+@pytest.mark.parametrize(
+    ("prefix", "suffix"),
+    [("", ""), ("[CLS] ", ""), ("", " [SEP]")],
+    ids=["none", "before", "after"],
+)
 def test_special_tokens_of_other_tokenizers(prefix, suffix):
     from tokenizers.processors import TemplateProcessing
 
@@ -100,9 +139,23 @@ def test_special_tokens_of_other_tokenizers(prefix, suffix):
     assert loading.specials(tokenizer) == ([2] if prefix else [], [3] if suffix else [])
 
 
-@pytest.mark.parametrize(("positions", "limit", "window"), [
-    (16, 16, 14), (16, 10**30, 14), (512, 16, 14), (10**6, 10**30, 4094), (None, 10**30, 4094),
-], ids=["both agree", "tokenizer without limit", "tokenizer knows best", "many positions", "no position limit"])  # fmt: skip
+@pytest.mark.parametrize(
+    ("positions", "limit", "window"),
+    [
+        (16, 16, 14),
+        (16, 10**30, 14),
+        (512, 16, 14),
+        (10**6, 10**30, 4094),
+        (None, 10**30, 4094),
+    ],
+    ids=[
+        "both agree",
+        "tokenizer without limit",
+        "tokenizer knows best",
+        "many positions",
+        "no position limit",
+    ],
+)
 def test_window_is_positions_less_special_tokens(positions, limit, window):
     config = SimpleNamespace(model_type="bert", max_position_embeddings=positions)
     assert loading.window_of(config, tiny_tokenizer(limit)) == window
@@ -130,10 +183,21 @@ def test_minilm_is_a_trained_encoder():
     assert (weights.minilm_folder() / "model.safetensors").exists()
     backbone = loading.load("minilm")
     assert (backbone.hidden_size, backbone.num_tokens) == (384, 30522) and backbone.window >= 250
-    texts = ["The patient has a heart attack.", "He suffered a myocardial infarction.", "Bake the potatoes with butter."]
-    ids = [torch.tensor(backbone.tokenizer(t, add_special_tokens=False)["input_ids"]).numpy() for t in texts]
-    means = torch.stack([torch.from_numpy(h).float().mean(0) for h in features.hidden_states(backbone, ids)])
-    near, far, other = (torch.cosine_similarity(means[a], means[b], dim=0) for a, b in ((0, 1), (0, 2), (1, 2)))
+    texts = [
+        "The patient has a heart attack.",
+        "He suffered a myocardial infarction.",
+        "Bake the potatoes with butter.",
+    ]
+    ids = [
+        torch.tensor(backbone.tokenizer(t, add_special_tokens=False)["input_ids"]).numpy()
+        for t in texts
+    ]
+    means = torch.stack(
+        [torch.from_numpy(h).float().mean(0) for h in features.hidden_states(backbone, ids)]
+    )
+    near, far, other = (
+        torch.cosine_similarity(means[a], means[b], dim=0) for a, b in ((0, 1), (0, 2), (1, 2))
+    )
     assert near > max(far, other) + 0.2
 
 
@@ -153,19 +217,26 @@ def test_minilm_is_fetched_once_when_the_package_is_missing(monkeypatch, tmp_pat
 
 @pytest.mark.parametrize("name", ["no-such-backbone", "./nowhere", "/nowhere/at/all", "a/b/c"])
 def test_unknown_backbone_names_what_would_do(name):
-    with pytest.raises(ValueError, match="is no folder here; use 'minilm', 'smollm2', an existing folder or a hub id"):
+    with pytest.raises(
+        ValueError,
+        match="is no folder here; use 'minilm', 'smollm2', an existing folder or a hub id",
+    ):
         loading.load(name)
 
 
 def test_folder_without_configuration_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="no config.json; give a folder written by save_pretrained"):
+    with pytest.raises(
+        ValueError, match="no config.json; give a folder written by save_pretrained"
+    ):
         loading.load(str(tmp_path))
 
 
 def test_folder_without_safetensors_is_refused(backbone_folder, tmp_path):
     shutil.copytree(backbone_folder, tmp_path / "b")
     (tmp_path / "b" / "model.safetensors").rename(tmp_path / "b" / "pytorch_model.bin")
-    with pytest.raises(ValueError, match="holds no safetensors; save the model with save_pretrained"):
+    with pytest.raises(
+        ValueError, match="holds no safetensors; save the model with save_pretrained"
+    ):
         loading.load(str(tmp_path / "b"))
 
 
@@ -185,23 +256,38 @@ def smollm2(causal_lm: bool = False):
 
     folder = weights.smollm2_folder()
     tokenizer = loading.tokenizer_of("smollm2")
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32) if causal_lm else loading.load("smollm2").model
+    model = (
+        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        if causal_lm
+        else loading.load("smollm2").model
+    )
     return model.eval(), tokenizer
 
 
 def test_smollm2_is_a_trained_language_model():
-    """Real weights: English is less surprising than the same words shuffled, and the rightful next word is among the first."""
+    """Real weights: English is less surprising than the same words shuffled, and the rightful next
+    word is among the first.
+    """
     model, tokenizer = smollm2(causal_lm=True)
-    text = "The patient was admitted to the hospital with chest pain and shortness of breath. He was treated with oxygen."
+    text = (
+        "The patient was admitted to the hospital with chest pain and shortness of breath. He was"
+        " treated with oxygen."
+    )
     words = text.split()
-    shuffled = " ".join(words[i] for i in torch.randperm(len(words), generator=torch.Generator().manual_seed(0)))
+    shuffled = " ".join(
+        words[i] for i in torch.randperm(len(words), generator=torch.Generator().manual_seed(0))
+    )
     with torch.inference_mode():
         encoded = [tokenizer(t, return_tensors="pt")["input_ids"] for t in (text, shuffled)]
         losses = [float(model(input_ids=ids, labels=ids).loss) for ids in encoded]
-        after = model(input_ids=tokenizer("The capital of France is", return_tensors="pt")["input_ids"]).logits[0, -1]
+        after = model(
+            input_ids=tokenizer("The capital of France is", return_tensors="pt")["input_ids"]
+        ).logits[0, -1]
     assert losses[0] + 1 < losses[1], "perplexity of English below that of shuffled English"
     assert " Paris" in tokenizer.batch_decode(after.topk(5).indices[:, None])
-    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight, "tied embeddings"
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight, (
+        "tied embeddings"
+    )
 
 
 def test_smollm2_as_backbone(monkeypatch):
@@ -210,9 +296,14 @@ def test_smollm2_as_backbone(monkeypatch):
     assert loading.specials(backbone.tokenizer) == ([], []) and backbone.tokenizer.is_fast
     texts = ("A heart attack.", "Chest pain, and a heart attack.")
     ids = [torch.tensor(backbone.tokenizer(t)["input_ids"]).numpy() for t in texts]
-    alone, together = features.hidden_states(backbone, ids[:1]), features.hidden_states(backbone, ids)
+    alone, together = (
+        features.hidden_states(backbone, ids[:1]),
+        features.hidden_states(backbone, ids),
+    )
     # padding, on whichever side, never changes a document
-    torch.testing.assert_close(*(torch.from_numpy(x[0]).float() for x in (alone, together)), rtol=1e-2, atol=2e-2)
+    torch.testing.assert_close(
+        *(torch.from_numpy(x[0]).float() for x in (alone, together)), rtol=1e-2, atol=2e-2
+    )
 
 
 def test_smollm2_without_gguf_says_what_to_install(monkeypatch, tmp_path):
@@ -220,7 +311,9 @@ def test_smollm2_without_gguf_says_what_to_install(monkeypatch, tmp_path):
     real = weights.find_spec
     monkeypatch.setattr(weights, "find_spec", lambda name: None if name == "gguf" else real(name))
     monkeypatch.setattr(weights, "package_folder", lambda *a: tmp_path)
-    with pytest.raises(RuntimeError, match="needs the package gguf; install it with: pip install gguf"):
+    with pytest.raises(
+        RuntimeError, match="needs the package gguf; install it with: pip install gguf"
+    ):
         weights.smollm2_folder()
 
 
@@ -247,11 +340,15 @@ def test_more_tokens_than_rows_get_the_mean_embedding(tmp_path):
     torch.testing.assert_close(rows[-1], model.get_input_embeddings().weight.mean(0))
 
 
-@pytest.mark.parametrize(("options", "message"), [
-    ({"dtype": "int8"}, "dtype='int8' is not known; use one of float32, bfloat16, float16"),
-    ({"window": 15}, "window=15: this backbone reads 1 to 14 tokens at a time"),
-    ({"window": 0}, "window=0: this backbone reads 1 to 14"),
-], ids=["dtype", "window too large", "no window"])  # fmt: skip
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dtype": "int8"}, "dtype='int8' is not known; use one of float32, bfloat16, float16"),
+        ({"window": 15}, "window=15: this backbone reads 1 to 14 tokens at a time"),
+        ({"window": 0}, "window=0: this backbone reads 1 to 14"),
+    ],
+    ids=["dtype", "window too large", "no window"],
+)
 def test_options_that_cannot_be_met_are_refused(options, message, backbone_folder):
     with pytest.raises(ValueError, match=message):
         loading.load(backbone_folder, **options)
@@ -259,7 +356,9 @@ def test_options_that_cannot_be_met_are_refused(options, message, backbone_folde
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what a machine without CUDA says")
 def test_four_bits_need_a_gpu(backbone_folder):
-    with pytest.raises(RuntimeError, match="need a CUDA GPU and there is none here; load with quantise=False"):
+    with pytest.raises(
+        RuntimeError, match="need a CUDA GPU and there is none here; load with quantise=False"
+    ):
         loading.load(backbone_folder, quantise=True)
 
 
@@ -272,19 +371,25 @@ def test_encoder_decoders_are_refused():
 
 @pytest.mark.parametrize("architecture", ["Bert", "Mistral"])
 def test_checkpointed_bfloat16_and_no_dropout(architecture, tmp_path):
-    """Gradients are the same with and without recomputation; the weights are bfloat16, dropout is off."""
+    """Gradients are the same with and without recomputation; the weights are bfloat16, dropout is
+    off.
+    """
     tokenizer = tiny_tokenizer()
     folder = save_backbone(tmp_path / "b", tiny(architecture, vocab_size=len(tokenizer)), tokenizer)
     gradients = []
     for checkpointed in (False, True):
-        model = adapters.add_lora(loading.load(folder, dropout=0.0, gradient_checkpointing=checkpointed).model,
-                                  adapters.LoraOptions(dropout=0.0))  # fmt: skip
+        model = adapters.add_lora(
+            loading.load(folder, dropout=0.0, gradient_checkpointing=checkpointed).model,
+            adapters.LoraOptions(dropout=0.0),
+        )
         model.train().enable_input_require_grads()
         torch.manual_seed(0)
         for name, p in model.named_parameters():
             if "lora_" in name:
                 torch.nn.init.normal_(p, std=0.1)
-        model(input_ids=torch.arange(5, 13)[None], attention_mask=torch.ones(1, 8)).last_hidden_state.square().sum().backward()
+        model(
+            input_ids=torch.arange(5, 13)[None], attention_mask=torch.ones(1, 8)
+        ).last_hidden_state.square().sum().backward()
         gradients.append({n: p.grad for n, p in model.named_parameters() if p.requires_grad})
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], gradient, msg=lambda m, n=name: f"{n}: {m}")
@@ -299,11 +404,16 @@ def test_adapters_are_saved_as_peft_saves_them(tmp_path):
     for p in adapted.parameters():
         p.data += 0.01 if p.requires_grad else 0
     adapters.save_adapter(adapted, tmp_path / "a")
-    assert {"adapter_model.safetensors", "adapter_config.json"} <= {p.name for p in (tmp_path / "a").iterdir()}
+    assert {"adapter_model.safetensors", "adapter_config.json"} <= {
+        p.name for p in (tmp_path / "a").iterdir()
+    }
     ids = torch.arange(1, 9)[None]
     wanted = adapted.eval()(input_ids=ids).last_hidden_state
     folder = tmp_path / "a"
-    for again in (adapters.load_adapter(tiny("Llama"), folder), PeftModel.from_pretrained(tiny("Llama"), folder)):
+    for again in (
+        adapters.load_adapter(tiny("Llama"), folder),
+        PeftModel.from_pretrained(tiny("Llama"), folder),
+    ):
         torch.testing.assert_close(again.eval()(input_ids=ids).last_hidden_state, wanted)
     with pytest.raises(ValueError, match="has no adapter_config.json"):
         adapters.load_adapter(tiny("Llama"), tmp_path)
@@ -312,7 +422,9 @@ def test_adapters_are_saved_as_peft_saves_them(tmp_path):
         adapters.load_adapter(tiny("Llama"), tmp_path / "a")
 
 
-@pytest.mark.parametrize(("options", "message"), [({"r": 0}, "r=0"), ({"dropout": 1.0}, "dropout=1.0")])
+@pytest.mark.parametrize(
+    ("options", "message"), [({"r": 0}, "r=0"), ({"dropout": 1.0}, "dropout=1.0")]
+)
 def test_lora_options_are_checked(options, message):
     with pytest.raises(ValueError, match=message):
         adapters.LoraOptions(**options)

@@ -1,4 +1,6 @@
-"""The benchmark measures what it says: contenders compute the same numbers, rows are whole, bars come from the rows."""
+"""The benchmark measures what it says: contenders compute the same numbers, rows are whole, bars
+come from the rows.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 import bench_kernels as bench  # noqa: E402
 
-pytestmark = pytest.mark.skipif(bench.CUDA, reason="on a GPU inputs are bfloat16: run `make bench` there")
+pytestmark = pytest.mark.skipif(
+    bench.CUDA, reason="on a GPU inputs are bfloat16: run `make bench` there"
+)
 
 
 @pytest.mark.parametrize("op", ["label_attention", "label_attention_bce"])
@@ -25,7 +29,9 @@ def test_contenders_compute_the_same_values_and_gradients(op):
         found[name] = [forms[name](made).detach(), *(leaf.grad for leaf in made["leaves"][:3])]
     for name, values in found.items():
         for a, b in zip(values, found[baseline], strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+            torch.testing.assert_close(
+                a, b, rtol=1e-4, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}"
+            )
 
 
 def test_ranking_contenders_agree():
@@ -39,14 +45,31 @@ def test_quick_run_writes_every_contender_and_column(tmp_path, capsys):
     out = tmp_path / "kernels.csv"
     bench.main(["--quick", "--repetitions", "1", "--out", str(out)])
     rows = list(csv.DictReader(out.open()))
-    wanted = [(op, name) for op, (_, forms, _) in bench.operations(quick=True).items() for name in forms]
-    assert [(r["op"], r["implementation"]) for r in rows] == wanted and list(rows[0]) == bench.COLUMNS
+    wanted = [
+        (op, name) for op, (_, forms, _) in bench.operations(quick=True).items() for name in forms
+    ]
+    assert [(r["op"], r["implementation"]) for r in rows] == wanted and list(
+        rows[0]
+    ) == bench.COLUMNS
     for row in rows:
         # toys are smaller than a page of memory
-        assert float(row["extra_mib"]) >= 0 and float(row["bandwidth_gbs"]) > 0 and row["device"] and row["versions"]
-        timed = [] if row["op"] == "label_attention_memory" else ["forward_ms", "both_ms", "cpu_ms", "time_ratio"]
+        assert (
+            float(row["extra_mib"]) >= 0
+            and float(row["bandwidth_gbs"]) > 0
+            and row["device"]
+            and row["versions"]
+        )
+        timed = (
+            []
+            if row["op"] == "label_attention_memory"
+            else ["forward_ms", "both_ms", "cpu_ms", "time_ratio"]
+        )
         assert all(float(row[c]) > 0 for c in timed)
-        assert not timed or not row["op"].startswith("label_attention") or float(row["limit_share"]) > 0
+        assert (
+            not timed
+            or not row["op"].startswith("label_attention")
+            or float(row["limit_share"]) > 0
+        )
     assert "price" in capsys.readouterr().out
 
 
@@ -62,7 +85,11 @@ def test_rows_are_appended_and_an_unknown_operation_is_refused(tmp_path):
 def test_memory_sees_a_tensor_that_stays_alive():
     """The plain form keeps matrices of 4 MiB here; ours keeps blocks."""
     shape = (1, 512, 32, 2048)
-    assert bench.memory("label_attention", shape, "eager", True) > 8 > bench.memory("label_attention", shape, "ours", True)
+    assert (
+        bench.memory("label_attention", shape, "eager", True)
+        > 8
+        > bench.memory("label_attention", shape, "ours", True)
+    )
 
 
 def test_bars_follow_the_rows():
@@ -70,23 +97,61 @@ def test_bars_follow_the_rows():
     measured = (("eager", 10, 60), ("sdpa", 8, 10), ("ours", 8, 6))
     rows = [row | dict(implementation=n, both_ms=t, extra_mib=m) for n, t, m in measured]
     found = {what.split(": ")[1]: value <= most for what, value, most in bench.bars(rows)}
-    assert found == {"time / eager": False, "time / sdpa": True, "memory / eager": True, "memory / sdpa": False}
-    assert [bench.verdict(v, 1.0) for v in (0.5, 1.0, 1.5, float("nan"))] == ["yes", "yes", "no", "not measured"]
+    assert found == {
+        "time / eager": False,
+        "time / sdpa": True,
+        "memory / eager": True,
+        "memory / sdpa": False,
+    }
+    assert [bench.verdict(v, 1.0) for v in (0.5, 1.0, 1.5, float("nan"))] == [
+        "yes",
+        "yes",
+        "no",
+        "not measured",
+    ]
 
 
 def test_what_ran_out_of_memory_has_no_ratio():
-    ours = dict(op="label_attention", shape="B=8 T=3 D=2 L=9", implementation="ours", cpu_ms="", both_ms=8.0, forward_ms=2.0,
-                extra_mib=6.0, limit_share=0.5, forward_memory=1.1)  # fmt: skip
-    rows = [ours, dict(ours, implementation="published", both_ms=32.0), dict(op=ours["op"], shape=ours["shape"],
-            implementation="eager", extra_mib=bench.OUT_OF_MEMORY)]  # fmt: skip
-    found = {what.split(": ")[1]: bench.verdict(value, most) for what, value, most in bench.bars(rows)}
-    assert found == {"time / published": "yes", "forward time / its limit": "yes",
-                     "forward memory / inputs and outputs": "yes", "memory / eager": "not measured",
-                     "memory / sdpa": "not measured"}  # fmt: skip
+    ours = dict(
+        op="label_attention",
+        shape="B=8 T=3 D=2 L=9",
+        implementation="ours",
+        cpu_ms="",
+        both_ms=8.0,
+        forward_ms=2.0,
+        extra_mib=6.0,
+        limit_share=0.5,
+        forward_memory=1.1,
+    )
+    rows = [
+        ours,
+        dict(ours, implementation="published", both_ms=32.0),
+        dict(
+            op=ours["op"],
+            shape=ours["shape"],
+            implementation="eager",
+            extra_mib=bench.OUT_OF_MEMORY,
+        ),
+    ]
+    found = {
+        what.split(": ")[1]: bench.verdict(value, most) for what, value, most in bench.bars(rows)
+    }
+    assert found == {
+        "time / published": "yes",
+        "forward time / its limit": "yes",
+        "forward memory / inputs and outputs": "yes",
+        "memory / eager": "not measured",
+        "memory / sdpa": "not measured",
+    }
 
 
 def test_operations_counted_are_those_of_the_form():
     shape = (1, 64, 32, 10)
     plain = bench.flop("label_attention", shape, "eager")
-    assert plain == 6 * 2 * 64 * 32 * 10 and bench.flop("label_attention", shape, "ours") * 6 == plain * 7
-    assert bench.flop("label_attention", shape, "published") - plain == 3 * 2 * 2 * 32 * 32 * (64 + 10)
+    assert (
+        plain == 6 * 2 * 64 * 32 * 10
+        and bench.flop("label_attention", shape, "ours") * 6 == plain * 7
+    )
+    assert bench.flop("label_attention", shape, "published") - plain == 3 * 2 * 2 * 32 * 32 * (
+        64 + 10
+    )

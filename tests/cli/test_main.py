@@ -1,6 +1,8 @@
-"""`plant` from end to end on a small table, as a person would call it: what is printed where, exit statuses, one-line errors.
+"""`plant` from end to end on a small table, as a person would call it: what is printed where, exit
+statuses, one-line errors.
 
-The backbone is the tiny one of conftest; a model is fitted once and read by most tests. One test starts a real process.
+The backbone is the tiny one of conftest; a model is fitted once and read by most tests. One test
+starts a real process.
 """
 
 from __future__ import annotations
@@ -54,8 +56,25 @@ def shop(corpus, backbone_folder, tmp_path_factory):
     out = io.StringIO()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "stdout", out)
-        status = main.main(["fit", str(folder / "mine.csv"), *COLUMNS, "--split", "part", "--id", "case", "--epochs", "3",
-                           "--backbone", backbone_folder, "--artefacts", str(folder / "work"), "--out", str(folder / "model")])
+        status = main.main(
+            [
+                "fit",
+                str(folder / "mine.csv"),
+                *COLUMNS,
+                "--split",
+                "part",
+                "--id",
+                "case",
+                "--epochs",
+                "3",
+                "--backbone",
+                backbone_folder,
+                "--artefacts",
+                str(folder / "work"),
+                "--out",
+                str(folder / "model"),
+            ]
+        )
     assert status == 0
     (folder / "fit.out").write_text(out.getvalue(), encoding="utf-8")
     return folder
@@ -70,7 +89,10 @@ def call(capsys, *arguments) -> tuple[int, str, str]:
 
 def numbers(printed: str) -> dict[str, float]:
     """The `name<TAB>value` lines."""
-    return {n: float(v) for n, v in (line.split("\t") for line in printed.splitlines() if line.count("\t") == 1)}
+    return {
+        n: float(v)
+        for n, v in (line.split("\t") for line in printed.splitlines() if line.count("\t") == 1)
+    }
 
 
 def test_the_command_and_the_function_begin_alike():
@@ -83,41 +105,77 @@ def test_the_command_and_the_function_begin_alike():
 def test_fit_saves_a_model_and_prints_only_results(shop):
     printed = (shop / "fit.out").read_text()
     # document 7 is blank and dropped
-    assert printed.startswith(f"model: {shop / 'model'}\nmine: 59 train, 20 dev, 20 test documents; 7 labels with a training")
-    assert "start lookup+linear, backbone tiny-bert, seed 0, epoch " in printed and "RunRecord" not in printed
+    assert printed.startswith(
+        f"model: {shop / 'model'}\nmine: 59 train, 20 dev, 20 test documents; 7 labels with a"
+        " training"
+    )
+    assert (
+        "start lookup+linear, backbone tiny-bert, seed 0, epoch " in printed
+        and "RunRecord" not in printed
+    )
     assert numbers(printed)["p@1"] >= 0.9, "labels follow from words here"
     assert commands.is_model(shop / "model") and (shop / "model" / "README.md").is_file()
     assert not [p for p in shop.iterdir() if p.name.startswith(".")], "nothing half-written is left"
 
 
 def test_evaluate_gives_the_numbers_that_fit_gave(shop, capsys):
-    """The same documents through the saved folder, once as the marked split, once as a table of their own."""
+    """The same documents through the saved folder, once as the marked split, once as a table of
+    their own.
+    """
     reached = numbers((shop / "fit.out").read_text())
-    status, marked, _ = call(capsys, "evaluate", shop / "model", shop / "mine.csv", *COLUMNS, "--split", "part")
+    status, marked, _ = call(
+        capsys, "evaluate", shop / "model", shop / "mine.csv", *COLUMNS, "--split", "part"
+    )
     assert status == 0 and numbers(marked) == pytest.approx(reached, abs=2e-4)
-    status, alone, _ = call(capsys, "evaluate", shop / "model", shop / "held.csv", *COLUMNS, "--out", shop / "m.json")
+    status, alone, _ = call(
+        capsys, "evaluate", shop / "model", shop / "held.csv", *COLUMNS, "--out", shop / "m.json"
+    )
     assert numbers(alone) == numbers(marked)
-    assert alone.splitlines()[0].startswith("held, all: 20 documents; label space: the 7 labels of the model; 2 of ")
+    assert alone.splitlines()[0].startswith(
+        "held, all: 20 documents; label space: the 7 labels of the model; 2 of "
+    )
     written = json.loads((shop / "m.json").read_text())
-    assert written["on"] == "all" and written["metrics"]["p@1"] == pytest.approx(reached["p@1"], abs=1e-4)
+    assert written["on"] == "all" and written["metrics"]["p@1"] == pytest.approx(
+        reached["p@1"], abs=1e-4
+    )
 
 
 def test_evaluate_asks_a_held_out_table_for_no_split(shop, capsys):
-    """A split column that says only test, and labels that no training row of the table has, are nothing to speak of."""
+    """A split column that says only test, and labels that no training row of the table has, are
+    nothing to speak of.
+    """
     status, alone, said = call(capsys, "evaluate", shop / "model", shop / "held.csv", *COLUMNS)
     assert status == 0 and "never in train" not in said
-    status, marked, said = call(capsys, "evaluate", shop / "model", shop / "held.csv", *COLUMNS, "--split", "part")
+    status, marked, said = call(
+        capsys, "evaluate", shop / "model", shop / "held.csv", *COLUMNS, "--split", "part"
+    )
     assert status == 0 and numbers(marked) == numbers(alone) and "never in train" not in said
     assert marked.startswith("held, test: 20 documents")
-    status, _, said = call(capsys, "evaluate", shop / "model", shop / "held.csv", *COLUMNS, "--split", "part", "--on", "dev")
+    status, _, said = call(
+        capsys,
+        "evaluate",
+        shop / "model",
+        shop / "held.csv",
+        *COLUMNS,
+        "--split",
+        "part",
+        "--on",
+        "dev",
+    )
     assert status == 1 and "no documents in split 'train'; it has test (20)" in said
 
 
 def test_evaluate_reads_the_parts_that_fit_read(shop, capsys, monkeypatch):
-    """--on train and --on dev of a corpus without dev are what `prepare` carves, drawn or marked, a table or saved."""
+    """--on train and --on dev of a corpus without dev are what `prepare` carves, drawn or marked, a
+    table or saved.
+    """
     read = []
     monkeypatch.setattr(commands, "model_of", lambda options: None)
-    monkeypatch.setattr(commands, "measure", lambda model, corpus, rows: (read.append({corpus.ids[i] for i in rows}) or {}, ""))
+    monkeypatch.setattr(
+        commands,
+        "measure",
+        lambda model, corpus, rows: (read.append({corpus.ids[i] for i in rows}) or {}, ""),
+    )
     lines = (shop / "mine.csv").read_text().splitlines(keepends=True)
     (shop / "carve.csv").write_text("".join(line for line in lines if not line.endswith(",dev\n")))
     for options in ({"split": "part"}, {}):
@@ -129,12 +187,18 @@ def test_evaluate_reads_the_parts_that_fit_read(shop, capsys, monkeypatch):
         for part in ("train", "dev", "test"):
             for named in ([shop / "carve.csv", *COLUMNS, "--id", "case", *own], [shop / "carve"]):
                 status, _, said = call(capsys, "evaluate", "model", *named, "--on", part)
-                assert status == 0 and read[-1] == {fitted.ids[i] for i in fitted.rows(part)} and "never in train" not in said
+                assert (
+                    status == 0
+                    and read[-1] == {fitted.ids[i] for i in fitted.rows(part)}
+                    and "never in train" not in said
+                )
     assert len(read) == 12
 
 
 def test_labels_are_matched_by_name_and_strangers_counted():
-    corpus = Corpus.from_lists("c", ["1", "2"], ["a", "b"], [["x", "new"], ["z"]], ["train", "test"])
+    corpus = Corpus.from_lists(
+        "c", ["1", "2"], ["a", "b"], [["x", "new"], ["z"]], ["train", "test"]
+    )
     labels, outside = commands.in_label_space(corpus, [0, 1], ["z", "y", "x"])
     assert labels.toarray().tolist() == [[0, 0, 1], [1, 0, 0]] and outside.tolist() == [1, 0]
 
@@ -142,19 +206,46 @@ def test_labels_are_matched_by_name_and_strangers_counted():
 def test_predict_prints_lines_that_a_shell_can_cut(shop, capsys):
     status, out, err = call(capsys, "predict", shop / "model", shop / "notes.txt", "-k", 2)
     rows = [line.split("\t") for line in out.splitlines()]
-    assert status == 0 and [row[0] for row in rows] == ["1", "1", "3", "3"], "a blank line keeps its number and gets no labels"
-    assert rows[0][1] == "heart" and rows[2][1] == "skin" and all(0 <= float(row[2]) <= 1 for row in rows)
+    assert status == 0 and [row[0] for row in rows] == [
+        "1",
+        "1",
+        "3",
+        "3",
+    ], "a blank line keeps its number and gets no labels"
+    assert (
+        rows[0][1] == "heart"
+        and rows[2][1] == "skin"
+        and all(0 <= float(row[2]) <= 1 for row in rows)
+    )
     assert "1 of 3 documents are blank" in err and "documents" not in out
 
 
 def test_predict_writes_files_and_reads_folders_tables_and_stdin(shop, capsys, monkeypatch):
-    status, out, _ = call(capsys, "predict", shop / "model", shop / "notes", "-k", 1, "--out", shop / "s.csv")
+    status, out, _ = call(
+        capsys, "predict", shop / "model", shop / "notes", "-k", 1, "--out", shop / "s.csv"
+    )
     assert status == 0 and out == ""
-    assert [(r["document"], r["rank"], r["label"]) for r in csv.DictReader(open(shop / "s.csv"))] == [
-        ("a.txt", "1", "eye"), ("b.txt", "1", "lung")]  # fmt: skip
-    call(capsys, "predict", shop / "model", shop / "held.csv", "--text", "note", "--id", "case", "--out", shop / "s.jsonl")
+    assert [
+        (r["document"], r["rank"], r["label"]) for r in csv.DictReader(open(shop / "s.csv"))
+    ] == [("a.txt", "1", "eye"), ("b.txt", "1", "lung")]
+    call(
+        capsys,
+        "predict",
+        shop / "model",
+        shop / "held.csv",
+        "--text",
+        "note",
+        "--id",
+        "case",
+        "--out",
+        shop / "s.jsonl",
+    )
     first = json.loads((shop / "s.jsonl").read_text().splitlines()[0])
-    assert first["document"] == "d080" and len(first["labels"]) == 7 and set(first["labels"][0]) == {"label", "score"}
+    assert (
+        first["document"] == "d080"
+        and len(first["labels"]) == 7
+        and set(first["labels"][0]) == {"label", "score"}
+    )
     monkeypatch.setattr(sys, "stdin", io.StringIO("rash with itch"))
     assert call(capsys, "predict", shop / "model", "-", "-k", 1)[1].startswith("1\tskin\t")
 
@@ -162,11 +253,20 @@ def test_predict_writes_files_and_reads_folders_tables_and_stdin(shop, capsys, m
 def test_predict_reads_a_table_as_fit_does(shop, capsys):
     notes = ["valve and pulse", None, "rash with itch", float("nan"), " "]
     pd.DataFrame({"case": list("abcde"), "text": notes}).to_parquet(shop / "gaps.parquet")
-    status, out, said = call(capsys, "predict", shop / "model", shop / "gaps.parquet", "-k", 1, "--id", "case")
-    assert status == 0 and [line.split("\t")[:2] for line in out.splitlines()] == [["a", "heart"], ["c", "skin"]]
+    status, out, said = call(
+        capsys, "predict", shop / "model", shop / "gaps.parquet", "-k", 1, "--id", "case"
+    )
+    assert status == 0 and [line.split("\t")[:2] for line in out.splitlines()] == [
+        ["a", "heart"],
+        ["c", "skin"],
+    ]
     assert "3 of 5 documents are blank and were left out" in said
-    pd.DataFrame({"n": np.array([None, "cough and smoke"], object)}).to_parquet(shop / "null.parquet")
-    assert call(capsys, "predict", shop / "model", shop / "null.parquet", "--text", "n", "-k", 1)[1].startswith("1\tlung\t")
+    pd.DataFrame({"n": np.array([None, "cough and smoke"], object)}).to_parquet(
+        shop / "null.parquet"
+    )
+    assert call(capsys, "predict", shop / "model", shop / "null.parquet", "--text", "n", "-k", 1)[
+        1
+    ].startswith("1\tlung\t")
     (shop / "bars.csv").write_bytes("case|text\ncafé|cough, smoke\n".encode("cp1252"))
     reading = ("--delimiter", "|", "--encoding", "cp1252", "--id", "case")
     status, out, _ = call(capsys, "predict", shop / "model", shop / "bars.csv", "-k", 1, *reading)
@@ -174,32 +274,57 @@ def test_predict_reads_a_table_as_fit_does(shop, capsys):
 
 
 def test_explain_prints_words_and_writes_a_page_that_fetches_nothing(shop, capsys):
-    status, out, _ = call(capsys, "explain", shop / "model", "--label", "heart", shop / "note.txt", "-k", 3, "--out",
-                          shop / "page.html")
+    status, out, _ = call(
+        capsys,
+        "explain",
+        shop / "model",
+        "--label",
+        "heart",
+        shop / "note.txt",
+        "-k",
+        3,
+        "--out",
+        shop / "page.html",
+    )
     lines = out.splitlines()
     assert status == 0 and lines[0].startswith("heart\tlogit ") and len(lines) > 4
     assert {"valve", "pulse"} & {line.split("\t")[0] for line in lines[1:4]}
     logit, attention, rest = (float(cell.split()[-1]) for cell in lines[0].split("\t")[1:])
-    assert logit == pytest.approx(attention + rest, abs=2e-4), "attention is said to be a part of the reason"
-    assert all(line.endswith("\tlinear score") and float(line.split("\t")[1]) > 0 for line in lines[4:])
+    assert logit == pytest.approx(attention + rest, abs=2e-4), (
+        "attention is said to be a part of the reason"
+    )
+    assert all(
+        line.endswith("\tlinear score") and float(line.split("\t")[1]) > 0 for line in lines[4:]
+    )
     page = (shop / "page.html").read_text(encoding="utf-8")
     assert "heart" in page and "<b>." not in page and "http" not in page and "<script" not in page
-    assert call(capsys, "explain", shop / "model", shop / "note.txt")[1].startswith("heart\tlogit "), "the best label"
+    assert call(capsys, "explain", shop / "model", shop / "note.txt")[1].startswith(
+        "heart\tlogit "
+    ), "the best label"
 
 
 @pytest.mark.parametrize(
     "arguments, said",
     [
-        (["predict", "nowhere", "notes.txt"], "nowhere is no folder of a model: make one with plant fit"),
+        (
+            ["predict", "nowhere", "notes.txt"],
+            "nowhere is no folder of a model: make one with plant fit",
+        ),
         (["predict", "model", "absent.txt"], "absent.txt"),
         (["predict", "model", "notes.txt", "-k", "0"], "k=0: give at least 1"),
         (["predict", "model", "notes.txt", "--out", "s.xlsx"], ".csv or .jsonl"),
-        (["predict", "model", "mine.csv", "--text", "nota"], "--text nota: mine.csv has the columns"),
+        (
+            ["predict", "model", "mine.csv", "--text", "nota"],
+            "--text nota: mine.csv has the columns",
+        ),
         (["predict", "model", "work"], "holds no document"),
         (["explain", "model", "--label", "liver", "note.txt"], "label 'liver' is not one of"),
         (["explain", "model", "note.txt", "--out", "page.pdf"], ".html"),
         (["evaluate", "model", "mine.csv", "--text", "note"], "no column 'labels'"),
-        (["evaluate", "model", "mine.csv", "--text", "note", "--labels", "case"], "no document of mine has a label"),
+        (
+            ["evaluate", "model", "mine.csv", "--text", "note", "--labels", "case"],
+            "no document of mine has a label",
+        ),
         (["fit", "mine.csv", *COLUMNS, "--out", "model"], "--force"),
         (["fit", "mine.csv", *COLUMNS, "--out", "notes"], "is no model: name another folder"),
         (["fit", "mine.csv", *COLUMNS, "--out", "new", "--start", "lokup"], "lokup"),
@@ -216,11 +341,15 @@ def test_what_cannot_be_used_is_one_line_and_status_1(shop, capsys, monkeypatch,
     monkeypatch.chdir(shop)
     status, out, err = call(capsys, *arguments)
     told = [line for line in err.splitlines() if line.startswith("plant: error: ")]
-    assert status == 1 and out == "" and len(told) == 1 and said in told[0] and "Traceback" not in err
+    assert (
+        status == 1 and out == "" and len(told) == 1 and said in told[0] and "Traceback" not in err
+    )
     assert not (shop / "new").exists()
 
 
-def test_a_credentialed_model_is_refused_before_it_is_trained(corpus, capsys, monkeypatch, tmp_path):
+def test_a_credentialed_model_is_refused_before_it_is_trained(
+    corpus, capsys, monkeypatch, tmp_path
+):
     from plantlib.training import runs
 
     def train(*arguments, **options):
@@ -233,14 +362,21 @@ def test_a_credentialed_model_is_refused_before_it_is_trained(corpus, capsys, mo
         made.save(tmp_path / "home" / name)
     status, _, said = call(capsys, "fit", "secret", "--out", tmp_path / "model")
     assert status == 1 and "it trains" not in said
-    assert "trained on secret, a credentialed corpus, and model lies outside the data folder: give --out a folder below" in said
+    assert (
+        "trained on secret, a credentialed corpus, and model lies outside the data folder: give"
+        " --out a folder below" in said
+    )
     for name, out in (("secret", tmp_path / "home" / "model"), ("open", tmp_path / "model")):
         assert "it trains" in call(capsys, "fit", name, "--out", out)[2]
 
 
 def test_debug_shows_where_an_error_came_from(shop, capsys):
     status, _, err = call(capsys, "predict", "nowhere", shop / "notes.txt", "--debug")
-    assert status == 1 and "Traceback" in err and err.splitlines()[-1].startswith("plant: error: nowhere")
+    assert (
+        status == 1
+        and "Traceback" in err
+        and err.splitlines()[-1].startswith("plant: error: nowhere")
+    )
 
 
 def test_a_fault_of_the_program_is_one_line_too(capsys, monkeypatch):
@@ -256,12 +392,19 @@ def test_a_closed_reader_and_an_interrupt_are_no_errors(capsys, monkeypatch):
     monkeypatch.setattr(commands, "data", stop)
     status, _, err = call(capsys, "data", "--list")
     assert status == 130 and "goes on" in err
-    done = subprocess.run(f"{sys.executable} -m plantlib.cli.main data --list | head -0", shell=True, capture_output=True, text=True,
-                          cwd=ROOT)  # fmt: skip
+    done = subprocess.run(
+        f"{sys.executable} -m plantlib.cli.main data --list | head -0",
+        shell=True,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
     assert done.stderr == "" and done.returncode == 0
 
 
-@pytest.mark.parametrize("arguments", [[], ["fit", "mine.csv"], ["predict"], ["plough"], ["data", "--lst"]])
+@pytest.mark.parametrize(
+    "arguments", [[], ["fit", "mine.csv"], ["predict"], ["plough"], ["data", "--lst"]]
+)
 def test_wrong_usage_is_status_2(capsys, arguments):
     status, out, err = call(capsys, *arguments)
     assert status == 2 and out == "" and "usage: plant" in err
@@ -286,10 +429,14 @@ def test_help_names_the_starts_there_are():
 
 
 def test_help_and_usage_errors_load_no_framework():
-    code = ("import sys\nfrom plantlib.cli.main import main\n"
-            "assert main(['--help']) == 0 and main(['fit', '--help']) == 0 and main(['fit']) == 2\n"
-            "sys.exit(any(m in sys.modules for m in ('torch', 'transformers', 'pandas', 'numpy')))")  # fmt: skip
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True).returncode == 0
+    code = (
+        "import sys\nfrom plantlib.cli.main import main\n"
+        "assert main(['--help']) == 0 and main(['fit', '--help']) == 0 and main(['fit']) == 2\n"
+        "sys.exit(any(m in sys.modules for m in ('torch', 'transformers', 'pandas', 'numpy')))"
+    )
+    assert (
+        subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True).returncode == 0
+    )
 
 
 def test_the_installed_command_is_this_one():
@@ -298,8 +445,23 @@ def test_the_installed_command_is_this_one():
 
 
 def test_a_real_process_keeps_results_and_progress_apart(shop):
-    command = [sys.executable, "-m", "plantlib.cli.main", "predict", "model", "notes.txt", "-k", "1"]
-    done = subprocess.run(command, cwd=shop, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    command = [
+        sys.executable,
+        "-m",
+        "plantlib.cli.main",
+        "predict",
+        "model",
+        "notes.txt",
+        "-k",
+        "1",
+    ]
+    done = subprocess.run(
+        command,
+        cwd=shop,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
     rows = [line.split("\t")[:2] for line in done.stdout.splitlines()]
     assert done.returncode == 0 and rows == [["1", "heart"], ["3", "skin"]]
     assert "documents: 100%" in done.stderr and "Traceback" not in done.stderr
@@ -313,7 +475,11 @@ def test_data_lists_builds_and_describes(capsys, tmp_path, monkeypatch):
     states = dict(line.split("\t") for line in out.splitlines())
     assert status == 0 and states["codiesp"] == "not built, from its origin"
     status, out, err = call(capsys, "data", "synthetic-icd")
-    assert status == 0 and out.startswith("Corpus(synthetic-icd: 650 documents") and "not built yet" in err
+    assert (
+        status == 0
+        and out.startswith("Corpus(synthetic-icd: 650 documents")
+        and "not built yet" in err
+    )
     assert str(tmp_path / "synthetic-icd") in call(capsys, "data", "--list")[1]
 
 
@@ -328,21 +494,41 @@ def experiment(tmp_path):
     """A checkout with one grid notebook and its YAML; the notebook writes a record a seed."""
     import nbformat
 
-    environment = {"python": "3", "torch": "2", "transformers": "5", "cpu": "c", "cores": 1, "commit": "c", "dirty": False}
+    environment = {
+        "python": "3",
+        "torch": "2",
+        "transformers": "5",
+        "cpu": "c",
+        "cores": 1,
+        "commit": "c",
+        "dirty": False,
+    }
     data = {"name": "toy", "fingerprint": "0", "label_space": "s", "synthetic": True}
     data |= dict.fromkeys(("train", "dev", "test", "labels"), 1)
-    RunRecord("a", "planted", data, "random", 0, {}, environment=environment).save(tmp_path / "template")
-    body = ("import json, pathlib\nraw = json.loads(pathlib.Path('../template/a.json').read_text())\n"
-            "folder = pathlib.Path(results)\nfolder.mkdir(parents=True, exist_ok=True)\n"
-            "for seed in seeds:\n    (folder / f's{seed}.json').write_text(json.dumps(raw | {'id': f's{seed}'}))")  # fmt: skip
-    cells = [nbformat.v4.new_code_cell(text) for text in ("results = ''\nseeds = [0]\nepochs = 4", body)]
+    RunRecord("a", "planted", data, "random", 0, {}, environment=environment).save(
+        tmp_path / "template"
+    )
+    body = (
+        "import json, pathlib\nraw ="
+        " json.loads(pathlib.Path('../template/a.json').read_text())\nfolder ="
+        " pathlib.Path(results)\nfolder.mkdir(parents=True, exist_ok=True)\nfor seed in seeds:\n   "
+        " (folder / f's{seed}.json').write_text(json.dumps(raw | {'id': f's{seed}'}))"
+    )
+    cells = [
+        nbformat.v4.new_code_cell(text) for text in ("results = ''\nseeds = [0]\nepochs = 4", body)
+    ]
     cells[0].metadata["tags"] = ["parameters"]
     kernel = {"kernelspec": {"name": "python3", "language": "python", "display_name": "Python 3"}}
     (tmp_path / "notebooks").mkdir()
-    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), tmp_path / "notebooks" / "grid.ipynb")
+    nbformat.write(
+        nbformat.v4.new_notebook(cells=cells, metadata=kernel),
+        tmp_path / "notebooks" / "grid.ipynb",
+    )
     (tmp_path / "runs").mkdir()
     parameters = "{seeds: [0], results: results/runs}"
-    (tmp_path / "runs" / "g.yaml").write_text(f"notebook: notebooks/grid.ipynb\nparameters: {parameters}\n")
+    (tmp_path / "runs" / "g.yaml").write_text(
+        f"notebook: notebooks/grid.ipynb\nparameters: {parameters}\n"
+    )
     return tmp_path
 
 
@@ -350,7 +536,11 @@ def test_run_changes_parameters_without_touching_committed_records(experiment, c
     monkeypatch.chdir(experiment)
     status, out, _ = call(capsys, "run", "runs/g.yaml", "seeds=[1, 2]", "epochs=1")
     folder = experiment / "results" / "local" / "g+seeds-1-2+epochs-1" / "runs"
-    assert status == 0 and out.strip() == str(folder) and sorted(p.stem for p in folder.iterdir()) == ["s1", "s2"]
+    assert (
+        status == 0
+        and out.strip() == str(folder)
+        and sorted(p.stem for p in folder.iterdir()) == ["s1", "s2"]
+    )
     assert not (experiment / "results" / "runs").exists()
     for wrong, said in (("seeds=1", "write seeds=[1]"), ("epoch=1", "has no parameter epoch")):
         status, out, err = call(capsys, "run", "runs/g.yaml", wrong)
@@ -359,5 +549,9 @@ def test_run_changes_parameters_without_touching_committed_records(experiment, c
 
 def test_a_changed_id_is_a_file_name_of_bounded_length():
     named, merged = runner._changed("r", {"a": 1, "b": [0]}, {"b": ["x y/z"], "c": "p" * 200})
-    assert len(named) <= 100 and named.startswith("r+b-x-y-z+c-ppp") and merged == {"a": 1, "b": ["x y/z"], "c": "p" * 200}
+    assert (
+        len(named) <= 100
+        and named.startswith("r+b-x-y-z+c-ppp")
+        and merged == {"a": 1, "b": ["x y/z"], "c": "p" * 200}
+    )
     assert named != runner._changed("r", {}, {"b": ["x y/z"], "c": "p" * 201})[0]

@@ -1,6 +1,8 @@
-"""Several processes: the loss curve of one process with twice the accumulation; a killed launch goes on to the same numbers.
+"""Several processes: the loss curve of one process with twice the accumulation; a killed launch
+goes on to the same numbers.
 
-Real `accelerate launch` with two CPU processes over gloo and the configuration file that ships in runs/accelerate.
+Real `accelerate launch` with two CPU processes over gloo and the configuration file that ships in
+runs/accelerate.
 """
 
 from __future__ import annotations
@@ -18,7 +20,13 @@ from companion import launch
 from plantlib import RunRecord
 
 ROOT = Path(__file__).resolve().parents[2]
-DDP = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(ROOT / "runs" / "accelerate" / "ddp_cpu.yaml")]
+DDP = [
+    sys.executable,
+    "-m",
+    "accelerate.commands.launch",
+    "--config_file",
+    str(ROOT / "runs" / "accelerate" / "ddp_cpu.yaml"),
+]
 
 
 # the same command, waiting to be killed once a checkpoint stands
@@ -45,22 +53,45 @@ def job(corpus, backbone_folder, tmp_path_factory):
     home = tmp_path_factory.mktemp("launch")
     corpus.save(home / "corpus")
     parameters = {
-        "dataset": str(home / "corpus"), "backbones": [backbone_folder], "tuning": "lora", "starts": ["l2r"], "seeds": [0],
-        "tokens": None, "epochs": 3, "batch_size": 5, "lr_backbone": 0.01, "lora_dropout": 0.0, "notebook": None,
-    }  # fmt: skip
+        "dataset": str(home / "corpus"),
+        "backbones": [backbone_folder],
+        "tuning": "lora",
+        "starts": ["l2r"],
+        "seeds": [0],
+        "tokens": None,
+        "epochs": 3,
+        "batch_size": 5,
+        "lr_backbone": 0.01,
+        "lora_dropout": 0.0,
+        "notebook": None,
+    }
     (home / "run.yaml").write_text(yaml.safe_dump({"parameters": parameters}))
 
     (home / "slow.py").write_text(SLOW)
 
-    def start(name: str, *command: str, accumulation: int, port: int | None = None, slow=False) -> subprocess.Popen:
+    def start(
+        name: str, *command: str, accumulation: int, port: int | None = None, slow=False
+    ) -> subprocess.Popen:
         script = [str(home / "slow.py")] if slow else ["-m", "companion.launch"]
         extra = ["--main_process_port", str(port)] if port else []
-        overrides = [f"accumulation={accumulation}", f"results={home / name}", f"root={home / (name + '-artefacts')}"]
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "TOKENIZERS_PARALLELISM": "false"}
+        overrides = [
+            f"accumulation={accumulation}",
+            f"results={home / name}",
+            f"root={home / (name + '-artefacts')}",
+        ]
+        environment = os.environ | {
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(ROOT),
+            "TOKENIZERS_PARALLELISM": "false",
+        }
         return subprocess.Popen(
-            [*command, *extra, *script, str(home / "run.yaml"), *overrides], env=environment,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-        )  # fmt: skip
+            [*command, *extra, *script, str(home / "run.yaml"), *overrides],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
 
     return home, start
 
@@ -76,7 +107,9 @@ def alone(job):
     """The record of one process with twice the accumulation."""
     home, start = job
     output = finish(start("alone", sys.executable, accumulation=2))
-    assert output.count("RunRecord(") == 1 and "most of it" in output, "states its memory and its record"
+    assert output.count("RunRecord(") == 1 and "most of it" in output, (
+        "states its memory and its record"
+    )
     return RunRecord.load(next((home / "alone").glob("*.json")))
 
 
@@ -99,9 +132,15 @@ def kill_all(process: subprocess.Popen) -> None:
 
 
 def check_same(record: RunRecord, wanted: RunRecord) -> None:
-    assert [row["epoch"] for row in record.history] == [row["epoch"] for row in wanted.history] == [1, 2, 3]
+    assert (
+        [row["epoch"] for row in record.history]
+        == [row["epoch"] for row in wanted.history]
+        == [1, 2, 3]
+    )
     for ours, theirs in zip(record.history, wanted.history, strict=True):
-        assert ours["train_loss"] == pytest.approx(theirs["train_loss"], abs=1e-4), "the loss curve, to 1e-4"
+        assert ours["train_loss"] == pytest.approx(theirs["train_loss"], abs=1e-4), (
+            "the loss curve, to 1e-4"
+        )
         assert ours["ndcg@5"] == pytest.approx(theirs["ndcg@5"], abs=1e-4)
     assert record.metrics == pytest.approx(wanted.metrics, abs=1e-4, nan_ok=True)
     assert record.history[-1]["train_loss"] < record.history[0]["train_loss"]
@@ -116,7 +155,9 @@ def test_two_processes_are_one_with_twice_the_accumulation(job, alone):
 
 
 def test_killed_launch_goes_on_from_its_checkpoint(job, alone):
-    """SIGKILL of both processes once a checkpoint stands; the second launch resumes and ends in the same numbers."""
+    """SIGKILL of both processes once a checkpoint stands; the second launch resumes and ends in the
+    same numbers.
+    """
     home, start = job
     victim = start("killed", *DDP, accumulation=1, port=free_port(), slow=True)
     checkpoints, deadline = home / "killed-artefacts" / "checkpoints", time.monotonic() + 240
@@ -133,7 +174,9 @@ def test_overrides_and_unknown_parameters(job, tmp_path):
     home, _ = job
     found = launch.read_parameters(home / "run.yaml", ["epochs=7", "seeds=[1, 2]"])
     assert (found["epochs"], found["seeds"], found["tuning"]) == (7, [1, 2], "lora")
-    with pytest.raises(ValueError, match=r"unknown parameters epoch; known are accumulation, .*epochs"):
+    with pytest.raises(
+        ValueError, match=r"unknown parameters epoch; known are accumulation, .*epochs"
+    ):
         launch.read_parameters(home / "run.yaml", ["epoch=7"])
     with pytest.raises(ValueError, match="'epochs' is no override; write name=value"):
         launch.read_parameters(home / "run.yaml", ["epochs"])
@@ -148,7 +191,12 @@ def test_memory_is_refused_before_any_training(job, monkeypatch, capsys):
 
     home, _ = job
     monkeypatch.setattr(memory, "available", lambda device=None: 1000)
-    assert launch.main([str(home / "run.yaml"), f"results={home / 'none'}", f"root={home / 'none-artefacts'}"]) == 1
+    assert (
+        launch.main(
+            [str(home / "run.yaml"), f"results={home / 'none'}", f"root={home / 'none-artefacts'}"]
+        )
+        == 1
+    )
     assert "1000 B" in capsys.readouterr().err and not (home / "none").exists()
 
 
@@ -159,19 +207,33 @@ def test_every_yaml_run_is_understood_by_launch_and_notebook(path):
     asked = yaml.safe_load(path.read_text())
     known = papermill.inspect_notebook(ROOT / asked["notebook"])
     assert set(asked["parameters"]) <= set(known)
-    # several processes train the grid of notebook 08; what other notebooks run is refused before anything is loaded
+    # several processes train the grid of notebook 08; what other notebooks run is refused before
+    # anything is loaded
     if Path(asked["notebook"]).stem == "08_backbones":
         assert set(launch.read_parameters(path)) <= set(known)
     else:
-        with pytest.raises(ValueError, match=f"{path.name}: unknown parameters|takes runs of 08_backbones"):
+        with pytest.raises(
+            ValueError, match=f"{path.name}: unknown parameters|takes runs of 08_backbones"
+        ):
             launch.read_parameters(path)
 
 
 def test_layers_to_adapt_can_be_named(job):
-    """For an architecture that is not in the list; a wrong name is refused before anything is trained."""
+    """For an architecture that is not in the list; a wrong name is refused before anything is
+    trained.
+    """
     home, _ = job
-    options = [f"results={home / 'named'}", f"root={home / 'named-artefacts'}", "epochs=1", "starts=[random]"]
+    options = [
+        f"results={home / 'named'}",
+        f"root={home / 'named-artefacts'}",
+        "epochs=1",
+        "starts=[random]",
+    ]
     assert launch.main([str(home / "run.yaml"), "lora_targets=[query]", *options]) == 0
     [record] = [RunRecord.load(p) for p in (home / "named").glob("*.json")]
-    assert record.model_size["trained_in_backbone"] == 2 * 16 * 24, "one layer, one matrix of 24 x 24, rank 16"
-    assert launch.main([str(home / "run.yaml"), "lora_targets=[nowhere]", "seeds=[1]", *options]) == 1
+    assert record.model_size["trained_in_backbone"] == 2 * 16 * 24, (
+        "one layer, one matrix of 24 x 24, rank 16"
+    )
+    assert (
+        launch.main([str(home / "run.yaml"), "lora_targets=[nowhere]", "seeds=[1]", *options]) == 1
+    )

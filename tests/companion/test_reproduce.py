@@ -1,7 +1,9 @@
-"""`python -m companion.reproduce` before its long work: what it chooses, what it refuses, where it writes.
+"""`python -m companion.reproduce` before its long work: what it chooses, what it refuses, where it
+writes.
 
-The notebooks themselves are run by nbval and, with the job's parameters, by papermill; here papermill is replaced by a
-recorder, so that the parameters and folders of the whole job are seen in a second.
+The notebooks themselves are run by nbval and, with the job's parameters, by papermill; here
+papermill is replaced by a recorder, so that the parameters and folders of the whole job are seen in
+a second.
 """
 
 import re
@@ -19,7 +21,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture
 def job(tmp_path, monkeypatch):
-    """Runs reproduce with a recorder in the place of papermill; returns the exit status and the calls."""
+    """Runs reproduce with a recorder in the place of papermill; returns the exit status and the
+    calls.
+    """
     monkeypatch.setenv("PLANT_HOME", str(tmp_path / "home"))
     monkeypatch.delenv("DATASET", raising=False)
     monkeypatch.delenv("PLANT_DATA", raising=False)
@@ -34,17 +38,31 @@ def job(tmp_path, monkeypatch):
 
 
 def table(path: Path, rows: int = 40) -> Path:
-    lines = [f'"note {i} about {"fever" if i % 2 else "cough"} and day {i}",{"A" if i % 2 else "B"};C' for i in range(rows)]
+    lines = [
+        f'"note {i} about {"fever" if i % 2 else "cough"} and day {i}",{"A" if i % 2 else "B"};C'
+        for i in range(rows)
+    ]
     path.write_text("\n".join(["t,y", *lines]), encoding="utf-8")
     return path
 
 
 def test_a_table_becomes_a_corpus_and_every_notebook_gets_the_job(job, tmp_path):
-    status, calls = job("--dataset", str(table(tmp_path / "Mine.CSV")), "--text", "t", "--labels", "y", "--seeds", "2")
+    status, calls = job(
+        "--dataset",
+        str(table(tmp_path / "Mine.CSV")),
+        "--text",
+        "t",
+        "--labels",
+        "y",
+        "--seeds",
+        "2",
+    )
     assert status == 0
     assert [name[:2] for name, *_ in calls] == ["02", "03", "05", "07"]
     five = calls[2][1]
-    assert five["dataset"] == "Mine" and five["seeds"] == [0, 1] and "lookup+score" in five["starts"]
+    assert (
+        five["dataset"] == "Mine" and five["seeds"] == [0, 1] and "lookup+score" in five["starts"]
+    )
     assert Path(five["results"]) == tmp_path / "results" / "local" / "Mine" / "runs"
     assert Corpus.load(tmp_path / "home" / "Mine").label_names == ["A", "B", "C"]
 
@@ -62,7 +80,10 @@ def test_a_saved_corpus_folder_is_read_and_not_written_into(job, tmp_path, monke
 
 def caps(calls) -> list:
     """What every notebook that reads the corpus was told to take of train, dev and test."""
-    found = [[parameters[f"{s}_documents"] for s in ("train", "dev", "test")] for _, parameters, _ in calls[-4:-1]]
+    found = [
+        [parameters[f"{s}_documents"] for s in ("train", "dev", "test")]
+        for _, parameters, _ in calls[-4:-1]
+    ]
     assert found[0] == found[1] == found[2]
     return found[0]
 
@@ -73,22 +94,38 @@ def test_a_corpus_of_the_user_is_whole_unless_a_cap_is_asked_for(job, capsys, tm
     for dataset in ("mine", str(tmp_path / "home" / "mine")):
         assert caps(job("--dataset", dataset)[1]) == [None, None, None]
     assert caps(job(*named, "--train", "10", "--test", "5")[1]) == [10, None, 5]
-    assert "capped: 10 of 43 train, 5 of 12 test documents; change it with --train" in capsys.readouterr().out
+    assert (
+        "capped: 10 of 43 train, 5 of 12 test documents; change it with --train"
+        in capsys.readouterr().out
+    )
 
 
 def test_a_known_corpus_keeps_its_caps_and_says_so(job, capsys, tmp_path):
-    made = Corpus.from_lists("cooking", [f"d{i}" for i in range(5000)], [f"text {i}" for i in range(5000)], [["x"]] * 5000,
-                             ["train"] * 4500 + ["test"] * 500)
+    made = Corpus.from_lists(
+        "cooking",
+        [f"d{i}" for i in range(5000)],
+        [f"text {i}" for i in range(5000)],
+        [["x"]] * 5000,
+        ["train"] * 4500 + ["test"] * 500,
+    )
     own = tmp_path / "elsewhere" / "cooking"
     for folder in (tmp_path / "home" / "cooking", own):
         made.save(folder)
     for dataset in ("cooking", str(tmp_path / "home" / "cooking")):
         assert caps(job("--dataset", dataset)[1]) == [4000, 500, 1000]
-        assert "capped: 4,000 of 4,050 train documents; change it with --train, --dev and --test" in capsys.readouterr().out
+        assert (
+            "capped: 4,000 of 4,050 train documents; change it with --train, --dev and --test"
+            in capsys.readouterr().out
+        )
     assert caps(job("--dataset", "cooking", "--train", "4500")[1]) == [4500, 500, 1000]
-    assert caps(job("--dataset", str(own))[1]) == [None, None, None] and "capped" not in capsys.readouterr().out
+    assert (
+        caps(job("--dataset", str(own))[1]) == [None, None, None]
+        and "capped" not in capsys.readouterr().out
+    )
     # a known corpus without caps of its own is as large as they come
-    assert reproduce.caps_of("amazon-670k") == reproduce.LARGE and reproduce.caps_of("codiesp") == {}
+    assert (
+        reproduce.caps_of("amazon-670k") == reproduce.LARGE and reproduce.caps_of("codiesp") == {}
+    )
 
 
 def test_a_table_is_cut_at_the_delimiter_named(job, tmp_path):
@@ -121,12 +158,16 @@ def test_a_table_takes_no_name_that_is_in_use(job, capsys, tmp_path):
     (tmp_path / "home" / "mine").mkdir(parents=True)
     (tmp_path / "home" / "mine" / "raw.txt").write_text("precious")
     for name in ("mine.csv", "codiesp.csv"):
-        status, calls = job("--dataset", str(table(tmp_path / name)), "--text", "t", "--labels", "y")
+        status, calls = job(
+            "--dataset", str(table(tmp_path / name)), "--text", "t", "--labels", "y"
+        )
         assert status == 1 and calls == [] and "rename the file" in capsys.readouterr().err
     assert (tmp_path / "home" / "mine" / "raw.txt").exists()
 
 
-def test_the_best_planted_model_is_left_for_notebook_a2(corpus, backbone_folder, tmp_path, monkeypatch, capsys):
+def test_the_best_planted_model_is_left_for_notebook_a2(
+    corpus, backbone_folder, tmp_path, monkeypatch, capsys
+):
     from plantlib import PlantModel
     from plantlib.training import pipeline, runs
     from plantlib.training.options import TrainConfig
@@ -138,17 +179,40 @@ def test_the_best_planted_model_is_left_for_notebook_a2(corpus, backbone_folder,
     assert reproduce.save_best(common, 2, tmp_path / "runs", tmp_path / "model") is None
     prepared = pipeline.prepare(corpus, backbone=backbone_folder, max_tokens=None, progress=False)
     config = RunConfig(train=TrainConfig(epochs=2))
-    runs.run_grid(prepared, ("random", "lookup", "score"), (0, 1), config=config, results=tmp_path / "runs", progress=False)
+    runs.run_grid(
+        prepared,
+        ("random", "lookup", "score"),
+        (0, 1),
+        config=config,
+        results=tmp_path / "runs",
+        progress=False,
+    )
     best = reproduce.best_run(load_all(tmp_path / "runs"))
-    dev = {r.id: max(row["ndcg@5"] for row in r.history) for r in load_all(tmp_path / "runs") if r.system != "random"}
+    dev = {
+        r.id: max(row["ndcg@5"] for row in r.history)
+        for r in load_all(tmp_path / "runs")
+        if r.system != "random"
+    }
     assert dev[best.id] == max(dev.values())
-    assert reproduce.save_best(common, 2, tmp_path / "runs", tmp_path / "model") == tmp_path / "model"
+    assert (
+        reproduce.save_best(common, 2, tmp_path / "runs", tmp_path / "model") == tmp_path / "model"
+    )
     model = PlantModel.from_pretrained(tmp_path / "model")
-    assert model.decoder.planted_gain.item() == pytest.approx(best.params["final_gains"]["planted"], abs=1e-6)
-    assert len(model.explain_document(corpus.texts[0], 2)) == 2 and best.id in (tmp_path / "model" / "README.md").read_text()
+    assert model.decoder.planted_gain.item() == pytest.approx(
+        best.params["final_gains"]["planted"], abs=1e-6
+    )
+    assert (
+        len(model.explain_document(corpus.texts[0], 2)) == 2
+        and best.id in (tmp_path / "model" / "README.md").read_text()
+    )
     monkeypatch.setattr(runs, "run_start", lambda *a, **k: pytest.fail("trained again"))
-    assert reproduce.save_best(common, 3, tmp_path / "runs", tmp_path / "other") is None, "records of two epochs do not count"
-    assert reproduce.save_best(common, 2, tmp_path / "runs", tmp_path / "model") and "model_folder" in capsys.readouterr().out
+    assert reproduce.save_best(common, 3, tmp_path / "runs", tmp_path / "other") is None, (
+        "records of two epochs do not count"
+    )
+    assert (
+        reproduce.save_best(common, 2, tmp_path / "runs", tmp_path / "model")
+        and "model_folder" in capsys.readouterr().out
+    )
 
 
 def test_relative_links_of_the_readme_lead_somewhere():

@@ -1,7 +1,9 @@
-"""Views of planted attention: the untrained twins, the panels, and every widget moved as a hand would move it.
+"""Views of planted attention: the untrained twins, the panels, and every widget moved as a hand
+would move it.
 
-Widgets are objects with values: a test sets a slider's value and reads the HTML that was drawn. A browser does the same in
-test_browser.py; here each view is also held to its static form, which must be complete without ipywidgets.
+Widgets are objects with values: a test sets a slider's value and reads the HTML that was drawn. A
+browser does the same in test_browser.py; here each view is also held to its static form, which must
+be complete without ipywidgets.
 """
 
 from __future__ import annotations
@@ -38,7 +40,9 @@ def marked(corpus):
         if heart in corpus.labels[i].indices:
             found = re.finditer("pulse|valve|beat", corpus.texts[i])
             rows += [(corpus.ids[i], "heart", m.start(), m.end(), m[0]) for m in found]
-    return replace(corpus, evidence=pd.DataFrame(rows, columns=["id", "label", "start", "end", "text"]))
+    return replace(
+        corpus, evidence=pd.DataFrame(rows, columns=["id", "label", "start", "end", "text"])
+    )
 
 
 def grounds(html: str) -> list[str]:
@@ -48,10 +52,16 @@ def grounds(html: str) -> list[str]:
 
 def test_untrained_twins_share_all_but_the_start(model):
     before = {name: t.clone() for name, t in model.state_dict().items()}
-    random, planted = viewer.untrained(model, "random", seed=1), viewer.untrained(model, "lookup", seed=1)
+    random, planted = (
+        viewer.untrained(model, "random", seed=1),
+        viewer.untrained(model, "lookup", seed=1),
+    )
     assert (random.decoder.planted_gain.item(), planted.decoder.planted_gain.item()) == (0.0, 4.0)
     assert torch.equal(random.decoder.label_queries, planted.decoder.label_queries)
-    assert not torch.equal(random.decoder.label_queries, viewer.untrained(model, "random", seed=2).decoder.label_queries)
+    assert not torch.equal(
+        random.decoder.label_queries,
+        viewer.untrained(model, "random", seed=2).decoder.label_queries,
+    )
     assert torch.equal(planted.decoder.planted.planted_values, model.decoder.planted.planted_values)
     assert planted.backbone is model.backbone
     for name, tensor in model.state_dict().items():
@@ -62,7 +72,11 @@ def test_untrained_twins_share_all_but_the_start(model):
 
 def test_choose_takes_a_marked_label_of_the_range(model, marked):
     row, label = viewer.choose(marked, model, documents=(1, 100))
-    assert label == "heart" and marked.split[row] == "dev" and row == marked.ids.index(marked.evidence["id"].iloc[0])
+    assert (
+        label == "heart"
+        and marked.split[row] == "dev"
+        and row == marked.ids.index(marked.evidence["id"].iloc[0])
+    )
     row, label = viewer.choose(replace(marked, evidence=None), model, documents=(1, 3))
     assert label in ("rare gold", "rare tin")
     model.config.label2id = {"elsewhere": 0}
@@ -76,8 +90,14 @@ def test_side_by_side_measures_against_the_gold_words(model, marked):
     shares = {name: share for name, share, *_ in panels.rows()}
     assert shares[viewer.BEFORE_PLANTED] > 2 * shares[viewer.BEFORE_RANDOM]
     html = panels._repr_html_()
-    assert html.count("<th ") == 4 and "gold evidence" in html and f"rgba({viewer.BLUE},1.00)" in html
-    assert repr(panels) == "Panels(random, before training, planted, before training, after training, gold evidence)"
+    assert (
+        html.count("<th ") == 4 and "gold evidence" in html and f"rgba({viewer.BLUE},1.00)" in html
+    )
+    assert (
+        repr(panels)
+        == "Panels(random, before training, planted, before training, after training, gold"
+        " evidence)"
+    )
     bare = viewer.side_by_side({"now": model}, replace(marked, evidence=None), row, label)
     assert "gold" not in bare._repr_html_() and np.isnan(bare.rows()[0][1])
 
@@ -98,8 +118,13 @@ def test_explore_redraws_for_gain_k_and_label(model):
     gain.value = 12.0
     assert shown.value != first and "planted gain 12.00" in shown.value
     keep.value = 1
-    assert sorted(set(grounds(shown.value))) == ["0.00", "1.00"] and grounds(shown.value).count("1.00") == 1
-    assert "gold words: 1.00" in shown.value, "at a large gain the one token kept is the planted one"
+    assert (
+        sorted(set(grounds(shown.value))) == ["0.00", "1.00"]
+        and grounds(shown.value).count("1.00") == 1
+    )
+    assert "gold words: 1.00" in shown.value, (
+        "at a large gain the one token kept is the planted one"
+    )
     label.value = "skin"
     assert "<b>skin</b>" in shown.value and "gold words" not in shown.value
 
@@ -107,7 +132,10 @@ def test_explore_redraws_for_gain_k_and_label(model):
 def test_text_box_answers_what_is_typed(model):
     text, keep, shown = viewer.text_box(model, DOCUMENT, k=2).children
     text.value = "fracture <b>cast</b>"
-    assert shown.value == model.explain_document(text.value, 2)._repr_html_() and "<b>cast" not in shown.value
+    assert (
+        shown.value == model.explain_document(text.value, 2)._repr_html_()
+        and "<b>cast" not in shown.value
+    )
     keep.value = 1
     assert shown.value == model.explain_document(text.value, 2).at(keep=1)._repr_html_()
     text.value = ""
@@ -122,7 +150,10 @@ def test_picker_changes_document_and_label(model, marked):
         row = document.value
         assert set(which.options) <= {marked.label_names[j] for j in marked.labels[row].indices}
         which.value = which.options[-1]
-        assert shown.value == viewer.side_by_side({"now": model}, marked, row, which.value)._repr_html_()
+        assert (
+            shown.value
+            == viewer.side_by_side({"now": model}, marked, row, which.value)._repr_html_()
+        )
 
 
 def test_without_ipywidgets_the_static_forms_come_back(model, corpus, monkeypatch):
@@ -139,10 +170,14 @@ def test_a_model_that_begins_from_the_linear_score_has_twins_too(prepared, backb
     from plantlib.training.ingredients import build_model, use_score
 
     teacher = prepared.teacher()
-    made = build_model(prepared, teacher, linear=prepared.linear(LinearConfig(folds=2), progress=False))
+    made = build_model(
+        prepared, teacher, linear=prepared.linear(LinearConfig(folds=2), progress=False)
+    )
     plant(made.decoder, "lookup+linear", teacher, prepared.train_labels)
     use_score(made, ["lookup", "linear"], teacher, prepared)
     made.attach_backbone(backbone)
     for twin in viewer.stages(made).values():
         assert torch.equal(twin.word_scores([DOCUMENT]), made.word_scores([DOCUMENT]))
-        assert twin.explain(DOCUMENT, "heart").rest == pytest.approx(made.explain(DOCUMENT, "heart").rest, abs=1e-5)
+        assert twin.explain(DOCUMENT, "heart").rest == pytest.approx(
+            made.explain(DOCUMENT, "heart").rest, abs=1e-5
+        )

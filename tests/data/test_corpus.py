@@ -1,4 +1,6 @@
-"""Corpus, its files, its choices of rows, users' tables with every mistake they may hold, and the atomic writes."""
+"""Corpus, its files, its choices of rows, users' tables with every mistake they may hold, and the
+atomic writes.
+"""
 
 from __future__ import annotations
 
@@ -25,40 +27,67 @@ def corpus(n: int = 60, name: str = "toy") -> Corpus:
     split = ["train" if i % 3 else "test" for i in range(n)]
     labels = [[f"l{i % 5}", f"l{i % 7}"] + (["rare"] if i == 0 else []) for i in range(n)]
     texts = [f"text number {i} é" for i in range(n)]
-    return Corpus.from_lists(name, [f"d{i}" for i in range(n)], texts, labels, split,
-                             manifest={"origin": "a test", "licence": "none", "sources": {}, "notes": []})
+    return Corpus.from_lists(
+        name,
+        [f"d{i}" for i in range(n)],
+        texts,
+        labels,
+        split,
+        manifest={"origin": "a test", "licence": "none", "sources": {}, "notes": []},
+    )
 
 
 def with_evidence() -> Corpus:
-    spans = pd.DataFrame({"id": ["d0", "d1", "d4"], "label": ["rare", "l1", "l4"], "start": [0, 5, 0],
-                          "end": [4, 11, 4], "text": ["text", "number", "text"]})
-    return dataclasses.replace(corpus(), evidence=spans, label_texts={"l1": "label one", "rare": "a rare one"})
+    spans = pd.DataFrame(
+        {
+            "id": ["d0", "d1", "d4"],
+            "label": ["rare", "l1", "l4"],
+            "start": [0, 5, 0],
+            "end": [4, 11, 4],
+            "text": ["text", "number", "text"],
+        }
+    )
+    return dataclasses.replace(
+        corpus(), evidence=spans, label_texts={"l1": "label one", "rare": "a rare one"}
+    )
 
 
 def test_labels_are_canonical_and_products_do_not_wrap():
-    y = csr_matrix((np.array([3, 1, 1], np.int8), np.array([1, 0, 1]), np.array([0, 3])), shape=(1, 2))
+    y = csr_matrix(
+        (np.array([3, 1, 1], np.int8), np.array([1, 0, 1]), np.array([0, 3])), shape=(1, 2)
+    )
     made = Corpus("x", ["a"], ["t"], y, ["p", "q"], np.array(["train"]))
     assert made.labels.toarray().tolist() == [[1, 1]]
     assert made.labels.has_sorted_indices and made.labels.nnz == 2
-    many = Corpus.from_lists("m", [str(i) for i in range(300)], ["t"] * 300, [["a"]] * 300, ["train"] * 300)
+    many = Corpus.from_lists(
+        "m", [str(i) for i in range(300)], ["t"] * 300, [["a"]] * 300, ["train"] * 300
+    )
     assert (many.labels.T @ many.labels)[0, 0] == 300
 
 
 def test_labels_survive_scikit_learn():
     from sklearn.preprocessing import LabelBinarizer
 
-    y = Corpus.from_lists("m", [str(i) for i in range(200)], ["t"] * 200, [[f"{i:03d}"] for i in range(200)],
-                          ["train"] * 200).labels
+    y = Corpus.from_lists(
+        "m",
+        [str(i) for i in range(200)],
+        ["t"] * 200,
+        [[f"{i:03d}"] for i in range(200)],
+        ["train"] * 200,
+    ).labels
     assert (LabelBinarizer(sparse_output=True).fit_transform(y) != y).nnz == 0
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    ({"ids": ["d0"] * 60}, "duplicate ids, first ['d0']"),
-    ({"label_names": ["a"]}, "8 columns but there are 1"),
-    ({"texts": ["t"]}, "different length"),
-    ({"split": np.array(["train"] * 59 + ["holdout"])}, "unknown splits ['holdout']"),
-    ({"evidence": pd.DataFrame({"id": []})}, "evidence lacks"),
-])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"ids": ["d0"] * 60}, "duplicate ids, first ['d0']"),
+        ({"label_names": ["a"]}, "8 columns but there are 1"),
+        ({"texts": ["t"]}, "different length"),
+        ({"split": np.array(["train"] * 59 + ["holdout"])}, "unknown splits ['holdout']"),
+        ({"evidence": pd.DataFrame({"id": []})}, "evidence lacks"),
+    ],
+)
 def test_parts_that_do_not_fit_are_refused(change, message):
     with pytest.raises(DataError) as error:
         dataclasses.replace(corpus(), **change)
@@ -67,7 +96,9 @@ def test_parts_that_do_not_fit_are_refused(change, message):
 
 def test_rows_name_the_splits_there_are():
     made = corpus()
-    assert made.rows("test").tolist() == list(range(0, 60, 3)) and made.rows("test").dtype == np.int64
+    assert (
+        made.rows("test").tolist() == list(range(0, 60, 3)) and made.rows("test").dtype == np.int64
+    )
     with pytest.raises(DataError, match=r"split 'dev'; it has train \(40\), test \(20\); with_dev"):
         made.rows("dev")
 
@@ -79,7 +110,9 @@ def test_subsets_are_nested_and_keep_the_label_space():
     assert train[0] < train[1] < train[2] and len(train[0]) == 7 and len(train[1]) == 20
     assert small.L == made.L and len(small.rows("test")) == 5 and len(large.rows("test")) == 20
     assert small.ids == [i for i in made.ids if i in set(small.ids)]
-    assert {small.ids[i] for i in small.rows("train")} != {c for c in made.subset(train=7, seed=4).ids}
+    assert {small.ids[i] for i in small.rows("train")} != {
+        c for c in made.subset(train=7, seed=4).ids
+    }
     assert made.subset(train=40, dev=9) is made
     for i, key in enumerate(small.ids):
         assert small.labels[i].indices.tolist() == made.labels[made.ids.index(key)].indices.tolist()
@@ -88,8 +121,14 @@ def test_subsets_are_nested_and_keep_the_label_space():
 def test_subset_does_not_depend_on_row_order():
     made = corpus()
     order = np.arange(60)[::-1]
-    turned = Corpus("toy", [made.ids[i] for i in order], [made.texts[i] for i in order], made.labels[order],
-                    made.label_names, made.split[order])
+    turned = Corpus(
+        "toy",
+        [made.ids[i] for i in order],
+        [made.texts[i] for i in order],
+        made.labels[order],
+        made.label_names,
+        made.split[order],
+    )
     assert set(made.subset(train=9).ids) == set(turned.subset(train=9).ids)
 
 
@@ -102,8 +141,12 @@ def test_caps_that_are_no_caps(cap):
 def test_seen_in_train_drops_and_counts():
     made = with_evidence().seen_in_train()
     assert "rare" not in made.label_names and made.L == 7
-    assert made.manifest["label_space"] == {"labels_before": 8, "labels": 7, "labels_dropped": 1,
-                                            "occurrences_dropped": {"dev": 0, "test": 1}}
+    assert made.manifest["label_space"] == {
+        "labels_before": 8,
+        "labels": 7,
+        "labels_dropped": 1,
+        "occurrences_dropped": {"dev": 0, "test": 1},
+    }
     assert made.evidence["id"].tolist() == ["d1", "d4"] and made.label_texts == {"l1": "label one"}
     assert made.manifest["counts"]["labels"] == 7
     assert made.seen_in_train() is made
@@ -112,7 +155,11 @@ def test_seen_in_train_drops_and_counts():
 def test_with_dev_carves_once_and_says_so():
     made = corpus()
     carved = made.with_dev(0.25, seed=1)
-    assert len(carved.rows("dev")) == 10 and len(carved.rows("train")) == 30 and len(carved.rows("test")) == 20
+    assert (
+        len(carved.rows("dev")) == 10
+        and len(carved.rows("train")) == 30
+        and len(carved.rows("test")) == 20
+    )
     assert "carved" in carved.manifest["notes"][-1] and carved.with_dev() is carved
     assert not (made.split == "dev").any()
     with pytest.raises(DataError, match="leaves dev or train empty"):
@@ -126,7 +173,10 @@ def repeated(copies: list[int]) -> Corpus:
     return Corpus.from_lists("twice", ids, texts, [["l"]] * len(texts), ["train"] * len(texts))
 
 
-@pytest.mark.parametrize(("copies", "dev"), [([2] * 50, 10), ([1] * 40 + [3] * 20, 10), ([60] + [1] * 40, 10), ([7] * 5, 7)])
+@pytest.mark.parametrize(
+    ("copies", "dev"),
+    [([2] * 50, 10), ([1] * 40 + [3] * 20, 10), ([60] + [1] * 40, 10), ([7] * 5, 7)],
+)
 def test_with_dev_keeps_copies_of_a_text_on_one_side(copies, dev):
     for seed in range(5):
         carved = repeated(copies).with_dev(seed=seed)
@@ -134,7 +184,10 @@ def test_with_dev_keeps_copies_of_a_text_on_one_side(copies, dev):
         for text, side in zip(carved.texts, carved.split, strict=True):
             sides.setdefault(text, set()).add(side)
         assert all(len(side) == 1 for side in sides.values())
-        assert len(carved.rows("dev")) == dev and f"dev: {dev} documents carved" in carved.manifest["notes"][-1]
+        assert (
+            len(carved.rows("dev")) == dev
+            and f"dev: {dev} documents carved" in carved.manifest["notes"][-1]
+        )
     with pytest.raises(DataError, match="documents of different text"):
         repeated([20]).with_dev()
 
@@ -155,33 +208,60 @@ def test_derived_corpora_leave_the_manifest_of_the_first_alone():
 
 def test_fingerprint_is_the_same_in_another_process_and_changes_with_the_data():
     made = corpus()
-    code = "import sys; sys.path[:0] = sys.argv[1:]; from tests.data.test_corpus import corpus; print(corpus().fingerprint())"
-    other = subprocess.run([sys.executable, "-c", code, str(sources.checkout())],
-                           capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": "7"}).stdout.strip()
+    code = (
+        "import sys; sys.path[:0] = sys.argv[1:]; from tests.data.test_corpus import corpus;"
+        " print(corpus().fingerprint())"
+    )
+    other = subprocess.run(
+        [sys.executable, "-c", code, str(sources.checkout())],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PYTHONHASHSEED": "7"},
+    ).stdout.strip()
     assert made.fingerprint() == other and len(other) == 16
-    changed = [dataclasses.replace(made, texts=["other", *made.texts[1:]]),
-               dataclasses.replace(made, split=np.array(["dev", *made.split[1:]])),
-               dataclasses.replace(made, label_names=["z", *made.label_names[1:]]),
-               dataclasses.replace(made, labels=made.labels[np.arange(60)[::-1]])]
+    changed = [
+        dataclasses.replace(made, texts=["other", *made.texts[1:]]),
+        dataclasses.replace(made, split=np.array(["dev", *made.split[1:]])),
+        dataclasses.replace(made, label_names=["z", *made.label_names[1:]]),
+        dataclasses.replace(made, labels=made.labels[np.arange(60)[::-1]]),
+    ]
     assert len({made.fingerprint(), *(c.fingerprint() for c in changed)}) == 5
 
 
 def test_hash_order_is_frozen():
-    """A changed order would change every capped run: this value may only change with a note in the log."""
-    assert hash_order([str(i) for i in range(8)], 0, "subset train").tolist() == [4, 0, 2, 5, 6, 3, 7, 1]
+    """A changed order would change every capped run: this value may only change with a note in the
+    log.
+    """
+    assert hash_order([str(i) for i in range(8)], 0, "subset train").tolist() == [
+        4,
+        0,
+        2,
+        5,
+        6,
+        3,
+        7,
+        1,
+    ]
 
 
 def test_save_and_load_give_the_same_corpus(tmp_path):
     made = with_evidence()
     folder = made.save(tmp_path / "deep" / "toy")
     back = Corpus.load(folder)
-    assert sorted(p.name for p in folder.iterdir()) == ["documents.parquet", "evidence.parquet", "labels.parquet",
-                                                        "manifest.json"]
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "documents.parquet",
+        "evidence.parquet",
+        "labels.parquet",
+        "manifest.json",
+    ]
     assert back.fingerprint() == made.fingerprint() and back.label_texts == made.label_texts
     assert (back.labels != made.labels).nnz == 0 and back.labels.dtype == made.labels.dtype
     pd.testing.assert_frame_equal(back.evidence, made.evidence, check_dtype=False)
     assert Corpus.load("toy", root=tmp_path / "deep").ids == made.ids
-    assert made.subset(train=5).save(folder) == folder and len(Corpus.load(folder).rows("train")) == 5
+    assert (
+        made.subset(train=5).save(folder) == folder and len(Corpus.load(folder).rows("train")) == 5
+    )
     assert [p.name for p in (tmp_path / "deep").iterdir()] == ["toy"]
 
 
@@ -199,17 +279,23 @@ def test_a_changed_or_torn_folder_is_refused(tmp_path):
 def test_saved_corpora_without_documents_in_a_split_or_without_labels(tmp_path):
     made = Corpus.from_lists("x", ["a", "b"], ["t", "u"], [["l"], []], ["train", "unlabelled"])
     back = Corpus.load(made.save(tmp_path / "x"))
-    assert back.labels.toarray().tolist() == [[1], [0]] and back.summary().loc["unlabelled", "labels/doc"] == 0
+    assert (
+        back.labels.toarray().tolist() == [[1], [0]]
+        and back.summary().loc["unlabelled", "labels/doc"] == 0
+    )
 
 
 def test_near_duplicates_finds_repeats_and_only_these():
     words = [" ".join(f"w{(i * 37 + j * j) % 400}" for j in range(60)) for i in range(6)]
     near = " ".join(words[1].split()[:-2] + ["changed", "end"])
     texts = [*words[:4], words[0].upper().replace(" ", ", "), near, words[4], words[5]]
-    made = Corpus.from_lists("x", [str(i) for i in range(8)], texts, [["l"]] * 8,
-                             ["train"] * 4 + ["test"] * 3 + ["dev"])
-    assert made.near_duplicates() == {"dev": {"documents": 1, "exact": 0, "near": 0},
-                                      "test": {"documents": 3, "exact": 1, "near": 1}}
+    made = Corpus.from_lists(
+        "x", [str(i) for i in range(8)], texts, [["l"]] * 8, ["train"] * 4 + ["test"] * 3 + ["dev"]
+    )
+    assert made.near_duplicates() == {
+        "dev": {"documents": 1, "exact": 0, "near": 0},
+        "test": {"documents": 3, "exact": 1, "near": 1},
+    }
     assert made.near_duplicates(threshold=0.99)["test"]["near"] == 0
 
 
@@ -218,8 +304,12 @@ def test_repr_summary_and_html_are_short_and_stable():
     assert repr(made) == "Corpus(toy: 60 documents (train 40, test 20), 8 labels)"
     synthetic = dataclasses.replace(made, manifest={"synthetic": True})
     assert repr(synthetic).endswith("8 labels, synthetic)")
-    assert made.summary().loc["train"].to_dict() == {"documents": 40, "labels used": 7, "labels/doc": 1.85,
-                                                     "median words": 4.0}
+    assert made.summary().loc["train"].to_dict() == {
+        "documents": 40,
+        "labels used": 7,
+        "labels/doc": 1.85,
+        "median words": 4.0,
+    }
     assert "<table" in made._repr_html_()
 
 
@@ -229,7 +319,10 @@ def read(tmp_path, content: str, **kwargs) -> Corpus:
     return Corpus.from_csv(path, **kwargs)
 
 
-ROWS = "id,text,labels,split\na,one text,x;y,train\nb,two text,y; z ;y,train\nc,three,x;z,valid\nd,four,x,test\n"
+ROWS = (
+    "id,text,labels,split\na,one text,x;y,train\nb,two text,y; z"
+    " ;y,train\nc,three,x;z,valid\nd,four,x,test\n"
+)
 
 
 def test_from_csv_reads_trims_and_collapses(tmp_path):
@@ -238,12 +331,18 @@ def test_from_csv_reads_trims_and_collapses(tmp_path):
         made = read(tmp_path, ROWS, split="split", id="id")
     assert made.ids == list("abcd") and made.split.tolist() == ["train", "train", "dev", "test"]
     assert made.label_names == ["x", "y", "z"] and made.labels.toarray()[1].tolist() == [0, 1, 1]
-    assert made.name == "mine" and made.manifest["sources"] == {"mine.csv": sha256(tmp_path / "mine.csv")}
+    assert made.name == "mine" and made.manifest["sources"] == {
+        "mine.csv": sha256(tmp_path / "mine.csv")
+    }
 
 
 def test_from_csv_reads_na_and_leading_zeros_as_text(tmp_path):
-    made = read(tmp_path, "id,text,labels\n007,a note,NA;null\n008,other,NA\n009,a third,null\n", id="id",
-                test_fraction=0)
+    made = read(
+        tmp_path,
+        "id,text,labels\n007,a note,NA;null\n008,other,NA\n009,a third,null\n",
+        id="id",
+        test_fraction=0,
+    )
     assert made.ids == ["007", "008", "009"] and made.label_names == ["NA", "null"]
     assert made.labels.toarray().tolist() == [[1, 1], [1, 0], [0, 1]]
 
@@ -255,23 +354,44 @@ def test_from_csv_copes_with_a_byte_order_mark_and_odd_line_ends(tmp_path):
 
 
 MISTAKES = {
-    "missing column": (ROWS, {"text": "note"}, "no column 'note' for text; the columns are ['id', 'text', 'labels'"),
+    "missing column": (
+        ROWS,
+        {"text": "note"},
+        "no column 'note' for text; the columns are ['id', 'text', 'labels'",
+    ),
     "wrong delimiter": (ROWS.replace(",", "\t"), {}, "name the delimiter="),
     "header only": ("text,labels\n", {}, "a header but no rows"),
     "empty": ("", {}, "is empty (0 bytes)"),
     "blank": ("\n", {}, "holds no header"),
     "no text at all": ("text,labels\n  ,x\n,y\n", {}, "no text in any of its 2 rows"),
     "no label at all": ("text,labels\na,\nb,;\n", {}, "no label in any of its 2 rows"),
-    "duplicate ids": ("id,text,labels\n" + "".join(f"k{i % 5},t,x\n" for i in range(10)), {"id": "id"},
-                      "5 ids more than once, first three ['k0', 'k1', 'k2']"),
+    "duplicate ids": (
+        "id,text,labels\n" + "".join(f"k{i % 5},t,x\n" for i in range(10)),
+        {"id": "id"},
+        "5 ids more than once, first three ['k0', 'k1', 'k2']",
+    ),
     "missing id": ("id,text,labels\n,t,x\n", {"id": "id"}, "lacks an id in 1 rows, first row 0"),
-    "unknown split": (ROWS.replace("valid", "holdout"), {"split": "split"}, "unknown splits ['holdout']"),
+    "unknown split": (
+        ROWS.replace("valid", "holdout"),
+        {"split": "split"},
+        "unknown splits ['holdout']",
+    ),
     "blank split": (ROWS.replace("valid", ""), {"split": "split"}, "unknown splits ['']"),
     "no train": (ROWS.replace("train", "dev"), {"split": "split"}, "no document is in train"),
     "too many fields": ("text,labels\na,b\nc,d,e,f\n", {}, "does not parse with delimiter ','"),
-    "longer first row": ("text,labels\ncough, fever,x\nrash,y\n", {},
-                         "mine.csv: the first row has more cells than the header, 3 to 2, with delimiter ',': quote the cells"),
-    "longer rows": ("text|labels\na|b|c|x\nd|e|f|y\n", {"delimiter": "|"}, "than the header, 4 to 2, with delimiter '|'"),
+    "longer first row": (
+        "text,labels\ncough, fever,x\nrash,y\n",
+        {},
+        (
+            "mine.csv: the first row has more cells than the header, 3 to 2, with delimiter ',':"
+            " quote the cells"
+        ),
+    ),
+    "longer rows": (
+        "text|labels\na|b|c|x\nd|e|f|y\n",
+        {"delimiter": "|"},
+        "than the header, 4 to 2, with delimiter '|'",
+    ),
     "test fraction": (ROWS, {"test_fraction": 1}, "test_fraction=1"),
     "empty separator": (ROWS, {"sep": ""}, "sep='' cuts nothing"),
     "unknown encoding": (ROWS, {"encoding": "klingon"}, "unknown encoding 'klingon'"),
@@ -292,19 +412,32 @@ def test_missing_file_and_wrong_encoding(tmp_path):
         Corpus.from_csv(tmp_path / "absent.csv")
     path = tmp_path / "latin.csv"
     path.write_bytes("text,labels\ncafé,x\nother,x\n".encode("latin-1"))
-    with pytest.raises(DataError, match="not utf-8: byte 15 does not decode; try encoding= one of 'cp1252'") as error:
+    with pytest.raises(
+        DataError, match="not utf-8: byte 15 does not decode; try encoding= one of 'cp1252'"
+    ) as error:
         Corpus.from_csv(path)
     assert "caf" not in str(error.value)
     assert Corpus.from_csv(path, encoding="cp1252", test_fraction=0).texts[0] == "café"
 
 
-@pytest.mark.parametrize(("text", "options", "message"), [
-    ("text,labels\na,x\n,y\nb,x\nc,y\n", {"test_fraction": 0}, "1 of 4 documents have no text and were dropped"),
-    ("text,labels\na,x\nb,\nc,x\n", {"test_fraction": 0}, "1 of 3 documents have no labels and were kept"),
-    ("text,labels,s\na,x,train\nb,q,test\n", {"split": "s"}, "1 labels are never in train"),
-    ("text,labels\na,x|y\nb,y|z\nc,x|z\n", {"test_fraction": 0}, "pass sep='|' if it is"),
-    ("text,labels\na,x y\nb,y z\nc,x z\n", {"test_fraction": 0}, "pass sep=' ' if it is"),
-])
+@pytest.mark.parametrize(
+    ("text", "options", "message"),
+    [
+        (
+            "text,labels\na,x\n,y\nb,x\nc,y\n",
+            {"test_fraction": 0},
+            "1 of 4 documents have no text and were dropped",
+        ),
+        (
+            "text,labels\na,x\nb,\nc,x\n",
+            {"test_fraction": 0},
+            "1 of 3 documents have no labels and were kept",
+        ),
+        ("text,labels,s\na,x,train\nb,q,test\n", {"split": "s"}, "1 labels are never in train"),
+        ("text,labels\na,x|y\nb,y|z\nc,x|z\n", {"test_fraction": 0}, "pass sep='|' if it is"),
+        ("text,labels\na,x y\nb,y z\nc,x z\n", {"test_fraction": 0}, "pass sep=' ' if it is"),
+    ],
+)
 def test_oddities_are_mended_and_counted_once(tmp_path, text, options, message):
     with pytest.warns(UserWarning) as caught:
         read(tmp_path, text, **options)
@@ -314,25 +447,42 @@ def test_oddities_are_mended_and_counted_once(tmp_path, text, options, message):
 def test_label_names_with_spaces_are_not_taken_for_separated(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        made = read(tmp_path, "text,labels\na,heart failure\nb,septic shock\nc,renal colic\n", test_fraction=0)
+        made = read(
+            tmp_path,
+            "text,labels\na,heart failure\nb,septic shock\nc,renal colic\n",
+            test_fraction=0,
+        )
     assert made.L == 3
 
 
 def test_from_pandas_takes_lists_gaps_and_numbers():
-    frame = pd.DataFrame({"note": ["a", "b", "c", None], "codes": [["x", "y", "x"], ("y",), np.array(["z"]), ["x"]],
-                          "k": [1.0, 2.0, 3.0, 4.0]})
+    frame = pd.DataFrame(
+        {
+            "note": ["a", "b", "c", None],
+            "codes": [["x", "y", "x"], ("y",), np.array(["z"]), ["x"]],
+            "k": [1.0, 2.0, 3.0, 4.0],
+        }
+    )
     with pytest.warns(UserWarning, match="1 of 4 documents have no text"):
         made = Corpus.from_pandas(frame, "note", "codes", id="k", test_fraction=0)
-    assert made.ids == ["1", "2", "3"] and made.labels.toarray().tolist() == [[1, 1, 0], [0, 1, 0], [0, 0, 1]]
+    assert made.ids == ["1", "2", "3"] and made.labels.toarray().tolist() == [
+        [1, 1, 0],
+        [0, 1, 0],
+        [0, 0, 1],
+    ]
     with pytest.raises(DataError, match="holds float, wanted str"):
         Corpus.from_pandas(frame, "k", "codes")
 
 
 def test_from_pandas_takes_nullable_strings():
-    frame = pd.DataFrame({"t": pd.array(["a", pd.NA, "c"], "string"), "l": pd.array(["x", "x", pd.NA], "string")})
+    frame = pd.DataFrame(
+        {"t": pd.array(["a", pd.NA, "c"], "string"), "l": pd.array(["x", "x", pd.NA], "string")}
+    )
     with pytest.warns(UserWarning) as caught:
         made = Corpus.from_pandas(frame, "t", "l", test_fraction=0)
-    assert made.ids == ["0", "2"] and made.labels.toarray().tolist() == [[1], [0]] and len(caught) == 2
+    assert (
+        made.ids == ["0", "2"] and made.labels.toarray().tolist() == [[1], [0]] and len(caught) == 2
+    )
 
 
 def test_from_parquet_takes_list_columns_and_refuses_what_is_none(tmp_path):
@@ -352,7 +502,10 @@ def test_a_table_to_measure_on_needs_no_train_and_draws_nothing():
         marked = corpus_of_table(frame, "t", "l", split="s", **columns)
         whole = corpus_of_table(frame, "t", "l", split=None, test_fraction=None, **columns)
         drawn = corpus_of_table(frame, "t", "l", split=None, **columns)
-    assert marked.split.tolist() == whole.split.tolist() == ["test"] * 5 and whole.manifest["notes"] == []
+    assert (
+        marked.split.tolist() == whole.split.tolist() == ["test"] * 5
+        and whole.manifest["notes"] == []
+    )
     with pytest.warns(UserWarning, match="never in train"):
         fitted = Corpus.from_pandas(frame, "t", "l")
     assert drawn.split.tolist() == fitted.split.tolist() and "train" in drawn.split
@@ -365,7 +518,11 @@ def test_drawn_split_keeps_repeated_texts_together_and_is_seeded():
     for text, side in zip(one.texts, one.split, strict=True):
         sides.setdefault(text, set()).add(side)
     assert all(len(side) == 1 for side in sides.values()) and len(one.rows("test")) == 40
-    assert one.split.tolist() == Corpus.from_pandas(frame, "t", "l", seed=0).split.tolist() != two.split.tolist()
+    assert (
+        one.split.tolist()
+        == Corpus.from_pandas(frame, "t", "l", seed=0).split.tolist()
+        != two.split.tolist()
+    )
 
 
 def test_choose_prefers_the_name_then_the_data_then_what_can_be_fetched(tmp_path, monkeypatch):
@@ -380,9 +537,13 @@ def test_choose_prefers_the_name_then_the_data_then_what_can_be_fetched(tmp_path
     (tmp_path / "stackexchange_cooking").mkdir()
     assert sources.choose() == ("cooking", "data set cooking: $PLANT_DATA holds it")
     (tmp_path / "eurlex57k").mkdir()
-    assert sources.choose()[0] == "eurlex57k" and sources.choose("synthetic-icd")[0] == "synthetic-icd"
+    assert (
+        sources.choose()[0] == "eurlex57k" and sources.choose("synthetic-icd")[0] == "synthetic-icd"
+    )
     assert sources.choose("stackexchange_cooking")[0] == "cooking"
-    with pytest.raises(DataError, match="unknown data set 'mimic': wanted one of codiesp, .*synthetic-icd"):
+    with pytest.raises(
+        DataError, match="unknown data set 'mimic': wanted one of codiesp, .*synthetic-icd"
+    ):
         sources.choose("mimic")
     corpus().save(tmp_path / "mimic")
     assert sources.choose("mimic")[0] == "mimic" and Corpus.load("mimic").N == 60
@@ -394,11 +555,17 @@ def test_unknown_corpus_names_the_known_ones(tmp_path):
 
 
 def test_importing_is_light():
-    code = ("import sys; sys.path.insert(0, sys.argv[1]); "
-            "import plantlib.data.corpus, plantlib.data.sources, plantlib.data.tables; "
-            "print([m for m in ('torch', 'pandas', 'scipy', 'pyarrow', 'tqdm') if m in sys.modules])")
-    run = subprocess.run([sys.executable, "-c", code, str(sources.checkout())], capture_output=True, text=True,
-                         check=True)
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); "
+        "import plantlib.data.corpus, plantlib.data.sources, plantlib.data.tables; "
+        "print([m for m in ('torch', 'pandas', 'scipy', 'pyarrow', 'tqdm') if m in sys.modules])"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code, str(sources.checkout())],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert run.stdout.strip() == "[]"
 
 

@@ -1,7 +1,8 @@
 """Ragged token ids, tokenising without special tokens, and the word vocabulary of the linear peers.
 
-Realises the first arrow of the data flow and fault 5 of METHOD section 6 (special tokens counted). The tokenizer is built
-here from a dozen words: nothing is downloaded. Windows of long documents are tested elsewhere.
+Realises the first arrow of the data flow and fault 5 of METHOD section 6 (special tokens counted).
+The tokenizer is built here from a dozen words: nothing is downloaded. Windows of long documents are
+tested elsewhere.
 """
 
 from __future__ import annotations
@@ -13,7 +14,16 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from plantlib.data.tokens import Ragged, cached_tokens, tfidf, tokenise, words
 
 DOCUMENTS = [[3, 1, 3], [], [2], [0, 0, 0, 4], []]
-VOCABULARY = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "fever": 4, "cough": 5, "and": 6, "pain": 7}
+VOCABULARY = {
+    "[PAD]": 0,
+    "[UNK]": 1,
+    "[CLS]": 2,
+    "[SEP]": 3,
+    "fever": 4,
+    "cough": 5,
+    "and": 6,
+    "pain": 7,
+}
 
 
 @pytest.fixture
@@ -28,15 +38,29 @@ def tokenizer():
 
     core = Tokenizer(models.WordLevel(VOCABULARY, unk_token="[UNK]"))
     core.pre_tokenizer = pre_tokenizers.Whitespace()
-    core.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
-    special = {"unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]"}
+    core.post_processor = processors.TemplateProcessing(
+        "[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    special = {
+        "unk_token": "[UNK]",
+        "cls_token": "[CLS]",
+        "sep_token": "[SEP]",
+        "pad_token": "[PAD]",
+    }
     return PreTrainedTokenizerFast(tokenizer_object=core, model_max_length=6, **special)
 
 
 def test_ragged_gives_back_the_lists(ragged):
     assert [d.tolist() for d in ragged] == DOCUMENTS and len(ragged) == 5
     assert ragged.flat.dtype == np.int32 and ragged.offsets.dtype == np.int64
-    assert ragged.lengths.tolist() == [3, 0, 1, 4, 0] and ragged.offsets.tolist() == [0, 3, 3, 4, 8, 8]
+    assert ragged.lengths.tolist() == [3, 0, 1, 4, 0] and ragged.offsets.tolist() == [
+        0,
+        3,
+        3,
+        4,
+        8,
+        8,
+    ]
 
 
 def test_ragged_counts_from_the_end_and_refuses_what_is_not_there(ragged):
@@ -46,7 +70,9 @@ def test_ragged_counts_from_the_end_and_refuses_what_is_not_there(ragged):
             ragged[index]
 
 
-@pytest.mark.parametrize("rows", [[3, 0, 0], [1, 4], []], ids=["repeated", "empty documents", "no rows"])
+@pytest.mark.parametrize(
+    "rows", [[3, 0, 0], [1, 4], []], ids=["repeated", "empty documents", "no rows"]
+)
 def test_select_keeps_the_order_asked_for(ragged, rows):
     chosen = ragged.select(np.array(rows, int))
     assert [d.tolist() for d in chosen] == [DOCUMENTS[i] for i in rows]
@@ -56,7 +82,11 @@ def test_select_keeps_the_order_asked_for(ragged, rows):
 @pytest.mark.parametrize("documents", [[], [[], []]], ids=["no documents", "only empty ones"])
 def test_ragged_of_nothing_is_still_ragged(documents):
     ragged = Ragged.from_lists(documents)
-    assert len(ragged) == len(documents) and ragged.counts(7).shape == (len(documents), 7) and ragged.counts(7).nnz == 0
+    assert (
+        len(ragged) == len(documents)
+        and ragged.counts(7).shape == (len(documents), 7)
+        and ragged.counts(7).nnz == 0
+    )
 
 
 def test_counts_equal_bincount(ragged):
@@ -77,7 +107,9 @@ def test_tokenise_adds_no_special_tokens(tokenizer):
 def test_tokenise_cuts_after_max_tokens_and_never_otherwise(tokenizer, max_tokens):
     texts = ["fever " * 10, "pain", "cough and fever and"]
     whole = [[4] * 10, [7], [5, 6, 4, 6]]  # longer than the tokenizer's own limit of 6
-    assert [d.tolist() for d in tokenise(texts, tokenizer, max_tokens, progress=False)] == [d[:max_tokens] for d in whole]
+    assert [d.tolist() for d in tokenise(texts, tokenizer, max_tokens, progress=False)] == [
+        d[:max_tokens] for d in whole
+    ]
 
 
 def test_tokenise_does_not_depend_on_the_batch(tokenizer):
@@ -90,18 +122,30 @@ def test_word_vocabulary_comes_from_training_rows_alone():
     texts = ["Red apple pie", "red wine", "apple tea", "zebra zebra red", "zebra tea a"]
     vocabulary = words(texts, np.array([0, 1, 2]))
     assert vocabulary.names == ["apple", "red"] and vocabulary.counts.shape == (5, 2)
-    np.testing.assert_array_equal(vocabulary.counts.toarray(), [[1, 1], [0, 1], [1, 0], [0, 1], [0, 0]])
+    np.testing.assert_array_equal(
+        vocabulary.counts.toarray(), [[1, 1], [0, 1], [1, 0], [0, 1], [0, 0]]
+    )
     changed = words(texts[:3] + ["apple pie pie", "wine tea"], np.array([0, 1, 2]))
     assert changed.names == vocabulary.names
-    assert words(texts, np.array([0, 1, 2]), min_documents=1).names == ["apple", "pie", "red", "tea", "wine"]
+    assert words(texts, np.array([0, 1, 2]), min_documents=1).names == [
+        "apple",
+        "pie",
+        "red",
+        "tea",
+        "wine",
+    ]
 
 
 @pytest.mark.parametrize(
-    ("texts", "least"), [(["", ""], 1), (["a b", "c"], 1), (["red", "blue"], 2), (["red", "red"], 3)],
+    ("texts", "least"),
+    [(["", ""], 1), (["a b", "c"], 1), (["red", "blue"], 2), (["red", "red"], 3)],
     ids=["no text", "one-letter words", "no word twice", "more than there are documents"],
-)  # fmt: skip
+)
 def test_no_words_is_a_clear_error(texts, least):
-    with pytest.raises(ValueError, match=rf"no word stands in at least {least} of 2 training documents; lower min_documents"):
+    with pytest.raises(
+        ValueError,
+        match=rf"no word stands in at least {least} of 2 training documents; lower min_documents",
+    ):
         words(texts, np.arange(2), min_documents=least)
 
 
@@ -110,7 +154,9 @@ def test_tfidf_equals_scikit_learn_fitted_on_training_rows():
     train = np.array([0, 1, 2])
     made = words(texts, train, min_documents=1)
     oracle = TfidfVectorizer(sublinear_tf=True).fit([texts[i] for i in train])
-    np.testing.assert_allclose(tfidf(made.counts, train).toarray(), oracle.transform(texts).toarray(), atol=1e-12)
+    np.testing.assert_allclose(
+        tfidf(made.counts, train).toarray(), oracle.transform(texts).toarray(), atol=1e-12
+    )
 
 
 def test_tokens_are_made_once_and_read_after(tmp_path):
@@ -122,6 +168,8 @@ def test_tokens_are_made_once_and_read_after(tmp_path):
 
     for _ in range(2):
         found = cached_tokens(tmp_path / "deep" / "t.safetensors", make)
-        assert np.array_equal(found.flat, wanted.flat) and np.array_equal(found.offsets, wanted.offsets)
+        assert np.array_equal(found.flat, wanted.flat) and np.array_equal(
+            found.offsets, wanted.offsets
+        )
         assert found.flat.dtype == np.int32 and found.offsets.dtype == np.int64
     assert len(made) == 1 and [p.name for p in (tmp_path / "deep").iterdir()] == ["t.safetensors"]

@@ -39,16 +39,29 @@ def zipped(folder: Path, path: Path) -> Path:
 
 def no_network(monkeypatch) -> None:
     """Every download fails as it does without a network."""
+
     def refuse(*args, **kwargs):
         raise OSError("no route to host")
+
     monkeypatch.setattr("urllib.request.urlopen", refuse)
 
 
 CASES = {
-    "train": [("S01", "Fiebre alta.\nTos seca.", "High fever.\nDry cough.", ["r50.9", "r05"], ["bw03zzz"],
-               [["DIAGNOSTICO", "r50.9", "Fiebre", "0 6"], ["DIAGNOSTICO", "r05", "Tos seca", "13 16;17 21"],
-                ["PROCEDIMIENTO", "bw03zzz", "alta", "7 11"]]),
-              ("S02", "Sin códigos.", "No codes.", [], [], [])],
+    "train": [
+        (
+            "S01",
+            "Fiebre alta.\nTos seca.",
+            "High fever.\nDry cough.",
+            ["r50.9", "r05"],
+            ["bw03zzz"],
+            [
+                ["DIAGNOSTICO", "r50.9", "Fiebre", "0 6"],
+                ["DIAGNOSTICO", "r05", "Tos seca", "13 16;17 21"],
+                ["PROCEDIMIENTO", "bw03zzz", "alta", "7 11"],
+            ],
+        ),
+        ("S02", "Sin códigos.", "No codes.", [], [], []),
+    ],
     "dev": [("S03", "Tos.", "Cough.", ["r05"], [], [["DIAGNOSTICO", "r05", "Tos", "0 3"]])],
     "test": [("S04", "Disnea.", "Dyspnoea.", ["r06.00"], ["3e02329"], [])],
     "background": [("S05", "Nada.", "Nothing.", None, None, None)],
@@ -59,9 +72,16 @@ CASES = {
 def codiesp_lines(tmp_path) -> Path:
     folder = tmp_path / "codiesp"
     for split, cases in CASES.items():
-        rows = [dict(zip(("id", "text", "text_en", "D", "P", "X"), case, strict=True)) for case in cases]
-        jsonl(folder / f"{split}.jsonl.xz", [{k: v for k, v in row.items() if v is not None} for row in rows])
-    (folder / "labels_D.tsv").write_text('code\tmatch\tdescription\nr05\texact\tCough, "dry\nr99\texact\tOther\n')
+        rows = [
+            dict(zip(("id", "text", "text_en", "D", "P", "X"), case, strict=True)) for case in cases
+        ]
+        jsonl(
+            folder / f"{split}.jsonl.xz",
+            [{k: v for k, v in row.items() if v is not None} for row in rows],
+        )
+    (folder / "labels_D.tsv").write_text(
+        'code\tmatch\tdescription\nr05\texact\tCough, "dry\nr99\texact\tOther\n'
+    )
     return folder
 
 
@@ -86,36 +106,61 @@ def test_codiesp_reads_english_diagnoses(tmp_path, codiesp_lines):
     made = Corpus.load(sources.script("get_codiesp").build(tmp_path / "out", codiesp_lines))
     assert made.name == "codiesp" and made.ids == ["S01", "S02", "S03", "S04", "S05"]
     assert made.split.tolist() == ["train", "train", "dev", "test", "unlabelled"]
-    assert made.label_names == ["r05", "r06.00", "r50.9"] and made.texts[0] == "High fever.\nDry cough."
+    assert (
+        made.label_names == ["r05", "r06.00", "r50.9"]
+        and made.texts[0] == "High fever.\nDry cough."
+    )
     assert made.evidence is None and made.label_texts == {"r05": 'Cough, "dry'}
     assert set(made.manifest["sources"]) == {f"{s}.jsonl.xz" for s in CASES} | {"labels_D.tsv"}
-    assert made.manifest["licence"] == "CC BY 4.0" and made.manifest["counts"]["documents"]["unlabelled"] == 1
+    assert (
+        made.manifest["licence"] == "CC BY 4.0"
+        and made.manifest["counts"]["documents"]["unlabelled"] == 1
+    )
 
 
 def test_codiesp_evidence_points_into_the_spanish_text(tmp_path, codiesp_lines):
-    made = Corpus.load(sources.script("get_codiesp").build(tmp_path / "out", codiesp_lines, task="DP", language="es"))
+    made = Corpus.load(
+        sources.script("get_codiesp").build(
+            tmp_path / "out", codiesp_lines, task="DP", language="es"
+        )
+    )
     assert made.name == "codiesp-dp-es" and made.L == 5 and len(made.evidence) == 5
     for span in made.evidence.itertuples():
-        assert made.texts[made.ids.index(span.id)][span.start:span.end] == span.text
+        assert made.texts[made.ids.index(span.id)][span.start : span.end] == span.text
     assert made.evidence["text"].tolist() == ["Fiebre", "Tos", "seca", "alta", "Tos"]
 
 
 def test_codiesp_archive_folder_and_lines_agree(tmp_path, codiesp_lines, codiesp_archive):
     build = sources.script("get_codiesp").build
     archive = zipped(codiesp_archive, tmp_path / "codiesp.zip")
-    made = [Corpus.load(build(tmp_path / f"out{i}", source, task="DP", language="es"))
-            for i, source in enumerate((codiesp_lines, codiesp_archive, archive))]
+    made = [
+        Corpus.load(build(tmp_path / f"out{i}", source, task="DP", language="es"))
+        for i, source in enumerate((codiesp_lines, codiesp_archive, archive))
+    ]
     assert len({c.fingerprint() for c in made}) == 1
     assert made[0].evidence.equals(made[2].evidence)
     assert list(made[2].manifest["sources"]) == ["codiesp.zip"]
 
 
 def test_codiesp_categories_and_every_variant_by_name(tmp_path, codiesp_lines):
-    made = {name: Corpus.load(sources.script("get_codiesp").build(tmp_path / "out" / name, codiesp_lines, **known.options))
-            for name, known in sources.KNOWN.items() if known.script == "get_codiesp"}
+    made = {
+        name: Corpus.load(
+            sources.script("get_codiesp").build(
+                tmp_path / "out" / name, codiesp_lines, **known.options
+            )
+        )
+        for name, known in sources.KNOWN.items()
+        if known.script == "get_codiesp"
+    }
     assert {c.name for c in made.values()} == set(made) and len(made) == 8
-    assert made["codiesp-d3"].label_names == ["r05", "r06", "r50"] and made["codiesp-dp-es"].L == made["codiesp-dp"].L == 5
-    assert made["codiesp-d3-es"].evidence["label"].unique().tolist() == ["r50", "r05"] and made["codiesp-d3"].evidence is None
+    assert (
+        made["codiesp-d3"].label_names == ["r05", "r06", "r50"]
+        and made["codiesp-dp-es"].L == made["codiesp-dp"].L == 5
+    )
+    assert (
+        made["codiesp-d3-es"].evidence["label"].unique().tolist() == ["r50", "r05"]
+        and made["codiesp-d3"].evidence is None
+    )
     assert made["codiesp-d3"].label_texts["r05"] == "Cough"
 
 
@@ -130,13 +175,32 @@ def test_codiesp_refuses_what_it_does_not_know(tmp_path, codiesp_archive):
 
 
 def law(key: str, concepts: list[str], **parts) -> dict:
-    return {"celex_id": key, "uri": "u", "type": "Decision", "concepts": concepts, "title": "TITLE", "header": "HEAD",
-            "recitals": "WHEREAS", "main_body": ["Article 1", "Article 2"], "attachments": "ANNEX", **parts}
+    return {
+        "celex_id": key,
+        "uri": "u",
+        "type": "Decision",
+        "concepts": concepts,
+        "title": "TITLE",
+        "header": "HEAD",
+        "recitals": "WHEREAS",
+        "main_body": ["Article 1", "Article 2"],
+        "attachments": "ANNEX",
+        **parts,
+    }
 
 
-LAWS = {"train": [law("31960D0712", ["1086", "1196"]), law("31961R0001", ["20"], header=None, recitals=None)],
-        "dev": [law("31962L0002", ["20"])], "test": [law("31963L0003", ["9999"], main_body=[])]}
-CONCEPTS = {k: {"concept_id": k, "label": f"concept {k}", "alt_labels": [], "parents": []} for k in ("1086", "20", "5")}
+LAWS = {
+    "train": [
+        law("31960D0712", ["1086", "1196"]),
+        law("31961R0001", ["20"], header=None, recitals=None),
+    ],
+    "dev": [law("31962L0002", ["20"])],
+    "test": [law("31963L0003", ["9999"], main_body=[])],
+}
+CONCEPTS = {
+    k: {"concept_id": k, "label": f"concept {k}", "alt_labels": [], "parents": []}
+    for k in ("1086", "20", "5")
+}
 
 
 def test_eurlex_lines_archive_and_folder_agree(tmp_path):
@@ -149,12 +213,20 @@ def test_eurlex_lines_archive_and_folder_agree(tmp_path):
     (lines / "EURLEX57K.json").write_text(json.dumps(CONCEPTS))
     (tmp_path / "eurovoc_en.json").write_text(json.dumps(CONCEPTS))
     build, archive = sources.script("get_eurlex57k").build, zipped(root, tmp_path / "datasets.zip")
-    made = [Corpus.load(build(tmp_path / f"out{i}", s)) for i, s in enumerate((lines, archive, root))]
+    made = [
+        Corpus.load(build(tmp_path / f"out{i}", s)) for i, s in enumerate((lines, archive, root))
+    ]
     assert len({c.fingerprint() for c in made}) == 1
-    assert made[0].texts == ["HEAD\nWHEREAS\nArticle 1\nArticle 2", "\n\nArticle 1\nArticle 2",
-                             "HEAD\nWHEREAS\nArticle 1\nArticle 2", "HEAD\nWHEREAS"]
+    assert made[0].texts == [
+        "HEAD\nWHEREAS\nArticle 1\nArticle 2",
+        "\n\nArticle 1\nArticle 2",
+        "HEAD\nWHEREAS\nArticle 1\nArticle 2",
+        "HEAD\nWHEREAS",
+    ]
     assert made[0].label_names == ["1086", "1196", "20", "9999"]
-    assert made[0].label_texts == made[1].label_texts == {"1086": "concept 1086", "20": "concept 20"}
+    assert (
+        made[0].label_texts == made[1].label_texts == {"1086": "concept 1086", "20": "concept 20"}
+    )
     assert set(made[1].manifest["sources"]) == {"datasets.zip", "eurovoc_en.json"}
 
 
@@ -164,8 +236,10 @@ def test_eurlex_names_what_is_missing(tmp_path):
         sources.script("get_eurlex57k").build(tmp_path / "out", tmp_path / "empty")
 
 
-TITLES = ("__label__sauce __label__cheese How much does starch affect a sauce?\n__label__food-safety Is it safe?\n"
-          "__label__cheese Why does it melt?\n")
+TITLES = (
+    "__label__sauce __label__cheese How much does starch affect a sauce?\n__label__food-safety Is"
+    " it safe?\n__label__cheese Why does it melt?\n"
+)
 
 
 @pytest.fixture
@@ -194,6 +268,7 @@ def test_cooking_reads_titles_tags_and_ids(tmp_path, cooking):
 
 def serve(monkeypatch, data: bytes) -> None:
     """Any download yields `data`."""
+
     class Answer:
         headers = {"Content-Length": str(len(data))}
 
@@ -209,6 +284,7 @@ def serve(monkeypatch, data: bytes) -> None:
         def read(self, size):
             block, self.left = self.left[:size], self.left[size:]
             return block
+
     monkeypatch.setattr("urllib.request.urlopen", lambda *a, **k: Answer())
 
 
@@ -221,7 +297,10 @@ def test_a_download_is_checked(tmp_path, cooking, monkeypatch):
         module.build(tmp_path / "out", test_lines=1)
     monkeypatch.setattr(module, "TEXT_SHA256", hashlib.sha256(TITLES.encode()).hexdigest())
     made = Corpus.load(module.build(tmp_path / "out", test_lines=1))
-    assert made.ids == ["line-0", "line-1", "line-2"] and "cooking.stackexchange.tar.gz" in made.manifest["sources"]
+    assert (
+        made.ids == ["line-0", "line-1", "line-2"]
+        and "cooking.stackexchange.tar.gz" in made.manifest["sources"]
+    )
 
 
 def test_a_torn_download_leaves_nothing(tmp_path, monkeypatch):
@@ -286,18 +365,31 @@ def apt_lists(folder: Path, packages: str = PACKAGES) -> Path:
     folder.mkdir()
     stem = "mirror.example_debian_dists_bookworm"
     (folder / f"{stem}_main_binary-amd64_Packages").write_text(packages)
-    (folder / f"{stem}-updates_main_binary-amd64_Packages").write_text(PACKAGES.replace("zeta", "newer"))
+    (folder / f"{stem}-updates_main_binary-amd64_Packages").write_text(
+        PACKAGES.replace("zeta", "newer")
+    )
     (folder / f"{stem}_main_i18n_Translation-en").write_text(TRANSLATION)
-    (folder / f"{stem}_InRelease").write_text("Origin: Debian\nDate: Sat, 11 Jul 2026 10:16:37 UTC\n")
+    (folder / f"{stem}_InRelease").write_text(
+        "Origin: Debian\nDate: Sat, 11 Jul 2026 10:16:37 UTC\n"
+    )
     return folder
 
 
 def test_debtags_from_apt_lists(tmp_path):
-    made = Corpus.load(sources.script("get_debtags").build(tmp_path / "out", apt_lists(tmp_path / "lists")))
-    assert made.ids == ["alpha", "zeta"] and made.label_names == ["interface::commandline", "role::program",
-                                                                 "role::shared-lib", "use::editing"]
+    made = Corpus.load(
+        sources.script("get_debtags").build(tmp_path / "out", apt_lists(tmp_path / "lists"))
+    )
+    assert made.ids == ["alpha", "zeta"] and made.label_names == [
+        "interface::commandline",
+        "role::program",
+        "role::shared-lib",
+        "use::editing",
+    ]
     assert made.texts[1] == "zeta an editor. It edits text, and more.\nSecond paragraph."
-    assert made.manifest["release_date"].startswith("Sat, 11 Jul 2026") and made.manifest["packages"] == 3
+    assert (
+        made.manifest["release_date"].startswith("Sat, 11 Jul 2026")
+        and made.manifest["packages"] == 3
+    )
     assert all("mirror" not in name for name in made.manifest["sources"])
 
 
@@ -306,7 +398,10 @@ def test_debtags_folder_and_lists_agree(tmp_path):
     lists = apt_lists(tmp_path / "lists")
     jsonl(tmp_path / "debtags/debtags.jsonl.xz", module.packages(lists))
     (tmp_path / "debtags/debtags_vocabulary.json").write_text(
-        json.dumps({"role::program": {"name": "Program", "description": "d"}, "x::y": {"name": "n"}}))
+        json.dumps(
+            {"role::program": {"name": "Program", "description": "d"}, "x::y": {"name": "n"}}
+        )
+    )
     made = Corpus.load(module.build(tmp_path / "out", tmp_path / "debtags"))
     assert made.fingerprint() == Corpus.load(module.build(tmp_path / "out2", lists)).fingerprint()
     assert made.label_texts == {"role::program": "Program"}
@@ -324,7 +419,9 @@ def test_debtags_split_is_the_published_rule():
 def test_debtags_says_what_is_missing(tmp_path, monkeypatch):
     module = sources.script("get_debtags")
     with pytest.raises(DataError, match="this release carries no debtags; pass --from"):
-        module.build(tmp_path / "out", apt_lists(tmp_path / "lists", PACKAGES.replace("Tag:", "Tog:")))
+        module.build(
+            tmp_path / "out", apt_lists(tmp_path / "lists", PACKAGES.replace("Tag:", "Tog:"))
+        )
     monkeypatch.setattr(module.shutil, "which", lambda program: None)
     with pytest.raises(DataError, match="no apt-get on this machine: pass --from"):
         module.build(tmp_path / "out")
@@ -334,10 +431,16 @@ def test_debtags_reports_apt_failures(tmp_path, monkeypatch):
     module = sources.script("get_debtags")
     program = tmp_path / "bin" / "apt-get"
     program.parent.mkdir()
-    program.write_text('#!/bin/sh\ngrep -q pkgcache "${APT_CONFIG%/*}/apt.conf" && echo "E: no mirror" >&2\nexit 100\n')
+    program.write_text(
+        '#!/bin/sh\ngrep -q pkgcache "${APT_CONFIG%/*}/apt.conf" && echo "E: no mirror" >&2\nexit'
+        " 100\n"
+    )
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{program.parent}:/usr/bin:/bin")
-    with pytest.raises(DataError, match=r"apt-get update failed \(E: no mirror\): check the network, or pass --from"):
+    with pytest.raises(
+        DataError,
+        match=r"apt-get update failed \(E: no mirror\): check the network, or pass --from",
+    ):
         module.build(tmp_path / "out")
 
 
@@ -354,10 +457,22 @@ def synthetic() -> Corpus:
 
 
 def test_synthetic_is_long_tailed_marked_and_the_size_asked(synthetic):
-    assert {s: len(synthetic.rows(s)) for s in ("train", "dev", "test")} == {"train": 400, "dev": 100, "test": 150}
-    assert synthetic.manifest["synthetic"] and "synthetic" in synthetic.name and "synthetic" in repr(synthetic)
+    assert {s: len(synthetic.rows(s)) for s in ("train", "dev", "test")} == {
+        "train": 400,
+        "dev": 100,
+        "test": 150,
+    }
+    assert (
+        synthetic.manifest["synthetic"]
+        and "synthetic" in synthetic.name
+        and "synthetic" in repr(synthetic)
+    )
     frequency = np.asarray(synthetic.labels[synthetic.rows("train")].sum(axis=0)).ravel()
-    assert 250 <= synthetic.L <= 300 and ((frequency > 0) & (frequency <= 5)).sum() > 100 and frequency.max() > 100
+    assert (
+        250 <= synthetic.L <= 300
+        and ((frequency > 0) & (frequency <= 5)).sum() > 100
+        and frequency.max() > 100
+    )
     per_note = synthetic.labels.getnnz(axis=1)
     assert per_note.min() >= 3 and per_note.max() <= 8
     assert set(synthetic.label_texts) == set(synthetic.label_names)
@@ -366,10 +481,12 @@ def test_synthetic_is_long_tailed_marked_and_the_size_asked(synthetic):
 def test_synthetic_evidence_names_every_label_where_it_says(synthetic):
     spans = synthetic.evidence
     text = dict(zip(synthetic.ids, synthetic.texts, strict=True))
-    assert all(text[s.id][s.start:s.end] == s.text for s in spans.itertuples())
+    assert all(text[s.id][s.start : s.end] == s.text for s in spans.itertuples())
     marked = set(zip(spans["id"], spans["label"], strict=True))
     rows, columns = synthetic.labels.nonzero()
-    assert marked == {(synthetic.ids[i], synthetic.label_names[j]) for i, j in zip(rows, columns, strict=True)}
+    assert marked == {
+        (synthetic.ids[i], synthetic.label_names[j]) for i, j in zip(rows, columns, strict=True)
+    }
 
 
 def test_synthetic_is_frozen_for_a_seed_and_a_package_version(synthetic):
@@ -404,20 +521,42 @@ def test_load_builds_from_plant_data_once_and_says_so(tmp_path, monkeypatch, cap
     monkeypatch.setenv("PLANT_HOME", str(tmp_path / "home"))
     made = Corpus.load("codiesp-es")
     line = capsys.readouterr().err
-    assert line == ("codiesp-es: not built yet, making it from $PLANT_DATA/codiesp with data_scripts/get_codiesp.py\n")
-    assert Corpus.load("codiesp-es").fingerprint() == made.fingerprint() and capsys.readouterr().err == ""
+    assert (
+        line == "codiesp-es: not built yet, making it from $PLANT_DATA/codiesp with"
+        " data_scripts/get_codiesp.py\n"
+    )
+    assert (
+        Corpus.load("codiesp-es").fingerprint() == made.fingerprint()
+        and capsys.readouterr().err == ""
+    )
     assert read_json(tmp_path / "home/codiesp-es/manifest.json")["language"] == "es"
 
 
 @pytest.mark.parametrize("where", ["script", "elsewhere"])
 def test_command_line(tmp_path, codiesp_lines, where):
     script = sources.checkout() / "data_scripts/get_codiesp.py"
-    environment = {"PYTHONPATH": str(sources.checkout()), "PATH": "/usr/bin:/bin", "PLANT_HOME": str(tmp_path / "home")}
+    environment = {
+        "PYTHONPATH": str(sources.checkout()),
+        "PATH": "/usr/bin:/bin",
+        "PLANT_HOME": str(tmp_path / "home"),
+    }
     command = [sys.executable, str(script), "--from", str(codiesp_lines), "--task", "DP"]
-    good = subprocess.run(command, capture_output=True, text=True, env=environment,
-                          cwd=script.parent if where == "script" else tmp_path)
+    good = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=script.parent if where == "script" else tmp_path,
+    )
     assert good.returncode == 0 and "5 documents" in good.stdout, good.stderr
     assert (tmp_path / "home/codiesp-dp/manifest.json").is_file()
-    bad = subprocess.run([*command[:2], "--from", str(tmp_path / "nowhere")], capture_output=True, text=True,
-                         env=environment, cwd=tmp_path)
-    assert bad.returncode == 1 and bad.stderr.startswith("error: ") and "Traceback" not in bad.stderr
+    bad = subprocess.run(
+        [*command[:2], "--from", str(tmp_path / "nowhere")],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=tmp_path,
+    )
+    assert (
+        bad.returncode == 1 and bad.stderr.startswith("error: ") and "Traceback" not in bad.stderr
+    )

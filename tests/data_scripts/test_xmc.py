@@ -1,4 +1,6 @@
-"""The extreme classification repository's files in their exact forms: the same corpus from each, in flat memory."""
+"""The extreme classification repository's files in their exact forms: the same corpus from each, in
+flat memory.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +21,14 @@ from plantlib.data.corpus import Corpus
 from plantlib.data.streaming import CorpusWriter
 from plantlib.utils.base import DataError
 
-TEXTS = {"trn": ["Council Regulation /SEP/ on the import of eggs", "the fishing of tuna, été", "fish  and eggs"],
-         "tst": ["eggs /SEP/ again", "a 2 3 document"]}
+TEXTS = {
+    "trn": [
+        "Council Regulation /SEP/ on the import of eggs",
+        "the fishing of tuna, été",
+        "fish  and eggs",
+    ],
+    "tst": ["eggs /SEP/ again", "a 2 3 document"],
+}
 LABELS = {"trn": [["import", "egg"], ["fish"], ["fish", "egg"]], "tst": [["egg"], ["only_test"]]}
 NAMES = ["egg", "fish", "import", "only_test"]
 
@@ -52,10 +60,22 @@ def json_form(folder: Path, ending: str = ".json.gz") -> Path:
         rows = []
         for i, (text, own) in enumerate(zip(TEXTS[split], LABELS[split], strict=True)):
             title, _, content = text.rpartition(" /SEP/ ")
-            rows.append(json.dumps({"uid": f"B{split}{i}", "title": title, "content": content,
-                                    "target_ind": [NAMES.index(label) for label in own], "target_rel": [1.0] * len(own)}))
+            rows.append(
+                json.dumps(
+                    {
+                        "uid": f"B{split}{i}",
+                        "title": title,
+                        "content": content,
+                        "target_ind": [NAMES.index(label) for label in own],
+                        "target_rel": [1.0] * len(own),
+                    }
+                )
+            )
         write(folder / f"{split}{ending}", rows)
-    write(folder / f"lbl{ending}", [json.dumps({"uid": name, "title": f"about {name}"}) for name in NAMES])
+    write(
+        folder / f"lbl{ending}",
+        [json.dumps({"uid": name, "title": f"about {name}"}) for name in NAMES],
+    )
     return folder
 
 
@@ -66,10 +86,21 @@ def build(out: Path, source: Path | None, dataset: str = "eurlex-4k") -> Path:
 @pytest.mark.parametrize("form", [text_form, numbered_form, json_form])
 def test_each_form_gives_the_same_texts_labels_and_split(tmp_path, form):
     made = Corpus.load(build(tmp_path / "out", form(tmp_path / "in")))
-    assert made.texts == ["Council Regulation\non the import of eggs", "the fishing of tuna, été", "fish  and eggs",
-                          "eggs\nagain", "a 2 3 document"]
+    assert made.texts == [
+        "Council Regulation\non the import of eggs",
+        "the fishing of tuna, été",
+        "fish  and eggs",
+        "eggs\nagain",
+        "a 2 3 document",
+    ]
     assert made.label_names == NAMES and made.split.tolist() == ["train"] * 3 + ["test"] * 2
-    assert made.labels.toarray().tolist() == [[1, 0, 1, 0], [0, 1, 0, 0], [1, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 1]]
+    assert made.labels.toarray().tolist() == [
+        [1, 0, 1, 0],
+        [0, 1, 0, 0],
+        [1, 1, 0, 0],
+        [1, 0, 0, 0],
+        [0, 0, 0, 1],
+    ]
     assert made.manifest["counts"] == made.counts() and "XMLRepository" in made.manifest["origin"]
     assert made.manifest["counts"]["labels_used"] == {"train": 3, "test": 2}
     if form is json_form:
@@ -78,7 +109,14 @@ def test_each_form_gives_the_same_texts_labels_and_split(tmp_path, form):
 
 def test_what_is_streamed_is_what_a_corpus_in_memory_saves(tmp_path):
     streamed = Corpus.load(build(tmp_path / "out", text_form(tmp_path / "in")))
-    whole = Corpus("eurlex-4k", streamed.ids, streamed.texts, streamed.labels, streamed.label_names, streamed.split)
+    whole = Corpus(
+        "eurlex-4k",
+        streamed.ids,
+        streamed.texts,
+        streamed.labels,
+        streamed.label_names,
+        streamed.split,
+    )
     saved = Corpus.load(whole.save(tmp_path / "whole"))
     assert streamed.fingerprint() == whole.fingerprint() == saved.fingerprint()
     assert (streamed.labels != saved.labels).nnz == 0 and streamed.labels.dtype == np.int32
@@ -91,25 +129,45 @@ def test_archives_give_what_their_folder_gives(tmp_path):
             archive.write(path, f"Amazon-3M.raw/{path.name}")
     with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as archive:
         archive.add(folder, "Amazon-3M.raw")
-    made = [Corpus.load(build(tmp_path / f"out{i}", source, "amazon-3m"))
-            for i, source in enumerate((folder, tmp_path / "a.zip", tmp_path / "a.tar.gz"))]
+    made = [
+        Corpus.load(build(tmp_path / f"out{i}", source, "amazon-3m"))
+        for i, source in enumerate((folder, tmp_path / "a.zip", tmp_path / "a.tar.gz"))
+    ]
     assert len({c.fingerprint() for c in made}) == 1 and made[1].name == "amazon-3m"
     assert list(made[1].manifest["sources"]) == ["a.zip"] and set(made[0].manifest["sources"]) == {
-        "trn.json", "tst.json", "lbl.json"}
+        "trn.json",
+        "tst.json",
+        "lbl.json",
+    }
 
 
 @pytest.mark.parametrize("cell", ["{}", "{}:1.0"])
 def test_two_numbers_are_labels_unless_they_count_the_documents(tmp_path, cell):
-    plain = Corpus.load(build(tmp_path / "a", numbered_form(tmp_path / "in", header=False, cell=cell)))
-    headed = Corpus.load(build(tmp_path / "b", numbered_form(tmp_path / "in", header=True, cell=cell)))
-    assert plain.fingerprint() == headed.fingerprint() and plain.labels[0].indices.tolist() == [0, 2]
+    plain = Corpus.load(
+        build(tmp_path / "a", numbered_form(tmp_path / "in", header=False, cell=cell))
+    )
+    headed = Corpus.load(
+        build(tmp_path / "b", numbered_form(tmp_path / "in", header=True, cell=cell))
+    )
+    assert plain.fingerprint() == headed.fingerprint() and plain.labels[0].indices.tolist() == [
+        0,
+        2,
+    ]
 
 
 def test_a_relevance_of_zero_is_no_label_and_repeated_names_stay_apart(tmp_path):
     folder = json_form(tmp_path / "in", ".json")
-    row = {"uid": "Z", "title": "t", "content": "", "target_ind": [0, 1, 1], "target_rel": [0.0, 1.0, 1.0]}
+    row = {
+        "uid": "Z",
+        "title": "t",
+        "content": "",
+        "target_ind": [0, 1, 1],
+        "target_rel": [0.0, 1.0, 1.0],
+    }
     write(folder / "tst.json", [json.dumps(row)])
-    write(folder / "lbl.json", [json.dumps({"uid": uid, "title": "x"}) for uid in ("a", "b", "a", "")])
+    write(
+        folder / "lbl.json", [json.dumps({"uid": uid, "title": "x"}) for uid in ("a", "b", "a", "")]
+    )
     made = Corpus.load(build(tmp_path / "out", folder))
     assert made.labels[made.rows("test")].indices.tolist() == [1] and made.texts[-1] == "t"
     assert made.label_names == ["a", "b", "a #2", "3"]
@@ -121,7 +179,14 @@ def test_without_files_the_message_names_the_page_and_every_file(tmp_path, monke
     for dataset in ("eurlex-4k", "wiki10-31k", "amazoncat-13k", "amazon-670k", "amazon-3m"):
         with pytest.raises(DataError) as error:
             Corpus.load(dataset)
-        for part in ("XMLRepository.html", "train_raw_texts.txt", "Y.trn.txt", "lbl.json", "--from", f"$PLANT_DATA/{dataset}"):
+        for part in (
+            "XMLRepository.html",
+            "train_raw_texts.txt",
+            "Y.trn.txt",
+            "lbl.json",
+            "--from",
+            f"$PLANT_DATA/{dataset}",
+        ):
             assert part in str(error.value)
     (tmp_path / "in").mkdir()
     write(tmp_path / "in/train_raw_texts.txt", ["x"])
@@ -132,10 +197,17 @@ def test_without_files_the_message_names_the_page_and_every_file(tmp_path, monke
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(("name", "rows", "message"), [
-    ("test_labels.txt", ["egg"], "test_labels.txt ends after 1 documents"),
-    ("test_labels.txt", ["egg", "egg", "egg"], "test_raw_texts.txt ends and test_labels.txt goes on"),
-])
+@pytest.mark.parametrize(
+    ("name", "rows", "message"),
+    [
+        ("test_labels.txt", ["egg"], "test_labels.txt ends after 1 documents"),
+        (
+            "test_labels.txt",
+            ["egg", "egg", "egg"],
+            "test_raw_texts.txt ends and test_labels.txt goes on",
+        ),
+    ],
+)
 def test_files_of_different_length_are_refused_and_leave_nothing(tmp_path, name, rows, message):
     folder = text_form(tmp_path / "in")
     write(folder / name, rows)
@@ -146,8 +218,14 @@ def test_files_of_different_length_are_refused_and_leave_nothing(tmp_path, name,
 
 def test_damaged_lines_are_named(tmp_path):
     folder = json_form(tmp_path / "in", ".json")
-    for line, message in (("{", "tst.json line 1 is not JSON"), ('{"uid": "1"}', "line 1 lacks .*title"),
-                          (json.dumps({"title": "", "content": "", "target_ind": [9]}), "labels 9 to 9, wanted 0 to 3")):
+    for line, message in (
+        ("{", "tst.json line 1 is not JSON"),
+        ('{"uid": "1"}', "line 1 lacks .*title"),
+        (
+            json.dumps({"title": "", "content": "", "target_ind": [9]}),
+            "labels 9 to 9, wanted 0 to 3",
+        ),
+    ):
         write(folder / "tst.json", [line])
         with pytest.raises(DataError, match=message):
             build(tmp_path / "out", folder)
@@ -164,7 +242,10 @@ def test_damaged_lines_are_named(tmp_path):
 
 def test_the_writer_refuses_repeated_ids_and_unknown_splits(tmp_path):
     for again in (("a", "x", "train", []), ("b", "x", "valid", [])):
-        with pytest.raises(DataError, match="twice or its split"), CorpusWriter(tmp_path / "o", "o", ["l"], {}) as writer:
+        with (
+            pytest.raises(DataError, match="twice or its split"),
+            CorpusWriter(tmp_path / "o", "o", ["l"], {}) as writer,
+        ):
             writer.add("a", "x", "train", [0])
             writer.add(*again)
     with pytest.raises(DataError, match="1 label names repeat"):
@@ -197,10 +278,21 @@ def test_memory_stays_flat_while_the_text_grows(tmp_path):
     """From one row group on, seven times the text takes (nearly) the same memory."""
     peaks, sizes = [], []
     for i, documents in enumerate((8_000, 56_000)):
-        command = [sys.executable, "-c", MEASURE, str(tmp_path / str(i)), str(documents), str(sources.checkout())]
-        run = subprocess.run(command, capture_output=True, text=True, check=True, cwd=sources.checkout())
+        command = [
+            sys.executable,
+            "-c",
+            MEASURE,
+            str(tmp_path / str(i)),
+            str(documents),
+            str(sources.checkout()),
+        ]
+        run = subprocess.run(
+            command, capture_output=True, text=True, check=True, cwd=sources.checkout()
+        )
         peak, size = map(float, run.stdout.split())
         peaks.append(peak), sizes.append(size)
         shutil.rmtree(tmp_path / str(i))
-    assert sizes[1] > 120 and sizes[1] - sizes[0] > 100, "MiB of text: a program that holds it would show it"
+    assert sizes[1] > 120 and sizes[1] - sizes[0] > 100, (
+        "MiB of text: a program that holds it would show it"
+    )
     assert peaks[1] - peaks[0] < 30, f"peaks {peaks} MiB for texts of {sizes} MiB"

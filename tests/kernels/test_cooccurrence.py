@@ -1,8 +1,10 @@
-"""Counts -> mutual information -> best tokens in Triton: the bits of the CPU path, in shapes that break careless kernels.
+"""Counts -> mutual information -> best tokens in Triton: the bits of the CPU path, in shapes that
+break careless kernels.
 
-METHOD.md section 1. There is no tolerance: tokens, float64 scores and the order of ties must be those of `mig`. Here the
-kernels run in Triton's interpreter on small tiles, so that small shapes cross tile borders; they are compiled for two GPU
-targets without a GPU, and meet a real one under `-m gpu`.
+METHOD.md section 1. There is no tolerance: tokens, float64 scores and the order of ties must be
+those of `mig`. Here the kernels run in Triton's interpreter on small tiles, so that small shapes
+cross tile borders; they are compiled for two GPU targets without a GPU, and meet a real one under
+`-m gpu`.
 """
 
 from __future__ import annotations
@@ -23,12 +25,16 @@ from tests.kernels.test_attention import Largest
 from tests.teacher.test_mig import toy
 
 if not machine.has_triton():
-    pytest.skip("triton is not installed (extra `kernels`); it has no wheel for this platform", allow_module_level=True)
+    pytest.skip(
+        "triton is not installed (extra `kernels`); it has no wheel for this platform",
+        allow_module_level=True,
+    )
 
 
 TILE = 16
 INTERPRETED = pytest.mark.skipif(
-    not machine.interpreted() and not torch.cuda.is_available(), reason="neither Triton's interpreter nor a GPU is there"
+    not machine.interpreted() and not torch.cuda.is_available(),
+    reason="neither Triton's interpreter nor a GPU is there",
 )
 
 
@@ -52,13 +58,17 @@ def drawn(documents: int, tokens: int, labels: int, seed: int = 0):
 
 
 def copies():
-    """Three kinds of token, each many times, shuffled: every edge is a tie, and ties cross tile borders."""
+    """Three kinds of token, each many times, shuffled: every edge is a tie, and ties cross tile
+    borders.
+    """
     x, y = drawn(40, 3, 4, seed=2)
     return x[:, np.random.default_rng(0).integers(0, 3, 3 * TILE + 5)], y
 
 
 def rising():
-    """Each token agrees with the label a little better than the one before: every tile overturns the list."""
+    """Each token agrees with the label a little better than the one before: every tile overturns
+    the list.
+    """
     documents = 6 * TILE
     label = np.arange(documents) < documents // 2
     x = np.repeat(label[:, None], 90, 1)
@@ -68,7 +78,9 @@ def rising():
 
 
 def late():
-    """A list full of equal tokens before the better ones come, for two labels whose lists are neighbours in memory."""
+    """A list full of equal tokens before the better ones come, for two labels whose lists are
+    neighbours in memory.
+    """
     documents = 4 * TILE
     label = np.arange(documents) < documents // 2
     x = np.repeat(label[:, None], 6 * TILE, 1)
@@ -77,7 +89,9 @@ def late():
 
 
 def hardly_associated():
-    """C N just above n_t n_l: mutual information rounds to 0, and such a token is kept all the same."""
+    """C N just above n_t n_l: mutual information rounds to 0, and such a token is kept all the
+    same.
+    """
     n, n_l = 10_007, 5_000
     x = np.zeros((n, 12), np.int32)
     for token in range(12):
@@ -148,14 +162,20 @@ def test_the_cases_are_what_they_say():
 @pytest.mark.parametrize("variant", VARIANTS[1:])
 @pytest.mark.parametrize("corpus", [toy(1), copies()], ids=["toy", "ties"])
 def test_other_variants_equal_the_cpu_path_to_the_bit(corpus, variant):
-    same_bits(cooccurrence.top_associations(*corpus, variant=variant, top_k=5), on_cpu(*corpus, variant, 5))
+    same_bits(
+        cooccurrence.top_associations(*corpus, variant=variant, top_k=5),
+        on_cpu(*corpus, variant, 5),
+    )
 
 
 @INTERPRETED
 def test_tiles_of_the_gpu_give_the_same(monkeypatch):
     monkeypatch.undo()
     corpus = drawn(140, cooccurrence.TOKENS + 3, cooccurrence.LABELS + 1)
-    same_bits(cooccurrence.top_associations(*corpus, variant="jaccard", top_k=9), on_cpu(*corpus, "jaccard", 9))
+    same_bits(
+        cooccurrence.top_associations(*corpus, variant="jaccard", top_k=9),
+        on_cpu(*corpus, "jaccard", 9),
+    )
 
 
 @INTERPRETED
@@ -166,7 +186,9 @@ def test_neither_uninitialised_memory_nor_a_second_run_shows(monkeypatch):
 
     def poisoned(*shape, **options):
         made = empty(*shape, **options)
-        return made.fill_(float("nan") if made.is_floating_point() else torch.iinfo(made.dtype).max // 2)
+        return made.fill_(
+            float("nan") if made.is_floating_point() else torch.iinfo(made.dtype).max // 2
+        )
 
     monkeypatch.setattr(torch, "empty", poisoned)
     same_bits(cooccurrence.top_associations(*corpus, variant="jaccard", top_k=top_k), first)
@@ -175,7 +197,8 @@ def test_neither_uninitialised_memory_nor_a_second_run_shows(monkeypatch):
 @INTERPRETED
 def test_no_table_of_tokens_by_labels_is_stored():
     x, y = drawn(9, 9 * TILE, TILE)
-    with Largest(ignored=(torch.uint8,)) as largest:  # bytes are the interpreter's own copies of arguments
+    # bytes are the interpreter's own copies of arguments
+    with Largest(ignored=(torch.uint8,)) as largest:
         cooccurrence.top_associations(x, y, variant="jaccard", top_k=2)
     assert largest.numel <= max(TILE * cooccurrence.capacity(2), x.nnz) < 9 * TILE * TILE
 
@@ -225,15 +248,24 @@ for name, kernel, signature, constants, warps, stages in ahead_of_time_specs():
 
 @pytest.mark.parametrize("arch", [80, 90])
 def test_kernels_compile_without_a_gpu(arch, tmp_path):
-    """Small in shared memory, next to nothing spilled, no atomics, and in float64 nothing a compiler could contract."""
-    environment = {n: v for n, v in os.environ.items() if n != "TRITON_INTERPRET"} | {"TRITON_CACHE_DIR": str(tmp_path)}
+    """Small in shared memory, next to nothing spilled, no atomics, and in float64 nothing a
+    compiler could contract.
+    """
+    environment = {n: v for n, v in os.environ.items() if n != "TRITON_INTERPRET"} | {
+        "TRITON_CACHE_DIR": str(tmp_path)
+    }
     command = [sys.executable, "-c", AHEAD_OF_TIME, str(arch)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     lines = [line.split() for line in done.stdout.splitlines()]
     assert len(lines) == len(cooccurrence.ahead_of_time_specs())
     for name, shared, spilled, *rest in lines:
-        assert int(shared) <= 100 * 1024 and int(spilled) <= 64 and rest == ["True"], (name, shared, spilled, rest)
+        assert int(shared) <= 100 * 1024 and int(spilled) <= 64 and rest == ["True"], (
+            name,
+            shared,
+            spilled,
+            rest,
+        )
 
 
 @pytest.mark.gpu
@@ -245,7 +277,14 @@ def test_on_a_gpu_equals_the_cpu_path_to_the_bit(variant, top_k):
     x = sparse.random(5_003, 3_001, 0.02, "csr", rng=rng)
     y = sparse.random(5_003, 517, 0.01, "csr", rng=rng)
     # whole, and cut to sizes of 1, which a launcher would make constants
-    for corpus in ((x.ceil(), y.ceil()), (x.ceil()[:, :1], y.ceil()[:, :1]), (x.ceil()[:1], y.ceil()[:1])):
+    for corpus in (
+        (x.ceil(), y.ceil()),
+        (x.ceil()[:, :1], y.ceil()[:, :1]),
+        (x.ceil()[:1], y.ceil()[:1]),
+    ):
         found = cooccurrence.top_associations(*corpus, variant=variant, top_k=top_k, device="cuda")
         same_bits(found, on_cpu(*corpus, variant, top_k))
-        same_bits(cooccurrence.top_associations(*corpus, variant=variant, top_k=top_k, device="cuda"), found)
+        same_bits(
+            cooccurrence.top_associations(*corpus, variant=variant, top_k=top_k, device="cuda"),
+            found,
+        )

@@ -1,8 +1,10 @@
-"""Fused label attention in Triton against its specification; here in the interpreter, compiled where there is a GPU.
+"""Fused label attention in Triton against its specification; here in the interpreter, compiled
+where there is a GPU.
 
-METHOD.md section 4. Every gradient, in float32, bfloat16 and float16, is held to a float64 yardstick: its error may be at
-most twice the reference's own in the same precision. Small tiles make small shapes cross tile borders; each id says why
-a shape is there. What the interpreter cannot see, the ahead-of-time compiler must: `test_compiles`.
+METHOD.md section 4. Every gradient, in float32, bfloat16 and float16, is held to a float64
+yardstick: its error may be at most twice the reference's own in the same precision. Small tiles
+make small shapes cross tile borders; each id says why a shape is there. What the interpreter cannot
+see, the ahead-of-time compiler must: `test_compiles`.
 """
 
 from __future__ import annotations
@@ -20,7 +22,10 @@ from plantlib.kernels.label_attention_torch import Workspace
 from tests.kernels.test_attention import GRADIENTS, Largest, problem, run
 
 if not machine.has_triton():
-    pytest.skip("triton is not installed (extra `kernels`); it has no wheel for this platform", allow_module_level=True)
+    pytest.skip(
+        "triton is not installed (extra `kernels`); it has no wheel for this platform",
+        allow_module_level=True,
+    )
 
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -38,28 +43,37 @@ SHAPES = {
     "keep more than a tile, of two documents": ([2 * TILE + 5, TILE + 9], 3, 4, TILE + 3),
 }
 KINDS = [torch.float32, torch.bfloat16, torch.float16]
-# in half precision the reference rounds scores before it ranks them and may keep other tokens than float64 does
+# in half precision the reference rounds scores before it ranks them and may keep other tokens than
+# float64 does
 CASES = [
     pytest.param(*shape, kind, id=f"{name}, {str(kind).split('.')[1]}")
-    for name, shape in SHAPES.items() for kind in (KINDS if shape[-1] is None else KINDS[:1])
-]  # fmt: skip
+    for name, shape in SHAPES.items()
+    for kind in (KINDS if shape[-1] is None else KINDS[:1])
+]
 
 
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch):
-    monkeypatch.setattr(label_attention, "blocks_for", lambda *_: label_attention.Blocks(TILE, TILE, TILE, 4, 2))
+    monkeypatch.setattr(
+        label_attention, "blocks_for", lambda *_: label_attention.Blocks(TILE, TILE, TILE, 4, 2)
+    )
 
 
 def cast(made: dict, dtype, device=DEVICE) -> dict:
     """The same numbers in another precision."""
-    moved = {n: v.detach().to(device, dtype) if v.is_floating_point() else v.to(device)
-             for n, v in made.items() if isinstance(v, torch.Tensor)}  # fmt: skip
+    moved = {
+        n: v.detach().to(device, dtype) if v.is_floating_point() else v.to(device)
+        for n, v in made.items()
+        if isinstance(v, torch.Tensor)
+    }
     cells = made["cells"]
     return made | moved | {"cells": cells and type(cells)(*(x.to(device) for x in cells))}
 
 
 def squared_errors(dtype, lengths, labels, dim, keep, seeds=6):
-    """Sum over draws of the squared errors of (kernel, reference) by name, both in `dtype`, against float64."""
+    """Sum over draws of the squared errors of (kernel, reference) by name, both in `dtype`, against
+    float64.
+    """
     total = {}
     for seed in range(seeds):
         made = cast(problem(lengths, labels, dim, seed=seed), dtype)
@@ -106,7 +120,11 @@ def test_gradients_of_planted_values(monkeypatch, keep, candidates):
     monkeypatch.setattr(label_attention, "WORKSPACE", 1)
     found = {}
     for impl in ("triton", "reference"):
-        made = candidate_problem() if candidates else cast(problem([TILE + 3, 0, 5], 2 * TILE + 1, 5), torch.float32)
+        made = (
+            candidate_problem()
+            if candidates
+            else cast(problem([TILE + 3, 0, 5], 2 * TILE + 1, 5), torch.float32)
+        )
         cells = made["cells"]
         values = cells.values.clone().requires_grad_()
         made["cells"] = type(cells)(cells.positions, cells.labels, values)
@@ -129,7 +147,9 @@ def test_gradients_of_planted_values_in_half_precision(dtype):
             given = cast(made, kind)
             values = given["cells"].values.detach().to(kind).clone().requires_grad_()
             given["cells"] = given["cells"]._replace(values=values)
-            kernels.attend(**given, impl="reference" if impl == "exact" else impl)[0].sum().backward()
+            kernels.attend(**given, impl="reference" if impl == "exact" else impl)[
+                0
+            ].sum().backward()
             grads[impl] = values.grad.double()
         for impl in squared:
             squared[impl] += float((grads[impl] - grads["exact"]).square().sum())
@@ -139,7 +159,9 @@ def test_gradients_of_planted_values_in_half_precision(dtype):
 def candidate_problem(seed=0):
     made = cast(problem([TILE + 1, 0, 5], 2 * TILE, 6, seed=seed), torch.float32)
     generator = torch.Generator().manual_seed(seed)
-    made["candidates"] = torch.stack([torch.randperm(2 * TILE, generator=generator)[: TILE + 2] for _ in range(3)]).to(DEVICE)
+    made["candidates"] = torch.stack(
+        [torch.randperm(2 * TILE, generator=generator)[: TILE + 2] for _ in range(3)]
+    ).to(DEVICE)
     made["candidates"][0, 1] = made["candidates"][2, -2:] = -1
     return made
 
@@ -147,9 +169,14 @@ def candidate_problem(seed=0):
 @pytest.mark.parametrize("keep", [None, 2])
 @pytest.mark.parametrize("impl", ["triton", "torch"])
 def test_candidates_equal_the_columns_of_all_labels(impl, keep):
-    found, wanted = run(impl, candidate_problem(), keep), run("reference", candidate_problem(), keep)
+    found, wanted = (
+        run(impl, candidate_problem(), keep),
+        run("reference", candidate_problem(), keep),
+    )
     for name in wanted:
-        torch.testing.assert_close(found[name], wanted[name], rtol=2e-5, atol=2e-5, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            found[name], wanted[name], rtol=2e-5, atol=2e-5, msg=lambda m, n=name: f"{n}: {m}"
+        )
     absent = candidate_problem()["candidates"] < 0
     assert (found["value"][absent] == 0).all() and (found["log_sum"][absent] == float("-inf")).all()
 
@@ -159,15 +186,25 @@ def test_state_carried_over_segments_equals_one_reading(impl):
     """Gradients too: through both segments, as if the document had been read at once."""
     whole = cast(problem([2 * TILE + 3, 6], 7, 5, cells=None), torch.float32)
     cut = [TILE - 2, 4]
-    parts = {n: whole[n].clone().requires_grad_() for n in ("hidden_states", "label_queries", "label_outputs")}
+    parts = {
+        n: whole[n].clone().requires_grad_()
+        for n in ("hidden_states", "label_queries", "label_outputs")
+    }
     documents = parts["hidden_states"].split([2 * TILE + 3, 6])
     bias = torch.randn(7, generator=torch.Generator().manual_seed(1)).to(DEVICE).requires_grad_()
     state = None
     for piece in (0, 1):
         segment = [d[:c] if piece == 0 else d[c:] for d, c in zip(documents, cut, strict=True)]
         offsets = torch.tensor([0, *map(len, segment)], device=DEVICE).cumsum(0)
-        value, log_sum = kernels.attend(torch.cat(segment), offsets, parts["label_queries"], parts["label_outputs"],
-                                        state=state, label_bias=bias if piece else None, impl=impl)  # fmt: skip
+        value, log_sum = kernels.attend(
+            torch.cat(segment),
+            offsets,
+            parts["label_queries"],
+            parts["label_outputs"],
+            state=state,
+            label_bias=bias if piece else None,
+            impl=impl,
+        )
         state = (log_sum, value)
     (value * torch.arange(7.0, device=DEVICE)).sum().backward()
     wanted_parts = {n: whole[n].clone().requires_grad_() for n in parts}
@@ -194,8 +231,11 @@ def test_poisoned_memory_does_not_show_and_two_runs_give_equal_bits(monkeypatch,
     assert all(torch.equal(first[n], second[n]) for n in first)
 
 
-@pytest.mark.parametrize("scores", [[1.0, 1.0, 1.0, 1.0], [0.0, 2.0, 1.0, 1.0, 1.0], [0.0, -0.0, 0.0], [-1.0, -3.0, -2.0]],
-                         ids=["all equal", "tie at the edge", "zeros of both signs", "negative scores"])  # fmt: skip
+@pytest.mark.parametrize(
+    "scores",
+    [[1.0, 1.0, 1.0, 1.0], [0.0, 2.0, 1.0, 1.0, 1.0], [0.0, -0.0, 0.0], [-1.0, -3.0, -2.0]],
+    ids=["all equal", "tie at the edge", "zeros of both signs", "negative scores"],
+)
 def test_ties_go_to_the_earlier_token(scores):
     tokens = len(scores)
     hidden = torch.cat([torch.tensor(scores)[:, None], torch.eye(tokens)], 1).to(DEVICE)
@@ -203,7 +243,9 @@ def test_ties_go_to_the_earlier_token(scores):
     kept = {}
     for impl in ("triton", "torch", "reference"):
         outputs = torch.zeros(1, tokens + 1, device=DEVICE, requires_grad=True)
-        value, _ = kernels.attend(hidden, torch.tensor([0, tokens], device=DEVICE), query, outputs, keep=2, impl=impl)
+        value, _ = kernels.attend(
+            hidden, torch.tensor([0, tokens], device=DEVICE), query, outputs, keep=2, impl=impl
+        )
         kept[impl] = torch.autograd.grad(value.sum(), outputs)[0][0, 1:].nonzero().ravel().tolist()
     assert kept["triton"] == kept["torch"] == kept["reference"]
 
@@ -226,17 +268,25 @@ def test_memory_law(monkeypatch, keep):
     monkeypatch.setattr(label_attention, "WORKSPACE", 2 * 16 * 4 * TILE)
     spaces = []
     take = Workspace.take
-    monkeypatch.setattr(Workspace, "take", lambda self, *size: spaces.append(take(self, *size)) or spaces[-1])
-    with Largest(ignored=(torch.uint8,)) as largest:  # bytes are the interpreter's own copies of arguments
+    monkeypatch.setattr(
+        Workspace, "take", lambda self, *size: spaces.append(take(self, *size)) or spaces[-1]
+    )
+    # bytes are the interpreter's own copies of arguments
+    with Largest(ignored=(torch.uint8,)) as largest:
         run("triton", made, keep)
-    assert len(spaces) > 2 and len({s.untyped_storage().data_ptr() for s in spaces[-3:]}) == 1, "parts share their memory"
+    assert len(spaces) > 2 and len({s.untyped_storage().data_ptr() for s in spaces[-3:]}) == 1, (
+        "parts share their memory"
+    )
     assert largest.numel <= max(2 * 16 * TILE, 3 * TILE * 4, 2 * 3 * TILE) < 16 * 3 * TILE
 
 
 def test_refusals_name_the_fix():
     for made, message in (
         (cast(problem([200], 2, 4), torch.float64), "not torch.float64; use impl='torch'"),
-        (cast(problem([2], 2, label_attention.MAX_DIM + 1), torch.float32), "at most 8192 hidden units; use impl='torch'"),
+        (
+            cast(problem([2], 2, label_attention.MAX_DIM + 1), torch.float32),
+            "at most 8192 hidden units; use impl='torch'",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             kernels.attend(**made, impl="triton")
@@ -253,9 +303,14 @@ def test_compiles(arch):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: compiled kernels at full tile sizes")
+@pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="needs a GPU: compiled kernels at full tile sizes"
+)
 @pytest.mark.parametrize("dtype", KINDS, ids=lambda d: str(d).split(".")[1])
-@pytest.mark.parametrize(("lengths", "labels", "dim", "keep"), [([512, 37, 0], 1003, 768, None), ([300, 500], 517, 384, 64)])
+@pytest.mark.parametrize(
+    ("lengths", "labels", "dim", "keep"),
+    [([512, 37, 0], 1003, 768, None), ([300, 500], 517, 384, 64)],
+)
 def test_compiled_kernels_at_real_sizes(monkeypatch, lengths, labels, dim, keep, dtype):
     monkeypatch.undo()
     found = squared_errors(dtype, lengths, labels, dim, keep, seeds=1)

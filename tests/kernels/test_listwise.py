@@ -1,8 +1,10 @@
-"""approxNDCG and LambdaRank by blocks and by Triton kernels against their specification in `kernels.reference`.
+"""approxNDCG and LambdaRank by blocks and by Triton kernels against their specification in
+`kernels.reference`.
 
-METHOD.md section 3. PyTorch's blocks are held to float64 on shapes that break careless code; Triton's kernels run in its
-interpreter on a few items, are compiled for two GPU targets without a GPU, and meet a real one under `-m gpu`. In float32 the
-yardstick is the reference's own rounding error.
+METHOD.md section 3. PyTorch's blocks are held to float64 on shapes that break careless code;
+Triton's kernels run in its interpreter on a few items, are compiled for two GPU targets without a
+GPU, and meet a real one under `-m gpu`. In float32 the yardstick is the reference's own rounding
+error.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ INTERPRETED = pytest.mark.skipif(
     not (machine.has_triton() and machine.interpreted()) or torch.cuda.is_available(),
     reason="Triton's interpreter is off: TRITON_INTERPRET=1 without a GPU turns it on",
 )
-IMPLEMENTATIONS = pytest.mark.parametrize("impl", ["torch", pytest.param("triton", marks=INTERPRETED)])
+IMPLEMENTATIONS = pytest.mark.parametrize(
+    "impl", ["torch", pytest.param("triton", marks=INTERPRETED)]
+)
 SHAPES = {
     "one item": (3, 1, "dense"),
     "one row": (1, 9, "some"),
@@ -46,7 +50,9 @@ CASES = [pytest.param(*shape, id=name) for name, shape in SHAPES.items()]
 
 
 def problem(rows: int, items: int, kind: str = "some", *, seed: int = 0, dtype=torch.float64):
-    """Scores, relevance 0..4 and a mask of `kind`; values are float32's, so that every dtype sees the same problem."""
+    """Scores, relevance 0..4 and a mask of `kind`; values are float32's, so that every dtype sees
+    the same problem.
+    """
     g = torch.Generator().manual_seed(seed)
     scores = torch.randn(rows, items, generator=g)
     relevance = torch.randint(0, 5, (rows, items), generator=g).float()
@@ -62,12 +68,16 @@ def problem(rows: int, items: int, kind: str = "some", *, seed: int = 0, dtype=t
     elif kind in ("zero", "equal"):
         relevance = torch.full_like(relevance, 2.0 * (kind == "equal"))
     elif kind in ("tied", "masked"):
-        scores, mask = (scores, mask & False) if kind == "masked" else (torch.zeros_like(scores), mask)
+        scores, mask = (
+            (scores, mask & False) if kind == "masked" else (torch.zeros_like(scores), mask)
+        )
     return scores.to(dtype), relevance.to(dtype), mask
 
 
 def run(name: str, impl: str, made, **options):
-    """Loss and gradient; the upstream gradient is 3, so that one ignored in the backward pass shows."""
+    """Loss and gradient; the upstream gradient is 3, so that one ignored in the backward pass
+    shows.
+    """
     scores = made[0].clone().requires_grad_()
     loss = getattr(ranking, name)(scores, *made[1:], impl=impl, **options)
     (3 * loss).backward()
@@ -106,10 +116,18 @@ def test_tiles_cover_each_positive_item_once_and_fit_the_workspace(monkeypatch, 
     seen = []
     for rows, items, columns in listwise_torch._tiles(positives, real):
         height = items.stop - items.start
-        assert columns == max(real[rows]) and ((rows.stop - rows.start) * height * columns <= tile or height == 1)
+        assert columns == max(real[rows]) and (
+            (rows.stop - rows.start) * height * columns <= tile or height == 1
+        )
         assert (rows.stop - rows.start) * height * columns <= max(tile, max(real))
-        seen += [(row, item) for row in range(rows.start, rows.stop) for item in range(items.start, items.stop)]
-    assert len(seen) == len(set(seen)) and set(seen) >= {(r, i) for r, p in enumerate(positives) for i in range(p)}
+        seen += [
+            (row, item)
+            for row in range(rows.start, rows.stop)
+            for item in range(items.start, items.stop)
+        ]
+    assert len(seen) == len(set(seen)) and set(seen) >= {
+        (r, i) for r, p in enumerate(positives) for i in range(p)
+    }
 
 
 @LOSSES
@@ -124,16 +142,19 @@ def test_gradcheck(monkeypatch, name, k):
 @INTERPRETED
 @LOSSES
 @pytest.mark.parametrize("gains", ranking.GAINS)
-@pytest.mark.parametrize(("rows", "items", "kind"), [
-    pytest.param(1, 1, "dense", id="one item"),
-    pytest.param(2, 19, "some", id="prime T over a block"),
-    pytest.param(1, 190, "one positive", id="real items over a tile, blocks without gain"),
-    pytest.param(1, 131, "dense", id="T over a tile, all positive"),
-    pytest.param(3, 17, "uneven", id="full, empty and masked rows together"),
-    pytest.param(2, 9, "tied", id="all scores tied"),
-    pytest.param(1, 5, "zero", id="all gains zero"),
-    pytest.param(1, 5, "masked", id="all masked"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("rows", "items", "kind"),
+    [
+        pytest.param(1, 1, "dense", id="one item"),
+        pytest.param(2, 19, "some", id="prime T over a block"),
+        pytest.param(1, 190, "one positive", id="real items over a tile, blocks without gain"),
+        pytest.param(1, 131, "dense", id="T over a tile, all positive"),
+        pytest.param(3, 17, "uneven", id="full, empty and masked rows together"),
+        pytest.param(2, 9, "tied", id="all scores tied"),
+        pytest.param(1, 5, "zero", id="all gains zero"),
+        pytest.param(1, 5, "masked", id="all masked"),
+    ],
+)
 def test_triton_equals_reference(name, rows, items, kind, gains):
     check_equal(name, "triton", problem(rows, items, kind, dtype=torch.float32), 3e-6, gains=gains)
 
@@ -201,7 +222,9 @@ def test_compile_and_autocast_change_nothing(name, impl):
         cast = run(name, impl, made)
     scores = made[0].clone().requires_grad_()
     # the operations around the loss are compiled, the loss itself is left as it is
-    step = torch.compile(lambda s: 3 * getattr(ranking, name)(s * 1.0, *made[1:], impl=impl), backend="aot_eager")
+    step = torch.compile(
+        lambda s: 3 * getattr(ranking, name)(s * 1.0, *made[1:], impl=impl), backend="aot_eager"
+    )
     loss = step(scores)
     loss.backward()
     for found in (cast, (loss.detach() / 3, scores.grad)):
@@ -245,7 +268,10 @@ class Largest(TorchDispatchMode):
 def test_memory_law(monkeypatch, name, rows, items):
     """No tensor above max(R T, tile) in either pass, while the reference does make (R, T, T)."""
     monkeypatch.setattr(listwise_torch, "TILE", SMALL_TILE)
-    for impl, low, high in (("torch", 0, max(rows * items, SMALL_TILE)), ("reference", 4 * rows * items, 1e9)):
+    for impl, low, high in (
+        ("torch", 0, max(rows * items, SMALL_TILE)),
+        ("reference", 4 * rows * items, 1e9),
+    ):
         if impl == "reference" and items > 1000:
             continue
         with Largest() as largest:
@@ -270,7 +296,9 @@ for name, kernel, signature, constants, warps, stages in ahead_of_time_specs():
 @pytest.mark.parametrize("capability", [80, 90])
 def test_kernels_compile_without_a_gpu(capability, tmp_path):
     """No atomics and nothing spilled out of the registers, either."""
-    environment = {n: v for n, v in os.environ.items() if n != "TRITON_INTERPRET"} | {"TRITON_CACHE_DIR": str(tmp_path)}
+    environment = {n: v for n, v in os.environ.items() if n != "TRITON_INTERPRET"} | {
+        "TRITON_CACHE_DIR": str(tmp_path)
+    }
     command = [sys.executable, "-c", AHEAD_OF_TIME, str(capability)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -283,7 +311,9 @@ def test_kernels_compile_without_a_gpu(capability, tmp_path):
 @TRITON
 @LOSSES
 @pytest.mark.parametrize("impl", ["triton", "torch"])
-@pytest.mark.parametrize(("rows", "items", "kind"), [*CASES, pytest.param(2, 3001, "dense", id="long")])
+@pytest.mark.parametrize(
+    ("rows", "items", "kind"), [*CASES, pytest.param(2, 3001, "dense", id="long")]
+)
 def test_on_a_gpu_equals_reference(name, impl, rows, items, kind):
     made = tuple(x.cuda() for x in problem(rows, items, kind, dtype=torch.float32))
     check_equal(name, impl, made, 2e-5)

@@ -1,4 +1,6 @@
-"""The linear score over words: each term against its definition, honest out-of-fold scores, and a start that equals it."""
+"""The linear score over words: each term against its definition, honest out-of-fold scores, and a
+start that equals it.
+"""
 
 import numpy as np
 import pytest
@@ -22,17 +24,23 @@ from plantlib.training.train import score
 def fitted(prepared):
     config, rows = LinearConfig(folds=3), prepared.rows["train"]
     found = words(prepared.corpus.texts, rows)
-    return linear_score.fit(found, prepared.corpus.labels, rows, config=config, progress=False), config
+    return linear_score.fit(
+        found, prepared.corpus.labels, rows, config=config, progress=False
+    ), config
 
 
 def test_svm_equals_the_peer_where_nothing_is_pruned(prepared):
     rows, labels = prepared.rows["train"], prepared.corpus.labels
     weights = tfidf(words(prepared.corpus.texts, rows).counts, rows)
     wanted = peers.linear_svm(weights, labels, rows, progress=False)(prepared.rows["dev"])
-    found = linear_score.svm(weights[rows], labels[rows], LinearConfig(prune=0.0)).scores(weights[prepared.rows["dev"]])
+    found = linear_score.svm(weights[rows], labels[rows], LinearConfig(prune=0.0)).scores(
+        weights[prepared.rows["dev"]]
+    )
     assert np.allclose(found, wanted, atol=1e-4)
     pruned = linear_score.svm(weights[rows], labels[rows], LinearConfig(prune=0.1)).cells
-    assert np.abs(pruned.data).min() > 0.1 and pruned.nnz < np.count_nonzero(wanted) * weights.shape[1]
+    assert (
+        np.abs(pruned.data).min() > 0.1 and pruned.nnz < np.count_nonzero(wanted) * weights.shape[1]
+    )
 
 
 def test_folded_table_is_the_weighted_sum_of_its_terms(prepared, fitted):
@@ -70,13 +78,19 @@ def test_no_dev_or_test_row_is_read(prepared, fitted):
     labels[other] = 1 - labels[other].toarray()
     changed = counts.counts.tolil()
     changed[other] = 3
-    again = linear_score.fit(Words(counts.names, changed.tocsr()), labels.tocsr(), rows, config=config, progress=False)
+    again = linear_score.fit(
+        Words(counts.names, changed.tocsr()), labels.tocsr(), rows, config=config, progress=False
+    )
     assert again.stack.about() == linear.stack.about()
-    assert all((a.cells != b.cells).nnz == 0 for a, b in zip(again.tables, linear.tables, strict=True))
+    assert all(
+        (a.cells != b.cells).nnz == 0 for a, b in zip(again.tables, linear.tables, strict=True)
+    )
 
 
 def table(dense) -> Table:
-    return Table(sparse.csr_matrix(dense.T.astype(np.float32)), np.zeros(dense.shape[1], np.float32))
+    return Table(
+        sparse.csr_matrix(dense.T.astype(np.float32)), np.zeros(dense.shape[1], np.float32)
+    )
 
 
 def test_stack_finds_the_informative_term_and_no_negative_weight():
@@ -85,8 +99,14 @@ def test_stack_finds_the_informative_term_and_no_negative_weight():
     labels = sparse.csr_matrix(rng.random((40, 6)) < 0.3, dtype=np.int32)
     truth, noise = labels.toarray() * 2.0 - 1, rng.normal(size=(40, 6))
     part = {"svm": table(truth), "raw": table(noise), "ppmi": table(-truth)}
-    found = stacking.fit([part], [np.full(6, 4)], weights, labels, np.zeros(40, int), tuple(part), knots=(1,))
-    assert found.weights[0, 0] > 5 * abs(found.weights[1, 0]) and found.weights[2, 0] < 1e-6 and np.all(found.weights >= 0)
+    found = stacking.fit(
+        [part], [np.full(6, 4)], weights, labels, np.zeros(40, int), tuple(part), knots=(1,)
+    )
+    assert (
+        found.weights[0, 0] > 5 * abs(found.weights[1, 0])
+        and found.weights[2, 0] < 1e-6
+        and np.all(found.weights >= 0)
+    )
 
 
 def test_weights_follow_a_labels_frequency_and_unknown_labels_do_not_count():
@@ -95,14 +115,21 @@ def test_weights_follow_a_labels_frequency_and_unknown_labels_do_not_count():
     labels = sparse.csr_matrix(rng.random((n, 5)) < 0.3, dtype=np.int32)
     truth, noise = labels.toarray() * 2.0 - 1, rng.normal(size=(n, 5))
     rare = np.array([1, 1, 0, 0, 0])
-    # one term knows the rare labels, the other the frequent ones; both are wrong about the label without documents
+    # one term knows the rare labels, the other the frequent ones; both are wrong about the label
+    # without documents
     first, second = np.where(rare, truth, noise), np.where(rare, noise, truth)
     first[:, 4] = second[:, 4] = -truth[:, 4]
     parts, fold = [{"svm": table(first), "raw": table(second)}], np.zeros(n, int)
-    found = stacking.fit(parts, [counts], sparse.csr_matrix(np.eye(n)), labels, fold, ("svm", "raw"), knots=(1, 100))
+    found = stacking.fit(
+        parts, [counts], sparse.csr_matrix(np.eye(n)), labels, fold, ("svm", "raw"), knots=(1, 100)
+    )
     weights, _ = found.of_labels(counts)
-    assert (weights["svm"][:2] > 3 * weights["raw"][:2]).all() and (weights["raw"][2:4] > 3 * weights["svm"][2:4]).all()
-    assert weights["svm"][4] == weights["svm"][0], "a label without documents is weighed as the rarest"
+    assert (weights["svm"][:2] > 3 * weights["raw"][:2]).all() and (
+        weights["raw"][2:4] > 3 * weights["svm"][2:4]
+    ).all()
+    assert weights["svm"][4] == weights["svm"][0], (
+        "a label without documents is weighed as the rarest"
+    )
 
 
 def test_hats_interpolate_between_knots_on_a_logarithmic_scale():
@@ -125,7 +152,10 @@ def test_the_slope_of_the_stack_is_that_of_its_loss():
 
     best = loss(weights, intercept)
     for _ in range(50):
-        moved = np.maximum(weights + rng.normal(size=weights.shape) * 0.03, 0), intercept + rng.normal(size=3) * 0.03
+        moved = (
+            np.maximum(weights + rng.normal(size=weights.shape) * 0.03, 0),
+            intercept + rng.normal(size=3) * 0.03,
+        )
         assert loss(*moved) > best, "no allowed step away is better"
 
 
@@ -133,7 +163,11 @@ def test_labels_of_a_large_problem_are_solved_together(prepared):
     rows, labels = prepared.rows["train"], prepared.corpus.labels[prepared.rows["train"]]
     weights = tfidf(words(prepared.corpus.texts, rows).counts, rows)[rows]
     config = LinearConfig(dense_cells=0, prune=0.0)
-    assert config.is_large(1) and config.columns(True)[0] == "svm" and config.columns(False)[:2] == ("svm 0.3", "svm 3")
+    assert (
+        config.is_large(1)
+        and config.columns(True)[0] == "svm"
+        and config.columns(False)[:2] == ("svm 0.3", "svm 3")
+    )
     assert config.parts(True) == config.large_folds != config.parts(False) == config.folds
     together = linear_score.svm(weights, labels, config, large=True)
     alone = linear_score.svm(weights, labels, config, large=False)
@@ -148,7 +182,11 @@ def test_a_label_on_no_row_and_one_on_every_row_score_a_constant():
     labels[:, 1], labels[:, 2] = False, True
     for large in (False, True):
         table = linear_score.svm(weights, sparse.csr_matrix(labels), LinearConfig(), large=large)
-        assert table.intercept[1:3].tolist() == [-1, 1] and not table.cells[1:3].nnz and table.cells[0].nnz
+        assert (
+            table.intercept[1:3].tolist() == [-1, 1]
+            and not table.cells[1:3].nnz
+            and table.cells[0].nnz
+        )
 
 
 def test_copies_of_a_text_share_a_fold():
@@ -156,12 +194,18 @@ def test_copies_of_a_text_share_a_fold():
     repeated = sparse.vstack([weights, weights[:30]], format="csr")
     fold = linear_score.folds_of(repeated, 5, seed=1)
     assert np.array_equal(fold[:30], fold[60:]) and set(fold) == set(range(5))
-    assert np.array_equal(np.bincount(linear_score.folds_of(weights, 5)), [12] * 5), "without copies as even as can be"
+    assert np.array_equal(np.bincount(linear_score.folds_of(weights, 5)), [12] * 5), (
+        "without copies as even as can be"
+    )
 
 
 def test_a_killed_fit_goes_on_with_the_next_part(prepared, fitted, tmp_path, monkeypatch):
     linear, config = fitted
-    arguments = (words(prepared.corpus.texts, prepared.rows["train"]), prepared.corpus.labels, prepared.rows["train"])
+    arguments = (
+        words(prepared.corpus.texts, prepared.rows["train"]),
+        prepared.corpus.labels,
+        prepared.rows["train"],
+    )
     made, real = [], linear_score.terms_of
 
     def dies(*a):
@@ -173,14 +217,24 @@ def test_a_killed_fit_goes_on_with_the_next_part(prepared, fitted, tmp_path, mon
     monkeypatch.setattr(linear_score, "terms_of", dies)
     with pytest.raises(KeyboardInterrupt):
         linear_score.fit(*arguments, config=config, folder=tmp_path, progress=False)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["part1.safetensors", "part2.safetensors"], "the folds first"
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "part1.safetensors",
+        "part2.safetensors",
+    ], "the folds first"
     monkeypatch.setattr(linear_score, "terms_of", lambda *a: made.append(1) or real(*a))
     again = linear_score.fit(*arguments, config=config, folder=tmp_path, progress=False)
     assert len(made) == 4 and again.stack.about() == linear.stack.about()
 
 
-@pytest.mark.parametrize(("options", "message"), [({"terms": ("svm", "bm25")}, "bm25"), ({"folds": 1}, "at least 2"),
-                                                 ({"knots": (3, 1)}, "ascending"), ({"c": (1.0, 0.0)}, "above 0")])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"terms": ("svm", "bm25")}, "bm25"),
+        ({"folds": 1}, "at least 2"),
+        ({"knots": (3, 1)}, "ascending"),
+        ({"c": (1.0, 0.0)}, "above 0"),
+    ],
+)
 def test_options_are_checked(options, message):
     with pytest.raises(ValueError, match=message):
         LinearConfig(**options)
@@ -188,7 +242,12 @@ def test_options_are_checked(options, message):
 
 def test_too_few_documents_for_the_folds(prepared):
     with pytest.raises(ValueError, match="cannot be cut into"):
-        linear_score.fit(words(["aa bb", "aa bb"], np.arange(2)), sparse.csr_matrix(np.eye(2)), [0, 1], progress=False)
+        linear_score.fit(
+            words(["aa bb", "aa bb"], np.arange(2)),
+            sparse.csr_matrix(np.eye(2)),
+            [0, 1],
+            progress=False,
+        )
 
 
 def planted_model(prepared, linear, start="lookup+linear") -> PlantModel:
@@ -204,7 +263,13 @@ def test_training_begins_from_the_linear_score_exactly(prepared, fitted):
     model = planted_model(prepared, linear)
     documents = prepared.documents("test", linear=linear)
     scores, _ = score(model, documents, prepared.train_counts, auc=False)
-    wanted = peers.scored(linear.scores, prepared.corpus.labels, prepared.rows["test"], prepared.train_counts, auc=False)
+    wanted = peers.scored(
+        linear.scores,
+        prepared.corpus.labels,
+        prepared.rows["test"],
+        prepared.train_counts,
+        auc=False,
+    )
     assert np.array_equal(scores.topk.ids[:, :5], wanted.topk.ids[:, :5])
     assert np.allclose(scores.topk.scores[:, :5], wanted.topk.scores[:, :5], atol=1e-4)
 
@@ -226,7 +291,11 @@ def test_an_explanation_names_the_words_of_the_linear_score(prepared, fitted):
     cells = linear.tables[0].cells.multiply(weights).tocsr()
     column = int(cells.max(axis=1).toarray().argmax())
     [parts] = model.word_score.parts(text, [column], k=1000)
-    wanted = {linear.words[i]: v for i, v in zip(cells[column].indices, cells[column].data, strict=True) if v > 0}
+    wanted = {
+        linear.words[i]: v
+        for i, v in zip(cells[column].indices, cells[column].data, strict=True)
+        if v > 0
+    }
     assert dict(parts) == pytest.approx(wanted, abs=1e-4) and len(wanted) > 2
     assert [v for _, v in parts] == sorted((v for _, v in parts), reverse=True)
     assert model.word_score.parts("zzzzqqq", [column]) == [[]]
@@ -235,18 +304,26 @@ def test_an_explanation_names_the_words_of_the_linear_score(prepared, fitted):
 def test_gain_and_attention_are_trained_and_saved(prepared, tmp_path):
     config = RunConfig(linear=LinearConfig(folds=2), train=TrainConfig(epochs=1))
     record, model = run_start(prepared, "lookup+linear", config=config, progress=False)
-    assert record.params["final_gains"]["linear"] != 1.0 and max(record.teacher["linear"]["svm 0.3"]) > 0
+    assert (
+        record.params["final_gains"]["linear"] != 1.0
+        and max(record.teacher["linear"]["svm 0.3"]) > 0
+    )
     assert model.decoder.label_outputs.abs().sum() > 0
     model.attach_backbone(prepared.load_backbone())
     texts = [prepared.corpus.texts[i] for i in prepared.rows["test"][:3]]
     model.save_pretrained(tmp_path / "m")
     again = PlantModel.from_pretrained(tmp_path / "m").to(model.device)
-    assert isinstance(again.word_score, WordScore) and again.word_score.words == model.word_score.words
+    assert (
+        isinstance(again.word_score, WordScore) and again.word_score.words == model.word_score.words
+    )
     assert again.predict(texts, k=4) == model.predict(texts, k=4)
     label = model.predict(texts[:1], k=1)[0][0][0]
     found = again.explain(texts[0], label)
     assert abs(found.logit - model.explain(texts[0], label).logit) < 1e-4
-    assert "by bias and document scores" in found._repr_html_() and f"{found.scored[0][0]} +" in found._repr_markdown_()
+    assert (
+        "by bias and document scores" in found._repr_html_()
+        and f"{found.scored[0][0]} +" in found._repr_markdown_()
+    )
 
 
 def test_a_model_says_when_its_linear_scores_are_missing_or_unwanted(prepared, fitted):
@@ -274,9 +351,15 @@ def test_the_head_takes_smaller_steps_from_the_linear_score_and_nowhere_else():
 
 
 def test_the_whole_of_a_large_problem_begins_from_its_folds(prepared, monkeypatch):
-    """No fold may: what it begins from would have seen the documents that it is to score unseen. The optimum stays."""
+    """No fold may: what it begins from would have seen the documents that it is to score unseen.
+    The optimum stays.
+    """
     found, labels = words(prepared.corpus.texts, prepared.rows["train"], 1), prepared.corpus.labels
-    config, starts, solve = LinearConfig(dense_cells=1, large_folds=2, min_documents=1, prune=0.0), [], solver.solve
+    config, starts, solve = (
+        LinearConfig(dense_cells=1, large_folds=2, min_documents=1, prune=0.0),
+        [],
+        solver.solve,
+    )
 
     def watched(documents, positive, c=1.0, start=None):
         starts.append((len(documents), start))
@@ -287,9 +370,18 @@ def test_the_whole_of_a_large_problem_begins_from_its_folds(prepared, monkeypatc
     rows = len(prepared.rows["train"])
     assert {n == rows for n, _ in starts} == {True, False}
     assert all((start is not None) == (n == rows) for n, start in starts)
-    cold = linear_score.svm(linear.tfidf[prepared.rows["train"]], labels[prepared.rows["train"]], config, large=True)
-    folds = [linear_score.svm(linear.tfidf[r], labels[r], config, large=True)
-             for r in (prepared.rows["train"][linear.part[prepared.rows["train"]] != k] for k in (1, 2))]  # fmt: skip
-    warm = linear_score.svm(linear.tfidf[prepared.rows["train"]], labels[prepared.rows["train"]], config, large=True,
-                            start=linear_score.mean_of(folds))  # fmt: skip
+    cold = linear_score.svm(
+        linear.tfidf[prepared.rows["train"]], labels[prepared.rows["train"]], config, large=True
+    )
+    folds = [
+        linear_score.svm(linear.tfidf[r], labels[r], config, large=True)
+        for r in (prepared.rows["train"][linear.part[prepared.rows["train"]] != k] for k in (1, 2))
+    ]
+    warm = linear_score.svm(
+        linear.tfidf[prepared.rows["train"]],
+        labels[prepared.rows["train"]],
+        config,
+        large=True,
+        start=linear_score.mean_of(folds),
+    )
     np.testing.assert_allclose(warm.cells.toarray(), cold.cells.toarray(), atol=2e-3)

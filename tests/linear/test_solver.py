@@ -1,4 +1,6 @@
-"""SVMs of many labels at once against scikit-learn's LinearSVC, the same objective, and against their own optimum."""
+"""SVMs of many labels at once against scikit-learn's LinearSVC, the same objective, and against
+their own optimum.
+"""
 
 import numpy as np
 import pytest
@@ -22,7 +24,9 @@ def documents():
 def loss(weights, positive, solved, c):
     """(b,) by the definition."""
     z = weights @ solved[:-1] + solved[-1]
-    return (solved**2).sum(0) / 2 + c * (np.maximum(0, 1 - np.where(positive, 1, -1) * z) ** 2).sum(0)
+    return (solved**2).sum(0) / 2 + c * (np.maximum(0, 1 - np.where(positive, 1, -1) * z) ** 2).sum(
+        0
+    )
 
 
 @pytest.mark.parametrize("c", [0.3, 1.0, 10.0])
@@ -30,8 +34,12 @@ def test_the_solution_is_that_of_liblinear(documents, c):
     weights, positive = documents
     assert positive.sum(0).min() == 1, "a label with one document is among them"
     ours = solver.solve(solver.Documents.of(weights), positive, c, tolerance=1e-6, steps=300)
-    theirs = np.stack([np.append(*one_against_rest(weights, column, c, 0)) for column in positive.T], 1)
-    np.testing.assert_allclose(loss(weights, positive, ours, c), loss(weights, positive, theirs, c), rtol=1e-3)
+    theirs = np.stack(
+        [np.append(*one_against_rest(weights, column, c, 0)) for column in positive.T], 1
+    )
+    np.testing.assert_allclose(
+        loss(weights, positive, ours, c), loss(weights, positive, theirs, c), rtol=1e-3
+    )
     np.testing.assert_allclose(ours, theirs, atol=0.03 * np.abs(theirs).max())
 
 
@@ -52,7 +60,9 @@ def test_a_label_does_not_depend_on_the_others_of_its_block(documents):
 
 def test_documents_without_words_leave_the_intercept(documents):
     _, positive = documents
-    found = solver.solve(solver.Documents.of(sparse.csr_matrix((300, 5))), positive, tolerance=1e-6, steps=100)
+    found = solver.solve(
+        solver.Documents.of(sparse.csr_matrix((300, 5))), positive, tolerance=1e-6, steps=100
+    )
     assert not found[:-1].any()
     share = positive.mean(0)
     np.testing.assert_allclose(found[-1], 2 * share - 1, atol=0.01)

@@ -1,4 +1,6 @@
-"""Metrics and statistics against napkinxc, scikit-learn and slow loops, on random inputs with ties and empty rows."""
+"""Metrics and statistics against napkinxc, scikit-learn and slow loops, on random inputs with ties
+and empty rows.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +15,19 @@ N, L = 60, 40
 
 
 def make(seed: int, ties: bool = True) -> tuple[sparse.csr_matrix, np.ndarray, np.ndarray]:
-    """Y with empty rows, scores with many ties (a coarse grid), training counts that reach every bucket."""
+    """Y with empty rows, scores with many ties (a coarse grid), training counts that reach every
+    bucket.
+    """
     rng = np.random.default_rng(seed)
     gold = (rng.random((N, L)) < rng.random((1, L)) * 0.3) * 1.0
     gold[[0, 7, N - 1]] = 0
     scores = rng.standard_normal((N, L)) + gold
     scores = np.round(scores, 1) if ties else scores
-    return sparse.csr_matrix(gold), scores.astype(np.float32), rng.choice([0, 1, 5, 6, 50, 51, 300], L)
+    return (
+        sparse.csr_matrix(gold),
+        scores.astype(np.float32),
+        rng.choice([0, 1, 5, 6, 50, 51, 300], L),
+    )
 
 
 def slow_ranking(scores: np.ndarray) -> list[list[int]]:
@@ -56,7 +64,9 @@ def test_topk_from_sparse_torch_and_parts_equal_from_dense():
     # shifted away from zero, so that every cell is stored
     shifted = TopK.from_sparse(sparse.csr_matrix(scores + 100), 9)
     assert (shifted.ids == TopK.from_dense(scores + 100, 9).ids).all()
-    parts = TopK.concat([TopK.from_dense(torch.from_numpy(part), 9) for part in np.array_split(scores, 4)])
+    parts = TopK.concat(
+        [TopK.from_dense(torch.from_numpy(part), 9) for part in np.array_split(scores, 4)]
+    )
     keys = statistics.largest(statistics.order_keys(torch.from_numpy(scores)), 9)
     assert (parts.ids == dense.ids).all() and (parts.scores == dense.scores).all()
     assert (statistics.decode_keys(keys, L)[0] == dense.ids).all()
@@ -65,7 +75,9 @@ def test_topk_from_sparse_torch_and_parts_equal_from_dense():
 
 
 def test_topk_from_sparse_scores_stored_cells_only():
-    matrix = sparse.csr_matrix((np.array([0.0, -2.0, 5.0, -np.inf]), ([0, 0, 2, 2], [3, 1, 0, 4])), shape=(3, 5))
+    matrix = sparse.csr_matrix(
+        (np.array([0.0, -2.0, 5.0, -np.inf]), ([0, 0, 2, 2], [3, 1, 0, 4])), shape=(3, 5)
+    )
     topk = TopK.from_sparse(matrix, 3)
     assert topk.ids.tolist() == [[3, 1, -1], [-1, -1, -1], [0, -1, -1]]
     assert topk.scores[0].tolist() == [0.0, -2.0, -np.inf]
@@ -102,7 +114,9 @@ def test_documents_without_gold_and_values_by_hand():
     np.testing.assert_allclose(documents.ndcg_at_k(topk, Y, 2)[0], 1 / (1 + 1 / np.log2(3)))
     extra = np.array([2, 1, 0])
     np.testing.assert_array_equal(documents.recall_at_k(topk, Y, 2, extra), [0.25, 0, 1])
-    np.testing.assert_array_equal(documents.average_precision_at_k(topk, Y, 3), [(1 + 2 / 3) / 2, np.nan, 0.5])
+    np.testing.assert_array_equal(
+        documents.average_precision_at_k(topk, Y, 3), [(1 + 2 / 3) / 2, np.nan, 0.5]
+    )
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -118,7 +132,9 @@ def test_average_precision_equals_scikit_learn(seed):
     assert np.isnan(got).sum() == N - some.size
     whole = label_ranking_average_precision_score(Y[some].toarray(), scores[some])
     assert documents.mean(got) == pytest.approx(whole)
-    assert documents.mean(documents.average_precision_at_k(TopK.from_dense(scores, L), Y, L)) == pytest.approx(whole)
+    assert documents.mean(
+        documents.average_precision_at_k(TopK.from_dense(scores, L), Y, L)
+    ) == pytest.approx(whole)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -131,7 +147,9 @@ def test_f1_equals_scikit_learn(seed):
         got = documents.f1_scores(documents.label_counts(TopK.from_dense(scores, L), Y, threshold))
         predicted, gold = scores.astype(float) >= threshold, Y.toarray() > 0
         seen = gold.any(0)
-        assert got["micro_f1"] == pytest.approx(f1_score(gold, predicted, average="micro", zero_division=0))
+        assert got["micro_f1"] == pytest.approx(
+            f1_score(gold, predicted, average="micro", zero_division=0)
+        )
         by_label = f1_score(gold, predicted, average=None, zero_division=0)
         assert got["macro_f1"] == pytest.approx(by_label[seen].mean())
         assert got["macro_f1_all"] == pytest.approx(by_label.mean()) and not seen.all()
@@ -145,7 +163,10 @@ def test_tuned_threshold_is_the_best_of_all_cuts(seed):
     Y, scores, _ = make(seed)
     topk = TopK.from_dense(scores, 20)
     cut = documents.tune_threshold(topk, Y)
-    value = {t: documents.f1_scores(documents.label_counts(topk, Y, t))["micro_f1"] for t in np.unique(topk.scores)}
+    value = {
+        t: documents.f1_scores(documents.label_counts(topk, Y, t))["micro_f1"]
+        for t in np.unique(topk.scores)
+    }
     got = documents.f1_scores(documents.label_counts(topk, Y, cut))["micro_f1"]
     assert got == pytest.approx(max(value.values())) and got > value[min(value)]
     with pytest.raises(ValueError, match="micro_f1"):
@@ -164,7 +185,11 @@ def test_tuned_threshold_separates_neighbouring_float32():
 def test_buckets_partition_the_labels():
     masks = buckets.frequency_buckets(np.array([0, 1, 5, 6, 50, 51]))
     assert {name: np.flatnonzero(mask).tolist() for name, mask in masks.items()} == {
-        "zero": [0], "few": [1, 2], "medium": [3, 4], "head": [5]}  # fmt: skip
+        "zero": [0],
+        "few": [1, 2],
+        "medium": [3, 4],
+        "head": [5],
+    }
     for edges in ((5, 5, 9), (0, 9, 5), (0, 5), "0,5", None, (0.5, 1, 2)):
         with pytest.raises(ValueError, match="three growing"):
             buckets.frequency_buckets(np.array([1]), edges)
@@ -175,11 +200,19 @@ def test_a_data_set_has_buckets_of_its_own():
     edges, counts = buckets.edges_of({"bucket_edges": [0, 7, 7]}), np.array([0, 1, 7, 8, 60])
     assert buckets.edges_of({}) == buckets.EDGES
     assert buckets.in_words(edges) == "few, head: labels with 1 to 7, more training documents"
-    Y, scores = sparse.csr_matrix([[1, 0, 1, 0, 1], [0, 0, 0, 1, 0]]), np.array([[5, 4, 3, 2, 1.0], [1, 2, 3, 4, 5]])
+    Y, scores = (
+        sparse.csr_matrix([[1, 0, 1, 0, 1], [0, 0, 0, 1, 0]]),
+        np.array([[5, 4, 3, 2, 1.0], [1, 2, 3, 4, 5]]),
+    )
     evaluator = documents.StreamingEvaluator(Y, counts, 5, edges)
     evaluator.update(np.arange(2), scores)
     found = documents.evaluate(evaluator.result(), Y, counts, 100, 0.5)
-    assert found["zero/p@1"] == 1 and found["few/p@1"] == 0 and found["few/rp@5"] == 1 and np.isnan(found["medium/rp@5"])
+    assert (
+        found["zero/p@1"] == 1
+        and found["few/p@1"] == 0
+        and found["few/rp@5"] == 1
+        and np.isnan(found["medium/rp@5"])
+    )
     assert found["head/p@1"] == 0 and found["head/p@5"] == pytest.approx(1 / 5)
 
 
@@ -191,7 +224,9 @@ def test_precision_in_a_bucket_is_over_documents_with_such_labels():
     assert found["few/p@1"] == found["head/p@1"] == 1 and found["p@1"] == pytest.approx(2 / 3)
 
 
-@pytest.mark.parametrize("kind", ["numpy", "torch on the CPU", "torch as on an accelerator", "sparse"])
+@pytest.mark.parametrize(
+    "kind", ["numpy", "torch on the CPU", "torch as on an accelerator", "sparse"]
+)
 def test_streaming_equals_the_dense_answer(kind, monkeypatch):
     Y, scores, counts = make(3)
     wrap = {"numpy": lambda x: x, "sparse": lambda x: sparse.csr_matrix(x + 100)}.get(kind)
@@ -226,7 +261,10 @@ def test_auc_equals_scikit_learn_within_its_bound():
         both = (gold.sum(0) > 0) & (gold.sum(0) < N)
         auc = streamed(Y, scores, counts, auc_bins=bins, block=N if ties else 16).auc
         slack = 1e-12
-        micro, macro = roc_auc_score(gold.ravel(), scores.ravel()), roc_auc_score(gold[:, both], scores[:, both])
+        micro, macro = (
+            roc_auc_score(gold.ravel(), scores.ravel()),
+            roc_auc_score(gold[:, both], scores[:, both]),
+        )
         assert abs(auc["micro_auc"] - micro) <= (0 if ties else auc["micro_auc_error"]) + slack
         assert abs(auc["macro_auc"] - macro) <= (0 if ties else auc["macro_auc_error"]) + slack
         assert 0 < auc["micro_auc_error"] < (0.02 if bins == 64 else 0.05)
@@ -268,26 +306,64 @@ def test_evaluate_agrees_with_its_parts_and_accounts_for_all_labels():
     extra[:10] = 3
     got = documents.evaluate(result, Y, counts, 1000, threshold=0.9, extra_gold=extra)
     assert set(got) >= {
-        "p@1", "p@3", "p@5", "p@8", "p@15", "r@5", "r@15", "rp@5", "ndcg@5", "ndcg@15", "psp@1", "psp@3", "psp@5",
-        "map", "micro_f1", "macro_f1", "macro_f1_pr", "micro_auc", "macro_auc", "all/r@15", "all/ndcg@5", "all/rp@5",
-        "all/map", "zero/rp@5", "few/rp@5", "few/r@15", "few/ndcg@5", "few/macro_f1", "medium/r@15", "head/macro_f1",
+        "p@1",
+        "p@3",
+        "p@5",
+        "p@8",
+        "p@15",
+        "r@5",
+        "r@15",
+        "rp@5",
+        "ndcg@5",
+        "ndcg@15",
+        "psp@1",
+        "psp@3",
+        "psp@5",
+        "map",
+        "micro_f1",
+        "macro_f1",
+        "macro_f1_pr",
+        "micro_auc",
+        "macro_auc",
+        "all/r@15",
+        "all/ndcg@5",
+        "all/rp@5",
+        "all/map",
+        "zero/rp@5",
+        "few/rp@5",
+        "few/r@15",
+        "few/ndcg@5",
+        "few/macro_f1",
+        "medium/r@15",
+        "head/macro_f1",
         "few/overall_r@15",
-    }  # fmt: skip
+    }
     assert all(type(value) is float for value in got.values())
     assert got["documents_without_gold"] == (np.diff(Y.indptr) == 0).sum() >= 3
     for name in ("r@15", "ndcg@5", "rp@5", "map"):
         assert got[f"all/{name}"] < got[name]
     few = result.masks["few"]
     dense = TopK.from_dense(scores[:, few], 15)
-    assert got["few/r@15"] == pytest.approx(documents.mean(documents.recall_at_k(dense, Y[:, few], 15)))
+    assert got["few/r@15"] == pytest.approx(
+        documents.mean(documents.recall_at_k(dense, Y[:, few], 15))
+    )
     first = np.argsort(-scores, axis=1, kind="stable")[:, :15]
     gold = [np.flatnonzero(row * few) for row in Y.toarray()]
-    found = [len(set(places) & set(own)) / len(own) for places, own in zip(first, gold, strict=True) if len(own)]
-    assert got["few/overall_r@15"] == pytest.approx(np.mean(found)) and got["few/overall_r@15"] < got["few/r@15"]
+    found = [
+        len(set(places) & set(own)) / len(own)
+        for places, own in zip(first, gold, strict=True)
+        if len(own)
+    ]
+    assert (
+        got["few/overall_r@15"] == pytest.approx(np.mean(found))
+        and got["few/overall_r@15"] < got["few/r@15"]
+    )
     from sklearn.metrics import f1_score
 
     chosen = Y.toarray()[:, few].any(0)
-    by_label = f1_score(Y.toarray()[:, few], scores.astype(float)[:, few] >= 0.9, average=None, zero_division=0)
+    by_label = f1_score(
+        Y.toarray()[:, few], scores.astype(float)[:, few] >= 0.9, average=None, zero_division=0
+    )
     assert got["few/macro_f1"] == pytest.approx(by_label[chosen].mean())
 
 
@@ -315,7 +391,18 @@ def test_per_document_is_json_and_averages_to_the_metric():
 def test_perfect_scores_give_one_and_order_of_documents_does_not_matter():
     Y, scores, counts = make(6)
     perfect = documents.evaluate(streamed(Y, Y.toarray(), counts), Y, counts, 1000, threshold=0.5)
-    names = ("rp@5", "ndcg@5", "ndcg@15", "map", "psp@1", "psp@5", "micro_f1", "macro_f1", "micro_auc", "few/rp@5")
+    names = (
+        "rp@5",
+        "ndcg@5",
+        "ndcg@15",
+        "map",
+        "psp@1",
+        "psp@5",
+        "micro_f1",
+        "macro_f1",
+        "micro_auc",
+        "few/rp@5",
+    )
     assert [perfect[name] for name in names if name[:3] != "psp"] == pytest.approx([1.0] * 8)
     # among hits PSP prefers rare labels, so a perfect score adds the inverse propensity
     rarest = Y.toarray() * documents.inverse_propensity(counts, 1000)
@@ -323,14 +410,21 @@ def test_perfect_scores_give_one_and_order_of_documents_does_not_matter():
     assert best["psp@1"] == pytest.approx(1) and best["psp@5"] == pytest.approx(1)
     order = np.random.default_rng(1).permutation(N)
     there = documents.evaluate(streamed(Y, scores, counts, block=N), Y, counts, 1000, threshold=1.0)
-    back = documents.evaluate(streamed(Y[order], scores[order], counts, block=N), Y[order], counts, 1000, threshold=1.0)
+    back = documents.evaluate(
+        streamed(Y[order], scores[order], counts, block=N), Y[order], counts, 1000, threshold=1.0
+    )
     assert there == pytest.approx(back)
 
 
 def test_a_worse_label_never_helps():
     Y, scores, counts = make(7)
     wrong = np.flatnonzero(Y[1].toarray().ravel() == 0)
-    functions = (documents.precision_at_k, documents.recall_at_k, documents.r_precision_at_k, documents.ndcg_at_k)
+    functions = (
+        documents.precision_at_k,
+        documents.recall_at_k,
+        documents.r_precision_at_k,
+        documents.ndcg_at_k,
+    )
     worse = scores.copy()
     worse[1, wrong[:4]] += 50
     for function in functions:
@@ -342,7 +436,10 @@ def test_a_worse_label_never_helps():
 def test_paired_bootstrap_is_paired_deterministic_and_covers():
     rng = np.random.default_rng(0)
     difficulty = rng.standard_normal(400)
-    a, b = difficulty + 0.1 + 0.5 * rng.standard_normal(400), difficulty + 0.5 * rng.standard_normal(400)
+    a, b = (
+        difficulty + 0.1 + 0.5 * rng.standard_normal(400),
+        difficulty + 0.5 * rng.standard_normal(400),
+    )
     got = statistics.paired_bootstrap(a, b)
     assert got == statistics.paired_bootstrap(a, b) != statistics.paired_bootstrap(a, b, seed=1)
     se = (a - b).std(ddof=1) / 20
@@ -351,9 +448,14 @@ def test_paired_bootstrap_is_paired_deterministic_and_covers():
     # unpaired, the spread of the documents themselves would drown the difference
     assert got["p_value"] < 0.05 and got["low"] > 0
     opposite = statistics.paired_bootstrap(b, a)
-    assert opposite["mean_difference"] == pytest.approx(-got["mean_difference"]) and opposite["p_value"] < 0.05
+    assert (
+        opposite["mean_difference"] == pytest.approx(-got["mean_difference"])
+        and opposite["p_value"] < 0.05
+    )
     assert statistics.paired_bootstrap(a, a)["p_value"] == 1.0
-    assert statistics.paired_bootstrap([1.0] * 9, [0.0] * 9, samples=99)["p_value"] == pytest.approx(0.02)
+    assert statistics.paired_bootstrap([1.0] * 9, [0.0] * 9, samples=99)[
+        "p_value"
+    ] == pytest.approx(0.02)
 
 
 def test_paired_bootstrap_with_undefined_documents_and_seeds():

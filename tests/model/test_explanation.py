@@ -1,6 +1,8 @@
-"""Explanations and rich forms: words merged by hand, other gains and K, long documents read by window, pages that stand alone.
+"""Explanations and rich forms: words merged by hand, other gains and K, long documents read by
+window, pages that stand alone.
 
-METHOD.md section 4. The numbers of `hand` can be worked on paper; what a model explains is held to its own logits.
+METHOD.md section 4. The numbers of `hand` can be worked on paper; what a model explains is held to
+its own logits.
 """
 
 from __future__ import annotations
@@ -27,40 +29,77 @@ TEXT = "The cardio-myopathy, café."
 
 
 def hand(**changes) -> Explanation:
-    """Pieces The|cardio|-|myo|pathy|,|caf|é|é|. with e^score 1 1 2 3 2 1 1 2 2 1 (sum 16); é came as two bytes."""
-    spans = [(0, 3), (4, 10), (10, 11), (11, 14), (14, 19), (19, 20), (21, 24), (24, 25), (24, 25), (25, 26)]
+    """Pieces The|cardio|-|myo|pathy|,|caf|é|é|. with e^score 1 1 2 3 2 1 1 2 2 1 (sum 16); é came
+    as two bytes.
+    """
+    spans = [
+        (0, 3),
+        (4, 10),
+        (10, 11),
+        (11, 14),
+        (14, 19),
+        (19, 20),
+        (21, 24),
+        (24, 25),
+        (24, 25),
+        (25, 26),
+    ]
     relevance = np.array([0, 0, 0, 1, 0, 0, 0, 0, 0, 0], np.float32)
     learned = np.log(np.array([1, 1, 2, 1, 2, 1, 1, 2, 2, 1], np.float32))
     outputs = np.array([0, 0, 0, 4, 0, 0, 0, 0, 0, 0], np.float32)
-    parts = {"label": "I42", "text": TEXT, "spans": spans, "learned": learned, "relevance": relevance, "outputs": outputs,
-             "gain": math.log(3), "rest": 0.25, "calibration": (2.0, -1.0)}  # fmt: skip
+    parts = {
+        "label": "I42",
+        "text": TEXT,
+        "spans": spans,
+        "learned": learned,
+        "relevance": relevance,
+        "outputs": outputs,
+        "gain": math.log(3),
+        "rest": 0.25,
+        "calibration": (2.0, -1.0),
+    }
     return Explanation(**(parts | changes))
 
 
 def test_pieces_become_words():
     found = hand()
     assert [(w.text, round(16 * w.attention, 4)) for w in found.words] == [
-        ("The", 1), ("cardio-myopathy", 8), (",", 1), ("café", 5), (".", 1)]  # fmt: skip
+        ("The", 1),
+        ("cardio-myopathy", 8),
+        (",", 1),
+        ("café", 5),
+        (".", 1),
+    ]
     compound = found.words[1]
-    assert compound.planted == pytest.approx(math.log(3)) and compound.contribution == pytest.approx(3 / 16 * 4)
+    assert compound.planted == pytest.approx(
+        math.log(3)
+    ) and compound.contribution == pytest.approx(3 / 16 * 4)
     assert sum(w.attention for w in found.words) == pytest.approx(1)
     assert [name for name, _ in found.top_words(2)] == ["cardio-myopathy", "café"]
     assert found.top(1) == [("myo", pytest.approx(3 / 16))]
 
 
 def test_repeated_words_are_summed_whatever_their_case():
-    found = Explanation("x", "Pulse or pulse", [(0, 5), (6, 8), (9, 14)], np.zeros(3), np.zeros(3), np.zeros(3))
+    found = Explanation(
+        "x", "Pulse or pulse", [(0, 5), (6, 8), (9, 14)], np.zeros(3), np.zeros(3), np.zeros(3)
+    )
     assert found.top_words() == [("Pulse", pytest.approx(2 / 3)), ("or", pytest.approx(1 / 3))]
 
 
 def test_pieces_that_begin_with_a_blank_belong_to_their_word():
     found = Explanation("x", "no pulse", [(0, 2), (2, 5), (5, 8), (8, 8)], *np.zeros((3, 4)))
-    assert [(w.text, w.attention) for w in found.words] == [("no", 0.25), ("pulse", 0.5), ("", 0.25)]
+    assert [(w.text, w.attention) for w in found.words] == [
+        ("no", 0.25),
+        ("pulse", 0.5),
+        ("", 0.25),
+    ]
 
 
 def test_logit_and_score_by_hand():
     found = hand()
-    assert found.logit == pytest.approx(3 / 16 * 4 + 0.25) and found.score == pytest.approx(1 / (1 + math.exp(-(2 * 1 - 1))))
+    assert found.logit == pytest.approx(3 / 16 * 4 + 0.25) and found.score == pytest.approx(
+        1 / (1 + math.exp(-(2 * 1 - 1)))
+    )
     assert passed_on is Explanation
 
 
@@ -68,8 +107,12 @@ def test_other_gains_and_other_k():
     assert hand().at(gain=0).logit == pytest.approx(1 / 14 * 4 + 0.25)
     kept = hand().at(keep=2)
     # 3 is the best; of the four equal ones the earliest
-    assert np.flatnonzero(kept.attention).tolist() == [2, 3] and kept.attention[3] == pytest.approx(3 / 5)
-    assert kept.at(gain=0).keep == 2 and kept.at(keep=None).attention == pytest.approx(hand().attention)
+    assert np.flatnonzero(kept.attention).tolist() == [2, 3] and kept.attention[3] == pytest.approx(
+        3 / 5
+    )
+    assert kept.at(gain=0).keep == 2 and kept.at(keep=None).attention == pytest.approx(
+        hand().attention
+    )
     with pytest.raises(ValueError, match="keep=0.*at least 1"):
         hand().at(keep=0)
 
@@ -81,7 +124,10 @@ def test_forms_are_deterministic_and_the_plain_one_holds_no_text():
     assert repr(first) == "Explanation('I42', 10 tokens, logit 1.00, score 0.73)"
     assert "| cardio-myopathy | 0.500 | 1.10 | +0.75 |" in first._repr_markdown_()
     both = DocumentExplanation([first, first.at(gain=0)])
-    assert "cardio" not in repr(first) + repr(both) and "cardio-myopathy 0.50" in both._repr_markdown_()
+    assert (
+        "cardio" not in repr(first) + repr(both)
+        and "cardio-myopathy 0.50" in both._repr_markdown_()
+    )
     html = first._repr_html_()
     # the two bytes of é are one mark, their attention summed
     assert html.count("<span") == 9 and 'title="0.250">é</span>' in html
@@ -92,10 +138,15 @@ def test_the_saved_page_stands_alone(tmp_path):
     evil = hand(label='<img src="http://x">', text=TEXT[:-1] + "&")
     path = DocumentExplanation([evil]).save_html(tmp_path / "sub" / "page.html")
     page = path.read_text(encoding="utf-8")
-    assert page.startswith("<!doctype html>") and 'charset="utf-8"' in page and "café" in re.sub("<[^>]+>", "", page)
+    assert (
+        page.startswith("<!doctype html>")
+        and 'charset="utf-8"' in page
+        and "café" in re.sub("<[^>]+>", "", page)
+    )
     tags = set(re.findall(r"<(\w+)", page))
-    assert not tags & {"img", "script", "link", "iframe"} and not re.search(r"(?:src|href)=[\"']?|url\(|@import", re.sub(
-        r"&lt;.*?&gt;", "", page))
+    assert not tags & {"img", "script", "link", "iframe"} and not re.search(
+        r"(?:src|href)=[\"']?|url\(|@import", re.sub(r"&lt;.*?&gt;", "", page)
+    )
     assert [p.name for p in path.parent.iterdir()] == ["page.html"]
     hand(text="\ud800" + TEXT[1:]).save_html(path)
     assert "?" in path.read_text(encoding="utf-8")
@@ -105,12 +156,18 @@ LONG = "Pulse the valve " * WINDOW + "rash and pulse"
 
 
 @pytest.mark.parametrize("keep", [None, 3])
-def test_a_long_document_is_read_window_by_window_to_the_models_logit(keep, prepared, backbone, monkeypatch):
+def test_a_long_document_is_read_window_by_window_to_the_models_logit(
+    keep, prepared, backbone, monkeypatch
+):
     model = planted_model(prepared, backbone, keep=keep)
     sizes, read = [], windows.encode_windows
-    monkeypatch.setattr(windows, "encode_windows", lambda b, ids, cut: sizes.append(len(cut)) or read(b, ids, cut))
+    monkeypatch.setattr(
+        windows, "encode_windows", lambda b, ids, cut: sizes.append(len(cut)) or read(b, ids, cut)
+    )
     found = model.explain(LONG, ["heart", "skin"])
-    assert len(sizes) == math.ceil(len(found[0].spans) / WINDOW) and set(sizes) == {1}, "one window at a time"
+    assert len(sizes) == math.ceil(len(found[0].spans) / WINDOW) and set(sizes) == {1}, (
+        "one window at a time"
+    )
     tokens = model.tokenise([LONG])
     with torch.inference_mode():
         logits = model(*model._packed(tokens)).logits[0]
@@ -143,7 +200,9 @@ def test_explain_document_ranks_as_predict_does(prepared, backbone, tmp_path):
     wanted = model.predict(["the pulse was seen"], k=3)[0]
     assert [(label, pytest.approx(score, abs=1e-5)) for label, score, _ in found.rows()] == wanted
     assert all(word in "the pulse was seen" for _, _, words in found.rows() for word, _ in words)
-    assert "pulse" in (tmp_path / "d.html").read_text() and len(model.explain_document("", k=2)) == 2
+    assert (
+        "pulse" in (tmp_path / "d.html").read_text() and len(model.explain_document("", k=2)) == 2
+    )
 
 
 def test_gain_moves_the_model_and_its_explanation_alike(prepared, backbone):
@@ -163,16 +222,38 @@ def test_a_bfloat16_backbone_is_explained(prepared, backbone_folder):
 
 
 def rich_objects() -> dict:
-    x, y = (np.array(rows) for rows in ([[1, 0, 1], [0, 1, 1], [1, 1, 0]], [[1, 0], [0, 1], [1, 0]]))
+    x, y = (
+        np.array(rows) for rows in ([[1, 0, 1], [0, 1, 1], [1, 1, 0]], [[1, 0], [0, 1], [1, 0]])
+    )
     from scipy import sparse
 
     from plantlib.training.records import environment
 
-    dataset = {"name": "toy", "fingerprint": "f", "train": 3, "dev": 1, "test": 1, "labels": 2, "label_space": "all",
-               "synthetic": True}  # fmt: skip
-    record = RunRecord("toy_a-0", "planted", dataset, "random", 0, {"p@1": 0.5, "ndcg@5": None},
-                       environment=environment(), created="2026-01-01")  # fmt: skip
-    return {"corpus": tiny_corpus(), "teacher": mig.teach(sparse.csr_matrix(x), sparse.csr_matrix(y)), "record": record}
+    dataset = {
+        "name": "toy",
+        "fingerprint": "f",
+        "train": 3,
+        "dev": 1,
+        "test": 1,
+        "labels": 2,
+        "label_space": "all",
+        "synthetic": True,
+    }
+    record = RunRecord(
+        "toy_a-0",
+        "planted",
+        dataset,
+        "random",
+        0,
+        {"p@1": 0.5, "ndcg@5": None},
+        environment=environment(),
+        created="2026-01-01",
+    )
+    return {
+        "corpus": tiny_corpus(),
+        "teacher": mig.teach(sparse.csr_matrix(x), sparse.csr_matrix(y)),
+        "record": record,
+    }
 
 
 @pytest.mark.parametrize("name", ["corpus", "teacher", "record"])
@@ -180,7 +261,11 @@ def test_rich_forms_agree_and_are_deterministic(name):
     first, second = rich_objects()[name], rich_objects()[name]
     for form in ("__repr__", "_repr_html_", "_repr_markdown_"):
         assert getattr(first, form)() == getattr(second, form)()
-    facts = {"corpus": ["100 documents", "60"], "teacher": ["2 of 2 labels taught"], "record": ["(synthetic)", "0.5000"]}
+    facts = {
+        "corpus": ["100 documents", "60"],
+        "teacher": ["2 of 2 labels taught"],
+        "record": ["(synthetic)", "0.5000"],
+    }
     for fact in facts[name]:
         assert fact in first._repr_html_() and fact in first._repr_markdown_()
     assert first._repr_html_().count("<tr>") + 1 == first._repr_markdown_().count("\n| ")
@@ -195,5 +280,8 @@ def test_nothing_from_data_is_markup():
 def test_cells_of_cards():
     frame = pd.DataFrame({"n": [1234, 1], "share": [0.25, float("nan")]}, index=["a", "b"])
     card = reprs.Card.of_frame("t", "u", frame)
-    assert reprs.markdown_table(card.heads, card.rows).splitlines()[2:] == ["| a | 1,234 | 0.25 |", "| b | 1 | - |"]
+    assert reprs.markdown_table(card.heads, card.rows).splitlines()[2:] == [
+        "| a | 1,234 | 0.25 |",
+        "| b | 1 | - |",
+    ]
     assert reprs.html_table(["x"], []) == reprs.markdown_table(["x"], []) == ""

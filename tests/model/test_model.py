@@ -1,7 +1,9 @@
-"""PlantModel: saved and loaded to the bit, predictions a person can read, explanations that point into the text.
+"""PlantModel: saved and loaded to the bit, predictions a person can read, explanations that point
+into the text.
 
-METHOD.md sections 4 and 5. Every test works on one small model with all its parts filled (planted table, teacher score,
-calibration) over the tiny backbone; the loss on sparse labels is held to PyTorch's on dense ones.
+METHOD.md sections 4 and 5. Every test works on one small model with all its parts filled (planted
+table, teacher score, calibration) over the tiny backbone; the loss on sparse labels is held to
+PyTorch's on dense ones.
 """
 
 from __future__ import annotations
@@ -21,14 +23,25 @@ from plantlib.planting.decoder import LabelDecoder, Packed
 from plantlib.training.runs import build_model, use_score
 from tests.conftest import WINDOW, save_backbone, tiny_tokenizer
 
-TEXTS = ["The pulse and the valve were seen.", "itch, rash & burn <b>today</b>", "", "gold " * (4 * WINDOW)]
+TEXTS = [
+    "The pulse and the valve were seen.",
+    "itch, rash & burn <b>today</b>",
+    "",
+    "gold " * (4 * WINDOW),
+]
 
 
 def planted_model(prepared, backbone, *, start="lookup+score", keep=None, seed=0) -> PlantModel:
     """A model over `backbone` with teacher, calibration and random queries, saved nowhere yet."""
     teacher = prepared.teacher()
     model = build_model(prepared, teacher, keep=keep)
-    starts.plant(model.decoder, start, teacher, prepared.train_labels, config=starts.StartConfig(seed=seed, init_std=0.3))
+    starts.plant(
+        model.decoder,
+        start,
+        teacher,
+        prepared.train_labels,
+        config=starts.StartConfig(seed=seed, init_std=0.3),
+    )
     use_score(model, start.split("+"), teacher, prepared)
     model.config.calibration, model.config.threshold = [0.5, 0.1], 0.25
     return model.attach_backbone(backbone).eval()
@@ -54,22 +67,45 @@ def test_saved_and_loaded_to_the_bit(start, prepared, backbone, tmp_path):
     assert loaded.predict(TEXTS) == model.predict(TEXTS)
     for name, tensor in model.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], tensor), name
-    assert set(loaded.state_dict()) == set(model.state_dict()) and "decoder.planted.planted_values" in model.state_dict()
-    assert (loaded.config.calibration, loaded.config.threshold, loaded.config.keep) == ([0.5, 0.1], 0.25, 5)
-    assert loaded.config.id2label == dict(enumerate(prepared.corpus.label_names)) and loaded.config.window == WINDOW
+    assert (
+        set(loaded.state_dict()) == set(model.state_dict())
+        and "decoder.planted.planted_values" in model.state_dict()
+    )
+    assert (loaded.config.calibration, loaded.config.threshold, loaded.config.keep) == (
+        [0.5, 0.1],
+        0.25,
+        5,
+    )
+    assert (
+        loaded.config.id2label == dict(enumerate(prepared.corpus.label_names))
+        and loaded.config.window == WINDOW
+    )
     assert len(loaded.tokenizer) == len(model.tokenizer) and not loaded.training
     assert {p.suffix for p in (tmp_path / "m").iterdir()} <= {".json", ".safetensors"}
-    assert not [text for text in (tmp_path / "m" / "config.json").read_text().split('"') if text.startswith("/")]
+    assert not [
+        text
+        for text in (tmp_path / "m" / "config.json").read_text().split('"')
+        if text.startswith("/")
+    ]
 
 
 def test_rotary_backbone_survives_saving(prepared, tmp_path):
-    """Llama keeps its rotary frequencies out of the file: they must be made anew on loading, not left empty."""
+    """Llama keeps its rotary frequencies out of the file: they must be made anew on loading, not
+    left empty.
+    """
     from transformers import LlamaConfig, LlamaModel
 
     torch.manual_seed(0)
     tokenizer = tiny_tokenizer()
-    config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=24, intermediate_size=16, num_hidden_layers=1,
-                         num_attention_heads=2, max_position_embeddings=WINDOW + 2, pad_token_id=0)  # fmt: skip
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=24,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=WINDOW + 2,
+        pad_token_id=0,
+    )
     backbone = loading.load(save_backbone(tmp_path / "llama", LlamaModel(config), tokenizer))
     model = planted_model(prepared, backbone)
     model.save_pretrained(tmp_path / "m")
@@ -86,8 +122,14 @@ def test_bfloat16_backbone_keeps_a_float32_head(tuned, prepared, backbone_folder
     model.save_pretrained(tmp_path / "m")
     loaded = PlantModel.from_pretrained(tmp_path / "m")
     for found in (model, loaded):
-        assert {p.dtype for n, p in found.named_parameters() if n.startswith("decoder.")} == {torch.float32}
-        own = {p.dtype for n, p in found.named_parameters() if n.startswith("backbone.") and "lora_" not in n}
+        assert {p.dtype for n, p in found.named_parameters() if n.startswith("decoder.")} == {
+            torch.float32
+        }
+        own = {
+            p.dtype
+            for n, p in found.named_parameters()
+            if n.startswith("backbone.") and "lora_" not in n
+        }
         assert own == {torch.bfloat16}
     torch.testing.assert_close(logits_of(loaded), logits_of(model), rtol=1e-3, atol=1e-3)
 
@@ -116,9 +158,13 @@ def test_another_backbone_is_refused(model, prepared, tmp_path):
     from transformers import BertConfig, BertModel
 
     tokenizer = tiny_tokenizer()
-    config = BertConfig(vocab_size=len(tokenizer), hidden_size=8, num_hidden_layers=1, num_attention_heads=1)
+    config = BertConfig(
+        vocab_size=len(tokenizer), hidden_size=8, num_hidden_layers=1, num_attention_heads=1
+    )
     other = loading.load(save_backbone(tmp_path / "other", BertModel(config), tokenizer))
-    with pytest.raises(ValueError, match=f"hidden size 8 and {len(tokenizer)} tokens, the decoder wants 24"):
+    with pytest.raises(
+        ValueError, match=f"hidden size 8 and {len(tokenizer)} tokens, the decoder wants 24"
+    ):
         model.attach_backbone(other)
 
 
@@ -132,7 +178,9 @@ def test_predict_gives_sorted_probabilities(model, k):
         assert scores == sorted(scores, reverse=True) and all(0 <= s <= 1 for s in scores)
         name, best = row[0]
         assert name == model.config.id2label[int(logits.argmax())]
-        assert best == pytest.approx(1 / (1 + math.exp(-(0.5 * float(logits.max()) + 0.1))), abs=1e-5)
+        assert best == pytest.approx(
+            1 / (1 + math.exp(-(0.5 * float(logits.max()) + 0.1))), abs=1e-5
+        )
 
 
 def test_predict_does_not_depend_on_the_batch_or_on_training_mode(model):
@@ -159,7 +207,9 @@ def test_very_long_text_is_read_in_windows_to_its_end(model):
 
 @pytest.mark.parametrize("keep", [None, 2], ids=["all", "keep 2"])
 def test_explanation_is_what_the_model_did(keep, prepared, backbone):
-    """Attention sums to one, spans index the text, attention times outputs and the bias give back the logit."""
+    """Attention sums to one, spans index the text, attention times outputs and the bias give back
+    the logit.
+    """
     model = planted_model(prepared, backbone, start="lookup", keep=keep)
     text = "Pulse and valve, seen today; itch?"
     found = model.explain(text, "heart")
@@ -167,23 +217,46 @@ def test_explanation_is_what_the_model_did(keep, prepared, backbone):
     assert found.attention.sum() == pytest.approx(1, abs=1e-5) and (found.attention >= 0).all()
     assert keep is None or (found.attention > 0).sum() == keep
     words = [text[slice(*span)] for span in found.spans]
-    assert words[:3] == ["Pulse", "and", "valve"] and len(words) == len(found.attention) == len(found.planted)
-    assert found.planted[0] > 0 and found.planted[1] == 0, "pulse is planted for heart, 'and' is not"
-    logit = float((found.attention * found.outputs).sum() + model.decoder.label_bias[column].detach())
-    assert logit == pytest.approx(found.logit, abs=1e-4) == pytest.approx(float(logits_of(model, [text])[0, column]), abs=1e-4)
-    assert found.top(1)[0] == (words[int(found.attention.argmax())], pytest.approx(float(found.attention.max())))
+    assert words[:3] == ["Pulse", "and", "valve"] and len(words) == len(found.attention) == len(
+        found.planted
+    )
+    assert found.planted[0] > 0 and found.planted[1] == 0, (
+        "pulse is planted for heart, 'and' is not"
+    )
+    logit = float(
+        (found.attention * found.outputs).sum() + model.decoder.label_bias[column].detach()
+    )
+    assert (
+        logit
+        == pytest.approx(found.logit, abs=1e-4)
+        == pytest.approx(float(logits_of(model, [text])[0, column]), abs=1e-4)
+    )
+    assert found.top(1)[0] == (
+        words[int(found.attention.argmax())],
+        pytest.approx(float(found.attention.max())),
+    )
 
 
 def test_explanation_escapes_the_text(model):
     found = model.explain('itch <script>alert("x")</script> & pulse', "heart")
     html = found._repr_html_()
-    assert "<script" not in html and "&amp;" in html and "&lt;" in html and html.count("<span") == len(found.spans)
+    assert (
+        "<script" not in html
+        and "&amp;" in html
+        and "&lt;" in html
+        and html.count("<span") == len(found.spans)
+    )
     assert "heart" in repr(found)
 
 
 def test_explanation_of_an_empty_text(model):
     found = model.explain("", "heart")
-    assert found.spans == [] and found.top() == [] and math.isfinite(found.logit) and "heart" in found._repr_html_()
+    assert (
+        found.spans == []
+        and found.top() == []
+        and math.isfinite(found.logit)
+        and "heart" in found._repr_html_()
+    )
 
 
 def test_unknown_label_names_near_ones(model):
@@ -196,10 +269,15 @@ def test_unknown_label_names_near_ones(model):
 @pytest.mark.parametrize(("batch", "labels"), [(3, 7), (1, 1), (4, 200)])
 def test_sparse_bce_equals_dense_bce(batch, labels):
     generator = torch.Generator().manual_seed(0)
-    logits = (torch.randn(batch, labels, generator=generator, dtype=torch.float64) * 30).requires_grad_()
+    logits = (
+        torch.randn(batch, labels, generator=generator, dtype=torch.float64) * 30
+    ).requires_grad_()
     gold = torch.rand(batch, labels, generator=generator) < 0.2
     gold[0] = False
-    dense = torch.nn.functional.binary_cross_entropy_with_logits(logits, gold.double(), reduction="sum") / batch
+    dense = (
+        torch.nn.functional.binary_cross_entropy_with_logits(logits, gold.double(), reduction="sum")
+        / batch
+    )
     loss = sparse_bce(logits, *gold.nonzero(as_tuple=True))
     torch.testing.assert_close(loss, dense)
     wanted, found = (torch.autograd.grad(x, logits, retain_graph=True)[0] for x in (dense, loss))
@@ -208,10 +286,18 @@ def test_sparse_bce_equals_dense_bce(batch, labels):
 
 @pytest.mark.parametrize("contexts", ["mixed", "sum"])
 def test_labels_left_out_of_the_loss_are_not_there_for_it(contexts):
-    """Loss and gradients are those of a decoder that has the other labels alone; theirs are exactly zero."""
-    generator, keep, still = torch.Generator().manual_seed(0), torch.tensor([0, 2, 3]), torch.tensor([1, 4])
+    """Loss and gradients are those of a decoder that has the other labels alone; theirs are exactly
+    zero.
+    """
+    generator, keep, still = (
+        torch.Generator().manual_seed(0),
+        torch.tensor([0, 2, 3]),
+        torch.tensor([1, 4]),
+    )
     hidden = torch.randn(9, 4, generator=generator)
-    packed = Packed(hidden.requires_grad_(), torch.zeros(9, dtype=torch.long), torch.tensor([0, 5, 9]))
+    packed = Packed(
+        hidden.requires_grad_(), torch.zeros(9, dtype=torch.long), torch.tensor([0, 5, 9])
+    )
     z = torch.randn(2, 5, generator=generator)
     z[:, 4] = 1e6  # however sure the teacher is of it
     whole, part = (LabelDecoder(n, 4, num_l2r_cells=1, contexts=contexts) for n in (5, 3))

@@ -1,7 +1,8 @@
-"""LabelDecoder: segments equal the whole document, padding is never read, the planted table finds its cells.
+"""LabelDecoder: segments equal the whole document, padding is never read, the planted table finds
+its cells.
 
-METHOD.md section 4: the streaming state is exact for any cut, with inattention too, and so are the gradients through it.
-The planted table is checked against the dense gather it replaces.
+METHOD.md section 4: the streaming state is exact for any cut, with inattention too, and so are the
+gradients through it. The planted table is checked against the dense gather it replaces.
 """
 
 from __future__ import annotations
@@ -46,9 +47,13 @@ def documents(lengths, dtype=torch.float32, ties=False, seed=2) -> Packed:
     hidden = torch.randn(int(offsets[-1]), DIM, generator=generator, dtype=torch.float64)
     ids = torch.randint(VOCABULARY, (len(hidden),), generator=generator)
     if ties:
-        # small whole numbers: products are exact in float32, so that equal scores are equal to the bit
+        # small whole numbers: products are exact in float32, so that equal scores are equal to the
+        # bit
         which = torch.randint(2, (len(hidden),), generator=generator)
-        hidden, ids = torch.tensor([[1.0] * DIM, [0.0, 2.0] * (DIM // 2)])[which], torch.full_like(ids, 5)
+        hidden, ids = (
+            torch.tensor([[1.0] * DIM, [0.0, 2.0] * (DIM // 2)])[which],
+            torch.full_like(ids, 5),
+        )
     return Packed(hidden.to(dtype), ids, offsets)
 
 
@@ -56,11 +61,17 @@ def segments(packed: Packed, parts: int):
     """Every document cut into `parts` segments of uneven length, some of them empty."""
     for i in range(parts):
         rows, lengths = [], []
-        for begin, end in zip(packed.offsets[:-1].tolist(), packed.offsets[1:].tolist(), strict=True):
+        for begin, end in zip(
+            packed.offsets[:-1].tolist(), packed.offsets[1:].tolist(), strict=True
+        ):
             cut = [begin + round((end - begin) * (j / parts) ** 1.5) for j in range(parts + 1)]
             rows += range(cut[i], cut[i + 1])
             lengths.append(cut[i + 1] - cut[i])
-        yield Packed(packed.hidden_states[rows], packed.token_ids[rows], torch.tensor([0, *lengths]).cumsum(0))
+        yield Packed(
+            packed.hidden_states[rows],
+            packed.token_ids[rows],
+            torch.tensor([0, *lengths]).cumsum(0),
+        )
 
 
 def streamed(made: LabelDecoder, packed: Packed, parts: int, z=None) -> torch.Tensor:
@@ -77,7 +88,9 @@ def streamed(made: LabelDecoder, packed: Packed, parts: int, z=None) -> torch.Te
 def test_segments_give_the_same_logits(parts, keep, ties, impl):
     made, packed = decoder(keep, impl=impl), documents([11, 1, 0, 29], ties=ties)
     z = torch.randn(4, LABELS, generator=torch.Generator().manual_seed(3))
-    torch.testing.assert_close(streamed(made, packed, parts, z), made(packed, z), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        streamed(made, packed, parts, z), made(packed, z), rtol=1e-5, atol=1e-5
+    )
 
 
 def test_ties_across_segments_keep_the_earlier_token():
@@ -100,13 +113,25 @@ def test_gradients_through_the_state(parts, keep):
         packed.hidden_states.requires_grad_()
         made.zero_grad()
         logits = streamed(made, packed, parts) if stream else made(packed)
-        (logits * torch.linspace(-1, 2, logits.numel(), dtype=torch.float64).view_as(logits)).sum().backward()
-        gradients.append({n: p.grad.clone() for n, p in made.named_parameters() if p.grad is not None})
+        (
+            logits * torch.linspace(-1, 2, logits.numel(), dtype=torch.float64).view_as(logits)
+        ).sum().backward()
+        gradients.append(
+            {n: p.grad.clone() for n, p in made.named_parameters() if p.grad is not None}
+        )
         gradients[-1]["hidden_states"] = packed.hidden_states.grad
-    assert set(gradients[0]) == {"label_queries", "label_outputs", "label_bias", "planted_gain", "hidden_states"}
+    assert set(gradients[0]) == {
+        "label_queries",
+        "label_outputs",
+        "label_bias",
+        "planted_gain",
+        "hidden_states",
+    }
     for name, wanted in gradients[1].items():
         assert gradients[0][name].isfinite().all(), name
-        torch.testing.assert_close(gradients[0][name], wanted, rtol=1e-9, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            gradients[0][name], wanted, rtol=1e-9, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
 def test_merge_is_associative_and_an_empty_segment_changes_nothing():
@@ -131,7 +156,10 @@ def test_padding_and_special_tokens_are_never_attended_to(keep):
     """Their hidden states are NaN: one that were read would show."""
     made, generator = decoder(keep), torch.Generator().manual_seed(4)
     mask = torch.tensor([[0, 1, 1, 1, 0, 0], [0, 1, 1, 1, 1, 0], [0, 0, 0, 0, 0, 0]])
-    hidden, ids = torch.randn(3, 6, DIM, generator=generator), torch.randint(VOCABULARY, (3, 6), generator=generator)
+    hidden, ids = (
+        torch.randn(3, 6, DIM, generator=generator),
+        torch.randint(VOCABULARY, (3, 6), generator=generator),
+    )
     poisoned = hidden.masked_fill(mask[..., None] == 0, float("nan"))
     packed = pack(poisoned, ids, mask)
     assert packed.offsets.tolist() == [0, 3, 7, 7]
@@ -159,10 +187,16 @@ def test_table_without_cells(ids):
     assert table.cells(torch.tensor(ids, dtype=torch.long)) is None
 
 
-@pytest.mark.parametrize(("tokens", "cells"), [(VOCABULARY + 1, 0), (VOCABULARY, 1)], ids=["one token more", "one cell more"])
+@pytest.mark.parametrize(
+    ("tokens", "cells"),
+    [(VOCABULARY + 1, 0), (VOCABULARY, 1)],
+    ids=["one token more", "one cell more"],
+)
 def test_table_of_another_size_is_refused(tokens, cells):
     table = PlantedTable(tokens, relevance().nnz + cells)
-    with pytest.raises(ValueError, match=f"holds {tokens} tokens and {relevance().nnz + cells} cells.*{VOCABULARY}"):
+    with pytest.raises(
+        ValueError, match=f"holds {tokens} tokens and {relevance().nnz + cells} cells.*{VOCABULARY}"
+    ):
         table.load_relevance(relevance())
 
 
@@ -184,7 +218,9 @@ def test_planted_gain_raises_attention_on_planted_tokens():
         shares.append((scores.softmax(0) * planted).sum(0))
     taught = planted.any(0)
     assert taught.any() and not taught[2]
-    assert (shares[0][taught] < shares[1][taught]).all() and (shares[1][taught] < shares[2][taught]).all()
+    assert (shares[0][taught] < shares[1][taught]).all() and (
+        shares[1][taught] < shares[2][taught]
+    ).all()
     assert shares[2][2] == 0
 
 
@@ -192,8 +228,13 @@ def test_token_scores_of_chosen_labels_are_the_same_numbers():
     """What explanations read: all labels at once or one, planted cells included."""
     made, packed = decoder(), documents([12])
     cells, chosen = made.planted.cells(packed.token_ids), torch.tensor([6, 0])
-    for whole, part in zip(made.token_scores(packed.hidden_states, cells),
-                           made.token_scores(packed.hidden_states, cells, chosen), strict=True):  # fmt: skip
+    for whole, part in zip(
+        made.token_scores(packed.hidden_states, cells),
+        made.token_scores(packed.hidden_states, cells, chosen),
+        strict=True,
+    ):
         torch.testing.assert_close(part, whole[:, chosen])
     scores, outputs = made.token_scores(packed.hidden_states, cells)
-    torch.testing.assert_close((scores.softmax(0) * outputs).sum(0) + made.label_bias, made(packed)[0])
+    torch.testing.assert_close(
+        (scores.softmax(0) * outputs).sum(0) + made.label_bias, made(packed)[0]
+    )

@@ -1,7 +1,9 @@
-"""L2R pretraining on synthetic hidden states whose teacher can be learnt: trainers, scale, files, seeds and leaks.
+"""L2R pretraining on synthetic hidden states whose teacher can be learnt: trainers, scale, files,
+seeds and leaks.
 
-Realises the checks of METHOD section 3. Hidden states are token embeddings plus noise, so label queries that rank tokens
-as the teacher does exist; no backbone is loaded. The losses themselves are tested in test_ranking.py.
+Realises the checks of METHOD section 3. Hidden states are token embeddings plus noise, so label
+queries that rank tokens as the teacher does exist; no backbone is loaded. The losses themselves are
+tested in test_ranking.py.
 """
 
 from __future__ import annotations
@@ -22,7 +24,9 @@ from plantlib.teacher.mig import Teacher
 
 N, V, L, D = 90, 60, 12, 24
 TRAIN, HELD_OUT = np.arange(60), np.arange(60, N)
-QUICK = L2RConfig(epochs=6, documents_a_batch=10, labels_a_document=12, list_size=24, learning_rate=3e-2)
+QUICK = L2RConfig(
+    epochs=6, documents_a_batch=10, labels_a_document=12, list_size=24, learning_rate=3e-2
+)
 EMPTY = (4, 17, 63)  # documents without tokens
 
 
@@ -32,12 +36,21 @@ class World:
     teacher: Teacher
     labels: sparse.csr_matrix
 
-    def pretrain(self, trainer: str, config: L2RConfig = QUICK, labels=None, held_out=None) -> Planted:
+    def pretrain(
+        self, trainer: str, config: L2RConfig = QUICK, labels=None, held_out=None
+    ) -> Planted:
         return l2r.pretrain(
-            trainer, self.features, TRAIN, self.teacher, label_names=[f"label {i}" for i in range(L)],
-            tokens=[f"token {i}" for i in range(V)], labels=self.labels if labels is None else labels, held_out=held_out,
-            config=config, progress=False,
-        )  # fmt: skip
+            trainer,
+            self.features,
+            TRAIN,
+            self.teacher,
+            label_names=[f"label {i}" for i in range(L)],
+            tokens=[f"token {i}" for i in range(V)],
+            labels=self.labels if labels is None else labels,
+            held_out=held_out,
+            config=config,
+            progress=False,
+        )
 
 
 @pytest.fixture(scope="module")
@@ -51,15 +64,20 @@ def world() -> World:
         documents.append([] if i in EMPTY else rng.permutation([*own, *rng.integers(0, V, 20)]))
     tokens = Ragged.from_lists(documents)
     embeddings = rng.standard_normal((V, D))
-    states = embeddings[tokens.flat] + 0.3 * rng.standard_normal((len(tokens.flat), D)) + 0.5  # a mean to be taken off
+    # a mean to be taken off
+    states = embeddings[tokens.flat] + 0.3 * rng.standard_normal((len(tokens.flat), D)) + 0.5
     labels = sparse.csr_matrix(y.astype(np.int32))
-    teacher = mig.teach(tokens.counts(V)[TRAIN], labels[TRAIN], variant="raw", relevance="score", top_k=8)
+    teacher = mig.teach(
+        tokens.counts(V)[TRAIN], labels[TRAIN], variant="raw", relevance="score", top_k=8
+    )
     return World(Features(states.astype(np.float16), tokens), teacher, labels)
 
 
 def random_quality(world: World) -> float:
     draws = [torch.randn(L, D, generator=torch.Generator().manual_seed(s)) for s in range(5)]
-    return float(np.mean([l2r.teacher_ndcg(q, world.features, HELD_OUT, world.teacher) for q in draws]))
+    return float(
+        np.mean([l2r.teacher_ndcg(q, world.features, HELD_OUT, world.teacher) for q in draws])
+    )
 
 
 @pytest.mark.parametrize("trainer", l2r.TRAINERS)
@@ -71,16 +89,24 @@ def test_trained_queries_rank_unseen_documents_better_than_random_ones(world, tr
 
 
 def test_teacher_ndcg_of_the_teacher_itself_is_one(world):
-    one_hot = Features(np.eye(V, dtype=np.float16)[world.features.tokens.flat], world.features.tokens)
+    one_hot = Features(
+        np.eye(V, dtype=np.float16)[world.features.tokens.flat], world.features.tokens
+    )
     oracle = torch.from_numpy(world.teacher.relevance.toarray().astype(np.float32))
-    assert l2r.teacher_ndcg(oracle, one_hot, HELD_OUT, world.teacher) == pytest.approx(1.0, abs=1e-6)
+    assert l2r.teacher_ndcg(oracle, one_hot, HELD_OUT, world.teacher) == pytest.approx(
+        1.0, abs=1e-6
+    )
     assert l2r.teacher_ndcg(-oracle, one_hot, HELD_OUT, world.teacher) < 0.6
-    assert np.isnan(l2r.teacher_ndcg(oracle, one_hot, np.array([63]), world.teacher)), "no document with tokens, no value"
+    assert np.isnan(l2r.teacher_ndcg(oracle, one_hot, np.array([63]), world.teacher)), (
+        "no document with tokens, no value"
+    )
 
 
 @pytest.mark.parametrize("ridge", [1e-3, 0.5])
 def test_closed_form_equals_a_dense_ridge_regression(world, ridge):
-    got = l2r.closed_form(world.features, TRAIN, world.teacher, L2RConfig(ridge=ridge), progress=False)
+    got = l2r.closed_form(
+        world.features, TRAIN, world.teacher, L2RConfig(ridge=ridge), progress=False
+    )
     h = world.features.documents(TRAIN).astype(np.float64)
     ids = np.concatenate([world.features.tokens[i] for i in TRAIN])
     g = world.teacher.relevance.toarray().T[ids]  # (tokens, L), dense
@@ -94,14 +120,21 @@ def test_closed_form_equals_a_dense_ridge_regression(world, ridge):
 
 def test_closed_form_is_one_result_for_any_order_and_batch(world):
     got = l2r.closed_form(world.features, TRAIN, world.teacher, progress=False)
-    np.testing.assert_allclose(l2r.closed_form(world.features, TRAIN[::-1], world.teacher, progress=False), got, atol=1e-5)
+    np.testing.assert_allclose(
+        l2r.closed_form(world.features, TRAIN[::-1], world.teacher, progress=False), got, atol=1e-5
+    )
     twice = np.concatenate([TRAIN, TRAIN, TRAIN])  # 180 documents: two batches
-    np.testing.assert_allclose(l2r.closed_form(world.features, twice, world.teacher, progress=False), got, atol=1e-5)
+    np.testing.assert_allclose(
+        l2r.closed_form(world.features, twice, world.teacher, progress=False), got, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("spread", [2.0, 0.5])
 def test_rescale_gives_scores_the_standard_deviation_asked_for(world, spread):
-    queries = torch.randn(L, D, generator=torch.Generator().manual_seed(1)) * torch.logspace(-3, 3, L)[:, None]
+    queries = (
+        torch.randn(L, D, generator=torch.Generator().manual_seed(1))
+        * torch.logspace(-3, 3, L)[:, None]
+    )
     queries[5] = 0
     scaled = l2r.rescale(queries, world.features, TRAIN, L2RConfig(spread=spread))
     deviation = (torch.from_numpy(world.features.documents(TRAIN)) @ scaled.T).std(0)
@@ -124,8 +157,16 @@ def test_planted_survives_its_file(tmp_path):
     planted = Planted(torch.randn(3, 8), names, tokens, "listnet", {"ndcg@25": 0.5})
     path = planted.save(tmp_path / "deep" / "planted.safetensors")
     back = Planted.load(path)
-    assert torch.equal(back.label_queries, planted.label_queries) and back.label_queries.dtype == torch.float32
-    assert (back.label_names, back.tokens, back.trainer, back.quality) == (names, tokens, "listnet", {"ndcg@25": 0.5})
+    assert (
+        torch.equal(back.label_queries, planted.label_queries)
+        and back.label_queries.dtype == torch.float32
+    )
+    assert (back.label_names, back.tokens, back.trainer, back.quality) == (
+        names,
+        tokens,
+        "listnet",
+        {"ndcg@25": 0.5},
+    )
     back.check(names, tokens)
     assert [p.name for p in path.parent.iterdir()] == [path.name], "no temporary file is left"
 
@@ -133,10 +174,26 @@ def test_planted_survives_its_file(tmp_path):
 @pytest.mark.parametrize(
     ("labels", "tokens", "message"),
     [
-        (["a", "c", "b"], ["x", "y"], r"labels differ.* has 3, this corpus 3; first difference at 1: 'b' against 'c'"),
-        (["a", "b"], ["x", "y"], r"labels differ.* has 3, this corpus 2; first difference at 2: 'c' against nothing"),
-        (["a", "b", "c"], ["x", "y", "z"], r"tokens differ.* has 2, this corpus 3; .* at 2: nothing against 'z'"),
-        (["a", "b", "c"], [], r"tokens differ.* has 2, this corpus 0; first difference at 0: 'x' against nothing"),
+        (
+            ["a", "c", "b"],
+            ["x", "y"],
+            r"labels differ.* has 3, this corpus 3; first difference at 1: 'b' against 'c'",
+        ),
+        (
+            ["a", "b"],
+            ["x", "y"],
+            r"labels differ.* has 3, this corpus 2; first difference at 2: 'c' against nothing",
+        ),
+        (
+            ["a", "b", "c"],
+            ["x", "y", "z"],
+            r"tokens differ.* has 2, this corpus 3; .* at 2: nothing against 'z'",
+        ),
+        (
+            ["a", "b", "c"],
+            [],
+            r"tokens differ.* has 2, this corpus 0; first difference at 0: 'x' against nothing",
+        ),
     ],
     ids=["swapped labels", "fewer labels", "more tokens", "no tokens"],
 )
@@ -155,11 +212,14 @@ def test_one_seed_gives_one_result(world, trainer):
 
 @pytest.mark.parametrize("trainer", ["approx_ndcg", "closed_form"])
 def test_labels_and_states_of_other_rows_are_never_read(world, trainer):
-    quick = replace(QUICK, epochs=1, labels_a_document=2)  # so few lists a document that its own labels decide which
+    # so few lists a document that its own labels decide which
+    quick = replace(QUICK, epochs=1, labels_a_document=2)
     wanted = world.pretrain(trainer, quick).label_queries
     altered = world.labels.toarray()
     altered[HELD_OUT] = 1 - altered[HELD_OUT]
-    assert torch.equal(world.pretrain(trainer, quick, labels=sparse.csr_matrix(altered)).label_queries, wanted)
+    assert torch.equal(
+        world.pretrain(trainer, quick, labels=sparse.csr_matrix(altered)).label_queries, wanted
+    )
     states = world.features.array.copy()
     states[world.features.tokens.offsets[HELD_OUT[0]] :] = np.nan
     blind = World(Features(states, world.features.tokens), world.teacher, world.labels)
@@ -177,15 +237,25 @@ def test_lists_hold_the_documents_own_labels_relevant_tokens_and_a_true_mask(wor
     for i in (0, 1, 2, 3):
         own, ids = world.labels[i].indices, world.features.tokens[i]
         rng = np.random.default_rng(i)
-        labels, positions, graded, mask = l2r._lists(i, world.features, relevance, by_token, own, rng, config)
+        labels, positions, graded, mask = l2r._lists(
+            i, world.features, relevance, by_token, own, rng, config
+        )
         dense = relevance[labels].toarray()[:, ids].astype(np.float32)
         assert set(own[:5]) <= set(labels) and len(set(labels)) == len(labels) == 5
-        assert positions.shape == graded.shape == mask.shape == (5, 30) and mask.sum(1).tolist() == [min(30, len(ids))] * 5
+        assert (
+            positions.shape == graded.shape == mask.shape == (5, 30)
+            and mask.sum(1).tolist() == [min(30, len(ids))] * 5
+        )
         assert (graded[~mask] == 0).all() and (dense > 0).any(1).all()
         for row in range(5):
             places = positions[row, mask[row]]
-            assert len(set(places)) == len(places) and (graded[row, mask[row]] == dense[row, places]).all()
-            assert (graded[row] > 0).sum() == min((dense[row] > 0).sum(), 30), "relevant tokens come first"
+            assert (
+                len(set(places)) == len(places)
+                and (graded[row, mask[row]] == dense[row, places]).all()
+            )
+            assert (graded[row] > 0).sum() == min((dense[row] > 0).sum(), 30), (
+                "relevant tokens come first"
+            )
     assert l2r._lists(EMPTY[0], world.features, relevance, by_token, own, rng, config) is None
 
 
@@ -196,14 +266,23 @@ def test_nothing_to_learn_from_gives_finite_queries(world, trainer, empty):
     quick = replace(QUICK, epochs=1)
     if empty == "documents":
         features = Features(np.zeros((0, D), np.float16), Ragged.from_lists([[]] * N))
-        planted = World(features, world.teacher, world.labels).pretrain(trainer, quick, held_out=HELD_OUT)
+        planted = World(features, world.teacher, world.labels).pretrain(
+            trainer, quick, held_out=HELD_OUT
+        )
         assert np.isnan(planted.quality["ndcg@25"])
     else:
         keep = sparse.diags((np.arange(L) != 3).astype(float)).tocsr()
-        teacher = Teacher((keep @ world.teacher.scores).tocsr(), (keep @ world.teacher.relevance).tocsr(), "raw", 60)
+        teacher = Teacher(
+            (keep @ world.teacher.scores).tocsr(),
+            (keep @ world.teacher.relevance).tocsr(),
+            "raw",
+            60,
+        )
         teacher.scores.eliminate_zeros(), teacher.relevance.eliminate_zeros()
         planted = World(world.features, teacher, world.labels).pretrain(trainer, quick)
-        assert (planted.label_queries[3] == 0).all() and (planted.label_queries[[2, 4]] != 0).any(1).all()
+        assert (planted.label_queries[3] == 0).all() and (planted.label_queries[[2, 4]] != 0).any(
+            1
+        ).all()
     assert planted.label_queries.isfinite().all() and planted.label_queries.shape == (L, D)
 
 

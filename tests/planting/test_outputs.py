@@ -1,4 +1,6 @@
-"""Planted outputs against linear discriminant analysis, contexts by hand, and what they are worth before any training."""
+"""Planted outputs against linear discriminant analysis, contexts by hand, and what they are worth
+before any training.
+"""
 
 import numpy as np
 import pytest
@@ -24,7 +26,9 @@ def model_of(prepared, start="lookup"):
 
 def first_place(model, prepared) -> float:
     """P@1 on test."""
-    scores, labels = score(model.eval(), prepared.documents("test"), prepared.train_counts, auc=False)
+    scores, labels = score(
+        model.eval(), prepared.documents("test"), prepared.train_counts, auc=False
+    )
     return float(np.mean([labels[i, best] > 0 for i, best in enumerate(scores.topk.ids[:, 0])]))
 
 
@@ -36,14 +40,18 @@ def test_context_is_the_attention_weighted_mean(prepared):
     cells, hidden = model.decoder.planted.cells(batch["token_ids"]), batch["hidden_states"]
     for place, label in enumerate(labels.tolist()):
         scores = hidden @ model.decoder.label_queries[label]
-        for position, column, value in zip(cells.positions, cells.labels, cells.values, strict=True):
+        for position, column, value in zip(
+            cells.positions, cells.labels, cells.values, strict=True
+        ):
             scores[position] += model.decoder.planted_gain * value * (column == label)
         wanted = (torch.softmax(scores, 0)[:, None] * hidden).sum(0)
         assert torch.allclose(found[place], wanted, atol=1e-5)
 
 
 def test_equals_discriminant_analysis_where_every_document_has_one_label(monkeypatch):
-    """Two labels, one context a document: W_1 - W_0 is proportional to scikit-learn's LDA direction."""
+    """Two labels, one context a document: W_1 - W_0 is proportional to scikit-learn's LDA
+    direction.
+    """
     rng = np.random.default_rng(0)
     y = np.arange(80) % 2
     x = rng.normal(size=(80, 3)) @ np.diag([1.0, 2.0, 0.5]) + np.outer(y, [1.0, -1.0, 0.5])
@@ -58,10 +66,17 @@ def test_equals_discriminant_analysis_where_every_document_has_one_label(monkeyp
         rows = np.arange(80)
 
         def collate(self, rows):
-            return {"row": rows[0], "label_columns": torch.tensor([y[rows[0]]]), "token_ids": torch.ones(1)}
+            return {
+                "row": rows[0],
+                "label_columns": torch.tensor([y[rows[0]]]),
+                "token_ids": torch.ones(1),
+            }
 
-    monkeypatch.setattr(planted_outputs, "contexts_of",
-                        lambda model, batch, labels: torch.tensor(x[batch["row"]]).float().repeat(len(labels), 1))  # fmt: skip
+    monkeypatch.setattr(
+        planted_outputs,
+        "contexts_of",
+        lambda model, batch, labels: torch.tensor(x[batch["row"]]).float().repeat(len(labels), 1),
+    )
     config = OutputsConfig(shrinkage=0.0, few=0.0, scale=1.0, background=80)
     planted_outputs.plant_outputs(Model, Rows(), config, progress=False)
     ours = (Model.decoder.label_outputs[1] - Model.decoder.label_outputs[0]).numpy()
@@ -70,7 +85,9 @@ def test_equals_discriminant_analysis_where_every_document_has_one_label(monkeyp
     # at the middle between label and background the bias makes the output zero
     background, mean = x.mean(0), x[y == 1].mean(0)
     middle = torch.tensor((background + mean) / 2).float()
-    assert float(Model.decoder.label_outputs[1] @ middle + Model.decoder.label_bias[1]) == pytest.approx(0.0, abs=1e-4)
+    assert float(
+        Model.decoder.label_outputs[1] @ middle + Model.decoder.label_bias[1]
+    ) == pytest.approx(0.0, abs=1e-4)
 
 
 def test_planted_outputs_rank_before_training_and_read_training_rows_alone(prepared):
@@ -82,20 +99,31 @@ def test_planted_outputs_rank_before_training_and_read_training_rows_alone(prepa
     planted_outputs.plant_outputs(model, documents, progress=False)
     assert set(asked) == set(prepared.rows["train"].tolist())
     assert first_place(model, prepared) > first_place(bare, prepared) + 0.1
-    assert model.decoder.label_outputs.isfinite().all() and model.decoder.label_bias.isfinite().all()
+    assert (
+        model.decoder.label_outputs.isfinite().all() and model.decoder.label_bias.isfinite().all()
+    )
 
 
 def test_a_run_plants_them_and_refuses_what_has_no_cached_features(prepared):
-    record, model = run_start(prepared, "lookup+outputs", config=RunConfig(train=TrainConfig(epochs=1)), progress=False)
+    record, model = run_start(
+        prepared, "lookup+outputs", config=RunConfig(train=TrainConfig(epochs=1)), progress=False
+    )
     assert record.system == "lookup+outputs" and record.metrics["p@1"] > 0
     with pytest.raises(ValueError, match="use tuning='frozen'"):
-        run_start(prepared, "outputs", config=RunConfig(tuning="lora", lora=LoraOptions()), progress=False)
+        run_start(
+            prepared, "outputs", config=RunConfig(tuning="lora", lora=LoraOptions()), progress=False
+        )
     with pytest.raises(ValueError, match="outputs beside linear"):
         starts.parts_of("linear+outputs")
 
 
 def test_ranking_loss_over_labels_trains_and_an_unknown_one_is_refused(prepared):
-    record, _ = run_start(prepared, "lookup", config=RunConfig(train=TrainConfig(epochs=2, loss="approx_ndcg")), progress=False)
+    record, _ = run_start(
+        prepared,
+        "lookup",
+        config=RunConfig(train=TrainConfig(epochs=2, loss="approx_ndcg")),
+        progress=False,
+    )
     losses = [row["train_loss"] for row in record.history]
     assert all(0 <= loss <= 1 for loss in losses) and losses[1] < losses[0]
     with pytest.raises(ValueError, match="loss='hinge'"):

@@ -1,7 +1,8 @@
-"""Listwise losses against autograd's finite differences, scikit-learn, loops and the faults of the published code.
+"""Listwise losses against autograd's finite differences, scikit-learn, loops and the faults of the
+published code.
 
-Realises the checks of METHOD section 3 and faults 2 to 5 of section 6. Every check runs in float64 unless it is about
-float32 behaviour; how lists are drawn from documents is tested in test_l2r.py.
+Realises the checks of METHOD section 3 and faults 2 to 5 of section 6. Every check runs in float64
+unless it is about float32 behaviour; how lists are drawn from documents is tested in test_l2r.py.
 """
 
 from __future__ import annotations
@@ -20,13 +21,17 @@ from plantlib.planting.ranking import LOSSES, ndcg
 
 PAIRWISE = ("approx_ndcg", "lambdarank")
 # as trained, which is impl="torch" on a CPU, and by the specification
-VARIANTS = LOSSES | {f"{name} reference": partial(LOSSES[name], impl="reference") for name in PAIRWISE}
+VARIANTS = LOSSES | {
+    f"{name} reference": partial(LOSSES[name], impl="reference") for name in PAIRWISE
+}
 EVERY_LOSS = pytest.mark.parametrize("name", sorted(VARIANTS))
 BOTH_IMPLEMENTATIONS = pytest.mark.parametrize("impl", ["torch", "reference"])
 
 
 def lists(rows: int = 4, items: int = 6, seed: int = 0, dtype=torch.float64):
-    """Scores, relevance 0..3 with ties, and a mask of uneven lengths; every row has a relevant and an irrelevant item."""
+    """Scores, relevance 0..3 with ties, and a mask of uneven lengths; every row has a relevant and
+    an irrelevant item.
+    """
     g = torch.Generator().manual_seed(seed)
     scores = torch.randn(rows, items, generator=g, dtype=dtype)
     relevance = torch.randint(0, 4, (rows, items), generator=g).to(dtype)
@@ -116,18 +121,28 @@ def test_batch_loss_is_the_mean_of_its_rows(name):
     # fault 3: (R,) divided by (R, 1) mixes every row with every other
     scores, relevance, mask = lists(rows=7, items=8)
     relevance *= torch.arange(1.0, 8.0, dtype=torch.float64)[:, None]  # ideal DCGs far apart
-    single = [VARIANTS[name](*(t[i : i + 1] for t in (scores, relevance, mask))).item() for i in range(7)]
-    assert np.ptp(single) > 0.05 and VARIANTS[name](scores, relevance, mask).item() == pytest.approx(np.mean(single), abs=1e-12)
+    single = [
+        VARIANTS[name](*(t[i : i + 1] for t in (scores, relevance, mask))).item() for i in range(7)
+    ]
+    assert np.ptp(single) > 0.05 and VARIANTS[name](
+        scores, relevance, mask
+    ).item() == pytest.approx(np.mean(single), abs=1e-12)
 
 
 @EVERY_LOSS
 def test_exponential_gains_of_published_grades_are_refused(name):
     scores, relevance, mask = lists(dtype=torch.float32)
     with pytest.raises(ValueError, match="up to 101 overflow.*gains='linear'"):
-        VARIANTS[name](scores, relevance.index_fill(1, torch.tensor([0]), 101.0), gains="exponential")
+        VARIANTS[name](
+            scores, relevance.index_fill(1, torch.tensor([0]), 101.0), gains="exponential"
+        )
     hidden = relevance.masked_fill(~mask, 101.0)
-    assert VARIANTS[name](scores, hidden, mask, gains="exponential").isfinite(), "a masked grade is not looked at"
-    assert VARIANTS[name](scores, relevance.index_fill(1, torch.tensor([0]), 101.0)).isfinite(), "linear gains take grade 101"
+    assert VARIANTS[name](scores, hidden, mask, gains="exponential").isfinite(), (
+        "a masked grade is not looked at"
+    )
+    assert VARIANTS[name](scores, relevance.index_fill(1, torch.tensor([0]), 101.0)).isfinite(), (
+        "linear gains take grade 101"
+    )
 
 
 @EVERY_LOSS
@@ -135,7 +150,10 @@ def test_exponential_gains_of_published_grades_are_refused(name):
 def test_masked_items_change_nothing(name, padding):
     # fault 5: padding is neither ranked nor learnt from
     scores, relevance, mask = lists()
-    wanted, wanted_grad = VARIANTS[name](scores, relevance, mask), gradient(name, scores, relevance, mask)
+    wanted, wanted_grad = (
+        VARIANTS[name](scores, relevance, mask),
+        gradient(name, scores, relevance, mask),
+    )
     padded = scores.masked_fill(~mask, padding)
     for other in (relevance.masked_fill(~mask, 3.0), relevance.masked_fill(~mask, padding)):
         assert VARIANTS[name](padded, other, mask).item() == wanted.item()
@@ -162,7 +180,9 @@ def test_ndcg_equals_scikit_learn(k, gains):
     got = ndcg(torch.from_numpy(scores), torch.from_numpy(relevance), k=k, gains=gains)
     for i, value in enumerate(got.tolist()):
         if gain[i].any():
-            assert value == pytest.approx(ndcg_score(gain[i : i + 1], scores[i : i + 1], k=k), abs=1e-12)
+            assert value == pytest.approx(
+                ndcg_score(gain[i : i + 1], scores[i : i + 1], k=k), abs=1e-12
+            )
     assert got[3].isnan() and got.isnan().sum() == 1
 
 
@@ -178,7 +198,9 @@ def test_lambdarank_gradient_is_the_closed_form(k, impl):
         ideal = sum(g / math.log2(p + 2) for p, g in enumerate(best))
         for i, j in itertools.permutations(items, 2):
             if relevance[r, i] > relevance[r, j]:
-                swap = (relevance[r, i] - relevance[r, j]) * abs(1 / math.log2(1 + rank[i]) - 1 / math.log2(1 + rank[j]))
+                swap = (relevance[r, i] - relevance[r, j]) * abs(
+                    1 / math.log2(1 + rank[i]) - 1 / math.log2(1 + rank[j])
+                )
                 pull = -sigma / (1 + math.exp(sigma * (scores[r, i] - scores[r, j]))) * swap / ideal
                 wanted[r, i] += pull
                 wanted[r, j] -= pull
@@ -189,7 +211,10 @@ def test_lambdarank_gradient_is_the_closed_form(k, impl):
 def test_approx_ndcg_of_sharp_ranks_is_one_minus_ndcg():
     scores, relevance, mask = lists(rows=6, items=9, seed=4)
     exact = 1 - ndcg(scores, relevance, mask, k=None).mean()
-    gaps = [abs(ranking.approx_ndcg(scores, relevance, mask, alpha=a).item() - exact.item()) for a in (10.0, 100.0, 1e5)]
+    gaps = [
+        abs(ranking.approx_ndcg(scores, relevance, mask, alpha=a).item() - exact.item())
+        for a in (10.0, 100.0, 1e5)
+    ]
     assert gaps[2] < 1e-9 < gaps[1] < gaps[0]
 
 
@@ -199,10 +224,17 @@ def test_approx_ndcg_equals_its_definition_by_loops(impl):
     total = 0.0
     for s, g, m in zip(scores.tolist(), relevance.tolist(), mask.tolist(), strict=True):
         items = [i for i in range(len(s)) if m[i]]
-        rank = {i: 1 + sum(1 / (1 + math.exp(10 * (s[i] - s[j]))) for j in items if j != i) for i in items}
-        ideal = sum(x / math.log2(p + 2) for p, x in enumerate(sorted((g[i] for i in items), reverse=True)))
+        rank = {
+            i: 1 + sum(1 / (1 + math.exp(10 * (s[i] - s[j]))) for j in items if j != i)
+            for i in items
+        }
+        ideal = sum(
+            x / math.log2(p + 2) for p, x in enumerate(sorted((g[i] for i in items), reverse=True))
+        )
         total += 1 - sum(g[i] / math.log2(1 + rank[i]) for i in items) / ideal
-    assert ranking.approx_ndcg(scores, relevance, mask, impl=impl).item() == pytest.approx(total / len(scores), abs=1e-12)
+    assert ranking.approx_ndcg(scores, relevance, mask, impl=impl).item() == pytest.approx(
+        total / len(scores), abs=1e-12
+    )
 
 
 def test_listnet_minimum_is_zero_at_the_targets_logits():

@@ -1,4 +1,6 @@
-"""The static L2R model: directions against numpy, lists by hand, held-out tokens rank well and their grades stay unseen."""
+"""The static L2R model: directions against numpy, lists by hand, held-out tokens rank well and
+their grades stay unseen.
+"""
 
 from __future__ import annotations
 
@@ -18,15 +20,24 @@ from plantlib.utils.io import read_json
 
 N, V, L = 120, 240, 8
 QUICK = StaticConfig(
-    dim=16, teacher_tokens=20, epochs=2, labels_a_batch=4, graded=8, mined=4, negatives=4, planted_tokens=5,
+    dim=16,
+    teacher_tokens=20,
+    epochs=2,
+    labels_a_batch=4,
+    graded=8,
+    mined=4,
+    negatives=4,
+    planted_tokens=5,
     learning_rate=0.05,
-)  # fmt: skip
+)
 NAMES = {"label_names": [f"l{i}" for i in range(L)], "tokens": [f"t{i}" for i in range(V)]}
 
 
 @pytest.fixture(scope="module")
 def corpus():
-    """(counts, labels): token t speaks for label t % L in two of three documents, the rest is noise; token V-1 never occurs."""
+    """(counts, labels): token t speaks for label t % L in two of three documents, the rest is
+    noise; token V-1 never occurs.
+    """
     rng = np.random.default_rng(0)
     y = rng.random((N, L)) < 0.25
     own = y[:, np.arange(V) % L]
@@ -41,7 +52,9 @@ def model(corpus) -> StaticL2R:
 
 
 def embed(counts, grades, shown, config):
-    return static_l2r.embed(counts, grades, shown, space=config.space, dim=config.dim, seed=config.seed)
+    return static_l2r.embed(
+        counts, grades, shown, space=config.space, dim=config.dim, seed=config.seed
+    )
 
 
 def test_directions_are_the_leading_singular_vectors():
@@ -56,7 +69,9 @@ def test_directions_are_the_leading_singular_vectors():
 
 @pytest.mark.parametrize("loss", ["lambdarank", "listnet", "approx_ndcg"])
 def test_held_out_tokens_are_ranked_far_above_chance(loss, corpus):
-    quality = static_l2r.pretrain(*corpus, **NAMES, config=replace(QUICK, loss=loss), progress=False).quality
+    quality = static_l2r.pretrain(
+        *corpus, **NAMES, config=replace(QUICK, loss=loss), progress=False
+    ).quality
     assert quality["trained"]["ndcg_linear"] > 0.75 > 3 * quality["chance"]["ndcg_linear"]
     assert quality["held_out_tokens"] + quality["shown_tokens"] == V - 1 and quality["labels"] == L
 
@@ -70,29 +85,44 @@ def test_training_raises_what_a_poor_start_ranks(corpus):
     asked = np.ones(V, bool)
     before = static_l2r.held_out_ndcg(e, x, *poor, grades, asked, QUICK)["ndcg_exponential"]
     trained = static_l2r._train(e, x, poor, grades, shown, replace(QUICK, epochs=60), False, "")
-    assert static_l2r.held_out_ndcg(e, x, *trained, grades, asked, QUICK)["ndcg_exponential"] > before + 0.2
+    assert (
+        static_l2r.held_out_ndcg(e, x, *trained, grades, asked, QUICK)["ndcg_exponential"]
+        > before + 0.2
+    )
 
 
 def test_grades_of_held_out_tokens_are_not_read(corpus, monkeypatch):
-    """What is measured is the same to the bit when held-out grades are replaced: only the question changes."""
+    """What is measured is the same to the bit when held-out grades are replaced: only the question
+    changes.
+    """
     counts, labels = corpus
     grades = mig.teach(counts, labels, top_k=30).relevance.astype(np.float32)
     seen = column_counts(counts) > 0
     held_out = static_l2r.hold_out(seen, QUICK)
     spoilt = grades.toarray()
-    spoilt[:, held_out] = np.random.default_rng(5).permutation(spoilt[:, held_out].ravel()).reshape(L, -1)
+    spoilt[:, held_out] = (
+        np.random.default_rng(5).permutation(spoilt[:, held_out].ravel()).reshape(L, -1)
+    )
     asked = []
-    monkeypatch.setattr(static_l2r, "held_out_ndcg", lambda *a: asked.append([t.clone() for t in (a[0], a[2], a[3])]) or {})
+    monkeypatch.setattr(
+        static_l2r,
+        "held_out_ndcg",
+        lambda *a: asked.append([t.clone() for t in (a[0], a[2], a[3])]) or {},
+    )
     for g in (grades, sparse.csr_matrix(spoilt)):
         static_l2r._measured(counts, static_l2r.frequency(counts), g, seen, QUICK, False)
     for a, b in zip(asked[:2], asked[2:], strict=True):
-        assert all(torch.equal(u, v) for u, v in zip(a, b, strict=True)), "E, F and b know nothing of held-out grades"
+        assert all(torch.equal(u, v) for u, v in zip(a, b, strict=True)), (
+            "E, F and b know nothing of held-out grades"
+        )
 
 
 def test_text_alone_makes_embeddings_without_labels(corpus):
     counts, labels = corpus
     config, shown = replace(QUICK, space="text"), np.ones(V, bool)
-    a, b = (embed(counts, mig.teach(counts, y).relevance, shown, config) for y in (labels, labels[::-1]))
+    a, b = (
+        embed(counts, mig.teach(counts, y).relevance, shown, config) for y in (labels, labels[::-1])
+    )
     assert torch.equal(a, b) and not a[V - 1].any()
     x = counts.toarray().astype(float)
     x /= np.sqrt(x.sum(0)).clip(min=1e-9)
@@ -114,12 +144,18 @@ def test_lists_hold_the_best_grades_then_what_the_model_ranks_then_chance():
 
 
 def test_ndcg_by_hand():
-    """One label, four held-out tokens of grades 1, 0, .5, 0 (times 5), ranked 0, 2, 1, 3 wrongly as 2, 0, ..."""
+    """One label, four held-out tokens of grades 1, 0, .5, 0 (times 5), ranked 0, 2, 1, 3 wrongly as
+    2, 0, ...
+    """
     e, f = torch.tensor([[3.0], [1.0], [4.0], [0.0]]), torch.ones(1, 1)
     grades = sparse.csr_matrix(np.array([[1.0, 0.0, 0.5, 0.0]], np.float32))
-    found = static_l2r.held_out_ndcg(e, torch.zeros(4), f, torch.zeros(()), grades, np.ones(4, bool), QUICK)
+    found = static_l2r.held_out_ndcg(
+        e, torch.zeros(4), f, torch.zeros(()), grades, np.ones(4, bool), QUICK
+    )
     second, big, small = 1 / np.log2(3), 2**5 - 1, 2**2.5 - 1
-    assert found["ndcg_exponential"] == pytest.approx((small + big * second) / (big + small * second), abs=1e-4)
+    assert found["ndcg_exponential"] == pytest.approx(
+        (small + big * second) / (big + small * second), abs=1e-4
+    )
     assert found["ndcg_linear"] == pytest.approx((0.5 + second) / (1 + 0.5 * second), abs=1e-4)
 
 
@@ -132,13 +168,21 @@ def test_table_holds_k_tokens_a_label_between_zero_and_one(model, corpus):
         assert set(table[label].indices) == set(scores.topk(5).indices.tolist())
         assert sorted(scores.tolist())[-6] == pytest.approx(0.0, abs=1e-4)
     assert V - 1 not in table.indices, "a token of no training document is never planted"
-    right = np.mean([table.indices[table.indptr[i] : table.indptr[i + 1]] % L == i for i in range(L)])
+    right = np.mean(
+        [table.indices[table.indptr[i] : table.indptr[i + 1]] % L == i for i in range(L)]
+    )
     assert right > 0.8
 
 
 def test_k_beyond_the_vocabulary_plants_all_but_the_last_token(corpus):
-    table = static_l2r.pretrain(*corpus, **NAMES, config=replace(QUICK, planted_tokens=500), progress=False).table()
-    assert np.diff(table.indptr).min() >= V - 3 and np.isfinite(table.data).all() and V - 1 not in table.indices
+    table = static_l2r.pretrain(
+        *corpus, **NAMES, config=replace(QUICK, planted_tokens=500), progress=False
+    ).table()
+    assert (
+        np.diff(table.indptr).min() >= V - 3
+        and np.isfinite(table.data).all()
+        and V - 1 not in table.indices
+    )
 
 
 def test_labels_without_a_teacher_plant_nothing(corpus):
@@ -153,14 +197,23 @@ def test_saved_and_loaded_with_its_vocabularies(model, tmp_path):
     loaded = StaticL2R.load(path)
     assert loaded.quality == model.quality and (loaded.table() != model.table()).nnz == 0
     loaded.check(**NAMES)
-    with pytest.raises(ValueError, match="tokens differ: the planted file has 240, this corpus 239; first difference at 3"):
+    with pytest.raises(
+        ValueError,
+        match="tokens differ: the planted file has 240, this corpus 239; first difference at 3",
+    ):
         loaded.check(NAMES["label_names"], NAMES["tokens"][:3] + NAMES["tokens"][4:])
 
 
-@pytest.mark.parametrize(("options", "message"), [
-    ({"loss": "hinge"}, "loss='hinge' is not known"), ({"dim": 0}, "dim=0"), ({"held_out": 1.0}, "held_out=1.0"),
-    ({"top_grade": 101.0}, "top_grade=101"), ({"space": "labels"}, "space='labels' is not known"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"loss": "hinge"}, "loss='hinge' is not known"),
+        ({"dim": 0}, "dim=0"),
+        ({"held_out": 1.0}, "held_out=1.0"),
+        ({"top_grade": 101.0}, "top_grade=101"),
+        ({"space": "labels"}, "space='labels' is not known"),
+    ],
+)
 def test_options_are_checked(options, message):
     with pytest.raises(ValueError, match=message):
         StaticConfig(**options)

@@ -1,4 +1,6 @@
-"""Hygiene of the stored notebooks, without running them: structure, size, order of execution, nothing of this machine."""
+"""Hygiene of the stored notebooks, without running them: structure, size, order of execution,
+nothing of this machine.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,8 @@ COMMON = {"dataset", "backbone", "max_tokens", "train_documents", "dev_documents
 PARAMETERS = {
     "02_mutual_information": COMMON,
     "03_attention_pretraining": COMMON | {"seeds"},
-    "05_finetune": COMMON | {"label_space", "starts", "seeds", "epochs", "candidates", "rare", "peers", "results"},
+    "05_finetune": COMMON
+    | {"label_space", "starts", "seeds", "epochs", "candidates", "rare", "peers", "results"},
     "07_paper_vs_ours": {"runs", "out"},
 }
 MACHINE = re.compile(r"(?:/(?:home|root|work|Users|usr|opt|tmp)/|[A-Z]:\\\\)[\w.-]*")
@@ -32,11 +35,17 @@ def cells(path: Path, kind: str = "code") -> list:
 
 
 def python(source: str) -> ast.Module:
-    return ast.parse("\n".join(line for line in source.splitlines() if not line.lstrip().startswith(("%", "!"))))
+    return ast.parse(
+        "\n".join(line for line in source.splitlines() if not line.lstrip().startswith(("%", "!")))
+    )
 
 
 def test_there_are_notebooks():
-    assert {p.stem for p in NOTEBOOKS} >= set(PARAMETERS) | {"00_start_here", "01_data_and_metrics", "04_planting_and_decoder"}
+    assert {p.stem for p in NOTEBOOKS} >= set(PARAMETERS) | {
+        "00_start_here",
+        "01_data_and_metrics",
+        "04_planting_and_decoder",
+    }
 
 
 def test_opening_says_what_is_done_learnt_needed_and_its_price(path):
@@ -47,10 +56,17 @@ def test_opening_says_what_is_done_learnt_needed_and_its_price(path):
 
 
 def test_sections_disk_and_exercises(path):
-    heads = [line[3:] for c in cells(path, "markdown") for line in c.source.splitlines() if line.startswith("## ")]
+    heads = [
+        line[3:]
+        for c in cells(path, "markdown")
+        for line in c.source.splitlines()
+        if line.startswith("## ")
+    ]
     assert sum(head[0].isdigit() for head in heads) >= 4, heads
     assert "What is on disk now" in heads and "Exercises" in heads
-    exercises = next(c.source for c in cells(path, "markdown") if "## Exercises" in c.source).split("## Exercises")[1]
+    exercises = next(c.source for c in cells(path, "markdown") if "## Exercises" in c.source).split(
+        "## Exercises"
+    )[1]
     assert re.search(r"^1\. ", exercises, re.M) and re.search(r"^2\. ", exercises, re.M)
 
 
@@ -72,7 +88,9 @@ def test_parameters_that_reproduce_passes_exist(name):
 
 def test_size(path):
     # the judge draws every data set there is
-    assert len(cells(path)) <= 35 and path.stat().st_size <= (500_000 if path.stem.startswith("07") else 300_000)
+    assert len(cells(path)) <= 35 and path.stat().st_size <= (
+        500_000 if path.stem.startswith("07") else 300_000
+    )
 
 
 def test_long_functions_live_in_plantlib(path):
@@ -87,16 +105,23 @@ def test_executed_top_to_bottom_without_errors(path):
     assert [c.execution_count for c in code] == list(range(1, len(code) + 1))
     outputs = [o for c in code for o in c.outputs]
     assert outputs and not any(o.output_type == "error" for o in outputs)
-    assert not any(o.get("name") == "stderr" or "widget-view" in " ".join(o.get("data", {})) for o in outputs)
+    assert not any(
+        o.get("name") == "stderr" or "widget-view" in " ".join(o.get("data", {})) for o in outputs
+    )
 
 
 def test_nothing_of_this_machine_is_stored(path):
     notebook = nbformat.read(path, as_version=4)
-    assert set(notebook.metadata) <= {"kernelspec", "language_info"} and "version" not in notebook.metadata.language_info
+    assert (
+        set(notebook.metadata) <= {"kernelspec", "language_info"}
+        and "version" not in notebook.metadata.language_info
+    )
     for cell in notebook.cells:
         assert set(cell.metadata) <= {"tags"}
         for output in cell.get("outputs", []):
-            shown = "".join(str(v) for k, v in output.get("data", {}).items() if k.startswith("text")) + output.get("text", "")
+            shown = "".join(
+                str(v) for k, v in output.get("data", {}).items() if k.startswith("text")
+            ) + output.get("text", "")
             assert not MACHINE.search(shown) and "Traceback" not in shown, MACHINE.findall(shown)
         if cell.cell_type == "code":
             assert not MACHINE.search(cell.source) and "../" not in cell.source
@@ -111,7 +136,9 @@ def install_cell():
     """notebooks/install_cell.py as a module."""
     import importlib.util
 
-    spec = importlib.util.spec_from_file_location("install_cell", ROOT / "notebooks" / "install_cell.py")
+    spec = importlib.util.spec_from_file_location(
+        "install_cell", ROOT / "notebooks" / "install_cell.py"
+    )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -127,10 +154,16 @@ def test_the_install_cell_is_put_once_and_moves_the_counts():
     module, new = install_cell(), nbformat.v4
     result = new.new_output("execute_result", {"text/plain": "1"}, execution_count=1)
     code = new.new_code_cell("1", id="99-01", execution_count=1, outputs=[result])
-    notebook = new.new_notebook(cells=[new.new_markdown_cell("# T", id="99-00"), code, new.new_code_cell("2", id="99-02")])
+    notebook = new.new_notebook(
+        cells=[new.new_markdown_cell("# T", id="99-00"), code, new.new_code_cell("2", id="99-02")]
+    )
     assert module.insert(notebook, "99") and not module.insert(notebook, "99")
     assert [c["id"] for c in notebook.cells] == ["99-00", "99-install", "99-01", "99-02"]
-    assert [c.execution_count for c in notebook.cells[1:]] == [1, 2, None] and result.execution_count == 2
+    assert [c.execution_count for c in notebook.cells[1:]] == [
+        1,
+        2,
+        None,
+    ] and result.execution_count == 2
 
 
 def test_the_install_cell_acts_only_without_plantlib(monkeypatch, capsys):
@@ -151,7 +184,10 @@ def test_the_install_cell_acts_only_without_plantlib(monkeypatch, capsys):
     monkeypatch.chdir("/")
     monkeypatch.setattr("builtins.input", lambda prompt: "https://example.org/plant.git")
     exec(source, {})
-    assert calls[1] == ["git", "clone", "--depth", "1", "https://example.org/plant.git", "plant"] and len(calls) == 3
+    assert (
+        calls[1] == ["git", "clone", "--depth", "1", "https://example.org/plant.git", "plant"]
+        and len(calls) == 3
+    )
 
 
 def test_the_readme_maps_each(path):
@@ -162,6 +198,10 @@ def test_the_readme_maps_each(path):
 
 
 def test_every_run_file_stands_in_the_list_of_data_sets():
-    [told] = [c["source"] for c in nbformat.read(ROOT / "notebooks/05_finetune.ipynb", 4).cells if c["id"] == "05-data"]
+    [told] = [
+        c["source"]
+        for c in nbformat.read(ROOT / "notebooks/05_finetune.ipynb", 4).cells
+        if c["id"] == "05-data"
+    ]
     named = set(re.findall(r"`([a-z0-9.-]+)`", told))
     assert {path.stem for path in (ROOT / "runs").glob("*.yaml")} <= named

@@ -1,7 +1,8 @@
-"""The project's own promises: one dependency list, pins, environment.yml, Makefile, layout, licence.
+"""The project's own promises: one dependency list, pins, environment.yml, Makefile, layout,
+licence.
 
-Reads files only. Catches what breaks a fresh clone: a dependency without a pin, an environment.yml that has drifted, a
-module that has outgrown its size, a path of one machine in a tracked file.
+Reads files only. Catches what breaks a fresh clone: a dependency without a pin, an environment.yml
+that has drifted, a module that has outgrown its size, a path of one machine in a tracked file.
 """
 
 import re
@@ -25,7 +26,10 @@ PINS = dict(
 
 def requirements() -> list[Requirement]:
     """Every direct dependency, extras included, the package's own extras left out."""
-    listed = [*PROJECT["dependencies"], *(r for group in PROJECT["optional-dependencies"].values() for r in group)]
+    listed = [
+        *PROJECT["dependencies"],
+        *(r for group in PROJECT["optional-dependencies"].values() for r in group),
+    ]
     return [Requirement(text) for text in listed if not text.startswith("plantlib")]
 
 
@@ -44,7 +48,9 @@ def test_environment_yml_installs_the_one_dependency_list():
 
 
 def test_make_alone_prints_help_and_the_makefile_stays_short():
-    printed = subprocess.run(["make", "-C", str(ROOT)], capture_output=True, text=True, check=True).stdout
+    printed = subprocess.run(
+        ["make", "-C", str(ROOT)], capture_output=True, text=True, check=True
+    ).stdout
     for target in ("reproduce", "test", "lab", "run", "bench", "figures"):
         assert re.search(rf"^{target}\s", printed, re.M), target
     assert len((ROOT / "Makefile").read_text().splitlines()) <= 60
@@ -73,12 +79,20 @@ def test_citation_and_changelog_know_the_version():
 
 def test_the_readme_says_it_all_within_one_screen():
     screen = "\n".join((ROOT / "README.md").read_text(encoding="utf-8").splitlines()[:45])
-    for piece in ("make reproduce", "make test", "figures/method_figure.png", "lookup+linear |", "<!-- table:end summary"):
+    for piece in (
+        "make reproduce",
+        "make test",
+        "figures/method_figure.png",
+        "lookup+linear |",
+        "<!-- table:end summary",
+    ):
         assert piece in screen, piece
 
 
 def tracked() -> list[Path]:
-    names = subprocess.run(["git", "-C", str(ROOT), "ls-files"], capture_output=True, text=True, check=True).stdout
+    names = subprocess.run(
+        ["git", "-C", str(ROOT), "ls-files"], capture_output=True, text=True, check=True
+    ).stdout
     return [ROOT / name for name in names.splitlines() if (ROOT / name).is_file()]
 
 
@@ -92,13 +106,26 @@ def test_no_tracked_file_is_large_or_names_a_machine():
     machine = re.compile("|".join(f"/{folder}/" for folder in ("work", "root", "tmp/dev")))
     for path in tracked():
         assert path.stat().st_size <= 2**20, f"{path.name} is over 1 MiB"
-        if path.suffix in {".py", ".md", ".ipynb", ".json", ".yml", ".yaml", ".toml", ".csv", ".txt"}:
+        if path.suffix in {
+            ".py",
+            ".md",
+            ".ipynb",
+            ".json",
+            ".yml",
+            ".yaml",
+            ".toml",
+            ".csv",
+            ".txt",
+        }:
             found = machine.search(path.read_text(encoding="utf-8"))
             assert found is None, f"{path.name} names {found and found[0]}"
 
 
 def test_importing_the_package_loads_no_framework():
-    code = "import sys, plantlib; sys.exit(any(m in sys.modules for m in ('torch', 'transformers', 'pandas')))"
+    code = (
+        "import sys, plantlib; sys.exit(any(m in sys.modules for m in ('torch', 'transformers',"
+        " 'pandas')))"
+    )
     import sys
 
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

@@ -1,4 +1,5 @@
-"""The site as `make site` builds it: no warning, every page there, every link alive, nothing loaded from elsewhere.
+"""The site as `make site` builds it: no warning, every page there, every link alive, nothing loaded
+from elsewhere.
 
 It is built once, whole, from the stored outputs. The lessons' answers in code are run.
 """
@@ -21,7 +22,18 @@ ROOT = Path(__file__).resolve().parents[2]
 def site(tmp_path_factory) -> Path:
     """The built site."""
     folder = tmp_path_factory.mktemp("site") / "html"
-    command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-c", "docs", "-d", str(folder.parent / "trees")]
+    command = [
+        sys.executable,
+        "-m",
+        "sphinx",
+        "-q",
+        "-W",
+        "--keep-going",
+        "-c",
+        "docs",
+        "-d",
+        str(folder.parent / "trees"),
+    ]
     done = subprocess.run([*command, ".", str(folder)], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder
@@ -45,12 +57,17 @@ def test_every_notebook_stands_there_with_its_outputs(site):
         assert "cell_output" in page and "binder" in page, path.name
     assert '<details class="admonition hide above-input"' in page, "the install cell is folded away"
     front = (site / "docs" / "index.html").read_text(encoding="utf-8")
-    assert "00_start_here.html" in front and "method_figure.png" in front and "data_flow.png" in front
+    assert (
+        "00_start_here.html" in front and "method_figure.png" in front and "data_flow.png" in front
+    )
     assert "docs/index.html" in (site / "index.html").read_text(encoding="utf-8")
 
 
 def test_every_module_has_its_page_with_the_docstrings(site):
-    names = {p.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".") for p in (ROOT / "plantlib").rglob("*.py")}
+    names = {
+        p.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".")
+        for p in (ROOT / "plantlib").rglob("*.py")
+    }
     names = {name.removesuffix(".__init__") for name in names}
     assert {p.stem for p in (site / "docs" / "_api").glob("*.html")} >= names
     page = (site / "docs" / "_api" / "plantlib.utils.io.html").read_text(encoding="utf-8")
@@ -67,21 +84,31 @@ def test_search_and_mathematics_work_without_a_network(site):
 
 def test_the_checker_sees_dead_links_missing_anchors_and_foreign_scripts(tmp_path):
     links = ("b.html#there", "#here", "c.html", "https://example.org/")
-    body = '<h1 id="here">A</h1><img src="data:image/png;base64,AA">' + "".join(f'<a href="{link}">x</a>' for link in links)
+    body = '<h1 id="here">A</h1><img src="data:image/png;base64,AA">' + "".join(
+        f'<a href="{link}">x</a>' for link in links
+    )
     (tmp_path / "a.html").write_text(body)
-    (tmp_path / "b.html").write_text('<script src="https://example.org/x.js"></script><a href="a.html#here">a</a>')
+    (tmp_path / "b.html").write_text(
+        '<script src="https://example.org/x.js"></script><a href="a.html#here">a</a>'
+    )
     assert module("check_links").problems(tmp_path) == [
-        "a.html: b.html#there has no such anchor", "a.html: c.html is not there",
-        "b.html: needs https://example.org/x.js from elsewhere"]  # fmt: skip
+        "a.html: b.html#there has no such anchor",
+        "a.html: c.html is not there",
+        "b.html: needs https://example.org/x.js from elsewhere",
+    ]
     assert module("check_links").main([str(tmp_path)]) == 1
 
 
 def answers() -> list[str]:
     """The code of the lessons, in order."""
-    return re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "teaching.md").read_text(encoding="utf-8"), re.S)
+    return re.findall(
+        r"```python\n(.*?)```", (ROOT / "docs" / "teaching.md").read_text(encoding="utf-8"), re.S
+    )
 
 
-@pytest.mark.parametrize("code", answers(), ids=lambda code: re.sub(r"\W+", " ", code.strip().splitlines()[-1])[:50])
+@pytest.mark.parametrize(
+    "code", answers(), ids=lambda code: re.sub(r"\W+", " ", code.strip().splitlines()[-1])[:50]
+)
 def test_answers_in_code_hold(code):
     assert "assert " in code
     exec(compile(code, "answer", "exec"), {})
@@ -92,7 +119,10 @@ def test_there_are_six_lessons_over_the_notebooks():
     lessons = re.split(r"^## Lesson ", text, flags=re.M)[1:]
     assert [lesson[0] for lesson in lessons] == list("123456")
     for lesson in lessons:
-        assert all(word in lesson for word in ("**Run**", "**Ask**", "**Exercise", "<details><summary>Answer"))
+        assert all(
+            word in lesson
+            for word in ("**Run**", "**Ask**", "**Exercise", "<details><summary>Answer")
+        )
         assert sum(map(int, re.findall(r"\((\d+) minutes\)", lesson))) == 20, lesson[:40]
     used = set(re.findall(r"notebooks/(\d\d)_", text))
     assert used == {"00", "01", "02", "03", "04", "05", "07"}

@@ -1,4 +1,6 @@
-"""Teachers that are not MI: chi-squared against SciPy, pointwise MI by hand, the random one, and their place in a run."""
+"""Teachers that are not MI: chi-squared against SciPy, pointwise MI by hand, the random one, and
+their place in a run.
+"""
 
 from dataclasses import asdict
 
@@ -26,12 +28,15 @@ def test_chi_squared_equals_scipy_on_every_kept_cell():
 
 def test_pointwise_mi_by_hand():
     scores = mig.teach(X, Y, variant="ppmi", top_k=None).scores.toarray()
-    assert scores[0, 0] == pytest.approx(np.log(3 * 6 / ((3 + 1) * 3)))  # token 0 in 3 documents, label 0 in the same 3
+    # token 0 in 3 documents, label 0 in the same 3
+    assert scores[0, 0] == pytest.approx(np.log(3 * 6 / ((3 + 1) * 3)))
     assert scores[0, 1] == 0 and scores[0, 2] == 0
 
 
 def test_random_teacher_keeps_to_the_words_of_the_label_and_follows_its_seed():
-    first, again, other = (mig.teach(X, Y, variant="random", top_k=None, seed=s).scores for s in (0, 0, 1))
+    first, again, other = (
+        mig.teach(X, Y, variant="random", top_k=None, seed=s).scores for s in (0, 0, 1)
+    )
     wanted = mig.teach(X, Y, variant="raw", top_k=None).scores
     assert (first != again).nnz == 0 and (first != other).nnz > 0
     assert np.array_equal(first.toarray() > 0, wanted.toarray() > 0)
@@ -41,13 +46,19 @@ def test_random_teacher_keeps_to_the_words_of_the_label_and_follows_its_seed():
 @pytest.mark.parametrize("relevance", RELEVANCES)
 def test_top_k_and_relevance_are_those_of_mig(variant, relevance):
     teacher = mig.teach(X, Y, variant=variant, top_k=1, relevance=relevance)
-    assert np.diff(teacher.scores.indptr).max() == 1 and teacher.variant == variant and teacher.n_train == 6
+    assert (
+        np.diff(teacher.scores.indptr).max() == 1
+        and teacher.variant == variant
+        and teacher.n_train == 6
+    )
     assert 0 < teacher.relevance.data.min() <= teacher.relevance.data.max() <= 1.0
 
 
 def test_defaults_are_those_of_runs_and_unknown_variants_are_named():
     same = mig.teach(X, Y, **asdict(mig.TeacherConfig()))
-    assert (same.scores != mig.teach(X, Y).scores).nnz == 0 and (same.relevance != mig.teach(X, Y).relevance).nnz == 0
+    assert (same.scores != mig.teach(X, Y).scores).nnz == 0 and (
+        same.relevance != mig.teach(X, Y).relevance
+    ).nnz == 0
     with pytest.raises(ValueError, match="variant='bm25'.*chi2"):
         mig.teach(X, Y, variant="bm25")
 
@@ -56,5 +67,15 @@ def test_defaults_are_those_of_runs_and_unknown_variants_are_named():
 def test_a_corpus_is_taught_by_its_training_rows_alone(prepared, variant):
     teacher = prepared.teacher(TeacherConfig(variant=variant, top_k=5))
     rows = prepared.rows["train"]
-    alone = mig.teach(prepared.counts[rows], prepared.corpus.labels[rows], variant=variant, top_k=5, relevance="score")
-    assert (teacher.scores != alone.scores).nnz == 0 and teacher.n_train == len(rows) and teacher.scores.nnz > 0
+    alone = mig.teach(
+        prepared.counts[rows],
+        prepared.corpus.labels[rows],
+        variant=variant,
+        top_k=5,
+        relevance="score",
+    )
+    assert (
+        (teacher.scores != alone.scores).nnz == 0
+        and teacher.n_train == len(rows)
+        and teacher.scores.nnz > 0
+    )

@@ -1,7 +1,9 @@
-"""Mutual information over partitions: the bits of `mig.teach` on the stacked rows, however they are cut, stored and counted.
+"""Mutual information over partitions: the bits of `mig.teach` on the stacked rows, however they are
+cut, stored and counted.
 
-Realises METHOD sections 1 and 2 on Dask. Threads of this process count in most tests, a cluster of two worker processes in
-two of them. Interrupted runs are made by a partition that fails when it is asked for the second time.
+Realises METHOD sections 1 and 2 on Dask. Threads of this process count in most tests, a cluster of
+two worker processes in two of them. Interrupted runs are made by a partition that fails when it is
+asked for the second time.
 """
 
 from __future__ import annotations
@@ -16,7 +18,13 @@ import pytest
 from scipy import sparse
 
 from plantlib.cli.dask import main
-from plantlib.kernels.counts import VARIANTS, blocks_of_labels, column_counts, dense_mutual_information, presence
+from plantlib.kernels.counts import (
+    VARIANTS,
+    blocks_of_labels,
+    column_counts,
+    dense_mutual_information,
+    presence,
+)
 from plantlib.teacher import dask as mig_dask
 from plantlib.teacher import mig
 from plantlib.teacher.dask import Partition, partitions_in, teach_partitions, write_partitions
@@ -26,12 +34,20 @@ distributed = pytest.importorskip("distributed")
 
 
 N, V, L = 90, 23, 11
-CUTS = {"one": [], "four": [20, 41, 77], "empty": [30, 30, 60], "first empty": [0, 45], "a row each": list(range(1, N))}
+CUTS = {
+    "one": [],
+    "four": [20, 41, 77],
+    "empty": [30, 30, 60],
+    "first empty": [0, 45],
+    "a row each": list(range(1, N)),
+}
 SMALL_MB = 0.004  # several blocks of labels
 
 
 def toy(seed: int = 0) -> tuple[sparse.csr_matrix, sparse.csr_matrix]:
-    """Counts X (N, V) up to 4 and int8 labels Y (N, L): ties, tokens and labels that are never, always or once there."""
+    """Counts X (N, V) up to 4 and int8 labels Y (N, L): ties, tokens and labels that are never,
+    always or once there.
+    """
     rng = np.random.default_rng(seed)
     y = rng.random((N, L)) < np.linspace(0.05, 0.5, L)
     x = rng.random((N, V)) < rng.random(V)
@@ -73,7 +89,10 @@ def client(tmp_path_factory):
     """Two worker processes of one thread."""
     options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None}
     folder = tmp_path_factory.mktemp("workers")
-    with distributed.LocalCluster(**options, local_directory=str(folder)) as cluster, distributed.Client(cluster) as client:
+    with (
+        distributed.LocalCluster(**options, local_directory=str(folder)) as cluster,
+        distributed.Client(cluster) as client,
+    ):
         yield client
 
 
@@ -95,7 +114,9 @@ def test_blocks_of_labels_and_rare_tokens_change_no_bit(memory_mb, min_documents
     wanted = mig.teach(x, y, min_documents=min_documents, relevance="score")
     ranges = list(blocks_of_labels(presence(x), presence(y), memory_mb))
     assert len(ranges) > 2
-    found = teach(cut(x, y, CUTS["four"]), min_documents=min_documents, relevance="score", memory_mb=memory_mb)
+    found = teach(
+        cut(x, y, CUTS["four"]), min_documents=min_documents, relevance="score", memory_mb=memory_mb
+    )
     assert_same(found, wanted)
 
 
@@ -113,11 +134,15 @@ def test_min_documents_counts_documents_of_all_partitions():
 
 def test_an_entry_stored_twice_is_one_document_in_memory_and_on_disk(tmp_path):
     x, y = toy()
-    double = lambda m: sparse.csr_matrix((np.repeat(m.data, 2), np.repeat(m.indices, 2), 2 * m.indptr), shape=m.shape)  # noqa: E731
+    double = lambda m: sparse.csr_matrix(
+        (np.repeat(m.data, 2), np.repeat(m.indices, 2), 2 * m.indptr), shape=m.shape
+    )  # noqa: E731
     parts = [(double(a), double(b)) for a, b in cut(x, y, CUTS["four"])]
     assert parts[0][0].nnz == 2 * x[:20].nnz
     assert_same(teach(parts), mig.teach(x, y))
-    assert_same(teach(write_partitions(double(x), double(y), tmp_path / "parts", 40)), mig.teach(x, y))
+    assert_same(
+        teach(write_partitions(double(x), double(y), tmp_path / "parts", 40)), mig.teach(x, y)
+    )
 
 
 def test_int8_labels_and_counts_beyond_127_do_not_wrap():
@@ -147,7 +172,9 @@ def test_files_delayed_and_memory_mix_and_survive_a_round_trip(tmp_path):
     assert_same(teach(iter(mixed)), wanted)
     with pytest.raises(ValueError, match="parts is there already; give a new folder"):
         write_partitions(x, y, tmp_path / "parts", 30)
-    assert len(write_partitions(x, y, tmp_path / "wide", 10 * N)) == 1, "fewer rows than a partition holds"
+    assert len(write_partitions(x, y, tmp_path / "wide", 10 * N)) == 1, (
+        "fewer rows than a partition holds"
+    )
 
 
 def test_a_delayed_partition_persisted_on_a_cluster_is_not_made_again(client, tmp_path):
@@ -162,8 +189,12 @@ def test_the_stored_format_is_safetensors_without_values(tmp_path):
     from safetensors.numpy import load_file
 
     path = write_partitions(*toy(), tmp_path / "parts", N)[0]
-    assert set(load_file(path)) == {f"{m}.{part}" for m in "xy" for part in ("indptr", "indices", "shape")}
-    assert sorted(p.name for p in path.parent.iterdir()) == [path.name], "no half-written file stays"
+    assert set(load_file(path)) == {
+        f"{m}.{part}" for m in "xy" for part in ("indptr", "indices", "shape")
+    }
+    assert sorted(p.name for p in path.parent.iterdir()) == [path.name], (
+        "no half-written file stays"
+    )
 
 
 def test_threads_count_as_one_thread_does():
@@ -189,7 +220,9 @@ def counts_written(folder: Path) -> set[int]:
 
 @dask.delayed(pure=False)
 def fragile(part, calls: Path, fail_at: int):
-    """Partition number `part` of the toy; each call of any partition leaves a mark, and call `fail_at` breaks down."""
+    """Partition number `part` of the toy; each call of any partition leaves a mark, and call
+    `fail_at` breaks down.
+    """
     number = 1
     while (calls / f"{number}").exists():
         number += 1
@@ -214,12 +247,16 @@ def test_an_interrupted_run_counts_only_what_is_missing(tmp_path):
     assert kept and before.tolist() == [2] * 4
     assert_same(teach(parts, checkpoint=tmp_path / "kept"), mig.teach(*toy()))
     again = loads(calls) - before
-    assert again.tolist() == [1 if i in kept else 2 for i in range(4)], "one scan each, one count of what was missing"
+    assert again.tolist() == [1 if i in kept else 2 for i in range(4)], (
+        "one scan each, one count of what was missing"
+    )
     assert not counts_written(tmp_path / "kept"), "terms are dropped when their sum is safe"
 
 
 def test_a_cluster_goes_on_where_it_was_interrupted(client, tmp_path):
-    """Partition 2 fails when it is counted and works in the next call: its failure, which `failure` holds, is not reused."""
+    """Partition 2 fails when it is counted and works in the next call: its failure, which `failure`
+    holds, is not reused.
+    """
     (calls := tmp_path / "calls").mkdir()
     paths = write_partitions(*toy(), tmp_path / "parts", 30)
     once = [*paths[:2], last_of(paths[2], calls)]
@@ -246,10 +283,19 @@ def test_finished_blocks_are_read_and_later_ones_made(tmp_path):
     (calls := tmp_path / "calls").mkdir()
     # four scans, four counts of each of two blocks, then it breaks in the third
     parts = [fragile(i, calls, 13) for i in range(4)]
-    options = {"memory_mb": SMALL_MB, "checkpoint": tmp_path / "kept", "relevance": "score", "top_k": np.int64(5)}
+    options = {
+        "memory_mb": SMALL_MB,
+        "checkpoint": tmp_path / "kept",
+        "relevance": "score",
+        "top_k": np.int64(5),
+    }
     with pytest.raises(RuntimeError, match="the disk went away"):
         teach(parts, **options)
-    assert blocks > 3 and len(list((tmp_path / "kept").glob("block-*"))) == 2 and not counts_written(tmp_path / "kept")
+    assert (
+        blocks > 3
+        and len(list((tmp_path / "kept").glob("block-*"))) == 2
+        and not counts_written(tmp_path / "kept")
+    )
     before, wanted = loads(calls), mig.teach(x, y, relevance="score", top_k=5)
     assert_same(teach(parts, **options), wanted)
     assert (loads(calls) - before).tolist() == [1 + blocks - 2] * 4
@@ -258,14 +304,20 @@ def test_finished_blocks_are_read_and_later_ones_made(tmp_path):
     assert (loads(calls) - before).tolist() == [1] * 4, "a finished run is only scanned"
 
 
-@pytest.mark.parametrize("change", [{"top_k": 3}, {"variant": "jaccard"}, {"min_documents": 9}, {"memory_mb": 1.0}])
+@pytest.mark.parametrize(
+    "change", [{"top_k": 3}, {"variant": "jaccard"}, {"min_documents": 9}, {"memory_mb": 1.0}]
+)
 def test_a_checkpoint_of_other_options_is_an_error(change, tmp_path):
     parts = cut(*toy(), [45])
     teach(parts, checkpoint=tmp_path)
     name, value = next(iter(change.items()))
-    with pytest.raises(ValueError, match=rf"is of another run: {name} .*, now {value!r}; use another folder"):
+    with pytest.raises(
+        ValueError, match=rf"is of another run: {name} .*, now {value!r}; use another folder"
+    ):
         teach(parts, checkpoint=tmp_path, **change)
-    assert_same(teach(parts, checkpoint=tmp_path, relevance="score"), mig.teach(*toy(), relevance="score"))
+    assert_same(
+        teach(parts, checkpoint=tmp_path, relevance="score"), mig.teach(*toy(), relevance="score")
+    )
 
 
 def test_a_checkpoint_of_other_partitions_is_an_error(tmp_path):
@@ -286,8 +338,12 @@ def test_a_file_of_another_checkpoint_is_never_read(tmp_path):
     x, y = toy()
     for name, labels in (("a", y), ("b", y[:, ::-1])):
         teach(cut(x, labels, [45]), checkpoint=tmp_path / name)
-    (tmp_path / "a" / "block-0000000.safetensors").replace(tmp_path / "b" / "block-0000000.safetensors")
-    with pytest.raises(ValueError, match="block-0000000.safetensors was written for other partitions or options"):
+    (tmp_path / "a" / "block-0000000.safetensors").replace(
+        tmp_path / "b" / "block-0000000.safetensors"
+    )
+    with pytest.raises(
+        ValueError, match="block-0000000.safetensors was written for other partitions or options"
+    ):
         teach(cut(x, y[:, ::-1], [45]), checkpoint=tmp_path / "b")
 
 
@@ -295,11 +351,19 @@ def test_errors_name_the_partition_and_the_shapes(tmp_path):
     x, y = toy()
     wrong = cut(x, y, [30, 60])
     wrong[2] = (x[60:, :-1], y[60:])
-    with pytest.raises(ValueError, match=rf"partition 2 has \(V, L\) = \({V - 1}, {L}\) and partition 0 has \({V}, {L}\)"):
+    with pytest.raises(
+        ValueError,
+        match=rf"partition 2 has \(V, L\) = \({V - 1}, {L}\) and partition 0 has \({V}, {L}\)",
+    ):
         teach(wrong)
-    with pytest.raises(ValueError, match=rf"partition 1 has \(V, L\) = \({V}, {L - 1}\) and partition 0 has \({V}, {L}\)"):
+    with pytest.raises(
+        ValueError,
+        match=rf"partition 1 has \(V, L\) = \({V}, {L - 1}\) and partition 0 has \({V}, {L}\)",
+    ):
         teach([(x[:30], y[:30]), (x[30:], y[30:, 1:])])
-    with pytest.raises(ValueError, match=rf"partition 1: tokens \(60, {V}\) and labels \(59, {L}\) differ in rows"):
+    with pytest.raises(
+        ValueError, match=rf"partition 1: tokens \(60, {V}\) and labels \(59, {L}\) differ in rows"
+    ):
         teach([(x[:30], y[:30]), (x[30:], y[31:])])
     with pytest.raises(ValueError, match=r"partition \d is csr_matrix; wanted a pair"):
         teach((x, y))
@@ -334,7 +398,9 @@ def test_a_file_whose_indices_leave_the_matrix_is_an_error(tmp_path):
 @pytest.mark.parametrize("missing", ["dask", "distributed"])
 def test_without_dask_the_error_says_what_to_install(missing, monkeypatch):
     monkeypatch.setitem(sys.modules, missing, None)
-    with pytest.raises(ImportError, match=rf"{missing} is not installed.*pip install plantlib\[scale\]"):
+    with pytest.raises(
+        ImportError, match=rf"{missing} is not installed.*pip install plantlib\[scale\]"
+    ):
         mig_dask._need(missing)
     if missing == "dask":
         with pytest.raises(ImportError, match="pip install plantlib"):
@@ -342,8 +408,13 @@ def test_without_dask_the_error_says_what_to_install(missing, monkeypatch):
 
 
 def test_importing_the_module_imports_no_dask():
-    code = "import sys, plantlib.teacher.dask; sys.exit(any(m in sys.modules for m in ('dask', 'distributed', 'torch')))"
-    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2]).returncode == 0
+    code = (
+        "import sys, plantlib.teacher.dask; sys.exit(any(m in sys.modules for m in ('dask',"
+        " 'distributed', 'torch')))"
+    )
+    assert (
+        subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2]).returncode == 0
+    )
 
 
 def test_a_teacher_survives_its_file(tmp_path):
@@ -355,7 +426,9 @@ def test_a_teacher_survives_its_file(tmp_path):
 
 
 @pytest.mark.parametrize("where", ["here", "scheduler"])
-def test_the_command_teaches_a_corpus_as_a_run_does(where, prepared, corpus, backbone_folder, tmp_path, capsys, request):
+def test_the_command_teaches_a_corpus_as_a_run_does(
+    where, prepared, corpus, backbone_folder, tmp_path, capsys, request
+):
     from plantlib.teacher.mig import TeacherConfig
 
     folder = corpus.save(tmp_path / "tiny")
@@ -369,8 +442,12 @@ def test_the_command_teaches_a_corpus_as_a_run_does(where, prepared, corpus, bac
     assert_same(found, wanted)
     assert asdict(TeacherConfig())["variant"] == found.variant and found.n_train == 60
     printed = capsys.readouterr().out.splitlines()
-    assert len(printed) == 1 and "60 documents" in printed[0] and "teacher.safetensors" in printed[0]
-    assert [p.name for p in out.iterdir()] == ["teacher.safetensors"], "the work folder goes when the teacher is safe"
+    assert (
+        len(printed) == 1 and "60 documents" in printed[0] and "teacher.safetensors" in printed[0]
+    )
+    assert [p.name for p in out.iterdir()] == ["teacher.safetensors"], (
+        "the work folder goes when the teacher is safe"
+    )
 
 
 def test_the_command_goes_on_with_its_partitions(corpus, backbone_folder, tmp_path, monkeypatch):
@@ -380,7 +457,10 @@ def test_the_command_goes_on_with_its_partitions(corpus, backbone_folder, tmp_pa
         broken.setattr(mig, "relevance_of", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             main(call)
-    assert len(list(out.glob("work-*/partitions/part-*"))) == 8 and len(list(out.glob("work-*/checkpoint/block-*"))) == 1
+    assert (
+        len(list(out.glob("work-*/partitions/part-*"))) == 8
+        and len(list(out.glob("work-*/checkpoint/block-*"))) == 1
+    )
     monkeypatch.setattr(mig_dask, "write_partitions", None)
     monkeypatch.setattr(mig_dask, "_count", None)
     main(call)

@@ -1,4 +1,6 @@
-"""Label texts: the teacher of a label's own words by hand, what joins what, what a start plants, and where texts come from."""
+"""Label texts: the teacher of a label's own words by hand, what joins what, what a start plants,
+and where texts come from.
+"""
 
 from __future__ import annotations
 
@@ -31,13 +33,20 @@ WORDS = sparse.csr_matrix(np.array([[1, 1, 2, 0], [0, 0, 1, 0], [0, 0, 0, 0]]))
 
 def test_a_description_is_one_more_document_of_its_label_by_hand():
     xlogx = lambda *p: sum(x * np.log(x) for x in p if x)  # noqa: E731
-    # 5 documents, one with the label; the token stands in it and in 1 (token 1) or 0 (token 2) others
+    # 5 documents, one with the label; the token stands in it and in 1 (token 1) or 0 (token 2)
+    # others
     one = xlogx(1 / 5, 1 / 5, 3 / 5) - 2 * 0 - xlogx(1 / 5, 4 / 5) - xlogx(2 / 5, 3 / 5)
     none = -xlogx(1 / 5, 4 / 5)  # the token is the label: I = H
     # two of three labels have a text: a token of both weighs ln(1 + 2/2) / ln(1 + 2)
     shared = np.log(2) / np.log(3)
     found = label_texts.scores_of(WORDS, COUNTS).toarray()
-    wanted = np.array([[0, one / np.sqrt(3), none * shared / np.sqrt(3), 0], [0, 0, none * shared, 0], [0, 0, 0, 0]])
+    wanted = np.array(
+        [
+            [0, one / np.sqrt(3), none * shared / np.sqrt(3), 0],
+            [0, 0, none * shared, 0],
+            [0, 0, 0, 0],
+        ]
+    )
     np.testing.assert_allclose(found, wanted, atol=1e-12)
     taught = label_texts.teach(WORDS, COUNTS, weight=3.0)
     np.testing.assert_allclose(taught.scores.toarray(), 3 * wanted, atol=1e-12)
@@ -60,19 +69,30 @@ def test_only_labels_with_few_documents_get_words_and_the_others_keep_their_teac
     assert words.scores.nnz == 0, "labels 0 and 1 have two documents, label 2 no text"
     words = label_texts.limited(label_texts.teach(WORDS, COUNTS), np.array([2, 0, 0]), few=1)
     both = label_texts.joined(teacher, words, vocabulary=3)
-    assert (both.scores[0] != teacher.scores[0]).nnz == 0 and both.scores[1, 2] == words.scores[1, 2] > 0
+    assert (both.scores[0] != teacher.scores[0]).nnz == 0 and both.scores[1, 2] == words.scores[
+        1, 2
+    ] > 0
     assert both.relevance.max() == 1 and both.n_train == 4
 
 
 @pytest.fixture(scope="module")
 def described(corpus):
-    return dataclasses.replace(corpus, label_texts={"only test": "a comet, comets", "rare tin": "tin", "heart": "of the heart"})
+    return dataclasses.replace(
+        corpus,
+        label_texts={"only test": "a comet, comets", "rare tin": "tin", "heart": "of the heart"},
+    )
 
 
 @pytest.fixture(scope="module")
 def ready(described, backbone_folder, tmp_path_factory):
-    return prepare(described, backbone=backbone_folder, max_tokens=None, label_space="all", progress=False,
-                   root=tmp_path_factory.mktemp("texts"))
+    return prepare(
+        described,
+        backbone=backbone_folder,
+        max_tokens=None,
+        label_space="all",
+        progress=False,
+        root=tmp_path_factory.mktemp("texts"),
+    )
 
 
 def test_a_start_with_text_teaches_labels_without_documents(ready, monkeypatch, tmp_path):
@@ -81,29 +101,48 @@ def test_a_start_with_text_teaches_labels_without_documents(ready, monkeypatch, 
     names, vocabulary = ready.corpus.label_names, ready.vocabulary
     unseen, head = names.index("only test"), names.index("heart")
     assert ready.train_counts[unseen] == 0 and not teacher.taught[unseen]
-    made = {start: with_label_texts(ready, teacher, start.split("+"), config)
-            for start in ("text", "lookup+text", "score+text", "lookup+score+text")}
+    made = {
+        start: with_label_texts(ready, teacher, start.split("+"), config)
+        for start in ("text", "lookup+text", "score+text", "lookup+score+text")
+    }
     comet = vocabulary.index("comet")
     for start, t in made.items():
         assert t.relevance[unseen, comet] == 1 and t.scores[unseen, comet] > 0, start
-        assert (t.relevance[head].nnz > 0) == ("lookup" in start) and (t.scores[head].nnz > 0) == ("score" in start)
+        assert (t.relevance[head].nnz > 0) == ("lookup" in start) and (t.scores[head].nnz > 0) == (
+            "score" in start
+        )
         if "lookup" in start:
             assert (t.relevance[head] != teacher.relevance[head]).nnz == 0
-    bare = dataclasses.replace(ready, corpus=dataclasses.replace(ready.corpus, label_texts={"heart": "heart"}))
+    bare = dataclasses.replace(
+        ready, corpus=dataclasses.replace(ready.corpus, label_texts={"heart": "heart"})
+    )
     with pytest.raises(DataError, match="with at most 5 training documents has a text"):
         with_label_texts(bare, teacher, ["text"], config)
 
 
-def test_documents_outside_train_change_nothing(ready, described, backbone_folder, tmp_path, monkeypatch):
+def test_documents_outside_train_change_nothing(
+    ready, described, backbone_folder, tmp_path, monkeypatch
+):
     monkeypatch.setenv("PLANT_HOME", str(tmp_path))
     held = np.flatnonzero(described.split != "train")
     texts = list(described.texts)
     for i in held:
         texts[i] = "comet tin gold pulse"
-    other = prepare(dataclasses.replace(described, texts=texts), backbone=backbone_folder, max_tokens=None,
-                    label_space="all", progress=False, root=tmp_path)
-    made = [with_label_texts(p, p.teacher(), ["lookup", "text"], TeacherConfig()) for p in (ready, other)]
-    assert (made[0].scores != made[1].scores).nnz == 0 and (made[0].relevance != made[1].relevance).nnz == 0
+    other = prepare(
+        dataclasses.replace(described, texts=texts),
+        backbone=backbone_folder,
+        max_tokens=None,
+        label_space="all",
+        progress=False,
+        root=tmp_path,
+    )
+    made = [
+        with_label_texts(p, p.teacher(), ["lookup", "text"], TeacherConfig())
+        for p in (ready, other)
+    ]
+    assert (made[0].scores != made[1].scores).nnz == 0 and (
+        made[0].relevance != made[1].relevance
+    ).nnz == 0
 
 
 def test_zero_shot_labels_are_found_by_their_words(ready, monkeypatch, tmp_path):
@@ -112,26 +151,51 @@ def test_zero_shot_labels_are_found_by_their_words(ready, monkeypatch, tmp_path)
     gap = {}
     for start in ("lookup+score", "lookup+score+text"):
         record, model = runs.run_start(ready, start, config=config, progress=False)
-        assert record.dataset["label_space"] == "all labels of the corpus" and "all-labels" in record.id
+        assert (
+            record.dataset["label_space"] == "all labels of the corpus"
+            and "all-labels" in record.id
+        )
         assert "zero/r@15" in record.metrics
         model.attach_backbone(ready.load_backbone())
         model.config.calibration = None
-        comet, other = (dict(row)["only test"] for row in model.predict(["comet comet", "patient seen"], k=ready.corpus.L))
+        comet, other = (
+            dict(row)["only test"]
+            for row in model.predict(["comet comet", "patient seen"], k=ready.corpus.L)
+        )
         gap[start] = comet - other
-    assert gap["lookup+score+text"] > 0.01 > 3 * abs(gap["lookup+score"]), f"its score follows its word: {gap}"
+    assert gap["lookup+score+text"] > 0.01 > 3 * abs(gap["lookup+score"]), (
+        f"its score follows its word: {gap}"
+    )
 
 
-@pytest.mark.parametrize(("unseen", "loss"), [("still", "bce"), ("still", "approx_ndcg"), ("negatives", "bce")])
-def test_what_was_planted_for_labels_without_documents_outlives_training(unseen, loss, ready, tmp_path):
-    """Left out of the loss, their rows stay to the bit; as negatives they are pushed down by every document."""
+@pytest.mark.parametrize(
+    ("unseen", "loss"), [("still", "bce"), ("still", "approx_ndcg"), ("negatives", "bce")]
+)
+def test_what_was_planted_for_labels_without_documents_outlives_training(
+    unseen, loss, ready, tmp_path
+):
+    """Left out of the loss, their rows stay to the bit; as negatives they are pushed down by every
+    document.
+    """
     model, teacher = ingredients.build_model(ready, ready.teacher()), ready.teacher()
     starts.plant(model.decoder, "lookup", teacher, ready.train_labels)
     model.teacher_score, still = None, torch.from_numpy(ready.train_counts == 0)
-    parameters = (model.decoder.label_queries, model.decoder.label_outputs, model.decoder.label_bias)
+    parameters = (
+        model.decoder.label_queries,
+        model.decoder.label_outputs,
+        model.decoder.label_bias,
+    )
     before = [p.detach().clone() for p in parameters]
     config = TrainConfig(epochs=2, batch_size=8, unseen=unseen, loss=loss)
-    train.fine_tune(model, ready.documents("train"), ready.documents("dev"), ready.train_counts, tmp_path, config=config,
-                    progress=False)
+    train.fine_tune(
+        model,
+        ready.documents("train"),
+        ready.documents("dev"),
+        ready.train_counts,
+        tmp_path,
+        config=config,
+        progress=False,
+    )
     for old, new in zip(before, parameters, strict=True):
         new = new.detach().cpu()
         assert not torch.equal(old[~still], new[~still]), "the other labels learn"
@@ -141,8 +205,12 @@ def test_what_was_planted_for_labels_without_documents_outlives_training(unseen,
 def test_a_start_with_text_trains_with_labels_without_documents_still(ready, tmp_path, monkeypatch):
     monkeypatch.setenv("PLANT_HOME", str(tmp_path))
     unseen = ready.train_counts == 0
-    _, model = runs.run_start(ready, "lookup+score+text", config=RunConfig(train=TrainConfig(epochs=1)), progress=False)
-    assert not model.decoder.label_outputs[unseen].any() and model.decoder.label_outputs[~unseen].any()
+    _, model = runs.run_start(
+        ready, "lookup+score+text", config=RunConfig(train=TrainConfig(epochs=1)), progress=False
+    )
+    assert (
+        not model.decoder.label_outputs[unseen].any() and model.decoder.label_outputs[~unseen].any()
+    )
     prior = starts.prior_log_odds(ready.train_labels)
     assert torch.equal(model.decoder.label_bias.detach().cpu()[unseen], prior[unseen])
     assert RunConfig().train_for(["lookup", "score"]).unseen == "negatives"
@@ -155,29 +223,54 @@ def test_texts_lie_beside_the_corpus_and_win_over_its_own(described, tmp_path, m
     assert own["rare tin"] == "tin" and own["lung"] is None
     write_label_texts(folder, {"rare tin": "tin. stannum", "lung": "", "unknown": "x"})
     read = dict(zip(described.label_names, label_texts.read(described), strict=True))
-    assert read["rare tin"] == "tin. stannum" and read["lung"] is None and read["heart"] == "of the heart"
-    assert Corpus.load(folder).fingerprint() == described.fingerprint(), "the file beside it changes no corpus"
+    assert (
+        read["rare tin"] == "tin. stannum"
+        and read["lung"] is None
+        and read["heart"] == "of the heart"
+    )
+    assert Corpus.load(folder).fingerprint() == described.fingerprint(), (
+        "the file beside it changes no corpus"
+    )
     write_json(folder / LABEL_TEXTS_FILE, ["rare tin"])
     with pytest.raises(DataError, match="does not map label names to texts"):
         label_texts.read(described)
 
 
 def test_scripts_write_inclusion_terms_and_other_names(tmp_path):
-    codes = sources.script("clinical").with_inclusion_terms({"i50.9": "Heart failure, unspecified", "none": "no code"})
-    assert codes["i50.9"].startswith("Heart failure, unspecified. Cardiac, heart or myocardial failure NOS")
+    codes = sources.script("clinical").with_inclusion_terms(
+        {"i50.9": "Heart failure, unspecified", "none": "no code"}
+    )
+    assert codes["i50.9"].startswith(
+        "Heart failure, unspecified. Cardiac, heart or myocardial failure NOS"
+    )
     assert codes["none"] == "no code"
-    write_json(tmp_path / "EURLEX57K.json", {"1107": {"label": "blue-veined cheese", "alt_labels": ["Stilton"]}, "5": "x"})
-    assert sources.script("get_eurlex57k").long_texts(tmp_path) == {"1107": "blue-veined cheese. Stilton", "5": "x"}
-    write_json(tmp_path / "debtags_vocabulary.json", {"a::b": {"name": "B", "description": "About b."}})
-    assert sources.script("get_debtags").long_texts(tmp_path, {"c": "C"}) == {"c": "C", "a::b": "B. About b."}
+    write_json(
+        tmp_path / "EURLEX57K.json",
+        {"1107": {"label": "blue-veined cheese", "alt_labels": ["Stilton"]}, "5": "x"},
+    )
+    assert sources.script("get_eurlex57k").long_texts(tmp_path) == {
+        "1107": "blue-veined cheese. Stilton",
+        "5": "x",
+    }
+    write_json(
+        tmp_path / "debtags_vocabulary.json", {"a::b": {"name": "B", "description": "About b."}}
+    )
+    assert sources.script("get_debtags").long_texts(tmp_path, {"c": "C"}) == {
+        "c": "C",
+        "a::b": "B. About b.",
+    }
 
 
 def test_what_was_measured_is_a_row_a_system(tmp_path):
     row = {"dataset": "a", "documents": {"train": 9}, "of_them_in_test": 3}
     values = dict.fromkeys(label_texts.SHOWN, 0.5)
-    rows = [row | {"system": "bare MI", "seed": 0, "metrics": values | {"zero/r@15": None}},
-            *(row | {"system": "lookup", "seed": s, "metrics": values | {"ndcg@5": s}} for s in (0, 1))]  # fmt: skip
+    rows = [
+        row | {"system": "bare MI", "seed": 0, "metrics": values | {"zero/r@15": None}},
+        *(row | {"system": "lookup", "seed": s, "metrics": values | {"ndcg@5": s}} for s in (0, 1)),
+    ]
     table = label_texts.measured(write_json(tmp_path / "zero_shot.json", {"rows": rows}))
-    assert table.index.get_level_values("system").tolist() == ["bare MI", "lookup"] and table["seeds"].tolist() == [1, 2]
+    assert table.index.get_level_values("system").tolist() == ["bare MI", "lookup"] and table[
+        "seeds"
+    ].tolist() == [1, 2]
     assert table["ndcg@5"].tolist() == [50, 50] and np.isnan(table["zero/r@15"].iloc[0])
     assert not len(label_texts.measured(tmp_path / "none.json"))

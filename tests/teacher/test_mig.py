@@ -1,7 +1,8 @@
-"""Mutual information, its graded relevance and the bare rankers, against scikit-learn, definitions and hand counts.
+"""Mutual information, its graded relevance and the bare rankers, against scikit-learn, definitions
+and hand counts.
 
-Realises the checks of METHOD sections 1 and 2 and fault 1 of section 6 (test rows in the teacher). Toy corpora only;
-speed and memory on a real corpus are measured in benchmarks/bench_mig.py.
+Realises the checks of METHOD sections 1 and 2 and fault 1 of section 6 (test rows in the teacher).
+Toy corpora only; speed and memory on a real corpus are measured in benchmarks/bench_mig.py.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ N, V, L = 60, 17, 9
 
 
 def toy(seed: int = 0) -> tuple[sparse.csr_matrix, sparse.csr_matrix]:
-    """Counts X (N, V) and labels Y (N, L): tied tokens, tokens and labels that are never or always there."""
+    """Counts X (N, V) and labels Y (N, L): tied tokens, tokens and labels that are never or always
+    there.
+    """
     rng = np.random.default_rng(seed)
     y = rng.random((N, L)) < np.linspace(0.05, 0.6, L)
     x = rng.random((N, V)) < rng.random(V)
@@ -59,7 +62,11 @@ def by_definition(x, y) -> np.ndarray:
         for b in (y, ~y):
             joint = a.T.astype(float) @ b / len(x)
             margin = a.mean(0)[:, None] * b.mean(0)[None, :]
-            total += np.where(joint > 0, joint * np.log(np.where(joint > 0, joint, 1) / np.where(margin > 0, margin, 1)), 0)
+            total += np.where(
+                joint > 0,
+                joint * np.log(np.where(joint > 0, joint, 1) / np.where(margin > 0, margin, 1)),
+                0,
+            )
     return total
 
 
@@ -73,7 +80,9 @@ def positive(x, y) -> np.ndarray:
 def test_every_cell_equals_scikit_learn_and_the_definition(seed):
     x, y = toy(seed)
     got, dx, dy = dense_mutual_information(x, y), x.toarray() > 0, y.toarray() > 0
-    oracle = np.array([[mutual_info_score(dx[:, t], dy[:, label]) for label in range(L)] for t in range(V)])
+    oracle = np.array(
+        [[mutual_info_score(dx[:, t], dy[:, label]) for label in range(L)] for t in range(V)]
+    )
     np.testing.assert_allclose(got, oracle, atol=1e-9, rtol=0)
     np.testing.assert_allclose(got, by_definition(x, y), atol=1e-9, rtol=0)
     assert (got >= 0).all()
@@ -82,26 +91,39 @@ def test_every_cell_equals_scikit_learn_and_the_definition(seed):
 def test_cells_without_a_common_document_have_their_closed_form():
     x, y = toy()
     both = (presence(x).T @ y).toarray()
-    n_t, n_l = (np.broadcast_to(c, both.shape) for c in (column_counts(x)[:, None], column_counts(y)[None, :]))
+    n_t, n_l = (
+        np.broadcast_to(c, both.shape)
+        for c in (column_counts(x)[:, None], column_counts(y)[None, :])
+    )
     apart = (both == 0) & (n_t > 0) & (n_l > 0)
     assert apart[1, 4] and apart.sum() > 3
     f = lambda n: n * np.log(n) if n else 0.0  # noqa: E731
     got = dense_mutual_information(x, y)
     for t, label in np.argwhere(apart):
         a, b = int(n_t[t, label]), int(n_l[t, label])
-        assert got[t, label] == pytest.approx((f(N - a - b) - f(N - a) - f(N - b) + f(N)) / N, abs=1e-12)
+        assert got[t, label] == pytest.approx(
+            (f(N - a - b) - f(N - a) - f(N - b) + f(N)) / N, abs=1e-12
+        )
     assert got[1, 4] == pytest.approx(got[0, 4], abs=1e-12), "presence and absence tell as much"
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_variant_follows_its_formula_where_association_is_positive(variant):
     x, y = toy()
-    entropy = lambda p: -sum(np.where(q > 0, q * np.log(np.where(q > 0, q, 1)), 0) for q in (p, 1 - p))  # noqa: E731
+    entropy = lambda p: (
+        -sum(np.where(q > 0, q * np.log(np.where(q > 0, q, 1)), 0) for q in (p, 1 - p))
+    )  # noqa: E731
     h_t, h_l = (entropy((m.toarray() > 0).mean(0)) for m in (x, y))
     info, keep = by_definition(x, y).T, positive(x, y)
-    below = {"raw": 1.0, "label_entropy": h_l[:, None], "jaccard": h_t[None, :] + h_l[:, None] - info}[variant]
+    below = {
+        "raw": 1.0,
+        "label_entropy": h_l[:, None],
+        "jaccard": h_t[None, :] + h_l[:, None] - info,
+    }[variant]
     got = all_scores(x, y, variant=variant)
-    np.testing.assert_allclose(got, np.divide(info, below, out=np.zeros_like(info), where=keep), atol=1e-9, rtol=0)
+    np.testing.assert_allclose(
+        got, np.divide(info, below, out=np.zeros_like(info), where=keep), atol=1e-9, rtol=0
+    )
     assert (got >= 0).all() and (got[~keep] == 0).all() and keep[4, 0] and not keep[4, 1]
     if variant != "raw":
         assert got.max() == pytest.approx(1.0, abs=1e-12) and got[4, 0] == got.max()
@@ -124,7 +146,9 @@ def test_top_tokens_breaks_ties_by_the_smaller_id_and_stays_sparse(k):
     for row, kept, rank in zip(scores, best.toarray(), ranks.toarray(), strict=True):
         order = [t for t in sorted(range(5), key=lambda t: (-row[t], t)) if row[t] > 0][:k]
         assert np.flatnonzero(kept).tolist() == sorted(order)
-        assert [int(rank[t]) for t in order] == list(range(1, len(order) + 1)) and (kept[order] == row[order]).all()
+        assert [int(rank[t]) for t in order] == list(range(1, len(order) + 1)) and (
+            kept[order] == row[order]
+        ).all()
 
 
 def test_top_tokens_equals_a_full_sort_on_random_rows_with_ties():
@@ -146,7 +170,9 @@ def test_teacher_holds_at_most_k_tokens_a_label_as_csr():
     assert full.scores.nnz == positive(x, y).sum()
     row = full.scores[2].toarray().ravel()
     assert set(teacher.scores[2].indices) == set(np.lexsort((np.arange(V), -row))[:3])
-    assert not teacher.taught[7] and not teacher.taught[8], "a label on no or every document teaches nothing"
+    assert not teacher.taught[7] and not teacher.taught[8], (
+        "a label on no or every document teaches nothing"
+    )
 
 
 def test_grades_are_the_published_search_and_near_the_closed_form():
@@ -170,7 +196,9 @@ def test_relevance_lies_in_zero_one_and_follows_the_scores(kind):
             assert relevance.data.max() == 1.0 and relevance.data.min() > 0
             assert (np.diff(relevance.data[np.argsort(-scores.data, kind="stable")]) <= 0).all()
             if kind == "score":
-                np.testing.assert_allclose(relevance.data, scores.data / scores.data.max(), rtol=1e-12)
+                np.testing.assert_allclose(
+                    relevance.data, scores.data / scores.data.max(), rtol=1e-12
+                )
 
 
 def test_grade_relevance_counts_only_tokens_that_are_there():
@@ -183,7 +211,11 @@ def test_grade_relevance_counts_only_tokens_that_are_there():
 def test_many_blocks_give_the_teacher_of_one(memory_mb):
     x, y = toy()
     ranges = list(blocks_of_labels(presence(x), presence(y), memory_mb))
-    assert len(ranges) > 2 and [r[0] for r in ranges[1:]] == [r[1] for r in ranges[:-1]] and ranges[-1][1] == L
+    assert (
+        len(ranges) > 2
+        and [r[0] for r in ranges[1:]] == [r[1] for r in ranges[:-1]]
+        and ranges[-1][1] == L
+    )
     one, many = mig.teach(x, y), mig.teach(x, y, memory_mb=memory_mb)
     for a, b in ((one.scores, many.scores), (one.relevance, many.relevance)):
         assert (a != b).nnz == 0 and a.indices.tolist() == b.indices.tolist()
@@ -192,14 +224,20 @@ def test_many_blocks_give_the_teacher_of_one(memory_mb):
 IMPLEMENTATIONS = [
     "torch",
     "reference",
-    pytest.param("triton", marks=pytest.mark.skipif(
-        not (machine.has_triton() and machine.interpreted()), reason="Triton's interpreter is off or triton is not installed"
-    )),
-]  # fmt: skip
+    pytest.param(
+        "triton",
+        marks=pytest.mark.skipif(
+            not (machine.has_triton() and machine.interpreted()),
+            reason="Triton's interpreter is off or triton is not installed",
+        ),
+    ),
+]
 
 
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)
-@pytest.mark.parametrize("options", [{}, {"variant": "raw", "relevance": "score", "min_documents": 20, "top_k": 3}])
+@pytest.mark.parametrize(
+    "options", [{}, {"variant": "raw", "relevance": "score", "min_documents": 20, "top_k": 3}]
+)
 def test_every_implementation_gives_the_same_bits(impl, options):
     x, y = toy()
     found, wanted = mig.teach(x, y, impl=impl, **options), mig.teach(x, y, **options)
@@ -210,7 +248,9 @@ def test_every_implementation_gives_the_same_bits(impl, options):
 
 def test_the_dense_reference_keeps_all_tokens_too():
     x, y = toy()
-    assert (mig.teach(x, y, top_k=None, impl="reference").scores != mig.teach(x, y, top_k=None).scores).nnz == 0
+    assert (
+        mig.teach(x, y, top_k=None, impl="reference").scores != mig.teach(x, y, top_k=None).scores
+    ).nnz == 0
 
 
 @pytest.mark.skipif(not machine.has_triton(), reason="triton is not installed")
@@ -224,8 +264,12 @@ def test_auto_takes_the_kernels_on_a_named_gpu_within_their_limits():
 
 def test_an_entry_stored_twice_is_one_document():
     x, y = toy()
-    twice = sparse.csr_matrix((np.repeat(x.data, 2), np.repeat(x.indices, 2), 2 * x.indptr), shape=x.shape)
-    assert (mig.teach(twice, y).scores != mig.teach(x, y).scores).nnz == 0 and twice.nnz == 2 * x.nnz
+    twice = sparse.csr_matrix(
+        (np.repeat(x.data, 2), np.repeat(x.indices, 2), 2 * x.indptr), shape=x.shape
+    )
+    assert (
+        mig.teach(twice, y).scores != mig.teach(x, y).scores
+    ).nnz == 0 and twice.nnz == 2 * x.nnz
 
 
 def test_rare_tokens_can_be_left_out():
@@ -247,16 +291,41 @@ def prepared(texts, labels, split) -> Prepared:
 
 
 def test_teacher_does_not_change_with_test_labels_or_test_texts():
-    texts = ["red apple", "red wine", "green pear", "green tea", "red pear", "green apple", "red tea", "wine pear"]
-    labels = [["r"], ["r"], ["g"], ["g"], ["r"], ["g"], ["r", "only-test"], ["only-test", "only-dev"]]
+    texts = [
+        "red apple",
+        "red wine",
+        "green pear",
+        "green tea",
+        "red pear",
+        "green apple",
+        "red tea",
+        "wine pear",
+    ]
+    labels = [
+        ["r"],
+        ["r"],
+        ["g"],
+        ["g"],
+        ["r"],
+        ["g"],
+        ["r", "only-test"],
+        ["only-test", "only-dev"],
+    ]
     split = ["train"] * 5 + ["dev", "test", "test"]
     plain = prepared(texts, labels, split)
     other_texts = texts[:6] + ["pear pear apple", "green green tea"]
     other = prepared(other_texts, labels[:6] + [["g", "only-test"], ["r", "only-dev"]], split)
-    assert plain.corpus.label_names == other.corpus.label_names and plain.vocabulary == other.vocabulary
+    assert (
+        plain.corpus.label_names == other.corpus.label_names
+        and plain.vocabulary == other.vocabulary
+    )
     for config in (TeacherConfig(), TeacherConfig(variant="jaccard", relevance="grade")):
         a, b = plain.teacher(config), other.teacher(config)
-        assert a.n_train == b.n_train == 5 and (a.scores != b.scores).nnz == 0 and (a.relevance != b.relevance).nnz == 0
+        assert (
+            a.n_train == b.n_train == 5
+            and (a.scores != b.scores).nnz == 0
+            and (a.relevance != b.relevance).nnz == 0
+        )
         unseen = [plain.corpus.label_names.index(name) for name in ("only-test", "only-dev")]
         assert not a.taught[unseen].any() and a.taught.sum() == 2
     everything = mig.teach(plain.counts, plain.corpus.labels)
@@ -267,7 +336,9 @@ def test_shuffled_keeps_the_rows_and_moves_their_meaning():
     teacher = mig.teach(*toy())
     shuffled, again = teacher.shuffled(1), teacher.shuffled(1)
     rows = lambda t: [tuple(np.r_[r.indices, r.data]) for r in t.relevance]  # noqa: E731
-    assert sorted(rows(shuffled)) == sorted(rows(teacher)) and rows(shuffled) == rows(again) != rows(teacher)
+    assert sorted(rows(shuffled)) == sorted(rows(teacher)) and rows(shuffled) == rows(
+        again
+    ) != rows(teacher)
     assert (shuffled.taught == teacher.taught).all() and rows(teacher.shuffled(2)) != rows(shuffled)
 
 
@@ -296,8 +367,11 @@ def test_bare_rankers_equal_sums_by_hand():
     for row, document in zip(got, (3, 0), strict=True):
         w = weights[document].toarray().ravel()
         for label in range(2):
-            assert row[label] == pytest.approx(sum(w[t] * table[label, t] for t in range(5)), abs=1e-12)
-    ppmi = terms.ppmi(counts.counts, y).scores.toarray()  # ln(C N / ((n_t + 1) n_l)); n_l = 2, N = 4
+            assert row[label] == pytest.approx(
+                sum(w[t] * table[label, t] for t in range(5)), abs=1e-12
+            )
+    # ln(C N / ((n_t + 1) n_l)); n_l = 2, N = 4
+    ppmi = terms.ppmi(counts.counts, y).scores.toarray()
     red = np.log(2 * 4 / (3 * 2))
     np.testing.assert_allclose(ppmi, [[0, 0, red, 0, 0], [0, red, 0, 0, 0]], atol=1e-12)
     middle = centroids(sparse.csr_matrix(counts.counts, dtype=float), y).scores.toarray()

@@ -1,4 +1,6 @@
-"""The ensemble: logits are summed, the record is that of the sum, labels and corpora must agree, saving keeps predictions."""
+"""The ensemble: logits are summed, the record is that of the sum, labels and corpora must agree,
+saving keeps predictions.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,10 @@ from plantlib.training.train import Documents
 def members(prepared):
     """Two starts of one seed, each with its backbone."""
     config = RunConfig(train=TrainConfig(epochs=1))
-    made = [run_start(prepared, start, 0, config=config, progress=False)[1] for start in ("lookup", "random")]
+    made = [
+        run_start(prepared, start, 0, config=config, progress=False)[1]
+        for start in ("lookup", "random")
+    ]
     return [(prepared, model) for model in made]
 
 
@@ -40,9 +45,13 @@ def test_predictions_are_of_the_sum_and_survive_saving(members, prepared, corpus
     loaded = Ensemble.from_pretrained(tmp_path / "e")
     for one, (_, model) in zip(loaded.models, members, strict=True):
         one.to(model.device)
-    assert loaded.predict(texts) == ensemble.predict(texts) and loaded.threshold == ensemble.threshold
+    assert (
+        loaded.predict(texts) == ensemble.predict(texts) and loaded.threshold == ensemble.threshold
+    )
     saved = RunRecord.load(tmp_path / f"{record.id}.json")
-    assert saved.system == "lookup ensemble" and saved.params["members"] == [m.record.id for _, m in members]
+    assert saved.system == "lookup ensemble" and saved.params["members"] == [
+        m.record.id for _, m in members
+    ]
     assert record.id.endswith("-ensemble") and saved.metrics["p@1"] == record.metrics["p@1"]
 
 
@@ -69,7 +78,13 @@ def test_scores_are_those_of_a_sum_by_hand():
 def test_contradictory_members_are_refused(members):
     with pytest.raises(ValueError, match="an ensemble of 1"):
         Ensemble([members[0][1]])
-    other = RunRecord(**{f: getattr(members[0][1].record, f) for f in ("id", "kind", "dataset", "system", "metrics")}, seed=5)
+    other = RunRecord(
+        **{
+            f: getattr(members[0][1].record, f)
+            for f in ("id", "kind", "dataset", "system", "metrics")
+        },
+        seed=5,
+    )
     kept, members[1][1].record = members[1][1].record, other
     with pytest.raises(ValueError, match="seeds 0 and 5"):
         run_ensemble(members)
@@ -83,11 +98,16 @@ def test_contradictory_members_are_refused(members):
 
 def test_members_that_plant_a_linear_score_are_summed_like_others(prepared):
     quick, starts = RunConfig(train=TrainConfig(epochs=1)), ("lookup+linear", "lookup")
-    members = [(prepared, run_start(prepared, start, config=quick, progress=False)[1]) for start in starts]
+    members = [
+        (prepared, run_start(prepared, start, config=quick, progress=False)[1]) for start in starts
+    ]
     record, ensemble = run_ensemble(members)
     assert record.metrics["p@1"] > 0
     for _, model in members:
         model.attach_backbone(prepared.load_backbone())
     text = prepared.corpus.texts[int(prepared.rows["test"][0])]
-    alone = [m(*m._packed(m.tokenise([text])), linear_scores=m.word_scores([text])).logits.cpu() for _, m in members]
+    alone = [
+        m(*m._packed(m.tokenise([text])), linear_scores=m.word_scores([text])).logits.cpu()
+        for _, m in members
+    ]
     assert torch.allclose(ensemble.logits([text]), sum(alone), atol=1e-4)

@@ -1,4 +1,6 @@
-"""The choices of gains: dev's verdict after an epoch, the chosen run gone on with, what a kill leaves, the score's weight."""
+"""The choices of gains: dev's verdict after an epoch, the chosen run gone on with, what a kill
+leaves, the score's weight.
+"""
 
 from dataclasses import replace
 
@@ -13,7 +15,9 @@ from plantlib.training import runs, train
 from plantlib.training.options import RunConfig, TrainConfig
 from plantlib.training.runs import finished, run_start
 
-CONFIG = RunConfig(linear=LinearConfig(folds=2), train=TrainConfig(epochs=2, patience=2), other_gains=(1.0, 0.0))
+CONFIG = RunConfig(
+    linear=LinearConfig(folds=2), train=TrainConfig(epochs=2, patience=2), other_gains=(1.0, 0.0)
+)
 
 
 @pytest.fixture(scope="module")
@@ -28,21 +32,32 @@ def test_gains_are_tried_from_the_linear_score_with_a_frozen_backbone_alone():
     for start in (["lookup"], ["linear"], ["lookup", "score"], ["random"]):
         assert config.gains_for(start) == [4.0]
     assert replace(config, tuning="lora").gains_for(["lookup", "linear"]) == [4.0]
-    assert RunConfig(other_gains=(), start=StartConfig(lookup_gain=2.0)).gains_for(["lookup", "linear"]) == [2.0]
+    assert RunConfig(other_gains=(), start=StartConfig(lookup_gain=2.0)).gains_for(
+        ["lookup", "linear"]
+    ) == [2.0]
     with pytest.raises(ValueError, match="0 or more"):
         RunConfig(other_gains=(-1.0,))
 
 
-@pytest.mark.parametrize("found, best", [({4: 0.5, 1: 0.7, 0: 0.6}, 1), ({4: 0.7, 1: 0.7, 0: 0.6}, 4)], ids=["best", "tied"])
+@pytest.mark.parametrize(
+    "found, best",
+    [({4: 0.5, 1: 0.7, 0: 0.6}, 1), ({4: 0.7, 1: 0.7, 0: 0.6}, 4)],
+    ids=["best", "tied"],
+)
 def test_the_best_of_dev_is_chosen_and_the_model_stands_at_its_start(found, best, tmp_path):
     begun = []
     fit = lambda folder, callbacks: [{"p@1": found[begun[-1]]}]  # noqa: E731
-    assert train.choose(found, begun.append, fit, tmp_path, "p@1") == (best, {str(g): v for g, v in found.items()})
+    assert train.choose(found, begun.append, fit, tmp_path, "p@1") == (
+        best,
+        {str(g): v for g, v in found.items()},
+    )
     assert begun == [*found, best]
 
 
 def test_the_chosen_run_is_the_run_of_that_gain(prepared, chosen):
-    """Trials leave no trace: the numbers are those of a run that was asked for this gain alone, down to the trained gains."""
+    """Trials leave no trace: the numbers are those of a run that was asked for this gain alone,
+    down to the trained gains.
+    """
     gain, tried = chosen.params["gain_chosen"], chosen.params["gains_tried"]
     assert list(tried) == ["4", "1", "0"] and tried[f"{gain:g}"] == max(tried.values())
     assert chosen.history[0]["ndcg@5"] == tried[f"{gain:g}"] and len(chosen.history) == 2
@@ -57,7 +72,9 @@ def test_the_chosen_run_is_the_run_of_that_gain(prepared, chosen):
 def test_a_run_of_one_epoch_is_its_own_trial(prepared):
     config = replace(CONFIG, other_gains=(1.0,), train=TrainConfig(epochs=1))
     record, _ = run_start(prepared, "lookup+linear", 0, config=config, progress=False)
-    assert len(record.history) == 1 and record.history[0]["ndcg@5"] == max(record.params["gains_tried"].values())
+    assert len(record.history) == 1 and record.history[0]["ndcg@5"] == max(
+        record.params["gains_tried"].values()
+    )
 
 
 def test_a_killed_choice_goes_on_where_it_was(prepared, chosen, monkeypatch):
@@ -73,9 +90,13 @@ def test_a_killed_choice_goes_on_where_it_was(prepared, chosen, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         run_start(prepared, "lookup+linear", 0, config=CONFIG, progress=False)
     assert fitted == ["gain-4.0", "gain-1.0"]
-    monkeypatch.setattr(runs.train, "fine_tune", lambda *a, **o: (fitted.append(a[4].name), fit(*a, **o))[1])
+    monkeypatch.setattr(
+        runs.train, "fine_tune", lambda *a, **o: (fitted.append(a[4].name), fit(*a, **o))[1]
+    )
     again, _ = run_start(prepared, "lookup+linear", 0, config=CONFIG, progress=False)
-    assert fitted[2:] == ["gain-0.0", f"gain-{chosen.params['gain_chosen']}"], "no trial was made twice"
+    assert fitted[2:] == ["gain-0.0", f"gain-{chosen.params['gain_chosen']}"], (
+        "no trial was made twice"
+    )
     assert again.history[-1]["ndcg@5"] == chosen.history[-1]["ndcg@5"]
     assert again.params["gains_tried"] == chosen.params["gains_tried"]
 
@@ -89,8 +110,14 @@ class Killed(TrainerCallback):
 
 
 def test_a_run_killed_after_the_choice_goes_on_from_its_last_epoch(prepared, monkeypatch):
-    """The trials of its gains are not made again, and it ends with the numbers of a run that nobody killed."""
-    config, fit, fitted = replace(CONFIG, train=TrainConfig(epochs=3, patience=3)), train.fine_tune, []
+    """The trials of its gains are not made again, and it ends with the numbers of a run that nobody
+    killed.
+    """
+    config, fit, fitted = (
+        replace(CONFIG, train=TrainConfig(epochs=3, patience=3)),
+        train.fine_tune,
+        [],
+    )
 
     def until(*args, **options):
         fitted.append(args[4].name)
@@ -101,12 +128,16 @@ def test_a_run_killed_after_the_choice_goes_on_from_its_last_epoch(prepared, mon
     with pytest.raises(KeyboardInterrupt):
         run_start(prepared, "lookup+linear", 0, config=config, progress=False)
     assert len(fitted) == 4, "three trials, and the run that goes on"
-    monkeypatch.setattr(runs.train, "fine_tune", lambda *a, **o: (fitted.append(a[4].name), fit(*a, **o))[1])
+    monkeypatch.setattr(
+        runs.train, "fine_tune", lambda *a, **o: (fitted.append(a[4].name), fit(*a, **o))[1]
+    )
     again, _ = run_start(prepared, "lookup+linear", 0, config=config, progress=False)
     assert fitted[4:] == fitted[3:4], "no trial was made twice"
     monkeypatch.setattr(runs.train, "fine_tune", fit)
     whole, _ = run_start(prepared, "lookup+linear", 0, config=config, progress=False)
-    assert [row["ndcg@5"] for row in again.history] == [row["ndcg@5"] for row in whole.history] and len(whole.history) == 3
+    assert [row["ndcg@5"] for row in again.history] == [
+        row["ndcg@5"] for row in whole.history
+    ] and len(whole.history) == 3
     assert again.metrics == pytest.approx(whole.metrics, abs=1e-6, nan_ok=True)
     assert again.params["final_gains"] == pytest.approx(whole.params["final_gains"], abs=1e-6)
 
@@ -119,32 +150,57 @@ def test_the_weight_of_the_score_is_the_best_of_dev_and_the_smallest_if_tied():
         seen.append(round(gain.item(), 6))
         return found[seen[-1]]
 
-    assert train.weigh(gain, (3.0, 1.0, 2.0, 1.5), judge) == (2.0, {"1": 0.1, "1.5": 0.2, "2": 0.7, "3": 0.7})
-    assert gain.item() == 1.0 and gain.requires_grad and seen == [0.5, 0.75, 1.0, 1.5], "multiples of what was trained"
+    assert train.weigh(gain, (3.0, 1.0, 2.0, 1.5), judge) == (
+        2.0,
+        {"1": 0.1, "1.5": 0.2, "2": 0.7, "3": 0.7},
+    )
+    assert gain.item() == 1.0 and gain.requires_grad and seen == [0.5, 0.75, 1.0, 1.5], (
+        "multiples of what was trained"
+    )
 
 
 def test_the_weight_is_chosen_after_training_and_judged_as_it_was_chosen(prepared, chosen):
-    """Beside the gain nothing changes: the same epochs, and dev's metric of the trained gain is that of the epoch kept."""
+    """Beside the gain nothing changes: the same epochs, and dev's metric of the trained gain is
+    that of the epoch kept.
+    """
     weight, tried = chosen.params["linear_weight"], chosen.params["linear_weights_tried"]
     assert list(tried) == ["1", "1.5", "2", "3"] and tried[f"{weight:g}"] == max(tried.values())
     assert tried["1"] == pytest.approx(chosen.history[chosen.chosen_epoch - 1]["ndcg@5"], abs=1e-6)
-    plain, _ = run_start(prepared, "lookup+linear", 0, config=replace(CONFIG, linear_weights=()), progress=False)
-    doubled, _ = run_start(prepared, "lookup+linear", 0, config=replace(CONFIG, linear_weights=(2.0,)), progress=False)
+    plain, _ = run_start(
+        prepared, "lookup+linear", 0, config=replace(CONFIG, linear_weights=()), progress=False
+    )
+    doubled, _ = run_start(
+        prepared, "lookup+linear", 0, config=replace(CONFIG, linear_weights=(2.0,)), progress=False
+    )
     trained = plain.params["final_gains"]["linear"]
-    assert "linear_weight" not in plain.params and chosen.params["final_gains"]["linear"] == pytest.approx(weight * trained)
-    assert doubled.params["final_gains"]["linear"] == pytest.approx(2 * trained), "one multiple is taken, whatever dev says"
+    assert "linear_weight" not in plain.params and chosen.params["final_gains"][
+        "linear"
+    ] == pytest.approx(weight * trained)
+    assert doubled.params["final_gains"]["linear"] == pytest.approx(2 * trained), (
+        "one multiple is taken, whatever dev says"
+    )
     assert [row["ndcg@5"] for row in doubled.history] == [row["ndcg@5"] for row in plain.history]
     assert doubled.threshold != plain.threshold, "dev and test are read with the weight chosen"
 
 
 def test_a_score_is_weighed_where_dev_is_cached(prepared):
-    assert RunConfig().weights_for(["lookup", "linear"]) == RunConfig().weights_for(["linear"]) == (1.0, 1.5, 2.0, 3.0)
-    assert RunConfig().weights_for(["lookup", "score"]) == RunConfig(tuning="lora").weights_for(["linear"]) == ()
+    assert (
+        RunConfig().weights_for(["lookup", "linear"])
+        == RunConfig().weights_for(["linear"])
+        == (1.0, 1.5, 2.0, 3.0)
+    )
+    assert (
+        RunConfig().weights_for(["lookup", "score"])
+        == RunConfig(tuning="lora").weights_for(["linear"])
+        == ()
+    )
     with pytest.raises(ValueError, match="above 0"):
         RunConfig(linear_weights=(1.0, 0.0))
 
 
-def test_records_from_before_the_choice_are_made_again_and_others_are_not(prepared, chosen, tmp_path):
+def test_records_from_before_the_choice_are_made_again_and_others_are_not(
+    prepared, chosen, tmp_path
+):
     config, record = CONFIG.seeded(0), replace(chosen, params=dict(chosen.params))
     assert finished(record.save(tmp_path), prepared, config) == record
     del record.params["other_gains"]
@@ -160,7 +216,13 @@ def test_records_from_before_the_choice_are_made_again_and_others_are_not(prepar
     del record.params["other_gains"]
     for start in ("linear", "l2r+linear"):
         other = replace(record, system=start)
-        assert finished(other.save(tmp_path), prepared, config) == other, "without a lookup there is no gain to choose"
-    ablation = replace(record, system="linear score too", params=record.params | {"start_name": "lookup+linear"})
+        assert finished(other.save(tmp_path), prepared, config) == other, (
+            "without a lookup there is no gain to choose"
+        )
+    ablation = replace(
+        record, system="linear score too", params=record.params | {"start_name": "lookup+linear"}
+    )
     assert finished(ablation.save(tmp_path), prepared, config) is None
-    assert finished(chosen.save(tmp_path), prepared, replace(config, other_gains=())) is None, "nor the other way round"
+    assert finished(chosen.save(tmp_path), prepared, replace(config, other_gains=())) is None, (
+        "nor the other way round"
+    )

@@ -1,4 +1,6 @@
-"""Domain-adaptive step: perplexity of dev text falls, test text is never read, and the adapter is the one used afterwards."""
+"""Domain-adaptive step: perplexity of dev text falls, test text is never read, and the adapter is
+the one used afterwards.
+"""
 
 from __future__ import annotations
 
@@ -22,9 +24,19 @@ def folder(request, tmp_path_factory):
     from transformers import BertConfig, BertForMaskedLM, LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
-    tokenizer, sizes = tiny_tokenizer(), {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 1,
-                                          "num_attention_heads": 2, "max_position_embeddings": WINDOW + 2}  # fmt: skip
-    kind = {"causal": (LlamaForCausalLM, LlamaConfig), "masked": (BertForMaskedLM, BertConfig)}[request.param]
+    tokenizer, sizes = (
+        tiny_tokenizer(),
+        {
+            "hidden_size": 24,
+            "intermediate_size": 32,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "max_position_embeddings": WINDOW + 2,
+        },
+    )
+    kind = {"causal": (LlamaForCausalLM, LlamaConfig), "masked": (BertForMaskedLM, BertConfig)}[
+        request.param
+    ]
     model = kind[0](kind[1](**sizes, vocab_size=len(tokenizer), pad_token_id=0))
     path = tmp_path_factory.mktemp(request.param) / "base"
     model.save_pretrained(path)
@@ -37,7 +49,14 @@ def adapted(folder, corpus, tmp_path_factory):
     """(objective, base folder, adapter folder, what `adapt` found)."""
     out = tmp_path_factory.mktemp("adapted") / "adapter"
     config = AdaptConfig(epochs=6, block=12, batch_size=16, learning_rate=0.05)
-    found = adapt(corpus, folder[1], out, config=config, lora=adapters.LoraOptions(r=8, dropout=0.0), progress=False)
+    found = adapt(
+        corpus,
+        folder[1],
+        out,
+        config=config,
+        lora=adapters.LoraOptions(r=8, dropout=0.0),
+        progress=False,
+    )
     return *folder, out, found
 
 
@@ -47,25 +66,42 @@ def test_perplexity_of_dev_text_falls(adapted):
     # adapters alone cannot do more for a random base of hidden size 24
     assert 1 < found["perplexity_after"] < 0.97 * found["perplexity_before"]
     assert read_json(out / "adaptation.json")["perplexity_after"] == found["perplexity_after"]
-    assert {p.name for p in out.iterdir()} >= {"adapter_model.safetensors", "adapter_config.json", "tokenizer.json"}
+    assert {p.name for p in out.iterdir()} >= {
+        "adapter_model.safetensors",
+        "adapter_config.json",
+        "tokenizer.json",
+    }
     assert not list(out.parent.glob(".*")), "no checkpoints are left"
 
 
 def test_adapter_is_used_afterwards(adapted, corpus, tmp_path):
-    """Given as a backbone the folder reads differently from its base, in cached features too, and keeps its own fingerprint."""
+    """Given as a backbone the folder reads differently from its base, in cached features too, and
+    keeps its own fingerprint.
+    """
     _, base, out, _ = adapted
     ids, offsets = torch.arange(5, 25), torch.tensor([0, 8, 20])
-    states = {name: windows.encode(loading.load(str(name)), ids, offsets).detach() for name in (base, out)}
+    states = {
+        name: windows.encode(loading.load(str(name)), ids, offsets).detach() for name in (base, out)
+    }
     assert not torch.allclose(states[base], states[out], atol=1e-3)
     by_hand = adapters.load_adapter(loading.load(base).model, out).eval()
     bare = loading.load(base)
-    wanted = windows.encode(loading.Backbone("x", by_hand, bare.tokenizer, bare.window), ids, offsets).detach()
+    wanted = windows.encode(
+        loading.Backbone("x", by_hand, bare.tokenizer, bare.window), ids, offsets
+    ).detach()
     torch.testing.assert_close(states[out], wanted, rtol=1e-4, atol=1e-5)
     assert loading.fingerprint(base) != loading.fingerprint(str(out))
     prepared = prepare(corpus, backbone=str(out), max_tokens=None, root=tmp_path, progress=False)
     i = int(prepared.rows["train"][0])
-    direct = windows.encode(loading.load(str(out)), torch.from_numpy(prepared.tokens[i]).long(),
-                            torch.tensor([0, len(prepared.tokens[i])])).detach().numpy()  # fmt: skip
+    direct = (
+        windows.encode(
+            loading.load(str(out)),
+            torch.from_numpy(prepared.tokens[i]).long(),
+            torch.tensor([0, len(prepared.tokens[i])]),
+        )
+        .detach()
+        .numpy()
+    )
     np.testing.assert_allclose(prepared.features.document(i), direct, rtol=1e-2, atol=1e-2)
 
 
@@ -74,9 +110,17 @@ def test_only_training_and_unlabelled_text_is_learnt(folder, corpus, tmp_path, m
     monkeypatch.setattr(language_model, "perplexity", lambda *a: 1.0)
     found = []
     for marker in ("", " comet comet comet"):
-        texts = [t + marker * (s == "test") for t, s in zip(corpus.texts, corpus.split, strict=True)]
+        texts = [
+            t + marker * (s == "test") for t, s in zip(corpus.texts, corpus.split, strict=True)
+        ]
         out = tmp_path / f"a{len(marker)}"
-        adapt(dataclasses.replace(corpus, texts=texts), folder[1], out, config=AdaptConfig(block=12), progress=False)
+        adapt(
+            dataclasses.replace(corpus, texts=texts),
+            folder[1],
+            out,
+            config=AdaptConfig(block=12),
+            progress=False,
+        )
         found.append((out / "adapter_model.safetensors").read_bytes())
     assert found[0] == found[1]
 
@@ -93,16 +137,23 @@ def test_an_adapted_backbone_is_not_adapted_again(adapted, corpus, tmp_path):
         adapt(corpus, str(out), tmp_path / "a", progress=False)
 
 
-@pytest.mark.parametrize(("options", "message"), [
-    ({"objective": "next"}, "objective='next' is not known"), ({"block": 1}, "block=1"), ({"epochs": 0}, "epochs=0"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"objective": "next"}, "objective='next' is not known"),
+        ({"block": 1}, "block=1"),
+        ({"epochs": 0}, "epochs=0"),
+    ],
+)
 def test_options_are_checked(options, message):
     with pytest.raises(ValueError, match=message):
         AdaptConfig(**options)
 
 
 def test_too_little_text_and_no_dev_are_refused(folder, corpus, tmp_path):
-    with pytest.raises(ValueError, match="an example takes 100000; give more text or a smaller block"):
+    with pytest.raises(
+        ValueError, match="an example takes 100000; give more text or a smaller block"
+    ):
         adapt(corpus, folder[1], tmp_path / "a", config=AdaptConfig(block=100_000), progress=False)
     split = np.where(corpus.split == "dev", "train", corpus.split)
     with pytest.raises(ValueError, match="perplexity is stated on dev text and there is none"):

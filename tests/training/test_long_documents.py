@@ -1,7 +1,8 @@
-"""Long documents: windows streamed one at a time are one document's attention, gradients included, in the memory of one window.
+"""Long documents: windows streamed one at a time are one document's attention, gradients included,
+in the memory of one window.
 
-METHOD.md section 4, "stateful decoder, exact form", on a backbone that is trained: what is kept between windows is (B, L), what
-a window computed is computed again in the backward pass.
+METHOD.md section 4, "stateful decoder, exact form", on a backbone that is trained: what is kept
+between windows is (B, L), what a window computed is computed again in the backward pass.
 """
 
 from __future__ import annotations
@@ -16,7 +17,11 @@ from plantlib.planting import starts
 from plantlib.training.runs import build_model, use_score
 from tests.conftest import WINDOW, save_backbone, tiny_tokenizer
 
-LENGTHS = {"one window": (3, WINDOW), "ragged": (5 * WINDOW + 3, 0, 1, WINDOW + 1), "all long": (3 * WINDOW, 2 * WINDOW + 5)}
+LENGTHS = {
+    "one window": (3, WINDOW),
+    "ragged": (5 * WINDOW + 3, 0, 1, WINDOW + 1),
+    "all long": (3 * WINDOW, 2 * WINDOW + 5),
+}
 
 
 def packed(lengths, vocabulary=60, seed=0):
@@ -32,10 +37,18 @@ def trainable(prepared, backbone_folder, *, keep=None, overlap=0) -> PlantModel:
     """A planted model whose backbone carries adapters that do something."""
     teacher = prepared.teacher()
     model = build_model(prepared, teacher, keep=keep)
-    starts.plant(model.decoder, "lookup+score", teacher, prepared.train_labels, config=starts.StartConfig(init_std=0.3))
+    starts.plant(
+        model.decoder,
+        "lookup+score",
+        teacher,
+        prepared.train_labels,
+        config=starts.StartConfig(init_std=0.3),
+    )
     use_score(model, ["lookup", "score"], teacher, prepared)
     model.attach_backbone(loading.load(backbone_folder, dropout=0.0, overlap=overlap))
-    model.backbone = adapters.add_lora(model.backbone.requires_grad_(False), adapters.LoraOptions(r=2, dropout=0.0))
+    model.backbone = adapters.add_lora(
+        model.backbone.requires_grad_(False), adapters.LoraOptions(r=2, dropout=0.0)
+    )
     for name, p in model.backbone.named_parameters():
         if "lora_" in name:
             torch.nn.init.normal_(p, std=0.3, generator=torch.Generator().manual_seed(len(name)))
@@ -52,17 +65,23 @@ def gradients(model, loss) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("keep", [None, 4], ids=["all", "keep 4"])
 @pytest.mark.parametrize("lengths", LENGTHS.values(), ids=list(LENGTHS))
 def test_streamed_equals_read_at_once(lengths, keep, overlap, prepared, backbone_folder):
-    """Logits, loss and every gradient; the other side encodes all windows first and attends to them together."""
+    """Logits, loss and every gradient; the other side encodes all windows first and attends to them
+    together.
+    """
     model = trainable(prepared, backbone_folder, keep=keep, overlap=overlap)
     ids, offsets, cells = packed(lengths)
     at_once = model(ids, offsets, hidden_states=model.encode(ids, offsets), **cells)
     wanted = gradients(model, at_once.loss)
     logits = model.decoder.finish(model.stream(ids, offsets), model.teacher_score(ids, offsets))
     torch.testing.assert_close(logits.detach(), at_once.logits.detach(), rtol=1e-4, atol=1e-4)
-    found = gradients(model, sparse_bce(logits, **{k.removeprefix("label_"): v for k, v in cells.items()}))
+    found = gradients(
+        model, sparse_bce(logits, **{k.removeprefix("label_"): v for k, v in cells.items()})
+    )
     assert set(found) == set(wanted) and any("lora_" in name for name in found)
     for name, gradient in wanted.items():
-        torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            found[name], gradient, rtol=1e-3, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
 def test_only_long_documents_are_streamed(prepared, backbone_folder, monkeypatch):
@@ -72,16 +91,26 @@ def test_only_long_documents_are_streamed(prepared, backbone_folder, monkeypatch
     for lengths, wanted in (((WINDOW, 2), 0), ((WINDOW + 1, 2), 1)):
         ids, offsets, cells = packed(lengths)
         output = model(ids, offsets, **cells)
-        assert len(streamed) == wanted and output.loss.requires_grad and not output.logits.requires_grad
-        torch.testing.assert_close(model(ids, offsets).logits.detach(), output.logits, rtol=1e-4, atol=1e-4)
+        assert (
+            len(streamed) == wanted
+            and output.loss.requires_grad
+            and not output.logits.requires_grad
+        )
+        torch.testing.assert_close(
+            model(ids, offsets).logits.detach(), output.logits, rtol=1e-4, atol=1e-4
+        )
 
 
 def test_window_is_read_again_in_the_backward_pass_and_not_before(prepared, backbone_folder):
-    """Two forward passes a window where gradients are wanted, one where they are not; one window of each document at a time."""
+    """Two forward passes a window where gradients are wanted, one where they are not; one window of
+    each document at a time.
+    """
     model = trainable(prepared, backbone_folder)
     ids, offsets, cells = packed((4 * WINDOW, WINDOW))
     sizes = []
-    model.backbone.register_forward_pre_hook(lambda m, a, k: sizes.append(tuple(k["input_ids"].shape)), with_kwargs=True)
+    model.backbone.register_forward_pre_hook(
+        lambda m, a, k: sizes.append(tuple(k["input_ids"].shape)), with_kwargs=True
+    )
     loss = model(ids, offsets, **cells).loss
     assert sizes == [(2, WINDOW + 2)] + 3 * [(1, WINDOW + 2)]
     loss.backward()
@@ -92,7 +121,9 @@ def test_window_is_read_again_in_the_backward_pass_and_not_before(prepared, back
 
 
 def saved_bytes(model, lengths, streamed: bool) -> int:
-    """Bytes that autograd keeps between forward and backward, parameters not counted, each storage once."""
+    """Bytes that autograd keeps between forward and backward, parameters not counted, each storage
+    once.
+    """
     ids, offsets, cells = packed(lengths)
     known, kept = {p.untyped_storage().data_ptr() for p in model.parameters()}, {}
 
@@ -120,9 +151,11 @@ def test_memory_kept_is_that_of_states_and_not_of_windows(prepared, backbone_fol
 
 
 def test_twenty_thousand_tokens_train_within_a_stated_memory(tmp_path):
-    """Forward and backward through every window of one document: 20,000 tokens take at most 40 MiB more than 2,000.
+    """Forward and backward through every window of one document: 20,000 tokens take at most 40 MiB
+    more than 2,000.
 
-    In a process of its own, with an allocator that gives freed blocks back, so that the peak is what was in use.
+    In a process of its own, with an allocator that gives freed blocks back, so that the peak is
+    what was in use.
     """
     import os
     import subprocess
@@ -132,8 +165,15 @@ def test_twenty_thousand_tokens_train_within_a_stated_memory(tmp_path):
 
     torch.manual_seed(0)
     tokenizer = tiny_tokenizer(10**30)
-    config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=128, intermediate_size=512, num_hidden_layers=2,
-                         num_attention_heads=4, max_position_embeddings=256, pad_token_id=0)  # fmt: skip
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=512,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=256,
+        pad_token_id=0,
+    )
     folder = save_backbone(tmp_path / "llama", LlamaModel(config), tokenizer)
     code = f"""
 import resource, torch
@@ -153,13 +193,17 @@ print((after - before) // 1024)
 assert all(p.grad is not None for p in model.backbone.parameters() if p.requires_grad)
 """
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600, env=environment)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=600, env=environment
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert int(done.stdout.split()[-1]) < 40
 
 
 def test_states_of_an_unusual_spread_are_standardised(tmp_path, corpus):
-    """A backbone whose states are ten times larger is read at the usual spread, saved with it, and explained with it."""
+    """A backbone whose states are ten times larger is read at the usual spread, saved with it, and
+    explained with it.
+    """
     import numpy as np
     from transformers import LlamaConfig, LlamaModel
 
@@ -168,13 +212,27 @@ def test_states_of_an_unusual_spread_are_standardised(tmp_path, corpus):
 
     torch.manual_seed(0)
     tokenizer = tiny_tokenizer()
-    config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=24, intermediate_size=16, num_hidden_layers=1,
-                         num_attention_heads=2, max_position_embeddings=WINDOW + 2, pad_token_id=0)  # fmt: skip
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=24,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=WINDOW + 2,
+        pad_token_id=0,
+    )
     backbone = LlamaModel(config)
     backbone.norm.weight.data *= 10
     folder = save_backbone(tmp_path / "llama", backbone, tokenizer)
     for frozen in (True, False):
-        prepared = prepare(corpus, backbone=folder, max_tokens=None, root=tmp_path / str(frozen), frozen=frozen, progress=False)
+        prepared = prepare(
+            corpus,
+            backbone=folder,
+            max_tokens=None,
+            root=tmp_path / str(frozen),
+            frozen=frozen,
+            progress=False,
+        )
         assert prepared.standard is not None
         model = build_model(prepared, prepared.teacher()).attach_backbone(prepared.load_backbone())
         ids, offsets, _ = packed((30, 12))

@@ -1,7 +1,9 @@
-"""Memory: exact counts on the meta device, activations against what autograd keeps, refusals, and every file of runs/.
+"""Memory: exact counts on the meta device, activations against what autograd keeps, refusals, and
+every file of runs/.
 
-Two measurements on the CPU: the storages that autograd saves for the backward pass, and the most bytes that are alive at once
-in a step (every operation's results, through a dispatch mode), which is the only one that sees layers computed again.
+Two measurements on the CPU: the storages that autograd saves for the backward pass, and the most
+bytes that are alive at once in a step (every operation's results, through a dispatch mode), which
+is the only one that sees layers computed again.
 """
 
 from __future__ import annotations
@@ -22,12 +24,32 @@ from plantlib.training import memory
 
 ROOT = Path(__file__).resolve().parents[2]
 BATCH, TOKENS = 2, 256
-SIZES = {"vocab_size": 200, "hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 8, "intermediate_size": 768}
+SIZES = {
+    "vocab_size": 200,
+    "hidden_size": 256,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 8,
+    "intermediate_size": 768,
+}
 ASKED = {"num_labels": 8921, "batch_size": 4, "tokens": 1024}
 PARAMETERS = {
-    "dataset", "backbones", "tuning", "starts", "seeds", "tokens", "epochs", "batch_size", "accumulation", "dtype", "quantise",
-    "gradient_checkpointing", "train_documents", "dev_documents", "test_documents", "results",
-}  # fmt: skip
+    "dataset",
+    "backbones",
+    "tuning",
+    "starts",
+    "seeds",
+    "tokens",
+    "epochs",
+    "batch_size",
+    "accumulation",
+    "dtype",
+    "quantise",
+    "gradient_checkpointing",
+    "train_documents",
+    "dev_documents",
+    "test_documents",
+    "results",
+}
 OPTIONAL = {"lora_dropout", "lora_targets", "trust_remote_code", "label_space"}
 LABELS = {"eurlex57k": 4108, "mimic4-few": 3343}
 # phi3small is not in transformers; LLaMA 3 8B has its widths and number of layers
@@ -46,7 +68,10 @@ def one_thread():
 def config_of(kind: str, **sizes):
     import transformers
 
-    own = {"Bert": {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}, "Phi3": {"pad_token_id": 0}}
+    own = {
+        "Bert": {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
+        "Phi3": {"pad_token_id": 0},
+    }
     own |= {"Llama": {"num_key_value_heads": 2}}
     return getattr(transformers, f"{kind}Config")(**SIZES | own.get(kind, {}) | sizes)
 
@@ -74,7 +99,9 @@ def states(model) -> torch.Tensor:
 
 
 def own_storages(model) -> set[int]:
-    return {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+    return {
+        tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())
+    }
 
 
 def saved_bytes(model) -> int:
@@ -87,11 +114,15 @@ def saved_bytes(model) -> int:
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         states(model)
-    return sum(tensor.untyped_storage().nbytes() for pointer, tensor in kept.items() if pointer not in own)
+    return sum(
+        tensor.untyped_storage().nbytes() for pointer, tensor in kept.items() if pointer not in own
+    )
 
 
 class Alive(TorchDispatchMode):
-    """Bytes of all storages that operations have made and nobody has dropped yet, and the most there were."""
+    """Bytes of all storages that operations have made and nobody has dropped yet, and the most
+    there were.
+    """
 
     def __init__(self, known: set[int]):
         super().__init__()
@@ -129,19 +160,30 @@ def most_alive(model) -> int:
 
 def activations(kind: str, tuning: str, dtype: str = "float32", checkpointing: bool = False) -> int:
     return memory.estimate(
-        config_of(kind), num_labels=1, batch_size=BATCH, tokens=TOKENS, tuning=tuning, lora=LoraOptions(dropout=0.0),
-        dtype=dtype, gradient_checkpointing=checkpointing,
-    ).activations  # fmt: skip
+        config_of(kind),
+        num_labels=1,
+        batch_size=BATCH,
+        tokens=TOKENS,
+        tuning=tuning,
+        lora=LoraOptions(dropout=0.0),
+        dtype=dtype,
+        gradient_checkpointing=checkpointing,
+    ).activations
 
 
 @pytest.mark.parametrize(
     ("kind", "tuning", "dtype"),
     [
-        ("Bert", "full", "float32"), ("Bert", "lora", "float32"), ("Bert", "lora", "bfloat16"),
-        ("Llama", "full", "float32"), ("Llama", "full", "bfloat16"), ("Llama", "lora", "float32"),
-        ("Llama", "lora", "bfloat16"), ("Phi3", "lora", "float32"),
+        ("Bert", "full", "float32"),
+        ("Bert", "lora", "float32"),
+        ("Bert", "lora", "bfloat16"),
+        ("Llama", "full", "float32"),
+        ("Llama", "full", "bfloat16"),
+        ("Llama", "lora", "float32"),
+        ("Llama", "lora", "bfloat16"),
+        ("Phi3", "lora", "float32"),
     ],
-)  # fmt: skip
+)
 def test_activations_are_near_what_autograd_keeps(kind, tuning, dtype):
     assert 0.9 < activations(kind, tuning, dtype) / saved_bytes(model_of(kind, tuning, dtype)) < 1.4
 
@@ -160,7 +202,12 @@ def test_parameters_are_those_of_the_loaded_model(kind):
     count = sum(p.numel() for p in full.parameters())
     trained = sum(p.numel() for p in lora.parameters() if p.requires_grad)
     found = memory.estimate(config_of(kind), tuning="full", **ASKED)
-    assert (found.parameters, found.trained, found.weights, found.gradients) == (count, count, 4 * count, 4 * count)
+    assert (found.parameters, found.trained, found.weights, found.gradients) == (
+        count,
+        count,
+        4 * count,
+        4 * count,
+    )
     assert found.optimizer == 8 * count and found.adapters == 0
     found = memory.estimate(config_of(kind), tuning="lora", dtype="bfloat16", **ASKED)
     assert (found.trained, found.weights, found.adapters) == (trained, 2 * count, 4 * trained)
@@ -176,15 +223,26 @@ def test_deepseek_v3_counts_in_seconds_and_its_experts_stay_frozen():
     found = memory.estimate(config, tuning="lora", dtype="bfloat16", **ASKED)
     assert abs(found.parameters / 671e9 - 1) < 0.005
     wide = config.num_attention_heads
-    latent = (7168 + 1536) + (1536 + wide * 192) + (7168 + 576) + (512 + wide * 256) + (wide * 128 + 7168)
+    latent = (
+        (7168 + 1536)
+        + (1536 + wide * 192)
+        + (7168 + 576)
+        + (512 + wide * 256)
+        + (wide * 128 + 7168)
+    )
     assert found.trained == 61 * 16 * latent
     # experts are one tensor a layer, which bitsandbytes leaves as it is
-    assert memory.estimate(config, tuning="lora", dtype="bfloat16", quantise=True, **ASKED).weights > 0.9 * found.weights
+    assert (
+        memory.estimate(config, tuning="lora", dtype="bfloat16", quantise=True, **ASKED).weights
+        > 0.9 * found.weights
+    )
     assert "quantise" not in found.remedies
 
 
 def test_four_bit_weights_take_a_little_over_half_a_byte():
-    found = memory.estimate(memory.config_of("mistral-7b-v0.3"), tuning="lora", dtype="bfloat16", quantise=True, **ASKED)
+    found = memory.estimate(
+        memory.config_of("mistral-7b-v0.3"), tuning="lora", dtype="bfloat16", quantise=True, **ASKED
+    )
     table = 32768 * 4096 + 65 * 4096
     assert found.weights == round(0.5625 * (found.parameters - table) + 2 * table)
 
@@ -200,7 +258,10 @@ def test_options_make_activations_smaller():
     whole = memory.estimate(config_of("Bert"), **ask).activations
     segments = memory.estimate(config_of("Bert"), checkpointed_segments=True, **ask).activations
     assert segments < whole / 6
-    assert memory.estimate(config_of("Bert"), gradient_checkpointing=True, **ask).activations < whole / 2
+    assert (
+        memory.estimate(config_of("Bert"), gradient_checkpointing=True, **ask).activations
+        < whole / 2
+    )
     assert memory.estimate(config_of("Bert"), **ask | {"tuning": "frozen"}).activations < whole / 2
     assert memory.estimate(config_of("Bert"), **ask | {"batch_size": 2}).activations < 0.6 * whole
 
@@ -223,7 +284,9 @@ def test_sizes_that_no_run_can_have_are_refused(options, said):
 def test_an_architecture_without_a_class_is_refused_with_the_way_out():
     from transformers import PreTrainedConfig
 
-    with pytest.raises(ValueError, match="no class for it; estimate with .* an architecture of the same size"):
+    with pytest.raises(
+        ValueError, match="no class for it; estimate with .* an architecture of the same size"
+    ):
         memory.estimate(PreTrainedConfig(), **ASKED)
 
 
@@ -247,9 +310,14 @@ def test_a_class_of_the_hub_is_counted_when_it_was_trusted(tmp_path, monkeypatch
     (tmp_path / "own").mkdir()
     (tmp_path / "own/own.py").write_text(OWN_CLASS)
     classes = {"AutoConfig": "own.OwnConfig", "AutoModel": "own.OwnModel"}
-    (tmp_path / "own/config.json").write_text(json.dumps(SIZES | {"model_type": "own", "auto_map": classes}))
+    (tmp_path / "own/config.json").write_text(
+        json.dumps(SIZES | {"model_type": "own", "auto_map": classes})
+    )
     config = loading.config_of(str(tmp_path / "own"), trust_remote_code=True)
-    assert memory.estimate(config, **ASKED).parameters == memory.estimate(config_of("Bert"), **ASKED).parameters
+    assert (
+        memory.estimate(config, **ASKED).parameters
+        == memory.estimate(config_of("Bert"), **ASKED).parameters
+    )
 
 
 def test_an_estimate_is_shown_in_a_line_and_as_a_table():
@@ -257,7 +325,10 @@ def test_an_estimate_is_shown_in_a_line_and_as_a_table():
     assert repr(found).startswith("llama, lora, float32, 4 x 1024 tokens, 8921 labels: ")
     assert "most of it activations" in repr(found) and "\n" not in repr(found)
     lines = found.table().splitlines()
-    assert lines[2] == "| part | memory |" and lines[-1] == f"| total | {memory.readable(found.total)} |"
+    assert (
+        lines[2] == "| part | memory |"
+        and lines[-1] == f"| total | {memory.readable(found.total)} |"
+    )
     shown = [memory.readable(n) for n in (0, 1023, 1536, 3 * 2**20, 2**44)]
     assert shown == ["0 B", "1023 B", "1.5 KiB", "3.0 MiB", "16.00 TiB"]
 
@@ -268,10 +339,17 @@ def test_a_run_that_does_not_fit_is_refused_with_what_helps():
     with pytest.raises(memory.MemoryExceeded) as error:
         memory.check(found, 24 * 2**30)
     said = str(error.value)
-    assert f"needs about {memory.readable(found.total)}" in said and "24.0 GiB are available" in said
-    assert "largest part is optimizer" in said and said.split(": use ")[1].startswith("tuning='lora' or several GPUs")
+    assert (
+        f"needs about {memory.readable(found.total)}" in said and "24.0 GiB are available" in said
+    )
+    assert "largest part is optimizer" in said and said.split(": use ")[1].startswith(
+        "tuning='lora' or several GPUs"
+    )
     lora = memory.estimate(memory.config_of("llama-3-8b"), tuning="lora", **ASKED)
-    with pytest.raises(memory.MemoryExceeded, match="use gradient_checkpointing=True|use dtype='bfloat16' or gradient_check"):
+    with pytest.raises(
+        memory.MemoryExceeded,
+        match="use gradient_checkpointing=True|use dtype='bfloat16' or gradient_check",
+    ):
         memory.check(lora, 2**30)
 
 
@@ -303,16 +381,27 @@ def test_the_command_prints_the_table_and_tells_what_does_not_fit(tmp_path, caps
     assert "has no model_type" in capsys.readouterr().err
 
 
-PUBLISHED = {"mistral-7b-v0.3": 7.25e9, "llama-3-8b": 8.03e9, "phi-3-mini": 3.82e9, "deepseek-v3": 671e9,
-             "deepseek-llm-7b": 6.91e9}  # fmt: skip
+PUBLISHED = {
+    "mistral-7b-v0.3": 7.25e9,
+    "llama-3-8b": 8.03e9,
+    "phi-3-mini": 3.82e9,
+    "deepseek-v3": 671e9,
+    "deepseek-llm-7b": 6.91e9,
+}
 
 
 @pytest.mark.parametrize("name", sorted(memory.presets()))
 def test_presets_have_the_published_size_and_hold_only_what_differs_from_their_class(name):
     config, fields = memory.config_of(name), json.loads(memory.presets()[name].read_text())
-    assert all(getattr(type(config)(), key) != value for key, value in fields.items() if key != "model_type")
+    assert all(
+        getattr(type(config)(), key) != value
+        for key, value in fields.items()
+        if key != "model_type"
+    )
     head = config.vocab_size * config.hidden_size  # the output layer, which a backbone leaves out
-    assert memory.estimate(config, **ASKED).parameters + head == pytest.approx(PUBLISHED[name], rel=0.005)
+    assert memory.estimate(config, **ASKED).parameters + head == pytest.approx(
+        PUBLISHED[name], rel=0.005
+    )
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "runs").glob("*.yaml")), ids=lambda path: path.stem)
@@ -329,10 +418,15 @@ def test_runs_ask_for_known_parameters_and_state_the_memory_they_need(path, monk
     preset = ARCHITECTURE.get(preset, preset)
     config = memory.config_of(preset if preset in memory.presets() else asked["backbones"][0])
     found = memory.estimate(
-        config, num_labels=LABELS.get(asked["dataset"], 4108), batch_size=asked["batch_size"],
-        tokens=asked["tokens"], tuning=asked["tuning"],
-        dtype=asked["dtype"], quantise=asked["quantise"], gradient_checkpointing=asked["gradient_checkpointing"],
-    )  # fmt: skip
+        config,
+        num_labels=LABELS.get(asked["dataset"], 4108),
+        batch_size=asked["batch_size"],
+        tokens=asked["tokens"],
+        tuning=asked["tuning"],
+        dtype=asked["dtype"],
+        quantise=asked["quantise"],
+        gradient_checkpointing=asked["gradient_checkpointing"],
+    )
     assert found.total > 0
     if preset in memory.presets():
         # the number in the comment is what the command in the comment prints
@@ -340,16 +434,23 @@ def test_runs_ask_for_known_parameters_and_state_the_memory_they_need(path, monk
         command, total = stated.split("-m plantlib.training.memory ")[1].split(": ")
         monkeypatch.setattr(memory, "available", lambda: 2**50)
         assert memory.main(command.split()) == 0
-        assert f"| total | {total} |" in capsys.readouterr().out and memory.readable(found.total) == total
+        assert (
+            f"| total | {total} |" in capsys.readouterr().out
+            and memory.readable(found.total) == total
+        )
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "runs/accelerate").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "runs/accelerate").glob("*.yaml")), ids=lambda path: path.stem
+)
 def test_accelerate_reads_every_launch_file(path, monkeypatch):
     from accelerate.commands.config.config_args import load_config_from_file
     from accelerate.commands.launch import launch_command_parser
 
     config = load_config_from_file(str(path))
-    kind = {"ddp": "MULTI_GPU", "ddp_cpu": "MULTI_GPU", "fsdp": "FSDP", "deepspeed": "DEEPSPEED"}[path.stem]
+    kind = {"ddp": "MULTI_GPU", "ddp_cpu": "MULTI_GPU", "fsdp": "FSDP", "deepspeed": "DEEPSPEED"}[
+        path.stem
+    ]
     assert config.distributed_type.value == kind and config.num_processes == 2
     known = {action.dest for action in launch_command_parser()._actions}
     assert {*config.fsdp_config, *config.deepspeed_config} <= known

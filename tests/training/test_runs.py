@@ -1,7 +1,9 @@
-"""Runs end to end on the tiny corpus: every start, the peers, the grid, `fit`; records that hold, test read once.
+"""Runs end to end on the tiny corpus: every start, the peers, the grid, `fit`; records that hold,
+test read once.
 
-METHOD.md sections 4, 5 and 7. Starts may differ in nothing but where they begin; labels that only test documents carry are
-outside the label space and counted; a corpus from a user's own table with odd names goes the same road.
+METHOD.md sections 4, 5 and 7. Starts may differ in nothing but where they begin; labels that only
+test documents carry are outside the label space and counted; a corpus from a user's own table with
+odd names goes the same road.
 """
 
 from __future__ import annotations
@@ -29,7 +31,10 @@ from plantlib.training.runs import build_model, run_grid, run_start, use_score
 from plantlib.utils.base import DataError
 
 STARTS = ("random", "lookup", "l2r", "closed_form", "shuffled", "lookup+score")
-QUICK = RunConfig(train=TrainConfig(epochs=1, batch_size=16), l2r=L2RConfig(epochs=1, list_size=16, labels_a_document=4))
+QUICK = RunConfig(
+    train=TrainConfig(epochs=1, batch_size=16),
+    l2r=L2RConfig(epochs=1, list_size=16, labels_a_document=4),
+)
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +49,9 @@ def grid(prepared, tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "score", counted)
-        records = run_grid(prepared, STARTS, seeds=(0,), config=QUICK, results=folder, progress=False)
+        records = run_grid(
+            prepared, STARTS, seeds=(0,), config=QUICK, results=folder, progress=False
+        )
     return records, folder, reads
 
 
@@ -54,19 +61,37 @@ def test_every_start_gives_a_saved_and_valid_record(grid, prepared):
     for record in records:
         assert RunRecord.load(folder / f"{record.id}.json") == record
         assert record.kind == "planted" and record.seed == 0 and record.dataset["test"] == 20
-        assert 0 <= record.metrics["p@1"] <= 1 and record.metrics["micro_auc"] > 0 and record.chosen_epoch == 1
+        assert (
+            0 <= record.metrics["p@1"] <= 1
+            and record.metrics["micro_auc"] > 0
+            and record.chosen_epoch == 1
+        )
         assert len(record.history) == 1 and len(record.per_document["ndcg@5"]) == 20
-        assert np.mean([x for x in record.per_document["p@1"]]) == pytest.approx(record.metrics["p@1"], abs=1e-3)
-        assert set(record.times) == {"teacher", "l2r", "linear", "fine_tune", "evaluate", "train_cpu"}
-        assert record.times["train_cpu"] > 0 and ("word_cells" in record.model_size) == ("linear" in record.system)
+        assert np.mean([x for x in record.per_document["p@1"]]) == pytest.approx(
+            record.metrics["p@1"], abs=1e-3
+        )
+        assert set(record.times) == {
+            "teacher",
+            "l2r",
+            "linear",
+            "fine_tune",
+            "evaluate",
+            "train_cpu",
+        }
+        assert record.times["train_cpu"] > 0 and ("word_cells" in record.model_size) == (
+            "linear" in record.system
+        )
         assert ("l2r" in record.teacher) == (record.system in ("l2r", "closed_form"))
     assert sorted(p.name for p in folder.iterdir()) == sorted(f"{r.id}.json" for r in records)
-    assert not list((prepared.root / "checkpoints").iterdir()), "checkpoints of finished runs are removed"
+    assert not list((prepared.root / "checkpoints").iterdir()), (
+        "checkpoints of finished runs are removed"
+    )
 
 
 def test_test_documents_are_read_once_a_run(grid):
     _, _, reads = grid
-    assert reads == ["dev", "dev", "test"] * len(STARTS)  # an epoch, threshold and calibration, the one reading
+    # an epoch, threshold and calibration, the one reading
+    assert reads == ["dev", "dev", "test"] * len(STARTS)
 
 
 def test_planting_beats_its_control_after_one_epoch(grid):
@@ -76,12 +101,21 @@ def test_planting_beats_its_control_after_one_epoch(grid):
 
 def test_second_call_reads_the_finished_records(grid, prepared, monkeypatch):
     records, folder, _ = grid
-    monkeypatch.setattr(runs, "run_start", lambda *a, **k: pytest.fail("a finished run was repeated"))
-    assert run_grid(prepared, STARTS, seeds=(0,), config=QUICK, results=folder, progress=False) == records
+    monkeypatch.setattr(
+        runs, "run_start", lambda *a, **k: pytest.fail("a finished run was repeated")
+    )
+    assert (
+        run_grid(prepared, STARTS, seeds=(0,), config=QUICK, results=folder, progress=False)
+        == records
+    )
 
 
-def test_a_record_that_does_not_know_an_option_had_its_default_with_its_own_seed(grid, prepared, tmp_path):
-    record = replace(grid[0][0], seed=1, params=dict(plain(asdict(QUICK.seeded(1)))) | {"inputs": prepared.key})
+def test_a_record_that_does_not_know_an_option_had_its_default_with_its_own_seed(
+    grid, prepared, tmp_path
+):
+    record = replace(
+        grid[0][0], seed=1, params=dict(plain(asdict(QUICK.seeded(1)))) | {"inputs": prepared.key}
+    )
     for name in ("linear", "static"):  # as of a run made before they existed
         del record.params[name]
     path = record.save(tmp_path)
@@ -94,7 +128,11 @@ def test_runs_of_other_parameters_are_not_taken_for_finished(grid, prepared, tmp
     records[0].save(tmp_path)
     other = RunConfig(train=TrainConfig(epochs=1, batch_size=15), l2r=QUICK.l2r)
     made = []
-    monkeypatch.setattr(runs, "run_start", lambda p, start, seed, **k: (made.append((start, seed)) or records[0], None))
+    monkeypatch.setattr(
+        runs,
+        "run_start",
+        lambda p, start, seed, **k: (made.append((start, seed)) or records[0], None),
+    )
     run_grid(prepared, ("random",), seeds=(0,), config=other, results=tmp_path, progress=False)
     assert made == [("random", 0)]
 
@@ -103,11 +141,26 @@ def test_of_the_linear_score_only_what_the_problem_is_large_enough_for_is_compar
     cells = len(prepared.rows["train"]) * prepared.corpus.L
     below, above = (LinearConfig(dense_cells=cells + d) for d in (1, -1))
     told = lambda config: linear_score.settled(asdict(config), cells)  # noqa: E731
-    assert told(below) == told(LinearConfig()) == told(replace(below, large_c=(9.0,), large_folds=9)) != told(above)
-    assert told(above) == told(replace(above, c=(9.0,), folds=9)) and linear_score.settled(None, cells) is None
-    assert told(below) != told(replace(below, c=(9.0,))) and told(above) != told(replace(above, large_folds=9))
-    record, _ = run_start(prepared, "linear", 0, config=replace(QUICK, linear=below), progress=False)
-    as_made = [runs.made_with(record, prepared, replace(QUICK, linear=c).seeded(0)) for c in (below, LinearConfig(), above)]
+    assert (
+        told(below)
+        == told(LinearConfig())
+        == told(replace(below, large_c=(9.0,), large_folds=9))
+        != told(above)
+    )
+    assert (
+        told(above) == told(replace(above, c=(9.0,), folds=9))
+        and linear_score.settled(None, cells) is None
+    )
+    assert told(below) != told(replace(below, c=(9.0,))) and told(above) != told(
+        replace(above, large_folds=9)
+    )
+    record, _ = run_start(
+        prepared, "linear", 0, config=replace(QUICK, linear=below), progress=False
+    )
+    as_made = [
+        runs.made_with(record, prepared, replace(QUICK, linear=c).seeded(0))
+        for c in (below, LinearConfig(), above)
+    ]
     assert as_made == [True, True, False]
 
 
@@ -117,12 +170,23 @@ def test_a_run_repeats_to_the_same_metrics(grid, prepared):
     assert record.metrics == pytest.approx(wanted.metrics, abs=1e-6, nan_ok=True)
 
 
-@pytest.mark.parametrize(("start", "differs"), [
-    ("lookup", {"decoder.planted_gain"}),
-    ("shuffled", {"decoder.planted_gain", "decoder.planted.planted_indptr", "decoder.planted.planted_labels",
-                  "decoder.planted.planted_values"}),
-    ("score", {"decoder.teacher_gain"}),
-], ids=["lookup", "shuffled", "score"])  # fmt: skip
+@pytest.mark.parametrize(
+    ("start", "differs"),
+    [
+        ("lookup", {"decoder.planted_gain"}),
+        (
+            "shuffled",
+            {
+                "decoder.planted_gain",
+                "decoder.planted.planted_indptr",
+                "decoder.planted.planted_labels",
+                "decoder.planted.planted_values",
+            },
+        ),
+        ("score", {"decoder.teacher_gain"}),
+    ],
+    ids=["lookup", "shuffled", "score"],
+)
 def test_starts_differ_only_where_they_begin(start, differs, prepared):
     models = {}
     for name in ("random", start):
@@ -133,7 +197,9 @@ def test_starts_differ_only_where_they_begin(start, differs, prepared):
     bare, planted = (models[name].state_dict() for name in ("random", start))
     shared = {n for n in bare if n in planted}
     assert all(bare[n].shape == planted[n].shape for n in shared) and {n for n in bare} == shared
-    assert all(n.startswith("teacher_score.") and start == "score" for n in planted if n not in bare)
+    assert all(
+        n.startswith("teacher_score.") and start == "score" for n in planted if n not in bare
+    )
     assert {n for n in shared if not torch.equal(bare[n], planted[n])} <= differs
     assert (set(differs) & {"decoder.planted_gain", "decoder.teacher_gain"}) <= {
         n for n in shared if not torch.equal(bare[n], planted[n])
@@ -148,32 +214,52 @@ def test_peers_give_the_seven_rows(prepared, tmp_path):
     assert sorted(load_all(tmp_path), key=lambda r: systems.index(r.system)) == records
     assert {r.dataset["label_space"] for r in records} == {"labels with a training document"}
     assert all(r.params["weight"] > 0 for r in records[-2:])
-    assert records[4].metrics["p@1"] > 0.8, "labels follow from words: the linear model must find them"
+    assert records[4].metrics["p@1"] > 0.8, (
+        "labels follow from words: the linear model must find them"
+    )
 
 
 def test_the_untrained_linear_score_is_a_row_of_its_own(prepared, tmp_path, monkeypatch):
-    """Its numbers are those of a model that begins from it and has learnt nothing; a finished row is read again."""
-    (record,) = run_linear_score(prepared, [3], config=LinearConfig(folds=2), results=tmp_path, progress=False)
-    assert record.id.endswith("linear_score-s3") and record.system == "linear score" and record.teacher["linear"]
+    """Its numbers are those of a model that begins from it and has learnt nothing; a finished row
+    is read again.
+    """
+    (record,) = run_linear_score(
+        prepared, [3], config=LinearConfig(folds=2), results=tmp_path, progress=False
+    )
+    assert (
+        record.id.endswith("linear_score-s3")
+        and record.system == "linear score"
+        and record.teacher["linear"]
+    )
     linear = prepared.linear(LinearConfig(folds=2, seed=3), False)
     model = build_model(prepared, prepared.teacher(), linear=linear)
     starts.plant(model.decoder, "lookup+linear", prepared.teacher(), prepared.train_labels)
     use_score(model, ["lookup", "linear"], prepared.teacher(), prepared)
-    scores, labels = train.score(model, prepared.documents("test", True, linear), prepared.train_counts)
+    scores, labels = train.score(
+        model, prepared.documents("test", True, linear), prepared.train_counts
+    )
     found = evaluate(scores, labels, prepared.train_counts, len(prepared.rows["train"]))
     assert {n: record.metrics[n] for n in ("p@1", "ndcg@5", "psp@5")} == pytest.approx(
         {n: found[n] for n in ("p@1", "ndcg@5", "psp@5")}, abs=1e-6
     )
-    (other,) = run_linear_score(prepared, [3], config=LinearConfig(folds=3), results=tmp_path, progress=False)
+    (other,) = run_linear_score(
+        prepared, [3], config=LinearConfig(folds=3), results=tmp_path, progress=False
+    )
     assert other != record, "made with other options"
-    (record,) = run_linear_score(prepared, [3], config=LinearConfig(folds=2), results=tmp_path, progress=False)
+    (record,) = run_linear_score(
+        prepared, [3], config=LinearConfig(folds=2), results=tmp_path, progress=False
+    )
     monkeypatch.setattr(type(prepared), "linear", lambda *a: pytest.fail("fitted again"))
-    assert run_linear_score(prepared, [3], config=LinearConfig(folds=2), results=tmp_path, progress=False) == [record]
+    assert run_linear_score(
+        prepared, [3], config=LinearConfig(folds=2), results=tmp_path, progress=False
+    ) == [record]
 
 
 def test_label_only_in_test_is_outside_the_label_space_and_counted(prepared, corpus, grid):
     assert "only test" in corpus.label_names and "only test" not in prepared.corpus.label_names
-    assert np.flatnonzero(prepared.extra_gold).tolist() == [81, 95] and prepared.extra_gold.sum() == 2
+    assert (
+        np.flatnonzero(prepared.extra_gold).tolist() == [81, 95] and prepared.extra_gold.sum() == 2
+    )
     for record in grid[0]:
         assert record.dataset["labels"] == 7
         assert record.metrics["all/r@5"] < record.metrics["r@5"]
@@ -188,61 +274,106 @@ def test_fit_returns_a_model_that_reads_text(corpus, backbone_folder, tmp_path, 
     assert model.explain("the pulse was seen", "heart").top(1)[0][0] == "pulse"
     assert "tiny" in capsys.readouterr().out
     model.save_pretrained(tmp_path / "out")
-    assert type(model).from_pretrained(tmp_path / "out").predict(["a cough"])[0][0] == model.predict(["a cough"])[0][0]
+    assert (
+        type(model).from_pretrained(tmp_path / "out").predict(["a cough"])[0][0]
+        == model.predict(["a cough"])[0][0]
+    )
 
 
 @pytest.mark.parametrize("tuning", ["lora", "full"])
 def test_tuned_backbones_are_scored_saved_and_loaded_whole(tuning, prepared, tmp_path):
-    """The backbone that was trained is the one that predicts and the one that is saved, adapters as adapters."""
-    config = replace(QUICK, tuning=tuning, train=TrainConfig(epochs=1, batch_size=16, lr_backbone=0.05))
-    record, model = run_start(prepared, "lookup", 0, config=config, results=tmp_path, progress=False)
+    """The backbone that was trained is the one that predicts and the one that is saved, adapters as
+    adapters.
+    """
+    config = replace(
+        QUICK, tuning=tuning, train=TrainConfig(epochs=1, batch_size=16, lr_backbone=0.05)
+    )
+    record, model = run_start(
+        prepared, "lookup", 0, config=config, results=tmp_path, progress=False
+    )
     assert f"-{tuning}-lookup" in record.id and model.backbone is not None and not model.training
     before = loading.load(prepared.backbone).model.state_dict()
     if tuning == "lora":
         name = lambda n: n.removeprefix("base_model.model.").replace(".base_layer", "")  # noqa: E731
         bare = {name(n): t.cpu() for n, t in model.backbone.state_dict().items()}
-        assert all(torch.equal(bare[n], t) for n, t in before.items()), "the backbone's own weights are not touched"
+        assert all(torch.equal(bare[n], t) for n, t in before.items()), (
+            "the backbone's own weights are not touched"
+        )
         assert any(t.abs().sum() > 0 for n, t in bare.items() if "lora_B" in n), "the adapters are"
     else:
         name = "encoder.layer.0.attention.self.query.weight"
         assert not torch.allclose(model.backbone.state_dict()[name].cpu(), before[name])
     sizes = record.model_size
-    assert 0 < sizes["trained_in_backbone"] < sizes["trained_parameters"] < sizes["parameters"] + (tuning == "full")
-    scores, labels = train.score(model, prepared.documents("test", cached=False), prepared.train_counts)
-    assert evaluate(scores, labels, prepared.train_counts, 60)["p@1"] == pytest.approx(record.metrics["p@1"])
+    assert (
+        0
+        < sizes["trained_in_backbone"]
+        < sizes["trained_parameters"]
+        < sizes["parameters"] + (tuning == "full")
+    )
+    scores, labels = train.score(
+        model, prepared.documents("test", cached=False), prepared.train_counts
+    )
+    assert evaluate(scores, labels, prepared.train_counts, 60)["p@1"] == pytest.approx(
+        record.metrics["p@1"]
+    )
     model.save_pretrained(tmp_path / "m")
     text = prepared.corpus.texts[90:]
-    for ours, theirs in zip(model.predict(text), type(model).from_pretrained(tmp_path / "m").predict(text), strict=True):
+    for ours, theirs in zip(
+        model.predict(text), type(model).from_pretrained(tmp_path / "m").predict(text), strict=True
+    ):
         assert dict(ours) == pytest.approx(dict(theirs), abs=1e-5)
 
 
-@pytest.mark.parametrize("names", [
-    ["Ärzte & Pflege", "I50.9 / heart failure", "子宮", "with \"quotes\", comma", "label_queries", "0", "e é"],
-    ["yes", "no"],
-], ids=["odd names", "two labels"])  # fmt: skip
+@pytest.mark.parametrize(
+    "names",
+    [
+        [
+            "Ärzte & Pflege",
+            "I50.9 / heart failure",
+            "子宮",
+            'with "quotes", comma',
+            "label_queries",
+            "0",
+            "e é",
+        ],
+        ["yes", "no"],
+    ],
+    ids=["odd names", "two labels"],
+)
 def test_a_users_table_goes_the_same_road(names, backbone_folder, tmp_path):
-    """Label names and a file name no program would choose; few labels: fewer than the k of most metrics."""
+    """Label names and a file name no program would choose; few labels: fewer than the k of most
+    metrics.
+    """
     rng = np.random.default_rng(0)
     rows = []
     for i in range(50):
         own = [names[i % len(names)]] + ([names[(i + 3) % len(names)]] if i % 5 == 0 else [])
-        words = " ".join(["abcdefg"[names.index(n)] * 3 for n in own] + rng.choice(["the", "was", "and"], 6).tolist())
+        words = " ".join(
+            ["abcdefg"[names.index(n)] * 3 for n in own]
+            + rng.choice(["the", "was", "and"], 6).tolist()
+        )
         split = ("train", "train", "train", "dev", "test")[(i // 7) % 5]
         rows.append({"Text": words, "Etiketten": "|".join(dict.fromkeys(own)), "Teil": split})
     path = tmp_path / "meine Daten (neu).csv"
     pd.DataFrame(rows).to_csv(path, index=False)
     mine = Corpus.from_csv(path, text="Text", labels="Etiketten", sep="|", split="Teil")
     ready = prepare(mine, backbone=backbone_folder, root=tmp_path / "a", progress=False)
-    record, model = run_start(ready, "lookup+score", 0, config=QUICK, results=tmp_path / "r", progress=False)
+    record, model = run_start(
+        ready, "lookup+score", 0, config=QUICK, results=tmp_path / "r", progress=False
+    )
     assert json.loads(next((tmp_path / "r").iterdir()).read_text())["id"] == record.id
     assert set(ready.corpus.label_names) == set(names) == set(model.config.label2id)
-    assert run_grid(ready, ("lookup+score",), (0,), config=QUICK, results=tmp_path / "r", progress=False) == [record]
+    assert run_grid(
+        ready, ("lookup+score",), (0,), config=QUICK, results=tmp_path / "r", progress=False
+    ) == [record]
     assert record.history[0]["epoch"] == 1 and record.metrics["p@1"] >= 0
     run_peers(ready, results=tmp_path / "r", progress=False)
 
 
 def test_corpus_without_a_test_split_is_refused_before_any_work(backbone_folder, tmp_path):
-    lonely = Corpus.from_lists("lonely", ["a", "b"] * 1, ["x", "y"], [["p"], ["q"]], ["train", "dev"])
+    lonely = Corpus.from_lists(
+        "lonely", ["a", "b"] * 1, ["x", "y"], [["p"], ["q"]], ["train", "dev"]
+    )
     with pytest.raises(DataError, match="no documents in split 'test'"):
         prepare(lonely, backbone=backbone_folder, root=tmp_path, progress=False)
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,5 @@
-"""Discriminative rates and gradual unfreezing: by depth on real architectures, stage by stage in a real run, resumed in it.
+"""Discriminative rates and gradual unfreezing: by depth on real architectures, stage by stage in a
+real run, resumed in it.
 
 METHOD.md section 4, "optimisation (v1)". The runs are on the tiny corpus and the tiny backbone.
 """
@@ -28,7 +29,9 @@ def model_of(prepared, backbone_folder):
 
 
 def fit(prepared, model, folder, **options):
-    config = TrainConfig(**{"epochs": 3, "patience": 3, "batch_size": 10, "lr_backbone": 0.01} | options)
+    config = TrainConfig(
+        **{"epochs": 3, "patience": 3, "batch_size": 10, "lr_backbone": 0.01} | options
+    )
     parts = [prepared.documents(s, cached=False) for s in ("train", "dev")]
     return fine_tune(model, *parts, prepared.train_counts, folder, config=config, progress=False)
 
@@ -52,7 +55,9 @@ def test_one_cycle_is_defined_for_every_number_of_steps(steps, warmup):
     assert all(0 < rate <= 1.001e-2 for rate in rates) and max(rates) > 5e-3
 
 
-@pytest.mark.parametrize(("name", "layers"), [("minilm", 6), ("tiny-llama", 2), ("tiny-deepseek-v3", 2)])
+@pytest.mark.parametrize(
+    ("name", "layers"), [("minilm", 6), ("tiny-llama", 2), ("tiny-deepseek-v3", 2)]
+)
 def test_depth_is_read_from_the_names(name, layers):
     for adapted in (False, True):
         model = loading.load(name).model
@@ -65,12 +70,23 @@ def test_depth_is_read_from_the_names(name, layers):
 def test_depth_of_the_awd_lstm():
     model = AwdLstmModel(AwdLstmConfig(vocab_size=9, hidden_size=4, lstm_size=4))
     found = schedules.depths(n for n, _ in model.named_parameters())
-    assert found["embeddings.weight"] == 0 and found["layers.0.weight_hh_l0"] == 1 and found["layers.2.bias_ih_l0"] == 3
+    assert (
+        found["embeddings.weight"] == 0
+        and found["layers.0.weight_hh_l0"] == 1
+        and found["layers.2.bias_ih_l0"] == 3
+    )
 
 
 def test_rates_fall_by_layer():
-    rates = schedules.layer_rates(["embeddings.word", "layer.0.x", "layer.1.x", "norm.weight"], 1.0, 2.0)
-    assert rates == {"embeddings.word": 0.25, "layer.0.x": 0.5, "layer.1.x": 1.0, "norm.weight": 1.0}
+    rates = schedules.layer_rates(
+        ["embeddings.word", "layer.0.x", "layer.1.x", "norm.weight"], 1.0, 2.0
+    )
+    assert rates == {
+        "embeddings.word": 0.25,
+        "layer.0.x": 0.5,
+        "layer.1.x": 1.0,
+        "norm.weight": 1.0,
+    }
     model = AwdLstmModel(AwdLstmConfig(vocab_size=9, hidden_size=4, lstm_size=4))
     groups = schedules.parameter_groups(model, TrainConfig(lr_backbone=1.0, layer_decay=2.6))
     assert [g["lr"] for g in groups] == pytest.approx([2.6**-3, 2.6**-2, 2.6**-1, 1.0])
@@ -86,10 +102,14 @@ def test_stages_name_what_is_trained():
 
 
 def test_unfreezing_stage_by_stage(prepared, backbone_folder, tmp_path, monkeypatch):
-    """After the first epoch the backbone is as it was, after the second its layer has moved, then its embeddings too."""
+    """After the first epoch the backbone is as it was, after the second its layer has moved, then
+    its embeddings too.
+    """
     model, seen, honest = model_of(prepared, backbone_folder), [], train.score
     seen.append(backbone_weights(model))
-    monkeypatch.setattr(train, "score", lambda m, *a, **k: seen.append(backbone_weights(m)) or honest(m, *a, **k))
+    monkeypatch.setattr(
+        train, "score", lambda m, *a, **k: seen.append(backbone_weights(m)) or honest(m, *a, **k)
+    )
     fit(prepared, model, tmp_path, stages=("head", "last 1", "all"))
     moved = [{n for n in seen[0] if not torch.equal(seen[i][n], seen[i + 1][n])} for i in range(3)]
     layer = {n for n in seen[0] if n.startswith("encoder.layer.0")}
@@ -98,11 +118,21 @@ def test_unfreezing_stage_by_stage(prepared, backbone_folder, tmp_path, monkeypa
     assert all(p.requires_grad for p in model.backbone.parameters()), "switches are put back"
 
 
-def test_best_epoch_of_a_frozen_stage_has_the_first_backbone(prepared, backbone_folder, tmp_path, monkeypatch):
-    """The head's epoch is dictated to be the best; what later stages did to the backbone must be undone."""
-    model, honest, dictated = model_of(prepared, backbone_folder), train.evaluate, iter([0.9, 0.5, 0.4])
+def test_best_epoch_of_a_frozen_stage_has_the_first_backbone(
+    prepared, backbone_folder, tmp_path, monkeypatch
+):
+    """The head's epoch is dictated to be the best; what later stages did to the backbone must be
+    undone.
+    """
+    model, honest, dictated = (
+        model_of(prepared, backbone_folder),
+        train.evaluate,
+        iter([0.9, 0.5, 0.4]),
+    )
     before = backbone_weights(model)
-    monkeypatch.setattr(train, "evaluate", lambda *a, **k: honest(*a, **k) | {"ndcg@5": next(dictated)})
+    monkeypatch.setattr(
+        train, "evaluate", lambda *a, **k: honest(*a, **k) | {"ndcg@5": next(dictated)}
+    )
     history = fit(prepared, model, tmp_path, stages=("head", "all"))
     assert train.chosen_epoch(history) == 1
     for name, value in backbone_weights(model).items():
@@ -128,34 +158,49 @@ def test_interrupted_run_resumes_in_its_stage(prepared, backbone_folder, tmp_pat
     again = model_of(prepared, backbone_folder)
     fit(prepared, again, tmp_path / "cut", **options)
     for name, value in whole.state_dict().items():
-        torch.testing.assert_close(again.state_dict()[name], value, rtol=1e-5, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            again.state_dict()[name], value, rtol=1e-5, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_schedules_warm_up_and_do_what_their_name_says(schedule, prepared, backbone_folder, tmp_path):
+def test_schedules_warm_up_and_do_what_their_name_says(
+    schedule, prepared, backbone_folder, tmp_path
+):
     config = TrainConfig(schedule=schedule, warmup=0.25, lr_outputs=1.0)
     trainer = train.PlantTrainer(
-        model=model_of(prepared, backbone_folder), args=train._arguments(tmp_path, config),
-        train_dataset=prepared.documents("train"), eval_dataset=prepared.documents("dev"), plant_config=config,
+        model=model_of(prepared, backbone_folder),
+        args=train._arguments(tmp_path, config),
+        train_dataset=prepared.documents("train"),
+        eval_dataset=prepared.documents("dev"),
+        plant_config=config,
         train_counts=prepared.train_counts,
-    )  # fmt: skip
+    )
     trainer.create_optimizer_and_scheduler(40)
     rates = []
     for _ in range(40):
         trainer.optimizer.step()
         trainer.lr_scheduler.step()
         rates.append(trainer.optimizer.param_groups[1]["lr"])
-    assert rates[2] < rates[6] < rates[9] == pytest.approx(1.0, abs=0.05), "rises for a quarter of the steps"
+    assert rates[2] < rates[6] < rates[9] == pytest.approx(1.0, abs=0.05), (
+        "rises for a quarter of the steps"
+    )
     assert rates[-1] == pytest.approx(1.0 if schedule == "constant" else 0.0, abs=0.02)
 
 
-@pytest.mark.parametrize(("options", "message"), [
-    ({"stages": ("heads",)}, "stage 'heads' is not known; use 'head', 'last N'"),
-    ({"stages": ("last 0",)}, "stage 'last 0' is not known"),
-    ({"schedule": "round"}, "schedule='round' is not known; use one of linear, cosine, one_cycle, constant"),
-    ({"layer_decay": 0}, "layer_decay=0; give a number above 0"),
-    ({"epsilon": 0.0}, "epsilon=0.0; give a number above 0, 1e-8 as usual"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"stages": ("heads",)}, "stage 'heads' is not known; use 'head', 'last N'"),
+        ({"stages": ("last 0",)}, "stage 'last 0' is not known"),
+        (
+            {"schedule": "round"},
+            "schedule='round' is not known; use one of linear, cosine, one_cycle, constant",
+        ),
+        ({"layer_decay": 0}, "layer_decay=0; give a number above 0"),
+        ({"epsilon": 0.0}, "epsilon=0.0; give a number above 0, 1e-8 as usual"),
+    ],
+)
 def test_options_are_checked(options, message):
     with pytest.raises(ValueError, match=message):
         TrainConfig(**options)
@@ -170,9 +215,16 @@ def test_records_from_before_these_options_still_count_as_finished(prepared, tmp
     del record.params["lora"], record.params["backbone"]
     path = record.save(tmp_path)
     assert finished(path, prepared, config) == record
-    assert finished(path, prepared, RunConfig(train=TrainConfig(epochs=1, schedule="cosine")).seeded(0)) is None
+    assert (
+        finished(
+            path, prepared, RunConfig(train=TrainConfig(epochs=1, schedule="cosine")).seeded(0)
+        )
+        is None
+    )
     del record.params["linear_epsilon"]
-    assert finished(record.save(tmp_path), prepared, config) == record, "it says nothing of a run without the linear score"
+    assert finished(record.save(tmp_path), prepared, config) == record, (
+        "it says nothing of a run without the linear score"
+    )
     other = replace(config, linear=replace(config.linear, c=(1.0,)))
     assert finished(record.save(tmp_path), prepared, other) == record
     record.params["linear"]["retired"] = 1

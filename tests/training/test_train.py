@@ -1,7 +1,8 @@
-"""Fine-tuning: groups, learning, the best dev epoch, early stopping, the same numbers twice, and after a kill.
+"""Fine-tuning: groups, learning, the best dev epoch, early stopping, the same numbers twice, and
+after a kill.
 
-METHOD.md sections 4 and 5. All on the tiny corpus with cached features; the kill is a real SIGKILL of a second process,
-whose resumed weights must equal those of a run that nobody touched.
+METHOD.md sections 4 and 5. All on the tiny corpus with cached features; the kill is a real SIGKILL
+of a second process, whose resumed weights must equal those of a run that nobody touched.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ def fresh_model(prepared, seed=0, start="random"):
     """A model as `run_start` hands it to `fine_tune`: no backbone, random queries."""
     teacher = prepared.teacher()
     model = build_model(prepared, teacher)
-    starts.plant(model.decoder, start, teacher, prepared.train_labels, config=starts.StartConfig(seed=seed))
+    starts.plant(
+        model.decoder, start, teacher, prepared.train_labels, config=starts.StartConfig(seed=seed)
+    )
     use_score(model, start.split("+"), teacher, prepared)
     return model
 
@@ -40,7 +43,9 @@ def fresh_model(prepared, seed=0, start="random"):
 def train_it(prepared, folder, model=None, **options):
     """(model, history) of a short run on the tiny corpus."""
     model = model or fresh_model(prepared)
-    config = TrainConfig(**{"epochs": 3, "batch_size": 8, "lr_queries": 0.05, "lr_outputs": 0.05} | options)
+    config = TrainConfig(
+        **{"epochs": 3, "batch_size": 8, "lr_queries": 0.05, "lr_outputs": 0.05} | options
+    )
     parts = prepared.documents("train"), prepared.documents("dev"), prepared.train_counts
     return model, fine_tune(model, *parts, folder, config=config, progress=False)
 
@@ -84,28 +89,44 @@ def test_every_trainable_parameter_is_in_one_group(backbone_state, prepared, bac
     if backbone_state != "none":
         model.attach_backbone(backbone)
         backbone.model.requires_grad_(backbone_state == "open")
-    config = TrainConfig(lr_queries=1.0, lr_outputs=2.0, lr_gains=3.0, lr_backbone=4.0, weight_decay=0.5)
+    config = TrainConfig(
+        lr_queries=1.0, lr_outputs=2.0, lr_gains=3.0, lr_backbone=4.0, weight_decay=0.5
+    )
     found = {}
     for group in schedules.parameter_groups(model, config):
         for parameter in group["params"]:
             assert id(parameter) not in found, "a parameter is in two groups"
             found[id(parameter)] = (group["lr"], group["weight_decay"])
-    wanted = {"label_queries": (1.0, 0.5), "label_outputs": (2.0, 0.5), "label_bias": (2.0, 0.5),
-              "planted_gain": (3.0, 0.0), "teacher_gain": (3.0, 0.0)}  # fmt: skip
+    wanted = {
+        "label_queries": (1.0, 0.5),
+        "label_outputs": (2.0, 0.5),
+        "label_bias": (2.0, 0.5),
+        "planted_gain": (3.0, 0.0),
+        "teacher_gain": (3.0, 0.0),
+    }
     named = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    assert found == {id(p): wanted.get(n.removeprefix("decoder."), (4.0, 0.5)) for n, p in named.items()}
-    assert len(found) == 5 + (len(list(backbone.model.parameters())) if backbone_state == "open" else 0)
+    assert found == {
+        id(p): wanted.get(n.removeprefix("decoder."), (4.0, 0.5)) for n, p in named.items()
+    }
+    assert len(found) == 5 + (
+        len(list(backbone.model.parameters())) if backbone_state == "open" else 0
+    )
 
 
 def test_trainer_uses_the_groups_and_warms_up(prepared, tmp_path):
-    """Learning rates reach AdamW by group and the schedule scales all of them: warm-up is a share of the steps."""
+    """Learning rates reach AdamW by group and the schedule scales all of them: warm-up is a share
+    of the steps.
+    """
     options = train._arguments(tmp_path, TrainConfig(epochs=5, batch_size=6, warmup=0.2))
     assert options.get_warmup_steps(50) == 10
     trainer = train.PlantTrainer(
-        model=fresh_model(prepared), args=options, train_dataset=prepared.documents("train"),
+        model=fresh_model(prepared),
+        args=options,
+        train_dataset=prepared.documents("train"),
         eval_dataset=prepared.documents("dev"),
-        plant_config=TrainConfig(lr_queries=1.0, lr_gains=3.0), train_counts=prepared.train_counts,
-    )  # fmt: skip
+        plant_config=TrainConfig(lr_queries=1.0, lr_gains=3.0),
+        train_counts=prepared.train_counts,
+    )
     trainer.create_optimizer_and_scheduler(50)
     assert [g["initial_lr"] for g in trainer.optimizer.param_groups] == [1.0, 1e-2, 3.0]
     for _ in range(5):
@@ -115,7 +136,9 @@ def test_trainer_uses_the_groups_and_warms_up(prepared, tmp_path):
 
 
 def test_fine_tuning_learns(prepared, tmp_path):
-    model, history = train_it(prepared, tmp_path, epochs=8, lr_queries=0.1, lr_outputs=0.1, patience=8)
+    model, history = train_it(
+        prepared, tmp_path, epochs=8, lr_queries=0.1, lr_outputs=0.1, patience=8
+    )
     before = dev_metric(prepared, fresh_model(prepared))
     assert dev_metric(prepared, model) > before + 0.15
     assert history[-1]["train_loss"] < history[0]["train_loss"]
@@ -130,32 +153,43 @@ def test_model_is_left_at_its_best_dev_epoch(prepared, tmp_path, monkeypatch):
 
     model = fresh_model(prepared)
     real_score = train.score
-    monkeypatch.setattr(train, "score", lambda m, *a, **k: seen.append(weights(m)) or real_score(m, *a, **k))
+    monkeypatch.setattr(
+        train, "score", lambda m, *a, **k: seen.append(weights(m)) or real_score(m, *a, **k)
+    )
     monkeypatch.setattr(train, "evaluate", evaluate_as_told)
     _, history = train_it(prepared, tmp_path, model, epochs=4, patience=4)
-    assert [row["ndcg@5"] for row in history] == [0.2, 0.9, 0.5, 0.4] and train.chosen_epoch(history) == 2
+    assert [row["ndcg@5"] for row in history] == [0.2, 0.9, 0.5, 0.4] and train.chosen_epoch(
+        history
+    ) == 2
     for name, value in weights(model).items():
-        assert torch.equal(value, seen[1][name]) and (name.endswith("gain") or not torch.equal(value, seen[3][name]))
+        assert torch.equal(value, seen[1][name]) and (
+            name.endswith("gain") or not torch.equal(value, seen[3][name])
+        )
 
 
 def test_early_stopping_stops(prepared, tmp_path, monkeypatch):
     """Nothing is learnt at rate zero: one epoch and `patience` more."""
     rates = dict.fromkeys(("lr_queries", "lr_outputs", "lr_gains"), 0.0)
-    with monkeypatch.context() as patch:  # killed before the Trainer has removed the checkpoint after the best
+    # killed before the Trainer has removed the checkpoint after the best
+    with monkeypatch.context() as patch:
         patch.setattr("transformers.trainer.shutil.rmtree", lambda *a, **k: None)
         _, history = train_it(prepared, tmp_path, epochs=9, patience=1, **rates)
     assert [row["epoch"] for row in history] == [1, 2]
     model, again = train_it(prepared, tmp_path, epochs=9, patience=1, **rates)
     assert again == history, "a run that was killed after dev had stopped it does not go on"
     kept = load_file(sorted(tmp_path.glob("checkpoint-*"))[0] / "model.safetensors")
-    assert torch.equal(model.decoder.label_queries.cpu(), kept["decoder.label_queries"]), "the best epoch is read back"
+    assert torch.equal(model.decoder.label_queries.cpu(), kept["decoder.label_queries"]), (
+        "the best epoch is read back"
+    )
 
 
 def test_history_has_one_row_an_epoch(trained):
     _, history, _ = trained
     assert [row["epoch"] for row in history] == [1, 2, 3]
     for row in history:
-        assert {"epoch", "train_loss", "seconds", "p@1", "p@5", "ndcg@5", "psp@5", "map"} <= set(row)
+        assert {"epoch", "train_loss", "seconds", "p@1", "p@5", "ndcg@5", "psp@5", "map"} <= set(
+            row
+        )
     seconds = [row["seconds"] for row in history]
     assert seconds == sorted(seconds)
 
@@ -167,7 +201,9 @@ def test_two_runs_of_one_seed_are_equal_and_of_two_seeds_are_not(prepared, train
     for name, value in weights(model).items():
         torch.testing.assert_close(weights(again)[name], value, rtol=1e-6, atol=1e-6)
     assert without_times(history) == without_times(same)
-    assert not torch.allclose(weights(other)["decoder.label_outputs"], weights(model)["decoder.label_outputs"])
+    assert not torch.allclose(
+        weights(other)["decoder.label_outputs"], weights(model)["decoder.label_outputs"]
+    )
 
 
 def test_streaming_score_equals_a_dense_evaluation(prepared, trained):
@@ -177,14 +213,21 @@ def test_streaming_score_equals_a_dense_evaluation(prepared, trained):
         assert model.training == mode, "scoring leaves the mode as it was"
     batch = {n: x.to(model.device) for n, x in documents.collate(documents.rows.tolist()).items()}
     with torch.inference_mode():
-        logits = model(batch["token_ids"], batch["offsets"], batch["hidden_states"]).logits.double().cpu().numpy()
+        logits = (
+            model(batch["token_ids"], batch["offsets"], batch["hidden_states"])
+            .logits.double()
+            .cpu()
+            .numpy()
+        )
     order = np.argsort(-logits, axis=1, kind="stable")
     np.testing.assert_array_equal(scores.topk.ids[:, :7], order)
     gold = labels.toarray() > 0
     ranks = np.argsort(order, axis=1)[gold] + 1
     np.testing.assert_array_equal(scores.gold_ranks, ranks)
     assert (labels != prepared.corpus.labels[documents.rows]).nnz == 0
-    dense = evaluate(Scores(TopK.from_dense(logits, 100), gold_ranks=ranks), labels, prepared.train_counts, 60)
+    dense = evaluate(
+        Scores(TopK.from_dense(logits, 100), gold_ranks=ranks), labels, prepared.train_counts, 60
+    )
     found = evaluate(scores, labels, prepared.train_counts, 60)
     assert {k: found[k] for k in ("p@1", "ndcg@5", "psp@5", "map")} == pytest.approx(
         {k: dense[k] for k in ("p@1", "ndcg@5", "psp@5", "map")}
@@ -198,10 +241,12 @@ def test_labels_reach_the_loss_as_positive_cells(prepared):
     cells = prepared.corpus.labels[[3, 7, 17, 22]]
     assert set(batch) == {"token_ids", "offsets", "label_rows", "label_columns", "hidden_states"}
     assert len(batch["label_rows"]) == len(batch["label_columns"]) == cells.nnz < size
-    assert not [name for name, x in batch.items() if x.shape == (4, prepared.corpus.L) or x.numel() == size]
-    assert {(int(r), int(c)) for r, c in zip(batch["label_rows"], batch["label_columns"], strict=True)} == set(
-        zip(*(x.tolist() for x in cells.nonzero()), strict=True)
-    )
+    assert not [
+        name for name, x in batch.items() if x.shape == (4, prepared.corpus.L) or x.numel() == size
+    ]
+    assert {
+        (int(r), int(c)) for r, c in zip(batch["label_rows"], batch["label_columns"], strict=True)
+    } == set(zip(*(x.tolist() for x in cells.nonzero()), strict=True))
     lengths = batch["offsets"].diff().tolist()
     assert lengths == prepared.tokens.lengths[[3, 7, 17, 22]].tolist() and lengths[1] == 0
 
@@ -226,7 +271,10 @@ def test_training_prints_nothing_and_warns_of_nothing(prepared, tmp_path, capfd)
 
 
 def test_backbone_is_trained_when_it_is_part_of_the_model(prepared, backbone, tmp_path):
-    documents = [train.Documents(prepared.tokens, prepared.corpus.labels, prepared.rows[s]) for s in ("train", "dev")]
+    documents = [
+        train.Documents(prepared.tokens, prepared.corpus.labels, prepared.rows[s])
+        for s in ("train", "dev")
+    ]
     model = fresh_model(prepared).attach_backbone(backbone)
     before = copy.deepcopy(backbone.model.state_dict())
     config = TrainConfig(epochs=1, batch_size=16, lr_backbone=1e-2)
@@ -236,7 +284,10 @@ def test_backbone_is_trained_when_it_is_part_of_the_model(prepared, backbone, tm
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here: what runs there is what the tests around run here")
+@pytest.mark.skipif(
+    not torch.cuda.is_available(),
+    reason="no GPU here: what runs there is what the tests around run here",
+)
 def test_a_model_trained_on_a_gpu_predicts_there_as_on_a_cpu(prepared, tmp_path, monkeypatch):
     monkeypatch.setenv("PLANT_HOME", str(tmp_path))
     config = RunConfig(train=TrainConfig(epochs=1, batch_size=8))
@@ -249,7 +300,7 @@ def test_a_model_trained_on_a_gpu_predicts_there_as_on_a_cpu(prepared, tmp_path,
         assert dict(one) == pytest.approx(dict(other), abs=1e-3)
 
 
-SCRIPT = '''
+SCRIPT = """
 import json, pickle, sys, time
 from pathlib import Path
 import torch
@@ -276,27 +327,46 @@ config = TrainConfig(epochs=4, batch_size=8, patience=4, lr_queries=0.05)
 history = fine_tune(model, documents, dev, counts, folder, config=config, progress=False)
 torch.save(model.state_dict(), folder / "final.pt")
 (folder / "history.json").write_text(json.dumps(history))
-'''
+"""
 
 
 def test_killed_run_resumes_to_the_same_numbers(prepared, tmp_path):
-    """SIGKILL after the second epoch's checkpoint; a half-written third checkpoint lies about as well."""
+    """SIGKILL after the second epoch's checkpoint; a half-written third checkpoint lies about as
+    well.
+    """
     (tmp_path / "job.py").write_text(SCRIPT)
-    torch.save((fresh_model(prepared), prepared.documents("train"), prepared.documents("dev"), prepared.train_counts),
-               tmp_path / "inputs.pt")  # fmt: skip
+    torch.save(
+        (
+            fresh_model(prepared),
+            prepared.documents("train"),
+            prepared.documents("dev"),
+            prepared.train_counts,
+        ),
+        tmp_path / "inputs.pt",
+    )
     cut, whole = tmp_path / "cut", tmp_path / "whole"
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
 
     def start(folder: Path, pace: str) -> subprocess.Popen:
         folder.mkdir(exist_ok=True)
-        command = [sys.executable, str(tmp_path / "job.py"), str(folder), str(tmp_path / "inputs.pt"), pace]
-        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        command = [
+            sys.executable,
+            str(tmp_path / "job.py"),
+            str(folder),
+            str(tmp_path / "inputs.pt"),
+            pace,
+        ]
+        return subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
 
     steps = lambda folder: [int(n) for n in (folder / "steps.log").read_text().split()]  # noqa: E731
     victim = start(cut, "slow")
     deadline = time.monotonic() + 120
     while not (cut / "steps.log").exists() or steps(cut)[-1:] != [17]:
-        assert victim.poll() is None and time.monotonic() < deadline, victim.stdout and victim.communicate(timeout=5)[0]
+        assert victim.poll() is None and time.monotonic() < deadline, (
+            victim.stdout and victim.communicate(timeout=5)[0]
+        )
         time.sleep(0.05)
     victim.kill()
     victim.communicate()
@@ -309,8 +379,13 @@ def test_killed_run_resumes_to_the_same_numbers(prepared, tmp_path):
     torch.set_num_threads(threads)
     output, _ = again.communicate(timeout=120)
     assert again.returncode == 0, output
-    assert steps(cut) == [*range(1, 18), *range(17, 33)], "resumed at the checkpoint of step 16, not restarted"
+    assert steps(cut) == [
+        *range(1, 18),
+        *range(17, 33),
+    ], "resumed at the checkpoint of step 16, not restarted"
     resumed = torch.load(cut / "final.pt")
     for name, value in model.state_dict().items():
-        torch.testing.assert_close(resumed[name], value, rtol=1e-6, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            resumed[name], value, rtol=1e-6, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}"
+        )
     assert without_times(json.loads((cut / "history.json").read_text())) == without_times(history)

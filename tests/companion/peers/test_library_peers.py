@@ -1,4 +1,6 @@
-"""Peers of other libraries on the tiny corpus, each in its process; records, the table, its figures and what can go wrong."""
+"""Peers of other libraries on the tiny corpus, each in its process; records, the table, its figures
+and what can go wrong.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,11 @@ from plantlib.training import runs
 from plantlib.training.records import RunRecord
 
 # what the extra `peers` installs; SVM and logistic regression need nothing more than the package
-INSTALLED = [n for n, p in PEERS.items() if p.library == "scikit-learn" or importlib.util.find_spec(p.library)]
+INSTALLED = [
+    n
+    for n, p in PEERS.items()
+    if p.library == "scikit-learn" or importlib.util.find_spec(p.library)
+]
 
 
 @pytest.fixture(scope="module")
@@ -55,13 +61,22 @@ def test_every_installed_peer_finds_words_and_is_measured(made):
     records, _ = made
     assert [r.system for r in records] == INSTALLED and len(INSTALLED) >= 2
     for record in records:
-        assert record.metrics["p@1"] > 0.8 and record.metrics["few/rp@5"] == 1.0, "labels follow from words"
-        assert record.kind == "linear" and record.notebook == "peers" and len(record.per_document["ndcg@5"]) == 20
+        assert record.metrics["p@1"] > 0.8 and record.metrics["few/rp@5"] == 1.0, (
+            "labels follow from words"
+        )
+        assert (
+            record.kind == "linear"
+            and record.notebook == "peers"
+            and len(record.per_document["ndcg@5"]) == 20
+        )
         assert set(record.times) == {"train", "train_cpu", "predict", "predict_cpu"}
         assert 0 < record.model_size["model_mb"] < 1
         # a worker that inherited this process's count would report PyTorch's memory
         assert record.model_size["data_mb"] <= record.peak_memory_mb < 400
-    assert dict(zip(INSTALLED, records, strict=True))["logistic"].params["options"] in PEERS["logistic"].grid
+    assert (
+        dict(zip(INSTALLED, records, strict=True))["logistic"].params["options"]
+        in PEERS["logistic"].grid
+    )
 
 
 @pytest.mark.parametrize("library", ["omikuji", "napkinxc"])
@@ -74,27 +89,39 @@ def test_the_extra_is_installed(library):
 def test_the_svm_equals_the_one_of_run_peers(words, made):
     (mine,) = [r for r in made[0] if r.system == "SVM"]
     (other,) = [r for r in peer_runs.run_peers(words, progress=False) if r.system == "SVM"]
-    assert mine.metrics["ndcg@5"] == pytest.approx(other.metrics["ndcg@5"]) and mine.per_document == other.per_document
+    assert (
+        mine.metrics["ndcg@5"] == pytest.approx(other.metrics["ndcg@5"])
+        and mine.per_document == other.per_document
+    )
 
 
 def test_finished_peers_are_read_and_others_made_again(words, made, monkeypatch):
     records, folder = made
-    monkeypatch.setattr(library_peers, "train", lambda *a, **k: pytest.fail("a finished peer was repeated"))
+    monkeypatch.setattr(
+        library_peers, "train", lambda *a, **k: pytest.fail("a finished peer was repeated")
+    )
     assert library_peers.run(words, INSTALLED, results=folder, progress=False)[0] == records
     asked = []
-    monkeypatch.setattr(library_peers, "train", lambda p, name, *a: asked.append(name) or records[0])
+    monkeypatch.setattr(
+        library_peers, "train", lambda p, name, *a: asked.append(name) or records[0]
+    )
     monkeypatch.setitem(PEERS, "SVM", replace(PEERS["SVM"], grid=({"C": 2.0},)))
     library_peers.run(words, ["SVM"], results=None, progress=False)
     assert library_peers.finished(words, "SVM", 0, 1, folder) is None and asked == ["SVM"]
 
 
 def test_a_peer_of_another_corpus_is_not_written_over(words, made, tmp_path):
-    """The same number of training documents, other dev documents: the id is the same, the record is not."""
+    """The same number of training documents, other dev documents: the id is the same, the record is
+    not.
+    """
     record = next(r for r in made[0] if r.system == "SVM")
     other = replace(record, dataset=record.dataset | {"fingerprint": "ffffffff"})
     other.save(tmp_path)
     (again,), _ = library_peers.run(words, ["SVM"], results=tmp_path, progress=False)
-    assert again.id == f"{record.id}-{words.corpus.fingerprint()[:6]}" and again.metrics == record.metrics
+    assert (
+        again.id == f"{record.id}-{words.corpus.fingerprint()[:6]}"
+        and again.metrics == record.metrics
+    )
     assert RunRecord.load(tmp_path / f"{other.id}.json") == other
     assert library_peers.run(words, ["SVM"], results=tmp_path, progress=False)[0] == [again]
 
@@ -105,7 +132,18 @@ def test_the_option_is_chosen_on_dev_and_test_is_not_looked_at(words, monkeypatc
     def work(self, name, options, *rest):
         right = sparse.csr_matrix(np.where(dev.toarray() > 0, 1.0, 0.1).astype(np.float32))
         wrong = sparse.csr_matrix(np.where(dev.toarray() > 0, 0.1, 1.0).astype(np.float32))
-        report = dict.fromkeys(("train", "train_cpu", "predict", "predict_cpu", "peak_memory_mb", "model_mb", "data_mb"), 1.0)
+        report = dict.fromkeys(
+            (
+                "train",
+                "train_cpu",
+                "predict",
+                "predict_cpu",
+                "peak_memory_mb",
+                "model_mb",
+                "data_mb",
+            ),
+            1.0,
+        )
         gold = words.corpus.labels[words.rows["test"]].toarray()
         best = options["C"] == 10.0
         # what is best on dev is worst on test
@@ -121,13 +159,21 @@ def test_a_worker_that_fails_names_its_last_line(words, monkeypatch):
     monkeypatch.setitem(PEERS, "PLT", Peer("napkinxc", ({"tree_type": "no such tree"},)))
     monkeypatch.setitem(PEERS, "XR-Linear", Peer("scikit-learn"))
     records, left_out = library_peers.run(words, ["XR-Linear"], progress=False)
-    assert records == [] and "No module named 'pecos'" in left_out["XR-Linear"] and "`peers`" in left_out["XR-Linear"]
+    assert (
+        records == []
+        and "No module named 'pecos'" in left_out["XR-Linear"]
+        and "`peers`" in left_out["XR-Linear"]
+    )
 
 
 def test_large_label_sets_leave_one_vs_rest_out_and_say_so(words, monkeypatch):
     monkeypatch.setattr(library_peers, "ONE_VS_REST_CELLS", 100)
     found, out = library_peers.possible(words)
-    assert found == ["Parabel", "Bonsai", "PLT", "XR-Linear"] and set(out) == {"SVM", "SVM, tuned", "logistic"}
+    assert found == ["Parabel", "Bonsai", "PLT", "XR-Linear"] and set(out) == {
+        "SVM",
+        "SVM, tuned",
+        "logistic",
+    }
     assert "7 labels x 60 documents" in out["SVM"]
     with pytest.raises(ValueError, match="'FastXML' is not known; use some of SVM"):
         library_peers.possible(words, ["FastXML"])
@@ -136,9 +182,14 @@ def test_large_label_sets_leave_one_vs_rest_out_and_say_so(words, monkeypatch):
 def test_pecos_says_why_it_cannot_be_installed(tmp_path, monkeypatch):
     monkeypatch.delenv("PLANT_PECOS", raising=False)
     fake = tmp_path / "python"
-    fake.write_text("#!/bin/sh\necho 'WARNING: noise' >&2\necho 'ERROR: No matching distribution' >&2\nexit 1\n")
+    fake.write_text(
+        "#!/bin/sh\necho 'WARNING: noise' >&2\necho 'ERROR: No matching distribution' >&2\nexit 1\n"
+    )
     fake.chmod(0o755)
-    with pytest.raises(library_peers.PecosUnavailable, match=r"make a virtual environment.*ERROR: No matching distribution.*not run"):
+    with pytest.raises(
+        library_peers.PecosUnavailable,
+        match=r"make a virtual environment.*ERROR: No matching distribution.*not run",
+    ):
         library_peers.interpreter(tmp_path, str(fake))
     assert not (tmp_path / "pecos" / ".ready").exists()
     monkeypatch.setenv("PLANT_PECOS", str(tmp_path / "absent"))
@@ -161,7 +212,9 @@ def test_best_keeps_the_largest_of_each_row():
 def test_peak_memory_is_the_programs_own():
     """getrusage of a child begins at its parent's peak; the worker's own count does not."""
     ballast = np.ones(60_000_000)  # 460 MiB here
-    code = "import runpy, sys; print(runpy.run_path(sys.argv[1], run_name='worker')['peak_memory']())"
+    code = (
+        "import runpy, sys; print(runpy.run_path(sys.argv[1], run_name='worker')['peak_memory']())"
+    )
     command = [sys.executable, "-c", code, peer_worker.__file__]
     said = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     assert ballast.nbytes / 2**20 > said > 5
@@ -170,37 +223,83 @@ def test_peak_memory_is_the_programs_own():
 def test_the_table_states_quality_costs_and_what_was_not_run(made, tmp_path):
     records, _ = made
     dear = next(r for r in records if r.system == "SVM")
-    cheap = replace(dear, times={"train": 9.0}, model_size=None, id="tiny-again", notebook="05_finetune")
-    head = replace(dear, system="random", kind="planted", id="tiny-random", notebook="05_finetune", backbone="minilm",
-                   times={"teacher": 1.0, "l2r": 0.0, "fine_tune": 2.0}, model_size={"trained_parameters": 2**20})  # fmt: skip
+    cheap = replace(
+        dear, times={"train": 9.0}, model_size=None, id="tiny-again", notebook="05_finetune"
+    )
+    head = replace(
+        dear,
+        system="random",
+        kind="planted",
+        id="tiny-random",
+        notebook="05_finetune",
+        backbone="minilm",
+        times={"teacher": 1.0, "l2r": 0.0, "fine_tune": 2.0},
+        model_size={"trained_parameters": 2**20},
+    )
     other = replace(head, id="elsewhere", system="lookup+score", notebook="leak_audit")
-    listed = replace(head, id="tiny-candidates", system="lookup+linear", times={"teacher": 1.0, "fine_tune": 4.0})
+    listed = replace(
+        head, id="tiny-candidates", system="lookup+linear", times={"teacher": 1.0, "fine_tune": 4.0}
+    )
     path = peer_table.write([*records, cheap, head, other, listed], tmp_path / "peers.csv")
     import pandas as pd
 
     table = pd.read_csv(path).set_index("system")
     assert list(table.columns) == [c for c in peer_table.COLUMNS if c != "system"]
-    assert table.loc["SVM", "seeds"] == 1 and table.loc["SVM", "train_s"] == round(dear.times["train"], 2), "costs are kept"
+    assert table.loc["SVM", "seeds"] == 1 and table.loc["SVM", "train_s"] == round(
+        dear.times["train"], 2
+    ), "costs are kept"
     assert table.loc["random", "train_s"] == 3.0 and table.loc["random", "model_mb"] == 4.0
     assert table.loc["lookup+linear", "train_s"] == 5.0, "a run on candidates has no L2R step"
     assert "lookup+score" not in table.index
     assert table.loc["SVM", "p@1"] == pytest.approx(100 * dear.metrics["p@1"], abs=0.01)
     absent = [n for n in peer_table.expected() if n not in INSTALLED]
-    assert absent[-2:] == ["CAML head", "PLM-ICD head"] and (table.loc[absent, "status"] == "not run").all()
+    assert (
+        absent[-2:] == ["CAML head", "PLM-ICD head"]
+        and (table.loc[absent, "status"] == "not run").all()
+    )
     plots.save(plots_claims.quality_cost(table.reset_index()), tmp_path / "a.png")
-    wide = replace(dear, dataset=dear.dataset | {"labels": 4108, "train": 45000}, system="XR-Linear", id="wide")
+    wide = replace(
+        dear, dataset=dear.dataset | {"labels": 4108, "train": 45000}, system="XR-Linear", id="wide"
+    )
     status = peer_table.frame([wide]).set_index("system")["status"]
     assert "too long" in status["SVM"] and status["Parabel"] == "not run"
 
 
 def long_run(start: str, seed: int, values: list[float]) -> RunRecord:
-    environment = {"python": "3", "torch": "2", "transformers": "5", "cpu": "cpu", "cores": 2, "commit": "c", "dirty": False}
-    dataset = {"name": "toy", "fingerprint": "f", "train": 100, "dev": 10, "test": 4, "labels": 7, "label_space": "seen",
-               "synthetic": True}  # fmt: skip
-    history = [{"epoch": i + 1, "seconds": 10.0 * (i + 1), "ndcg@5": v} for i, v in enumerate(values)]
-    return RunRecord(id=f"toy-{start}-{seed}-long", kind="planted", dataset=dataset, system=start, seed=seed, metrics={},
-                     params={"train": {"batch_size": 16}, "max_tokens": 8}, notebook="convergence", history=history,
-                     environment=environment)  # fmt: skip
+    environment = {
+        "python": "3",
+        "torch": "2",
+        "transformers": "5",
+        "cpu": "cpu",
+        "cores": 2,
+        "commit": "c",
+        "dirty": False,
+    }
+    dataset = {
+        "name": "toy",
+        "fingerprint": "f",
+        "train": 100,
+        "dev": 10,
+        "test": 4,
+        "labels": 7,
+        "label_space": "seen",
+        "synthetic": True,
+    }
+    history = [
+        {"epoch": i + 1, "seconds": 10.0 * (i + 1), "ndcg@5": v} for i, v in enumerate(values)
+    ]
+    return RunRecord(
+        id=f"toy-{start}-{seed}-long",
+        kind="planted",
+        dataset=dataset,
+        system=start,
+        seed=seed,
+        metrics={},
+        params={"train": {"batch_size": 16}, "max_tokens": 8},
+        notebook="convergence",
+        history=history,
+        environment=environment,
+    )
 
 
 def test_steps_to_the_best_of_random_worked_by_hand(tmp_path):
@@ -211,23 +310,43 @@ def test_steps_to_the_best_of_random_worked_by_hand(tmp_path):
     assert found[0] == "toy-100d-8t-long"
     frame = convergence.steps(found[1])
     table = convergence.reached(frame)
-    # 7 steps an epoch (100 documents, 16 a batch); random's best in epochs 3 and 2, lookup there in epochs 1 and 3
+    # 7 steps an epoch (100 documents, 16 a batch); random's best in epochs 3 and 2, lookup there in
+    # epochs 1 and 3
     assert table.loc["random", ["steps", "seconds", "share"]].tolist() == [17.5, 25.0, 1.0]
     assert table.loc["lookup", ["steps", "seconds"]].tolist() == [14.0, 20.0]
-    assert table.loc["lookup", "share"] == pytest.approx((7 / 21 + 21 / 14) / 2) and table.loc["lookup", "reached"] == 2
+    assert (
+        table.loc["lookup", "share"] == pytest.approx((7 / 21 + 21 / 14) / 2)
+        and table.loc["lookup", "reached"] == 2
+    )
     assert table.loc["shuffled", "reached"] == 0 and np.isnan(table.loc["shuffled", "steps"])
     said = convergence.sentence("toy", table)
-    assert "`lookup` reaches it after 14 steps" in said and "`shuffled` never reaches it (best 20.0)" in said
+    assert (
+        "`lookup` reaches it after 14 steps" in said
+        and "`shuffled` never reaches it (best 20.0)" in said
+    )
     plots.save(plots_claims.convergence(frame), tmp_path / "a.png")
     untimed = convergence.sentence("toy", convergence.reached(frame.drop(columns="seconds")))
-    assert "after 14 steps and goes on" in untimed and "nan" not in untimed, "older runs on candidates kept no time"
+    assert "after 14 steps and goes on" in untimed and "nan" not in untimed, (
+        "older runs on candidates kept no time"
+    )
     with pytest.raises(ValueError, match="no run of 'random'"):
         convergence.reached(frame[frame["start"] == "lookup"])
 
 
 def test_long_runs_have_their_own_ids_and_are_not_repeated(prepared, tmp_path, monkeypatch):
     config = convergence.long_config(epochs=1)
-    records = convergence.run(prepared, tmp_path, starts=("random",), seeds=(0,), config=config, progress=False)
-    assert [r.id.endswith("random-s0-long") for r in records] == [True] and records[0].notebook == "convergence"
-    monkeypatch.setattr(runs, "run_start", lambda *a, **k: pytest.fail("a finished run was repeated"))
-    assert convergence.run(prepared, tmp_path, starts=("random",), seeds=(0,), config=config, progress=False) == records
+    records = convergence.run(
+        prepared, tmp_path, starts=("random",), seeds=(0,), config=config, progress=False
+    )
+    assert [r.id.endswith("random-s0-long") for r in records] == [True] and records[
+        0
+    ].notebook == "convergence"
+    monkeypatch.setattr(
+        runs, "run_start", lambda *a, **k: pytest.fail("a finished run was repeated")
+    )
+    assert (
+        convergence.run(
+            prepared, tmp_path, starts=("random",), seeds=(0,), config=config, progress=False
+        )
+        == records
+    )

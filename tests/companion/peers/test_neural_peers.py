@@ -1,4 +1,6 @@
-"""The published heads: equal to their published (B, L, D) form written out, gradients included, and runs end to end."""
+"""The published heads: equal to their published (B, L, D) form written out, gradients included, and
+runs end to end.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ def published_caml(model: Caml, document: torch.Tensor) -> torch.Tensor:
     """One document alone, the context of every label held: (L, filters)."""
     width = model.convolution.kernel_size[0] // 2
     wide = nn.functional.pad(document.T[None], (width, width))
-    filters = torch.tanh(nn.functional.conv1d(wide, model.convolution.weight, model.convolution.bias))[0].T  # (T, filters)
+    filters = torch.tanh(
+        nn.functional.conv1d(wide, model.convolution.weight, model.convolution.bias)
+    )[0].T  # (T, filters)
     context = torch.softmax(model.label_queries @ filters.T, -1) @ filters
     return (context * model.label_outputs).sum(1) + model.label_bias
 
@@ -37,7 +41,9 @@ def published_plm_icd(model: PlmIcd, document: torch.Tensor) -> torch.Tensor:
     return (context * model.label_outputs).sum(1) + model.label_bias
 
 
-@pytest.mark.parametrize(("head", "published"), [(Caml, published_caml), (PlmIcd, published_plm_icd)])
+@pytest.mark.parametrize(
+    ("head", "published"), [(Caml, published_caml), (PlmIcd, published_plm_icd)]
+)
 def test_the_folded_head_equals_the_published_one_with_its_gradients(head, published):
     hidden, offsets, rows, columns = packed()
     model = head(4, 6).double().eval()
@@ -55,7 +61,9 @@ def test_the_folded_head_equals_the_published_one_with_its_gradients(head, publi
     names = [n for n, _ in model.named_parameters()]
     slopes = torch.autograd.grad(expected, [p for _, p in model.named_parameters()])
     found.backward()
-    for name, slope, parameter in zip(names, slopes, [p for _, p in model.named_parameters()], strict=True):
+    for name, slope, parameter in zip(
+        names, slopes, [p for _, p in model.named_parameters()], strict=True
+    ):
         assert torch.allclose(parameter.grad, slope, atol=1e-9), name
 
 
@@ -70,15 +78,32 @@ def test_no_document_reads_its_neighbour():
 
 
 def test_heads_learn_are_recorded_and_are_not_repeated(prepared, tmp_path, monkeypatch):
-    config = replace(neural_peers.CONFIG, epochs=6, batch_size=4, lr_queries=0.05, lr_outputs=0.05, lr_backbone=0.01)
+    config = replace(
+        neural_peers.CONFIG,
+        epochs=6,
+        batch_size=4,
+        lr_queries=0.05,
+        lr_outputs=0.05,
+        lr_backbone=0.01,
+    )
     records = neural_peers.run(prepared, config=config, results=tmp_path, progress=False)
-    assert [r.system for r in records] == ["CAML head", "PLM-ICD head"] and {r.kind for r in records} == {"neural"}
+    assert [r.system for r in records] == ["CAML head", "PLM-ICD head"] and {
+        r.kind for r in records
+    } == {"neural"}
     for record in records:
         assert record.history[-1]["train_loss"] < record.history[0]["train_loss"] / 2
-        assert record.times["predict"] > 0 and record.model_size["model_mb"] > 0 and record.backbone is None
+        assert (
+            record.times["predict"] > 0
+            and record.model_size["model_mb"] > 0
+            and record.backbone is None
+        )
         assert 1 <= record.chosen_epoch <= len(record.history) <= 6
-    assert records[1].metrics["ndcg@5"] > 0.7, "labels follow from words; without learning it is 0.5"
-    monkeypatch.setattr(neural_peers, "run_head", lambda *a, **k: pytest.fail("a finished run was repeated"))
+    assert records[1].metrics["ndcg@5"] > 0.7, (
+        "labels follow from words; without learning it is 0.5"
+    )
+    monkeypatch.setattr(
+        neural_peers, "run_head", lambda *a, **k: pytest.fail("a finished run was repeated")
+    )
     assert neural_peers.run(prepared, config=config, results=tmp_path, progress=False) == records
 
 

@@ -1,4 +1,6 @@
-"""What the rows without attention say they cost: seconds by a clock that the parts move on, sizes and what is not known."""
+"""What the rows without attention say they cost: seconds by a clock that the parts move on, sizes
+and what is not known.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,11 @@ class Clock:
 
     def __init__(self, monkeypatch):
         self.wall, self.patch = 0.0, monkeypatch.setattr
-        self.patch(peer_runs, "time", SimpleNamespace(perf_counter=lambda: self.wall, process_time=lambda: self.wall / 2))
+        self.patch(
+            peer_runs,
+            "time",
+            SimpleNamespace(perf_counter=lambda: self.wall, process_time=lambda: self.wall / 2),
+        )
 
     def takes(self, seconds: float, work):
         """`work`, taking so many seconds."""
@@ -38,31 +44,60 @@ class Clock:
 
 def test_each_row_has_the_seconds_of_its_own_making(prepared, monkeypatch):
     clock, svm = Clock(monkeypatch), peers.linear_svm
-    for module, name, seconds in ((peer_runs, "words", 1), (peer_runs, "tfidf", 2), (mig, "teach", 4), (peer_runs, "ppmi", 8),
-                                  (peer_runs, "centroids", 16)):  # fmt: skip
+    for module, name, seconds in (
+        (peer_runs, "words", 1),
+        (peer_runs, "tfidf", 2),
+        (mig, "teach", 4),
+        (peer_runs, "ppmi", 8),
+        (peer_runs, "centroids", 16),
+    ):
         clock.slow_down(module, name, seconds)
     # 64 to make, half a second to score a batch of documents
-    monkeypatch.setattr(peers, "linear_svm", clock.takes(64, lambda *a, **k: clock.takes(0.5, svm(*a, **k))))
+    monkeypatch.setattr(
+        peers, "linear_svm", clock.takes(64, lambda *a, **k: clock.takes(0.5, svm(*a, **k)))
+    )
     found = {r.system: r.times for r in peer_runs.run_peers(prepared, progress=False)}
-    wanted = {"bare J": 7, "bare MI": 7, "bare PPMI": 11, "bare centroid": 19, "SVM": 67, "SVM + J": 71, "SVM + MI": 71}
+    wanted = {
+        "bare J": 7,
+        "bare MI": 7,
+        "bare PPMI": 11,
+        "bare centroid": 19,
+        "SVM": 67,
+        "SVM + J": 71,
+        "SVM + MI": 71,
+    }
     assert {name: times["train"] for name, times in found.items()} == wanted
-    assert {name: times["train_cpu"] for name, times in found.items()} == {name: s / 2 for name, s in wanted.items()}
+    assert {name: times["train_cpu"] for name, times in found.items()} == {
+        name: s / 2 for name, s in wanted.items()
+    }
     assert len(prepared.rows["test"]) <= 256, "one batch"
     for name, times in found.items():
-        assert (times["predict"], times["predict_cpu"]) == ((0.5, 0.25) if "SVM" in name else (0.0, 0.0)), name
+        assert (times["predict"], times["predict_cpu"]) == (
+            (0.5, 0.25) if "SVM" in name else (0.0, 0.0)
+        ), name
 
 
 def test_rows_have_the_seconds_that_the_table_compares(prepared):
     for record in peer_runs.run_peers(prepared, progress=False):
-        assert set(record.times) == {"train", "train_cpu", "predict", "predict_cpu"} and record.times["train_cpu"] > 0
+        assert (
+            set(record.times) == {"train", "train_cpu", "predict", "predict_cpu"}
+            and record.times["train_cpu"] > 0
+        )
         row = peer_table.row_of([record])
-        assert row["train_cpu_s"] is not None and row["predict_ms"] is not None and row["peak_memory_mb"] is None
+        assert (
+            row["train_cpu_s"] is not None
+            and row["predict_ms"] is not None
+            and row["peak_memory_mb"] is None
+        )
 
 
 def test_the_linear_score_is_timed_when_all_of_it_was_made_now(prepared, tmp_path):
     fresh = replace(prepared, root=tmp_path)
     (made,) = peer_runs.run_linear_score(fresh, config=CONFIG, progress=False)
-    assert set(made.times) == {"train", "train_cpu", "predict", "predict_cpu"} and made.times["train"] > 0
+    assert (
+        set(made.times) == {"train", "train_cpu", "predict", "predict_cpu"}
+        and made.times["train"] > 0
+    )
     cells = fresh.linear(CONFIG, False).tables[0].cells.nnz
     assert made.model_size == {"word_cells": cells} and cells > 0
     assert peer_table.row_of([made])["model_mb"] == pytest.approx(8 * cells / 2**20, abs=0.01)

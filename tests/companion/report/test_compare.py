@@ -28,8 +28,16 @@ def record(system: str = "random", seed: int = 0, shift: float = 0.0, **changes)
     options = {
         "id": f"toy-{system}-{seed}",
         "kind": "planted",
-        "dataset": {"name": "toy", "fingerprint": "abc", "train": 9, "dev": 5, "test": DOCUMENTS, "labels": 30,
-                    "label_space": "labels seen in training", "synthetic": True},
+        "dataset": {
+            "name": "toy",
+            "fingerprint": "abc",
+            "train": 9,
+            "dev": 5,
+            "test": DOCUMENTS,
+            "labels": 30,
+            "label_space": "labels seen in training",
+            "synthetic": True,
+        },
         "system": system,
         "seed": seed,
         "backbone": "minilm",
@@ -38,7 +46,7 @@ def record(system: str = "random", seed: int = 0, shift: float = 0.0, **changes)
         "history": [{"epoch": 1, "dev": {"p@1": 0.5}, "train_loss": 0.1, "seconds": 2.0}],
         "params": {"rates": (1e-3, 1e-4)},
         "created": "2026-01-01",
-    }  # fmt: skip
+    }
     return RunRecord(**(options | changes))
 
 
@@ -57,7 +65,9 @@ def test_record_survives_json_and_is_plain(tmp_path):
 
 def test_repr_is_deterministic_and_shows_the_result():
     run = record(metrics={"p@1": 0.51234, "ndcg@5": None})
-    assert repr(run) == "RunRecord('toy-random-0', dataset='toy', system='random', seed=0, p@1=0.5123)"
+    assert (
+        repr(run) == "RunRecord('toy-random-0', dataset='toy', system='random', seed=0, p@1=0.5123)"
+    )
     assert repr(replace(run, times={"train": 3.0})) == repr(run)
     shown = run._repr_markdown_()
     assert "(synthetic)" in shown and "| p@1 | 0.5123 |" in shown and "| ndcg@5 | - |" in shown
@@ -67,23 +77,38 @@ def test_a_record_names_the_gpu_it_used_and_a_commit_can_be_told(monkeypatch):
     about = records_of_runs.environment()
     card = about | {"gpu": "a card"}
     assert device_of(record(environment=card)) == "a card"
-    assert device_of(record(environment=card, kind="linear")) == f"{about['cores']} cores of {about['cpu']}"
-    assert device_of(record(environment={k: v for k, v in about.items() if k != "gpu"})).endswith(about["cpu"])
+    assert (
+        device_of(record(environment=card, kind="linear"))
+        == f"{about['cores']} cores of {about['cpu']}"
+    )
+    assert device_of(record(environment={k: v for k, v in about.items() if k != "gpu"})).endswith(
+        about["cpu"]
+    )
     monkeypatch.setattr(records_of_runs, "_git", lambda *_: "")
-    assert records_of_runs.environment()["commit"] == "unknown" and records_of_runs.environment()["dirty"] is None
+    assert (
+        records_of_runs.environment()["commit"] == "unknown"
+        and records_of_runs.environment()["dirty"] is None
+    )
     monkeypatch.setenv("PLANT_COMMIT", "abc")
     assert records_of_runs.environment()["commit"] == "abc"
 
 
 @pytest.mark.skipif(not shutil.which("git"), reason="no git here")
 def test_what_runs_write_does_not_make_the_code_dirty(tmp_path, monkeypatch):
-    for name in ("plantlib/training/records.py", "Makefile", "results/runs/a.json", "plantlib/results/b.json"):
+    for name in (
+        "plantlib/training/records.py",
+        "Makefile",
+        "results/runs/a.json",
+        "plantlib/results/b.json",
+    ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("{}")
     git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@example.org"]
     for arguments in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "all"]):
         subprocess.run([*git, *arguments], check=True, capture_output=True)
-    monkeypatch.setattr(records_of_runs, "__file__", str(tmp_path / "plantlib" / "training" / "records.py"))
+    monkeypatch.setattr(
+        records_of_runs, "__file__", str(tmp_path / "plantlib" / "training" / "records.py")
+    )
     commit = records_of_runs.environment()["commit"]
     assert len(commit) == 40 and records_of_runs.environment()["dirty"] is False
     (tmp_path / "results/runs/a.json").write_text("another record")
@@ -91,7 +116,10 @@ def test_what_runs_write_does_not_make_the_code_dirty(tmp_path, monkeypatch):
     # a folder of that name further down is code, and so is what stands beside the package
     for name in ("Makefile", "plantlib/training/records.py", "plantlib/results/b.json"):
         (tmp_path / name).write_text("changed")
-        assert records_of_runs.environment()["dirty"] is True and records_of_runs.environment()["commit"] == commit
+        assert (
+            records_of_runs.environment()["dirty"] is True
+            and records_of_runs.environment()["commit"] == commit
+        )
         subprocess.run([*git, "checkout", "-q", name], check=True, capture_output=True)
     assert records_of_runs.environment()["dirty"] is False
 
@@ -102,9 +130,13 @@ def test_environment_names_no_machine():
     environment = records_of_runs.environment()
     text = json.dumps(environment)
     assert environment["cores"] >= 1 and environment["python"].startswith("3.")
-    assert environment["gpu"] == (torch.cuda.get_device_name() if torch.cuda.is_available() else None)
+    assert environment["gpu"] == (
+        torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    )
     assert str(Path.home()) + "/" not in text and str(Path(__file__).parent) not in text
-    assert socket.gethostname() not in [*map(str, environment.values())] and "user" not in environment
+    assert (
+        socket.gethostname() not in [*map(str, environment.values())] and "user" not in environment
+    )
 
 
 @pytest.mark.parametrize(
@@ -128,7 +160,14 @@ def test_record_refuses(changes, message):
 
 
 def test_record_allows_what_only_looks_like_a_path():
-    record(params={"a": "few/rp@5", "b": "https://arxiv.org/abs/2410.23066", "c": "notebooks/05.ipynb", "d": "and/or"})
+    record(
+        params={
+            "a": "few/rp@5",
+            "b": "https://arxiv.org/abs/2410.23066",
+            "c": "notebooks/05.ipynb",
+            "d": "and/or",
+        }
+    )
 
 
 @pytest.mark.parametrize(("key", "value"), [("schema", 0), ("seed", None), ("extra", 1)])
@@ -148,13 +187,21 @@ def test_compare_pairs_documents_and_averages_seeds(tmp_path):
     record("single", 0, 0.1).save(tmp_path)
     runs = load_all(tmp_path)
     table = compare.compare(runs, metrics=("p@1", "ndcg@5", "few/rp@5"))
-    assert list(table.index) == ["random", "lookup", "same", "single"] and list(table["seeds"]) == [3, 3, 3, 1]
+    assert list(table.index) == ["random", "lookup", "same", "single"] and list(table["seeds"]) == [
+        3,
+        3,
+        3,
+        1,
+    ]
     wanted = [run.metrics["p@1"] for run in runs if run.system == "lookup"]
     assert table.loc["lookup", "p@1"] == pytest.approx(np.mean(wanted))
     assert table.loc["lookup", "p@1 sd"] == pytest.approx(np.std(wanted, ddof=1))
     base = np.mean([run.metrics["p@1"] for run in runs if run.system == "random"])
     row = table.loc["lookup"]
-    assert row["p@1 diff"] == pytest.approx(row["p@1"] - base) and row["p@1 low"] < row["p@1 diff"] < row["p@1 high"]
+    assert (
+        row["p@1 diff"] == pytest.approx(row["p@1"] - base)
+        and row["p@1 low"] < row["p@1 diff"] < row["p@1 high"]
+    )
     # the same random numbers under both systems: paired, every document wins or ties
     assert row["p@1 low"] > 0 and row["p@1 p"] < 0.001 and table.loc["same", "p@1 p"] == 1
     assert "ndcg@5 p" not in table.columns and math.isnan(table.loc["random", "p@1 diff"])
@@ -164,11 +211,23 @@ def test_compare_pairs_documents_and_averages_seeds(tmp_path):
 def test_markdown_table():
     import pandas as pd
 
-    columns = ["seeds", "p@1", "p@1 sd", "p@1 diff", "p@1 low", "p@1 high", "p@1 p", "map", "map sd"]
+    columns = [
+        "seeds",
+        "p@1",
+        "p@1 sd",
+        "p@1 diff",
+        "p@1 low",
+        "p@1 high",
+        "p@1 p",
+        "map",
+        "map sd",
+    ]
     nan = float("nan")
     rows = [[3, 0.5, 0.0123, nan, nan, nan, nan, 0.25, nan], [1, 0.6, nan, 0.1, 0.05, 0.15, 0.004, nan, nan],
             [2, 0.49, 0.001, -0.01, -0.03, 0.01, 0.3, 0.2, 0.02]]  # fmt: skip
-    table = pd.DataFrame(rows, columns=columns, index=pd.Index(["random", "lookup", "v1"], name="system"))
+    table = pd.DataFrame(
+        rows, columns=columns, index=pd.Index(["random", "lookup", "v1"], name="system")
+    )
     assert compare.to_markdown(table).splitlines() == [
         "| system | seeds | p@1 | Δ p@1 | map |",
         "| --- | ---: | ---: | ---: | ---: |",
@@ -176,7 +235,8 @@ def test_markdown_table():
         r"| lookup | 1 | 60.0 | +10.0 [+5.0, +15.0] \* | - |",
         "| v1 | 2 | 49.0 ± 0.1 | -1.0 [-3.0, +1.0] | 20.0 ± 2.0 |",
         "",
-        "Percent; mean ± standard deviation over seeds. Δ: difference to random [95 % interval], paired bootstrap over "
+        "Percent; mean ± standard deviation over seeds. Δ: difference to random [95 % interval],"
+        " paired bootstrap over "
         r"test documents; \* p < 0.05, not corrected for the number of comparisons.",
     ]
 
@@ -192,19 +252,28 @@ def test_compare_refuses_what_cannot_be_compared():
         compare.compare([base, record(id="again")])
     with pytest.raises(ValueError, match="no record of the baseline 'l2r'"):
         compare.compare([base], baseline="l2r")
-    assert list(compare.compare([base, record("linear", backbone=None, kind="linear")]).index) == ["random", "linear"]
+    assert list(compare.compare([base, record("linear", backbone=None, kind="linear")]).index) == [
+        "random",
+        "linear",
+    ]
 
 
 def test_sections_are_replaced_between_their_markers(tmp_path):
     path = tmp_path / "README.md"
     b = "<!-- table:begin b --><!-- table:end b -->\n"
-    path.write_text(f"# T\n<!-- table:begin a -->\nold\n<!-- table:end a -->\ntail é\n{b}", encoding="utf-8")
+    path.write_text(
+        f"# T\n<!-- table:begin a -->\nold\n<!-- table:end a -->\ntail é\n{b}", encoding="utf-8"
+    )
     compare.replace_section(path, "a", "| new |\n")
     compare.replace_section(path, "b", r"\1 \g<0>")
     assert compare.section(path, "a") == "| new |" and compare.section(path, "b") == r"\1 \g<0>"
     once = path.read_text(encoding="utf-8")
     compare.replace_section(path, "a", "| new |")
-    assert path.read_text(encoding="utf-8") == once and once.startswith("# T\n<!--") and "\ntail é\n" in once
+    assert (
+        path.read_text(encoding="utf-8") == once
+        and once.startswith("# T\n<!--")
+        and "\ntail é\n" in once
+    )
     with pytest.raises(ValueError, match="table:begin c"):
         compare.section(path, "c")
 
@@ -257,27 +326,38 @@ def test_yaml_runs_what_is_missing_and_reports_failure(tmp_path, capsys, monkeyp
 def test_yaml_errors_name_the_fix(tmp_path):
     path = tmp_path / "runs" / "a.yaml"
     path.parent.mkdir()
-    for text, message in (("id: b\nnotebook: n", "names the run 'b'"), ("parameters: {}", "wanted the keys"),
-                          ("notebook: n\nparams: {}", "wanted the keys")):  # fmt: skip
+    for text, message in (
+        ("id: b\nnotebook: n", "names the run 'b'"),
+        ("parameters: {}", "wanted the keys"),
+        ("notebook: n\nparams: {}", "wanted the keys"),
+    ):
         path.write_text(text)
         with pytest.raises(ValueError, match=message):
             runner.run_yaml(path)
 
 
 def test_grid_notebook_writes_into_the_folder_it_is_given(tmp_path):
-    """A notebook with `results` and no `run_id` names its records itself; the folder is seen from above runs/."""
+    """A notebook with `results` and no `run_id` names its records itself; the folder is seen from
+    above runs/.
+    """
     record(id="placeholder").save(tmp_path / "template")
     notebook(
         tmp_path / "notebooks" / "grid.ipynb",
         "results = ''\nseeds = [0]",
-        "import json, pathlib\nraw = json.loads(pathlib.Path('../template/placeholder.json').read_text())\n"
-        "folder = pathlib.Path(results)\nfolder.mkdir(parents=True, exist_ok=True)\n"
-        "for seed in seeds:\n    (folder / f'g{seed}.json').write_text(json.dumps(raw | {'id': f'g{seed}', 'seed': seed}))",
+        "import json, pathlib\nraw ="
+        " json.loads(pathlib.Path('../template/placeholder.json').read_text())\nfolder ="
+        " pathlib.Path(results)\nfolder.mkdir(parents=True, exist_ok=True)\nfor seed in seeds:\n   "
+        " (folder / f'g{seed}.json').write_text(json.dumps(raw | {'id': f'g{seed}', 'seed':"
+        " seed}))",
     )
     (tmp_path / "runs").mkdir()
-    (tmp_path / "runs" / "g.yaml").write_text("notebook: notebooks/grid.ipynb\nparameters: {seeds: [0, 1], results: out/r}\n")
+    (tmp_path / "runs" / "g.yaml").write_text(
+        "notebook: notebooks/grid.ipynb\nparameters: {seeds: [0, 1], results: out/r}\n"
+    )
     folder = runner.run_yaml(tmp_path / "runs" / "g.yaml", progress=False)
     assert folder == tmp_path / "out" / "r" and [r.id for r in load_all(folder)] == ["g0", "g1"]
-    (tmp_path / "runs" / "none.yaml").write_text("notebook: notebooks/grid.ipynb\nparameters: {seeds: [], results: none}\n")
+    (tmp_path / "runs" / "none.yaml").write_text(
+        "notebook: notebooks/grid.ipynb\nparameters: {seeds: [], results: none}\n"
+    )
     with pytest.raises(RuntimeError, match="wrote no record into none"):
         runner.run_yaml(tmp_path / "runs" / "none.yaml", progress=False)

@@ -1,4 +1,6 @@
-"""Figures: what is drawn is what the DataFrame says, bytes repeat, text does not overlap, errors name the columns."""
+"""Figures: what is drawn is what the DataFrame says, bytes repeat, text does not overlap, errors
+name the columns.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +25,12 @@ def close_figures():
 
 
 def curves() -> pd.DataFrame:
-    rows = [(start, seed, epoch, 0.1 * epoch + 0.01 * seed + (start == "lookup") * 0.05)
-            for start in ("random", "lookup") for seed in range(3) for epoch in (1, 2, 3)]  # fmt: skip
+    rows = [
+        (start, seed, epoch, 0.1 * epoch + 0.01 * seed + (start == "lookup") * 0.05)
+        for start in ("random", "lookup")
+        for seed in range(3)
+        for epoch in (1, 2, 3)
+    ]
     return pd.DataFrame(rows, columns=["start", "seed", "epoch", "ndcg@5"])
 
 
@@ -34,9 +40,15 @@ def texts(ax) -> list[str]:
 
 def test_colours_are_fixed_for_starts_and_distinct():
     assert len(set(plots.COLOURS.values())) == len(plots.COLOURS)
-    assert plots.colours(["lookup", "random"]) == {"lookup": plots.COLOURS["lookup"], "random": "#777777"}
+    assert plots.colours(["lookup", "random"]) == {
+        "lookup": plots.COLOURS["lookup"],
+        "random": "#777777",
+    }
     strangers = plots.colours(["a", "random", "b", "a"])
-    assert list(strangers) == ["a", "random", "b"] and len({*strangers.values(), *plots.COLOURS.values()}) == 11
+    assert (
+        list(strangers) == ["a", "random", "b"]
+        and len({*strangers.values(), *plots.COLOURS.values()}) == 11
+    )
 
 
 def test_learning_curves_draw_means_and_seed_bands():
@@ -50,8 +62,14 @@ def test_learning_curves_draw_means_and_seed_bands():
 
 def test_start_comparison_draws_intervals_without_the_baseline():
     nan = float("nan")
-    table = pd.DataFrame({"p@1 diff": [nan, 0.02, -0.01], "p@1 low": [nan, 0.01, -0.03], "p@1 high": [nan, 0.03, 0.01]},
-                         index=["random", "l2r", "v1"])  # fmt: skip
+    table = pd.DataFrame(
+        {
+            "p@1 diff": [nan, 0.02, -0.01],
+            "p@1 low": [nan, 0.01, -0.03],
+            "p@1 high": [nan, 0.03, 0.01],
+        },
+        index=["random", "l2r", "v1"],
+    )
     ax = plots.start_comparison(table)
     assert [tick.get_text() for tick in ax.get_yticklabels()] == ["l2r", "v1"]
     np.testing.assert_allclose(ax.lines[0].get_xdata(), [1, 3])
@@ -60,8 +78,14 @@ def test_start_comparison_draws_intervals_without_the_baseline():
 
 
 def test_bucket_bars_are_means_over_runs():
-    frame = pd.DataFrame({"system": ["random", "random", "l2r"], "few/rp@5": [0.1, 0.3, None],
-                          "medium/rp@5": [0.4, 0.4, 0.5], "head/rp@5": [0.6, 0.8, 0.9]})  # fmt: skip
+    frame = pd.DataFrame(
+        {
+            "system": ["random", "random", "l2r"],
+            "few/rp@5": [0.1, 0.3, None],
+            "medium/rp@5": [0.4, 0.4, 0.5],
+            "head/rp@5": [0.6, 0.8, 0.9],
+        }
+    )
     heights = [bar.get_height() for bar in plots.bucket_bars(frame).patches]
     np.testing.assert_allclose(heights, [20, 40, 70, np.nan, 50, 90])
 
@@ -76,8 +100,12 @@ def test_long_tail_counts_every_label_once():
 
 def test_teacher_tokens_shows_the_best_of_each_label():
     rows = [(label, f"{label}{i}", i / 10) for label in "ab" for i in range(5)]
-    ax = plots.teacher_tokens(pd.DataFrame(rows, columns=["label", "token", "score"]), ["b", "a"], top=2)
-    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["b4", "b3", "a4", "a3"] and texts(ax) == ["b", "a"]
+    ax = plots.teacher_tokens(
+        pd.DataFrame(rows, columns=["label", "token", "score"]), ["b", "a"], top=2
+    )
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["b4", "b3", "a4", "a3"] and texts(
+        ax
+    ) == ["b", "a"]
     with pytest.raises(ValueError, match="no teacher tokens for z"):
         plots.teacher_tokens(pd.DataFrame(rows, columns=["label", "token", "score"]), ["z"])
 
@@ -91,20 +119,37 @@ def test_attention_strip_darkens_by_weight_and_breaks_lines():
 
 
 def test_memory_law_is_log_log_with_sorted_lines():
-    frame = pd.DataFrame({"implementation": ["plain"] * 2 + ["fused"] * 2, "labels": [100, 10, 10, 100],
-                          "memory_mb": [50.0, 5, 1, 2]})  # fmt: skip
+    frame = pd.DataFrame(
+        {
+            "implementation": ["plain"] * 2 + ["fused"] * 2,
+            "labels": [100, 10, 10, 100],
+            "memory_mb": [50.0, 5, 1, 2],
+        }
+    )
     ax = plots.memory_law(frame)
     assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
-    assert ax.lines[0].get_xdata().tolist() == [10, 100] and ax.lines[0].get_ydata().tolist() == [5, 50]
+    assert ax.lines[0].get_xdata().tolist() == [10, 100] and ax.lines[0].get_ydata().tolist() == [
+        5,
+        50,
+    ]
 
 
 def test_kernel_times_draw_what_fits():
-    frame = pd.DataFrame({"implementation": ["plain", "fused", "fused"], "shape": ["L=9", "L=9", "L=99"],
-                          "forward_ms": [3.0, 1, 2], "both_ms": [9.0, 4, 8]})  # fmt: skip
+    frame = pd.DataFrame(
+        {
+            "implementation": ["plain", "fused", "fused"],
+            "shape": ["L=9", "L=9", "L=99"],
+            "forward_ms": [3.0, 1, 2],
+            "both_ms": [9.0, 4, 8],
+        }
+    )
     ax = plots.kernel_times(frame)
     heights = [[bar.get_height() for bar in bars] for bars in ax.containers]
     assert heights[2:] == [[4, 8], [1, 2]] and heights[0][0] == 9 and np.isnan(heights[0][1])
-    assert ax.get_yscale() == "log" and [t.get_text() for t in ax.get_xticklabels()] == ["L=9", "L=99"]
+    assert ax.get_yscale() == "log" and [t.get_text() for t in ax.get_xticklabels()] == [
+        "L=9",
+        "L=99",
+    ]
 
 
 def test_data_flow_names_every_step_without_overlap():
@@ -114,24 +159,38 @@ def test_data_flow_names_every_step_without_overlap():
     boxes = [text.get_window_extent() for text in words]
     for (first, a), (second, b) in itertools.combinations(zip(words, boxes, strict=True), 2):
         assert not a.overlaps(b), f"{first.get_text()!r} overlaps {second.get_text()!r}"
-    frames = [patch.get_window_extent() for patch in ax.patches if patch.__class__.__name__ == "FancyBboxPatch"]
+    frames = [
+        patch.get_window_extent()
+        for patch in ax.patches
+        if patch.__class__.__name__ == "FancyBboxPatch"
+    ]
     assert len(frames) == 11
     for box in boxes:
         owners = [f for f in frames if f.overlaps(box)]
-        assert all(f.x0 < box.x0 and box.x1 < f.x1 and f.y0 < box.y0 and box.y1 < f.y1 for f in owners)
+        assert all(
+            f.x0 < box.x0 and box.x1 < f.x1 and f.y0 < box.y0 and box.y1 < f.y1 for f in owners
+        )
         assert len(owners) <= 1
     steps = {"text", "X, Y", "C = X'Y", "J", "G", "L2R", "Q", "LabelDecoder", "logits", "metrics"}
     assert steps <= {text.get_text() for text in words}
 
 
 def test_method_figure_draws_what_the_library_computes():
-    """The words of heart failure alone in its column of G; softmax of 4 G over the document, worked by hand."""
+    """The words of heart failure alone in its column of G; softmax of 4 G over the document, worked
+    by hand.
+    """
     from companion.report.figures import example
 
     counts, relevance, attention = example()
-    assert counts.loc["breathless"].tolist() == [2, 1, 0] and counts.loc["fever"].tolist() == [0, 3, 0]
+    assert counts.loc["breathless"].tolist() == [2, 1, 0] and counts.loc["fever"].tolist() == [
+        0,
+        3,
+        0,
+    ]
     assert (relevance > 0).sum().max() <= 3 and relevance.loc["swollen", "heart failure"] == 1
-    assert relevance.loc["at"].max() == 0, "as frequent with the label as without it: no token to look at"
+    assert relevance.loc["at"].max() == 0, (
+        "as frequent with the label as without it: no token to look at"
+    )
     weights = np.exp(4 * np.array([relevance.at["breathless", "heart failure"], 0, 0, 0, 1, 1]))
     np.testing.assert_allclose(attention["planted"], weights / weights.sum())
     np.testing.assert_allclose(attention["random"], 1 / 6)
@@ -142,7 +201,9 @@ def test_method_figure_titles_and_words_do_not_overlap():
     figure.canvas.draw()
     assert len(figure.axes) == 4
     words = [t for ax in figure.axes for t in (ax._left_title, ax.xaxis.label, *ax.texts)]
-    words += [label for ax in figure.axes[:2] for label in ax.get_xticklabels()] + figure.axes[0].get_yticklabels()
+    words += [label for ax in figure.axes[:2] for label in ax.get_xticklabels()] + figure.axes[
+        0
+    ].get_yticklabels()
     words += figure.axes[2].get_yticklabels() + figure.axes[2].legend_.texts
     boxes = [(t.get_text(), t.get_window_extent()) for t in words if t.get_text()]
     for (first, a), (second, b) in itertools.combinations(boxes, 2):
@@ -154,16 +215,23 @@ def test_method_figure_titles_and_words_do_not_overlap():
 
 
 def test_missing_columns_are_named():
-    with pytest.raises(ValueError, match="wanted rows with start, seed, epoch, ndcg@5; got 1 rows with .'a'."):
+    with pytest.raises(
+        ValueError, match="wanted rows with start, seed, epoch, ndcg@5; got 1 rows with .'a'."
+    ):
         plots.learning_curves(pd.DataFrame({"a": [1]}))
     with pytest.raises(ValueError, match="got 0 rows"):
         plots.memory_law(pd.DataFrame(columns=["implementation", "labels", "memory_mb"]))
 
 
 def test_saved_bytes_repeat_and_the_figure_is_closed(tmp_path):
-    first, second = (plots.save(plots.learning_curves(curves()), tmp_path / name) for name in ("a.png", "b.png"))
+    first, second = (
+        plots.save(plots.learning_curves(curves()), tmp_path / name) for name in ("a.png", "b.png")
+    )
     assert first.read_bytes() == second.read_bytes() and b"Software" not in first.read_bytes()
-    assert not plt.get_fignums() and sorted(p.name for p in tmp_path.iterdir()) == ["a.png", "b.png"]
+    assert not plt.get_fignums() and sorted(p.name for p in tmp_path.iterdir()) == [
+        "a.png",
+        "b.png",
+    ]
     assert plt.imread(first).shape[:2] == (480, 768)
 
 

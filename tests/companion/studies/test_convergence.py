@@ -9,17 +9,49 @@ from plantlib.training.records import RunRecord
 
 
 def run_of(
-    start: str, seed: int, values: list[float], allowed: int | None = None, first: int = 1, nested: bool = True
+    start: str,
+    seed: int,
+    values: list[float],
+    allowed: int | None = None,
+    first: int = 1,
+    nested: bool = True,
 ) -> RunRecord:
-    """A record with dev nDCG@5 by epoch from `first` on; allowed epochs among its training options, or side by side."""
-    environment = {"python": "3", "torch": "2", "transformers": "5", "cpu": "c", "cores": 2, "commit": "c", "dirty": False}
-    dataset = {"name": "toy", "fingerprint": "f", "train": 100, "dev": 10, "test": 4, "labels": 7, "label_space": "seen",
-               "synthetic": True}  # fmt: skip
+    """A record with dev nDCG@5 by epoch from `first` on; allowed epochs among its training options,
+    or side by side.
+    """
+    environment = {
+        "python": "3",
+        "torch": "2",
+        "transformers": "5",
+        "cpu": "c",
+        "cores": 2,
+        "commit": "c",
+        "dirty": False,
+    }
+    dataset = {
+        "name": "toy",
+        "fingerprint": "f",
+        "train": 100,
+        "dev": 10,
+        "test": 4,
+        "labels": 7,
+        "label_space": "seen",
+        "synthetic": True,
+    }
     options = {"batch_size": 16} | ({} if allowed is None else {"epochs": allowed})
     history = [{"epoch": i, "seconds": 10.0 * i, "ndcg@5": v} for i, v in enumerate(values, first)]
-    return RunRecord(id=f"toy-{start}-{seed}-long", kind="planted", dataset=dataset, system=start, seed=seed, metrics={},
-                     params=({"train": options} if nested else options) | {"max_tokens": 8}, notebook="convergence",
-                     history=history, environment=environment)  # fmt: skip
+    return RunRecord(
+        id=f"toy-{start}-{seed}-long",
+        kind="planted",
+        dataset=dataset,
+        system=start,
+        seed=seed,
+        metrics={},
+        params=({"train": options} if nested else options) | {"max_tokens": 8},
+        notebook="convergence",
+        history=history,
+        environment=environment,
+    )
 
 
 def said_of(records: list[RunRecord]) -> str:
@@ -32,16 +64,22 @@ def test_a_best_in_the_last_epoch_allowed_is_the_budgets():
     table = convergence.reached(convergence.steps(rising + planted))
     assert table["ended"].to_dict() == {"random": 2, "lookup": 0}
     said = said_of(rising + planted)
-    assert "best dev nDCG@5, 30.0 (its last epoch in 2 of 2 seeds: the budget ends it); `lookup` reaches" in said
+    assert (
+        "best dev nDCG@5, 30.0 (its last epoch in 2 of 2 seeds: the budget ends it); `lookup`"
+        " reaches" in said
+    )
     fallen = run_of("random", 1, [0.1, 0.3, 0.2], allowed=3)
-    assert "30.0 (its last epoch in 1 of 2 seeds: the budget ends it there)." in said_of([rising[0], fallen])
+    assert "30.0 (its last epoch in 1 of 2 seeds: the budget ends it there)." in said_of(
+        [rising[0], fallen]
+    )
     assert "30.0." in said_of([fallen]), "dev fell before the epochs ended"
 
 
 @pytest.mark.parametrize(
     ("values", "allowed", "first", "nested", "ended"),
     [
-        ([0.1, 0.2, 0.3], 20, 1, True, 0),  # stopped early, on another metric: more epochs were allowed
+        # stopped early, on another metric: more epochs were allowed
+        ([0.1, 0.2, 0.3], 20, 1, True, 0),
         ([0.1, 0.2, 0.3], 3, 1, True, 1),
         ([0.0, 0.1, 0.2, 0.3], 3, 0, False, 1),  # on candidates dev is read before training too
         ([0.0, 0.1, 0.2], 3, 0, False, 0),

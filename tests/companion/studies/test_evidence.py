@@ -1,7 +1,8 @@
-"""Attention against evidence spans: the three measures worked by hand, the pairs that are compared, and the whole command.
+"""Attention against evidence spans: the three measures worked by hand, the pairs that are compared,
+and the whole command.
 
-The tiny corpus marks its theme words; the command runs on it with the tiny backbone in seconds. It is checked that
-numbers alone are written and no training document is read.
+The tiny corpus marks its theme words; the command runs on it with the tiny backbone in seconds. It
+is checked that numbers alone are written and no training document is read.
 """
 
 from __future__ import annotations
@@ -32,13 +33,17 @@ def marked_corpus():
                 if word in THEMES[name]:
                     rows.append((corpus.ids[i], name, at, at + len(word), word))
                 at += len(word)
-    return replace(corpus, evidence=pd.DataFrame(rows, columns=["id", "label", "start", "end", "text"]))
+    return replace(
+        corpus, evidence=pd.DataFrame(rows, columns=["id", "label", "start", "end", "text"])
+    )
 
 
 @pytest.fixture(scope="module")
 def marked(backbone_folder, tmp_path_factory):
     root = tmp_path_factory.mktemp("evidence")
-    return prepare(marked_corpus(), backbone=backbone_folder, max_tokens=None, root=root, progress=False)
+    return prepare(
+        marked_corpus(), backbone=backbone_folder, max_tokens=None, root=root, progress=False
+    )
 
 
 @pytest.mark.parametrize(
@@ -56,7 +61,11 @@ def marked(backbone_folder, tmp_path_factory):
 )
 def test_measures_by_hand(weights, marks, auc, precision, iou):
     found = evidence.agreement(np.array(weights), np.array(marks, bool))
-    assert found == {"auc": pytest.approx(auc), "precision": pytest.approx(precision), "iou": pytest.approx(iou)}
+    assert found == {
+        "auc": pytest.approx(auc),
+        "precision": pytest.approx(precision),
+        "iou": pytest.approx(iou),
+    }
 
 
 def test_auc_is_scikit_learns():
@@ -69,13 +78,19 @@ def test_auc_is_scikit_learns():
 
 def test_without_both_kinds_of_token_there_is_no_measure():
     for marks in ([False, False], [True, True], []):
-        assert all(np.isnan(v) for v in evidence.agreement(np.ones(len(marks)), np.array(marks, bool)).values())
+        assert all(
+            np.isnan(v)
+            for v in evidence.agreement(np.ones(len(marks)), np.array(marks, bool)).values()
+        )
 
 
 def test_tokens_that_share_a_character_are_marked():
     spans = [(0, 3), (4, 10), (10, 11), (12, 14)]
     assert evidence.token_marks(spans, [(3, 5), (10, 12)]).tolist() == [False, True, True, False]
-    assert evidence.token_marks(spans, []).tolist() == [False] * 4 and evidence.token_marks([], [(0, 1)]).tolist() == []
+    assert (
+        evidence.token_marks(spans, []).tolist() == [False] * 4
+        and evidence.token_marks([], [(0, 1)]).tolist() == []
+    )
 
 
 def test_pairs_are_of_the_split_and_point_at_the_words(marked):
@@ -96,7 +111,11 @@ def test_only_evidence_in_the_tokens_read_counts(marked):
     first = marked.tokens.from_lists([marked.tokens[i][:3] for i in range(len(marked.tokens))])
     short = replace(marked, max_tokens=3, tokens=first)
     for row, columns, marks in evidence.pairs(short, "test"):
-        assert marks.shape == (len(columns), min(3, len(marked.tokens[row]))) and marks.any(1).all() and not marks.all(1).any()
+        assert (
+            marks.shape == (len(columns), min(3, len(marked.tokens[row])))
+            and marks.any(1).all()
+            and not marks.all(1).any()
+        )
 
 
 @pytest.fixture(scope="module")
@@ -107,27 +126,41 @@ def found(marked):
 
 def test_the_report_shows_planting_and_holds_no_text(found, marked):
     mean = {system: buckets["all"] for system, buckets in found["mean"].items()}
-    assert mean["lookup, before training"]["auc"] > 0.9 > 0.65 > mean[evidence.RANDOM_BEFORE]["auc"] > 0.35
+    assert (
+        mean["lookup, before training"]["auc"]
+        > 0.9
+        > 0.65
+        > mean[evidence.RANDOM_BEFORE]["auc"]
+        > 0.35
+    )
     assert mean[evidence.TEACHER]["auc"] > 0.9 and mean["shuffled, before training"]["auc"] < 0.75
     assert {"random, after training", "lookup, after training", "l2r, after training"} <= set(mean)
     difference = found["difference"][evidence.RANDOM_BEFORE]["lookup, before training"]["auc"]
     assert difference["low"] > 0.2
     text = json.dumps(found, allow_nan=False)
     assert not any(f'"{word}"' in text for words in THEMES.values() for word in words)
-    assert found["pairs"]["documents"] <= 20 and found["seeds"] == [0, 1] and found["dataset"]["test"] == 20
+    assert (
+        found["pairs"]["documents"] <= 20
+        and found["seeds"] == [0, 1]
+        and found["dataset"]["test"] == 20
+    )
 
 
 def test_a_second_report_reads_the_trained_decoders(found, marked, monkeypatch):
     from plantlib.training import runs
 
     monkeypatch.setattr(runs, "run_start", lambda *a, **k: pytest.fail("trained again"))
-    again = evidence.report(marked, [0, 1], "test", RunConfig(train=TrainConfig(epochs=1)), progress=False)
+    again = evidence.report(
+        marked, [0, 1], "test", RunConfig(train=TrainConfig(epochs=1)), progress=False
+    )
     assert again["mean"] == found["mean"] and again["difference"] == found["difference"]
 
 
 def test_the_figure_has_a_row_a_system(found):
     table = evidence.table(found)
-    ax = plots.evidence_agreement(table[table["bucket"] == "all"], chance=found["pairs"]["chance precision"])
+    ax = plots.evidence_agreement(
+        table[table["bucket"] == "all"], chance=found["pairs"]["chance precision"]
+    )
     assert len(ax.get_yticklabels()) == table["system"].nunique() == 8
     with pytest.raises(ValueError, match="wanted rows with"):
         plots.evidence_agreement(table.drop(columns="auc"))
@@ -136,6 +169,8 @@ def test_the_figure_has_a_row_a_system(found):
 def test_a_corpus_without_evidence_is_one_line(tmp_path, capsys, backbone_folder, monkeypatch):
     folder = tiny_corpus().save(tmp_path / "tiny")
     monkeypatch.setattr("plantlib.training.pipeline.artefacts", lambda root=None: tmp_path)
-    status = evidence.main(["--dataset", str(folder), "--backbone", backbone_folder, "--out", str(tmp_path / "e.json")])
+    status = evidence.main(
+        ["--dataset", str(folder), "--backbone", backbone_folder, "--out", str(tmp_path / "e.json")]
+    )
     assert status == 1 and "marks no evidence" in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "e.json").exists()

@@ -1,4 +1,6 @@
-"""The audit on the tiny corpus: clean zero-shot labels gain nothing, leaky ones do, and the leaky teacher is out of reach."""
+"""The audit on the tiny corpus: clean zero-shot labels gain nothing, leaky ones do, and the leaky
+teacher is out of reach.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ QUICK = RunConfig(train=TrainConfig(epochs=1, batch_size=16))
 def wide(corpus, backbone_folder, tmp_path_factory):
     """The tiny corpus with its label that only test documents carry."""
     root = tmp_path_factory.mktemp("audit")
-    return leak_audit.every_label(corpus, backbone=backbone_folder, max_tokens=None, root=root, progress=False)
+    return leak_audit.every_label(
+        corpus, backbone=backbone_folder, max_tokens=None, root=root, progress=False
+    )
 
 
 def zero_shot(prepared) -> np.ndarray:
@@ -44,7 +48,11 @@ def untrained(prepared, start: str, seed: int = 0):
 def logits_of(model, prepared) -> torch.Tensor:
     """Logits (20, L) of test documents."""
     documents = prepared.documents("test")
-    batch = {k: v.to(model.device) for k, v in documents.collate(documents.rows.tolist()).items() if not k.startswith("label_")}
+    batch = {
+        k: v.to(model.device)
+        for k, v in documents.collate(documents.rows.tolist()).items()
+        if not k.startswith("label_")
+    }
     with torch.inference_mode():
         return model.eval()(**batch).logits.cpu()
 
@@ -58,7 +66,10 @@ def trained(prepared, start: str) -> torch.Tensor:
 def test_the_label_space_holds_labels_without_training_documents(wide, prepared):
     names = [wide.corpus.label_names[i] for i in zero_shot(wide)]
     assert names == ["only test"] and wide.corpus.L == prepared.corpus.L + 1
-    assert wide.about()["label_space"] == "labels with a document in any split" and not wide.extra_gold.any()
+    assert (
+        wide.about()["label_space"] == "labels with a document in any split"
+        and not wide.extra_gold.any()
+    )
     assert wide.features is not None and wide.key != prepared.key
 
 
@@ -69,34 +80,51 @@ def test_zero_shot_labels_gain_nothing_under_the_clean_protocol(wide, start):
     planted, model = untrained(wide, start)
     bare, _ = untrained(wide, "random")
     cells = model.decoder.planted.cells(torch.arange(len(wide.vocabulary)))
-    assert not np.isin(cells.labels.numpy(), column).any(), "no token carries a planted bias for them"
-    assert torch.equal(planted[:, column], bare[:, column]), "they begin, and so rank, as random attention does"
+    assert not np.isin(cells.labels.numpy(), column).any(), (
+        "no token carries a planted bias for them"
+    )
+    assert torch.equal(planted[:, column], bare[:, column]), (
+        "they begin, and so rank, as random attention does"
+    )
     assert not torch.equal(planted, bare)
 
 
 @pytest.mark.parametrize("start", ["l2r", "closed_form"])
 def test_zero_shot_labels_get_no_query_from_mi_under_the_clean_protocol(wide, start):
-    """They begin at a query of zero, even attention, which no teacher told; all else is as `random` has it."""
+    """They begin at a query of zero, even attention, which no teacher told; all else is as `random`
+    has it.
+    """
     column = zero_shot(wide)
     planted, model = untrained(wide, start)
     _, bare = untrained(wide, "random")
     queries, others = model.decoder.label_queries, np.flatnonzero(wide.teacher().taught)
-    assert not queries[column].any() and queries[others].abs().sum(1).all() and len(others) == wide.corpus.L - len(column)
+    assert (
+        not queries[column].any()
+        and queries[others].abs().sum(1).all()
+        and len(others) == wide.corpus.L - len(column)
+    )
     for name in ("label_outputs", "label_bias"):
         assert torch.equal(getattr(model.decoder, name), getattr(bare.decoder, name))
     with torch.no_grad():
         bare.decoder.label_queries[column] = 0.0
     even = logits_of(bare, wide)
-    assert torch.equal(planted[:, column], even[:, column]), "they rank as even attention with random outputs does"
+    assert torch.equal(planted[:, column], even[:, column]), (
+        "they rank as even attention with random outputs does"
+    )
     assert not torch.equal(planted, even)
     tainted, told = untrained(leak_audit.leaky(wide), start)
-    assert told.decoder.label_queries[column].any() and not torch.equal(tainted[:, column], even[:, column]), "a leak is seen"
+    assert told.decoder.label_queries[column].any() and not torch.equal(
+        tainted[:, column], even[:, column]
+    ), "a leak is seen"
 
 
 def test_zero_shot_labels_gain_nothing_by_training_either(wide):
-    """A frozen backbone: what a label learns depends on its own cells or query alone, and the clean teacher gives it none."""
+    """A frozen backbone: what a label learns depends on its own cells or query alone, and the clean
+    teacher gives it none.
+    """
     column = zero_shot(wide)
-    # two starts that share what a zero-shot label begins with: random values in the first pair, a query of zero in the second
+    # two starts that share what a zero-shot label begins with: random values in the first pair, a
+    # query of zero in the second
     for pair in (("random", "lookup"), ("l2r", "closed_form")):
         first, second = (trained(wide, start) for start in pair)
         assert torch.allclose(first[:, column], second[:, column], atol=1e-6)
@@ -107,7 +135,11 @@ def test_the_leaky_teacher_tells_zero_shot_labels(wide):
     tainted, column = leak_audit.leaky(wide), zero_shot(wide)
     teacher = tainted.teacher()
     token = wide.vocabulary.index("comet")
-    assert teacher.scores[column[0], token] > 0 and teacher.n_train == 100 and wide.teacher().n_train == 60
+    assert (
+        teacher.scores[column[0], token] > 0
+        and teacher.n_train == 100
+        and wide.teacher().n_train == 60
+    )
     planted, _ = untrained(tainted, "lookup+score")
     gold = wide.corpus.labels[wide.rows["test"]][:, column].toarray().ravel() > 0
     z = planted[:, column].ravel().numpy()
@@ -116,43 +148,91 @@ def test_the_leaky_teacher_tells_zero_shot_labels(wide):
 
 def test_the_leaky_teacher_is_named_in_this_module_alone():
     package = Path(leak_audit.__file__).parent
-    users = [p.name for p in package.rglob("*.py") if re.search(r"\b_?leaky\b", p.read_text(encoding="utf-8"), re.I)]
+    users = [
+        p.name
+        for p in package.rglob("*.py")
+        if re.search(r"\b_?leaky\b", p.read_text(encoding="utf-8"), re.I)
+    ]
     assert users == ["leak_audit.py"]
     assert type(leak_audit.leaky).__name__ == "function" and "leaky" not in starts.STARTS
 
 
 def test_audit_runs_in_pairs_and_is_not_repeated(wide, tmp_path, monkeypatch):
-    records = leak_audit.audit(wide, tmp_path, starts=("lookup+score", "l2r"), seeds=(0,), config=QUICK, progress=False)
-    assert [r.system for r in records] == ["clean lookup+score", "leaky lookup+score", "clean l2r", "leaky l2r"]
+    records = leak_audit.audit(
+        wide, tmp_path, starts=("lookup+score", "l2r"), seeds=(0,), config=QUICK, progress=False
+    )
+    assert [r.system for r in records] == [
+        "clean lookup+score",
+        "leaky lookup+score",
+        "clean l2r",
+        "leaky l2r",
+    ]
     assert all("-audit" in r.id and r.notebook == "leak_audit" for r in records)
     frame = leak_audit.gains(load_all(tmp_path))
     gain = frame.set_index(["start", "bucket"])["gain"]
     assert gain["lookup+score", "zero"] >= 0 and set(frame["bucket"]) == {"zero", "few", "medium"}
     assert set(frame["start"]) == {"lookup+score", "l2r"}
     text = leak_audit.paragraph(frame)
-    assert f"On tiny, 60 documents, all tokens, {Path(wide.backbone).name}, `lookup+score`, 1 seed: zero" in text
-    monkeypatch.setattr(runs, "run_start", lambda *a, **k: pytest.fail("a finished run was repeated"))
-    again = leak_audit.audit(wide, tmp_path, starts=iter(("lookup+score", "l2r")), seeds=(0,), config=QUICK, progress=False)
+    assert (
+        f"On tiny, 60 documents, all tokens, {Path(wide.backbone).name}, `lookup+score`, 1 seed:"
+        " zero" in text
+    )
+    monkeypatch.setattr(
+        runs, "run_start", lambda *a, **k: pytest.fail("a finished run was repeated")
+    )
+    again = leak_audit.audit(
+        wide,
+        tmp_path,
+        starts=iter(("lookup+score", "l2r")),
+        seeds=(0,),
+        config=QUICK,
+        progress=False,
+    )
     assert again == records
 
 
 def gained(data: str, start: str, **points: float) -> list[dict]:
     """Rows as `gains` gives them, two seeds half a point around each gain."""
-    rows = [(bucket, seed, (mean + seed - 0.5) / 100) for bucket, mean in points.items() for seed in (0, 1)]
-    return [{"data": data, "start": start, "seed": seed, "bucket": bucket, "clean": 0.01, "leaky": 0.01 + gain, "gain": gain}
-            for bucket, seed, gain in rows]  # fmt: skip
+    rows = [
+        (bucket, seed, (mean + seed - 0.5) / 100)
+        for bucket, mean in points.items()
+        for seed in (0, 1)
+    ]
+    return [
+        {
+            "data": data,
+            "start": start,
+            "seed": seed,
+            "bucket": bucket,
+            "clean": 0.01,
+            "leaky": 0.01 + gain,
+            "gain": gain,
+        }
+        for bucket, seed, gain in rows
+    ]
 
 
 def test_the_conclusion_is_drawn_a_start_at_a_time():
     lookup = gained("x", "lookup", zero=-0.01, few=7.7, medium=6.9, head=0.5)
     score = gained("x", "lookup+score", zero=96.2, few=67.1, medium=24.7, head=2.2)
     said = leak_audit.paragraph(pd.DataFrame(lookup + score))
-    assert "`lookup` gains most on few labels (+7.7 points), nothing on zero; `lookup+score` gains most on zero labels" in said
-    assert "(+96.2 points). Gains of this kind" in said and "zero 1.0 to 1.0 (0.0); few 1.0 to 8.7 (+7.7)" in said
-    assert "48.1" not in said and "-0.0" not in said, "a mean over starts is of no system, and nothing has no sign"
+    assert (
+        "`lookup` gains most on few labels (+7.7 points), nothing on zero; `lookup+score` gains"
+        " most on zero labels" in said
+    )
+    assert (
+        "(+96.2 points). Gains of this kind" in said
+        and "zero 1.0 to 1.0 (0.0); few 1.0 to 8.7 (+7.7)" in said
+    )
+    assert "48.1" not in said and "-0.0" not in said, (
+        "a mean over starts is of no system, and nothing has no sign"
+    )
     other = gained("y", "lookup", zero=0.0, few=-1.0)
     said = leak_audit.paragraph(pd.DataFrame(lookup + other))
-    assert "on x, `lookup` gains most on few labels (+7.7 points), nothing on zero; on y, `lookup` gains nothing on" in said
+    assert (
+        "on x, `lookup` gains most on few labels (+7.7 points), nothing on zero; on y, `lookup`"
+        " gains nothing on" in said
+    )
 
 
 def test_starts_are_asked_for_by_name(wide, tmp_path, monkeypatch, capsys):
@@ -164,7 +244,10 @@ def test_starts_are_asked_for_by_name(wide, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(leak_audit, "audit", lambda *a, **k: asked.append(k) or [])
     leak_audit.main(["tiny"])
     leak_audit.main(["tiny", "--starts", "l2r", "closed_form", "--seeds", "0"])
-    assert asked == [{"starts": list(leak_audit.STARTS), "seeds": [0, 1, 2]}, {"starts": ["l2r", "closed_form"], "seeds": [0]}]
+    assert asked == [
+        {"starts": list(leak_audit.STARTS), "seeds": [0, 1, 2]},
+        {"starts": ["l2r", "closed_form"], "seeds": [0]},
+    ]
     assert "No audit runs yet" in capsys.readouterr().out
 
 

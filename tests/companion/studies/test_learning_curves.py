@@ -1,4 +1,6 @@
-"""Learning curves on the tiny corpus: nested subsets of one label space, everything taught by the subset alone."""
+"""Learning curves on the tiny corpus: nested subsets of one label space, everything taught by the
+subset alone.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,10 @@ def test_subsets_are_nested_and_everything_else_is_that_of_the_whole(prepared):
     assert set(small.rows["train"]) < set(large.rows["train"]) < set(prepared.rows["train"])
     assert all(np.array_equal(small.rows[s], prepared.rows[s]) for s in ("dev", "test"))
     assert small.corpus is prepared.corpus and small.features is prepared.features
-    assert len({small.key, large.key, prepared.key, learning_curves.fewer(prepared, 12, seed=2).key}) == 4
+    assert (
+        len({small.key, large.key, prepared.key, learning_curves.fewer(prepared, 12, seed=2).key})
+        == 4
+    )
     assert small.about()["train"] == 12 and small.about()["labels"] == prepared.corpus.L
     assert np.array_equal(learning_curves.fewer(prepared, 60).rows["train"], prepared.rows["train"])
     with pytest.raises(DataError, match="between 1 and 60"):
@@ -36,17 +41,29 @@ def test_teacher_and_linear_score_come_from_the_subset_alone(prepared):
     small = learning_curves.fewer(prepared, 12)
     unseen = np.flatnonzero(small.train_counts == 0)
     assert unseen.size and small.train_labels.shape[0] == 12
-    assert not small.teacher().scores[unseen].nnz, "a label without a document in the subset is taught nothing"
+    assert not small.teacher().scores[unseen].nnz, (
+        "a label without a document in the subset is taught nothing"
+    )
     linear = small.linear(QUICK.linear, progress=False)
     assert set(np.flatnonzero(linear.part)) == set(small.rows["train"])
     whole = prepared.linear(QUICK.linear, progress=False)
-    assert not np.array_equal(linear.tables[0].intercept, whole.tables[0].intercept), "the tables of the whole are not read"
+    assert not np.array_equal(linear.tables[0].intercept, whole.tables[0].intercept), (
+        "the tables of the whole are not read"
+    )
 
 
 def test_a_curve_is_made_once_and_stays_out_of_the_main_tables(prepared, tmp_path, monkeypatch):
-    options = {"sizes": [12, 60], "starts": ("random", "lookup+linear"), "seeds": (0,), "config": QUICK, "progress": False}
+    options = {
+        "sizes": [12, 60],
+        "starts": ("random", "lookup+linear"),
+        "seeds": (0,),
+        "config": QUICK,
+        "progress": False,
+    }
     made = learning_curves.run(prepared, tmp_path, **options)
-    assert len(made) == 2 * (2 + 2 + 1) and len(load_all(tmp_path)) == 10 and not report.groups(made)
+    assert (
+        len(made) == 2 * (2 + 2 + 1) and len(load_all(tmp_path)) == 10 and not report.groups(made)
+    )
     monkeypatch.setattr(runs, "run_start", None)
     monkeypatch.setattr(learning_curves.peer_runs, "run_peers", None)
     monkeypatch.setattr(learning_curves.peer_runs, "run_linear_score", None)
@@ -63,44 +80,82 @@ def test_a_curve_is_made_once_and_stays_out_of_the_main_tables(prepared, tmp_pat
 
 
 def test_two_ways_of_reading_are_not_averaged(prepared, tmp_path):
-    options = {"sizes": [12], "starts": ("random",), "seeds": (0,), "config": QUICK, "progress": False}
+    options = {
+        "sizes": [12],
+        "starts": ("random",),
+        "seeds": (0,),
+        "config": QUICK,
+        "progress": False,
+    }
     made = learning_curves.run(prepared, tmp_path, **options)
-    longer = [replace(r, params=r.params | {"max_tokens": 999}) for r in made if r.kind == "planted"]
+    longer = [
+        replace(r, params=r.params | {"max_tokens": 999}) for r in made if r.kind == "planted"
+    ]
     table = learning_curves.frame([*made, *longer])
-    assert len(set(table["data"])) == 2 and all(len(part) == 3 for _, part in table.groupby("data")), "peers stand in both"
+    assert len(set(table["data"])) == 2 and all(
+        len(part) == 3 for _, part in table.groupby("data")
+    ), "peers stand in both"
     assert any("999 tokens" in data for data in table["data"])
 
 
 @pytest.fixture(scope="module")
 def capped(prepared, corpus):
     """The tiny corpus under another cap: a label less, the same documents to test."""
-    options = {"backbone": prepared.backbone, "max_tokens": None, "root": prepared.root, "progress": False}
+    options = {
+        "backbone": prepared.backbone,
+        "max_tokens": None,
+        "root": prepared.root,
+        "progress": False,
+    }
     return prepare(corpus, train_documents=40, **options)
 
 
 def test_a_curve_under_another_cap_keeps_its_own_files(prepared, capped, tmp_path):
-    options = {"sizes": [12], "starts": ("random",), "seeds": (0,), "config": QUICK, "progress": False}
-    assert capped.corpus.fingerprint() != prepared.corpus.fingerprint() and capped.corpus.L < prepared.corpus.L
+    options = {
+        "sizes": [12],
+        "starts": ("random",),
+        "seeds": (0,),
+        "config": QUICK,
+        "progress": False,
+    }
+    assert (
+        capped.corpus.fingerprint() != prepared.corpus.fingerprint()
+        and capped.corpus.L < prepared.corpus.L
+    )
     made = learning_curves.run(prepared, tmp_path, **options)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     assert sorted(before) == sorted(f"{r.id}.json" for r in made) and len(made) == 3
     other = learning_curves.run(capped, tmp_path, **options)
     mark = capped.corpus.fingerprint()[:6]
     assert {r.id for r in other} == {r.id.replace("-curve", f"-{mark}-curve") for r in made}
-    assert all((tmp_path / name).read_bytes() == was for name, was in before.items()), "nothing is overwritten"
+    assert all((tmp_path / name).read_bytes() == was for name, was in before.items()), (
+        "nothing is overwritten"
+    )
     # both are found again, and one that changed its parameters alone is made again where it stood
     for part, records in ((prepared, made), (capped, other)):
-        assert [r.id for r in learning_curves.run(part, tmp_path, **options)] == [r.id for r in records]
+        assert [r.id for r in learning_curves.run(part, tmp_path, **options)] == [
+            r.id for r in records
+        ]
     changed = options | {"config": replace(QUICK, train=TrainConfig(epochs=2, batch_size=16))}
-    assert [r.id for r in learning_curves.run(prepared, tmp_path, **changed)] == [r.id for r in made]
+    assert [r.id for r in learning_curves.run(prepared, tmp_path, **changed)] == [
+        r.id for r in made
+    ]
     assert len(load_all(tmp_path)) == 6
 
 
 def test_curves_over_several_label_spaces_are_not_averaged(prepared, tmp_path):
-    options = {"sizes": [12], "starts": ("random",), "seeds": (0,), "config": QUICK, "progress": False}
+    options = {
+        "sizes": [12],
+        "starts": ("random",),
+        "seeds": (0,),
+        "config": QUICK,
+        "progress": False,
+    }
     made = learning_curves.run(prepared, tmp_path, **options)
     assert set(learning_curves.frame(made)["data"]) == {"tiny"}, "one label space needs no number"
-    wider = [replace(r, dataset=r.dataset | {"fingerprint": "fedcba98", "labels": 1234}) for r in made]
+    wider = [
+        replace(r, dataset=r.dataset | {"fingerprint": "fedcba98", "labels": 1234}) for r in made
+    ]
     table = learning_curves.frame([*made, *wider])
     assert set(table["data"]) == {"tiny, 7 labels", "tiny, 1,234 labels"}
     assert all(len(part) == 3 for _, part in table.groupby("data"))
@@ -109,9 +164,13 @@ def test_curves_over_several_label_spaces_are_not_averaged(prepared, tmp_path):
     own = prepared.corpus.fingerprint()[:6]
     names = {"tiny, 1,234 labels", f"tiny, 7 labels ({own})", "tiny, 7 labels (012345)"}
     assert set(learning_curves.frame([*made, *wider, *tested])["data"]) == names
-    longer = [replace(r, params=r.params | {"max_tokens": 999}) for r in made if r.kind == "planted"]
+    longer = [
+        replace(r, params=r.params | {"max_tokens": 999}) for r in made if r.kind == "planted"
+    ]
     table = learning_curves.frame([*made, *longer, *wider])
-    assert len(set(table["data"])) == 3 and "tiny, 7 labels, 999 tokens, tiny-bert" in set(table["data"])
+    assert len(set(table["data"])) == 3 and "tiny, 7 labels, 999 tokens, tiny-bert" in set(
+        table["data"]
+    )
     assert (table["data"] == "tiny, 1,234 labels").sum() == 3, "read in one way alone"
 
 
@@ -122,13 +181,23 @@ def test_the_control_for_planting_is_a_start_of_every_curve():
 
 def test_more_than_the_baseline_was_given_is_said_of_the_baseline():
     rows = [("random", 25, 0.1), ("random", 100, 0.2), ("lookup", 25, 0.3), ("lookup", 400, 0.5)]
-    table = pd.DataFrame([{"data": "x", "system": s, "seed": 0, "documents": n, "ndcg@5": v} for s, n, v in rows])
+    table = pd.DataFrame(
+        [{"data": "x", "system": s, "seed": 0, "documents": n, "ndcg@5": v} for s, n, v in rows]
+    )
     assert "25: more than 100, 400: more than 100" in learning_curves.sentence(table)
 
 
 def test_documents_needed_by_hand():
-    rows = [("random", 10, 0.2), ("random", 100, 0.4), ("lookup", 10, 0.3), ("lookup", 100, 0.5), ("SVM", 10, 0.1)]
-    table = pd.DataFrame([{"data": "x", "system": s, "seed": 0, "documents": n, "ndcg@5": v} for s, n, v in rows])
+    rows = [
+        ("random", 10, 0.2),
+        ("random", 100, 0.4),
+        ("lookup", 10, 0.3),
+        ("lookup", 100, 0.5),
+        ("SVM", 10, 0.1),
+    ]
+    table = pd.DataFrame(
+        [{"data": "x", "system": s, "seed": 0, "documents": n, "ndcg@5": v} for s, n, v in rows]
+    )
     found = learning_curves.needed(table).set_index(["system", "documents"])["baseline needs"]
     assert found["lookup", 10] == pytest.approx(10**1.5) and found["SVM", 10] == pytest.approx(10)
     assert np.isinf(found["lookup", 100])

@@ -1,4 +1,6 @@
-"""The first version's grid: every ablation changes one thing, what is finished is read again, two directions are summed."""
+"""The first version's grid: every ablation changes one thing, what is finished is read again, two
+directions are summed.
+"""
 
 from __future__ import annotations
 
@@ -15,17 +17,30 @@ from plantlib.utils.io import read_json, write_json
 
 
 def flat(config) -> dict:
-    parts = {a: part if isinstance(part, dict) else {"": part} for a, part in asdict(config).items()}
+    parts = {
+        a: part if isinstance(part, dict) else {"": part} for a, part in asdict(config).items()
+    }
     return {f"{a}.{b}": v for a, part in parts.items() for b, v in part.items()}
 
 
 def test_every_ablation_changes_one_thing():
     config = RunConfig(keep=8, v1=V1Config(l2r_table=True))
-    wanted = {"v1": set(), "random": set(), "v1-no-l2r": {"start.v1_l2r"}, "v1-no-lookup": {"start.v1_lookup"},
-              "v1-no-inattention": {"keep."}, "v1-other-state": {"v1.stateful"}}  # fmt: skip
+    wanted = {
+        "v1": set(),
+        "random": set(),
+        "v1-no-l2r": {"start.v1_l2r"},
+        "v1-no-lookup": {"start.v1_lookup"},
+        "v1-no-inattention": {"keep."},
+        "v1-other-state": {"v1.stateful"},
+    }
     assert set(wanted) == set(v1_grid.ABLATIONS)
-    wanted |= {"v1-k4": {"keep."}, "v1-k16": {"keep."}, "v1-sum": {"v1.contexts"}, "v1-likely": {"v1.l2r_from"},
-               "v1-expected": {"v1.l2r_from"}}  # fmt: skip
+    wanted |= {
+        "v1-k4": {"keep."},
+        "v1-k16": {"keep."},
+        "v1-sum": {"v1.contexts"},
+        "v1-likely": {"v1.l2r_from"},
+        "v1-expected": {"v1.l2r_from"},
+    }
     assert set(wanted) == set(v1_grid.SYSTEMS)
     for system, (_, changes) in v1_grid.SYSTEMS.items():
         before, after = flat(config), flat(v1_grid.changed(config, changes))
@@ -42,16 +57,35 @@ def test_unknown_system_is_refused_before_any_work():
 def test_two_directions_are_trained_summed_and_read_again(corpus, tmp_path, monkeypatch):
     corpus.save(tmp_path / "tiny")
     options = dict(
-        systems=("v1",), directions=("forward", "backward"), tokens=None, window=10, hidden_size=8, lstm_size=8, layers=1,
-        lm_epochs=1, lm_rows=4, tuning="frozen", epochs=1, keep=4, dim=8, results=tmp_path / "runs", root=tmp_path,
+        systems=("v1",),
+        directions=("forward", "backward"),
+        tokens=None,
+        window=10,
+        hidden_size=8,
+        lstm_size=8,
+        layers=1,
+        lm_epochs=1,
+        lm_rows=4,
+        tuning="frozen",
+        epochs=1,
+        keep=4,
+        dim=8,
+        results=tmp_path / "runs",
+        root=tmp_path,
         progress=False,
-    )  # fmt: skip
+    )
     records, models = v1_grid.awd_grid(str(tmp_path / "tiny"), **options)
-    assert [r.system for r in records] == ["v1", "v1", "v1 ensemble"] and len({r.id for r in records}) == 3
-    assert [m["direction"] for m in models] == ["forward", "backward"] and all(m["perplexity"] > 1 for m in models)
+    assert [r.system for r in records] == ["v1", "v1", "v1 ensemble"] and len(
+        {r.id for r in records}
+    ) == 3
+    assert [m["direction"] for m in models] == ["forward", "backward"] and all(
+        m["perplexity"] > 1 for m in models
+    )
     assert records[2].params["members"] == [records[0].id, records[1].id]
     for name in ("pretrain", "run_start", "run_ensemble"):
-        monkeypatch.setattr(v1_grid, name, lambda *a, **k: pytest.fail("finished work was done again"))
+        monkeypatch.setattr(
+            v1_grid, name, lambda *a, **k: pytest.fail("finished work was done again")
+        )
     again, _ = v1_grid.awd_grid(str(tmp_path / "tiny"), **options)
     assert again == records
     # one entry a language model, under the name that records give as their backbone
@@ -70,17 +104,37 @@ def test_two_directions_are_trained_summed_and_read_again(corpus, tmp_path, monk
     assert remade[2].params["made_of"] == records[2].params["made_of"] != "0" * 16
 
 
-def test_a_language_model_of_credentialed_text_stays_in_the_data_folder(corpus, tmp_path, monkeypatch):
+def test_a_language_model_of_credentialed_text_stays_in_the_data_folder(
+    corpus, tmp_path, monkeypatch
+):
     home = tmp_path / "home"
     monkeypatch.setenv("PLANT_HOME", str(home))
     replace(corpus, name="secret", manifest={"credentialed": True}).save(home / "secret")
     options = dict(
-        systems=("random",), tokens=None, hidden_size=8, lstm_size=8, layers=1, lm_epochs=1, lm_rows=4, tuning="frozen",
-        epochs=1, dim=8, progress=False,
-    )  # fmt: skip
-    with pytest.raises(privacy.PrivacyError, match="artefacts of secret, a credentialed corpus, would go to elsewhere"):
-        v1_grid.awd_grid("secret", root=tmp_path / "elsewhere", results=tmp_path / "runs", **options)
+        systems=("random",),
+        tokens=None,
+        hidden_size=8,
+        lstm_size=8,
+        layers=1,
+        lm_epochs=1,
+        lm_rows=4,
+        tuning="frozen",
+        epochs=1,
+        dim=8,
+        progress=False,
+    )
+    with pytest.raises(
+        privacy.PrivacyError,
+        match="artefacts of secret, a credentialed corpus, would go to elsewhere",
+    ):
+        v1_grid.awd_grid(
+            "secret", root=tmp_path / "elsewhere", results=tmp_path / "runs", **options
+        )
     v1_grid.awd_grid("secret", results=tmp_path / "runs", **options)
     assert len(list((home / "artefacts" / "awd").glob("secret-forward-*/model.safetensors"))) == 1
-    assert [p.name for p in tmp_path.iterdir() if p.is_file()] == [], "nor does what pretraining found leave it"
-    assert not list((tmp_path / "runs").glob("*/")) and {p.suffix for p in (tmp_path / "runs").iterdir()} == {".json"}
+    assert [p.name for p in tmp_path.iterdir() if p.is_file()] == [], (
+        "nor does what pretraining found leave it"
+    )
+    assert not list((tmp_path / "runs").glob("*/")) and {
+        p.suffix for p in (tmp_path / "runs").iterdir()
+    } == {".json"}
