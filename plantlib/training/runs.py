@@ -186,11 +186,7 @@ def _record(
         system=start,
         seed=seed,
         params=asdict(config)
-        | {
-            "max_tokens": prepared.max_tokens,
-            "inputs": prepared.key,
-            "final_gains": gains,
-        },
+        | {"max_tokens": prepared.max_tokens, "inputs": prepared.key, "final_gains": gains},
         notebook=notebook,
         backbone=Path(prepared.backbone).name,
         teacher=asdict(config.teacher) | made.about(),

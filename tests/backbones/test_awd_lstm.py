@@ -418,11 +418,7 @@ def test_stream_holds_every_document_once_and_labels_are_one_later(corpus):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [
-        ({"epochs": 0}, "epochs=0"),
-        ({"chunk": 1}, "chunk=1"),
-        ({"rows": 0}, "rows=0"),
-    ],
+    [({"epochs": 0}, "epochs=0"), ({"chunk": 1}, "chunk=1"), ({"rows": 0}, "rows=0")],
 )
 def test_pretraining_options_are_checked(options, message):
     with pytest.raises(ValueError, match=message):

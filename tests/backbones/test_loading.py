@@ -141,13 +141,7 @@ def test_special_tokens_of_other_tokenizers(prefix, suffix):
 
 @pytest.mark.parametrize(
     ("positions", "limit", "window"),
-    [
-        (16, 16, 14),
-        (16, 10**30, 14),
-        (512, 16, 14),
-        (10**6, 10**30, 4094),
-        (None, 10**30, 4094),
-    ],
+    [(16, 16, 14), (16, 10**30, 14), (512, 16, 14), (10**6, 10**30, 4094), (None, 10**30, 4094)],
     ids=[
         "both agree",
         "tokenizer without limit",

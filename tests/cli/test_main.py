@@ -206,12 +206,9 @@ def test_labels_are_matched_by_name_and_strangers_counted():
 def test_predict_prints_lines_that_a_shell_can_cut(shop, capsys):
     status, out, err = call(capsys, "predict", shop / "model", shop / "notes.txt", "-k", 2)
     rows = [line.split("\t") for line in out.splitlines()]
-    assert status == 0 and [row[0] for row in rows] == [
-        "1",
-        "1",
-        "3",
-        "3",
-    ], "a blank line keeps its number and gets no labels"
+    assert status == 0 and [row[0] for row in rows] == ["1", "1", "3", "3"], (
+        "a blank line keeps its number and gets no labels"
+    )
     assert (
         rows[0][1] == "heart"
         and rows[2][1] == "skin"

@@ -445,11 +445,9 @@ def test_generated_tables_go_the_whole_road_and_say_synthetic(
         assert any(
             len(text) > len(made[name].label_texts[label]) for label, text in longer.items()
         ), "inclusion terms too"
-    assert buckets.edges_of(made["mimic4-few"].manifest) == (
-        0,
-        7,
-        7,
-    ), "the published buckets of this slice"
+    assert buckets.edges_of(made["mimic4-few"].manifest) == (0, 7, 7), (
+        "the published buckets of this slice"
+    )
     assert buckets.edges_of(made["mimic4-icd10"].manifest) == buckets.EDGES
     ten = made["mimic4-icd10"]
     assert np.asarray(ten.labels.sum(axis=0)).min() >= 10 and len(set(ten.ids)) == ten.N

@@ -258,10 +258,9 @@ def test_a2_answers_sliders_and_typed_text(lab, page):
     box.locator(".widget-slider", has_text="K").last.locator(".noUi-handle").focus()
     page.keyboard.press("Home")
     box.get_by_text(", K 1").first.wait_for(timeout=PATIENCE)
-    assert sorted(weights(box))[-2:] == [
-        "0.000",
-        "1.000",
-    ], "K = 1 leaves all attention on one token"
+    assert sorted(weights(box))[-2:] == ["0.000", "1.000"], (
+        "K = 1 leaves all attention on one token"
+    )
     shot(page, "A2-one-token")
 
     own = controls(page, "text")

@@ -98,7 +98,7 @@ def tracked() -> list[Path]:
 
 def test_modules_keep_their_size():
     sizes = {p.name: len(p.read_text().splitlines()) for p in (ROOT / "plantlib").rglob("*.py")}
-    assert {name: n for name, n in sizes.items() if n > 350} == {}
+    assert {name: n for name, n in sizes.items() if n > 500} == {}
 
 
 def test_no_tracked_file_is_large_or_names_a_machine():

@@ -379,10 +379,9 @@ def test_killed_run_resumes_to_the_same_numbers(prepared, tmp_path):
     torch.set_num_threads(threads)
     output, _ = again.communicate(timeout=120)
     assert again.returncode == 0, output
-    assert steps(cut) == [
-        *range(1, 18),
-        *range(17, 33),
-    ], "resumed at the checkpoint of step 16, not restarted"
+    assert steps(cut) == [*range(1, 18), *range(17, 33)], (
+        "resumed at the checkpoint of step 16, not restarted"
+    )
     resumed = torch.load(cut / "final.pt")
     for name, value in model.state_dict().items():
         torch.testing.assert_close(

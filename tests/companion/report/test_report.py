@@ -411,10 +411,9 @@ def test_backbones_have_their_table_figure_and_section(tmp_path):
     )
     frame = backbone_report.comparison(backbone_report.groups(backbone_records()))
     assert list(frame["group"].unique()) == ["toy, minilm-lora", "toy, smollm2-lora"]
-    assert frame[frame.start == "lookup"]["ndcg@5 diff"].round(3).tolist() == [
-        0.02,
-        0.1,
-    ], "to random on the same backbone"
+    assert frame[frame.start == "lookup"]["ndcg@5 diff"].round(3).tolist() == [0.02, 0.1], (
+        "to random on the same backbone"
+    )
 
 
 def test_no_backbone_runs_say_how_to_make_some(tmp_path):
