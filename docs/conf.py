@@ -1,5 +1,5 @@
-"""The site: README, notebooks with their stored outputs, lessons and API pages, by Sphinx and MyST,
-without a network.
+"""The site: README, the pages of docs/, notebooks with their stored outputs and the API, by Sphinx
+and MyST, without a network.
 
 The source folder is the repository itself (`sphinx-build -c docs . site`), so that a relative link
 means the same on the site as in the files. Nothing is executed: notebooks show what is committed.
