@@ -1,6 +1,4 @@
-"""What nbval leaves out when it compares stored outputs: pictures, HTML and everything on stderr
-(bars, warnings).
-"""
+"""Tells nbval which outputs not to compare: pictures, HTML, and all of stderr (bars, warnings)."""
 
 
 def pytest_collectstart(collector):

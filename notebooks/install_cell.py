@@ -1,9 +1,9 @@
-"""The first code cell of every notebook: `python notebooks/install_cell.py` puts it where it is
-missing.
+"""Puts the install cell into the notebooks: `python notebooks/install_cell.py`.
 
-On a machine without plantlib (Binder, Colab) the cell installs the checkout the notebook lies in,
-or fetches one; elsewhere it does nothing and prints nothing. Stored outputs stay and execution
-counts move up by one, so no notebook has to be run again.
+It is the first code cell of every notebook. On a machine without plantlib (Binder, Colab) it
+installs the checkout that holds the notebook, or clones one. Where plantlib is installed it does
+nothing and prints nothing. Inserting the cell keeps stored outputs and raises execution counts by
+one, so no notebook has to be executed again.
 """
 
 from __future__ import annotations
@@ -16,48 +16,59 @@ import nbformat
 SOURCE = """\
 import importlib.util
 
-if importlib.util.find_spec("plantlib") is None:  # a fresh machine (Colab, Binder); after `make setup` nothing is done here
+# On a fresh machine (Colab, Binder) this installs plantlib; after `make setup` it does nothing.
+if importlib.util.find_spec("plantlib") is None:
     import pathlib
     import subprocess
     import sys
 
-    folders = [f for f in (pathlib.Path.cwd(), *pathlib.Path.cwd().parents) if (f / "binder" / "postBuild").is_file()]
+    here = pathlib.Path.cwd()
+    folders = [f for f in (here, *here.parents) if (f / "binder" / "postBuild").is_file()]
     if not folders:
-        subprocess.run(["git", "clone", "--depth", "1", input("git address of the PLANT companion: "), "plant"], check=True)
+        address = input("git address of the PLANT companion: ")
+        subprocess.run(["git", "clone", "--depth", "1", address, "plant"], check=True)
         folders = [pathlib.Path("plant").resolve()]
     subprocess.run(["bash", str(folders[0] / "binder" / "postBuild")], check=True)
     sys.path.insert(0, str(folders[0]))"""
-TAG = "hide-cell"  # folded away on the site
+TAG = "hide-cell"  # the site folds the cell away
 
 
 def insert(notebook: nbformat.NotebookNode, prefix: str) -> bool:
-    """Puts the cell behind the title, or renews its text; False when nothing had to change. prefix:
-    of the cell ids.
+    """Inserts the install cell after the title, or renews its text.
+
+    Args:
+        notebook: changed in place.
+        prefix: first part of the notebook's cell ids, such as "00".
+
+    Returns:
+        Whether the notebook changed.
     """
-    name = f"{prefix}-install"
-    found = next((cell for cell in notebook.cells if cell["id"] == name), None)
-    if found is not None:
-        changed, found.source = found.source != SOURCE, SOURCE
+    cell_id = f"{prefix}-install"
+    present = next((cell for cell in notebook.cells if cell["id"] == cell_id), None)
+    if present is not None:
+        changed = present.source != SOURCE
+        present.source = SOURCE
         return changed
-    counted = [
+    executed = [
         cell
         for cell in notebook.cells
         if cell.cell_type == "code" and cell.execution_count is not None
     ]
-    for item in [*counted, *(output for cell in counted for output in cell.outputs)]:
+    for item in [*executed, *(output for cell in executed for output in cell.outputs)]:
         if item.get("execution_count") is not None:
             item["execution_count"] += 1
     cell = nbformat.v4.new_code_cell(
-        SOURCE, id=name, metadata={"tags": [TAG]}, execution_count=1 if counted else None
+        SOURCE, id=cell_id, metadata={"tags": [TAG]}, execution_count=1 if executed else None
     )
     notebook.cells.insert(1, cell)
     return True
 
 
 def main(arguments: list[str]) -> int:
-    """All numbered notebooks, or those named."""
+    """Inserts the cell into the notebooks named, or into all numbered ones."""
     folder = Path(__file__).resolve().parent
-    for path in [folder / Path(a).name for a in arguments] or sorted(folder.glob("[0-9A]*.ipynb")):
+    named = [folder / Path(argument).name for argument in arguments]
+    for path in named or sorted(folder.glob("[0-9A]*.ipynb")):
         notebook = nbformat.read(path, as_version=4)
         if insert(notebook, path.stem[:2]):
             nbformat.write(notebook, path)

@@ -1,9 +1,8 @@
-"""Execute notebooks in place and normalise what is stored: `python notebooks/refresh.py
-01_data_and_metrics.ipynb ...`.
+"""Executes notebooks in place: `python notebooks/refresh.py 01_data_and_metrics.ipynb ...`.
 
-Kept are outputs, execution counts and cell ids. Removed are progress bars, warnings, timings and
-machine traces, so that a second run of the same code leaves the same file. Run it after every
-change of a notebook, on a warm cache.
+Outputs, execution counts and cell ids are stored. Progress bars, warnings, timings and traces of
+the machine are removed, so executing the same code again leaves the same file. Run it after every
+change of a notebook, with the artefacts already on disk.
 """
 
 from __future__ import annotations
@@ -25,15 +24,24 @@ WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 def refresh(path: Path) -> float:
-    """Executes one notebook with its default parameters; returns the seconds it took."""
+    """Executes one notebook with its default parameters and stores it.
+
+    Returns:
+        Seconds of the execution.
+
+    Raises:
+        PrivacyError: if an output holds text of a credentialed corpus; nothing is written then.
+    """
     import papermill
     from install_cell import insert
 
-    fresh = nbformat.read(path, as_version=4)
-    if insert(fresh, path.stem[:2]):
-        nbformat.write(fresh, path)
+    # Renew the install cell.
+    stored = nbformat.read(path, as_version=4)
+    if insert(stored, path.stem[:2]):
+        nbformat.write(stored, path)
+
+    # Execute in memory and write only what holds no credentialed text.
     began = time.perf_counter()
-    # kept in memory until it is known to hold no credentialed text
     notebook = papermill.execute_notebook(path, None, cwd=str(path.parent), progress_bar=False)
     seconds = time.perf_counter() - began
     if count := privacy.withhold(notebook, privacy.credentialed_folders()):
@@ -41,6 +49,8 @@ def refresh(path: Path) -> float:
             f"{path.name}: {count} outputs hold text of a credentialed corpus, nothing was written;"
             " store notebooks with their default data set"
         )
+
+    # Remove widgets, stderr and every metadata key except tags.
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs = [
@@ -62,12 +72,12 @@ def refresh(path: Path) -> float:
 
 
 def main(arguments: list[str]) -> int:
-    """All numbered notebooks, or those named."""
+    """Executes the notebooks named, or all numbered ones."""
     folder = Path(__file__).resolve().parent
-    for path in [folder / Path(a).name for a in arguments] or sorted(folder.glob("[0-9A]*.ipynb")):
-        print(
-            f"{path.name}: {refresh(path):.0f} s, {path.stat().st_size / 1000:.0f} kB", flush=True
-        )
+    named = [folder / Path(argument).name for argument in arguments]
+    for path in named or sorted(folder.glob("[0-9A]*.ipynb")):
+        seconds = refresh(path)
+        print(f"{path.name}: {seconds:.0f} s, {path.stat().st_size / 1000:.0f} kB", flush=True)
     return 0
 
 
