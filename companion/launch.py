@@ -1,11 +1,10 @@
-"""One YAML run on one process or many: `python -m companion.launch runs/x.yaml`, or the same after
-`accelerate launch`.
+"""A YAML run of notebook 08 without the notebook, on one process or many.
 
-The grid of notebook 08 without the notebook, for clusters: processes share the documents of a batch
-(DDP, FSDP and DeepSpeed by the files in runs/accelerate), the first one prepares the corpus and
-writes the records. A killed launch goes on from the last checkpoint of the run it was in, and reads
-the runs that are finished. Scores of dev and test are computed by every process from the same
-weights, so all of them choose the same epoch.
+On one process it is `python -m companion.launch runs/x.yaml`, on several `accelerate launch
+--config_file runs/accelerate/ddp.yaml -m companion.launch runs/x.yaml`. The processes share the
+documents of a batch; the first one prepares the corpus and writes the records. A launch that was
+killed continues at the last checkpoint of its run and does not repeat finished runs. Every process
+scores dev and test with the same weights, so all of them choose the same epoch.
 """
 
 from __future__ import annotations
@@ -20,21 +19,27 @@ from plantlib.utils.distributed import is_main
 
 
 def read_parameters(path: str | Path, overrides: list[str] = ()) -> dict:
-    """`parameters` of a YAML run, with `name=value` overrides read as YAML; unknown names are an
-    error that lists the known.
+    """Parameters of a YAML run for `backbone_grid`.
+
+    Args:
+        path: a file of runs/ with the key parameters.
+        overrides: `name=value`, value read as YAML; each replaces a parameter of the file.
+
+    Raises:
+        ValueError: no parameters, an override without `=`, or a name `backbone_grid` does not have.
     """
     import yaml
 
     data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     if not isinstance(data, dict) or not isinstance(data.get("parameters"), dict):
         raise ValueError(
-            f"{Path(path).name}: wanted the key parameters with a mapping, got {str(data)[:80]!r}"
+            f"{Path(path).name}: expected the key parameters with a mapping, got {str(data)[:80]!r}"
         )
     parameters = dict(data["parameters"])
     for item in overrides:
         name, equals, value = item.partition("=")
         if not equals:
-            raise ValueError(f"{item!r} is no override; write name=value, as in seeds=[0]")
+            raise ValueError(f"{item!r} is not an override: write name=value, as in seeds=[0]")
         parameters[name] = yaml.safe_load(value)
     known = set(inspect.signature(backbone_grid).parameters)
     if unknown := sorted(set(parameters) - known):
@@ -46,7 +51,7 @@ def read_parameters(path: str | Path, overrides: list[str] = ()) -> dict:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit status 0 when every run of the YAML has its record, 1 with one line of error otherwise."""
+    """Exit status 0 when every run of the YAML has its record, else 1 and one line of error."""
     parser = argparse.ArgumentParser(
         prog="python -m companion.launch", description=__doc__.split("\n")[0]
     )

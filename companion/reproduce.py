@@ -1,9 +1,9 @@
 """`make reproduce`: the main job on one corpus, notebook by notebook, through papermill.
 
-Chooses the corpus, says why, runs notebooks 02 (MI gain), 03 (pretraining), 05 (fine-tuning: starts
-x seeds, and the peers) and 07 (table and figures) with the parameters below, prints the table,
-saves the best planted model. Finished runs are read again, so a second call or a call after a kill
-costs little. Everything it writes lies in results/local and artefacts/.
+It chooses the corpus and says why, runs notebooks 02 (MI gain), 03 (pretraining), 05 (fine-tuning:
+starts x seeds, and the peers) and 07 (tables and figures) with the parameters below, saves the best
+planted model and prints what planting was worth. Finished runs are not repeated, so a second call,
+or a call after a kill, costs little. Everything it writes lies in results/local and artefacts/.
 """
 
 from __future__ import annotations
@@ -14,19 +14,21 @@ import sys
 import time
 from pathlib import Path
 
+from companion.report import job_summary, report
 from companion.runner import run_notebook
 from plantlib.data import privacy, sources
 from plantlib.data.corpus import Corpus
 from plantlib.planting.starts import parts_of
-from plantlib.training import pipeline, runs
+from plantlib.training import artefacts, runs
 from plantlib.training.options import RunConfig, TrainConfig
+from plantlib.training.prepare import prepare
 from plantlib.training.records import load_all
 from plantlib.training.runs import STARTS
 from plantlib.utils.base import DataError
 from plantlib.utils.io import atomic_path, read_json
 
-# documents a split that keep the job under 20 minutes on two cores, for the known corpora alone;
-# what is not named is whole
+# Documents per split that keep the job under 20 minutes on two cores. A split that is not named is
+# read whole; a known corpus without an entry is LARGE; a user's own corpus is never capped.
 CAPS: dict[str, dict] = {
     "codiesp": {},
     "eurlex57k": {"train_documents": 1000, "dev_documents": 300, "test_documents": 1000},
@@ -38,25 +40,18 @@ LARGE = {"train_documents": 1000, "dev_documents": 300, "test_documents": 1000}
 
 
 def caps_of(dataset: str) -> dict:
-    """The caps of a known corpus, by name or as the folder it was built in; none for a corpus of
-    the user's own.
-    """
+    """The caps of a known corpus, given by its name or the folder it was built in; else none."""
     name = Path(dataset).name
     built = Path(dataset).resolve().parent in [home.resolve() for home in sources.homes()]
     return CAPS.get(name, LARGE) if name in sources.KNOWN and (dataset == name or built) else {}
 
 
 def job(dataset: str, options: argparse.Namespace) -> dict:
-    """Parameters every notebook of the job receives."""
-    caps = {"train_documents": None, "dev_documents": None, "test_documents": None} | caps_of(
-        dataset
-    )
-    given = {
-        "train_documents": options.train,
-        "dev_documents": options.dev,
-        "test_documents": options.test,
-    }
-    caps |= {k: v for k, v in given.items() if v is not None}
+    """Parameters that every notebook of the job receives."""
+    caps = dict.fromkeys(["train_documents", "dev_documents", "test_documents"]) | caps_of(dataset)
+    for split in ("train", "dev", "test"):
+        if (cap := getattr(options, split)) is not None:
+            caps[f"{split}_documents"] = cap
     return {"dataset": dataset, "backbone": options.backbone, "max_tokens": options.tokens, **caps}
 
 
@@ -67,22 +62,42 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         _check(options)
         dataset, reason = _table(options) or sources.choose(options.dataset or None)
-        print(reason, flush=True)
+        print(job_summary.wrapped(reason), flush=True)
         if (Path(dataset) / "manifest.json").is_file():
             dataset = str(Path(dataset).resolve())
         common = job(dataset, options)
-        _describe(common)
-        _run(common, options)
+        corpus = _describe(common)
+        local = _run(common, options)
+        print(f"done in {(time.perf_counter() - began) / 60:.1f} minutes\n")
+        print(summary(corpus.fingerprint(), options.tokens, local))
     except (OSError, ValueError, RuntimeError) as error:
         print(f"reproduce: {error}", file=sys.stderr)
         return 1
-    print(f"done in {(time.perf_counter() - began) / 60:.1f} minutes")
     return 0
 
 
-def _describe(common: dict) -> None:
-    """The corpus after its caps, and how many of its dev and test documents also stand in train."""
+def summary(fingerprint: str, tokens: int | None, local: Path) -> str:
+    """What planting was worth, a short table, and where the whole table lies.
 
+    Args:
+        fingerprint: of the corpus the job read, with the labels that have a training document.
+        tokens: most tokens read per document, None for whole documents.
+        local: the job's folder, results/local/<name>; its records lie in runs/, and the whole table
+            is written beside them.
+    """
+    groups = report.groups(report.load(local / "runs"))
+    group = job_summary.group_of(groups, fingerprint, tokens)
+    if group is None:
+        return f"no planted run of this job\nrecords: {os.path.relpath(local)}/runs"
+    path = report.write_table(group, local)
+    return f"{job_summary.text(group)}\n\nwhole table: {os.path.relpath(path)}"
+
+
+def _describe(common: dict) -> Corpus:
+    """Print the corpus after its caps, and how many dev and test documents also stand in train.
+
+    Returns the corpus as its runs read it: with the labels that have a training document.
+    """
     caps = {s: common[f"{s}_documents"] for s in ("train", "dev", "test")}
     whole = Corpus.load(common["dataset"]).labelled().with_dev()
     corpus = whole.subset(**caps)
@@ -92,31 +107,29 @@ def _describe(common: dict) -> None:
         if cap and cap < whole.rows(s).size
     ]
     if cut:
-        print(
-            f"capped: {', '.join(cut)} documents; change it with --train, --dev and --test "
-            '(make: TRAIN=n ARGS="--dev n --test n")'
-        )
+        print(f"capped: {', '.join(cut)} documents; change it with --train, --dev and --test")
+        print('(make: TRAIN=n ARGS="--dev n --test n")')
     print(f"{corpus}\n{corpus.summary().to_string()}", flush=True)
-    for split, found in corpus.near_duplicates().items():
+    for split, copies in corpus.near_duplicates().items():
         print(
-            f"near-duplicates: {found['exact']} exact and {found['near']} near copies of training"
+            f"near-duplicates: {copies['exact']} exact and {copies['near']} near copies of training"
             f" documents in {split}"
         )
+    return corpus.seen_in_train()
 
 
 def _table(options: argparse.Namespace) -> tuple[str, str] | None:
-    """A CSV or parquet named as the data set becomes a saved corpus under the file's name."""
+    """Save the CSV or parquet file named as data set as a corpus with the file's name."""
     path = Path(options.dataset or "")
     kind = path.suffix.lower()
     if kind not in {".csv", ".tsv", ".parquet"}:
         return None
-
     target = sources.homes()[0] / path.stem
     if path.stem in {*sources.KNOWN, *sources.ALIASES} or (
         target.exists() and not (target / "manifest.json").is_file()
     ):
         raise DataError(
-            f"{path.name} would take the name {path.stem!r}, which is in use; rename the file"
+            f"{path.name} would become the corpus {path.stem!r}, a name in use: rename the file"
         )
     columns = {n: getattr(options, n) for n in ("text", "labels", "sep", "split", "id")}
     if kind == ".parquet":
@@ -129,10 +142,9 @@ def _table(options: argparse.Namespace) -> tuple[str, str] | None:
 
 
 def _check(options: argparse.Namespace) -> None:
-    """Refuse what would fail only after the hidden states are computed; make paths absolute for the
-    notebooks.
+    """Refuse what would fail only after the hidden states are computed; make paths absolute, as the
+    notebooks run in their own folder.
     """
-
     for start in options.starts.split(","):
         parts_of(start)
     for name in ("seeds", "epochs", "tokens", "train", "dev", "test"):
@@ -145,25 +157,21 @@ def _check(options: argparse.Namespace) -> None:
         os.environ["PLANT_HOME"] = str(Path(os.environ["PLANT_HOME"]).resolve())
 
 
-def _run(common: dict, options: argparse.Namespace) -> None:
-
+def _run(common: dict, options: argparse.Namespace) -> Path:
+    """Run the notebooks and save the best model; returns the job's folder, results/local/<name>."""
     root = sources.checkout()
     local = root / "results" / "local" / Path(common["dataset"]).name
     records = str(local / "runs")
-    seeds, epochs = list(range(options.seeds)), options.epochs
+    pretraining = common | {"seeds": list(range(options.seeds))}
+    finetuning = pretraining | {
+        "starts": options.starts.split(","),
+        "epochs": options.epochs,
+        "results": records,
+    }
     steps = [
         ("02_mutual_information", common),
-        ("03_attention_pretraining", common | {"seeds": seeds}),
-        (
-            "05_finetune",
-            common
-            | {
-                "starts": options.starts.split(","),
-                "seeds": seeds,
-                "epochs": epochs,
-                "results": records,
-            },
-        ),
+        ("03_attention_pretraining", pretraining),
+        ("05_finetune", finetuning),
         ("07_paper_vs_ours", {"runs": records, "out": str(local)}),
     ]
     for name, parameters in steps:
@@ -171,109 +179,102 @@ def _run(common: dict, options: argparse.Namespace) -> None:
         run_notebook(
             root / "notebooks" / f"{name}.ipynb", parameters, local / "executed" / f"{name}.ipynb"
         )
-    for table in sorted(local.glob("*.md")):
-        print(f"\n{table.read_text(encoding='utf-8')}")
-    # a model is derived from its text: a credentialed one stays in the data folder
+    # a model holds something of the texts it learned from, so a credentialed one
+    # stays in the data folder
     private = privacy.is_credentialed(common["dataset"])
-    save_best(
-        common,
-        epochs,
-        local / "runs",
-        sources.homes()[0] / "models" / local.name if private else local / "model",
-    )
-    print(f"records, table and figures: {os.path.relpath(local)}")
+    model = sources.homes()[0] / "models" / local.name if private else local / "model"
+    save_best(common, options.epochs, local / "runs", model)
+    print(f"records, tables and figures: {os.path.relpath(local)}")
+    return local
 
 
 def best_run(records: list):
-    """The planted run with the best dev value of its own choosing metric (nDCG@5); None where
-    nothing was planted.
+    """The planted run with the best dev value of the metric that chose its epoch (nDCG@5).
+
+    None where nothing was planted. Starts with a shuffled teacher are controls and do not count.
     """
 
-    def value(record) -> float:
+    def best_on_dev(record) -> float:
         metric = record.params["train"]["metric"]
-        return max(row[metric] for row in record.history)
+        return max(epoch[metric] for epoch in record.history)
 
     planted = [
         r
         for r in records
         if r.kind == "planted" and r.system != "random" and "shuffled" not in r.system
     ]
-    return max(planted, key=value, default=None)
+    return max(planted, key=best_on_dev, default=None)
 
 
 def save_best(common: dict, epochs: int, records: Path, target: Path) -> Path | None:
-    """Leave the job's best planted model, chosen on dev, as a folder that
-    `PlantModel.from_pretrained` and notebook A2 read.
+    """Save the job's best planted model, chosen on dev, for `PlantModel.from_pretrained`.
 
-    A run keeps its record alone, so the best one is run again, to the same numbers; a model that is
-    there already stays. Records of an earlier job with other options do not count.
+    A run saves its record but no model, so the best run is made once more, with the same numbers.
+    Records of an earlier job with other options do not count.
+
+    Args:
+        common: parameters of every notebook, as `job` returns them.
+        epochs: most epochs a run trains.
+        records: folder of the job's records.
+        target: folder of the model; a model of the same run that lies there is left as it is.
+
+    Returns:
+        `target`, or None where nothing was planted.
     """
-
-    prepared, config = None, RunConfig(train=TrainConfig(epochs=epochs))
+    # the job's own records
+    prepared = None
+    config = RunConfig(train=TrainConfig(epochs=epochs))
     if records.is_dir() and any(records.glob("*.json")):
-        prepared = pipeline.prepare(
-            common["dataset"], **{k: v for k, v in common.items() if k != "dataset"}
-        )
-    found = load_all(records) if prepared else []
-    best = best_run([r for r in found if runs.made_with(r, prepared, config.seeded(r.seed))])
+        prepared = prepare(common["dataset"], **{k: v for k, v in common.items() if k != "dataset"})
+    finished = load_all(records) if prepared else []
+    best = best_run([r for r in finished if runs.made_with(r, prepared, config.seeded(r.seed))])
     if best is None:
         print("no planted run, so no model was saved")
         return None
-    kept = read_json(target / "run.json") if (target / "run.json").is_file() else {"id": None}
-    told = (
-        "inputs",
-        "train",
-        "start",
-        "teacher",
-        "gain_chosen",
-        "linear_epsilon",
-        "linear_weights",
-    )
-    if kept["id"] != best.id or any(kept["params"].get(k) != best.params.get(k) for k in told):
-        print(f"model: {best.id}, the best planted run on dev, once more ...", flush=True)
+    # train it, unless the model of this run lies there already
+    saved = read_json(target / "run.json") if (target / "run.json").is_file() else {"id": None}
+    names = "inputs train start teacher gain_chosen linear_epsilon linear_weights".split()
+    if saved["id"] != best.id or any(
+        saved["params"].get(name) != best.params.get(name) for name in names
+    ):
+        print(f"training the best planted run on dev once more: {best.id}", flush=True)
         _, model = runs.run_start(prepared, best.system, best.seed, config=config)
         with atomic_path(target) as temporary:
-            model.attach_backbone(prepared.load_backbone()).save_pretrained(temporary)
-    print(
-        "model for notebook A2 (model_folder) and PlantModel.from_pretrained:"
-        f" {os.path.relpath(target)}"
-    )
+            model.attach_backbone(artefacts.load_backbone(prepared)).save_pretrained(temporary)
+    print("model for PlantModel.from_pretrained and for notebook A2 (its parameter model_folder):")
+    print(f"  {os.path.relpath(target)}")
     return target
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
-
     parser = argparse.ArgumentParser(
         prog="python -m companion.reproduce", description=__doc__.split("\n")[0]
     )
     parser.add_argument(
         "--dataset",
         default=os.environ.get("DATASET"),
-        help="a known name, a saved corpus folder, or a table",
+        help="a known name, the folder of a saved corpus, or a table (.csv, .tsv, .parquet)",
     )
-    parser.add_argument(
-        "--text", default="text", help="text column of a .csv, .tsv or .parquet named as data set"
-    )
-    parser.add_argument("--labels", default="labels", help="its labels column")
+    parser.add_argument("--text", default="text", help="the table's column of texts")
+    parser.add_argument("--labels", default="labels", help="the table's column of labels")
     parser.add_argument("--sep", default=";", help="what separates labels in one cell")
     parser.add_argument(
-        "--split", help="its column with train, dev and test; without it test is drawn by hash"
+        "--split",
+        help="the table's column of train, dev and test; without it test is drawn by hash",
     )
-    parser.add_argument("--id", help="its column of document ids")
-    parser.add_argument("--encoding", default="utf-8", help="its encoding")
-    parser.add_argument("--delimiter", help="what separates its columns; a comma, in .tsv a tab")
+    parser.add_argument("--id", help="the table's column of document ids")
+    parser.add_argument("--encoding", default="utf-8", help="encoding of a .csv or .tsv")
+    parser.add_argument("--delimiter", help="what separates columns: a comma, in .tsv a tab")
     parser.add_argument("--backbone", default="minilm", help="minilm, a local folder or a hub id")
     parser.add_argument("--tokens", type=int, default=256, help="tokens read of each document")
     parser.add_argument(
         "--train",
         type=int,
-        help=(
-            "training documents at most (nested subsets); without it known corpora "
-            "are capped where they are large, and your own are not"
-        ),
+        help="most training documents (nested subsets); without it large known corpora are capped"
+        " and your own are read whole",
     )
-    parser.add_argument("--dev", type=int, help="dev documents at most")
-    parser.add_argument("--test", type=int, help="test documents at most")
+    parser.add_argument("--dev", type=int, help="most dev documents")
+    parser.add_argument("--test", type=int, help="most test documents")
     parser.add_argument("--starts", default=",".join(STARTS), help="starts, separated by commas")
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds")
     parser.add_argument("--epochs", type=int, default=4, help="most epochs a run trains")
@@ -281,8 +282,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def promote(local: Path, results: Path) -> list[Path]:
-    """Copy the records of a local job to results/runs, where the committed table is made from."""
-
+    """Copy the records of a local job to results/runs, from which the committed tables are made."""
     return [record.save(results) for record in load_all(local)]
 
 

@@ -1,9 +1,9 @@
-"""Notebooks as batch jobs: papermill executes them with the parameters of a call or of a YAML file
-in runs/.
+"""Notebooks as batch jobs: papermill executes them with parameters of a call or of a YAML file.
 
-Defaults teach, YAML reproduces: `run_notebook` executes one notebook in its own folder, `run_yaml`
-one file of runs/, and `python -m companion.runner runs/a.yaml ...` what is missing of several. What
-the runs write are records of `results.py`.
+`run_notebook` executes one notebook, `run_yaml` one file of runs/, and `python -m companion.runner
+runs/a.yaml ...` those of several files whose records are missing. The defaults of a notebook are
+small enough to teach with; the parameters in runs/ reproduce the committed results. The notebooks
+write run records (`plantlib.training.records`).
 """
 
 from __future__ import annotations
@@ -25,26 +25,41 @@ from plantlib.utils.progress import bars_as_text
 def run_notebook(
     notebook: str | Path, parameters: dict[str, Any], output: str | Path, progress: bool = True
 ) -> Path:
-    """Executes a notebook in its own folder; the executed copy goes to `output`, also when it
-    fails.
+    """Execute a notebook in the folder it lies in.
 
-    With progress, its bars appear here as text. When a parameter names a credentialed corpus, the
-    notebook runs inside the data folder and `output` gets a copy whose outputs hold none of its
-    text. ValueError for a name that its cell tagged 'parameters' does not define; RuntimeError with
-    the notebook's own error.
+    When a parameter names a credentialed corpus, the executed notebook stays in the data folder,
+    and `output` gets a copy without the outputs that hold text of the corpus.
+
+    Args:
+        notebook: the .ipynb file.
+        parameters: values for its cell tagged 'parameters'.
+        output: file of the executed copy; it is written even if a cell fails.
+        progress: show the notebook's progress bars here, as text.
+
+    Returns:
+        `output` as an absolute path.
+
+    Raises:
+        ValueError: a parameter that the notebook does not define.
+        RuntimeError: a cell failed; the message is that of the cell's error.
     """
     import papermill
 
-    notebook, output = Path(notebook).resolve(), Path(output).resolve()
-    if unknown := sorted(set(parameters) - set(known := papermill.inspect_notebook(notebook))):
+    # refuse parameters that the notebook would ignore
+    notebook = Path(notebook).resolve()
+    output = Path(output).resolve()
+    known = papermill.inspect_notebook(notebook)
+    if unknown := sorted(set(parameters) - set(known)):
         raise ValueError(
             f"{notebook.name} has no parameter {', '.join(unknown)}; known:"
             f" {', '.join(known) or 'none'}"
         )
+    # decide where the executed notebook may stay
     corpora = [] if privacy.inside_data(output) else privacy.named_in(_defaults(known) | parameters)
     place = sources.homes()[0].resolve() / "executed" / output.name if corpora else output
     for path in {place, output}:
         path.parent.mkdir(parents=True, exist_ok=True)
+    # run it
     try:
         with bars_as_text():
             papermill.execute_notebook(
@@ -57,13 +72,10 @@ def run_notebook(
                 stderr_file=sys.stderr if progress else None,
             )
     except papermill.PapermillExecutionError as error:
-        said = (
-            privacy.WITHHELD
-            if privacy.overlap(privacy.shown(error.evalue), corpora)
-            else error.evalue
-        )
+        holds_text = privacy.overlap(privacy.shown(error.evalue), corpora)
+        reason = privacy.WITHHELD if holds_text else error.evalue
         raise RuntimeError(
-            f"{notebook.name}, cell {error.exec_count}: {error.ename}: {said}"
+            f"{notebook.name}, cell {error.exec_count}: {error.ename}: {reason}"
         ) from (None if corpora else error)
     finally:
         if corpora and place.exists():
@@ -72,26 +84,23 @@ def run_notebook(
 
 
 def _defaults(known: dict[str, dict]) -> dict[str, Any]:
-    """The default values in a notebook's parameters cell, those that are literals."""
-    found = {}
+    """Default values of a notebook's parameters, as far as they are literals."""
+    values = {}
     for name, about in known.items():
         with contextlib.suppress(ValueError, SyntaxError):
-            found[name] = ast.literal_eval(about["default"])
-    return found
+            values[name] = ast.literal_eval(about["default"])
+    return values
 
 
 def _release(place: Path, output: Path, corpora: list[Path]) -> None:
-    """Copy an executed notebook out of the data folder, without the outputs that hold text of the
-    corpora.
-    """
+    """Copy an executed notebook out of the data folder, without outputs that hold corpus text."""
     import nbformat
 
     notebook = nbformat.read(place, as_version=4)
-    notebook.metadata.pop("widgets", None)  # what sliders and text boxes held when the run ended
+    notebook.metadata.pop("widgets", None)  # the contents of sliders and text boxes
     if count := privacy.withhold(notebook, corpora):
-        print(
-            f"{output.name}: {count} outputs withheld, they hold credentialed text", file=sys.stderr
-        )
+        message = f"{output.name}: {count} outputs withheld, they hold credentialed text"
+        print(message, file=sys.stderr)
     with atomic_path(output) as temporary:
         nbformat.write(notebook, temporary)
 
@@ -102,23 +111,35 @@ def run_yaml(
     progress: bool = True,
     changes: dict[str, Any] | None = None,
 ) -> Path:
-    """Runs runs/<id>.yaml (keys notebook, parameters) unless results/runs/<id>.json exists; returns
-    that JSON's path.
+    """Execute the notebook that runs/<id>.yaml names, unless results/runs/<id>.json exists.
 
-    Paths are relative to the folder above runs/. The id (the file's name) reaches a notebook that
-    has a parameter `run_id`. One that has `results` instead runs a grid: it writes many records to
-    that folder, reads those that are finished, and the folder's path is returned. The executed
-    notebook stays in results/executed/. RuntimeError if no record was written.
+    A notebook with a parameter `run_id` makes that one record. A notebook with a parameter
+    `results` instead makes a grid: it writes many records to that folder and skips those that are
+    there. The executed notebook stays in results/executed/.
 
-    changes: parameters in the place of the file's. The id then names them, and a grid writes to
-    results/local/<id>/runs (unless they say where), so that a trial never takes the place of a
-    committed record.
+    Args:
+        path: YAML file with the keys notebook (relative to the folder above runs/) and parameters;
+            the file's name is the id of the run.
+        force: run also where the record exists.
+        progress: show the notebook's progress bars.
+        changes: parameters that replace those of the file. They become part of the id, and a grid
+            writes to results/local/<id>/runs unless they name a folder, so a trial never
+            overwrites a committed record.
+
+    Returns:
+        The record's path, for a grid the folder of its records.
+
+    Raises:
+        ValueError: the file has other keys, another id, or a parameter the notebook lacks.
+        RuntimeError: a cell failed, or no record was written.
     """
     import papermill
     import yaml
 
+    # read the file
     path = Path(path).resolve()
-    root, run_id = path.parent.parent, path.stem
+    root = path.parent.parent
+    run_id = path.stem
     data = yaml.safe_load(path.read_text(encoding="utf-8"))
     if (
         not isinstance(data, dict)
@@ -126,21 +147,22 @@ def run_yaml(
         or set(data) - {"id", "notebook", "parameters"}
     ):
         raise ValueError(
-            f"{path.name}: wanted the keys notebook and parameters (and id, if any), got"
-            f" {data!r:.200}"
+            f"{path.name}: expected the keys notebook and parameters, got {data!r:.200}"
         )
     if data.get("id", run_id) != run_id:
         raise ValueError(
-            f"{path.name} names the run {data['id']!r}: the id is the file's name, drop the key"
+            f"{path.name} has the id {data['id']!r}: the id is the file's name, remove the key"
         )
     parameters = dict(data.get("parameters") or {})
     if changes:
         run_id, parameters = _changed(run_id, parameters, changes)
+    # skip a finished run
     executed = root / "results" / "executed" / f"{run_id}.ipynb"
     record = root / "results" / "runs" / f"{run_id}.json"
     if record.exists() and not force:
         return record
     sources.ready(str(parameters.get("dataset")))
+    # run the notebook, for one record or for a grid
     before = record.stat().st_mtime_ns if record.exists() else None
     known = papermill.inspect_notebook(root / data["notebook"])
     if "run_id" in known:
@@ -161,17 +183,18 @@ def run_yaml(
 def _changed(
     run_id: str, parameters: dict[str, Any], changes: dict[str, Any]
 ) -> tuple[str, dict[str, Any]]:
-    """The id and the parameters of a run that differs from its file; the id is a file name of at
-    most 100 characters.
+    """Id and parameters of a run that differs from its file.
+
+    The id is a file name of at most 100 characters.
     """
     for name, value in changes.items():
         if isinstance(parameters.get(name), list) and not isinstance(value, list):
             raise ValueError(f"{name}={value}: this parameter is a list, write {name}=[{value}]")
-    told = [f"{name}-{value}" for name, value in changes.items()]
-    named = "+".join([run_id, *(re.sub(r"[^\w.]+", "-", text).strip("-") for text in told)])
-    if len(named) > 100:
-        named = f"{named[:83]}-{hashlib.sha256(repr(changes).encode()).hexdigest()[:16]}"
-    return named, parameters | changes
+    parts = [re.sub(r"[^\w.]+", "-", f"{n}-{v}").strip("-") for n, v in changes.items()]
+    run_id = "+".join([run_id, *parts])
+    if len(run_id) > 100:
+        run_id = f"{run_id[:83]}-{hashlib.sha256(repr(changes).encode()).hexdigest()[:16]}"
+    return run_id, parameters | changes
 
 
 def _run_grid(
@@ -187,9 +210,7 @@ def _run_grid(
 
 
 def main(arguments: list[str]) -> int:
-    """`python -m companion.runner [--force] runs/a.yaml ...`: runs what is missing; exit status 1
-    if any run failed.
-    """
+    """`python -m companion.runner [--force] runs/a.yaml ...`; exit status 1 if any run failed."""
     status = 0
     for name in (argument for argument in arguments if argument != "--force"):
         try:

@@ -1,10 +1,9 @@
-"""Views for notebooks: a label's attention before and after training beside the gold evidence,
-sliders, a box for own text.
+"""Views for notebooks: attention before and after training beside gold evidence, with sliders.
 
-Realises METHOD.md section 4 for the eye. Every view is complete as a static table (`side_by_side`,
-`share_on_gold`); where ipywidgets is there, `explore`, `picker` and `text_box` redraw them live
-from numbers already read, or from a saved model. Nothing here trains. What is shown holds document
-text and stays in the notebook.
+They show what docs/method.md, "Planted attention", says. `side_by_side` and `share_on_gold` are
+static tables. Where ipywidgets is installed, `explore`, `picker` and `text_box` redraw such tables
+from numbers already computed or from a saved model. Nothing here trains. Views hold document text,
+which stays in the notebook.
 """
 
 from __future__ import annotations
@@ -31,28 +30,34 @@ BEFORE_RANDOM, BEFORE_PLANTED, AFTER = (
 
 
 def untrained(model, start: str = "lookup", seed: int = 0):
-    """The model as it was before training: random queries and outputs; gain at its start for
-    "lookup", 0 for "random".
+    """A model as it was before training: random queries and outputs, the rest from `model`.
 
-    Teacher table, backbone and label bias are the model's own. Raises ValueError for other starts,
-    which need the corpus.
+    Args:
+        model: a trained `PlantModel`.
+        start: "lookup" (the gain of a lookup) or "random" (gain 0).
+        seed: of the random values.
+
+    Raises:
+        ValueError: another start; those need the corpus.
     """
     import torch
 
     if start not in ("random", "lookup"):
         raise ValueError(
-            f"start={start!r}: wanted 'random' or 'lookup'; others need the corpus, see"
+            f"start={start!r}: give 'random' or 'lookup'; others need the corpus, see"
             " planting.plant"
         )
-    sizes, options = copy.deepcopy(model.config), StartConfig(seed=seed)
-    sizes.backbone_config = None
-    # both read with one backbone, which follows the decoder it is attached to
-    twin = PlantModel(sizes).to(model.device)
+    # a copy of the decoder; the backbone is shared
+    config = copy.deepcopy(model.config)
+    config.backbone_config = None
+    twin = PlantModel(config).to(model.device)
     twin.load_state_dict(
         {name: t for name, t in model.state_dict().items() if not name.startswith("backbone.")}
     )
     if model.word_score is not None:
         twin.word_score.set_words(model.word_score.words)
+    # the values that training began from
+    options = StartConfig(seed=seed)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         twin.decoder.label_queries.normal_(0, options.init_std, generator=generator)
@@ -62,7 +67,7 @@ def untrained(model, start: str = "lookup", seed: int = 0):
 
 
 def stages(model, seed: int = 0) -> dict:
-    """name -> model: random and planted before training, and the trained model itself."""
+    """Name -> model: random and planted before training, and the trained model itself."""
     return {
         BEFORE_RANDOM: untrained(model, "random", seed),
         BEFORE_PLANTED: untrained(model, "lookup", seed),
@@ -71,10 +76,20 @@ def stages(model, seed: int = 0) -> dict:
 
 
 def choose(corpus, model, split: str = "dev", documents=(3, 10)) -> tuple[int, str]:
-    """(row, label) to look at: the first document of `split` with a label of `documents` (least,
-    most) training documents.
+    """A document and label to look at: a rare label, with gold evidence where the corpus marks any.
 
-    Labels with gold evidence come first where the corpus marks any; then any label the model knows.
+    Args:
+        corpus: the corpus the model was trained on.
+        model: a `PlantModel`; only labels it knows are chosen.
+        split: where the document is taken from.
+        documents: least and most training documents of a rare label; without a rare label any label
+            is taken.
+
+    Returns:
+        (row of the document, name of the label).
+
+    Raises:
+        ValueError: no document of the split has a label that the model knows.
     """
     train = np.bincount(corpus.labels[corpus.rows("train")].indices, minlength=corpus.L)
     fitting = [
@@ -98,8 +113,9 @@ def choose(corpus, model, split: str = "dev", documents=(3, 10)) -> tuple[int, s
 
 @dataclass(frozen=True, eq=False)
 class Panels:
-    """One label of one document seen by several models, and its gold spans (none where nothing is
-    marked).
+    """One label of one document seen by several models, and its gold spans.
+
+    gold: (begin, end) characters, empty where nothing is marked.
     """
 
     views: dict[str, Explanation]
@@ -109,66 +125,74 @@ class Panels:
         return f"Panels({', '.join([*self.views, *(['gold evidence'] if self.gold else [])])})"
 
     def rows(self) -> list[list]:
-        """[view, share of attention on the gold words, auc, precision, iou] of each view; nan
-        without gold.
-        """
-        found = []
+        """[view, share on gold words, auc, precision, iou] of each view; nan without gold."""
+        rows = []
         for name, view in self.views.items():
             marks = token_marks(view.spans, self.gold)
             share = float(view.attention[marks].sum()) if marks.any() else float("nan")
-            found.append([name, share, *agreement(view.attention, marks).values()])
-        return found
+            rows.append([name, share, *agreement(view.attention, marks).values()])
+        return rows
 
     def _repr_html_(self) -> str:
         first = next(iter(self.views.values()))
-        drawn = {
+        # a column per view, and one of the gold spans
+        columns = {
             name: highlighted(view.text, view.spans, view.attention)
             for name, view in self.views.items()
         }
         if self.gold:
-            drawn["gold evidence"] = highlighted(
-                first.text, self.gold, np.ones(len(self.gold)), BLUE
-            )
+            even = np.ones(len(self.gold))
+            columns["gold evidence"] = highlighted(first.text, self.gold, even, BLUE)
         style = (
             "vertical-align:top;text-align:left;white-space:normal;line-height:1.6;padding:.4em"
             " .8em"
         )
-        heads = "".join(f'<th style="{style}">{escape(name)}</th>' for name in drawn)
-        cells = "".join(f'<td style="{style}">{body}</td>' for body in drawn.values())
-        return f"<p><b>{escape(first.label)}</b></p><table><tr>{heads}</tr><tr>{cells}</tr></table>{self._measures()}"
+        heads = "".join(f'<th style="{style}">{escape(name)}</th>' for name in columns)
+        cells = "".join(f'<td style="{style}">{body}</td>' for body in columns.values())
+        table = f"<table><tr>{heads}</tr><tr>{cells}</tr></table>"
+        return f"<p><b>{escape(first.label)}</b></p>{table}{self._measures()}"
 
     def _measures(self) -> str:
+        if not self.gold:
+            return ""
         heads = ["attention", "share on gold", "AUC", "precision", "IoU"]
-        return (
-            html_table(
-                heads, [[name, *(f"{x:.2f}" for x in values)] for name, *values in self.rows()]
-            )
-            if self.gold
-            else ""
-        )
+        rows = [[name, *(f"{x:.2f}" for x in values)] for name, *values in self.rows()]
+        return html_table(heads, rows)
 
 
 def side_by_side(models: dict, corpus, row: int, label: str) -> Panels:
-    """What each model reads `label` from in document `row` of the corpus, beside the gold evidence."""
-    gold, text = gold_spans(corpus, row, label), corpus.texts[row]
+    """What each model reads `label` from in document `row`, beside the gold evidence.
+
+    models: name -> `PlantModel`, as `stages` returns them.
+    """
+    gold = gold_spans(corpus, row, label)
+    text = corpus.texts[row]
     return Panels({name: model.explain(text, label) for name, model in models.items()}, gold)
 
 
 def share_on_gold(
     why: Explanation, gold: list[tuple[int, int]], gains=(0, 1, 2, 4, 8, 16), keeps=KEEPS
 ):
-    """DataFrame of the share of attention on gold words, one row a planted gain, one column a K:
-    the sliders as a table.
+    """The share of attention on gold words by planted gain and K: the sliders as a table.
+
+    Args:
+        why: the explanation of one label in one document.
+        gold: (begin, end) characters of the gold words.
+        gains: planted gains, a row each.
+        keeps: tokens that inattention keeps ("all" for no inattention), a column each.
+
+    Returns:
+        A DataFrame of fractions.
     """
     import pandas as pd
 
     marks = token_marks(why.spans, gold)
-    found = [
+    shares = [
         [float(why.at(gain, _number(keep)).attention[marks].sum()) for keep in keeps]
         for gain in gains
     ]
     return pd.DataFrame(
-        found, index=pd.Index(gains, name="gain"), columns=pd.Index([f"K={k}" for k in keeps])
+        shares, index=pd.Index(gains, name="gain"), columns=pd.Index([f"K={k}" for k in keeps])
     )
 
 
@@ -177,7 +201,7 @@ def _number(keep) -> int | None:
 
 
 def _widgets():
-    """ipywidgets, or None: the static views then stand alone."""
+    """ipywidgets, or None where it is not installed."""
     try:
         import ipywidgets
     except ImportError:
@@ -190,11 +214,15 @@ def explore(
     gold: dict[str, list[tuple[int, int]]] | None = None,
     largest_gain: float = 16.0,
 ):
-    """Sliders for planted gain and K over the labels of one document, redrawn from the numbers in
-    `found`.
+    """Sliders for planted gain and K over the labels of one document.
 
-    gold: label -> spans, outlined by a line of its own. Without ipywidgets `found` itself comes
-    back.
+    Args:
+        found: the explanation of the document; it is redrawn from its numbers, without a model.
+        gold: label -> (begin, end) characters of gold words, whose share of attention is shown.
+        largest_gain: end of the slider.
+
+    Returns:
+        A widget; `found` itself without ipywidgets.
     """
     if (w := _widgets()) is None:
         return found
@@ -202,62 +230,65 @@ def explore(
     gain = w.FloatSlider(
         value=round(2 * found[0].gain) / 2, min=0, max=largest_gain, step=0.5, description="gain γ"
     )
-    keep = w.SelectionSlider(
-        options=KEEPS,
-        value=(
-            "all"
-            if found[0].keep is None
-            else min(KEEPS[:-1], key=lambda k: abs(k - found[0].keep))
-        ),
-        description="K",
-    )
-    shown = w.HTML()
+    first = "all"
+    if found[0].keep is not None:
+        first = min(KEEPS[:-1], key=lambda size: abs(size - found[0].keep))
+    keep = w.SelectionSlider(options=KEEPS, value=first, description="K")
+    output = w.HTML()
 
     def draw(_=None) -> None:
-        now = found.at(float(gain.value), _number(keep.value))
-        marks = token_marks(now[label.value].spans, (gold or {}).get(label.value, []))
-        on = (
-            "<p>share of attention on gold words:"
-            f" {now[label.value].attention[marks].sum():.2f}</p>"
-            if marks.any()
-            else ""
-        )
-        shown.value = now.table_html() + now[label.value]._repr_html_() + on
+        document = found.at(float(gain.value), _number(keep.value))
+        one = document[label.value]
+        marks = token_marks(one.spans, (gold or {}).get(label.value, []))
+        share = ""
+        if marks.any():
+            share = f"<p>share of attention on gold words: {one.attention[marks].sum():.2f}</p>"
+        output.value = document.table_html() + one._repr_html_() + share
 
-    return _live([label, gain, keep], shown, draw)
+    return _live([label, gain, keep], output, draw)
 
 
 def picker(models: dict, corpus, rows, label: str | None = None):
-    """Choose a document of `rows` and one of its gold labels; `side_by_side` is drawn again for
-    each choice.
+    """Choose a document and one of its gold labels; each choice is drawn by `side_by_side`.
+
+    Args:
+        models: name -> `PlantModel`, as `stages` returns them.
+        corpus: where the documents come from.
+        rows: documents to choose from; those without a label that the models know are left out.
+        label: chosen at first; the first label of the first document when None.
+
+    Returns:
+        A widget; the `Panels` of the first choice without ipywidgets.
     """
     known = set(next(iter(models.values())).config.label2id)
-    names = {}
+    names: dict[int, list[str]] = {}
     for row in map(int, rows):
-        own = [corpus.label_names[j] for j in corpus.labels[row].indices]
-        names |= {row: shared} if (shared := [name for name in own if name in known]) else {}
+        gold = [corpus.label_names[j] for j in corpus.labels[row].indices]
+        if shared := [name for name in gold if name in known]:
+            names[row] = shared
     first = next(iter(names))
     label = label if label in names[first] else names[first][0]
     if (w := _widgets()) is None:
         return side_by_side(models, corpus, first, label)
     document = w.Dropdown(options=[(corpus.ids[row], row) for row in names], description="document")
     which = w.Dropdown(options=names[first], value=label, description="label")
-    shown = w.HTML()
+    output = w.HTML()
 
     def draw(change=None) -> None:
         if change is not None and change["owner"] is document:
-            # its first label is chosen; that may have the name of the one before, and then nothing
-            # else would draw
             which.options = names[document.value]
+        # two documents may share a first label; then `which` does not change, so draw here as well
         if which.value is not None:
-            shown.value = side_by_side(models, corpus, document.value, which.value)._repr_html_()
+            output.value = side_by_side(models, corpus, document.value, which.value)._repr_html_()
 
-    return _live([document, which], shown, draw)
+    return _live([document, which], output, draw)
 
 
 def text_box(model, text: str, k: int = 5):
-    """A box for one's own text: the k best labels, their scores and the words behind each, at every
-    change of text or K.
+    """A box for a reader's text: its k best labels, their scores and the words behind each.
+
+    They are computed again whenever the text or K changes. Without ipywidgets the explanation of
+    `text` is returned.
     """
     if (w := _widgets()) is None:
         return model.explain_document(text, k)
@@ -268,20 +299,19 @@ def text_box(model, text: str, k: int = 5):
         layout=w.Layout(width="95%", height="7em"),
     )
     keep = w.SelectionSlider(options=KEEPS, value="all", description="K")
-    shown = w.HTML()
+    output = w.HTML()
 
     def draw(_=None) -> None:
-        shown.value = (
-            model.explain_document(box.value, k).at(keep=_number(keep.value))._repr_html_()
-        )
+        document = model.explain_document(box.value, k).at(keep=_number(keep.value))
+        output.value = document._repr_html_()
 
-    return _live([box, keep], shown, draw)
+    return _live([box, keep], output, draw)
 
 
-def _live(controls: list, shown, draw):
-    """The controls over what they redraw."""
+def _live(controls: list, output, draw):
+    """The controls above the output that `draw` fills."""
     w = _widgets()
     for control in controls:
         control.observe(draw, names="value")
     draw()
-    return w.VBox([*controls, shown])
+    return w.VBox([*controls, output])

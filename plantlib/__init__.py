@@ -15,7 +15,7 @@ _HOMES = {
     "RunRecord": "plantlib.training.records",
     "RunConfig": "plantlib.training.options",
     "fit": "plantlib.training.runs",
-    "prepare": "plantlib.training.pipeline",
+    "prepare": "plantlib.training.prepare",
 }
 __all__ = list(_HOMES)
 

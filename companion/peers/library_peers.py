@@ -28,7 +28,9 @@ from plantlib.data import privacy
 from plantlib.data.corpus import Corpus
 from plantlib.data.tokens import Ragged, tfidf, words
 from plantlib.metrics.documents import Scores, StreamingEvaluator, evaluate
-from plantlib.training.pipeline import Prepared, artefacts
+from plantlib.training import artefacts
+from plantlib.training.evaluation import judge
+from plantlib.training.inputs import Inputs
 from plantlib.training.records import RunRecord, record_path, run_name
 from plantlib.utils.io import fingerprint_of, read_json, write_json
 from plantlib.utils.progress import tqdm
@@ -54,7 +56,7 @@ def interpreter(root: str | Path | None = None, base: str = sys.executable) -> P
         _check(Path(named))
         return Path(named)
 
-    folder = artefacts(root) / "pecos"
+    folder = artefacts.root_of(root) / "pecos"
     python = folder / "bin" / "python"
     if not (folder / ".ready").is_file():
         shutil.rmtree(folder, ignore_errors=True)
@@ -144,8 +146,8 @@ def words_only(
     dev: int | None = None,
     test: int | None = None,
     seed: int = 0,
-) -> Prepared:
-    """The corpus after the same caps and label space as `pipeline.prepare`, without any backbone:
+) -> Inputs:
+    """The corpus after the same caps and label space as `prepare`, without any backbone:
     what linear peers need.
 
     Its `tokens` are empty: nothing that reads a backbone's tokens may be asked of it.
@@ -156,14 +158,14 @@ def words_only(
     extra = np.diff(corpus.labels.indptr) - np.diff(seen.labels.indptr)
     none = Ragged(np.zeros(0, np.int32), np.zeros(seen.N + 1, np.int64))
     key = fingerprint_of(seen.fingerprint(), "words")
-    return Prepared(
+    return Inputs(
         seen,
         "words",
         none,
         [],
         extra,
         None,
-        artefacts(privacy.artefacts_root(seen, None)),
+        artefacts.root_of(privacy.artefacts_root(seen, None)),
         None,
         0,
         key,
@@ -171,7 +173,7 @@ def words_only(
 
 
 def possible(
-    prepared: Prepared, names: Iterable[str] = tuple(PEERS)
+    prepared: Inputs, names: Iterable[str] = tuple(PEERS)
 ) -> tuple[list[str], dict[str, str]]:
     """(peers that fit this corpus, what was left out and why)."""
     visits = prepared.corpus.L * len(prepared.rows["train"])
@@ -191,7 +193,7 @@ def possible(
 
 
 def run(
-    prepared: Prepared,
+    prepared: Inputs,
     names: Iterable[str] | None = None,
     *,
     results: str | Path | None = None,
@@ -246,7 +248,7 @@ def params_of(name: str, options: dict, seed: int, threads: int) -> dict:
 
 
 def finished(
-    prepared: Prepared, name: str, seed: int, threads: int, results: str | Path | None
+    prepared: Inputs, name: str, seed: int, threads: int, results: str | Path | None
 ) -> RunRecord | None:
     """The record of an earlier call on this corpus with these settings."""
     if results is None or not (path := record_path(prepared, name, seed, results)).is_file():
@@ -274,7 +276,7 @@ class Job:
     place: Path | None = None
 
     @classmethod
-    def data_of(cls, prepared: Prepared) -> Job:
+    def data_of(cls, prepared: Inputs) -> Job:
         rows = prepared.rows
         weights = tfidf(words(prepared.corpus.texts, rows["train"]).counts, rows["train"]).astype(
             np.float32
@@ -323,7 +325,7 @@ class Job:
 
 
 def train(
-    prepared: Prepared, name: str, data: Job, python: Path, seed: int = 0, threads: int = 1
+    prepared: Inputs, name: str, data: Job, python: Path, seed: int = 0, threads: int = 1
 ) -> RunRecord:
     """Every option of the grid, the best dev nDCG@5 kept; its test scores are read then and only
     then.
@@ -347,12 +349,12 @@ def train(
         times=times,
         peak_memory_mb=report["peak_memory_mb"],
         model_size={"model_mb": report["model_mb"], "data_mb": report["data_mb"]},
-        **prepared.judge(read, collect(scores, test, prepared)),
+        **judge(prepared, read, collect(scores, test, prepared)),
     )
 
 
 def collect(
-    scores: sparse.csr_matrix, labels: sparse.csr_matrix, prepared: Prepared, size: int = 256
+    scores: sparse.csr_matrix, labels: sparse.csr_matrix, prepared: Inputs, size: int = 256
 ) -> Scores:
     """Metrics' input from csr scores; labels that a peer did not score stay unscored, so there is
     no AUC.

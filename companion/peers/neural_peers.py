@@ -21,15 +21,17 @@ from pathlib import Path
 import torch
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
+from transformers import set_seed
 
 from companion.peers.library_peers import NOTEBOOK
 from companion.peers.worker import peak_memory
 from plantlib import kernels
 from plantlib.model.plant_model import PlantOutput
 from plantlib.planting.starts import prior_log_odds
-from plantlib.training import runs, train
+from plantlib.training import evaluation, train
+from plantlib.training.evaluation import judge
+from plantlib.training.inputs import Inputs
 from plantlib.training.options import TrainConfig
-from plantlib.training.pipeline import Prepared
 from plantlib.training.records import RunRecord, plain, run_name
 from plantlib.utils.io import fingerprint_of
 
@@ -129,7 +131,7 @@ HEADS = {"CAML head": Caml, "PLM-ICD head": PlmIcd}
 
 
 def run(
-    prepared: Prepared,
+    prepared: Inputs,
     names: Iterable[str] = tuple(HEADS),
     seeds: Iterable[int] = (0,),
     *,
@@ -157,7 +159,7 @@ def run(
     return made
 
 
-def params_of(prepared: Prepared, config: TrainConfig) -> dict:
+def params_of(prepared: Inputs, config: TrainConfig) -> dict:
     """What a record says of how it was made; `read` is not `max_tokens`, which only planted records
     carry.
     """
@@ -170,11 +172,9 @@ def params_of(prepared: Prepared, config: TrainConfig) -> dict:
     }
 
 
-def run_head(
-    prepared: Prepared, name: str, config: TrainConfig, progress: bool = True
-) -> RunRecord:
+def run_head(prepared: Inputs, name: str, config: TrainConfig, progress: bool = True) -> RunRecord:
     """Train on train, stop and choose the epoch on dev, read test once."""
-    runs.seed_all(config.seed)
+    set_seed(config.seed)
     model = HEADS[name](prepared.corpus.L, prepared.hidden_size)
     with torch.no_grad():
         model.label_bias.copy_(prior_log_odds(prepared.train_labels))
@@ -203,11 +203,11 @@ def run_head(
 
 
 def _record(
-    prepared: Prepared, model: LabelHead, name: str, run_id: str, config: TrainConfig, epochs, times
+    prepared: Inputs, model: LabelHead, name: str, run_id: str, config: TrainConfig, epochs, times
 ) -> RunRecord:
-    dev, _ = train.score(model, prepared.documents("dev"), prepared.train_counts, auc=False)
+    dev, _ = evaluation.score(model, prepared.documents("dev"), prepared.train_counts, auc=False)
     began, cpu = time.perf_counter(), time.process_time()
-    test, _ = train.score(model, prepared.documents("test"), prepared.train_counts, auc=False)
+    test, _ = evaluation.score(model, prepared.documents("test"), prepared.train_counts, auc=False)
     times |= {"predict": time.perf_counter() - began, "predict_cpu": time.process_time() - cpu}
     size = sum(p.numel() for p in model.parameters())
     return RunRecord(
@@ -222,5 +222,5 @@ def _record(
         times={k: round(v, 3) for k, v in times.items()},
         peak_memory_mb=peak_memory(),
         model_size={"trained_parameters": size, "model_mb": round(4 * size / 2**20, 3)},
-        **prepared.judge(dev, test),
+        **judge(prepared, dev, test),
     )

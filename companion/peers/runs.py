@@ -28,14 +28,16 @@ from plantlib.linear.score import LinearConfig, settled, word_cells
 from plantlib.linear.terms import centroids, ppmi
 from plantlib.metrics.documents import evaluate
 from plantlib.teacher import mig
-from plantlib.training.pipeline import Prepared
+from plantlib.training import artefacts
+from plantlib.training.evaluation import judge
+from plantlib.training.inputs import Inputs
 from plantlib.training.records import RunRecord, peak_memory, plain, run_name
 
 LINEAR_SCORE = "linear score"
 
 
 def run_peers(
-    prepared: Prepared,
+    prepared: Inputs,
     *,
     results: str | Path | None = None,
     notebook: str | None = None,
@@ -81,7 +83,7 @@ def run_peers(
 
 
 def run_linear_score(
-    prepared: Prepared,
+    prepared: Inputs,
     seeds: Iterable[int] = (0,),
     *,
     config: LinearConfig | None = None,
@@ -109,7 +111,7 @@ def run_linear_score(
             params = {"linear": plain(asdict(own)), "inputs": prepared.key}
             _import_first()
             stood = _finished_parts(prepared)
-            linear, took = timed(lambda own=own: prepared.linear(own, progress))
+            linear, took = timed(lambda own=own: artefacts.linear_scores(prepared, own, progress))
             made_now = len(_finished_parts(prepared) - stood) == len(linear.tables)
             found = _peer_record(
                 prepared,
@@ -128,7 +130,7 @@ def run_linear_score(
     return records
 
 
-def same_score(record: RunRecord, prepared: Prepared, config: LinearConfig) -> bool:
+def same_score(record: RunRecord, prepared: Inputs, config: LinearConfig) -> bool:
     """Whether a record of the linear score is of this corpus with these options."""
     told, asked = (
         settled(options, prepared.cells)
@@ -138,7 +140,7 @@ def same_score(record: RunRecord, prepared: Prepared, config: LinearConfig) -> b
 
 
 def tuned_weight(
-    prepared: Prepared,
+    prepared: Inputs,
     first,
     second,
     metric: str = "ndcg@5",
@@ -175,14 +177,14 @@ def _import_first() -> None:
     import sklearn.svm  # noqa: F401
 
 
-def _read(prepared: Prepared) -> tuple[sparse.csr_matrix, sparse.csr_matrix, sparse.csr_matrix]:
+def _read(prepared: Inputs) -> tuple[sparse.csr_matrix, sparse.csr_matrix, sparse.csr_matrix]:
     """tf-idf (N, V) of all documents; word counts (n, V) and labels (n, L) of the training rows."""
     train = prepared.rows["train"]
     counts = words(prepared.corpus.texts, train).counts
     return tfidf(counts, train), counts[train], prepared.train_labels
 
 
-def _finished_parts(prepared: Prepared) -> set[Path]:
+def _finished_parts(prepared: Inputs) -> set[Path]:
     """The files of linear scores that `Prepared.linear` keeps, one a table."""
     return set((prepared.root / "linear").glob("*/part*.safetensors"))
 
@@ -225,7 +227,7 @@ def _peer_record(
         times=_seconds("train", took) | _seconds("predict", sum(spent)),
         peak_memory_mb=peak_memory(),
         model_size=size,
-        **prepared.judge(dev, test),
+        **judge(prepared, dev, test),
     )
     if results is not None:
         record.save(results)

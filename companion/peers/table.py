@@ -17,7 +17,8 @@ from companion.peers import runs as peer_runs
 from companion.peers.library_peers import ONE_VS_REST_CELLS, PEERS
 from companion.report import report
 from plantlib.data.sources import checkout
-from plantlib.training.pipeline import Prepared, prepare
+from plantlib.training.inputs import Inputs
+from plantlib.training.prepare import prepare
 from plantlib.training.records import RunRecord, device_of, load_all
 from plantlib.utils.io import atomic_path
 
@@ -96,7 +97,7 @@ COLUMNS = {
 }
 
 
-def plain_rows(prepared: Prepared, results: Path, progress: bool = True) -> None:
+def plain_rows(prepared: Inputs, results: Path, progress: bool = True) -> None:
     """The rows of `peer_runs.run_peers` (bare teachers, SVM and their sum), where this data set has
     none yet.
     """

@@ -1,10 +1,8 @@
-"""Run records, their comparison and the runs themselves: YAML asks, JSON remembers (METHOD section
-5).
+"""Tables that compare run records, and the markers between which a page holds one.
 
-A run writes one `RunRecord` as results/runs/<id>.json; tables and figures are made from those files
-alone. `replace_section` puts a table into the README; the runs themselves are started by
-`runner.py`. No document text, host name, user name or absolute path enters a record. Not here:
-metrics, figures, training.
+`compare` and `to_markdown` make a table of records (docs/method.md, "Choosing on dev, reading test
+once"); `section` and `replace_section` read and write the text between two markers of a page. Not
+here: the records themselves (`plantlib.training.records`), metrics, figures, training.
 """
 
 from __future__ import annotations
@@ -27,13 +25,22 @@ def compare(
     baseline: str = "random",
     metrics: Iterable[str] = ("p@1", "p@5", "ndcg@5", "few/rp@5"),
 ) -> pandas.DataFrame:
-    """One row a system, the baseline first: seeds, then '<metric>' (mean over seeds) and '<metric>
-    sd'.
+    """One row per system, the baseline first.
 
-    Metrics kept a document add '<metric> diff', 'low', 'high' and 'p': paired bootstrap against the
-    baseline over test documents, each document's value averaged over seeds first. ValueError unless
-    all records share one data set (fingerprint, label space) and backbone, each (system, seed)
-    occurs once and the baseline is among them.
+    Args:
+        records: of one data set (fingerprint, label space) and backbone; one per system and seed.
+        baseline: the system that differences are taken to.
+        metrics: names of metrics on test, as in `RunRecord.metrics`.
+
+    Returns:
+        A DataFrame with the index system and the columns seeds, '<metric>' (mean over seeds) and
+        '<metric> sd'; for metrics that are recorded per document also '<metric> diff', 'low',
+        'high' and 'p', from a paired bootstrap against the baseline over test documents, each
+        document's value averaged over seeds first. All are fractions.
+
+    Raises:
+        ValueError: records of several data sets or backbones, two of one system and seed, or none
+            of the baseline.
     """
     import pandas as pd
 
@@ -53,20 +60,18 @@ def compare(
 
 def _by_system(records: Iterable[RunRecord], baseline: str) -> dict[str, list[RunRecord]]:
     records = sorted(records, key=lambda record: (record.system, record.seed))
-    for what, values in (
-        (
-            "data set",
-            {
-                (r.dataset["name"], r.dataset["fingerprint"], r.dataset["label_space"])
-                for r in records
-            },
-        ),
-        ("backbone", {r.backbone for r in records if r.backbone}),
-    ):
+    # one data set and one backbone
+    keys = ("name", "fingerprint", "label_space")
+    shared = {
+        "data set": {tuple(record.dataset[key] for key in keys) for record in records},
+        "backbone": {record.backbone for record in records if record.backbone},
+    }
+    for what, values in shared.items():
         if len(values) > 1:
             raise ValueError(
                 f"records of more than one {what}: {sorted(values)}; pass those of one"
             )
+    # one record per system and seed
     groups: dict[str, list[RunRecord]] = {}
     for record in records:
         group = groups.setdefault(record.system, [])
@@ -84,11 +89,14 @@ def _by_system(records: Iterable[RunRecord], baseline: str) -> dict[str, list[Ru
 
 
 def comparable(a: RunRecord, b: RunRecord, metric: str) -> bool:
-    """Whether a metric means the same in both: of the labels of a bucket, a run on candidates ranks
-    those among them alone.
+    """Whether a metric means the same in both records.
+
+    Metrics such as `few/rp@5` rank the labels of a bucket among themselves. A run on candidates
+    ranks only those of them that are in a document's list, so its values are not comparable with
+    those of a run that ranks all.
     """
-    among_few = "/" in metric and not metric.split("/")[1].startswith("overall")
-    return not among_few or ("candidates" in a.params) == ("candidates" in b.params)
+    within_bucket = "/" in metric and not metric.split("/")[1].startswith("overall")
+    return not within_bucket or ("candidates" in a.params) == ("candidates" in b.params)
 
 
 def _difference(group: list[RunRecord], base: list[RunRecord], metric: str) -> dict[str, float]:
@@ -104,14 +112,15 @@ def _difference(group: list[RunRecord], base: list[RunRecord], metric: str) -> d
 
 
 def to_markdown(table: pandas.DataFrame, level: float = 0.05) -> str:
-    """The table of `compare` as Markdown: percent with one decimal, mean ± sd, difference [95 %
-    interval], a star.
+    """The table of `compare` as Markdown, in percent: mean ± sd, difference [95 % interval].
+
+    A star marks differences with p < `level`.
     """
     metrics = [name.removesuffix(" sd") for name in table.columns if name.endswith(" sd")]
     tested = [name for name in metrics if f"{name} p" in table.columns]
-    head = ["system", "seeds"] + [
-        title for m in metrics for title in ([m, f"Δ {m}"] if m in tested else [m])
-    ]
+    head = ["system", "seeds"]
+    for metric in metrics:
+        head += [metric, f"Δ {metric}"] if metric in tested else [metric]
     lines = [head, ["---", *["---:"] * (len(head) - 1)]]
     for system, row in table.iterrows():
         cells = [str(system), str(int(row["seeds"]))]
@@ -148,8 +157,10 @@ def section(path: str | Path, name: str) -> str:
 
 
 def replace_section(path: str | Path, name: str, text: str) -> None:
-    """Puts `text` between the two markers of NAME, atomically. ValueError unless each marker occurs
-    once, in order.
+    """Put `text` between the two markers of a section, atomically.
+
+    Raises:
+        ValueError: the file does not have each marker once, in order.
     """
     before, _, after = _split(path, name)
     with atomic_path(path) as temporary:
@@ -158,21 +169,22 @@ def replace_section(path: str | Path, name: str, text: str) -> None:
 
 def _split(path: str | Path, name: str) -> tuple[str, str, str]:
     content = Path(path).read_text(encoding="utf-8")
-    begin, end = f"<!-- table:begin {name} -->", f"<!-- table:end {name} -->"
+    begin = f"<!-- table:begin {name} -->"
+    end = f"<!-- table:end {name} -->"
     if (
         content.count(begin) != 1
         or content.count(end) != 1
         or content.index(begin) > content.index(end)
     ):
         raise ValueError(
-            f"{Path(path).name}: wanted one '{begin}' and after it one '{end}': add these lines"
+            f"{Path(path).name}: expected one '{begin}' and after it one '{end}': add these lines"
         )
     head, rest = content.split(begin)
     body, tail = rest.split(end)
     return head + begin, body, end + tail
 
 
-# found by a run, told among its parameters
+# Entries of `RunRecord.params` that a run computed; they are not options.
 OUTCOMES = (
     "final_gains",
     "gains_tried",
@@ -185,34 +197,34 @@ OUTCOMES = (
 
 
 def unlike(records: Iterable[RunRecord]) -> dict[str, list[str]]:
-    """System -> options in which its records differ beyond their seed; a mean over them is not one
-    of seeds alone.
+    """System -> options in which its records differ, beyond their seed.
+
+    A mean over such records is not a mean over seeds alone. Records written before an option
+    existed used its default and are not counted as different.
     """
-    said: dict[str, dict[str, set[str]]] = {}
+    values: dict[str, dict[str, set[str]]] = {}
     for record in records:
         for name, value in _options(record.params).items():
-            # a threshold matters by the side of it that the data lie on
+            # of this threshold only the side on which the data lie has an effect
             if name == "linear.dense_cells":
                 value = record.dataset["train"] * record.dataset["labels"] > value
-            # an option that a record does not know was not there to be chosen, and what came out of
-            # a run is none
             if value is not None and name.split(".")[0] not in OUTCOMES:
-                said.setdefault(record.system, {}).setdefault(name, set()).add(repr(value))
-    found = {
-        system: sorted(n for n, values in options.items() if len(values) > 1)
-        for system, options in sorted(said.items())
+                values.setdefault(record.system, {}).setdefault(name, set()).add(repr(value))
+    different = {
+        system: sorted(name for name, seen in options.items() if len(seen) > 1)
+        for system, options in sorted(values.items())
     }
-    return {system: names for system, names in found.items() if names}
+    return {system: names for system, names in different.items() if names}
 
 
 def _options(params: dict[str, Any], before: str = "") -> dict[str, Any]:
     """Options by their dotted names, without seeds."""
-    found = {}
+    options = {}
     for name, value in params.items():
-        if name != "seed":
-            found |= (
-                _options(value, f"{before}{name}.")
-                if isinstance(value, dict)
-                else {before + name: value}
-            )
-    return found
+        if name == "seed":
+            continue
+        if isinstance(value, dict):
+            options |= _options(value, f"{before}{name}.")
+        else:
+            options[before + name] = value
+    return options

@@ -1,9 +1,9 @@
-"""The method in one picture, on eight training sentences small enough to check by eye: count,
-grade, plant, fine-tune.
+"""Two pictures of the method: on eight training sentences, and as a flow of data.
 
-METHOD sections 1, 2 and 4. What is drawn is computed by the library (`mig.teach`, a softmax over
-the planted score alone), not typed: `example` is the data, `draw` the picture.
-`plots.method_figure` is the public name; `plots.data_flow` shows the modules.
+The toy figure shows docs/method.md, "Mutual information gain", "The teacher" and "Planted
+attention" on numbers that a reader can check: `example` computes them with the library, and
+`draw_method` draws them. `draw_flow` shows how the quantities depend on each other. The public
+names are `plots.method_figure` and `plots.data_flow`.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ TRAINING = (
     ("breathless at night", "heart failure"),
 )
 DOCUMENT = ("breathless", "at", "night", "with", "swollen", "ankles")
-GAIN = 4.0  # of the planted score, as `planting.StartConfig` starts it
+GAIN = 4.0  # of the planted relevance, as in `StartConfig`
 TOP_K = 3
 
 
 def example() -> tuple[pandas.DataFrame, pandas.DataFrame, pandas.DataFrame]:
-    """(C, G, attention): tokens x labels counts and graded relevance; the document's tokens x
-    (random, planted).
+    """(C, G, attention) of the toy corpus.
 
-    attention: of the label "heart failure" before any training; random queries are so small that
-    every token weighs the same.
+    C: counts, tokens x labels; G: relevance, tokens x labels; attention: of the label "heart
+    failure" before training, the document's tokens x (random, planted). Random queries are so small
+    that every token gets the same attention.
     """
     import numpy as np
     import pandas as pd
@@ -48,22 +48,20 @@ def example() -> tuple[pandas.DataFrame, pandas.DataFrame, pandas.DataFrame]:
 
     tokens = sorted({token for text, _ in TRAINING for token in text.split()})
     x = np.array([[token in text.split() for token in tokens] for text, _ in TRAINING], np.int32)
-    y = np.array([[label == own for label in LABELS] for _, own in TRAINING], np.int32)
+    y = np.array([[label == gold for label in LABELS] for _, gold in TRAINING], np.int32)
     teacher = mig.teach(sparse.csr_matrix(x), sparse.csr_matrix(y), variant="jaccard", top_k=TOP_K)
     counts = pd.DataFrame(x.T @ y, tokens, LABELS)
     relevance = pd.DataFrame(teacher.relevance.toarray().T, tokens, LABELS)
     planted = np.exp(GAIN * relevance.loc[list(DOCUMENT), LABELS[0]].to_numpy())
     even = np.full(len(DOCUMENT), 1 / len(DOCUMENT))
-    return (
-        counts,
-        relevance,
-        pd.DataFrame({"random": even, "planted": planted / planted.sum()}, DOCUMENT),
-    )
+    attention = pd.DataFrame({"random": even, "planted": planted / planted.sum()}, DOCUMENT)
+    return counts, relevance, attention
 
 
 def draw_method(orange: str, grey: str) -> Axes:
-    """Four panels side by side in a new figure; the first one's Axes. orange, grey: the starts'
-    colours.
+    """Four panels side by side in a new figure; returns the Axes of the first.
+
+    orange, grey: colours of planted and random attention.
     """
     import matplotlib.pyplot as plt
 
@@ -78,7 +76,7 @@ def draw_method(orange: str, grey: str) -> Axes:
         relevance.loc[used],
         orange,
         "{:.2f}",
-        f"2  Keep {TOP_K} tokens a label",
+        f"2  Keep {TOP_K} tokens per label",
         "$G$: mutual information, graded",
     )
     axes[1].set_yticklabels([])
@@ -110,7 +108,7 @@ def _table(
 
 
 def _strips(ax: Axes, attention: pandas.DataFrame, orange: str, grey: str) -> None:
-    """Attention of one label over a new document, before any training: a bar a token and start."""
+    """Attention of one label to a new document before training: a bar per token and start."""
     import numpy as np
 
     place = np.arange(len(attention))
@@ -144,13 +142,13 @@ _STEPS = {
     "X, Y": (1, 1, "token presence,\nlabels (CSR)"),
     "C = X'Y": (2, 1, "counts,\ntraining rows only"),
     "J": (3, 1, "normalised\nmutual information"),
-    "G": (4, 1, "graded relevance,\nK tokens a label"),
+    "G": (4, 1, "graded relevance,\nK tokens per label"),
     "H": (1, 0, "hidden states\nof the backbone"),
     "metrics": (0, -1, "P@k, nDCG@k, ...\nby label frequency"),
-    "logits": (1, -1, "one a label,\nstreamed top-k"),
+    "logits": (1, -1, "one per label,\nstreamed top-k"),
     "LabelDecoder": (2, -1, "planted label\nattention"),
     "Q": (3, -1, "label queries,\nplanted"),
-    "L2R": (4, -1, "learning to rank\ntokens, a label a list"),
+    "L2R": (4, -1, "learning to rank\ntokens, a list per label"),
 }
 
 
@@ -175,9 +173,7 @@ _HALF = (0.86, 0.47)
 
 
 def draw_flow(ax: Axes, orange: str, blue: str) -> Axes:
-    """The method in one picture: text -> X, Y -> C -> J -> G -> L2R -> Q -> LabelDecoder -> logits
-    -> metrics.
-    """
+    """Boxes and arrows from text to metrics; orange: teacher and planting, blue: the rest."""
     from matplotlib.patches import FancyBboxPatch
 
     for name, (column, row, note) in _STEPS.items():
@@ -214,18 +210,15 @@ def draw_flow(ax: Axes, orange: str, blue: str) -> Axes:
 
 
 def _arrow(ax: Axes, start: tuple[int, int, str], end: tuple[int, int, str]) -> None:
-    """From the side of one box that faces the other: sideways within a row, up or down between
-    rows.
-    """
+    """An arrow between two boxes: sideways within a row, up or down between rows."""
     (x0, y0), (x1, y1) = ((2.2 * column, 1.5 * row) for column, row, _ in (start, end))
-    dx, dy = (x1 > x0) - (x1 < x0), (y1 > y0) - (y1 < y0)
-    if dy:
-        tail, head = (
-            (x0 + 0.55 * dx * _HALF[0], y0 + dy * _HALF[1]),
-            (x1 - 0.55 * dx * _HALF[0], y1 - dy * _HALF[1]),
-        )
-    else:
-        tail, head = (x0 + dx * _HALF[0], y0), (x1 - dx * _HALF[0], y1)
+    dx = (x1 > x0) - (x1 < x0)
+    dy = (y1 > y0) - (y1 < y0)
+    # it begins and ends at the sides that face each other
+    shift_x = (0.55 if dy else 1.0) * dx * _HALF[0]
+    shift_y = dy * _HALF[1]
+    tail = (x0 + shift_x, y0 + shift_y)
+    head = (x1 - shift_x, y1 - shift_y)
     ax.annotate(
         "",
         head,

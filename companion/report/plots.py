@@ -1,9 +1,9 @@
-"""Figures: one style, each a function from a DataFrame (or a few lists) to a matplotlib Axes
-(METHOD sections 4, 5, 8).
+"""Figures in one style: functions from a DataFrame, or a few lists, to a matplotlib Axes.
 
-A start keeps its colour in every figure, from a palette safe for colour-blind readers. `save`
-writes the same bytes for the same figure. Nothing here computes a metric or reads a file;
-matplotlib and seaborn are imported when first drawn.
+A start has the same colour in every figure, from a palette that colour-blind readers can tell
+apart. `save` writes the same bytes for the same figure. Every function takes `ax`, an Axes to draw
+on, and makes a new figure where it is None. Nothing here computes a metric or reads a file;
+matplotlib and seaborn are imported when something is drawn.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-# Grey for learned attention, light brown for the control, seaborn's "colorblind" palette for the
-# rest.
+# Grey for random attention, light brown for the shuffled control, black for the linear score,
+# seaborn's "colorblind" palette for the rest.
 COLOURS = {
     "random": "#777777",
     "shuffled": "#ca9161",
@@ -35,7 +35,7 @@ COLOURS = {
 }
 
 
-# Rows of the tables that are no single start; none of them shares a colour with another.
+# Peers and a sum of starts; no colour occurs twice.
 _ROWS = {
     "lookup+score": "#d55e00",
     "SVM": "#000000",
@@ -52,7 +52,7 @@ _BUCKET_SHADES = {"few": "#fbe3c8", "medium": "#e3eef7", "head": "#e6e6e6"}
 
 
 def style() -> None:
-    """Sets the one seaborn style; every figure function calls it."""
+    """Set the seaborn style; every figure function calls it."""
     import seaborn
 
     seaborn.set_theme(
@@ -72,9 +72,7 @@ def style() -> None:
 
 
 def colours(systems: Iterable[str]) -> dict[str, str]:
-    """System -> colour: fixed for the known starts, spare colours in the order of appearance for
-    others.
-    """
+    """System -> colour: fixed for known systems, a spare colour in turn for each other one."""
     names = list(dict.fromkeys(systems))
     known = COLOURS | _ROWS
     spare = [name for name in names if name not in known]
@@ -92,32 +90,35 @@ def _need(frame: pandas.DataFrame, *columns: str) -> None:
     missing = [name for name in columns if name not in frame.columns]
     if missing or frame.empty:
         raise ValueError(
-            f"wanted rows with {', '.join(columns)}; got {len(frame)} rows with"
+            f"expected rows with {', '.join(columns)}; got {len(frame)} rows with"
             f" {list(frame.columns)}"
         )
+
+
+def _bands(
+    ax: Axes, frame: pandas.DataFrame, column: str, x: str, metric: str, dashed: tuple = ()
+) -> None:
+    """A line per value of `column`, in percent: the mean over seeds, and a band from worst to best.
+
+    dashed: prefixes of the names whose lines are dashed.
+    """
+    for name, colour in colours(frame[column]).items():
+        by_x = 100 * frame[frame[column] == name].groupby(x)[metric].agg(["mean", "min", "max"])
+        line = "--" if dashed and name.startswith(dashed) else "-"
+        ax.plot(by_x["mean"], line, color=colour, marker="o", markersize=4, label=name)
+        ax.fill_between(by_x.index, by_x["min"], by_x["max"], color=colour, alpha=0.18, linewidth=0)
 
 
 def learning_curves(
     frame: pandas.DataFrame, metric: str = "ndcg@5", ax: Axes | None = None
 ) -> Axes:
-    """Dev metric (a fraction) by epoch, a line a start, a band from the worst to the best seed.
+    """Dev metric by epoch, a line per start, a band from the worst to the best seed.
 
-    frame: columns start, seed, epoch and `metric`.
+    frame: columns start, seed, epoch and `metric` (a fraction).
     """
     _need(frame, "start", "seed", "epoch", metric)
     ax = _axes(ax)
-    for start, colour in colours(frame["start"]).items():
-        by_epoch = frame[frame["start"] == start].groupby("epoch")[metric]
-        mean = 100 * by_epoch.mean()
-        ax.plot(mean.index, mean, color=colour, marker="o", markersize=4, label=start)
-        ax.fill_between(
-            mean.index,
-            100 * by_epoch.min(),
-            100 * by_epoch.max(),
-            color=colour,
-            alpha=0.18,
-            linewidth=0,
-        )
+    _bands(ax, frame, "start", "epoch", metric)
     ax.xaxis.get_major_locator().set_params(integer=True)
     ax.set(xlabel="epoch", ylabel=f"dev {metric} (%)")
     ax.legend(title="start (band: seeds)")
@@ -125,9 +126,9 @@ def learning_curves(
 
 
 def start_comparison(table: pandas.DataFrame, metric: str = "p@1", ax: Axes | None = None) -> Axes:
-    """Difference to the baseline a system, with its 95 % interval, in points.
+    """Difference to the baseline in points with its 95 % interval, a row per system.
 
-    table: as `results.compare` returns it (index system; '<metric> diff', 'low', 'high'), the
+    table: as `compare.compare` returns it (index system; '<metric> diff', 'low', 'high'), the
     baseline first.
     """
     _need(table, f"{metric} diff", f"{metric} low", f"{metric} high")
@@ -146,16 +147,16 @@ def start_comparison(table: pandas.DataFrame, metric: str = "p@1", ax: Axes | No
 def backbone_comparison(
     frame: pandas.DataFrame, metric: str = "ndcg@5", ax: Axes | None = None
 ) -> Axes:
-    """Difference of each start to random attention on the same backbone, with its 95 % interval, in
-    points.
+    """Difference of each start to random attention on its backbone in points, 95 % interval.
 
-    frame: columns group (data set and backbone, a row of the figure), start, '<metric> diff', '...
-    low', '... high'.
+    frame: columns group (data set and backbone, a row of the figure), start, '<metric> diff',
+    '<metric> low' and '<metric> high' (fractions).
     """
     names = [f"{metric} {part}" for part in ("diff", "low", "high")]
     _need(frame, "group", "start", *names)
     rows = frame.dropna(subset=names)
-    places, starts = list(dict.fromkeys(rows["group"])), colours(rows["start"])
+    places = list(dict.fromkeys(rows["group"]))
+    starts = colours(rows["start"])
     ax = _axes(ax, (6.8, 1.3 + 0.28 * len(rows)))
     for i, (start, colour) in enumerate(starts.items()):
         part = rows[rows["start"] == start]
@@ -171,10 +172,10 @@ def backbone_comparison(
 
 
 def bucket_bars(frame: pandas.DataFrame, metric: str = "rp@5", ax: Axes | None = None) -> Axes:
-    """Metric (a fraction) in the few, medium and head bucket, a bar a system, whiskers one sd over
-    seeds.
+    """Metric in the few, medium and head bucket, a bar per system, whiskers one sd over seeds.
 
-    frame: one row a run, columns system and 'few/<metric>', 'medium/<metric>', 'head/<metric>'.
+    frame: one row per run, columns system, 'few/<metric>', 'medium/<metric>' and 'head/<metric>'
+    (fractions).
     """
     buckets = ("few", "medium", "head")
     names = [f"{bucket}/{metric}" for bucket in buckets]
@@ -207,8 +208,9 @@ def long_tail(
 ) -> Axes:
     """Training documents of each label against its rank, both axes logarithmic, buckets shaded.
 
-    frame: column count, one row a label; labels without a training document are counted in the
-    title.
+    frame: column count, one row per label; labels without a training document are counted in the
+    title. edges: the most training documents of the zero, few and medium bucket. ValueError where
+    no label has a training document.
     """
     _need(frame, "count")
     ax = _axes(ax)
@@ -216,6 +218,7 @@ def long_tail(
     seen = counts[counts > edges[0]]
     if not len(seen):
         raise ValueError("no label has a training document: pass the counts of the training split")
+    # shade and name the buckets
     top = max(2.0 * seen.max(), 4.0 * edges[2])
     for (name, shade), low, high in zip(
         _BUCKET_SHADES.items(), (0.7, *edges[1:]), (*edges[1:], top), strict=True
@@ -223,7 +226,7 @@ def long_tail(
         bounds = max(low, 0.7), high
         ax.axhspan(*bounds, color=shade, zorder=0)
         inside = ((counts > (low if low >= 1 else edges[0])) & (counts <= high)).sum()
-        # the curve falls from the upper left to the lower right: the other two corners are free
+        # the curve falls from the upper left to the lower right, so the other corners are free
         x, side = (0.985, "right") if name == "head" else (0.015, "left")
         ax.text(
             x,
@@ -234,16 +237,16 @@ def long_tail(
             transform=ax.get_yaxis_transform(),
         )
     ax.plot(range(1, len(seen) + 1), seen, color=COLOURS["l2r"], linewidth=2)
-    ax.set(
-        xscale="log",
-        yscale="log",
-        ylim=(0.7, top),
-        xlabel="label rank",
-        ylabel="training documents",
-    )
+    _by_rank(ax, top)
     ax.set_title(f"{len(counts):,} labels, {len(counts) - len(seen):,} without a training document")
-    ax.grid(visible=False)
     return ax
+
+
+def _by_rank(ax: Axes, top: float | None) -> None:
+    """Logarithmic axes for training documents by label rank; top: the largest number shown."""
+    ax.set(xscale="log", yscale="log", ylim=(0.7, top))
+    ax.set(xlabel="label rank", ylabel="training documents")
+    ax.grid(visible=False)
 
 
 def teacher_tokens(
@@ -251,7 +254,7 @@ def teacher_tokens(
 ) -> Axes:
     """The `top` tokens of each label with their J, horizontal bars grouped by label.
 
-    frame: columns label, token, score. ValueError names labels the frame does not have.
+    frame: columns label, token, score. ValueError names labels that the frame does not have.
     """
     _need(frame, "label", "token", "score")
     labels = list(labels)
@@ -263,7 +266,8 @@ def teacher_tokens(
         )
     ax = _axes(ax, (6.4, 0.8 + 0.24 * (top + 1.6) * len(labels)))
     palette = (*COLOURS.values(),)[2:]
-    ticks, names, place = [], [], 0.0
+    ticks, names = [], []
+    place = 0.0
     for i, label in enumerate(labels):
         rows = (
             frame[frame["label"] == label]
@@ -273,7 +277,9 @@ def teacher_tokens(
         ax.text(0, place, label, fontweight="bold", va="center", transform=ax.get_yaxis_transform())
         spots = [place + 1 + j for j in range(len(rows))]
         ax.barh(spots, rows["score"], color=palette[i % len(palette)], height=0.75)
-        ticks, names, place = ticks + spots, names + rows["token"].tolist(), spots[-1] + 1.6
+        ticks += spots
+        names += rows["token"].tolist()
+        place = spots[-1] + 1.6
     ax.set(yticks=ticks, yticklabels=names, ylim=(place - 0.9, -0.7), xlabel="J(token; label)")
     ax.grid(axis="y", visible=False)
     return ax
@@ -286,31 +292,47 @@ def attention_strip(
     columns: int = 90,
     ax: Axes | None = None,
 ) -> Axes:
-    """Running text, each token on a ground as dark as its weight; the largest weight is the
-    darkest.
+    """Running text, each token shaded by its weight; the largest weight has the darkest shade.
 
-    tokens, weights: equally long (ValueError otherwise); columns: characters a line.
+    Args:
+        tokens: the words, in order.
+        weights: one non-negative number per token.
+        title: of the figure.
+        columns: characters per line.
+        ax: where to draw; a new figure when None.
+
+    Raises:
+        ValueError: no tokens, or another number of weights.
     """
-    tokens, weights = list(tokens), [float(w) for w in weights]
+    tokens = list(tokens)
+    weights = [float(w) for w in weights]
     if len(tokens) != len(weights) or not tokens:
         raise ValueError(
-            f"{len(tokens)} tokens and {len(weights)} weights, wanted as many, and at least one"
+            f"got {len(tokens)} tokens and {len(weights)} weights: give one weight per token, and"
+            " at least one token"
         )
-    places, line, column = [], 0, 0
+    # break the text into lines
+    places = []
+    line = column = 0
     for token in tokens:
         if column and column + len(token) > columns:
-            line, column = line + 1, 0
+            line += 1
+            column = 0
         places.append((line, column))
         column += len(token) + 1
+    # draw them
     ax = _axes(ax, (0.098 * columns, 0.35 + 0.27 * (line + 1) + 0.3 * bool(title)))
     largest = max(max(weights), 1e-12)
     for token, weight, (row, left) in zip(tokens, weights, places, strict=True):
-        ground = {
-            "color": COLOURS["lookup"],
-            "alpha": 0.9 * max(weight, 0.0) / largest,
-            "linewidth": 0,
-        }
-        ax.barh(row, len(token) + 0.4, left=left - 0.2, height=0.86, **ground)
+        ax.barh(
+            row,
+            len(token) + 0.4,
+            left=left - 0.2,
+            height=0.86,
+            color=COLOURS["lookup"],
+            alpha=0.9 * max(weight, 0.0) / largest,
+            linewidth=0,
+        )
         ax.text(
             left + len(token) / 2,
             row,
@@ -331,34 +353,27 @@ def evidence_agreement(
     chance: float | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Mean agreement of attention with gold evidence spans (percent), a row a system; bar: worst to
-    best seed.
+    """Mean agreement of attention with gold evidence in percent, a row per system.
 
-    table: as `evidence.table` returns it, rows of one bucket; chance: expected precision of a blind
-    guess, drawn dotted.
+    A bar goes from the worst to the best seed.
+
+    Args:
+        table: as `evidence.table` returns it, rows of one bucket.
+        measures: columns of `table`; '<measure> min' and '<measure> max' are needed too.
+        chance: expected precision of a blind guess (a fraction), drawn as a dotted line.
+        ax: where to draw; a new figure when None.
     """
     _need(table, "system", *measures)
     ax = _axes(ax, (9.6, 1.4 + 0.36 * len(table)))
     names = {"auc": "AUC", "precision": "precision at the span's length", "iou": "IoU (weighted)"}
+    places = range(len(table))
     for i, measure in enumerate(measures):
-        colour, places = (
-            (COLOURS["l2r"], COLOURS["lookup"], COLOURS["closed_form"])[i % 3],
-            range(len(table)),
-        )
-        ax.hlines(
-            places,
-            100 * table[f"{measure} min"],
-            100 * table[f"{measure} max"],
-            color=colour,
-            linewidth=2,
-        )
-        ax.plot(
-            100 * table[measure],
-            places,
-            "os^"[i % 3],
-            color=colour,
-            label=names.get(measure, measure),
-        )
+        colour = COLOURS[("l2r", "lookup", "closed_form")[i % 3]]
+        worst = 100 * table[f"{measure} min"]
+        best = 100 * table[f"{measure} max"]
+        ax.hlines(places, worst, best, color=colour, linewidth=2)
+        name = names.get(measure, measure)
+        ax.plot(100 * table[measure], places, "os^"[i % 3], color=colour, label=name)
     if chance is not None:
         ax.axvline(
             100 * chance,
@@ -367,19 +382,15 @@ def evidence_agreement(
             linestyle=":",
             label="precision of a blind guess",
         )
-    ax.set(
-        yticks=range(len(table)),
-        yticklabels=table["system"],
-        ylim=(len(table) - 0.5, -0.5),
-        xlim=(0, 100),
-    )
+    ax.set(yticks=places, yticklabels=table["system"])
+    ax.set(ylim=(len(table) - 0.5, -0.5), xlim=(0, 100))
     ax.set_xlabel("agreement with gold evidence (%)")
     ax.legend(bbox_to_anchor=(1.01, 1), loc="upper left")
     return ax
 
 
 def memory_law(frame: pandas.DataFrame, x: str = "labels", ax: Axes | None = None) -> Axes:
-    """Memory (MB) against the size `x`, both axes logarithmic, a line an implementation.
+    """Memory (MB) against the size `x`, both axes logarithmic, a line per implementation.
 
     frame: columns implementation, `x`, memory_mb.
     """
@@ -398,16 +409,17 @@ def memory_law(frame: pandas.DataFrame, x: str = "labels", ax: Axes | None = Non
 
 
 def kernel_times(frame: pandas.DataFrame, ax: Axes | None = None) -> Axes:
-    """Milliseconds forward and backward, logarithmic, a group of bars a shape; the dark bar is the
-    forward pass alone.
+    """Milliseconds of forward (dark) and forward with backward, a group of bars per shape.
 
-    frame: rows of one op and device, columns implementation, shape, forward_ms, both_ms (NaN: did
-    not fit).
+    frame: rows of one op and device, columns implementation, shape, forward_ms and both_ms (NaN
+    where it did not fit). The axis of milliseconds is logarithmic.
     """
     _need(frame, "implementation", "shape", "forward_ms", "both_ms")
     ax = _axes(ax, (7.4, 3.6))
-    shapes, names = (list(dict.fromkeys(frame[column])) for column in ("shape", "implementation"))
-    width, palette = 0.8 / max(len(names), 1), tuple(COLOURS.values())[2:]
+    shapes = list(dict.fromkeys(frame["shape"]))
+    names = list(dict.fromkeys(frame["implementation"]))
+    width = 0.8 / max(len(names), 1)
+    palette = tuple(COLOURS.values())[2:]
     for i, name in enumerate(names):
         rows = frame[frame["implementation"] == name].set_index("shape").reindex(shapes)
         left = [place - 0.4 + width * (i + 0.5) for place in range(len(shapes))]
@@ -421,28 +433,20 @@ def kernel_times(frame: pandas.DataFrame, ax: Axes | None = None) -> Axes:
 
 
 def data_flow(ax: Axes | None = None) -> Axes:
-    """The method in one picture: text -> X, Y -> C -> J -> G -> L2R -> Q -> LabelDecoder -> logits
-    -> metrics.
-    """
-
+    """The method as a flow of data, from the text to the metrics (docs/method.md)."""
     return figures.draw_flow(_axes(ax, (11.0, 5.0)), COLOURS["lookup"], COLOURS["l2r"])
 
 
 def method_figure() -> Axes:
-    """The method on eight toy sentences, four panels: counts, graded relevance, attention before
-    training, the formula.
-    """
-
+    """The method on eight toy sentences: counts, relevance, attention before training, formula."""
     style()
     return figures.draw_method(COLOURS["lookup"], COLOURS["random"])
 
 
 def save(ax: Axes, path: str | Path) -> Path:
-    """Writes the figure of `ax` as PNG, 120 dpi, atomically and with the same bytes each time;
-    closes the figure.
+    """Write the figure of `ax` as PNG (120 dpi, the same bytes each time) and close it.
 
-    128 colours are enough for lines and bars and take a third of the bytes, here and in the
-    notebooks that show them.
+    The picture is reduced to 128 colours: enough for lines and bars, and a third of the bytes.
     """
     import matplotlib.pyplot as plt
     from PIL import Image
@@ -460,27 +464,22 @@ def save(ax: Axes, path: str | Path) -> Path:
 def inattention_sweep(
     frame: pandas.DataFrame, metric: str = "ndcg@5", ax: Axes | None = None
 ) -> Axes:
-    """Metric (a fraction) against inattention's K on a logarithmic axis, a line a start; K of None,
-    all tokens, stands last.
+    """Metric against the K of inattention, a line per start; all tokens (K of None) stand last.
 
-    frame: columns start, keep (a number or None) and `metric`, one row a run; whiskers go from the
-    worst to the best seed.
+    frame: one row per run, columns start, keep (a number or None) and `metric` (a fraction);
+    whiskers go from the worst to the best seed.
     """
     _need(frame, "start", "keep", metric)
     ax = _axes(ax)
-    kept = sorted({int(k) for k in frame["keep"].dropna()})
-    places = {k: i for i, k in enumerate(kept)} | {"all": len(kept)}
-    where = [places["all"] if k != k or k is None else places[int(k)] for k in frame["keep"]]
+    sizes = sorted({int(k) for k in frame["keep"].dropna()})
+    places = {k: i for i, k in enumerate(sizes)} | {"all": len(sizes)}
+    columns = [places["all"] if k != k or k is None else places[int(k)] for k in frame["keep"]]
     for start, colour in colours(frame["start"]).items():
-        rows = frame.assign(place=where)[frame["start"] == start].groupby("place")[metric]
+        rows = frame.assign(place=columns)[frame["start"] == start].groupby("place")[metric]
         mean = 100 * rows.mean()
         ax.plot(mean.index, mean, color=colour, marker="o", label=start)
         ax.vlines(mean.index, 100 * rows.min(), 100 * rows.max(), color=colour, linewidth=2)
-    ax.set(
-        xticks=list(places.values()),
-        xticklabels=list(places),
-        xlabel="K tokens kept a label",
-        ylabel=f"{metric} (%)",
-    )
+    ax.set(xticks=list(places.values()), xticklabels=list(places))
+    ax.set(xlabel="K tokens kept per label", ylabel=f"{metric} (%)")
     ax.legend(title="start")
     return ax

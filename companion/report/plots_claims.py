@@ -1,15 +1,14 @@
-"""Figures of the claims: what a peer costs, what a leak gains, how fast and from how little a start
-learns, how long tails are.
+"""Figures of the studies: costs of peers, gains by a leak, convergence, data efficiency, corpora.
 
-The same contract as `plots.py`, whose style and colours they use: a DataFrame in, a matplotlib Axes
-out; no metric is computed and no file is read here.
+They share the style and the colours of `plots.py`: a DataFrame goes in, a matplotlib Axes comes
+out. No metric is computed and no file is read here.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from companion.report.plots import _axes, _need, colours
+from companion.report.plots import _axes, _bands, _by_rank, _need, colours
 
 if TYPE_CHECKING:
     import pandas
@@ -20,11 +19,12 @@ _MARKERS = {"linear": "o", "neural": "s", "planted": "D", "teacher": "^"}
 
 
 def quality_cost(frame: pandas.DataFrame, metric: str = "ndcg@5", ax: Axes | None = None) -> Axes:
-    """Quality in percent against seconds of training, logarithmic; a mark a system, its shape the
-    kind of system.
+    """Quality in percent against seconds of training (logarithmic), a mark per system.
 
-    frame: one data set's rows of `peer_table.frame`. CPU seconds where they are known, wall seconds
-    else (open marks).
+    The shape of a mark shows the kind of system; marks are filled for CPU seconds and open for wall
+    seconds, which stand in where CPU seconds are unknown.
+
+    frame: rows of one data set, as `peers.table.frame` returns them.
     """
     _need(frame, "system", "kind", metric, "train_s", "train_cpu_s")
     ax = _axes(ax, (7.4, 4.2))
@@ -45,7 +45,7 @@ def quality_cost(frame: pandas.DataFrame, metric: str = "ndcg@5", ax: Axes | Non
             markerfacecolor=fill,
         )
     for row, height in zip(rows.to_dict("records"), _apart(rows[metric]), strict=True):
-        # names stand in a column of their own, moved where they would touch
+        # the names stand right of the axes, moved apart where they would touch
         ax.annotate(
             row["system"],
             (row["seconds"], row[metric]),
@@ -64,10 +64,12 @@ def quality_cost(frame: pandas.DataFrame, metric: str = "ndcg@5", ax: Axes | Non
 
 
 def _apart(values: pandas.Series) -> list[float]:
-    """Ascending values moved apart by a line of text each: up, and down again where that would
-    leave the axes at the top.
+    """Ascending values moved apart by the height of a line of text.
+
+    They move up, and down again where they would leave the axes at the top.
     """
-    gap, heights = 0.035 * max(float(values.max() - values.min()), 1.0), []
+    gap = 0.035 * max(float(values.max() - values.min()), 1.0)
+    heights = []
     for value in values:
         heights.append(max(value, heights[-1] + gap) if heights else value)
     ceiling = float(values.max()) + 2 * gap
@@ -78,16 +80,17 @@ def _apart(values: pandas.Series) -> list[float]:
 
 
 def leak_gain(frame: pandas.DataFrame, ax: Axes | None = None) -> Axes:
-    """Points that the teacher of all rows gains over that of the training rows, a bar a data set
-    and start, by bucket.
+    """Points that a teacher of all rows gains over one of the training rows, by label bucket.
 
-    frame: as `leak_audit.gains`; whiskers go from the worst to the best seed.
+    A bar per data set and start; whiskers go from the worst to the best seed. frame: as
+    `leak_audit.gains` returns it.
     """
     _need(frame, "data", "start", "seed", "bucket", "gain")
     ax = _axes(ax, (7.4, 4.0))
     buckets = [b for b in ("zero", "few", "medium", "head") if b in set(frame["bucket"])]
     groups = list(frame.groupby(["data", "start"], sort=False))
-    palette, data = colours(frame["start"]), list(dict.fromkeys(frame["data"]))
+    palette = colours(frame["start"])
+    data = list(dict.fromkeys(frame["data"]))
     width = 0.8 / len(groups)
     for i, ((name, start), rows) in enumerate(groups):
         values = 100 * rows.groupby("bucket")["gain"].agg(["mean", "min", "max"]).reindex(buckets)
@@ -122,27 +125,16 @@ def convergence(
     baseline: str = "random",
     ax: Axes | None = None,
 ) -> Axes:
-    """Dev metric by optimiser step, a line a start, a band over seeds; dashed: the best that the
-    baseline ever reaches.
+    """Dev metric by optimiser step, a line per start, a band from the worst to the best seed.
 
-    frame: columns start, seed, step and `metric` (a fraction), as `convergence.steps` gives them
-    for one data set.
+    The dashed line is the best value of the baseline, averaged over seeds. frame: columns start,
+    seed, step and `metric` (a fraction), as `convergence.steps` returns them for one data set.
     """
     _need(frame, "start", "seed", "step", metric)
     ax = _axes(ax)
-    for start, colour in colours(frame["start"]).items():
-        by_step = frame[frame["start"] == start].groupby("step")[metric]
-        ax.plot(100 * by_step.mean(), color=colour, marker="o", markersize=4, label=start)
-        ax.fill_between(
-            by_step.mean().index,
-            100 * by_step.min(),
-            100 * by_step.max(),
-            color=colour,
-            alpha=0.18,
-            linewidth=0,
-        )
+    _bands(ax, frame, "start", "step", metric)
     best = frame[frame["start"] == baseline].groupby("seed")[metric].max().mean()
-    if best == best:
+    if best == best:  # nan where the baseline was not run
         ax.axhline(100 * best, color=colours([baseline])[baseline], linestyle="--", linewidth=1)
     ax.set(xlabel="steps", ylabel=f"dev {metric} (%)")
     ax.legend(title="start (band: seeds)")
@@ -152,22 +144,14 @@ def convergence(
 def data_efficiency(
     frame: pandas.DataFrame, metric: str = "ndcg@5", ax: Axes | None = None
 ) -> Axes:
-    """Test metric by number of training documents, logarithmic, a line a system, a band over seeds.
+    """Test metric by number of training documents (logarithmic), a line per system.
 
-    frame: columns system, seed, documents and `metric` (a fraction), as `learning_curves.frame`
-    gives them for one data set.
+    Bands go from the worst to the best seed. frame: columns system, seed, documents and `metric` (a
+    fraction), as `learning_curves.frame` returns them for one data set.
     """
     _need(frame, "system", "seed", "documents", metric)
     ax = _axes(ax)
-    for system, colour in colours(frame["system"]).items():
-        by_size = 100 * frame[frame["system"] == system].groupby("documents")[metric].agg(
-            ["mean", "min", "max"]
-        )
-        line = "--" if system.startswith("SVM") else "-"
-        ax.plot(by_size["mean"], line, color=colour, marker="o", markersize=4, label=system)
-        ax.fill_between(
-            by_size.index, by_size["min"], by_size["max"], color=colour, alpha=0.18, linewidth=0
-        )
+    _bands(ax, frame, "system", "documents", metric, dashed=("SVM",))
     sizes = sorted(set(frame["documents"]))
     ax.set(xscale="log", xlabel="training documents", ylabel=f"test {metric} (%)")
     ax.set_xticks(sizes, [f"{n:,}" for n in sizes], minor=False)
@@ -177,8 +161,9 @@ def data_efficiency(
 
 
 def long_tails(corpora: dict[str, dict], ax: Axes | None = None) -> Axes:
-    """Training documents of labels against their rank, both logarithmic, a line a corpus;
-    `results/corpora.json` as it is.
+    """Training documents of labels against their rank, both logarithmic, a line per corpus.
+
+    corpora: the contents of `results/corpora.json`.
     """
     ax = _axes(ax, (7.4, 4.2))
     names = sorted(corpora, key=lambda name: -corpora[name]["labels"])
@@ -189,14 +174,7 @@ def long_tails(corpora: dict[str, dict], ax: Axes | None = None) -> Axes:
         ax.plot(about["places"], about["counts"], color=colour, linewidth=2, label=label)
     ax.axhspan(0.7, 5, color="#fbe3c8", zorder=0)
     ax.text(0.015, 1.8, "few: 1 to 5 documents", transform=ax.get_yaxis_transform(), va="center")
-    ax.set(
-        xscale="log",
-        yscale="log",
-        ylim=(0.7, None),
-        xlabel="label rank",
-        ylabel="training documents",
-    )
-    ax.grid(visible=False)
+    _by_rank(ax, top=None)
     ax.legend()
     return ax
 
@@ -204,6 +182,6 @@ def long_tails(corpora: dict[str, dict], ax: Axes | None = None) -> Axes:
 def _need_places(name: str, about: dict) -> None:
     if not about["places"] or len(about["places"]) != len(about["counts"]):
         raise ValueError(
-            f"{name}: wanted as many counts as places; make them with python -m"
+            f"{name}: expected one count per place; make them with python -m"
             f" data_scripts.describe {name}"
         )

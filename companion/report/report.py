@@ -1,10 +1,11 @@
-"""The judge: run records -> tables, figures and the README's sections; METHOD.md sections 5 and 7.
+"""Run records to tables and figures (docs/method.md, "Metrics" and "Controls and peers").
 
 It reads the JSON of `results` and nothing else, so a table can be made again from the committed
 files on any machine. A group is what may stand in one table: one data set (fingerprint), backbone
 and number of tokens read; the peers read whole documents and stand in every group of their data
 set, neural ones in that of their tokens. Published numbers and bars are held beside groups in
-`verdicts.py`, planted starts beside their controls in `worth.py`. Nothing here trains or evaluates.
+`verdicts.py`, planted starts beside their controls in `worth.py`; `companion.pages` puts the tables
+into the pages. Nothing here trains or evaluates.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from companion.report import plots
-from companion.report.compare import compare, replace_section, to_markdown, unlike
+from companion.report.compare import compare, to_markdown, unlike
 from plantlib.data.sources import checkout
 from plantlib.metrics.buckets import EDGES, checked, in_words
 from plantlib.training.records import RunRecord, device_of, load_all
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     import pandas
 
 
+# systems as the tables show them; those without a place here follow by name
 ORDER = (
     "random",
     "shuffled",
@@ -54,8 +56,7 @@ ORDER = (
     "PLM-ICD head",
 )
 FIGURE_METRICS = ("ndcg@5", "few/rp@5")
-
-
+# columns of `summary`
 SUMMARY = (
     "random",
     "lookup",
@@ -68,8 +69,7 @@ SUMMARY = (
     "SVM + MI",
     "bare MI",
 )
-
-
+# systems of the figure of label frequencies
 BAR_SYSTEMS = (
     "random",
     "closed_form",
@@ -82,10 +82,10 @@ BAR_SYSTEMS = (
     "SVM + MI",
     "bare MI",
 )
+# notebooks and studies whose records have tables of their own
 ELSEWHERE = ("06", "08", "09", "convergence", "leak_audit", "learning_curves")
 NO_RUNS = "No runs yet: `make reproduce` makes them, `make promote` copies them to results/runs."
-
-
+# metrics by the name that tables give them
 NAMES = {
     "p@1": "P@1",
     "p@3": "P@3",
@@ -103,8 +103,9 @@ METRICS = tuple(NAMES)
 
 @dataclass(frozen=True)
 class Group:
-    """Records that may stand in one table; `set_aside` counts second records of the same system and
-    seed.
+    """Records that may stand in one table.
+
+    `set_aside` counts further records of the same system and seed, which are left out.
     """
 
     stem: str
@@ -121,13 +122,11 @@ class Group:
 
     @property
     def baseline(self) -> str:
-        """The start that differences are taken to: random attention, else the first system of ORDER
-        there is.
-        """
+        """The system that differences are taken to: the first of ORDER that the group has."""
         return in_order({record.system for record in self.records})[0]
 
     def table(self, metrics: Iterable[str] = METRICS) -> pandas.DataFrame:
-        """`results.compare` in the order of ORDER; metrics that no record has are left out."""
+        """`compare.compare` in the order of ORDER; metrics that no record has are left out."""
         wanted = [m for m in metrics if m in self._whole.columns]
         columns = [
             c for m in wanted for c in self._whole.columns if c == m or c.startswith(f"{m} ")
@@ -136,8 +135,7 @@ class Group:
 
     @cached_property
     def _whole(self) -> pandas.DataFrame:
-        # its bootstraps are most of what the judge does, and every table, figure and section reads
-        # from it
+        # computed once: the bootstraps take most of the time, and every table and figure needs them
         have = [
             m for m in METRICS if any(record.metrics.get(m) is not None for record in self.records)
         ]
@@ -145,7 +143,7 @@ class Group:
         return found.loc[in_order(found.index)]
 
     def about(self) -> str:
-        """Data, label space, seeds and device in one sentence: what every number is stated with."""
+        """What every number is stated with: data, label space, tokens, seeds and device."""
         data, planted = self.dataset, [r for r in self.records if r.kind == "planted"]
         seeds = ", ".join(map(str, sorted({r.seed for r in planted})))
         devices = " and ".join(sorted({device_of(r) for r in planted}))
@@ -179,7 +177,7 @@ def in_order(systems: Iterable[str]) -> list[str]:
 
 
 def tokens_of(record: RunRecord) -> int | str:
-    """Tokens a planted run read of each document."""
+    """Tokens that a planted run read of each document."""
     return record.params.get("max_tokens") or "all"
 
 
@@ -231,7 +229,7 @@ def groups(records: Iterable[RunRecord], elsewhere: tuple[str, ...] = ELSEWHERE)
 
 
 def _one_each(records: list[RunRecord]) -> list[RunRecord]:
-    """One record a system and seed; notebook 05's where there are several."""
+    """One record per system and seed; notebook 05's where there are several."""
     worst_first = sorted(records, key=lambda r: (r.notebook == "05_finetune", r.id))
     return list({(r.system, r.seed): r for r in worst_first}.values())
 
@@ -303,9 +301,9 @@ def curves(records: Iterable[RunRecord]) -> pandas.DataFrame:
     return pd.DataFrame(rows)
 
 
-def readme_section(found: list[Group]) -> str:
-    """Short tables for the README, a data set each: mean ± sd over seeds, a star where the baseline
-    is passed or missed.
+def all_systems(found: list[Group]) -> str:
+    """Every system in a table for each data set: mean ± sd over seeds, a star where the baseline is
+    passed or missed.
     """
     if not found:
         return NO_RUNS
@@ -313,42 +311,35 @@ def readme_section(found: list[Group]) -> str:
     for group in found:
         table = group.table()
         have = [m for m in METRICS if m in table.columns]
-        lines = [
-            ["system", "seeds", *(NAMES[m] for m in have)],
-            ["---", *["---:"] * (len(have) + 1)],
-        ]
-        lines += [
+        rows = [
             [system, f"{int(row['seeds'])}", *(cell(row, m) for m in have)]
             for system, row in table.iterrows()
         ]
-        parts.append(
-            f"{group.about()}\n\n" + "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-        )
+        head = ["system", "seeds", *(NAMES[m] for m in have)]
+        parts.append(f"{group.about()}\n\n{markdown_table(head, rows)}")
     note = (
-        "Percent; mean ± sd over seeds. \\*: p < 0.05 against the first row in either direction,"
-        " paired bootstrap over test documents, tested for P@1, P@5, nDCG@5 and RP@5 few alone,"
-        " not corrected for their number; seeds are not drawn again, and those on candidates share"
-        " one linear score, so that their sd is the decoder's. macro-F1: mean F1 of labels in"
-        f" test, one threshold from dev. {in_words(EDGES)}. R@15 few of all: few labels in 15"
-        " places of all labels."
+        "Percent on test; mean ± sd over seeds. \\*: p < 0.05 against the first row in either"
+        " direction, paired bootstrap over test documents, tested for P@1, P@5, nDCG@5 and RP@5"
+        " few alone, not corrected for their number. Runs on candidates share one linear score, so"
+        f" their sd is that of the decoder alone. {in_words(EDGES)}."
     )
     return "\n\n".join([*parts, note])
 
 
 def summary(found: list[Group]) -> str:
-    """The README's first table: a row a data set and metric of FIGURE_METRICS, a column a system of
-    SUMMARY.
+    """The main systems in one table: a row for each data set and metric of FIGURE_METRICS, a column
+    for each system of SUMMARY.
 
     Of groups with the same data set and number of documents the one with `lookup+linear` stands
     here, else that with most records; a system it lacks comes from the fullest of the others, with
-    a dagger. All of them stand in `readme_section`.
+    a dagger. All of them stand in `all_systems`.
     """
     if not found:
         return NO_RUNS
     sets: dict[tuple, list[Group]] = {}
     for group in found:
         sets.setdefault((group.dataset["name"], group.dataset["train"]), []).append(group)
-    lines = [["test, percent", *SUMMARY], ["---", *["---:"] * len(SUMMARY)]]
+    rows = []
     for (name, train), groups_of_set in sets.items():
         main, *others = sorted(
             groups_of_set, key=lambda g: ("lookup+linear" not in g.systems, -len(g.records))
@@ -356,14 +347,14 @@ def summary(found: list[Group]) -> str:
         tables = [g.table(FIGURE_METRICS) for g in (main, *others[:1])]
         for metric in [m for m in FIGURE_METRICS if m in tables[0].columns]:
             own = [_summary_cell(tables, system, metric) for system in SUMMARY]
-            lines.append([f"{name}, {train:,} documents: {NAMES[metric]}", *own])
+            rows.append([f"{name}, {train:,} documents: {NAMES[metric]}", *own])
     note = (
-        "Mean ± sd over seeds; \\*: p < 0.05 against `random`, nothing planted, or against `linear`"
-        " in rows where `random` is missing or has a †, a run that read fewer tokens and, on"
-        " EURLEX57K, had another dev set; no test between runs on candidates and systems that rank"
-        " all labels. RP@5 few: labels with 1 to 5 documents."
+        "Mean ± sd over seeds. †: a run that read fewer tokens and, on EURLEX57K, had another dev"
+        " set. \\*: p < 0.05 against `random`, or against `linear` in rows where `random` is"
+        " missing or has a †. RP@5 few of runs on candidates is not tested against systems that"
+        " rank all labels."
     )
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + f"\n\n{note}"
+    return f"{markdown_table(['test, percent', *SUMMARY], rows)}\n\n{note}"
 
 
 def _summary_cell(tables: list, system: str, metric: str) -> str:
@@ -392,23 +383,10 @@ def cell(row, metric: str) -> str:
     )
 
 
-def update_readme(
-    found: list[Group], path: str | Path | None = None, sections: dict[str, str] | None = None
-) -> bool:
-    """Puts the tables between the README's `summary` and `results` markers; False where there is no
-    README or no markers.
-
-    sections: marker -> text of further ones, put where the README has the marker.
-    """
-    path = Path(path or checkout() / "README.md")
-    if not path.is_file() or "<!-- table:begin results -->" not in path.read_text(encoding="utf-8"):
-        return False
-    replace_section(path, "results", readme_section(found))
-    further = {"summary": summary(found)} | (sections or {})
-    for name, text in further.items():
-        if f"<!-- table:begin {name} -->" in path.read_text(encoding="utf-8"):
-            replace_section(path, name, text)
-    return True
+def markdown_table(head: list[str], rows: Iterable[list[str]], text: int = 1) -> str:
+    """A table in Markdown; the first `text` columns are text, the others numbers."""
+    marks = ["---"] * text + ["---:"] * (len(head) - text)
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in [head, marks, *rows])
 
 
 def on_disk(folder: str | Path, pattern: str = "**/*") -> pandas.DataFrame:

@@ -1,8 +1,8 @@
-"""Published numbers and the bars of METHOD.md section 7 beside ours: what can be compared, and
-which way it falls.
+"""Published numbers and the bars of `results/bars.csv` beside ours: what can be compared, and which
+way it falls.
 
 Reads groups of records (`report.groups`), `results/paper_numbers.csv` (what papers report) and
-`results/bars.csv` (what peers reached when the method page was written, to be passed). Ours is one
+`results/bars.csv` (what peers reached when the project began, to be passed). Ours is one
 start fixed beforehand: a choice by test metric would flatter. Nothing here trains or evaluates.
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from companion.report.report import Group
+from companion.report.report import NAMES, Group, markdown_table
 from plantlib.data.sources import checkout
 from plantlib.metrics.statistics import mean_sd
 from plantlib.training.records import RunRecord, device_of
@@ -100,7 +100,7 @@ def _verdict(item: dict, ours: Found | None) -> str:
 def of_start(
     found: list[Group], dataset: str, metric: str, starts: tuple[str, ...]
 ) -> Found | None:
-    """The first of `starts` that was run on the largest group of a data set and knows the metric."""
+    """The first of `starts` on the largest group of a data set that has the metric."""
     own = [g for g in found if g.dataset["name"] == dataset]
     for group in sorted(own, key=lambda g: (-g.dataset["train"], not g.systems & set(starts[:1]))):
         for start in starts:
@@ -119,7 +119,7 @@ def _mean(group: Group, start: str, value: Callable[[RunRecord], float | None]) 
 
 
 def _counted(record: RunRecord, metric: str) -> str:
-    """The metric's name with gold labels outside the label space counted, where a record has that."""
+    """The metric with gold labels outside the label space counted, where a record has it."""
     return f"all/{metric}" if f"all/{metric}" in record.metrics else metric
 
 
@@ -204,3 +204,53 @@ def gains(paper: pandas.DataFrame, found: list[Group], metric: str = "p@5") -> p
                 }
             )
     return pd.DataFrame(rows)
+
+
+def published_table(judged: pandas.DataFrame) -> str:
+    """`paper_vs_ours` as Markdown: a row for each published system, data set and verdict."""
+    head, rows = ["system", "data", "train", "paper", "ours", "untrained", "verdict"], []
+    for keys, part in judged.groupby(["system", "dataset", "train", "verdict"], sort=False):
+        system, data, train, verdict = keys
+        pairs = zip(part["metric"], part["paper"], strict=True)
+        paper = ", ".join(f"{named(metric)} {value:.1f}" for metric, value in pairs)
+        known = part["ours"].ne("-").any()
+        ours, untrained = (", ".join(part[c]) if known else "-" for c in ("ours", "untrained"))
+        train = f"{int(train):,}" if train else "-"
+        rows.append([system, data, train, paper, ours, untrained, verdict])
+    counts = judged["verdict"].value_counts().items()
+    counted = ", ".join(f"{n} {verdict}" for verdict, n in counts)
+    note = f"Percent on test, mean ± sd (seeds); of {len(judged)} published numbers: {counted}."
+    return f"{markdown_table(head, rows, text=len(head))}\n\n{note}"
+
+
+def bars_table(held: pandas.DataFrame) -> str:
+    """`passed` as Markdown."""
+    head = ["data", "train", "measure", "bar set by", "our start", "bar", "ours", "difference"]
+    rows = []
+    for row in held.to_dict("records"):
+        difference = row["difference"]
+        rows.append(
+            [
+                row["dataset"],
+                f"{int(row['train']):,}",
+                named(row["metric"]),
+                row["system"],
+                row["start"],
+                f"{row['bar']:.1f}",
+                row["ours"],
+                "-" if difference != difference else f"{difference:+.1f}",
+                row["met"],
+            ]
+        )
+    note = "Percent on test, mean ± sd (seeds)."
+    return f"{markdown_table([*head, 'passed'], rows, text=5)}\n\n{note}"
+
+
+def named(metric: str) -> str:
+    """A metric as tables write it: `few/p@8` is "P@8 few"."""
+    if metric in NAMES:
+        return NAMES[metric]
+    bucket, _, name = metric.rpartition("/")
+    stem, at, k = name.partition("@")
+    stem = {"micro_f1": "micro-F1"}.get(stem, stem.upper())
+    return f"{stem}{at}{k} {bucket}".strip()

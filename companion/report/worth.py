@@ -1,10 +1,10 @@
 """What planting is worth beside its controls: paired differences of the planted start to what
 differs from it in one thing.
 
-The judge's answer to METHOD.md section 7 ("planting must beat the sum, not only the unplanted
-model"): the planted start minus random attention, minus the same start with the teacher's columns
-permuted among labels, minus the score it begins from with nothing planted, minus the linear peers.
-A control is compared over the seeds that both have. Nothing here trains.
+docs/method.md, "Controls and peers": the planted start minus random attention, minus the same start
+with the teacher's columns permuted among labels, minus the score it begins from with nothing
+planted, minus the linear peers. A control is compared over the seeds that both have. `headline` is
+the README's table. Nothing here trains.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from companion.report.compare import comparable
-from companion.report.report import NAMES, Group
+from companion.report.report import NAMES, NO_RUNS, Group, markdown_table
 from plantlib.metrics.statistics import paired_bootstrap
 from plantlib.training.records import RunRecord
 
@@ -43,14 +43,24 @@ TITLES = (
 )
 METRICS = ("ndcg@5", "few/rp@5")
 
+# the README's table: what it compares, and its rows; codiesp-d3 has the documents of codiesp
+PLANTED, UNPLANTED, MEASURE = "lookup+linear", "linear", "ndcg@5"
+CORPORA = {
+    "codiesp": "diagnosis codes (CodiEsp-D)",
+    "codiesp-p": "procedure codes (CodiEsp-P)",
+    "eurlex57k": "laws (EURLEX57K)",
+    "cooking": "cooking questions",
+    "debtags": "package tags",
+}
+
 
 def differences(found: Iterable[Group], metrics: Iterable[str] = METRICS) -> pandas.DataFrame:
-    """A row a group, planted start, control and metric: seeds, difference, low, high (95 %) and p
+    """A row per group, planted start, control and metric: seeds, difference, low, high (95 %) and p
     over test documents.
 
-    Fractions; a seed's own control where the control has seeds, else its one record. Left out:
-    metrics that a record does not keep a document, and pairs whose numbers do not mean the same
-    (`results.comparable`).
+    Values are fractions. A planted run is paired with the control of its seed, or with the only
+    record of a peer. Left out are metrics that a record does not keep per document, and pairs whose
+    numbers do not mean the same (`compare.comparable`).
     """
     import pandas as pd
 
@@ -102,30 +112,23 @@ def pairs_of(
 
 
 def table(frame: pandas.DataFrame, level: float = 0.05) -> str:
-    """Markdown: a row a group, planted start and metric, a column a kind of control; points [95 %
-    interval] (seeds).
+    """Markdown: a row per group, planted start and metric, a column per kind of control.
+
+    Cells hold the difference in points, its 95 % interval and the number of seeds.
     """
     if frame.empty:
         return "No planted run beside a control yet."
-    lines = [["data", "planted", "metric", *TITLES], ["---"] * 3 + ["---:"] * len(TITLES)]
+    rows = []
     for (data, planted, metric), part in frame.groupby(["data", "planted", "metric"], sort=False):
         by = {row["control"]: row for row in part.to_dict("records")}
-        lines.append(
-            [
-                data,
-                planted,
-                NAMES[metric],
-                *(_cell(by[c], level) if c in by else "-" for c in CONTROLS[planted]),
-            ]
-        )
+        cells = [_cell(by[c], level) if c in by else "-" for c in CONTROLS[planted]]
+        rows.append([data, planted, NAMES[metric], *cells])
     note = (
-        "Points; difference [95 % interval] (seeds), paired bootstrap over test documents, seeds"
-        f" averaged a document first; \\* p < {level:g}, not corrected for the number of"
-        " comparisons. Intervals are about documents: what another seed would change is not in"
-        " them. Nothing planted is `random` beside `lookup` and `linear` beside `lookup+linear`."
-        " `-`: not run, or a number of another meaning."
+        "Points; difference [95 % interval] (seeds), paired bootstrap over test documents; each"
+        f" document's value is averaged over seeds first. \\*: p < {level:g}, not corrected for the"
+        " number of comparisons. `-`: not run, or a number that would mean something else."
     )
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + f"\n\n{note}"
+    return f"{markdown_table(['data', 'planted', 'metric', *TITLES], rows, text=3)}\n\n{note}"
 
 
 def _cell(row: dict, level: float) -> str:
@@ -134,3 +137,63 @@ def _cell(row: dict, level: float) -> str:
         f"{100 * row['difference']:+.1f} [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]"
         f" ({row['seeds']}){star}"
     )
+
+
+def headline(found: Iterable[Group]) -> str:
+    """The README's table, a row for each corpus and number of training documents.
+
+    Beside the best linear model stand the same network with nothing planted and with the counted
+    words planted, over the seeds that both have, and their difference with its interval. The
+    largest difference comes first.
+    """
+    rows = []
+    for group in [g for g in found if g.dataset["name"] in CORPORA]:
+        if pairs := pairs_of(group.records, PLANTED, UNPLANTED):
+            rows.append(_headline_row(group, pairs))
+    if not rows:
+        return NO_RUNS
+    head = ["training documents", "best linear model", "nothing planted", "planted", "difference"]
+    rows = [cells for _, cells in sorted(rows, key=lambda row: -row[0])]
+    note = (
+        "nDCG@5 on test, percent; differences with their 95 % interval over test documents and, in"
+        " parentheses, seeds. Best linear model: of SVMs (tuned: cost chosen on dev; + J: a word"
+        " statistic added), logistic regression, label trees, word statistics alone, and `linear"
+        " score`, a sum of SVMs and word statistics from which both models start."
+    )
+    return f"{markdown_table(head, rows)}\n\n{note}"
+
+
+def _headline_row(
+    group: Group, pairs: list[tuple[RunRecord, RunRecord]]
+) -> tuple[float, list[str]]:
+    """The difference of one row, by which rows are sorted, and the row's cells."""
+    planted, unplanted = zip(*pairs, strict=True)
+    means = [
+        100 * sum(r.metrics[MEASURE] for r in side) / len(side) for side in (unplanted, planted)
+    ]
+    result = paired_bootstrap(
+        [r.per_document[MEASURE] for r in planted], [r.per_document[MEASURE] for r in unplanted]
+    )
+    difference, low, high = (100 * result[name] for name in ("mean_difference", "low", "high"))
+    name, best = best_linear(group)
+    cells = [
+        f"{group.dataset['train']:,} {CORPORA[group.dataset['name']]}",
+        f"{100 * best:.1f} ({name})",
+        *(f"{mean:.1f}" for mean in means),
+        f"{difference:+.1f} [{low:+.1f}, {high:+.1f}] ({len(pairs)})",
+    ]
+    return difference, cells
+
+
+def best_linear(group: Group) -> tuple[str, float]:
+    """The system without attention that is best on test, and its mean over seeds.
+
+    The choice by test favours this system over the planted model.
+    """
+    values: dict[str, list[float]] = {}
+    for record in group.records:
+        if record.kind in ("linear", "teacher") and record.metrics.get(MEASURE) is not None:
+            values.setdefault(record.system, []).append(record.metrics[MEASURE])
+    means = {system: sum(found) / len(found) for system, found in values.items()}
+    name = max(means, key=means.get)
+    return name, means[name]

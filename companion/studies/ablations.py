@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from companion.report.compare import compare
+from plantlib.training.inputs import Inputs
 from plantlib.training.options import RunConfig
-from plantlib.training.pipeline import Prepared, prepare
+from plantlib.training.prepare import prepare
 from plantlib.training.records import RunRecord, run_name
 from plantlib.training.runs import finished, run_start
 from plantlib.utils.progress import tqdm
@@ -92,7 +93,7 @@ def changed(config: RunConfig, changes: dict[str, Any]) -> RunConfig:
 
 
 def run(
-    prepared: Prepared,
+    prepared: Inputs,
     switches: Iterable[str] = tuple(SWITCHES),
     seeds: Iterable[int] = (0, 1, 2),
     *,
@@ -118,13 +119,13 @@ def run(
 
 
 def one(
-    prepared: Prepared,
+    prepared: Inputs,
     name: str,
     seed: int,
     *,
     config: RunConfig | None = None,
     results: str | Path,
-    view: Callable[[int], Prepared] | None = None,
+    view: Callable[[int], Inputs] | None = None,
 ) -> RunRecord:
     """One switch and seed as a record whose system is the switch's name.
 
@@ -147,7 +148,7 @@ def one(
     return record
 
 
-def streamed(prepared: Prepared, windows: int) -> Prepared:
+def streamed(prepared: Inputs, windows: int) -> Inputs:
     """The same documents and labels, read on for `windows` times as many tokens, in windows of as
     many as before.
 
@@ -174,7 +175,7 @@ def streamed(prepared: Prepared, windows: int) -> Prepared:
     return replace(more, label_space=prepared.label_space, extra_gold=prepared.extra_gold)
 
 
-def run_id_of(prepared: Prepared, name: str, seed: int) -> str:
+def run_id_of(prepared: Inputs, name: str, seed: int) -> str:
     """Id of an ablation, a file name: "ablation", then as other runs."""
     safe = "".join(c if c.isalnum() else "_" for c in name)
     return f"ablation-{run_name(prepared, safe, seed)}"

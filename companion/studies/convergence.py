@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING
 
 from companion.report import report
 from plantlib.training import runs
+from plantlib.training.inputs import Inputs
 from plantlib.training.options import RunConfig, TrainConfig
-from plantlib.training.pipeline import Prepared, prepare
+from plantlib.training.prepare import prepare
 from plantlib.training.records import RunRecord, run_name
 from plantlib.utils.progress import tqdm
 
@@ -41,7 +42,7 @@ def long_config(epochs: int = 20, patience: int = 4) -> RunConfig:
 
 
 def run(
-    prepared: Prepared,
+    prepared: Inputs,
     results: str | Path,
     *,
     starts: Iterable[str] = STARTS,
@@ -208,8 +209,7 @@ def _clock(row) -> str:
 
 
 def main() -> None:
-    """`python -m companion.studies.convergence codiesp --train 500`: the long runs of a data set."""
-
+    """Make the long runs of a data set and print what they say."""
     parser = argparse.ArgumentParser(
         prog="python -m companion.studies.convergence", description=__doc__.split("\n")[0]
     )

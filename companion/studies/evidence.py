@@ -26,9 +26,11 @@ from plantlib.data.corpus import Corpus
 from plantlib.kernels.reference import keep_top_k
 from plantlib.metrics.statistics import paired_bootstrap
 from plantlib.planting import starts
-from plantlib.training import runs
+from plantlib.training import artefacts, runs
+from plantlib.training.ingredients import build_model, teacher_of
+from plantlib.training.inputs import Inputs
 from plantlib.training.options import RunConfig, TrainConfig
-from plantlib.training.pipeline import Prepared, prepare, pretrained
+from plantlib.training.prepare import prepare
 from plantlib.training.records import environment, plain, run_name
 from plantlib.utils.base import DataError
 from plantlib.utils.io import atomic_path, fingerprint_of, read_json, write_json
@@ -98,7 +100,7 @@ def _precision(weights: np.ndarray, marks: np.ndarray, n: int) -> float:
     return float((marks[above].sum() + (n - above.sum()) * marks[tied].mean()) / n)
 
 
-def pairs(prepared: Prepared, split: str) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+def pairs(prepared: Inputs, split: str) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
     """(row, label columns, marks (labels, T)) of documents of `split` whose evidence lies in the
     tokens read.
 
@@ -158,14 +160,14 @@ def attention_of(decoder, hidden: np.ndarray, ids: np.ndarray, columns: np.ndarr
         return keep_top_k(scores.T, decoder.keep).softmax(-1).numpy()
 
 
-def measure(prepared: Prepared, split: str, decoders: dict, teacher) -> pandas.DataFrame:
+def measure(prepared: Inputs, split: str, decoders: dict, teacher) -> pandas.DataFrame:
     """One row a (system, document, label) with its measures; the teacher alone weighs tokens by its
     relevance.
     """
     import pandas as pd
 
     # at the spread the decoders were trained on
-    rows, features = [], replace(prepared.features, standard=prepared.standard)
+    rows, features = [], replace(prepared.features, standard=artefacts.standard(prepared))
     for row, columns, marks in pairs(prepared, split):
         ids, hidden = prepared.tokens[row], features.document(row)
         weights = {
@@ -191,18 +193,20 @@ def measure(prepared: Prepared, split: str, decoders: dict, teacher) -> pandas.D
     return pd.DataFrame(rows)
 
 
-def systems(prepared: Prepared, seed: int, config, progress: bool = True) -> dict:
+def systems(prepared: Inputs, seed: int, config, progress: bool = True) -> dict:
     """The decoders of one seed: starts before their training and after it; trained ones are kept
     and read again.
     """
 
-    config, teacher, found = config.seeded(seed), prepared.teacher(config.teacher), {}
+    config, teacher, found = config.seeded(seed), teacher_of(prepared, config.teacher), {}
     options = {"teacher_config": config.teacher, "config": config.l2r, "progress": progress}
     for start in UNTRAINED:
         queries = (
-            pretrained(prepared, config.l2r_trainer, teacher, **options) if start == "l2r" else None
+            artefacts.label_queries(prepared, config.l2r_trainer, teacher, **options)
+            if start == "l2r"
+            else None
         )
-        model = runs.build_model(prepared, teacher, keep=config.keep)
+        model = build_model(prepared, teacher, RunConfig(keep=config.keep))
         starts.plant(
             model.decoder,
             start,
@@ -219,15 +223,13 @@ def systems(prepared: Prepared, seed: int, config, progress: bool = True) -> dic
     return found
 
 
-def _trained(prepared: Prepared, start: str, seed: int, config, teacher, progress: bool):
+def _trained(prepared: Inputs, start: str, seed: int, config, teacher, progress: bool):
     """The decoder of a start after its run, from artefacts/ where the same run has left it."""
     from safetensors.torch import load_file, save_file
 
-    name = f"{run_name(prepared, start, seed)}-{fingerprint_of(prepared.key, start, asdict(config))}.safetensors"
-    path, decoder = (
-        prepared.root / "evidence" / name,
-        runs.build_model(prepared, teacher, keep=config.keep).decoder,
-    )
+    key = fingerprint_of(prepared.key, start, asdict(config))
+    path = prepared.root / "evidence" / f"{run_name(prepared, start, seed)}-{key}.safetensors"
+    decoder = build_model(prepared, teacher, RunConfig(keep=config.keep)).decoder
     if not path.exists():
         _, model = runs.run_start(prepared, start, seed, config=config, progress=progress)
         with atomic_path(path) as temporary:
@@ -267,12 +269,12 @@ def difference(frame: pandas.DataFrame, system: str, baseline: str) -> dict[str,
     }
 
 
-def report(prepared: Prepared, seeds: list[int], split: str, config, progress: bool = True) -> dict:
+def report(prepared: Inputs, seeds: list[int], split: str, config, progress: bool = True) -> dict:
     """Everything results/evidence.json holds; see `main`."""
     import pandas as pd
 
     began, frames = time.perf_counter(), []
-    teacher = prepared.teacher(config.teacher)
+    teacher = teacher_of(prepared, config.teacher)
     for seed in seeds:
         frames.append(
             measure(prepared, split, systems(prepared, seed, config, progress), teacher).assign(

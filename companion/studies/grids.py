@@ -13,8 +13,9 @@ from pathlib import Path
 from plantlib.backbones import loading
 from plantlib.backbones.adapters import BackboneOptions, LoraOptions
 from plantlib.training import memory
+from plantlib.training.inputs import Inputs
 from plantlib.training.options import RunConfig, TrainConfig
-from plantlib.training.pipeline import Prepared, prepare
+from plantlib.training.prepare import prepare
 from plantlib.training.records import RunRecord
 from plantlib.training.runs import run_grid
 from plantlib.utils.distributed import is_main, main_first
@@ -106,7 +107,7 @@ def backbone_grid(
     return records
 
 
-def expected_memory(prepared: Prepared, config: RunConfig) -> memory.Estimate:
+def expected_memory(prepared: Inputs, config: RunConfig) -> memory.Estimate:
     """What one run of `config` on this corpus will take."""
     return memory.estimate(
         loading.config_of(prepared.backbone, prepared.trust_remote_code),

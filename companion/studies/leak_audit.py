@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,8 +23,10 @@ from plantlib.planting import starts as planting
 from plantlib.teacher import mig
 from plantlib.teacher.mig import Teacher, TeacherConfig
 from plantlib.training import runs
+from plantlib.training.ingredients import ingredients
+from plantlib.training.inputs import Inputs
 from plantlib.training.options import RunConfig
-from plantlib.training.pipeline import Prepared, prepare
+from plantlib.training.prepare import prepare
 from plantlib.training.records import RunRecord, run_name
 from plantlib.utils.io import fingerprint_of
 from plantlib.utils.progress import tqdm
@@ -38,28 +40,6 @@ STARTS = ("lookup", "lookup+score")
 BUCKETS = ("zero", "few", "medium", "head")
 
 
-@dataclass(frozen=True, eq=False)
-class EveryLabel(Prepared):
-    """A prepared corpus whose label space holds every label of its documents, those without a
-    training document too.
-    """
-
-    def about(self) -> dict:
-        return super().about() | {"label_space": "labels with a document in any split"}
-
-
-@dataclass(frozen=True, eq=False)
-class _Leaky(EveryLabel):
-    """The same with a teacher that counts train, dev and test rows. For the audit only; made by
-    `leaky`.
-    """
-
-    def teacher(self, config: TeacherConfig | None = None) -> Teacher:
-        config = config or TeacherConfig()
-        rows = np.concatenate(list(self.rows.values()))
-        return mig.teach(self.counts[rows], self.corpus.labels[rows], **asdict(config))
-
-
 def every_label(
     corpus: Corpus | str,
     *,
@@ -67,8 +47,8 @@ def every_label(
     dev_documents: int | None = None,
     test_documents: int | None = None,
     **options,
-) -> EveryLabel:
-    """`pipeline.prepare` with the wider label space; its features are those of the usual one."""
+) -> Inputs:
+    """`prepare` with the wider label space; its features are those of the usual one."""
     corpus = Corpus.load(corpus) if isinstance(corpus, str) else corpus
     caps = {
         "train_documents": train_documents,
@@ -79,21 +59,23 @@ def every_label(
     whole = corpus.labelled().with_dev().subset(train_documents, dev_documents, test_documents)
     used = np.unique(whole.labels.indices)
     whole = whole._derive("label space: labels with a document in any split", columns=used)
-    changed = {
-        "corpus": whole,
-        "extra_gold": np.zeros(whole.N, np.int64),
-        "key": fingerprint_of(usual.key, "every label"),
-    }
-    return EveryLabel(**usual.fields() | changed)
+    return replace(
+        usual,
+        corpus=whole,
+        extra_gold=np.zeros(whole.N, np.int64),
+        key=fingerprint_of(usual.key, "every label"),
+        label_space_stated="labels with a document in any split",
+    )
 
 
-def leaky(prepared: EveryLabel) -> Prepared:
-    """The same corpus with the leaky teacher."""
-    return _Leaky(**prepared.fields() | {"key": fingerprint_of(prepared.key, "leaky")})
+def leaky(prepared: Inputs, config: TeacherConfig = TeacherConfig()) -> Teacher:
+    """The teacher that counts train, dev and test rows; for the audit only."""
+    rows = np.concatenate(list(prepared.rows.values()))
+    return mig.teach(prepared.counts[rows], prepared.corpus.labels[rows], **asdict(config))
 
 
 def audit(
-    prepared: EveryLabel,
+    prepared: Inputs,
     results: str | Path,
     *,
     starts: Iterable[str] = STARTS,
@@ -109,20 +91,27 @@ def audit(
     config, records, starts = config or RunConfig(), [], list(starts)
     for start in starts:
         planting.parts_of(start)  # a misspelt start is an error before the first run, not after it
-    sides = {"clean": prepared, "leaky": leaky(prepared)}
+    # artefacts of the leaky side have names of their own
+    leaking = replace(prepared, key=fingerprint_of(prepared.key, "leaky"))
+    sides = {"clean": prepared, "leaky": leaking}
     jobs = [(start, seed, side) for seed in seeds for start in starts for side in sides]
     for start, seed, side in tqdm(jobs, desc="leak audit", unit="run", disable=not progress):
         run_id = run_name(prepared, f"{side}_{start}", seed) + "-audit"
         record = runs.finished(Path(results) / f"{run_id}.json", sides[side], config.seeded(seed))
         if record is None:
-            options = {
-                "config": config,
-                "run_id": run_id,
-                "notebook": NOTEBOOK,
-                "progress": progress,
-            }
-            made, _ = runs.run_start(sides[side], start, seed, **options)
-            record = replace(made, system=f"{side} {start}")
+            teacher = leaky(leaking, config.teacher) if side == "leaky" else None
+            made = ingredients(sides[side], start, config.seeded(seed), progress, teacher)
+            run, _ = runs.run_start(
+                sides[side],
+                start,
+                seed,
+                config=config,
+                run_id=run_id,
+                notebook=NOTEBOOK,
+                progress=progress,
+                made=made,
+            )
+            record = replace(run, system=f"{side} {start}")
             record.save(results)
         records.append(record)
     return records

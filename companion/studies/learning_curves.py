@@ -15,8 +15,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,8 +25,9 @@ from companion.peers import runs as peer_runs
 from companion.report import report
 from plantlib.data import subsets
 from plantlib.training import runs
+from plantlib.training.inputs import Inputs
 from plantlib.training.options import RunConfig
-from plantlib.training.pipeline import Prepared, prepare
+from plantlib.training.prepare import prepare
 from plantlib.training.records import RunRecord, load_all, record_path
 from plantlib.utils.base import DataError, hash_order
 from plantlib.utils.io import fingerprint_of
@@ -45,29 +45,7 @@ PEERS = ("SVM", "SVM + J")
 BASELINE = "random"
 
 
-@dataclass(frozen=True, eq=False)
-class Fewer(Prepared):
-    """A prepared corpus with some of its training rows: tokens, features, dev, test and label space
-    are those of the whole.
-    """
-
-    kept: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
-
-    @cached_property
-    def rows(self) -> dict[str, np.ndarray]:
-        return {s: self.corpus.rows(s) for s in ("dev", "test")} | {"train": self.kept}
-
-    @property
-    def rows_fingerprint(self) -> str:
-        return self.key
-
-    def about(self) -> dict:
-        return super().about() | {
-            "label_space": "labels with a training document in the largest subset"
-        }
-
-
-def fewer(prepared: Prepared, documents: int, seed: int = 0) -> Fewer:
+def fewer(prepared: Inputs, documents: int, seed: int = 0) -> Inputs:
     """The first `documents` training rows in hash order, so that a smaller subset lies inside a
     larger one of the same seed.
     """
@@ -78,15 +56,16 @@ def fewer(prepared: Prepared, documents: int, seed: int = 0) -> Fewer:
             f" {len(rows)}"
         )
     order = hash_order([prepared.corpus.ids[i] for i in rows], seed, "subset train")
-    changed = {
-        "key": fingerprint_of(prepared.key, "fewer", documents, seed),
-        "kept": np.sort(rows[order[:documents]]),
-    }
-    return Fewer(**prepared.fields() | changed)
+    return replace(
+        prepared,
+        key=fingerprint_of(prepared.key, "fewer", documents, seed),
+        train_rows=np.sort(rows[order[:documents]]),
+        label_space_stated="labels with a training document in the largest subset",
+    )
 
 
 def run(
-    prepared: Prepared,
+    prepared: Inputs,
     results: str | Path,
     *,
     sizes: Iterable[int] | None = None,
@@ -134,7 +113,7 @@ def run(
     return made
 
 
-def _untrained(part: Fewer, seed: int, results: Path, config: RunConfig) -> RunRecord:
+def _untrained(part: Inputs, seed: int, results: Path, config: RunConfig) -> RunRecord:
     """The linear score that this subset's runs begin from, read where it stands."""
     path = record_path(part, peer_runs.LINEAR_SCORE, seed, results, END)
     found = RunRecord.load(path) if path.exists() else None
@@ -147,7 +126,7 @@ def _untrained(part: Fewer, seed: int, results: Path, config: RunConfig) -> RunR
     return found
 
 
-def _peers(part: Fewer, seed: int, results: Path) -> list[RunRecord]:
+def _peers(part: Inputs, seed: int, results: Path) -> list[RunRecord]:
     """The linear peers on one subset, read where they stand."""
     paths = {name: record_path(part, name, seed, results, END) for name in PEERS}
     found = [RunRecord.load(path) for path in paths.values() if path.exists()]

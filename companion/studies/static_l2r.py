@@ -58,12 +58,12 @@ def measure(
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """`python -m plantlib.planting.static_l2r codiesp eurlex57k --out results/static_l2r.json`:
+    """`python -m companion.studies.static_l2r codiesp eurlex57k --out results/static_l2r.json`:
     adds to what the file holds.
     """
 
     parser = argparse.ArgumentParser(
-        prog="python -m plantlib.planting.static_l2r", description=__doc__.split("\n")[0]
+        prog="python -m companion.studies.static_l2r", description=__doc__.split("\n")[0]
     )
     parser.add_argument("datasets", nargs="+", help="known names or saved corpus folders")
     parser.add_argument(

@@ -16,11 +16,13 @@ from plantlib.data import privacy
 from plantlib.data.corpus import Corpus
 from plantlib.planting.starts import StartConfig, V1Config
 from plantlib.planting.static_l2r import StaticConfig
+from plantlib.training import artefacts
 from plantlib.training.awd_pretraining import PretrainConfig, pretrain, word_tokenizer
 from plantlib.training.ensemble import made_of, run_ensemble
+from plantlib.training.inputs import Inputs
 from plantlib.training.language_model import texts_of
 from plantlib.training.options import RunConfig, TrainConfig
-from plantlib.training.pipeline import Prepared, artefacts, prepare
+from plantlib.training.prepare import prepare
 from plantlib.training.records import RunRecord, run_name
 from plantlib.training.runs import finished, run_start
 from plantlib.utils.distributed import is_main, main_first
@@ -63,7 +65,9 @@ def language_model(
     config = replace(config, direction=direction)
     key = fingerprint_of(corpus.fingerprint(), asdict(config))
     folder = (
-        artefacts(privacy.artefacts_root(corpus, root)) / "awd" / f"{corpus.name}-{direction}-{key}"
+        artefacts.root_of(privacy.artefacts_root(corpus, root))
+        / "awd"
+        / f"{corpus.name}-{direction}-{key}"
     )
     with main_first():
         if not (folder / "pretraining.json").exists():
@@ -89,7 +93,7 @@ def changed(config: RunConfig, changes: dict) -> RunConfig:
 
 
 def run_system(
-    prepared: Prepared,
+    prepared: Inputs,
     system: str,
     seed: int,
     config: RunConfig,
@@ -223,7 +227,7 @@ def awd_grid(
 
 
 def _both(
-    ready: dict[str, Prepared], system: str, seed: int, config: RunConfig, results: Path, notebook
+    ready: dict[str, Inputs], system: str, seed: int, config: RunConfig, results: Path, notebook
 ) -> list[RunRecord]:
     """Records of every direction and, of two, of their sum; directions are trained again where the
     sum alone is missing.

@@ -1,25 +1,38 @@
-"""LoRA on any backbone: which layers by architecture, wrapping, and adapters saved as adapters
-(peft's own format).
+"""LoRA on any backbone: its targets by architecture, wrapping, saving and loading in peft's format.
 
-Realises METHOD.md section 4's "LoRA r 16, alpha 32, dropout .05" and its list of targets. Silent
-partial matches are an error: every listed target must match a linear layer, and what must stay
-frozen (DeepSeek's router and experts) is never matched.
+See docs/method.md, "Training". Every target must match a linear layer, otherwise an error names the
+layers; what must stay frozen (DeepSeek's router and experts) is on no list. Also here: how much of
+a backbone a run trains (`TUNINGS`).
 """
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from plantlib.utils.io import read_json
 
 TUNINGS = ("frozen", "lora", "full")
+CONFIGURATION, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+LLAMA_LIKE = "mistral llama qwen2 qwen3 gemma gemma2 gemma3_text olmo2 smollm3".split()
+BERT_LIKE = ("bert", "roberta", "xlm-roberta", "camembert", "electra")
+
+# targets by `config.model_type`
+LORA_TARGETS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(LLAMA_LIKE, ATTENTION),
+    "phi3": ("qkv_proj", "o_proj"),
+    "deepseek_v3": ("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"),
+    **dict.fromkeys(BERT_LIKE, ("query", "key", "value", "output.dense")),
+    "distilbert": ("q_lin", "k_lin", "v_lin", "out_lin"),
+}
 
 
 @dataclass(frozen=True)
 class BackboneOptions:
-    """How a backbone is loaded for training; see `backbones.load`."""
+    """How a backbone is loaded for training; see `loading.load`."""
 
     dtype: str = "float32"
     dropout: float | None = 0.0
@@ -27,24 +40,47 @@ class BackboneOptions:
     gradient_checkpointing: bool = False
 
 
+@dataclass(frozen=True)
+class LoraOptions:
+    """LoRA's rank r, alpha and dropout; targets None takes the architecture's `LORA_TARGETS`."""
+
+    r: int = 16
+    alpha: int = 32
+    dropout: float = 0.05
+    targets: tuple[str, ...] | None = None
+
+    def __post_init__(self):
+        if self.r < 1 or not 0 <= self.dropout < 1:
+            wanted = "give a rank of at least 1 and a dropout in [0, 1)"
+            raise ValueError(f"r={self.r}, dropout={self.dropout}: {wanted}")
+
+
 def check_tuning(tuning: str, quantise: bool) -> None:
-    """ValueError for a tuning that is not known, and for one that 4-bit weights cannot have."""
+    """ValueError for an unknown tuning, and for full tuning of 4-bit weights."""
     if tuning not in TUNINGS:
         raise ValueError(f"tuning={tuning!r} is not known; use one of {', '.join(TUNINGS)}")
     if tuning == "full" and quantise:
-        raise ValueError(
-            "4-bit weights cannot be trained in full; use tuning='lora', or quantise=False"
-        )
+        fix = "use tuning='lora', or quantise=False"
+        raise ValueError(f"4-bit weights cannot be trained in full; {fix}")
 
 
 def open_backbone(
-    model, prepared, tuning: str, lora: LoraOptions, options: BackboneOptions
+    model, load: Callable, tuning: str, lora: LoraOptions, options: BackboneOptions
 ) -> None:
-    """Attach the backbone of `prepared`: "lora" adds adapters and freezes the rest, "full" trains
-    all, "frozen" nothing.
+    """Load a backbone, attach it to `model` and choose what of it is trained.
+
+    Args:
+        model: a PlantModel.
+        load: loads the backbone, with keywords of `loading.load`.
+        tuning: "frozen", "lora" (adapters are added and trained) or "full".
+        lora: sizes of the adapters.
+        options: how the backbone is loaded.
+
+    Raises:
+        ValueError: see `check_tuning`.
     """
     check_tuning(tuning, options.quantise)
-    backbone = prepared.load_backbone(
+    backbone = load(
         dtype=options.dtype,
         dropout=options.dropout,
         quantise=options.quantise,
@@ -57,7 +93,7 @@ def open_backbone(
 
 
 def trained_parameters(model) -> dict[str, int]:
-    """Numbers of parameters: trained_parameters in all, those of the backbone, and all there are."""
+    """Numbers of parameters: trained, trained in the backbone, and all."""
     trained = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
     backbone = sum(n for name, n in trained.items() if name.startswith("backbone."))
     total = sum(p.numel() for p in model.parameters())
@@ -68,67 +104,21 @@ def trained_parameters(model) -> dict[str, int]:
     }
 
 
-CONFIGURATION, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
-
-
-# a list of targets by `config.model_type`; every one of them must match, `lora_targets` refuses
-# otherwise
-LORA_TARGETS: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(
-        (
-            "mistral",
-            "llama",
-            "qwen2",
-            "qwen3",
-            "gemma",
-            "gemma2",
-            "gemma3_text",
-            "olmo2",
-            "smollm3",
-        ),
-        ATTENTION,
-    ),
-    "phi3": ("qkv_proj", "o_proj"),
-    "deepseek_v3": ("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"),
-    **dict.fromkeys(
-        ("bert", "roberta", "xlm-roberta", "camembert", "electra"),
-        ("query", "key", "value", "output.dense"),
-    ),
-    "distilbert": ("q_lin", "k_lin", "v_lin", "out_lin"),
-}
-
-
-@dataclass(frozen=True)
-class LoraOptions:
-    """LoRA's sizes. targets None takes the architecture's own list."""
-
-    r: int = 16
-    alpha: int = 32
-    dropout: float = 0.05
-    targets: tuple[str, ...] | None = None
-
-    def __post_init__(self):
-        if self.r < 1 or not 0 <= self.dropout < 1:
-            raise ValueError(
-                f"r={self.r}, dropout={self.dropout}: give a rank of at least 1 and a dropout in"
-                " [0, 1)"
-            )
-
-
 def linear_layers(model) -> list[str]:
     """The last two parts of the names of all linear layers, sorted."""
     return sorted({".".join(name.split(".")[-2:]) for name in _linear_names(model)})
 
 
 def is_target(name: str, target: str) -> bool:
-    """Whether LoRA's `target` means the layer `name`: all of it or its last parts, as peft matches."""
+    """Whether `target` is the layer's `name` or its last parts, which is how peft matches."""
     return name == target or name.endswith("." + target)
 
 
 def lora_targets(model, wanted: tuple[str, ...] | None = None) -> list[str]:
-    """LoRA target names for `model`; raises ValueError with the model's linear layers when one of
-    them matches nothing.
+    """LoRA targets of `model`: `wanted`, or those of its architecture.
+
+    ValueError, with the model's linear layers, if the architecture is unknown or a target matches
+    no layer.
     """
     kind = model.config.model_type
     targets = list(wanted or LORA_TARGETS.get(kind, ()))
@@ -137,11 +127,12 @@ def lora_targets(model, wanted: tuple[str, ...] | None = None) -> list[str]:
     linear = _linear_names(model)
     missing = [t for t in targets if not any(is_target(n, t) for n in linear)]
     if not targets or missing:
-        known = ", ".join(LORA_TARGETS)
+        reason = (
+            f"unmatched {', '.join(missing)}" if missing else f"known are {', '.join(LORA_TARGETS)}"
+        )
         raise ValueError(
-            f"no LoRA targets for {kind!r}:"
-            f" {'unmatched ' + ', '.join(missing) if missing else 'known are ' + known}; pass"
-            f" targets from its linear layers: {', '.join(linear_layers(model))}"
+            f"no LoRA targets for {kind!r}: {reason}; pass targets from its linear layers:"
+            f" {', '.join(linear_layers(model))}"
         )
     return targets
 
@@ -153,7 +144,7 @@ def _linear_names(model) -> list[str]:
 
 
 def add_lora(model, options: LoraOptions = LoraOptions()):
-    """Wrap `model` with LoRA adapters on its attention; everything else is frozen."""
+    """`model` wrapped with LoRA adapters on its attention; everything else is frozen."""
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(
@@ -163,7 +154,7 @@ def add_lora(model, options: LoraOptions = LoraOptions()):
         target_modules=lora_targets(model, options.targets),
     )
     with warnings.catch_warnings():
-        # peft asks transformers for a name that is being renamed; nothing a user could act on
+        # peft uses a name that transformers is about to rename
         warnings.simplefilter("ignore", FutureWarning)
         return get_peft_model(model, config)
 
@@ -174,11 +165,9 @@ def is_adapted(model) -> bool:
 
 
 def save_adapter(model, folder: str | Path) -> None:
-    """Write adapter_model.safetensors and adapter_config.json, as peft does: loadable without this
-    library.
-    """
+    """Write the adapters of `model` as peft does, so that peft alone can load them."""
     model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
-    # peft adds an empty form of a model card; ours is written from the run's record
+    # peft adds an empty model card; `saving.write_card` writes a real one
     (Path(folder) / "README.md").unlink(missing_ok=True)
 
 
@@ -188,30 +177,30 @@ def holds_adapter(path: str | Path) -> bool:
 
 
 def base_of(folder: str | Path) -> str:
-    """Name or path of the backbone that an adapter folder belongs to."""
-    named = read_json(Path(folder).expanduser() / CONFIGURATION)["base_model_name_or_path"]
-    if not named:
-        raise ValueError(
-            f"{folder}/{CONFIGURATION} names no base_model_name_or_path; write the backbone's name"
-            " into it"
-        )
-    return named
+    """Name or path of the backbone that an adapter folder belongs to; ValueError if it has none."""
+    name = read_json(Path(folder).expanduser() / CONFIGURATION)["base_model_name_or_path"]
+    if not name:
+        fix = "write the backbone's name into it"
+        raise ValueError(f"{folder}/{CONFIGURATION} names no base_model_name_or_path; {fix}")
+    return name
 
 
 def load_adapter(model, folder: str | Path, *, trainable: bool = False):
-    """`model` wrapped with the adapter in `folder`; raises ValueError when the folder holds none."""
+    """`model` wrapped with the adapter in `folder`.
+
+    Raises:
+        ValueError: the folder holds no adapter in safetensors, or one of another architecture.
+    """
     from peft import PeftModel
 
     if not holds_adapter(folder):
-        raise ValueError(
-            f"{folder} has no adapter_config.json; give a folder written by save_adapter or peft"
-        )
+        fix = "give a folder written by save_adapter or peft"
+        raise ValueError(f"{folder} has no {CONFIGURATION}; {fix}")
     if not (Path(folder) / WEIGHTS).exists():
-        raise ValueError(
-            f"{folder} has no adapter_model.safetensors; adapters are read from safetensors alone"
-        )
+        fix = "adapters are read from safetensors alone"
+        raise ValueError(f"{folder} has no {WEIGHTS}; {fix}")
     with warnings.catch_warnings():
-        # a file whose names do not match only warns; here it is an error, below
+        # peft only warns of names that do not match; `_check_names` raises an error
         warnings.simplefilter("ignore")
         adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
     _check_names(adapted, folder)
@@ -219,19 +208,19 @@ def load_adapter(model, folder: str | Path, *, trainable: bool = False):
 
 
 def _check_names(adapted, folder: str | Path) -> None:
-    """ValueError when the file's names are not the model's: an adapter of a whole causal LM has one
-    more part in each.
+    """ValueError if the file's tensors are not named as the model's.
+
+    An adapter of a causal LM with its head has one more part in each name.
     """
     from peft import get_peft_model_state_dict
     from safetensors import safe_open
 
-    with safe_open(Path(folder) / WEIGHTS, "pt") as f:
-        found = set(f.keys())
-    wanted = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
-    if found != wanted:
-        first = sorted(found ^ wanted)[0]
+    with safe_open(Path(folder) / WEIGHTS, "pt") as file:
+        stored = set(file.keys())
+    expected = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
+    if stored != expected:
         raise ValueError(
-            f"the adapter in {folder} has {len(found)} tensors, this backbone takes {len(wanted)};"
-            f" first difference {first!r}; adapt the backbone itself (AutoModel), not a model with"
-            " a head around it"
+            f"the adapter in {folder} has {len(stored)} tensors, this backbone takes"
+            f" {len(expected)}; first difference {min(stored ^ expected)!r}; adapt the backbone"
+            " itself (AutoModel), not a model with a head around it"
         )

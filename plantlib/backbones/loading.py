@@ -1,10 +1,8 @@
-"""Backbones: any Hugging Face encoder or causal LM by name, folder or configuration; its window and
-its special tokens.
+"""Backbones: any Hugging Face encoder or causal LM by name, folder or configuration.
 
-Realises "plug into any backbone" of METHOD.md section 4. `minilm` and `smollm2` are real pretrained
-models that need no model hub (`weights.py`). Weights are loaded from safetensors alone; remote code
-is off unless asked for. LoRA is in `adapters.py`, reading documents longer than the window in
-`windows.py`.
+`minilm` and `smollm2` are pretrained models that need no model hub (`weights.py`). Weights are
+loaded from safetensors only, and remote code is off by default. LoRA is in `adapters.py`, documents
+longer than the window are in `windows.py`.
 """
 
 from __future__ import annotations
@@ -26,19 +24,17 @@ from plantlib.utils.progress import without_library_bars
 
 DTYPES = ("float32", "bfloat16", "float16")
 LONGEST_WINDOW = 4096
-
-
-# position 0 of these is the one after the padding's
+# in these the first position comes after that of the padding
 OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert")
 
 
 @dataclass(frozen=True, eq=False)
 class Backbone:
-    """A loaded backbone. window counts real tokens a forward pass may hold, special tokens already
-    taken off.
+    """A loaded backbone.
 
-    overlap: tokens on either side of a window that are read for context alone, where a document has
-    several windows.
+    window: tokens of a text that one forward pass reads, special tokens not counted. overlap:
+    tokens on either side of a window that are read for context only, in documents of several
+    windows.
     """
 
     name: str
@@ -53,7 +49,7 @@ class Backbone:
 
     @property
     def num_tokens(self) -> int:
-        """V: `len(tokenizer)`, added tokens included, never `tokenizer.vocab_size`."""
+        """V, added tokens included, which `tokenizer.vocab_size` leaves out."""
         return len(self.tokenizer)
 
 
@@ -70,29 +66,42 @@ def load(
     seed: int = 0,
     trust_remote_code: bool = False,
 ) -> Backbone:
-    """Load `minilm`, `smollm2`, a local folder or a hub id; or make random weights from a
-    configuration object.
+    """Load a backbone; what cannot be loaded is refused before any weight is read.
 
-    tokenizer: one to use instead of the backbone's own, needed with a configuration. dtype: of the
-    weights; the head stays float32. quantise: 4-bit weights through bitsandbytes, where CUDA is.
-    gradient_checkpointing: recompute layers in the backward pass. dropout: replaces every dropout
-    rate of the configuration; 0 halves time and memory on a CPU. window: at most so many tokens are
-    read at a time, fewer than the backbone could. overlap: see `Backbone`. seed: of random weights.
-    Raises ValueError naming the fix for what cannot be loaded, before any weight is read.
+    Args:
+        name_or_config: `minilm`, `smollm2`, a local folder, a hub id, or a configuration object,
+            which gets random weights.
+        tokenizer: replaces the backbone's own; needed with a configuration.
+        dtype: of the weights; the head stays float32.
+        quantise: 4-bit weights through bitsandbytes, on a CUDA GPU.
+        gradient_checkpointing: recompute layers in the backward pass.
+        dropout: replaces every dropout rate of the configuration; 0 halves time and memory on a
+            CPU.
+        window: read at most so many tokens at a time; by default as many as the backbone can.
+        overlap: see `Backbone`.
+        seed: of random weights.
+        trust_remote_code: allow code that comes with a model.
+
+    Raises:
+        ValueError: unknown backbone, dtype or window, or an encoder-decoder.
+        RuntimeError: 4-bit weights cannot work here.
     """
     from transformers import AutoTokenizer
 
+    # read the configuration, and refuse what cannot work
     check_dtype(dtype)
     if quantise:
         check_quantisable()
-    named = isinstance(name_or_config, (str, Path))
-    config = (
-        config_of(name_or_config, trust_remote_code) if named else copy.deepcopy(name_or_config)
-    )
+    by_name = isinstance(name_or_config, (str, Path))
+    if by_name:
+        config = config_of(name_or_config, trust_remote_code)
+    else:
+        config = copy.deepcopy(name_or_config)
     check_architecture(config)
     if dropout is not None:
         set_dropout(config, dropout)
-    if named:
+    # load or make the weights
+    if by_name:
         model = _weights(str(name_or_config), config, dtype, quantise, trust_remote_code)
         tokenizer = tokenizer or AutoTokenizer.from_pretrained(
             locate(str(name_or_config)), trust_remote_code=trust_remote_code
@@ -104,52 +113,45 @@ def load(
         model.activation_checkpointing_enable(
             activation_checkpointing_kwargs={"use_reentrant": False}
         )
-    name = str(name_or_config) if named else config.model_type
-    return Backbone(
-        name, model.eval(), tokenizer, window_of(model.config, tokenizer, window), overlap
-    )
+    name = str(name_or_config) if by_name else config.model_type
+    window = window_of(model.config, tokenizer, window)
+    return Backbone(name, model.eval(), tokenizer, window, overlap)
 
 
 def _weights(name: str, config, dtype: str, quantise: bool, trust_remote_code: bool):
+    """The model `name` with its stored weights."""
     import torch
     from transformers import AutoModel
 
     if adapters.holds_adapter(name):
         return _adapted(name, config, dtype, quantise, trust_remote_code)
-    path, options = locate(name), {}
-    if Path(path).is_dir() and not any(Path(path).glob("*.safetensors")):
+    path = locate(name)
+    files = list(Path(path).glob("*.safetensors"))
+    local = Path(path).is_dir()
+    if local and not files:
         raise ValueError(f"{path} holds no safetensors; save the model with save_pretrained")
+    options: dict[str, Any] = {"config": config, "dtype": getattr(torch, dtype)}
+    options["trust_remote_code"] = trust_remote_code
     if quantise:
         from transformers import BitsAndBytesConfig
 
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
         )
-    size = (
-        sum(file.stat().st_size for file in Path(path).glob("*.safetensors"))
-        if Path(path).is_dir()
-        else 2**40
-    )
-    options |= {
-        "config": config,
-        "dtype": getattr(torch, dtype),
-        "trust_remote_code": trust_remote_code,
-    }
-    with without_library_bars(wanted=size > 2**30):
+    large = not local or sum(file.stat().st_size for file in files) > 2**30
+    with without_library_bars(wanted=large):
         model = AutoModel.from_pretrained(path, use_safetensors=True, **options)
     return model if quantise else own_memory(model)
 
 
 def _adapted(folder: str, config, *options):
-    """The backbone that an adapter folder names, its adapter merged into the weights: a backbone
-    like any other then.
-    """
+    """The backbone that an adapter folder names, with the adapter merged into its weights."""
     base = _weights(adapters.base_of(folder), config, *options)
     return adapters.load_adapter(base, folder).merge_and_unload()
 
 
 def _random(config, tokenizer, dtype: str, seed: int):
-    """Random weights of a configuration, from one seed and without touching the global generator."""
+    """A model with random weights from `seed`; the global generator is left alone."""
     import torch
     from transformers import AutoModel
 
@@ -161,60 +163,51 @@ def _random(config, tokenizer, dtype: str, seed: int):
 
 
 def check_dtype(dtype: str) -> None:
-    """ValueError for a type of weights that is not known."""
+    """ValueError for an unknown type of weights."""
     if dtype not in DTYPES:
         raise ValueError(f"dtype={dtype!r} is not known; use one of {', '.join(DTYPES)}")
 
 
 def reading_dtype(config, device: str) -> str:
-    """The type a frozen backbone reads text in: on a GPU that of its stored weights where known,
-    float32 elsewhere.
-    """
+    """The type of a frozen backbone's weights: as stored on a GPU if known, else float32."""
     stored = str(config.get_text_config().dtype or "").removeprefix("torch.")
     return stored if device == "cuda" and stored in DTYPES else "float32"
 
 
 def check_quantisable() -> None:
-    """RuntimeError where 4-bit weights cannot work, with the way out."""
+    """RuntimeError, with a way out, if 4-bit weights cannot work here."""
     import torch
 
     if not torch.cuda.is_available():
-        raise RuntimeError(
-            "4-bit weights need a CUDA GPU and there is none here; load with quantise=False"
-            " (dtype='bfloat16')"
-        )
+        fix = "load with quantise=False (dtype='bfloat16')"
+        raise RuntimeError(f"4-bit weights need a CUDA GPU and there is none here; {fix}")
     if find_spec("bitsandbytes") is None:
-        raise RuntimeError(
-            "4-bit weights need the package bitsandbytes; install it with: pip install bitsandbytes"
-        )
+        fix = "install it with: pip install bitsandbytes"
+        raise RuntimeError(f"4-bit weights need the package bitsandbytes; {fix}")
 
 
 def check_architecture(config) -> None:
-    """ValueError for models that have no one sequence of hidden states over the text."""
+    """ValueError for models without one sequence of hidden states over the text."""
     if getattr(config, "is_encoder_decoder", False):
         raise ValueError(
             f"{config.model_type!r} is an encoder-decoder; PLANT reads one sequence of states: use"
             " an encoder or a causal LM"
         )
     if config.model_type == "plant":
-        raise ValueError(
-            "this folder holds a whole PLANT model; load it with PlantModel.from_pretrained"
-        )
+        fix = "load it with PlantModel.from_pretrained"
+        raise ValueError(f"this folder holds a whole PLANT model; {fix}")
 
 
 def set_dropout(config, rate: float) -> None:
     """Set every dropout rate of a configuration."""
     for name, value in list(config.to_dict().items()):
-        if ("dropout" in name or name.endswith(("pdrop", "_drop"))) and isinstance(
-            value, (int, float)
-        ):
+        is_rate = "dropout" in name or name.endswith(("pdrop", "_drop"))
+        if is_rate and isinstance(value, (int, float)):
             setattr(config, name, rate)
 
 
 def fit_vocabulary(model, tokenizer) -> None:
-    """Give tokens added to the tokenizer their embedding rows (at the mean of the others) when the
-    model lacks them.
-    """
+    """Give each token that has no embedding yet the mean of the others."""
     rows = model.get_input_embeddings().num_embeddings
     if len(tokenizer) > rows:
         import torch
@@ -225,8 +218,9 @@ def fit_vocabulary(model, tokenizer) -> None:
 
 
 def own_memory(model):
-    """Copy weights out of the mapped file: they may lie unaligned there, and alignment decides the
-    last bit of a product.
+    """Copy the weights out of the mapped file.
+
+    They may lie unaligned there, and alignment decides the last bit of a product.
     """
     for tensor in (*model.parameters(), *model.buffers()):
         tensor.data = tensor.data.clone()
@@ -240,23 +234,24 @@ def tokenizer_of(name_or_path: str, trust_remote_code: bool = False):
     return AutoTokenizer.from_pretrained(locate(name_or_path), trust_remote_code=trust_remote_code)
 
 
-def config_of(name_or_path: str, trust_remote_code: bool = False):
+def config_of(name_or_path: str | Path, trust_remote_code: bool = False):
     """The configuration alone."""
     from transformers import AutoConfig
 
-    return AutoConfig.from_pretrained(
-        locate(str(name_or_path)), trust_remote_code=trust_remote_code
-    )
+    path = locate(str(name_or_path))
+    return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
 
 
 def hidden_size_of(config) -> int:
-    """D, of the text part where a configuration has several."""
+    """D, of the text part if a configuration has several."""
     return config.get_text_config().hidden_size
 
 
 def locate(name_or_path: str) -> str:
-    """A folder for `minilm`, `smollm2` or a local path, the base's for an adapter; a hub id is
-    handed on as it is.
+    """Where transformers finds a backbone; ValueError if it cannot.
+
+    A folder for `minilm`, `smollm2` or a local path, the base's folder for an adapter, and a hub id
+    as it is.
     """
     if name_or_path in weights.FOLDERS:
         return str(weights.FOLDERS[name_or_path]())
@@ -268,7 +263,7 @@ def locate(name_or_path: str) -> str:
             raise ValueError(f"{path} has no config.json; give a folder written by save_pretrained")
         return str(path)
     if path.is_absolute() or name_or_path.startswith(".") or name_or_path.count("/") != 1:
-        known = "', '".join(n for n in weights.FOLDERS if not n.startswith("tiny-"))
+        known = "', '".join(name for name in weights.FOLDERS if not name.startswith("tiny-"))
         raise ValueError(
             f"backbone {name_or_path!r} is no folder here; use '{known}', an existing folder or a"
             " hub id 'owner/name'"
@@ -277,8 +272,10 @@ def locate(name_or_path: str) -> str:
 
 
 def window_of(config, tokenizer, wanted: int | None = None) -> int:
-    """Real tokens one forward pass may hold: positions less special tokens, at most the tokenizer's
-    own limit and `wanted`.
+    """Tokens of a text that one forward pass reads: `wanted`, or as many as possible.
+
+    The limit is the smallest of the model's positions, the tokenizer's limit and `LONGEST_WINDOW`,
+    less the special tokens. ValueError if `wanted` is beyond it.
     """
     limit = min(getattr(config, "max_position_embeddings", None) or LONGEST_WINDOW, LONGEST_WINDOW)
     if tokenizer.model_max_length and tokenizer.model_max_length < 10**6:
@@ -293,7 +290,7 @@ def window_of(config, tokenizer, wanted: int | None = None) -> int:
 
 
 def specials(tokenizer) -> tuple[list[int], list[int]]:
-    """Special tokens the tokenizer puts before and after a text."""
+    """Special tokens that the tokenizer puts before and after a text."""
     probe = tokenizer("a", add_special_tokens=False)["input_ids"]
     whole = tokenizer("a", add_special_tokens=True)["input_ids"]
     for begin in range(len(whole) - len(probe) + 1):
@@ -306,28 +303,19 @@ def specials(tokenizer) -> tuple[list[int], list[int]]:
 
 
 def fingerprint(name_or_path: str) -> str:
-    """16 hex digits over configuration, tokenizer and every weight file, whole: merged adapters
-    change only the middle.
+    """16 hex digits over configuration, tokenizer and the whole of every weight file.
 
-    A hub id is its name and the revision that the local cache holds.
+    For a hub id they are of its name and the revision in the local cache.
     """
     path, digest = Path(locate(name_or_path)), hashlib.sha256()
     if adapters.holds_adapter(name_or_path):
         digest.update(sha256(Path(name_or_path) / adapters.WEIGHTS).encode())
-    patterns = (
-        "*.safetensors",
-        "*.model",
-        "config.json",
-        "tokenizer*",
-        "vocab*",
-        "merges.txt",
-        "special_tokens_map.json",
-    )
+    patterns = ["*.safetensors", "*.model", "config.json", "tokenizer*", "vocab*", "merges.txt"]
+    patterns.append("special_tokens_map.json")
     files = sorted({file for pattern in patterns for file in path.glob(pattern) if file.is_file()})
     if not files:
-        digest.update(
-            f"{name_or_path}@{getattr(config_of(name_or_path), '_commit_hash', None)}".encode()
-        )
+        revision = getattr(config_of(name_or_path), "_commit_hash", None)
+        digest.update(f"{name_or_path}@{revision}".encode())
     for file in files:
         digest.update(f"{file.name}:{sha256(file)}".encode())
     return digest.hexdigest()[:16]

@@ -30,8 +30,10 @@ from plantlib.metrics.documents import Scores, evaluate, mean, ndcg_at_k
 from plantlib.metrics.topk import TopK
 from plantlib.planting.decoder import Packed
 from plantlib.teacher import mig
+from plantlib.training import artefacts
+from plantlib.training.evaluation import judge
+from plantlib.training.inputs import Inputs
 from plantlib.training.options import HISTORY_METRICS
-from plantlib.training.pipeline import Prepared
 from plantlib.training.records import RunRecord, peak_memory, plain, run_name
 from plantlib.utils.base import DataError
 from plantlib.utils.io import atomic_path, fingerprint_of, read_json, write_json
@@ -41,7 +43,7 @@ RAISED = ", rare raised"  # what the name of a start is followed by where rare l
 
 
 def data_of(
-    prepared: Prepared, config: CandidateConfig, start: str = "lookup+score", progress: bool = True
+    prepared: Inputs, config: CandidateConfig, start: str = "lookup+score", progress: bool = True
 ) -> tuple[CandidateData, LinearScore | None]:
     """Rankings, scores and packed features of a prepared corpus for `start`, and the linear score
     where it plants one.
@@ -53,7 +55,7 @@ def data_of(
         prepared.rows["train"],
         prepared.counts,
     )
-    features = replace(prepared.features, standard=prepared.standard)
+    features = replace(prepared.features, standard=artefacts.standard(prepared))
     taught = mig.teach(counts[train], prepared.train_labels, variant="raw", relevance="score")
     relevance = (taught.shuffled(config.seed) if "shuffled" in parts else taught).relevance
 
@@ -67,7 +69,7 @@ def data_of(
     if "linear" in parts:
         # one linear score for all seeds: candidates stay the same, and it is the longest step of a
         # large corpus
-        linear = prepared.linear(LinearConfig(), progress)
+        linear = artefacts.linear_scores(prepared, LinearConfig(), progress)
         added = config.rare * rare(prepared.train_counts, prepared.edges)
         return CandidateData.of_linear(packed, linear, relevance, config, progress, added), linear
     both = (
@@ -81,7 +83,7 @@ def data_of(
 
 
 def run_candidates(
-    prepared: Prepared,
+    prepared: Inputs,
     config: CandidateConfig | None = None,
     start: str = "lookup+score",
     *,
@@ -171,7 +173,7 @@ def run_candidates(
 
 
 def raise_rare(
-    decoder: CandidateDecoder, data: CandidateData, prepared: Prepared, config: CandidateConfig
+    decoder: CandidateDecoder, data: CandidateData, prepared: Inputs, config: CandidateConfig
 ) -> dict:
     """Add to the biases of labels of few documents what dev allows; what the record says of it."""
     which, dev = rare(prepared.train_counts, prepared.edges), prepared.rows["dev"]
@@ -185,7 +187,7 @@ def raise_rare(
 
 
 def candidate_grid(
-    prepared: Prepared,
+    prepared: Inputs,
     starts=("lookup+score",),
     seeds=(0, 1, 2),
     *,
@@ -251,7 +253,7 @@ def check_width(labels: sparse.csr_matrix, width: int) -> None:
         )
 
 
-def run_id_of(prepared: Prepared, start: str, config: CandidateConfig) -> str:
+def run_id_of(prepared: Inputs, start: str, config: CandidateConfig) -> str:
     """The name of a run, with its number of candidates, and whether rare labels are raised."""
     return run_name(
         prepared, f"{start}-{config.width}c{'-rare' if config.rare else ''}", config.seed
@@ -308,7 +310,7 @@ def _record(
 ) -> RunRecord:
     """Threshold from dev, metrics and recall@C of test."""
     labels, test = prepared.corpus.labels, prepared.rows["test"]
-    judged = prepared.judge(found["dev"], found["test"])
+    judged = judge(prepared, found["dev"], found["test"])
     width = min(config.width, data.ranked.shape[1])
     reach = candidates.recall(data.ranked[test], labels[test], (width,))
     judged["metrics"] |= {f"recall@{c} of candidates": value for c, value in reach.items()}

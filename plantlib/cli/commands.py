@@ -140,7 +140,7 @@ def fit(options: Namespace) -> None:
 
 
 def check_out(out: Path, force: bool) -> None:
-    """ValueError, before the long work, when `out` is in use by something that may not be replaced."""
+    """ValueError, before the long work, when `out` exists and may not be replaced."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not is_model(out):
@@ -348,7 +348,8 @@ def measure(model, corpus: Corpus, rows) -> tuple[dict[str, float], str]:
     import numpy as np
 
     from plantlib.metrics import documents as metrics
-    from plantlib.training import train
+    from plantlib.training import evaluation
+    from plantlib.training.inputs import Documents
 
     labels, extra = in_label_space(
         corpus, rows, [model.config.id2label[i] for i in range(model.config.num_labels)]
@@ -359,10 +360,10 @@ def measure(model, corpus: Corpus, rows) -> tuple[dict[str, float], str]:
             " column and --sep"
         )
     texts, counts = [corpus.texts[i] for i in rows], np.ones(labels.shape[1], np.int64)
-    documents = train.Documents(
+    documents = Documents(
         model.tokenise(texts), labels, np.arange(len(rows)), linear=model.linear_of(texts)
     )
-    scores, gold = train.score(model, documents, counts, progress=True)
+    scores, gold = evaluation.score(model, documents, counts, progress=True)
     found = metrics.evaluate(scores, gold, counts, len(rows), model.config.threshold, extra)
     named = {
         n: v

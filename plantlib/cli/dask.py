@@ -1,4 +1,4 @@
-"""`python -m plantlib.cli.dask CORPUS --out FOLDER`: teach from a corpus that outgrows one machine."""
+"""`python -m plantlib.cli.dask CORPUS --out FOLDER`: the teacher of a corpus too big for memory."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import shutil
 from dataclasses import asdict
 from pathlib import Path
 
-from plantlib.teacher.dask import _need, save_teacher, teach_partitions, write_partitions
+from plantlib.teacher.dask import optional, save_teacher, teach_partitions, write_partitions
 from plantlib.teacher.mig import TeacherConfig
-from plantlib.training import pipeline
+from plantlib.training.prepare import prepare
 from plantlib.utils.io import fingerprint_of
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Teach from the training rows of one corpus with the options that runs use, `TeacherConfig()`."""
+    """Build the teacher of a corpus's training rows with the options of runs, `TeacherConfig()`."""
     parser = argparse.ArgumentParser(prog="python -m plantlib.cli.dask", description=main.__doc__)
     parser.add_argument("corpus", help="folder or name of a corpus")
     parser.add_argument(
@@ -38,10 +38,10 @@ def main(argv: list[str] | None = None) -> None:
         "--scheduler", help="address of a running Dask scheduler, in place of --workers"
     )
     args = parser.parse_args(argv)
-    _need("dask")
+    optional("dask")
     if args.partitions < 1:
         parser.error(f"--partitions {args.partitions}: give 1 or more")
-    prepared = pipeline.prepare(
+    prepared = prepare(
         args.corpus, backbone=args.backbone, max_tokens=args.tokens, frozen=False
     )
     config, rows = asdict(TeacherConfig()), prepared.rows["train"]
@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> None:
     local = {"n_workers": args.workers, "threads_per_worker": 1, "dashboard_address": None}
     there = {"address": args.scheduler} if args.scheduler else local
     with (
-        _need("distributed").Client(**there)
+        optional("distributed").Client(**there)
         if args.scheduler or args.workers
         else contextlib.nullcontext()
     ) as client:

@@ -24,7 +24,7 @@ ABOUT = """Multi-label text classification with planted label attention.
 """
 EXAMPLES = """a first session, on a table of your own with the columns note and codes ("I10;E11.9"):
   plant fit mine.csv --text note --labels codes --sep ";" --out model/
-  plant predict model/ notes.txt -k 8                  one document a line; or a folder of .txt files, or - for stdin
+  plant predict model/ notes.txt -k 8       one document per line; or a folder of .txt files
   plant evaluate model/ held_out.csv --text note --labels codes
   plant explain model/ --label I10 note.txt --out page.html
 
@@ -32,7 +32,8 @@ and the committed experiments:
   plant data --list
   plant run runs/minilm-codiesp.yaml epochs=1
 
-Your documents stay on this machine. Backbones are read from it too, unless HF_HUB_OFFLINE=0; plant data may download a corpus.
+Your documents stay on this machine. Backbones are read from disk unless HF_HUB_OFFLINE=0 is set;
+plant data may download a corpus.
 Exit status: 0 done, 1 something given cannot be used (one line says what), 2 wrong usage."""
 STARTS = "random, l2r, closed_form, lookup, shuffled, score, lookup+score, linear, lookup+linear"
 
@@ -156,7 +157,8 @@ def _fit(commands) -> None:
         """\
   plant fit mine.csv --text note --labels codes --sep ";" --out model/
   plant fit codiesp --out model/ --epochs 4 --seed 1
-Dev and test documents are set aside; test is read once, after the epoch was chosen on dev. A killed fit goes on from there.""",
+Dev chooses the epoch; test is read once, at the end. The same command resumes a fit that was
+interrupted.""",
     )
     made.add_argument(
         "corpus", help="a table, a known corpus (plant data --list) or a saved corpus folder"
@@ -234,7 +236,8 @@ def _evaluate(commands) -> None:
   plant evaluate model/ held_out.csv --text note --labels codes --sep ";"
   plant evaluate model/ codiesp
   plant evaluate model/ mine.csv --text note --labels codes --on test
-Without --split a table is read whole; --on train, dev or test takes what plant fit used as such of the same table.""",
+Without --split the whole table is read; --on train, dev or test selects the documents that
+plant fit used as that split of the same table.""",
     )
     _documents(made)
     made.add_argument("corpus", help="a table, a known corpus or a saved corpus folder")
@@ -294,7 +297,8 @@ def _run_options(commands) -> None:
         """\
   plant run runs/minilm-codiesp.yaml
   plant run runs/minilm-codiesp.yaml epochs=1 "starts=[random, lookup]"
-A finished run is not repeated. A changed one writes its records to results/local/, under a name of its own.""",
+A finished run is not repeated. A run with changed parameters writes its records to results/local/,
+under a different name.""",
     )
     made.add_argument("yaml", help="a file of runs/: keys notebook and parameters")
     made.add_argument(

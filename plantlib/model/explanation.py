@@ -1,10 +1,9 @@
-"""Explanation: which tokens a label was read from, word by word; drawn as HTML, Markdown or one
-plain line.
+"""Explanations: which words of a document a label was read from, as HTML, Markdown or one line.
 
-Realises METHOD.md section 4 for one document: the scores, the planted relevance and the outputs of
-every token are kept apart, so attention, logit and calibrated score follow at any planted gain and
-any K without the model. Windows of a long document are read one after another. The text itself
-stands in the HTML and Markdown forms, never in the plain one, which ends up in logs.
+Learned scores, planted relevance and outputs of every token are kept apart (docs/method.md,
+"Planted attention"), so attention, logit and calibrated score follow for any planted gain and any K
+without the model. The document's text is in the HTML and Markdown forms; the plain form, which ends
+up in logs, leaves it out.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -30,12 +29,15 @@ if TYPE_CHECKING:
 
 
 WORD = re.compile(r"\w+(?:['’-]\w+)*|[^\w\s]")
-AS_IT_IS = object()
+AS_IT_IS: Any = object()
+HEADS = ["label", "score", "words behind it (attention)"]
 
 
 class Word(NamedTuple):
-    """text[begin:end], the attention its pieces sum to, their largest planted score and their part
-    of the logit.
+    """The word text[begin:end].
+
+    attention and contribution (part of the logit) are sums over its tokens, planted is the largest
+    planted score among them.
     """
 
     text: str
@@ -48,14 +50,17 @@ class Word(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
-    """Why a label: of each of T tokens its character span, learned score <H, Q>, relevance G and
-    output <H, W>, (T,) each.
+    """Why a document of T tokens has a logit for a label.
 
-    gain: planted gain gamma; keep: inattention's K or None; rest: what the logit holds beside
-    attention (bias, planted document scores); calibration: slope and shift from logit to score;
-    scored: words with what they add to the logit by the linear score, which reads the whole
-    document. Everything else follows from these, unless attention is `given`: that of a
-    first-version model, a sum of several softmaxes.
+    label, text: what is explained.
+    spans: character span of each token.
+    learned, relevance, outputs: (T,) each, <H, Q>, G and <H, W>.
+    gain: planted gain gamma.
+    keep: inattention's K, or None.
+    rest: what the logit holds beside attention (bias and document scores).
+    calibration: slope and shift from logit to calibrated logit.
+    fixed: (T,) attention of a model of the first version, a sum of several softmaxes; else None.
+    scored: words of the whole document with what the linear score adds to the logit for them.
     """
 
     label: str
@@ -68,21 +73,22 @@ class Explanation:
     keep: int | None = None
     rest: float = 0.0
     calibration: tuple[float, float] = (1.0, 0.0)
-    given: np.ndarray | None = None
+    fixed: np.ndarray | None = None
     scored: Sequence[tuple[str, float]] = ()
 
     @property
     def planted(self) -> np.ndarray:
-        """(T,) the planted part of the attention scores, gamma G."""
+        """(T,) the planted part of the attention scores: gamma G."""
         return self.gain * self.relevance
 
     @cached_property
     def attention(self) -> np.ndarray:
-        """(T,) weights that sum to one; with inattention the K best scores alone, the earlier token
-        where they are equal.
+        """(T,) weights that sum to one; with inattention, of the K best scores only.
+
+        The earlier of two tokens with equal scores counts as the better one.
         """
-        if self.given is not None:
-            return self.given.astype(np.float64)
+        if self.fixed is not None:
+            return self.fixed.astype(np.float64)
         scores = (self.learned + self.planted).astype(np.float64)
         if not len(scores):
             return scores
@@ -93,6 +99,7 @@ class Explanation:
 
     @property
     def logit(self) -> float:
+        """Attention times outputs, and the rest."""
         return float(self.attention @ self.outputs.astype(np.float64)) + self.rest
 
     @property
@@ -102,80 +109,71 @@ class Explanation:
         return float(1 / (1 + np.exp(-np.clip(slope * self.logit + shift, -700, 700))))
 
     def at(self, gain: float | None = None, keep=AS_IT_IS) -> Explanation:
-        """The same reading with another planted gain or another K (None attends to all); the rest
-        of the model stays.
+        """The explanation with another planted gain or another K.
+
+        Args:
+            gain: None leaves it as it is.
+            keep: None attends to all tokens.
+
+        Raises:
+            ValueError: K below 1, or attention that is a sum of several softmaxes.
         """
-        if keep is not AS_IT_IS and keep is not None and keep < 1:
-            raise ValueError(
-                f"keep={keep}: inattention keeps at least 1 token; use None to attend to all"
-            )
-        if self.given is not None:
-            raise ValueError(
-                "this attention is a sum of several softmaxes, whose gain and K cannot be moved"
-                " afterwards"
-            )
-        return replace(
-            self,
-            gain=self.gain if gain is None else gain,
-            keep=self.keep if keep is AS_IT_IS else keep,
-        )
+        keep = self.keep if keep is AS_IT_IS else keep
+        if keep is not None and keep < 1:
+            fix = "use None to attend to all"
+            raise ValueError(f"keep={keep}: inattention keeps at least 1 token; {fix}")
+        if self.fixed is not None:
+            sums = "this attention is a sum of several softmaxes"
+            raise ValueError(f"{sums}, whose gain and K cannot be moved afterwards")
+        return replace(self, gain=self.gain if gain is None else gain, keep=keep)
 
     def top(self, k: int = 10) -> list[tuple[str, float]]:
-        """The k tokens with most attention."""
+        """The k tokens with most attention, each with its attention."""
         order = np.argsort(-self.attention, kind="stable")[:k]
         return [(self.text[slice(*self.spans[i])], float(self.attention[i])) for i in order]
 
     @cached_property
     def words(self) -> list[Word]:
-        """Whole words in reading order: pieces of a word are summed, pieces that share characters
-        (bytes) too.
-        """
-        return list(
-            _words(
-                self.text, self.spans, self.attention, self.planted, self.attention * self.outputs
-            )
-        )
+        """The words in reading order, each with the sums over its tokens."""
+        contribution = self.attention * self.outputs
+        return list(_words(self.text, self.spans, self.attention, self.planted, contribution))
 
     def top_words(self, k: int = 10) -> list[tuple[str, float]]:
-        """The k words with most attention, repeats of a word (case folded) summed under its first
-        spelling.
-        """
-        total: dict[str, list] = {}
+        """The k words with most attention, summed over a word's repeats in any case."""
+        total: dict[str, float] = {}
+        spelling: dict[str, str] = {}
         for word in self.words:
-            total.setdefault(word.text.casefold(), [word.text, 0.0])[1] += word.attention
-        return [tuple(found) for found in sorted(total.values(), key=lambda found: -found[1])[:k]]
+            key = word.text.casefold()
+            spelling.setdefault(key, word.text)
+            total[key] = total.get(key, 0.0) + word.attention
+        best = sorted(total, key=lambda key: -total[key])[:k]
+        return [(spelling[key], total[key]) for key in best]
 
     def save_html(self, path: str | Path) -> Path:
-        """Write one HTML file that needs nothing else, atomically. It holds the document's text."""
+        """Write a self-contained HTML file with the document's text; see `save_page`."""
         return save_page(path, f"Explanation of {self.label}", self._repr_html_())
 
     def _head(self) -> str:
+        """One line of numbers."""
+        attention = f"{self.logit - self.rest:+.2f} by attention"
+        rest = f"{self.rest:+.2f} by bias and document scores"
+        logit = f"score {self.score:.2f}, logit {self.logit:.2f} ({attention}, {rest})"
         keep = "" if self.keep is None else f", K {self.keep}"
-        parts = (
-            f"{self.logit - self.rest:+.2f} by attention, {self.rest:+.2f} by bias and document"
-            " scores"
-        )
-        return (
-            f"score {self.score:.2f}, logit {self.logit:.2f} ({parts}), planted gain"
-            f" {self.gain:.2f}{keep}"
-        )
+        return f"{logit}, planted gain {self.gain:.2f}{keep}"
 
     def _scored(self) -> str:
         return ", ".join(f"{word} {added:+.2f}" for word, added in self.scored)
 
     def __repr__(self) -> str:
-        return (
-            f"Explanation({self.label!r}, {len(self.spans)} tokens, logit {self.logit:.2f}, score"
-            f" {self.score:.2f})"
-        )
+        numbers = f"logit {self.logit:.2f}, score {self.score:.2f}"
+        return f"Explanation({self.label!r}, {len(self.spans)} tokens, {numbers})"
 
     def _repr_html_(self) -> str:
-        body = highlighted(self.text, self.spans, self.attention)
-        scored = f"<p>Linear score, by word: {escape(self._scored())}</p>" if self.scored else ""
-        return (
-            f"<p><b>{escape(self.label)}</b>: {escape(self._head())}</p>{scored}<p"
-            f' style="line-height:1.7">{body}</p>'
-        )
+        head = f"<p><b>{escape(self.label)}</b>: {escape(self._head())}</p>"
+        if self.scored:
+            head += f"<p>Linear score, by word: {escape(self._scored())}</p>"
+        text = highlighted(self.text, self.spans, self.attention)
+        return f'{head}<p style="line-height:1.7">{text}</p>'
 
     def _repr_markdown_(self) -> str:
         best = sorted(self.words, key=lambda word: -word.attention)[:10]
@@ -186,20 +184,13 @@ class Explanation:
         title = f"**{reprs.cell(self.label)}**: {self._head()}"
         if self.scored:
             title += f"\n\nLinear score, by word: {reprs.cell(self._scored())}"
-        return (
-            title
-            + "\n\n"
-            + reprs.markdown_table(
-                ["word", "attention", "planted score", "part of the logit"], rows
-            )
-        )
+        heads = ["word", "attention", "planted score", "part of the logit"]
+        return f"{title}\n\n{reprs.markdown_table(heads, rows)}"
 
 
 @dataclass(frozen=True, eq=False)
 class DocumentExplanation:
-    """Several labels of one document, in the order asked for or best first; behaves as a sequence
-    of `Explanation`.
-    """
+    """A sequence of `Explanation`, of several labels of one document."""
 
     explanations: list[Explanation]
 
@@ -207,12 +198,12 @@ class DocumentExplanation:
         return len(self.explanations)
 
     def __getitem__(self, which: int | str) -> Explanation:
-        """By place or by label; KeyError names the labels there are."""
+        """By position or by label; KeyError names the labels there are."""
         if isinstance(which, str):
-            found = {one.label: one for one in self.explanations}
-            if which not in found:
-                raise KeyError(f"{which!r} is not explained here; there are {', '.join(found)}")
-            return found[which]
+            by_label = {one.label: one for one in self.explanations}
+            if which not in by_label:
+                raise KeyError(f"{which!r} is not explained here; there are {', '.join(by_label)}")
+            return by_label[which]
         return self.explanations[which]
 
     def at(self, gain: float | None = None, keep=AS_IT_IS) -> DocumentExplanation:
@@ -220,164 +211,163 @@ class DocumentExplanation:
         return DocumentExplanation([one.at(gain, keep) for one in self.explanations])
 
     def rows(self, k: int = 6) -> list[tuple[str, float, list[tuple[str, float]]]]:
-        """(label, score, its k words with most attention) of each label."""
+        """(label, score, the k words with most attention) for each label."""
         return [(one.label, one.score, one.top_words(k)) for one in self.explanations]
 
     def save_html(self, path: str | Path) -> Path:
-        """Write one HTML file that needs nothing else, atomically. It holds the document's text."""
+        """Write a self-contained HTML file with the document's text; see `save_page`."""
         return save_page(path, f"Explanation of {len(self)} labels", self._repr_html_())
 
     def _cells(self) -> list[list[str]]:
-        said = [
-            ", ".join(f"{word} {weight:.2f}" for word, weight in words)
-            for _, _, words in self.rows()
-        ]
         return [
-            [one.label, f"{one.score:.2f}", words]
-            for one, words in zip(self.explanations, said, strict=True)
+            [label, f"{score:.2f}", ", ".join(f"{word} {weight:.2f}" for word, weight in words)]
+            for label, score, words in self.rows()
         ]
 
     def __repr__(self) -> str:
-        return f"DocumentExplanation({', '.join(f'{one.label} {one.score:.2f}' for one in self.explanations) or 'no label'})"
+        labels = ", ".join(f"{one.label} {one.score:.2f}" for one in self.explanations)
+        return f"DocumentExplanation({labels or 'no label'})"
 
     def table_html(self) -> str:
-        """The labels with their scores and words alone, as an HTML table."""
-        return reprs.html_table(["label", "score", "words behind it (attention)"], self._cells())
+        """The labels with their scores and words, without the text, as an HTML table."""
+        return reprs.html_table(HEADS, self._cells())
 
     def _repr_html_(self) -> str:
         return self.table_html() + "".join(one._repr_html_() for one in self.explanations)
 
     def _repr_markdown_(self) -> str:
-        return reprs.markdown_table(
-            ["label", "score", "words behind it (attention)"], self._cells()
-        )
+        return reprs.markdown_table(HEADS, self._cells())
 
 
 def highlighted(
     text: str, spans: Sequence[tuple[int, int]], weights: np.ndarray, colour: str = "230,159,0"
 ) -> str:
-    """`text` as HTML, each token on a ground as dark as its weight, the largest the darkest;
-    overlapping tokens as one.
+    """`text` as HTML, each token on a background as dark as its weight.
+
+    Args:
+        text: the document.
+        spans: character span of each of T tokens; overlapping ones are drawn as one.
+        weights: (T,); the largest gets the full colour.
+        colour: red, green and blue of the background.
     """
+    # join overlapping tokens
     runs: list[list] = []
     for (begin, end), weight in zip(spans, weights, strict=True):
         if runs and begin < runs[-1][1]:
             runs[-1][1:] = max(end, runs[-1][1]), runs[-1][2] + float(weight)
         elif end > begin:
             runs.append([begin, end, float(weight)])
-    strongest, parts, last = max([run[2] for run in runs] + [1e-12]), [], 0
+    # draw them, with the text between them
+    strongest = max([run[2] for run in runs] + [1e-12])
+    parts, last = [], 0
     for begin, end, weight in runs:
-        parts.append(escape(text[last:begin]))
         shade = f"rgba({colour},{max(weight, 0.0) / strongest:.2f})"
-        parts.append(
-            f'<span style="background:{shade}"'
-            f' title="{weight:.3f}">{escape(text[begin:end])}</span>'
-        )
+        style = f'style="background:{shade}" title="{weight:.3f}"'
+        parts.append(f"{escape(text[last:begin])}<span {style}>{escape(text[begin:end])}</span>")
         last = end
     return "".join(parts) + escape(text[last:])
 
 
 def _words(text: str, spans, attention, planted, contribution):
-    """The words of `text` that hold a token. A token belongs to the word it shares most characters
-    with, else stands alone.
+    """The words of `text` that have a token.
+
+    A token belongs to the word that it shares most characters with; without one it is its own word.
     """
     places = [match.span() for match in WORD.finditer(text)]
-    found: dict[tuple[int, int], list[float]] = {}
+    sums: dict[tuple[int, int], list[float]] = {}
     first = 0
     for i, (begin, end) in enumerate(spans):
+        # places[first:last] overlap the token
         while first < len(places) and places[first][1] <= begin:
             first += 1
         last = first
         while last < len(places) and places[last][0] < end:
             last += 1
         shared = {place: min(end, place[1]) - max(begin, place[0]) for place in places[first:last]}
-        own = found.setdefault(
-            max(shared, key=shared.get, default=(begin, end)), [0.0, -np.inf, 0.0]
-        )
-        own[:] = own[0] + attention[i], max(own[1], planted[i]), own[2] + contribution[i]
-    for (begin, end), values in sorted(found.items()):
+        place = max(shared, key=lambda place: shared[place], default=(begin, end))
+        word = sums.setdefault(place, [0.0, -np.inf, 0.0])
+        word[0] += attention[i]
+        word[1] = max(word[1], planted[i])
+        word[2] += contribution[i]
+    for (begin, end), values in sorted(sums.items()):
         yield Word(text[begin:end], begin, end, *(float(value) for value in values))
 
 
 def explain(model, text: str, labels: Sequence[str]) -> list[Explanation]:
-    """One Explanation a label of `text`, which is read window by window: (T, labels) numbers are
-    kept of it.
+    """One Explanation per label; the text is read window by window.
 
-    model: a `PlantModel` with its backbone. Raises ValueError for a label it does not know, naming
-    near ones.
+    Args:
+        model: a `PlantModel` with its backbone.
+        text: one document.
+        labels: names of labels.
+
+    Raises:
+        ValueError: an unknown label; the message names similar ones.
     """
     import torch
 
-    columns = torch.tensor(
-        [column_of(model, label) for label in labels], dtype=torch.long, device=model.device
-    )
-    tokens = model.tokenise([text])
-    ids, offsets = model._packed(tokens)
+    columns = torch.tensor([column_of(model, label) for label in labels], dtype=torch.long)
+    columns = columns.to(model.device)
+    ids, offsets = model._packed(model.tokenise([text]))
     decoder, linear = model.decoder, model.word_scores([text])
     if decoder.l2r is not None or decoder.contexts == "sum" or decoder.stateful == "v1":
         return _first_version(model, text, labels, columns, (ids, offsets), linear)
+    # the three parts of every token, (T, labels) each
     learned, outputs = _read(model, ids, offsets, columns)
-    relevance, rest = (
-        relevance_of(decoder.planted.cells(ids), columns, len(ids)),
-        decoder.label_bias[columns],
-    )
+    relevance = relevance_of(decoder.planted.cells(ids), columns, len(ids))
+    parts = [part.float().cpu().numpy().T for part in (learned, relevance, outputs)]
+    # what the logit holds beside attention
+    rest = decoder.label_bias[columns]
     if model.teacher_score is not None:
         rest = rest + decoder.teacher_gain * model.teacher_score(ids, offsets)[0, columns]
     if linear is not None:
         rest = rest + decoder.linear_gain * linear[0, columns]
-    spans = spans_of(model, text)
-    gain, keep = float(decoder.planted_gain), decoder.keep
-    calibration = tuple(model.config.calibration or (1.0, 0.0))
-    parts = [part.float().cpu().numpy().T for part in (learned, relevance, outputs)]
-    scored = words_of_score(model, text, columns.tolist())
+    spans, scored = spans_of(model, text), words_of_score(model, text, columns.tolist())
     return [
         Explanation(
             label,
             text,
             spans,
             *(part[i] for part in parts),
-            gain,
-            keep,
+            float(decoder.planted_gain),
+            decoder.keep,
             float(rest[i]),
-            calibration,
-            scored=scored[i],
+            _calibration(model),
+            None,
+            scored[i],
         )
         for i, label in enumerate(labels)
     ]
 
 
-def _first_version(model, text, labels, columns, packed, linear) -> list[Explanation]:
-    """Explanations of a model with an L2R table, several contexts or the running state: attention
-    as its decoder gives it.
+def _calibration(model) -> tuple[float, float]:
+    """Slope and shift from logit to calibrated logit."""
+    return tuple(model.config.calibration or (1.0, 0.0))
 
-    With the running state attention is that over the whole document, as the exact state has it,
-    while the logit leans on the last segment; what lies between the two stands in the rest.
+
+def _first_version(model, text, labels, columns, packed, linear) -> list[Explanation]:
+    """Explanations of a model with an L2R table, several contexts or the running state.
+
+    Attention is that of the decoder over the whole document. With the running state the logit leans
+    on the last segment; the difference is in the rest.
     """
     hidden = model.encode(*packed)
-    logits, found, spans = (
-        model(*packed, hidden, linear_scores=linear).logits[0, columns].tolist(),
-        [],
-        spans_of(model, text),
-    )
-    calibration = tuple(model.config.calibration or (1.0, 0.0))
-    scored = words_of_score(model, text, columns.tolist())
-    for label, column, logit, words in zip(labels, columns.tolist(), logits, scored, strict=True):
+    logits = model(*packed, hidden, linear_scores=linear).logits[0, columns].tolist()
+    spans, columns = spans_of(model, text), columns.tolist()
+    scored = words_of_score(model, text, columns)
+    explanations = []
+    for label, column, logit, words in zip(labels, columns, logits, scored, strict=True):
         parts = model.decoder.attention(model.packed(hidden, *packed), column)
         attention, planted, outputs = (part.float().cpu().numpy() for part in parts)
+        learned = np.zeros_like(planted)
         rest = logit - float(attention.astype(np.float64) @ outputs.astype(np.float64))
-        more = (rest, calibration, attention, words)
-        found.append(
-            Explanation(
-                label, text, spans, np.zeros_like(planted), planted, outputs, 1.0, None, *more
-            )
-        )
-    return found
+        more = (1.0, None, rest, _calibration(model), attention, words)
+        explanations.append(Explanation(label, text, spans, learned, planted, outputs, *more))
+    return explanations
 
 
 def words_of_score(model, text: str, columns: list[int]) -> list[list[tuple[str, float]]]:
-    """Words of `text` that raise each label's logit by the linear score, most first; none without
-    such a score.
-    """
+    """For each label column, the words that raise its logit by the linear score, largest first."""
     if model.word_score is None:
         return [[] for _ in columns]
     gain = float(model.decoder.linear_gain)
@@ -388,7 +378,7 @@ def words_of_score(model, text: str, columns: list[int]) -> list[list[tuple[str,
 
 
 def column_of(model, label: str) -> int:
-    """The column of a label; ValueError names the labels that begin alike."""
+    """The column of a label; ValueError for an unknown one, naming labels that begin alike."""
     known = model.config.label2id
     if label not in known:
         near = [name for name in known if name.lower().startswith(label.lower()[:3])][:5]
@@ -401,51 +391,49 @@ def column_of(model, label: str) -> int:
 
 def spans_of(model, text: str) -> list[tuple[int, int]]:
     """Character span of each token that the model reads of `text`."""
-    cut = model.config.max_tokens
+    most = model.config.max_tokens
     encoded = model.tokenizer(
         text,
         add_special_tokens=False,
         return_offsets_mapping=True,
-        truncation=cut is not None,
-        max_length=cut,
+        truncation=most is not None,
+        max_length=most,
         verbose=False,
     )
     return [tuple(span) for span in encoded["offset_mapping"]]
 
 
 def relevance_of(cells, columns: torch.Tensor, tokens: int) -> torch.Tensor:
-    """G of one document's tokens for some labels, (tokens, labels), from its planted cells or None."""
+    """(T, labels) relevance G of one document's tokens, from its planted cells or None."""
     import torch
 
     relevance = torch.zeros((tokens, len(columns)), device=columns.device)
     for i, column in enumerate(columns.tolist() if cells is not None else ()):
-        own = cells.labels == column
-        relevance[:, i].index_add_(0, cells.positions[own], cells.values[own])
+        of_label = cells.labels == column
+        relevance[:, i].index_add_(0, cells.positions[of_label], cells.values[of_label])
     return relevance
 
 
 def _read(
     model, ids: torch.Tensor, offsets: torch.Tensor, columns: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(learned scores, outputs), (T, labels) each, with the hidden states of one window at a time."""
-
+    """(T, labels) learned scores and outputs; hidden states exist for one window at a time."""
     backbone, memory = model.as_backbone(), ()
     learned = model.decoder.label_bias.new_zeros((len(ids), len(columns)))
     outputs = learned.clone()
     for cut in windows.rounds(backbone, offsets):
         hidden, memory = windows.encode_round(backbone, ids, cut, memory)
         part = slice(cut[0].begin, cut[0].end)
-        learned[part], outputs[part] = model.decoder.token_scores(
-            model.standardise(hidden).to(learned.dtype), None, columns
-        )
+        hidden = model.standardise(hidden).to(learned.dtype)
+        learned[part], outputs[part] = model.decoder.token_scores(hidden, None, columns)
     return learned, outputs
 
 
 def save_page(path: str | Path, title: str, body: str) -> Path:
-    """Write `page` atomically; characters that UTF-8 cannot hold become '?'. PrivacyError for text
-    of a credentialed corpus.
-    """
+    """Write an HTML page atomically; characters that UTF-8 cannot hold become '?'.
 
+    PrivacyError if `body` holds text of a credentialed corpus.
+    """
     privacy.check(body, Path(path))
     with atomic_path(path) as temporary:
         temporary.write_text(page(title, body), encoding="utf-8", errors="replace")

@@ -1,10 +1,9 @@
-"""The language model's own head beside a PlantModel: whose L2R score a position takes, and the
-auxiliary loss.
+"""The language model's own head beside a PlantModel: whose L2R score a position takes, and a loss.
 
-Realises METHOD.md section 4, "`v1`": the score may be that of the token read (no head is needed),
-of the model's most likely token at that place (as published: its guess after reading up to it), or
-expected over its `top_n` most likely ones, which is the score of their mean embedding as scores are
-linear in it. The head stays as pretrained; logits exist for blocks of tokens.
+See docs/method.md, "The first version (v1)", "Whose score". A position takes the L2R score of the
+token read ("read", which needs no head), of the most likely token there after reading up to it
+("likely", as published), or the expected score over the `top_n` most likely ones. The head is not
+trained, and logits exist for one block of tokens at a time.
 """
 
 from __future__ import annotations
@@ -20,21 +19,30 @@ BLOCK = 512  # tokens whose logits over the vocabulary are held at once
 
 
 def load(name: str, num_tokens: int, trust_remote_code: bool = False) -> nn.Linear:
-    """The output layer of the causal language model `name`, (num_tokens, D), frozen; ValueError
-    where there is none.
+    """The frozen output layer of a causal language model.
+
+    Args:
+        name: folder, hub id or short name of the model.
+        num_tokens: rows of the layer that are used.
+        trust_remote_code: allow code that comes with a model.
+
+    Returns:
+        A layer (D) -> (num_tokens).
+
+    Raises:
+        ValueError: `name` is an adapter or not a causal language model with its head.
     """
     from transformers import AutoModelForCausalLM
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
+    # refuse what has no such head
     config = loading.config_of(name, trust_remote_code)
+    kind = config.model_type
     refusal = (
-        f"{name!r} ({config.model_type}) is no causal language model with its head; use"
-        " l2r_from='read' and no LM loss, or a backbone such as an AWD-LSTM of"
-        " awd_pretraining.pretrain"
+        f"{name!r} ({kind}) is no causal language model with its head; use l2r_from='read' and no"
+        " LM loss, or a backbone such as an AWD-LSTM of awd_pretraining.pretrain"
     )
-    if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(
-        config, "is_decoder", False
-    ):
+    if kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False):
         raise ValueError(refusal)
     if adapters.holds_adapter(name):
         raise ValueError(
@@ -53,35 +61,33 @@ def load(name: str, num_tokens: int, trust_remote_code: bool = False) -> nn.Line
         raise ValueError(refusal) from error
     if any(not key.startswith(model.base_model_prefix) for key in info["missing_keys"]):
         raise ValueError(refusal)
-    layer = (
-        getattr(model, "decoder", None)
-        if config.model_type == "awd_lstm"
-        else model.get_output_embeddings()
-    )
+    # copy its output layer
+    layer = model.decoder if kind == "awd_lstm" else model.get_output_embeddings()
     head = nn.Linear(layer.in_features, num_tokens, bias=True)
+    bias = torch.zeros(num_tokens) if layer.bias is None else layer.bias[:num_tokens]
     with torch.no_grad():
         head.weight.copy_(layer.weight[:num_tokens])
-        head.bias.copy_(
-            layer.bias[:num_tokens] if layer.bias is not None else torch.zeros(num_tokens)
-        )
+        head.bias.copy_(bias)
     return head.requires_grad_(False)
 
 
 @torch.no_grad()
 def scored_tokens(head: nn.Linear, hidden: torch.Tensor, top_n: int) -> Scored:
-    """The `top_n` most likely tokens of every position (S, D) with their probabilities among
-    themselves.
+    """The `top_n` most likely tokens at each position.
+
+    Args:
+        head: from `load`, (D) -> (V).
+        hidden: (S, D) hidden states.
+        top_n: tokens per position, at most V.
+
+    Returns:
+        ids and weights, (S, top_n) each; weights are probabilities among these tokens.
     """
-    n, ids, weights = min(top_n, head.out_features), [], []
-    for block in hidden.detach().split(BLOCK):
-        best = head(block.to(head.weight.dtype)).topk(n, dim=1)
-        ids.append(best.indices)
-        weights.append(torch.softmax(best.values, 1))
-    if not ids:
-        return Scored(
-            torch.zeros(0, n, dtype=torch.long, device=hidden.device), hidden.new_zeros(0, n)
-        )
-    return Scored(torch.cat(ids), torch.cat(weights))
+    n = min(top_n, head.out_features)
+    blocks = hidden.detach().split(BLOCK)
+    best = [head(block.to(head.weight.dtype)).topk(n, dim=1) for block in blocks]
+    weights = torch.cat([torch.softmax(b.values, 1) for b in best])
+    return Scored(torch.cat([b.indices for b in best]), weights)
 
 
 def loss_sum(
@@ -90,23 +96,31 @@ def loss_sum(
     token_ids: torch.Tensor,
     offsets: torch.Tensor,
     backward: bool,
-):
-    """(sum of -ln p of every next token within its document, how many): hidden (S, D), token_ids
-    (S,), offsets (B+1).
+) -> tuple[torch.Tensor, int]:
+    """The language model's loss, summed over next tokens within their documents.
 
-    backward: the model reads texts from their end, so the next token is the one before. Logits are
-    made again in the backward pass.
+    Args:
+        head: from `load`.
+        hidden: (S, D) hidden states.
+        token_ids: (S,) packed.
+        offsets: (B+1,).
+        backward: texts are read from their end, so the next token is the one before.
+
+    Returns:
+        The sum of -ln p and the number of predicted tokens. Logits are computed again in the
+        backward pass.
     """
     document = torch.repeat_interleave(
         torch.arange(len(offsets) - 1, device=hidden.device), offsets.diff().to(hidden.device)
     )
+    # positions whose right neighbour is in the same document
     inner = (document[1:] == document[:-1]).nonzero().squeeze(1)
     at, target = (inner + 1, token_ids[inner]) if backward else (inner, token_ids[inner + 1])
     total = hidden.new_zeros(())
-    for place, wanted in zip(at.split(BLOCK), target.split(BLOCK), strict=True):
-        total = total + checkpoint(_block_loss, head, hidden[place], wanted, use_reentrant=False)
+    for places, ids in zip(at.split(BLOCK), target.split(BLOCK), strict=True):
+        total = total + checkpoint(_block_loss, head, hidden[places], ids, use_reentrant=False)
     return total, len(at)
 
 
-def _block_loss(head, hidden, wanted) -> torch.Tensor:
-    return nn.functional.cross_entropy(head(hidden.to(head.weight.dtype)), wanted, reduction="sum")
+def _block_loss(head, hidden, ids) -> torch.Tensor:
+    return nn.functional.cross_entropy(head(hidden.to(head.weight.dtype)), ids, reduction="sum")

@@ -1,19 +1,18 @@
-"""PlantModel: a backbone and a LabelDecoder behind transformers' save_pretrained / from_pretrained,
-predict and explain.
+"""PlantModel: a backbone and a LabelDecoder as one transformers model.
 
-Realises METHOD.md section 4 as one model. Documents travel packed (token ids one after another,
-offsets between them), so no padding reaches the decoder. A model may carry no backbone: then hidden
-states are handed in, as head training on cached features does, and `attach_backbone` completes it
-for use on text. Documents longer than the backbone's window are streamed: one window of each in
-memory at a time, in the backward pass too, and (B, L) numbers between them. Not here: what goes to
-disk (`saving.py`), what an explanation holds (`explanation.py`, whose names are passed on).
+See docs/method.md, "Planted attention" and "Long documents". Documents are packed (token ids one
+after another, offsets between them), so no padding reaches the decoder. A model may have no
+backbone: then it reads hidden states, as in training on cached features, and `attach_backbone`
+completes it for use on text. Documents longer than the backbone's window are read window by window.
+Files are in `saving.py`, explanations in `explanation.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -26,7 +25,7 @@ from plantlib.backbones import loading, windows
 from plantlib.data.tokens import Ragged, tokenise
 from plantlib.kernels.attention_bce import left_out, sparse_bce
 from plantlib.model import explanation, lm_head, saving
-from plantlib.model.explanation import DocumentExplanation
+from plantlib.model.explanation import DocumentExplanation, Explanation
 from plantlib.planting import ranking
 from plantlib.planting.decoder import AttentionState, LabelDecoder, Packed
 from plantlib.planting.scores import TeacherScore, WordScore
@@ -34,14 +33,14 @@ from plantlib.planting.scores import TeacherScore, WordScore
 
 @strict
 class PlantConfig(PreTrainedConfig):
-    """Sizes of a PlantModel. `id2label` holds the label names; `backbone_config` is None for a
-    decoder alone.
+    """Sizes and options of a PlantModel; `id2label` holds the label names.
 
-    backbone_saved: "whole" when the folder holds the backbone's weights, "adapter" when it holds
-    adapters to be put on the backbone that `backbone_fingerprint` names. overlap: see
-    `backbones.Backbone`. num_l2r_cells, contexts, stateful: see `LabelDecoder`; l2r_from, top_n:
-    whose L2R score a position takes, see `lm_head`. lm_head: the folder holds that head. backward:
-    texts are read from their end.
+    backbone_config: None for a model without a backbone. backbone_saved: "whole" if the folder
+    holds the backbone's weights, "adapter" if it holds adapters for the backbone that
+    backbone_fingerprint names. overlap: see `loading.Backbone`. num_l2r_cells, contexts, stateful,
+    keep: see `LabelDecoder`. l2r_from, top_n: see `lm_head`. lm_head: the model has that head.
+    backward: texts are read from their end. standardised: see `features.standard_of`. threshold:
+    of F1, on the calibrated score. calibration: slope and shift from logit to calibrated logit.
     """
 
     model_type = "plant"
@@ -76,30 +75,34 @@ class PlantConfig(PreTrainedConfig):
 
 @dataclass
 class PlantOutput(ModelOutput):
-    """loss: scalar or None; logits: (B, L)."""
+    """loss: scalar or None. logits: (B, L)."""
 
     loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
 
 
 class PlantModel(PreTrainedModel):
-    """Backbone (optional), LabelDecoder and the teacher's document score."""
+    """Backbone (optional), LabelDecoder, and the document scores that a start plants."""
 
     config_class = PlantConfig
     base_model_prefix = "plant"
     main_input_name = "token_ids"
     supports_gradient_checkpointing = True
+    hidden_shift: torch.Tensor
+    hidden_scale: torch.Tensor
 
     def __init__(self, config: PlantConfig):
         super().__init__(config)
-        self.backbone = None
+        # the backbone
+        self.backbone: Any = None
         if config.backbone_config is not None and config.backbone_saved == "whole":
             options = dict(config.backbone_config)
-            self.backbone = AutoModel.from_config(
-                AutoConfig.for_model(options.pop("model_type"), **options)
-            )
+            inner = AutoConfig.for_model(options.pop("model_type"), **options)
+            self.backbone = AutoModel.from_config(inner)
+        # the decoder and what is added to its logits
+        labels = config.num_labels or 0
         self.decoder = LabelDecoder(
-            config.num_labels,
+            labels,
             config.hidden_size,
             config.num_tokens,
             config.num_planted_cells,
@@ -108,40 +111,39 @@ class PlantModel(PreTrainedModel):
             contexts=config.contexts,
             stateful=config.stateful,
         )
-        self.teacher_score = (
-            TeacherScore(config.num_tokens, config.num_labels, config.num_teacher_cells)
-            if config.num_teacher_cells
-            else None
-        )
-        self.word_score = (
-            WordScore(config.num_words, config.num_labels, config.num_word_cells)
-            if config.num_words
-            else None
-        )
+        self.teacher_score: TeacherScore | None = None
+        if config.num_teacher_cells:
+            self.teacher_score = TeacherScore(config.num_tokens, labels, config.num_teacher_cells)
+        self.word_score: WordScore | None = None
+        if config.num_words:
+            self.word_score = WordScore(config.num_words, labels, config.num_word_cells)
+        # what stands between the backbone and the decoder
         if config.standardised:
             self.register_buffer("hidden_shift", torch.zeros(config.hidden_size))
             self.register_buffer("hidden_scale", torch.ones(config.hidden_size))
-        self.lm_head = (
-            torch.nn.Linear(config.hidden_size, config.num_tokens).requires_grad_(False)
-            if config.lm_head
-            else None
-        )
+        self.lm_head: Any = None
+        if config.lm_head:
+            head = torch.nn.Linear(config.hidden_size, config.num_tokens)
+            self.lm_head = head.requires_grad_(False)
+        # options of training, set by the trainer
         self.label_loss = "bce"  # or "approx_ndcg", over the labels of a document
-        self.still = None  # (U,) ids of labels that the loss leaves out
-        # of the language model's loss beside the labels', while a backbone is trained
-        self.lm_weight = 0.0
-        self.tokenizer = self.backbone_source = self.record = None
+        self.still: torch.Tensor | None = None  # (U,) labels that the loss leaves out
+        self.lm_weight = 0.0  # weight of the language model's loss, while a backbone is trained
+        # what belongs to the model beside its weights
+        self.tokenizer: Any = None
+        self.backbone_source: str | None = None
+        self.record: Any = None
         self.post_init()
 
     def _init_weights(self, module) -> None:
-        """Values come from `planting.plant` or a file, never from here."""
+        """Nothing: values come from `planting.plant` or from a file."""
 
     def encode(self, token_ids: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
-        """Hidden states (S, D) of packed token ids, through windows of the backbone."""
+        """Hidden states (S, D) of packed token ids (S,); offsets (B+1)."""
         return windows.encode(self.as_backbone(), token_ids, offsets)
 
     def standardise(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Hidden states at the spread the decoder was planted for; see `features.standard_of`."""
+        """Hidden states (S, D) at the spread of the decoder; see `features.standard_of`."""
         if not self.config.standardised:
             return hidden
         return (hidden.to(self.hidden_shift.dtype) - self.hidden_shift) * self.hidden_scale
@@ -149,105 +151,112 @@ class PlantModel(PreTrainedModel):
     def packed(
         self, hidden: torch.Tensor, token_ids: torch.Tensor, offsets: torch.Tensor
     ) -> Packed:
-        """What the decoder reads, from hidden states as the backbone gave them."""
+        """The decoder's input from the backbone's hidden states (S, D); ids (S,), offsets (B+1)."""
         config, scored = self.config, None
         if config.num_l2r_cells and config.l2r_from != "read":
-            scored = lm_head.scored_tokens(
-                self.lm_head, hidden, 1 if config.l2r_from == "likely" else config.top_n
-            )
+            top_n = 1 if config.l2r_from == "likely" else config.top_n
+            scored = lm_head.scored_tokens(self.lm_head, hidden, top_n)
         return Packed(self.standardise(hidden), token_ids, offsets, scored)
 
-    def lm_loss(self, hidden, token_ids, offsets) -> torch.Tensor | None:
-        """(2,) sum and number of the language model's losses; None where they are not asked for."""
+    def lm_loss(
+        self, hidden: torch.Tensor, token_ids: torch.Tensor, offsets: torch.Tensor
+    ) -> torch.Tensor | None:
+        """(2,) sum and number of the language model's losses; None if `lm_weight` is 0."""
         if not (self.lm_weight and self.training):
             return None
-        total, count = lm_head.loss_sum(
-            self.lm_head, hidden, token_ids, offsets, self.config.backward
-        )
+        backward = self.config.backward
+        total, count = lm_head.loss_sum(self.lm_head, hidden, token_ids, offsets, backward)
         return torch.stack([total, total.new_tensor(count)])
 
     def as_backbone(self) -> loading.Backbone:
-        """The model's own backbone in the form `windows` and `features` read."""
+        """The model's backbone as `windows` and `features` read it; ValueError if there is none."""
         if self.backbone is None or self.tokenizer is None:
             raise ValueError(
-                "this model has no backbone; call attach_backbone(backbones.load(...)) or pass"
+                "this model has no backbone; call attach_backbone(loading.load(...)) or pass"
                 " hidden_states"
             )
-        config = self.config
-        return loading.Backbone(
-            config.backbone_name or "", self.backbone, self.tokenizer, config.window, config.overlap
+        name, window, overlap = (
+            getattr(self.config, option) for option in ("backbone_name", "window", "overlap")
         )
+        return loading.Backbone(name or "", self.backbone, self.tokenizer, window, overlap)
 
     def stream(self, token_ids: torch.Tensor, offsets: torch.Tensor) -> AttentionState:
-        """The decoder's state after reading documents window by window; equal to reading them at
-        once, if `stateful` is exact.
+        """The decoder's state after reading documents window by window.
 
-        Of a window nothing is kept for the backward pass but its ids: it is read again there. So
-        memory is that of one window of each document and (B, L) numbers a round, however long the
-        documents are.
+        With stateful="exact" it equals that of reading whole documents. In training a window is
+        read again in the backward pass, so memory holds one window of each document and (B, L)
+        numbers per round, however long the documents are.
+
+        Args:
+            token_ids: (S,) packed.
+            offsets: (B+1,).
         """
-        backbone, batch = self.as_backbone(), len(offsets) - 1
-        state, again = (
-            tuple(self.decoder.start_state(batch)),
-            torch.is_grad_enabled() and self.training,
-        )
+        backbone = self.as_backbone()
+        recompute = torch.is_grad_enabled() and self.training
+        state: tuple = self.decoder.start_state(len(offsets) - 1)
         state = (*state[:4], self.decoder.label_bias.new_zeros(2))
         for cut in windows.rounds(backbone, offsets):
-            lengths = [0 if w is None else w.end - w.begin for w in cut]
-            starts = torch.tensor([0, *lengths], device=offsets.device).cumsum(0)
+            # this round's tokens: one window of each document
+            starts = starts_of(cut, offsets.device)
             ids = torch.cat([token_ids[w.begin : w.end] for w in cut if w is not None])
 
             def read(ids, starts, *state, cut=cut):
-                # four tensors of attention, one of the language model's loss, then what a recurrent
-                # backbone carries
+                # state: four tensors of attention, one of the language model's loss, then the
+                # memory of a recurrent backbone
                 hidden, memory = windows.encode_round(backbone, token_ids, cut, state[5:])
                 lm = self.lm_loss(hidden, ids, starts)
-                read = self.decoder.read(
-                    self.packed(hidden, ids, starts), AttentionState(*state[:4])
-                )
-                return (*read[:4], state[4] if lm is None else state[4] + lm, *memory)
+                packed = self.packed(hidden, ids, starts)
+                after = self.decoder.read(packed, AttentionState(*state[:4]))
+                return (*after[:4], state[4] if lm is None else state[4] + lm, *memory)
 
-            state = (
-                checkpoint(read, ids, starts, *state, use_reentrant=False)
-                if again
-                else read(ids, starts, *state)
-            )
+            if recompute:
+                state = checkpoint(read, ids, starts, *state, use_reentrant=False)
+            else:
+                state = read(ids, starts, *state)
         return AttentionState(*state[:5])
 
-    def read_segments(self, hidden, token_ids, offsets) -> AttentionState:
-        """The state of `stateful="v1"` after hidden states that are there already, in the segments
-        the backbone would read.
+    def read_segments(
+        self, hidden: torch.Tensor, token_ids: torch.Tensor, offsets: torch.Tensor
+    ) -> AttentionState:
+        """As `stream`, from hidden states (S, D) that are computed already.
+
+        For stateful="v1", where the result depends on the segments.
         """
         state = self.decoder.start_state(len(offsets) - 1)
-        for cut in windows.rounds_of(
-            windows.spans(offsets, self.config.window), self.config.backward
-        ):
-            places = torch.cat(
-                [torch.arange(w.begin, w.end, device=hidden.device) for w in cut if w is not None]
-            )
-            starts = torch.tensor(
-                [0, *(0 if w is None else w.end - w.begin for w in cut)], device=offsets.device
-            ).cumsum(0)
-            state = self.decoder.read(self.packed(hidden[places], token_ids[places], starts), state)
+        cut = windows.spans(offsets, self.config.window)
+        for segments in windows.rounds_of(cut, self.config.backward):
+            present = [slice(w.begin, w.end) for w in segments if w is not None]
+            states, ids = (torch.cat([x[part] for part in present]) for x in (hidden, token_ids))
+            packed = self.packed(states, ids, starts_of(segments, offsets.device))
+            state = self.decoder.read(packed, state)
         return state
 
     def forward(
         self,
-        token_ids,
-        offsets,
-        hidden_states=None,
-        label_rows=None,
-        label_columns=None,
-        linear_scores=None,
+        token_ids: torch.Tensor,
+        offsets: torch.Tensor,
+        hidden_states: torch.Tensor | None = None,
+        label_rows: torch.Tensor | None = None,
+        label_columns: torch.Tensor | None = None,
+        linear_scores: torch.Tensor | None = None,
         **_,
     ) -> PlantOutput:
-        """token_ids (S,) packed, offsets (B+1), hidden_states (S, D) or None to run the backbone.
+        """Logits of B documents, and the loss if there are labels.
 
-        linear_scores (B, L): what a model with a `word_score` adds to the logits, see
-        `word_scores`. label_rows, label_columns (P,): the positive cells of (B, L); labels stay
-        sparse. The loss is `label_loss`, binary cross-entropy summed over labels or approxNDCG,
-        mean over documents; logits beside a loss carry no gradient, and those of `still` labels
-        mean nothing there.
+        Args:
+            token_ids: (S,) packed.
+            offsets: (B+1,) where each document begins.
+            hidden_states: (S, D); None runs the backbone.
+            label_rows, label_columns: (P,) the positive cells of (B, L); labels stay sparse.
+            linear_scores: (B, L) from `word_scores`, for a model that plants a linear score.
+
+        Returns:
+            The loss is `label_loss` (binary cross-entropy summed over labels, or approxNDCG), mean
+            over documents, plus `lm_weight` times the language model's. Logits (B, L) beside a loss
+            carry no gradient, and those of `still` labels mean nothing.
+
+        Raises:
+            ValueError: linear scores are missing or not planted, or there is no backbone.
         """
         z = self.teacher_score(token_ids, offsets) if self.teacher_score is not None else None
         if (self.word_score is None) != (linear_scores is None):
@@ -257,6 +266,7 @@ class PlantModel(PreTrainedModel):
                 if self.word_score
                 else "linear_scores were given to a model that plants none; leave them out"
             )
+        # long documents, window by window
         long = longest(offsets) > self.config.window
         if long and (hidden_states is None or self.config.stateful == "v1"):
             if hidden_states is None:
@@ -264,13 +274,14 @@ class PlantModel(PreTrainedModel):
             else:
                 state = self.read_segments(hidden_states, token_ids, offsets)
             logits = self.decoder.finish(state, z, linear_scores)
-            if label_rows is None:
+            if label_rows is None or label_columns is None:
                 return PlantOutput(logits=logits)
             loss = self.loss_of(logits, label_rows, label_columns)
             return PlantOutput(self._with_lm(loss, state.lm_loss), logits.detach())
+        # short documents, or hidden states that are computed already, at once
         hidden = self.encode(token_ids, offsets) if hidden_states is None else hidden_states
         packed = self.packed(hidden, token_ids, offsets)
-        if label_rows is None:
+        if label_rows is None or label_columns is None:
             return PlantOutput(logits=self.decoder(packed, z, linear_scores))
         if self.label_loss == "bce":
             loss, logits = self.decoder.loss(
@@ -278,22 +289,20 @@ class PlantModel(PreTrainedModel):
             )
         else:
             logits = self.decoder(packed, z, linear_scores)
-            loss, logits = self.loss_of(logits, label_rows, label_columns), logits.detach()
+            loss = self.loss_of(logits, label_rows, label_columns)
+            logits = logits.detach()
         lm = self.lm_loss(hidden, token_ids, offsets) if hidden_states is None else None
         return PlantOutput(self._with_lm(loss, lm), logits)
 
     def loss_of(
         self, logits: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor
     ) -> torch.Tensor:
-        """The labels' loss from logits (B, L) and positive cells (P,): `label_loss`, a mean over
-        documents.
-        """
+        """The labels' loss, mean over documents, of logits (B, L) and positive cells (P,)."""
         logits = left_out(logits, self.still)
         if self.label_loss == "bce":
             return sparse_bce(logits, rows, columns)
-        return ranking.approx_ndcg(
-            logits, torch.zeros_like(logits).index_put((rows, columns), logits.new_ones(()))
-        )
+        gold = torch.zeros_like(logits).index_put((rows, columns), logits.new_ones(()))
+        return ranking.approx_ndcg(logits, gold)
 
     def _with_lm(self, loss: torch.Tensor, lm: torch.Tensor | None) -> torch.Tensor:
         """The labels' loss plus `lm_weight` times the language model's mean over tokens."""
@@ -302,52 +311,58 @@ class PlantModel(PreTrainedModel):
         return loss + self.lm_weight * lm[0] / lm[1].clamp(min=1)
 
     def attach_backbone(self, backbone: loading.Backbone) -> PlantModel:
-        """Give a decoder trained on cached features its backbone, so that it reads text and saves
-        whole.
+        """Give a model trained on cached features its backbone, so that it reads text.
 
-        The backbone itself, not a copy: it moves to the decoder's device, unless its weights are
-        quantised and stay.
+        The backbone is not copied. It moves to the decoder's device, unless its weights are
+        quantised.
+
+        Raises:
+            ValueError: its hidden size or vocabulary is not the decoder's.
         """
-        if (
-            backbone.hidden_size != self.config.hidden_size
-            or backbone.num_tokens != self.config.num_tokens
-        ):
+        config, inner = self.config, backbone.model.config
+        sizes = (backbone.hidden_size, backbone.num_tokens)
+        if sizes != (config.hidden_size, config.num_tokens):
             raise ValueError(
-                f"the backbone has hidden size {backbone.hidden_size} and {backbone.num_tokens}"
-                f" tokens, the decoder wants {self.config.hidden_size} and"
-                f" {self.config.num_tokens}; load the backbone it was trained on"
+                f"the backbone has hidden size {sizes[0]} and {sizes[1]} tokens, the decoder wants"
+                f" {config.hidden_size} and {config.num_tokens}; load the backbone it was trained"
+                " on"
             )
         if getattr(backbone.model, "quantization_method", None) is None:
             backbone.model.to(self.device)
-        self.backbone, self.tokenizer = backbone.model, backbone.tokenizer
-        config, inner = self.config, backbone.model.config
-        config.backbone_name, config.window, config.overlap = (
-            Path(backbone.name).name,
-            backbone.window,
-            backbone.overlap,
-        )
+        self.backbone = backbone.model
+        self.tokenizer = backbone.tokenizer
+        self.backbone_source = backbone.name
+        config.backbone_name = Path(backbone.name).name
+        config.window = backbone.window
+        config.overlap = backbone.overlap
         config.backbone_config = inner.to_diff_dict() | {"model_type": inner.model_type}
         config.backbone_dtype = str(next(backbone.model.parameters()).dtype).removeprefix("torch.")
-        self.backbone_source = backbone.name
         return self
 
-    def save_pretrained(self, save_directory, state_dict=None, **kwargs) -> None:
-        """Weights (safetensors), configuration and tokenizer in one folder; adapters as adapters,
-        in peft's format.
-        """
+    def save_pretrained(  # type: ignore[override]
+        self, save_directory: str | Path, state_dict: dict | None = None, **kwargs
+    ) -> None:
+        """Write weights (safetensors), configuration and tokenizer; see `saving`."""
         saving.save(self, Path(save_directory), super().save_pretrained, state_dict, **kwargs)
 
     @classmethod
-    def from_pretrained(cls, path, *args, backbone: str | None = None, **kwargs) -> PlantModel:
-        """Load what save_pretrained wrote, tokenizer included.
+    def from_pretrained(  # type: ignore[override]
+        cls, path: str | Path, *args, backbone: str | None = None, **kwargs
+    ) -> PlantModel:
+        """Load what `save_pretrained` wrote, tokenizer included.
 
-        backbone: where the backbone lies that saved adapters belong to; by default what the
-        adapter's own file names.
+        Args:
+            path: the model's folder.
+            backbone: folder or hub id of the backbone that saved adapters belong to; by default the
+                one that the adapters name.
+
+        Raises:
+            ValueError: the backbone of the adapters is missing or another one.
         """
         return saving.load(super().from_pretrained, path, backbone, *args, **kwargs)
 
     def tokenise(self, texts: list[str]) -> Ragged:
-        """Packed token ids of texts as the model was trained to read them."""
+        """Token ids of texts, cut to `config.max_tokens`; ValueError without a tokenizer."""
         if self.tokenizer is None:
             raise ValueError(
                 "this model has no tokenizer; attach a backbone or load a folder saved with one"
@@ -355,81 +370,110 @@ class PlantModel(PreTrainedModel):
         return tokenise(texts, self.tokenizer, self.config.max_tokens, progress=False)
 
     def _packed(self, tokens: Ragged) -> tuple[torch.Tensor, torch.Tensor]:
-        """token_ids (S,) and offsets (B+1) where the model is."""
+        """token_ids (S,) and offsets (B+1) on the model's device."""
         ids = torch.from_numpy(tokens.flat.astype(np.int64)).to(self.device)
         return ids, torch.from_numpy(tokens.offsets).to(self.device)
 
     def word_scores(self, texts: list[str]) -> torch.Tensor | None:
-        """(B, L) linear scores of texts, all their words read; None for a model that plants none."""
-        return (
-            None
-            if self.word_score is None
-            else self.word_score(*self._packed(self.word_score.word_ids(texts)))
-        )
+        """(B, L) linear scores of whole texts; None for a model without a linear score."""
+        score = self.word_score
+        return None if score is None else score(*self._packed(score.word_ids(texts)))
 
-    def linear_of(self, texts: list[str]):
-        """What `train.Documents` asks for linear scores: rows of `texts` -> (b, L); None for a
-        model that plants none.
-        """
-        return (
-            None
-            if self.word_score is None
-            else lambda rows: self.word_scores([texts[i] for i in rows]).cpu().numpy()
-        )
+    def linear_of(self, texts: list[str]) -> Callable[[Sequence[int]], np.ndarray] | None:
+        """Rows (b,) of `texts` -> their linear scores (b, L); None without a linear score."""
+        score = self.word_score
+        if score is None:
+            return None
+
+        def scores(rows: Sequence[int]) -> np.ndarray:
+            ids = score.word_ids([texts[i] for i in rows])
+            return score(*self._packed(ids)).cpu().numpy()
+
+        return scores
 
     @torch.inference_mode()
     def predict(
         self, texts: list[str], k: int = 8, batch: int = 16
     ) -> list[list[tuple[str, float]]]:
-        """The k best labels of every text with scores calibrated on dev (probabilities once
-        `calibration` is set).
+        """The k best labels of each text, best first.
+
+        Args:
+            texts: N documents.
+            k: labels per document, at most L.
+            batch: documents read at a time.
+
+        Returns:
+            For each text, pairs of a label and its score in [0, 1]. With `config.calibration` the
+            score is the chance of being right, estimated on dev.
+
+        Raises:
+            ValueError: one string instead of a list, or a model without a backbone.
         """
         if isinstance(texts, str):
             raise ValueError("predict takes a list of texts, got one string; write predict([text])")
         self.eval()
-        out, slope_shift = [], self.config.calibration or [1.0, 0.0]
+        slope, shift = self.config.calibration or [1.0, 0.0]
+        names = self.config.id2label or {}
+        predictions = []
         for begin in range(0, len(texts), batch):
             part = texts[begin : begin + batch]
-            logits = self(
-                *self._packed(self.tokenise(part)), linear_scores=self.word_scores(part)
-            ).logits
+            tokens = self._packed(self.tokenise(part))
+            logits = self(*tokens, linear_scores=self.word_scores(part)).logits
             best = logits.topk(min(k, logits.shape[1]), dim=1)
-            scores = torch.sigmoid(best.values * slope_shift[0] + slope_shift[1])
+            scores = torch.sigmoid(best.values * slope + shift)
             for ids, row in zip(best.indices.tolist(), scores.tolist(), strict=True):
-                out.append([(self.config.id2label[i], s) for i, s in zip(ids, row, strict=True)])
-        return out
+                predictions.append([(names[i], s) for i, s in zip(ids, row, strict=True)])
+        return predictions
+
+    @overload
+    def explain(self, text: str, label: str, html: str | Path | None = None) -> Explanation: ...
+
+    @overload
+    def explain(
+        self, text: str, label: list[str] | tuple[str, ...], html: str | Path | None = None
+    ) -> DocumentExplanation: ...
 
     @torch.inference_mode()
-    def explain(self, text: str, label: str | Sequence[str], html: str | Path | None = None):
-        """Which words of `text` a label was read from: an `Explanation`, or a `DocumentExplanation`
-        for several labels.
+    def explain(self, text, label, html=None):
+        """Which words of `text` speak for a label.
 
-        Documents longer than the window are read window by window. html: also write a
-        self-contained HTML file there.
+        Args:
+            text: one document.
+            label: a label, or several.
+            html: also write a self-contained page there.
+
+        Returns:
+            An `Explanation`, or a `DocumentExplanation` for several labels.
+
+        Raises:
+            ValueError: a label that the model does not know, or a model without a backbone.
         """
         self.eval()
         labels = [label] if isinstance(label, str) else list(label)
-        found = explanation.explain(self, text, labels)
-        shown = found[0] if isinstance(label, str) else DocumentExplanation(found)
+        explanations = explanation.explain(self, text, labels)
+        single = isinstance(label, str)
+        result = explanations[0] if single else DocumentExplanation(explanations)
         if html is not None:
-            shown.save_html(html)
-        return shown
+            result.save_html(html)
+        return result
 
     def explain_document(
         self, text: str, k: int = 5, html: str | Path | None = None
     ) -> DocumentExplanation:
-        """The k labels that `predict` ranks first, with their scores and the words behind each;
-        html as for `explain`.
-        """
+        """The k labels that `predict` ranks first, each with its score and words; see `explain`."""
         return self.explain(text, [label for label, _ in self.predict([text], k)[0]], html)
 
 
+def starts_of(cut: list[windows.Window | None], device) -> torch.Tensor:
+    """(B+1,) offsets of the tokens of one window of each of B documents."""
+    lengths = [0 if w is None else w.end - w.begin for w in cut]
+    return torch.tensor([0, *lengths], device=device).cumsum(0)
+
+
 def longest(offsets: torch.Tensor) -> int:
-    """Tokens of the longest of B documents."""
+    """Tokens of the longest of B documents; offsets (B+1)."""
     return int(offsets.diff().max()) if len(offsets) > 1 else 0
 
 
 AutoConfig.register("plant", PlantConfig)
-
-
 AutoModel.register(PlantConfig, PlantModel)

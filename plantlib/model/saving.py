@@ -1,10 +1,8 @@
-"""What a PlantModel leaves on disk: the whole model, or the head beside adapters in peft's own
-format; and its model card.
+"""A PlantModel on disk: the whole model, or head and adapters, and its model card.
 
-A folder of a model with LoRA holds `model.safetensors` (decoder and teacher score alone),
-`adapter/` (adapter_model.safetensors and adapter_config.json, which peft reads without this
-library) and the tokenizer. The backbone itself is not copied: it is loaded again from where it came
-from and its fingerprint must agree. Only safetensors and JSON are read.
+The folder of a model with LoRA holds `model.safetensors` (without the backbone), `adapter/` (in
+peft's format) and the tokenizer. The backbone is not copied: it is loaded again from where it came
+from, and its fingerprint must agree. Only safetensors and JSON are read.
 """
 
 from __future__ import annotations
@@ -23,8 +21,17 @@ WORDS = "words.json"
 
 
 def save(model, folder: Path, write, state_dict=None, **kwargs) -> None:
-    """Save `model` to `folder`; `write` is transformers' save_pretrained, a given state_dict a
-    Trainer's checkpoint.
+    """Save `model` to `folder`.
+
+    Args:
+        model: a PlantModel.
+        folder: made if it does not exist.
+        write: transformers' save_pretrained, which gets `kwargs`.
+        state_dict: the weights to write, from a Trainer's checkpoint; then card and adapters are
+            left out.
+
+    Raises:
+        PrivacyError: trained on a credentialed corpus, and `folder` is outside the data folder.
     """
     privacy.check_model_folder(model.record, folder)
     checkpoint = state_dict is not None
@@ -48,9 +55,7 @@ def save(model, folder: Path, write, state_dict=None, **kwargs) -> None:
 
 
 def _name_base(model) -> None:
-    """Write into the adapter's configuration which backbone it belongs to, and its fingerprint into
-    the model's.
-    """
+    """Name the backbone in the adapters' configuration, and its fingerprint in the model's."""
     source = model.backbone_source
     for config in model.backbone.peft_config.values():
         config.base_model_name_or_path = source
@@ -58,7 +63,16 @@ def _name_base(model) -> None:
 
 
 def load(read, path, backbone: str | None = None, *args, **kwargs):
-    """The model in `path`; `read` is transformers' from_pretrained."""
+    """The model in the folder `path`.
+
+    Args:
+        read: transformers' from_pretrained, which gets `args` and `kwargs`.
+        path: what `save` wrote.
+        backbone: folder or hub id of the adapters' backbone, by default the one they name.
+
+    Raises:
+        ValueError: the adapters' backbone is missing or another one.
+    """
     with without_library_bars():
         model = read(path, *args, **{"use_safetensors": True, "dtype": torch.float32} | kwargs)
     loading.own_memory(model)
@@ -71,28 +85,31 @@ def load(read, path, backbone: str | None = None, *args, **kwargs):
         from transformers import AutoTokenizer
 
         model.backbone.to(getattr(torch, config.backbone_dtype))
-        model.tokenizer, model.backbone_source = AutoTokenizer.from_pretrained(path), str(path)
+        model.tokenizer = AutoTokenizer.from_pretrained(path)
+        model.backbone_source = str(path)
     return model
 
 
 def _put_on_backbone(model, path: Path, backbone: str | None):
-    """Load the backbone the adapters in `path` belong to, check it and put them on."""
+    """Load the backbone of the adapters in `path`, check it and put them on."""
     from transformers import AutoTokenizer
 
-    named = adapters.base_of(path / ADAPTER)
-    source, wanted = backbone or named, model.config.backbone_fingerprint
+    # the right backbone, by its fingerprint
+    name = adapters.base_of(path / ADAPTER)
+    source, expected = backbone or name, model.config.backbone_fingerprint
     try:
-        found = loading.fingerprint(source)
+        actual = loading.fingerprint(source)
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"the adapters in {path} belong to the backbone {named!r}, which is not here ({error});"
+            f"the adapters in {path} belong to the backbone {name!r}, which is not here ({error});"
             " pass backbone= with its folder or hub id"
         ) from error
-    if found != wanted:
+    if actual != expected:
         raise ValueError(
-            f"the adapters in {path} were trained on a backbone of fingerprint {wanted}, {source!r}"
-            f" has {found}; pass backbone= with the one they were trained on"
+            f"the adapters in {path} were trained on a backbone of fingerprint {expected},"
+            f" {source!r} has {actual}; pass backbone= with the one they were trained on"
         )
+    # read as in training, with the adapters around it
     config, tokenizer = model.config, AutoTokenizer.from_pretrained(path)
     reading = {"window": config.window, "overlap": config.overlap}
     model.attach_backbone(
@@ -102,61 +119,72 @@ def _put_on_backbone(model, path: Path, backbone: str | None):
     return model.eval()
 
 
+CARD = """---
+library_name: plantlib
+pipeline_tag: text-classification
+tags: [plant, multi-label, label-attention, planted-attention]
+---
+
+# {id}
+
+A PLANT model: start `{system}`, backbone `{backbone}`, tuning `{tuning}`, seed {seed}.
+
+Trained on **{name}**{synthetic}: {train:,} training, {dev:,} dev and \
+{test:,} test documents; label space: {labels:,} {label_space}.
+
+```python
+from plantlib import PlantModel
+PlantModel.from_pretrained("this folder").predict(["..."], k=8)
+```
+
+Scores are calibrated on dev; the epoch was chosen on dev and test was read once.
+
+| test metric | value |
+| --- | ---: |
+{metrics}
+
+Run of {created} on {cores} cores of {cpu}; parameters trained: {sizes}. All options and metrics: \
+`run.json`.
+
+Not for clinical decisions: a ranking of codes for a person to check.
+"""
+
+
 def write_card(record, folder: str | Path) -> Path:
-    """README.md of a model folder, every number from the run's record; nothing is typed by hand."""
+    """Write README.md and run.json of a model folder from its RunRecord; the path of the card.
+
+    PrivacyError if the card would hold text of a credentialed corpus.
+    """
     data, metrics, path = record.dataset, record.metrics, Path(folder) / "README.md"
-    shown = [(k, metrics[k]) for k in sorted(metrics) if metrics[k] is not None]
-    lines = [
-        "---",
-        "library_name: plantlib",
-        "pipeline_tag: text-classification",
-        "tags: [plant, multi-label, label-attention, planted-attention]",
-        "---",
-        "",
-        f"# {record.id}",
-        "",
-        (
-            f"A PLANT model: start `{record.system}`, backbone `{record.backbone}`, tuning "
-            f"`{record.params.get('tuning', 'frozen')}`, seed {record.seed}."
+    card = CARD.format(
+        id=record.id,
+        system=record.system,
+        backbone=record.backbone,
+        tuning=record.params.get("tuning", "frozen"),
+        seed=record.seed,
+        synthetic=" (synthetic)" if data["synthetic"] else "",
+        **{key: data[key] for key in ("name", "train", "dev", "test", "labels", "label_space")},
+        metrics="\n".join(
+            f"| {name} | {value:.4f} |"
+            for name, value in sorted(metrics.items())
+            if value is not None
         ),
-        "",
-        (
-            f"Trained on **{data['name']}**{' (synthetic)' if data['synthetic'] else ''}:"
-            f" {data['train']:,} training, {data['dev']:,} dev and {data['test']:,} test documents;"
-            f" label space: {data['labels']:,} {data['label_space']}."
-        ),
-        "",
-        "```python",
-        "from plantlib import PlantModel",
-        'PlantModel.from_pretrained("this folder").predict(["..."], k=8)',
-        "```",
-        "",
-        "Scores are calibrated on dev; the epoch was chosen on dev and test was read once.",
-        "",
-        "| test metric | value |",
-        "| --- | ---: |",
-        *(f"| {k} | {v:.4f} |" for k, v in shown),
-        "",
-        (
-            f"Run of {record.created} on {record.environment['cores']} cores of"
-            f" {record.environment['cpu']}; parameters trained: {_sizes(record.model_size)}. All"
-            " options and metrics: `run.json`."
-        ),
-        "",
-        "Not for clinical decisions: a ranking of codes for a person to check.",
-    ]
-    if data.get("credentialed"):
-        privacy.check(lines, path)
-    with atomic_path(path) as temporary:
-        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    write_json(
-        Path(folder) / "run.json",
-        {"id": record.id, "params": record.params, "metrics": metrics, "dataset": data},
+        created=record.created,
+        cores=record.environment["cores"],
+        cpu=record.environment["cpu"],
+        sizes=_sizes(record.model_size),
     )
+    if data.get("credentialed"):
+        privacy.check(card.splitlines(), path)
+    with atomic_path(path) as temporary:
+        temporary.write_text(card, encoding="utf-8")
+    run = {"id": record.id, "params": record.params, "metrics": metrics, "dataset": data}
+    write_json(Path(folder) / "run.json", run)
     return path
 
 
 def _sizes(sizes) -> str:
+    """A record's number of trained parameters, or its numbers by name, as text."""
     if not isinstance(sizes, dict):
         return f"{sizes or 0:,}"
     return (

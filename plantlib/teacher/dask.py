@@ -1,12 +1,9 @@
-"""Mutual information of a corpus that outgrows one machine: C = X'Y summed over partitions on Dask,
-then `mig` itself.
+"""The teacher of a corpus too large for memory: counts C = X'Y summed over partitions with Dask.
 
-Realises METHOD.md sections 1 and 2 as `mig.teach` does, to the bit: counts are exact integers, so
-their sum does not depend on how rows are cut, and closed form and best K tokens are functions of
-`mig`. Blocks of labels bound memory; a checkpoint folder keeps finished parts. It chooses no rows:
-hand over training rows alone, or the teacher has seen the test set. dask and distributed are
-optional (plantlib[scale]). `python -m plantlib.teacher.dask CORPUS --out FOLDER` teaches from a
-whole corpus.
+The result has the bits of `mig.teach` on the stacked rows: counts are exact integers, so their sum
+does not depend on how rows are cut, and everything after it is computed by `mig`. Memory is bounded
+by blocks of labels, and a checkpoint folder keeps finished parts. Pass training rows only. dask and
+distributed are optional (plantlib[scale]). The command is `python -m plantlib.cli.dask`.
 """
 
 from __future__ import annotations
@@ -41,32 +38,23 @@ from plantlib.utils.io import atomic_path, read_json, write_json
 from plantlib.utils.progress import tqdm
 
 
-def _need(name: str):
-    """The optional module `name`; ImportError with the fix when it is not installed."""
+def optional(name: str):
+    """The module `name`; ImportError with the fix if it is not installed."""
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        raise ImportError(
-            f"{name} is not installed, and plantlib.teacher.dask runs on it: pip install"
-            " plantlib[scale]"
-        ) from error
+        message = f"{name} is not installed, and plantlib.teacher.dask needs it"
+        raise ImportError(f"{message}: pip install plantlib[scale]") from error
 
 
-def _save(
-    path: Path, *, ones: bool = False, about: dict[str, str], **matrices: sparse.csr_matrix
-) -> Path:
-    """Write csr matrices as one safetensors file, atomically; values are left out where all are
-    `ones`.
-    """
+def _save(path: Path, *, ones: bool = False, about: dict[str, str], **matrices) -> Path:
+    """Write csr matrices as one safetensors file, without their values if they are all `ones`."""
     from safetensors.numpy import save_file
 
     tensors = {}
     for name, matrix in matrices.items():
-        parts = {
-            "indptr": matrix.indptr,
-            "indices": matrix.indices,
-            "shape": np.asarray(matrix.shape, np.int64),
-        }
+        shape = np.asarray(matrix.shape, np.int64)
+        parts = {"indptr": matrix.indptr, "indices": matrix.indices, "shape": shape}
         parts |= {} if ones else {"data": matrix.data}
         tensors |= {f"{name}.{part}": np.ascontiguousarray(array) for part, array in parts.items()}
     with atomic_path(path) as temporary:
@@ -74,94 +62,84 @@ def _save(
     return Path(path)
 
 
-def _read(
-    path: Path, *names: str, key: str | None = None
-) -> tuple[list[sparse.csr_matrix], dict[str, str]]:
-    """The named csr matrices of a file of `_save` and what is said about them. ValueError when it
-    is none or of another key.
-    """
+def _read(path: Path, *names: str, key: str | None = None) -> tuple[list, dict[str, str]]:
+    """(csr matrices, metadata) of a file of `_save`; ValueError for another file or another key."""
     from safetensors import SafetensorError, safe_open
 
     matrices = []
     try:
         with safe_open(path, framework="numpy") as file:
-            stored, about = (
-                {key: file.get_tensor(key) for key in file.keys()},
-                file.metadata() or {},
-            )
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            about = file.metadata() or {}
         for name in names:
-            indptr, indices, shape = (
-                stored[f"{name}.{part}"] for part in ("indptr", "indices", "shape")
-            )
-            data = stored.get(f"{name}.data", np.ones(len(indices), np.int32))
-            matrices.append(sparse.csr_matrix((data, indices, indptr), shape=tuple(shape.tolist())))
+            indptr, indices = tensors[f"{name}.indptr"], tensors[f"{name}.indices"]
+            data = tensors.get(f"{name}.data", np.ones(len(indices), np.int32))
+            shape = tuple(tensors[f"{name}.shape"].tolist())
+            matrices.append(sparse.csr_matrix((data, indices, indptr), shape=shape))
             matrices[-1].check_format(full_check=True)
     except (SafetensorError, KeyError, ValueError, OSError) as error:
-        raise ValueError(
-            f"{path} holds no csr matrices {names} ({error}); write it anew where all workers"
-            " see it"
-        ) from error
+        fix = "write it again, to a place that all workers see"
+        raise ValueError(f"{path} holds no csr matrices {names} ({error}); {fix}") from error
     if key is not None and about.get("key") != key:
-        raise ValueError(
-            f"{path} was written for other partitions or options; use another checkpoint folder or"
-            " delete it"
-        )
+        fix = "use another checkpoint folder or delete it"
+        raise ValueError(f"{path} was written for other partitions or options; {fix}")
     return matrices, about
 
 
 @dataclass(frozen=True, eq=False)
 class Partition:
-    """Some training rows: x (n, V) token counts or presence, y (n, L) labels, both csr. n may be 0."""
+    """Training rows: x (n, V) token counts or presence, y (n, L) labels, both csr; n may be 0."""
 
     x: sparse.csr_matrix
     y: sparse.csr_matrix
 
     def save(self, path: str | Path) -> Path:
-        """Write the presence of both, the only thing MIG reads, as one safetensors file."""
-        return _save(
-            Path(path), ones=True, about={"format": "1"}, x=presence(self.x), y=presence(self.y)
-        )
+        """Write the presence of both, which is all that MIG reads, as one safetensors file."""
+        matrices = {"x": presence(self.x), "y": presence(self.y)}
+        return _save(Path(path), ones=True, about={"format": "1"}, **matrices)
 
     @classmethod
     def load(cls, path: str | Path) -> Partition:
+        """Read what `save` wrote; ValueError for any other file."""
         return cls(*_read(Path(path), "x", "y")[0])
 
 
 def write_partitions(
     x: sparse.csr_matrix, y: sparse.csr_matrix, folder: str | Path, rows: int
 ) -> list[Path]:
-    """Cut x (N, V) and y (N, L), training rows only, into files of `rows` rows; their paths, in row
-    order.
+    """Cut training rows into files; the folder appears whole or not at all.
 
-    The folder appears whole or not at all. ValueError when it is there already.
+    Args:
+        x: (N, V) csr, token counts or presence.
+        y: (N, L) csr, labels.
+        folder: must not exist.
+        rows: rows per file.
+
+    Returns:
+        The files in row order.
+
+    Raises:
+        ValueError: the folder exists, rows do not match or are fewer than 1.
     """
     check_request(x, y, VARIANTS[0])
     if rows < 1:
         raise ValueError(f"rows={rows}: a partition needs at least 1 row")
     if Path(folder).exists():
-        raise ValueError(
-            f"{folder} is there already; give a new folder, or delete it when its partitions are"
-            " not needed"
-        )
+        raise ValueError(f"{folder} exists; give a new folder, or delete this one")
     with atomic_path(folder) as temporary:
         temporary.mkdir()
         for i, begin in enumerate(range(0, x.shape[0], rows)):
-            Partition(x[begin : begin + rows], y[begin : begin + rows]).save(
-                temporary / f"part-{i:06d}.safetensors"
-            )
+            part = Partition(x[begin : begin + rows], y[begin : begin + rows])
+            part.save(temporary / f"part-{i:06d}.safetensors")
     return partitions_in(folder)
 
 
 def partitions_in(folder: str | Path) -> list[Path]:
-    """Paths of the partitions in a folder of `write_partitions`, in row order. ValueError when
-    there is none.
-    """
+    """The files of `write_partitions` in row order; ValueError if there is none."""
     paths = sorted(Path(folder).glob("part-*.safetensors"))
     if not paths:
-        raise ValueError(
-            f"{folder} holds no part-*.safetensors; make it with write_partitions(x, y, folder,"
-            " rows)"
-        )
+        fix = "make it with write_partitions(x, y, folder, rows)"
+        raise ValueError(f"{folder} holds no part-*.safetensors; {fix}")
     return paths
 
 
@@ -169,27 +147,21 @@ def _load(source, index: int) -> tuple[sparse.csr_matrix, sparse.csr_matrix]:
     """Presence x (n, V) and y (n, L) of partition `index`: a Partition, a pair or a path."""
     source = Partition.load(source) if isinstance(source, (str, Path)) else source
     pair = (source.x, source.y) if isinstance(source, Partition) else source
-    if (
-        not isinstance(pair, (tuple, list))
-        or len(pair) != 2
-        or not all(sparse.issparse(m) for m in pair)
-    ):
-        got = f"partition {index} is {type(source).__name__}"
-        raise ValueError(
-            f"{got}; wanted a pair (x, y) of csr matrices, dask.delayed of one, or a path"
-        )
-    if pair[0].shape[0] != pair[1].shape[0]:
-        raise ValueError(
-            f"partition {index}: tokens {pair[0].shape} and labels {pair[1].shape} differ in rows;"
-            " pass the same"
-        )
-    return presence(pair[0]), presence(pair[1])
+    if not isinstance(pair, (tuple, list)) or [sparse.issparse(m) for m in pair] != [True, True]:
+        wanted = "a pair (x, y) of csr matrices, dask.delayed of one, or a path"
+        raise ValueError(f"partition {index} is {type(source).__name__}; wanted {wanted}")
+    x, y = pair
+    if x.shape[0] != y.shape[0]:
+        sizes = f"tokens {x.shape} and labels {y.shape}"
+        raise ValueError(f"partition {index}: {sizes} differ in rows; pass the same rows of both")
+    return presence(x), presence(y)
 
 
 @dataclass(frozen=True, eq=False)
-class _Scan:
-    """Sums over partitions: rows n, n_t (V,), n_l (L,), cells (L,) as in `mig.tokens_beside`;
-    digests in partition order.
+class _Totals:
+    """Sums over partitions: rows n, n_t (V,), n_l (L,) and cells (L,), see `tokens_beside`.
+
+    first: index of the first partition. digests: of the partitions' content, in order.
     """
 
     first: int
@@ -199,32 +171,29 @@ class _Scan:
     cells: np.ndarray
     digests: tuple[str, ...]
 
-    def __add__(self, other: _Scan) -> _Scan:
-        a, b = ((len(s.n_t), len(s.n_l)) for s in (self, other))
+    def __add__(self, other: _Totals) -> _Totals:
+        a, b = ((len(totals.n_t), len(totals.n_l)) for totals in (self, other))
         if a != b:
-            got = f"partition {other.first} has (V, L) = {b} and partition {self.first} has {a}"
-            raise ValueError(
-                f"{got}; build all partitions over one vocabulary and one list of labels"
-            )
-        n_t, n_l, cells = self.n_t + other.n_t, self.n_l + other.n_l, self.cells + other.cells
-        return _Scan(self.first, self.n + other.n, n_t, n_l, cells, self.digests + other.digests)
+            sizes = f"partition {other.first} has (V, L) = {b} and partition {self.first} has {a}"
+            raise ValueError(f"{sizes}; build all with one vocabulary and one list of labels")
+        names = ("n", "n_t", "n_l", "cells", "digests")
+        return _Totals(self.first, *(getattr(self, name) + getattr(other, name) for name in names))
 
 
-def _scan(source, index: int, tick: Callable) -> _Scan:
+def _scan(source, index: int, tick: Callable) -> _Totals:
+    """Totals of one partition."""
     x, y = _load(source, index)
     digest = hashlib.sha256(json.dumps([x.shape, y.shape]).encode())
     for array in (x.indptr, x.indices, y.indptr, y.indices):
         digest.update(array.astype("<i8"))
     tick()
-    n_t, n_l, cells = column_counts(x), column_counts(y), tokens_beside(x, y)
-    return _Scan(index, x.shape[0], n_t, n_l, cells, (digest.hexdigest(),))
+    sums = column_counts(x), column_counts(y), tokens_beside(x, y)
+    return _Totals(index, x.shape[0], *sums, (digest.hexdigest(),))
 
 
-def _count(
-    source, index: int, begin: int, end: int, keep, path: Path | None, key: str, tick
-) -> sparse.csr_matrix:
-    """C_i' (end - begin, V) int64 of one partition and one block of labels; tokens outside `keep`
-    (V,) bool left out.
+def _count(source, index, begin, end, keep, path: Path | None, key: str, tick: Callable):
+    """(end - begin, V) int64 csr: one partition's counts of labels [begin, end) with the tokens
+    where keep (V,) is true; also written to `path` if there is one.
     """
     x, y = _load(source, index)
     x.data *= keep[x.indices]
@@ -238,48 +207,40 @@ def _count(
 
 
 def _sum(parts: list):
-    """One delayed value: `parts` added in pairs, then pairs of pairs, so that few partial sums are
-    alive at once.
-    """
-    add = _need("dask").delayed(operator.add, pure=False)
+    """One delayed value: delayed `parts` are added in pairs, so that few sums are alive at once."""
+    add = optional("dask").delayed(operator.add, pure=False)
     while len(parts) > 1:
-        parts = [add(a, b) for a, b in zip(parts[::2], parts[1::2], strict=False)] + parts[
-            len(parts) // 2 * 2 :
-        ]
+        pairs = zip(parts[::2], parts[1::2], strict=False)
+        parts = [add(a, b) for a, b in pairs] + parts[len(parts) // 2 * 2 :]
     return parts[0]
 
 
 def _run(node, client):
-    """The value of a delayed `node`: on the client's cluster, else on this process's threads (or
-    dask's "sync" scheduler).
-    """
+    """The value of a delayed `node`, from the client's cluster or from this process's threads."""
     if client is not None:
         return client.compute(node, sync=True)
-    chosen = _need("dask").config.get("scheduler", None)
-    return node.compute(
-        scheduler="sync" if chosen in ("sync", "synchronous", "single-threaded") else "threads"
-    )
+    one_thread = ("sync", "synchronous", "single-threaded")
+    chosen = optional("dask").config.get("scheduler", None)
+    return node.compute(scheduler="sync" if chosen in one_thread else "threads")
 
 
 def _share(value, client):
-    """`value` as an argument of many tasks: a path as it is, else sent to the cluster once or
-    untouched by dask.
-    """
+    """`value` as an argument of many tasks: sent to a cluster once; a path stays a path."""
     if isinstance(value, (str, Path)):
         return Path(value).absolute()
     if client is not None:
         return client.scatter([value], hash=False)[0]
-    return _need("dask").delayed(value, pure=False, traverse=False)
+    return optional("dask").delayed(value, pure=False, traverse=False)
 
 
-def _tell(topic: str) -> None:
-    """One step of the bar that listens to `topic`, from a worker."""
-    _need("distributed").get_worker().log_event(topic, 1)
+def _log_step(topic: str) -> None:
+    """Tell the bar that listens to `topic`, from a worker, that a task is done."""
+    optional("distributed").get_worker().log_event(topic, 1)
 
 
 @contextlib.contextmanager
 def _bar(client, total: int, desc: str, progress: bool) -> Iterator[Callable]:
-    """A bar of `total` partitions; yields what a task calls when it has done one."""
+    """A bar of `total` tasks; yields the function that a task calls when it is done."""
     with tqdm(total=total, desc=desc, unit="partition", disable=not progress) as bar:
         if client is None:
             yield bar.update
@@ -287,32 +248,29 @@ def _bar(client, total: int, desc: str, progress: bool) -> Iterator[Callable]:
             topic = f"plantlib-{uuid.uuid4().hex}"
             client.subscribe_topic(topic, lambda event: bar.update())
             try:
-                yield partial(_tell, topic)
+                yield partial(_log_step, topic)
             finally:
                 client.unsubscribe_topic(topic)
         bar.update(total - bar.n)
 
 
 def _checkpoint(folder: str | Path | None, options: dict) -> tuple[Path | None, str]:
-    """(folder, key of these partitions and options). ValueError when the folder was begun with
-    others.
-    """
+    """(folder, key of `options`); ValueError if the folder was begun with other options."""
     text = json.dumps(options, sort_keys=True, default=lambda number: number.item())
-    options, key = json.loads(text), hashlib.sha256(text.encode()).hexdigest()
+    key = hashlib.sha256(text.encode()).hexdigest()
     if folder is None:
         return None, key
     state = Path(folder).absolute() / "state.json"
-    found = read_json(state) if state.exists() else options
-    if found != options:
-        changed = [
-            f"{k} {found.get(k)!r}, now {options.get(k)!r}"
-            for k in found | options
-            if found.get(k) != options.get(k)
-        ]
-        raise ValueError(
-            f"checkpoint {folder} is of another run: {'; '.join(changed)}; use another folder or"
-            " delete it"
-        )
+    options = json.loads(text)
+    stored = read_json(state) if state.exists() else options
+    changed = [
+        f"{name} {stored.get(name)!r}, now {options.get(name)!r}"
+        for name in stored | options
+        if stored.get(name) != options.get(name)
+    ]
+    if changed:
+        fix = "use another folder or delete it"
+        raise ValueError(f"checkpoint {folder} is of another run: {'; '.join(changed)}; {fix}")
     write_json(state, options)
     return state.parent, key
 
@@ -329,112 +287,94 @@ def teach_partitions(
     checkpoint: str | Path | None = None,
     progress: bool = True,
 ) -> mig.Teacher:
-    """The teacher `mig.teach` builds from the stacked partitions, bit for bit; training rows only,
-    as there.
+    """The teacher of partitioned training rows, bit for bit that of `mig.teach` on all of them.
 
-    partitions: a folder of `write_partitions`, or a list of Partition, pair (x, y) of csr matrices,
-    dask.delayed of one, or path of one. Each is read once for its sums and once a block of labels;
-    a delayed one is computed as often. min_documents counts documents of all partitions; memory_mb
-    bounds the cells of one block, of which a worker holds a few. client: a distributed.Client;
-    without one this process's threads count. checkpoint: a folder that all workers see, where each
-    partition's counts are kept until their block is done, then the block's result; a call that was
-    interrupted goes on from there. ValueError for a checkpoint of other partitions or options,
-    ImportError without dask.
+    Args:
+        partitions: a folder of `write_partitions`, or a list; each item is a Partition, a pair
+            (x (n, V), y (n, L)) of csr matrices, dask.delayed of one, or a path. Each is read once
+            for the totals and once per block of labels.
+        variant, top_k, relevance: see `mig.teach`; `mig.OTHERS` are not available.
+        min_documents: tokens in fewer documents of all partitions are not counted.
+        memory_mb: bound on the cells of one block of labels; a worker holds a few blocks.
+        client: a distributed.Client; without one, threads of this process do the work.
+        checkpoint: a folder that all workers see. It keeps each partition's counts until their
+            block is done, then the block's result; the same call resumes after an interruption.
+        progress: show bars.
+
+    Raises:
+        ValueError: unknown options, unequal or no partitions, or a checkpoint of other ones.
+        ImportError: dask is not installed.
     """
     check_choice("variant", variant, VARIANTS)
     check_choice("relevance", relevance, RELEVANCES)
-    dask, sources = (
-        _need("dask"),
-        partitions_in(partitions) if isinstance(partitions, (str, Path)) else list(partitions),
-    )
+    dask, nothing = optional("dask"), "MIG needs at least one document of the training split"
+    folder = isinstance(partitions, (str, Path))
+    sources = partitions_in(partitions) if folder else list(partitions)
     if not sources:
-        raise ValueError(
-            "no partition was given; MIG needs at least one document of the training split"
-        )
-    # new keys, or a cluster answers with the failure that it remembers of a partition
-    late = iter(
-        _need("dask.graph_manipulation").clone([s for s in sources if dask.is_dask_collection(s)])
-    )
-    sources = [next(late) if dask.is_dask_collection(s) else _share(s, client) for s in sources]
+        raise ValueError(f"no partition was given; {nothing}")
+    # a cluster remembers that a delayed partition failed; a clone has a new key and is tried again
+    late = [source for source in sources if dask.is_dask_collection(source)]
+    clones = iter(optional("dask.graph_manipulation").clone(late))
+    sources = [next(clones) if dask.is_dask_collection(s) else _share(s, client) for s in sources]
+    # one pass for the totals
     with _bar(client, len(sources), "scan", progress) as tick:
-        total = _run(
-            _sum([dask.delayed(_scan, pure=False)(s, i, tick) for i, s in enumerate(sources)]),
-            client,
-        )
+        scan = dask.delayed(_scan, pure=False)
+        total = _run(_sum([scan(source, i, tick) for i, source in enumerate(sources)]), client)
     if total.n == 0:
-        raise ValueError(
-            f"no training rows in {len(sources)} partitions; MIG needs at least one document of"
-            " that split"
-        )
+        raise ValueError(f"no training rows in {len(sources)} partitions; {nothing}")
+    # one pass per block of labels for the counts
+    options = {"variant": variant, "top_k": top_k}
+    options |= {"min_documents": min_documents, "memory_mb": memory_mb}
     content = hashlib.sha256("".join(total.digests).encode()).hexdigest()[:16]
-    options = {
-        "variant": variant,
-        "top_k": top_k,
-        "min_documents": min_documents,
-        "memory_mb": memory_mb,
-    }
-    kept = _checkpoint(
-        checkpoint, {"format": 1, "partitions": len(sources), "content": content, **options}
-    )
-    parts = _blocks(sources, total, *kept, client=client, progress=progress, **options)
-    scores, ranks = (sparse.vstack(matrices, format="csr") for matrices in zip(*parts, strict=True))
+    run = {"format": 1, "partitions": len(sources), "content": content, **options}
+    folder, key = _checkpoint(checkpoint, run)
+    blocks = _blocks(sources, total, folder, key, client=client, progress=progress, **options)
+    scores, ranks = (sparse.vstack(parts, format="csr") for parts in zip(*blocks, strict=True))
     vocabulary = max(int((total.n_t >= max(min_documents, 1)).sum()), 1)
-    return mig.Teacher(
-        scores, mig.relevance_of(scores, ranks, relevance, vocabulary), variant, total.n
-    )
+    graded = mig.relevance_of(scores, ranks, relevance, vocabulary)
+    return mig.Teacher(scores, graded, variant, total.n)
 
 
 def _blocks(
-    sources,
-    total: _Scan,
-    folder,
-    key,
-    *,
-    client,
-    progress,
-    variant,
-    top_k,
-    min_documents,
-    memory_mb,
+    sources, total, folder, key, *, client, progress, variant, top_k, min_documents, memory_mb
 ) -> list:
-    """[scores, ranks] of every block of labels, one block at a time; finished ones are read from
-    the checkpoint `folder`.
-    """
-    delayed, keep = partial(_need("dask").delayed, pure=False), total.n_t >= max(min_documents, 1)
-    # made here, so that every worker reads the same logarithms whatever its processor
+    """[scores, ranks] of every block of labels, one at a time; `folder` keeps what is done."""
+    delayed = partial(optional("dask").delayed, pure=False)
+    # computed here, so that every worker uses the same logarithms whatever its processor
     margins = _share(Margins.of(total.n, total.n_t, total.n_l), client)
-    shared, results = _share(keep, client), []
-    ranges = list(blocks_of_cells(np.minimum(total.cells, len(keep)), memory_mb))
+    keep = _share(total.n_t >= max(min_documents, 1), client)
+    ranges = list(blocks_of_cells(np.minimum(total.cells, len(total.n_t)), memory_mb))
+    blocks = []
     with _bar(client, len(sources) * len(ranges), "count", progress) as tick:
         for begin, end in ranges:
-            final = folder and folder / f"block-{begin:07d}.safetensors"
-            if final and final.exists():
-                results.append(_read(final, "scores", "ranks", key=key)[0])
+            done = folder and folder / f"block-{begin:07d}.safetensors"
+            if done and done.exists():
+                blocks.append(_read(done, "scores", "ranks", key=key)[0])
                 continue
-            leaves = []
+            counts = []
             for i, source in enumerate(sources):
                 path = folder and folder / f"counts-{begin:07d}-{i:06d}.safetensors"
                 if path and path.exists():
-                    leaves.append(delayed(_read)(path, "counts", key=key)[0][0])
+                    counts.append(delayed(_read)(path, "counts", key=key)[0][0])
                 else:
-                    leaves.append(delayed(_count)(source, i, begin, end, shared, path, key, tick))
-            scores = delayed(mig.association_of_counts)(_sum(leaves), begin, margins, variant)
-            results.append(_run(delayed(mig.top_tokens)(scores, top_k), client))
-            if final:
-                _save(final, about={"key": key}, scores=results[-1][0], ranks=results[-1][1])
-                # the sum is safe, its terms are not needed any more
+                    counts.append(delayed(_count)(source, i, begin, end, keep, path, key, tick))
+            scores = delayed(mig.association_of_counts)(_sum(counts), begin, margins, variant)
+            blocks.append(_run(delayed(mig.top_tokens)(scores, top_k), client))
+            if done:
+                _save(done, about={"key": key}, scores=blocks[-1][0], ranks=blocks[-1][1])
+                # the block is safe, so its terms can go
                 for path in folder.glob(f"counts-{begin:07d}-*.safetensors"):
                     path.unlink()
-    return results
+    return blocks
 
 
 def save_teacher(teacher: mig.Teacher, path: str | Path, **about: str) -> Path:
-    """Write scores and relevance as one safetensors file; `about` is stored beside them as text."""
+    """Write a teacher as one safetensors file, with the texts `about` in its metadata."""
     about |= {"variant": teacher.variant, "n_train": str(teacher.n_train)}
     return _save(Path(path), about=about, scores=teacher.scores, relevance=teacher.relevance)
 
 
 def load_teacher(path: str | Path) -> mig.Teacher:
-    """The teacher of a file of `save_teacher`. ValueError when it is none."""
+    """Read what `save_teacher` wrote; ValueError for any other file."""
     (scores, relevance), about = _read(Path(path), "scores", "relevance")
     return mig.Teacher(scores, relevance, about["variant"], int(about["n_train"]))

@@ -1,12 +1,10 @@
-"""Label texts and the teacher they make: a label's own words, for labels that no or few training
-documents carry.
+"""Label texts, and the teacher made of them: a label's own words, for labels with few documents.
 
-A description is read as one more training document that carries its label alone: the MI of
-METHOD.md section 1 for counts C = 1, n_l = 1, n_t = df + 1, N = n + 1, which is an idf of the
-training documents; a word of many labels counts for less. `teach` makes that teacher, `joined` adds
-it to the MIG teacher for labels with at most `few` documents. Descriptions come from terminologies
-(`label_texts.json` beside a built corpus, else the corpus's own column), never from dev or test
-documents.
+A description counts as one more training document that carries its label only (docs/method.md,
+"Starts"): C = n_l = 1, n_t and n one higher, so a word's mutual information is an idf over the
+training documents. Words that many labels use count less. `teach` makes this teacher, `joined` adds
+it to the MIG teacher. Texts come from terminologies (label_texts.json beside a built corpus) or
+from the corpus itself, never from dev or test documents.
 """
 
 from __future__ import annotations
@@ -39,57 +37,64 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-FEW = 5  # training documents up to which a label's words join its MIG teacher
+FEW = 5  # a label with at most so many training documents gets the words of its text
 SHOWN = ("zero/r@15", "zero/rp@5", "few/r@15", "ndcg@5")
-# of a description against a document, chosen on dev of CodiEsp and EURLEX57K: it holds the label's
-# words alone
+# of a description against a document, because its few words are all about the label; chosen on dev
+# of CodiEsp and EURLEX57K
 WEIGHT = 8.0
 
 
 def read(corpus: Corpus, folder: str | Path | None = None) -> list[str | None]:
-    """The L labels' texts in column order, None where there is none.
+    """The texts of the corpus's L labels, in column order; None for a label without a text.
 
-    folder: where label_texts.json may lie, by default the built corpus of that name; labels it
-    lacks take the corpus's own description. Raises DataError for a file that does not map names to
-    texts.
+    Args:
+        corpus: its own descriptions are used for labels that the file lacks.
+        folder: of label_texts.json; by default the built corpus of the same name.
+
+    Raises:
+        DataError: the file does not map label names to texts.
     """
-
-    # what is built from generated tables is named synthetic-..., its folder is not
-    folder = (
-        Path(folder)
-        if folder is not None
-        else find(corpus.name) or find(corpus.name.removeprefix("synthetic-"))
-    )
-    table = (
-        read_json(folder / LABEL_TEXTS_FILE)
-        if folder is not None and (folder / LABEL_TEXTS_FILE).is_file()
-        else {}
-    )
+    # a corpus from generated tables is named synthetic-NAME, its folder NAME
+    if folder is None:
+        folder = find(corpus.name) or find(corpus.name.removeprefix("synthetic-"))
+    path = Path(folder) / LABEL_TEXTS_FILE if folder is not None else None
+    table = read_json(path) if path is not None and path.is_file() else {}
     if not isinstance(table, dict) or not all(isinstance(text, str) for text in table.values()):
         raise DataError(
-            f"{folder / LABEL_TEXTS_FILE} does not map label names to texts; wanted an object of"
-            " strings: build it again"
+            f"{path} does not map label names to texts; wanted an object of strings: build it again"
         )
     return [table.get(name) or corpus.label_texts.get(name) for name in corpus.label_names]
 
 
 def rarity(presence: sparse.csr_matrix) -> np.ndarray:
-    """(V,) weight of a token among labels: 1 in one label's text alone, falling with ln(1 + L /
-    labels that use it).
+    """(V,) weight of each token: 1 if one label's text has it, less the more texts have it.
+
+    ln(1 + L / labels with the token) / ln(1 + L), over the L labels with a text; presence is
+    (labels, V) csr.
     """
     described = max(int((np.diff(presence.indptr) > 0).sum()), 1)
-    used = column_counts(presence)
-    return np.log1p(described / np.maximum(used, 1)) / np.log1p(described)
+    labels = column_counts(presence)
+    return np.log1p(described / np.maximum(labels, 1)) / np.log1p(described)
 
 
 def scores_of(
     words: sparse.csr_matrix, counts: sparse.csr_matrix, variant: str = "raw"
 ) -> sparse.csr_matrix:
-    """Scores (L, V) of label texts: words (L, V) token counts of the texts, counts (n, V) of the
-    training documents.
+    """Scores of the tokens of label texts; see docs/method.md, "Starts".
 
-    I for C = n_l = 1 (or its `variant`) times `rarity`, over the square root of the text's number
-    of distinct tokens.
+    The mutual information for C = n_l = 1, times `rarity`, over the square root of the text's
+    number of distinct tokens.
+
+    Args:
+        words: (L, V) csr, token counts of the texts.
+        counts: (n, V) csr, token counts of the training documents.
+        variant: the form of mutual information, one of `VARIANTS`.
+
+    Returns:
+        (L, V) csr.
+
+    Raises:
+        ValueError: unknown variant, or two vocabularies.
     """
     check_choice("variant", variant, VARIANTS)
     if words.shape[1] != counts.shape[1]:
@@ -97,18 +102,18 @@ def scores_of(
             f"label texts have {words.shape[1]} tokens, documents {counts.shape[1]}; use one"
             " tokenizer for both"
         )
-    found, n = presence_of(words), counts.shape[0] + 1
+    # the mutual information of each token, with the description as one more document
+    present, n = presence_of(words), counts.shape[0] + 1
     with_token = column_counts(presence_of(counts)) + 1
     ones, table = np.ones_like(with_token), n_log_n(n)
     info = information(ones, with_token, ones, n, table)
     weight = normalise(info, entropy(with_token, n, table), entropy(1, n, table), variant)
-    # a token of every document says nothing, whatever label it stands in
-    weight = np.where(with_token < n, weight, 0.0) * rarity(found)
-    # long descriptions would win by their length alone
-    length = np.sqrt(np.repeat(np.diff(found.indptr), np.diff(found.indptr)))
-    scores = sparse.csr_matrix(
-        (weight[found.indices] / length, found.indices, found.indptr), shape=found.shape
-    )
+    # a token of every document says nothing about a label
+    weight = np.where(with_token < n, weight, 0.0) * rarity(present)
+    # without this, long descriptions would win by their length alone
+    length = np.sqrt(np.repeat(np.diff(present.indptr), np.diff(present.indptr)))
+    data = weight[present.indices] / length
+    scores = sparse.csr_matrix((data, present.indices, present.indptr), shape=present.shape)
     scores.eliminate_zeros()
     return scores
 
@@ -122,21 +127,33 @@ def teach(
     relevance: str = "score",
     weight: float = WEIGHT,
 ) -> Teacher:
-    """The teacher of label texts alone; options as `mig.teach`, arrays as `scores_of`, all scores
-    times `weight`.
+    """The teacher of label texts alone.
+
+    Args:
+        words, counts, variant: see `scores_of`.
+        top_k, relevance: see `mig.teach`.
+        weight: multiplies all scores.
+
+    Raises:
+        ValueError: as `scores_of`, or unknown relevance.
     """
-    scores = weight * scores_of(words, counts, variant)
     return mig.ranked(
-        scores, variant, counts.shape[0], top_k=top_k, relevance=relevance, vocabulary=_seen(counts)
+        weight * scores_of(words, counts, variant),
+        variant,
+        counts.shape[0],
+        top_k=top_k,
+        relevance=relevance,
+        vocabulary=_seen(counts),
     )
 
 
 def _seen(counts: sparse.csr_matrix) -> int:
+    """Distinct tokens of the training documents, at least 1."""
     return max(int((column_counts(counts) > 0).sum()), 1)
 
 
 def limited(teacher: Teacher, train_counts: np.ndarray, few: int = FEW) -> Teacher:
-    """Only the labels with at most `few` training documents; train_counts (L,)."""
+    """The teacher of labels with at most `few` training documents; train_counts (L,) has them."""
     keep = sparse.diags((np.asarray(train_counts) <= few).astype(float)).tocsr()
     scores, relevance = ((keep @ m).tocsr() for m in (teacher.scores, teacher.relevance))
     for m in (scores, relevance):
@@ -152,28 +169,25 @@ def joined(
     relevance: str = "score",
     vocabulary: int,
 ) -> Teacher:
-    """The sum of two teachers' scores, graded anew: a label that has but one of them keeps it."""
+    """The sum of two teachers' scores, graded again as `mig.ranked` does.
+
+    A label that only one of them teaches keeps that one's scores.
+    """
     scores = (first.scores + words.scores).tocsr()
-    return mig.ranked(
-        scores,
-        first.variant,
-        first.n_train,
-        top_k=top_k,
-        relevance=relevance,
-        vocabulary=vocabulary,
-    )
+    options = {"top_k": top_k, "relevance": relevance, "vocabulary": vocabulary}
+    return mig.ranked(scores, first.variant, first.n_train, **options)
 
 
 def measured(path: str | Path) -> pd.DataFrame:
-    """What `benchmarks/bench_zero_shot.py` wrote, means over seeds in percent; empty where nothing
-    was measured yet.
+    """Means over seeds, in percent, of what `benchmarks/bench_zero_shot.py` wrote to `path`.
 
-    zero/...: among labels without a training document; few/...: among those with one to five.
+    Columns zero/... are about labels without a training document, few/... about labels with 1 to 5.
+    The frame is empty if there is no file.
     """
     import pandas as pd
 
     rows = read_json(path)["rows"] if Path(path).is_file() else []
-    found = pd.DataFrame(
+    table = pd.DataFrame(
         [
             {
                 "data": row["dataset"],
@@ -182,15 +196,15 @@ def measured(path: str | Path) -> pd.DataFrame:
                 "trained": not row["system"].startswith("bare"),
                 "system": row["system"],
                 "seeds": row["seed"],
-                **{
-                    name: np.nan if row["metrics"][name] is None else 100 * row["metrics"][name]
-                    for name in SHOWN
-                },
+            }
+            | {
+                name: np.nan if row["metrics"][name] is None else 100 * row["metrics"][name]
+                for name in SHOWN
             }
             for row in rows
         ]
     )
-    if not len(found):
-        return found
+    if not len(table):
+        return table
     keys = ["data", "documents", "zero-shot labels in test", "trained", "system"]
-    return found.groupby(keys).agg({"seeds": "count", **dict.fromkeys(SHOWN, "mean")})
+    return table.groupby(keys).agg({"seeds": "count", **dict.fromkeys(SHOWN, "mean")})

@@ -1,15 +1,14 @@
-"""Mutual information gain (MIG): counts of token and label presence -> J -> graded relevance,
-sparse throughout.
+"""Mutual information gain (MIG): which tokens speak for which labels, counted on training rows.
 
-Realises METHOD.md sections 1 and 2. Rows are the training split only: the functions see nothing
-else, and a label without training documents gets no teacher. Counts are exact integers and one
-table f(n) = n ln n gives all logarithms, so no epsilon is needed and no value is negative. Memory
-is bounded by blocks of labels. It builds no dense (V, L) table; `dense_mutual_information` does, as
-the definition that toy corpora are checked against.
+See docs/method.md, "Mutual information gain" and "The teacher". The functions see only the rows
+they are given: pass training rows. Counts are exact integers and one table f(n) = n ln n gives
+every logarithm, so no epsilon is needed and no value is negative. Everything is sparse, and memory
+is bounded by blocks of labels; only impl="reference" builds a dense table, for toy corpora.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,8 +47,16 @@ class TeacherConfig:
 def association_of_counts(
     counts: sparse.csr_matrix, begin: int, margins: Margins, variant: str
 ) -> sparse.csr_matrix:
-    """Positive-association scores, csr (B, V), of the co-occurrence counts C' (B, V) of labels
-    begin, ..., begin + B - 1.
+    """Scores of a block of labels, for cells where the token speaks for the label (C N > n_t n_l).
+
+    Args:
+        counts: (B, V) csr, documents with both, of labels begin, ..., begin + B - 1.
+        begin: the block's first label.
+        margins: document counts of all training rows.
+        variant: one of `VARIANTS`, see docs/method.md, "Mutual information gain".
+
+    Returns:
+        (B, V) csr, at least 0.
     """
     m = margins
     rows = np.repeat(np.arange(begin, begin + counts.shape[0]), np.diff(counts.indptr))
@@ -62,12 +69,21 @@ def association_of_counts(
 
 
 def association_blocks(
-    x: sparse.csr_matrix, y: sparse.csr_matrix, *, variant="jaccard", memory_mb=256.0
-):
-    """Yield (first label, csr (labels of the block, V)) of positive-association scores.
+    x: sparse.csr_matrix, y: sparse.csr_matrix, *, variant: str, memory_mb: float = 256.0
+) -> Iterator[tuple[int, sparse.csr_matrix]]:
+    """Yield (first label, scores of a block of B labels), block by block.
 
-    x (N, V), y (N, L) training rows. Kept are cells with C N > n_t n_l: the token's presence speaks
-    for the label. variant: "jaccard" J = I / (H(t) + H(l) - I), "label_entropy" I / H(l), "raw" I.
+    Args:
+        x: (N, V) csr, token counts or presence of training rows.
+        y: (N, L) csr, their labels.
+        variant: one of `VARIANTS`.
+        memory_mb: bound on the co-occurrence cells of one block.
+
+    Returns:
+        Pairs of an int and a (B, V) csr as `association_of_counts` returns it.
+
+    Raises:
+        ValueError: unknown variant, rows that do not match, or no rows.
     """
     check_request(x, y, variant)
     x, y = presence(x), presence(y)
@@ -80,30 +96,38 @@ def association_blocks(
 def top_tokens(
     scores: sparse.csr_matrix, k: int | None
 ) -> tuple[sparse.csr_matrix, sparse.csr_matrix]:
-    """The k best tokens of each label row: (scores, ranks) as csr, columns sorted; ties go to the
-    smaller token id.
+    """The k best tokens of each label; the smaller token id wins a tie.
 
-    ranks hold 1 for the best token (0 cannot be stored sparsely).
+    Args:
+        scores: (L, V) csr.
+        k: tokens kept per label, None for all.
+
+    Returns:
+        Their scores and ranks, (L, V) csr each with sorted columns. The best token has rank 1,
+        because a sparse matrix cannot store 0.
     """
     indptr, columns, values, ranks = [0], [], [], []
-    for row in range(scores.shape[0]):
-        part = slice(scores.indptr[row], scores.indptr[row + 1])
-        order = np.lexsort((scores.indices[part], -scores.data[part]))[:k]
-        by_column = np.argsort(scores.indices[part][order], kind="stable")
-        columns.append(scores.indices[part][order][by_column])
-        values.append(scores.data[part][order][by_column])
+    for begin, end in zip(scores.indptr[:-1], scores.indptr[1:], strict=True):
+        ids, row = scores.indices[begin:end], scores.data[begin:end]
+        best = np.lexsort((ids, -row))[:k]
+        by_column = np.argsort(ids[best], kind="stable")
+        columns.append(ids[best][by_column])
+        values.append(row[best][by_column])
         ranks.append(by_column + 1)
-        indptr.append(indptr[-1] + len(order))
-    pack = [np.concatenate(a) if a else np.zeros(0) for a in (columns, values, ranks)]
-    build = lambda data: sparse.csr_matrix(
-        (data, pack[0].astype(np.int32), np.asarray(indptr)), shape=scores.shape
-    )  # noqa: E731
-    return build(pack[1]), build(pack[2].astype(np.int64))
+        indptr.append(indptr[-1] + len(best))
+    indices = np.concatenate(columns or [np.zeros(0)]).astype(np.int32)
+
+    def stack(rows: list) -> sparse.csr_matrix:
+        data = np.concatenate(rows or [np.zeros(0)])
+        return sparse.csr_matrix((data, indices, np.asarray(indptr)), shape=scores.shape)
+
+    return stack(values), stack(ranks).astype(np.int64)
 
 
 def grades(ranks: np.ndarray, vocabulary: int) -> np.ndarray:
-    """Published grade of a rank (0 = best) among `vocabulary` tokens: 101 - searchsorted over 101
-    quantile edges.
+    """Published grades, 1 to 101, of ranks (0 = best) among `vocabulary` tokens.
+
+    101 less the rank's place among 101 quantile edges; see docs/method.md, "The teacher".
     """
     edges = np.concatenate([[0.0], np.logspace(-4, 0, 100)])
     return 101 - np.searchsorted(edges, np.asarray(ranks) / vocabulary, side="left")
@@ -111,10 +135,10 @@ def grades(ranks: np.ndarray, vocabulary: int) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class Teacher(Rich):
-    """What MIG teaches: `scores` and `relevance` G, csr (L, V), the best K tokens a label.
+    """What MIG teaches: the best K tokens of each label.
 
-    relevance lies in (0, 1]: the published grade / 101 ("grade") or the score / the label's best
-    score ("score").
+    scores: (L, V) csr, the association scores R. relevance: (L, V) csr on the same cells, G in
+    (0, 1], see `relevance_of`. variant: the kind of score. n_train: documents counted.
     """
 
     scores: sparse.csr_matrix
@@ -128,41 +152,32 @@ class Teacher(Rich):
 
     @property
     def taught(self) -> np.ndarray:
-        """(L,) bool: labels that have a teacher, i.e. at least one training document."""
+        """(L,) bool: labels with at least one kept token."""
         return np.diff(self.scores.indptr) > 0
 
     def shuffled(self, seed: int) -> Teacher:
-        """The control: the taught labels' token lists permuted among those labels; shape kept,
-        meaning lost.
-        """
+        """A control: the taught labels exchange their token lists at random."""
         taught = np.flatnonzero(self.taught)
         order = np.arange(self.num_labels)
         order[taught] = np.random.default_rng(seed).permutation(taught)
         return Teacher(self.scores[order], self.relevance[order], self.variant, self.n_train)
 
     def __repr__(self) -> str:
-        cells, labels = self.scores.nnz, int(self.taught.sum())
-        taught = f"{labels:,} of {self.num_labels:,} labels taught"
-        return f"Teacher({self.variant}, {taught}, {cells:,} cells, {self.n_train:,} documents)"
+        return f"Teacher({self._about()})"
+
+    def _about(self) -> str:
+        taught = f"{int(self.taught.sum()):,} of {self.num_labels:,} labels taught"
+        return f"{self.variant}, {taught}, {self.scores.nnz:,} cells, {self.n_train:,} documents"
 
     def _card(self) -> Card:
         tokens = np.diff(self.scores.indptr)[self.taught]
-        best = [
-            self.scores.data[a:b].max()
-            for a, b in zip(self.scores.indptr, self.scores.indptr[1:], strict=False)
-            if b > a
-        ]
+        best = self.scores.max(axis=1).toarray()[self.taught, 0]
         rows = [
             [name, *np.quantile(values, (0, 0.5, 1)).tolist()]
             for name, values in (("tokens kept", tokens), ("best score", best))
             if len(values)
         ]
-        return Card(
-            "teacher",
-            repr(self)[len("Teacher(") : -1],
-            ["a label", "least", "median", "most"],
-            rows,
-        )
+        return Card("teacher", self._about(), ["per label", "least", "median", "most"], rows)
 
 
 def teach(
@@ -178,40 +193,49 @@ def teach(
     device=None,
     seed: int = 0,
 ) -> Teacher:
-    """Build the teacher from training rows: x (N, V) token presence or counts, y (N, L) labels.
+    """Build the teacher from training rows; see docs/method.md, "The teacher".
 
-    variant: a form of mutual information (`VARIANTS`), or one of `OTHERS` for comparison. "chi2": N
-    (C N - n_t n_l)^2 / (n_t n_l (N - n_t)(N - n_l)). "ppmi": ln(C N / ((n_t + 1) n_l)), whose 1
-    damps tokens seen once, which plain PMI puts on top. "random": the tokens of a label's documents
-    in random order, drawn by `seed`: such a teacher knows which words a label's documents hold and
-    not which of them matter. top_k: tokens kept per label, None for all with positive association.
-    relevance: "score" divides by the label's best score, "grade" is the published grade by rank.
-    min_documents: rarer tokens are not counted. memory_mb bounds the co-occurrence cells held at
-    once; the result holds L x top_k cells. impl: "torch" is the sparse CPU path, "triton" the fused
-    kernels, "reference" a dense table for toy sizes; all give the same bits. "auto" takes "triton"
-    where `device` names a GPU, Triton is installed and the kernels' limits hold, and "torch"
-    otherwise. `OTHERS` have the CPU path alone.
+    Args:
+        x: (N, V) csr, token counts or presence.
+        y: (N, L) csr, labels.
+        variant: a form of mutual information (`VARIANTS`), or one of `OTHERS` for comparison.
+            "chi2" is N (C N - n_t n_l)^2 / (n_t n_l (N - n_t)(N - n_l)). "ppmi" is
+            ln(C N / ((n_t + 1) n_l)); the 1 damps tokens seen once, which plain PMI ranks first.
+            "random" puts the tokens of a label's documents in random order.
+        top_k: tokens kept per label, None for all with positive association.
+        relevance: "score" divides by the label's best score, "grade" is the published grade.
+        min_documents: tokens in fewer training documents are not counted.
+        memory_mb: bound on the co-occurrence cells held at once; the result needs L x top_k cells.
+        impl: "torch" is the sparse CPU path, "triton" the fused kernels, "reference" a dense table
+            for toy sizes; all give the same bits. "auto" takes "triton" if `device` is a GPU,
+            Triton is installed and the problem is within the kernels' limits, else "torch".
+            `OTHERS` always use the CPU.
+        device: where the kernels run.
+        seed: of the variant "random".
+
+    Raises:
+        ValueError: an unknown option, rows that do not match, or no rows.
     """
     check_choice("variant", variant, (*VARIANTS, *OTHERS))
     check_request(x, y, variant if variant in VARIANTS else "raw")
     check_choice("relevance", relevance, RELEVANCES)
+    # drop rare tokens
     x = presence(x)
-    seen = column_counts(x)
+    documents = column_counts(x)
     if min_documents > 1:
-        x = x @ sparse.diags((seen >= min_documents).astype(np.int32), dtype=np.int32)
-    vocabulary = max(int((seen >= max(min_documents, 1)).sum()), 1)
+        x = x @ sparse.diags((documents >= min_documents).astype(np.int32), dtype=np.int32)
+    vocabulary = max(int((documents >= max(min_documents, 1)).sum()), 1)
+    # score every cell, keep the best, grade them
     if variant in OTHERS:
         scores, ranks = _best_of_others(x.tocsr(), presence(y), variant, top_k, memory_mb, seed)
     else:
-        chosen = _implementation(impl, device, x.shape[0], top_k)
-        scores, ranks = _best(x, y, variant, top_k, memory_mb, chosen, device)
+        impl = _implementation(impl, device, x.shape[0], top_k)
+        scores, ranks = _best(x, y, variant, top_k, memory_mb, impl, device)
     return Teacher(scores, relevance_of(scores, ranks, relevance, vocabulary), variant, x.shape[0])
 
 
 def _implementation(impl: str, device, documents: int, top_k: int | None) -> str:
-    """`impl` with "auto" resolved: "torch" without a look at PyTorch or Triton where no device is
-    named.
-    """
+    """`impl` with "auto" resolved. Without a device PyTorch is not imported."""
     if impl == "torch" or (impl == "auto" and device is None):
         return "torch"
     import torch
@@ -231,24 +255,28 @@ def _implementation(impl: str, device, documents: int, top_k: int | None) -> str
 
 
 def _best(
-    x, y, variant, top_k, memory_mb, chosen: str, device
+    x, y, variant: str, top_k: int | None, memory_mb: float, impl: str, device
 ) -> tuple[sparse.csr_matrix, sparse.csr_matrix]:
-    """(scores, ranks) of the best tokens a label, by one implementation."""
-    if chosen == "reference":
+    """(scores, ranks) of each label's best tokens by mutual information."""
+    if impl == "reference":
         return top_tokens(_dense_associations(x, y, variant), top_k)
-    if chosen == "triton":
+    if impl == "triton":
         from plantlib.kernels import cooccurrence
 
-        return top_tokens(
-            cooccurrence.top_associations(x, y, variant=variant, top_k=top_k, device=device), top_k
-        )
+        scores = cooccurrence.top_associations(x, y, variant=variant, top_k=top_k, device=device)
+        return top_tokens(scores, top_k)
     blocks = association_blocks(x, y, variant=variant, memory_mb=memory_mb)
-    scores, ranks = zip(*(top_tokens(block, top_k) for _, block in blocks), strict=True)
+    return _stacked(top_tokens(block, top_k) for _, block in blocks)
+
+
+def _stacked(blocks) -> tuple[sparse.csr_matrix, sparse.csr_matrix]:
+    """(scores, ranks) of all labels from those of blocks of labels."""
+    scores, ranks = zip(*blocks, strict=True)
     return sparse.vstack(scores, format="csr"), sparse.vstack(ranks, format="csr")
 
 
 def _dense_associations(x, y, variant: str) -> sparse.csr_matrix:
-    """Positive associations, csr (L, V), by way of the dense table."""
+    """(L, V) csr of positive associations, computed as a dense table."""
     x, y = presence(x), presence(y)
     n, n_t, n_l = x.shape[0], column_counts(x)[:, None], column_counts(y)[None, :]
     score = normalise(dense_mutual_information(x, y), entropy(n_t, n), entropy(n_l, n), variant).T
@@ -258,58 +286,79 @@ def _dense_associations(x, y, variant: str) -> sparse.csr_matrix:
 
 
 def ranked(
-    scores, variant: str, n_train: int, *, top_k: int | None, relevance: str, vocabulary: int
+    scores: sparse.csr_matrix,
+    variant: str,
+    n_train: int,
+    *,
+    top_k: int | None,
+    relevance: str,
+    vocabulary: int,
 ) -> Teacher:
-    """A Teacher of given scores, csr (L, V): the best top_k tokens a label, graded as `teach`
-    grades them.
+    """A Teacher from scores that were computed elsewhere.
+
+    Args:
+        scores: (L, V) csr.
+        variant: the name of the score.
+        n_train: documents the scores come from.
+        top_k: tokens kept per label, None for all.
+        relevance: "score" or "grade", as in `teach`.
+        vocabulary: tokens that a rank is measured against.
+
+    Raises:
+        ValueError: unknown relevance.
     """
     check_choice("relevance", relevance, RELEVANCES)
     scores, ranks = top_tokens(scores, top_k)
     return Teacher(scores, relevance_of(scores, ranks, relevance, vocabulary), variant, n_train)
 
 
-def relevance_of(scores, ranks, kind: str, vocabulary: int) -> sparse.csr_matrix:
-    """G in (0, 1], csr (L, V), from scores and their ranks (1 for the best) among `vocabulary`
-    tokens.
+def relevance_of(
+    scores: sparse.csr_matrix, ranks: sparse.csr_matrix, kind: str, vocabulary: int
+) -> sparse.csr_matrix:
+    """Graded relevance G in (0, 1]; see docs/method.md, "The teacher".
+
+    Args:
+        scores: (L, V) csr.
+        ranks: (L, V) csr on the same cells, 1 for a label's best token.
+        kind: "grade" for the published grade / 101, "score" for the score / the label's best score.
+        vocabulary: tokens that a grade is measured against.
     """
-    graded = scores.copy()
+    relevance = scores.copy()
     if kind == "grade":
-        graded.data = grades(ranks.data - 1, vocabulary) / 101.0
+        relevance.data = grades(ranks.data - 1, vocabulary) / 101.0
     else:
-        best = np.maximum.reduceat(
-            np.append(scores.data, 0.0), np.minimum(scores.indptr[:-1], scores.nnz)
-        )
+        # 0.0 stands at the end, so that the start of an empty last row is a valid index
+        starts = np.minimum(scores.indptr[:-1], scores.nnz)
+        best = np.maximum.reduceat(np.append(scores.data, 0.0), starts)
         rows = np.repeat(np.arange(scores.shape[0]), np.diff(scores.indptr))
-        graded.data = scores.data / np.maximum(best[rows], np.finfo(float).tiny)
-    return graded
+        relevance.data = scores.data / np.maximum(best[rows], np.finfo(float).tiny)
+    return relevance
 
 
-def _best_of_others(x, y, variant: str, top_k: int | None, memory_mb: float, seed: int):
-    """(scores, ranks) of the best tokens per label by an association of `OTHERS`, in blocks of
-    labels.
-    """
-    margins, y_t = Margins.of(x.shape[0], column_counts(x), column_counts(y)), y.T.tocsr()
-    best = [
+def _best_of_others(
+    x, y, variant: str, top_k: int | None, memory_mb: float, seed: int
+) -> tuple[sparse.csr_matrix, sparse.csr_matrix]:
+    """(scores, ranks) of each label's best tokens by an association of `OTHERS`."""
+    margins = Margins.of(x.shape[0], column_counts(x), column_counts(y))
+    y_t = y.T.tocsr()
+    return _stacked(
         top_tokens(association_of_others(y_t[begin:end] @ x, begin, margins, variant, seed), top_k)
         for begin, end in blocks_of_labels(x, y, memory_mb)
-    ]
-    scores, ranks = (sparse.vstack(part, format="csr") for part in zip(*best, strict=True))
-    return scores, ranks
+    )
 
 
 def association_of_others(
     counts, begin: int, margins: Margins, variant: str, seed: int = 0
 ) -> sparse.csr_matrix:
-    """Scores, csr (B, V), of co-occurrence counts (B, V) of labels begin, ..., where the token
-    speaks for the label.
+    """As `association_of_counts` for a variant of `OTHERS`; the formulas are in `teach`.
+
+    seed: of the variant "random", which draws a new order for every block.
     """
     counts, m = counts.tocsr(), margins
     rows = np.repeat(np.arange(counts.shape[0]), np.diff(counts.indptr))
-    both, n_t, n_l = (
-        counts.data.astype(np.float64),
-        m.n_t[counts.indices].astype(float),
-        m.n_l[begin + rows].astype(float),
-    )
+    both = counts.data.astype(np.float64)
+    n_t = m.n_t[counts.indices].astype(float)
+    n_l = m.n_l[begin + rows].astype(float)
     excess = both * m.n - n_t * n_l
     if variant == "chi2":
         data = m.n * excess**2 / np.maximum(n_t * n_l * (m.n - n_t) * (m.n - n_l), 1.0)
@@ -317,9 +366,7 @@ def association_of_others(
         data = np.log(np.maximum(both * m.n / ((n_t + 1) * n_l), 1e-12))
     else:
         data = np.random.default_rng([seed, begin]).random(len(both)) + 1e-3
-    found = sparse.csr_matrix(
-        (np.where(excess > 0, np.maximum(data, 0.0), 0.0), counts.indices, counts.indptr),
-        counts.shape,
-    )
-    found.eliminate_zeros()
-    return found
+    data = np.where(excess > 0, np.maximum(data, 0.0), 0.0)
+    scores = sparse.csr_matrix((data, counts.indices, counts.indptr), counts.shape)
+    scores.eliminate_zeros()
+    return scores

@@ -19,10 +19,9 @@ import torch
 from plantlib.metrics.documents import Scores, StreamingEvaluator
 from plantlib.model.plant_model import PlantModel
 from plantlib.planting.l2r import check_same
-from plantlib.training import runs
-from plantlib.training.pipeline import Prepared
+from plantlib.training.evaluation import calibrate, judge
+from plantlib.training.inputs import Documents, Inputs
 from plantlib.training.records import RunRecord, peak_memory, plain
-from plantlib.training.train import Documents
 from plantlib.utils.io import atomic_path, fingerprint_of, read_json, write_json
 
 SUM = " ensemble"  # after a member's system: the system of summed logits
@@ -141,7 +140,7 @@ def _logits(model: PlantModel, documents: Documents, rows: np.ndarray) -> torch.
 
 
 def run_ensemble(
-    members: list[tuple[Prepared, PlantModel]],
+    members: list[tuple[Inputs, PlantModel]],
     *,
     results: str | Path | None = None,
     run_id: str | None = None,
@@ -168,10 +167,10 @@ def run_ensemble(
         for split in ("dev", "test")
     }
     dev = score(ensemble.models, read["dev"], train_counts, auc=False)
-    judged = first.judge(dev, score(ensemble.models, read["test"], train_counts))
+    judged = judge(first, dev, score(ensemble.models, read["test"], train_counts))
     ensemble.threshold, ensemble.calibration = (
         judged["threshold"],
-        runs.calibrate(dev.topk, dev_labels),
+        calibrate(dev.topk, dev_labels),
     )
     system = one.record.system + SUM
     record = RunRecord(
@@ -203,7 +202,7 @@ def made_of(records: list[RunRecord]) -> str:
     return fingerprint_of(json.dumps(plain([record.params for record in records]), sort_keys=True))
 
 
-def _documents(prepared: Prepared, model: PlantModel, split: str) -> Documents:
+def _documents(prepared: Inputs, model: PlantModel, split: str) -> Documents:
     """As the model was trained to read them: from cached features while it has no backbone of its
     own.
     """

@@ -1,17 +1,15 @@
-"""What a start plants, and a PlantModel of a corpus's sizes before it does: `runs.run_start`
-plants, trains and records it.
+"""What a start plants, and a PlantModel of a corpus's sizes before it is planted.
 
-It reads sizes off a `Prepared` corpus and its teachers. Not here: the values a start sets
-(`planting.py`).
+`runs.run_start` plants, trains and records. Not here: the values that a start sets
+(`planting.starts`), and the files the ingredients are kept in (`artefacts`).
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from scipy import sparse
@@ -19,34 +17,39 @@ from scipy import sparse
 from plantlib.backbones import loading
 from plantlib.data.streaming import LABEL_TEXTS_FILE
 from plantlib.data.tokens import tokenise
+from plantlib.kernels.counts import column_counts
 from plantlib.linear.score import LinearScore
 from plantlib.model import lm_head
 from plantlib.model.plant_model import PlantConfig, PlantModel
-from plantlib.planting import starts, static_l2r
+from plantlib.planting import starts
 from plantlib.planting.l2r import Planted
-from plantlib.planting.starts import V1Config
-from plantlib.planting.static_l2r import StaticConfig, StaticL2R, pretrain
-from plantlib.teacher.label_texts import FEW, _seen, joined, limited, read, teach
+from plantlib.planting.static_l2r import StaticL2R
+from plantlib.teacher import label_texts, mig
 from plantlib.teacher.mig import Teacher, TeacherConfig
+from plantlib.training import artefacts
+from plantlib.training.inputs import Inputs
 from plantlib.training.options import RunConfig
-from plantlib.training.pipeline import Prepared, pretrained
 from plantlib.utils.base import DataError
 from plantlib.utils.distributed import main_first
-from plantlib.utils.io import fingerprint_of
 
 
-class Ingredients(NamedTuple):
-    """What a start plants: the teacher, L2R queries, the static L2R model and the linear score,
-    where it names them.
+@dataclass(eq=False)
+class Ingredients:
+    """What a start plants; what its parts do not name is None.
 
-    times: seconds each of teacher, l2r and linear took.
+    Attributes:
+        teacher: relevance (L, V) for attention, scores (L, V) for the document score.
+        queries: pretrained label queries (L, D).
+        static: the static L2R model of the first version.
+        linear: the linear score over words.
+        seconds: how long teacher, l2r and linear took; a run adds its own stages.
     """
 
     teacher: Teacher
-    planted: Planted | None
-    static: static_l2r.StaticL2R | None
-    linear: LinearScore | None
-    times: dict[str, float]
+    queries: Planted | None = None
+    static: StaticL2R | None = None
+    linear: LinearScore | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
 
     @property
     def l2r_table(self) -> sparse.csr_matrix | None:
@@ -54,187 +57,199 @@ class Ingredients(NamedTuple):
         return None if self.static is None else self.static.table()
 
     def about(self) -> dict:
-        """What a record says of them beside the teacher's options."""
-        found = (
-            {"l2r": {"trainer": self.planted.trainer, **self.planted.quality}}
-            if self.planted
-            else {}
-        )
-        found |= {"linear": self.linear.stack.about()} if self.linear else {}
-        return found | ({"static_l2r": self.static.quality} if self.static is not None else {})
+        """What a record states of them beside the teacher's options."""
+        about: dict = {}
+        if self.queries:
+            about["l2r"] = {"trainer": self.queries.trainer, **self.queries.quality}
+        if self.linear:
+            about["linear"] = self.linear.stack.about()
+        if self.static is not None:
+            about["static_l2r"] = self.static.quality
+        return about
+
+
+def teacher_of(inputs: Inputs, config: TeacherConfig = TeacherConfig()) -> Teacher:
+    """The teacher of `config`, counted on the training rows alone."""
+    return mig.teach(inputs.train_tokens, inputs.train_labels, **asdict(config))
 
 
 def ingredients(
-    prepared: Prepared, start: str, config: RunConfig, progress: bool = True
+    inputs: Inputs,
+    start: str,
+    config: RunConfig,
+    progress: bool = True,
+    teacher: Teacher | None = None,
 ) -> Ingredients:
-    """Count, pretrain or read from artefacts what `start` plants; DataError where the training rows
-    teach nothing.
+    """Count, pretrain or read from artefacts what `start` plants.
+
+    Args:
+        teacher: planted in the place of the one that `config.teacher` counts.
+
+    Raises:
+        DataError: the training rows teach nothing, or no rare label has a text for `text`.
     """
-    parts, clock = starts.parts_of(start), [time.perf_counter()]
-    teacher = prepared.teacher(config.teacher)
+    parts = starts.parts_of(start)
+    seconds: dict[str, float] = {}
+
+    # the teacher
+    began = time.perf_counter()
+    teacher = teacher_of(inputs, config.teacher) if teacher is None else teacher
     if not teacher.scores.nnz and parts != ["random"]:
         raise DataError(
             "no token speaks for any label of the training rows, so nothing can be planted; check"
             " texts and labels"
         )
-    clock.append(time.perf_counter())
-    wanted = next((p for p in parts if p in starts.QUERY_STARTS), "")
-    trainer = {"l2r": config.l2r_trainer, "closed_form": "closed_form"}.get(wanted)
-    planted = static = None
-    if trainer:
-        options = {"teacher_config": config.teacher, "config": config.l2r, "progress": progress}
-        with main_first():
-            planted = pretrained(prepared, trainer, teacher, **options)
-    if config.v1.wants_table(start):
-        with main_first():
-            static = static_model(prepared, config.static, progress)
-    clock.append(time.perf_counter())
-    linear = prepared.linear(config.linear, progress) if "linear" in parts else None
-    clock.append(time.perf_counter())
+    made = Ingredients(teacher, seconds=seconds)
+    seconds["teacher"] = time.perf_counter() - began
+
+    # learning to rank
+    began = time.perf_counter()
+    trainer = "closed_form" if "closed_form" in parts else config.l2r_trainer
+    with main_first():
+        if set(starts.QUERY_STARTS) & set(parts):
+            made.queries = artefacts.label_queries(
+                inputs,
+                trainer,
+                teacher,
+                teacher_config=config.teacher,
+                config=config.l2r,
+                progress=progress,
+            )
+        if config.v1.wants_table(start):
+            made.static = artefacts.static_model(inputs, config.static, progress)
+    seconds["l2r"] = time.perf_counter() - began
+
+    # the linear score
+    began = time.perf_counter()
+    if "linear" in parts:
+        made.linear = artefacts.linear_scores(inputs, config.linear, progress)
+    seconds["linear"] = time.perf_counter() - began
+
     if "text" in parts:
-        teacher = with_label_texts(prepared, teacher, parts, config.teacher)
-    times = {
-        name: b - a
-        for name, a, b in zip(("teacher", "l2r", "linear"), clock[:-1], clock[1:], strict=True)
-    }
-    return Ingredients(teacher, planted, static, linear, times)
+        made.teacher = with_label_texts(inputs, teacher, parts, config.teacher)
+    return made
 
 
 def build_model(
-    prepared: Prepared,
-    teacher: Teacher,
-    *,
-    keep: int | tuple | None = None,
-    l2r_table: sparse.csr_matrix | None = None,
-    v1: V1Config | None = None,
-    lm_weight: float = 0.0,
-    linear: LinearScore | None = None,
+    inputs: Inputs, made: Ingredients | Teacher, config: RunConfig = RunConfig()
 ) -> PlantModel:
-    """An unplanted model of the corpus's sizes, without backbone; with the language model's head
-    where one is needed.
+    """A model of the corpus's sizes, not yet planted and without backbone.
 
-    linear: its score over words is filled in.
+    The linear score of `made` is filled in, and the language model's own head where the options
+    need one.
+
+    Args:
+        made: the ingredients of a start, or a teacher alone.
+
+    Raises:
+        ValueError: stateful="v1" with windows that overlap.
     """
-    v1 = v1 or V1Config()
-    if v1.stateful == "v1" and prepared.overlap:
+    made = Ingredients(made) if isinstance(made, Teacher) else made
+    v1 = config.v1
+    if v1.stateful == "v1" and inputs.overlap:
         raise ValueError(
-            f"stateful='v1' reads segments side by side, not overlap={prepared.overlap}; prepare"
+            f"stateful='v1' reads segments side by side, not overlap={inputs.overlap}; prepare"
             " with overlap=0"
         )
-    names, cells = prepared.corpus.label_names, 0 if l2r_table is None else l2r_table.nnz
+    l2r_cells = 0 if made.static is None else made.l2r_table.nnz
     head = None
-    if lm_weight or (cells and v1.l2r_from != "read"):
-        head = lm_head.load(prepared.backbone, len(prepared.vocabulary), prepared.trust_remote_code)
-    inner = loading.config_of(prepared.backbone, prepared.trust_remote_code)
-    config = PlantConfig(
-        backbone_name=Path(prepared.backbone).name,
-        hidden_size=prepared.hidden_size,
-        num_tokens=len(prepared.vocabulary),
-        num_planted_cells=teacher.relevance.nnz,
-        num_teacher_cells=teacher.scores.nnz,
-        num_l2r_cells=cells,
-        contexts=v1.contexts,
-        stateful=v1.stateful,
-        l2r_from=v1.l2r_from,
-        top_n=v1.top_n,
-        lm_head=head is not None,
-        backward=getattr(inner, "direction", "forward") == "backward",
-        keep=list(keep) if isinstance(keep, tuple) else keep,
-        max_tokens=prepared.max_tokens,
-        window=prepared.window,
-        overlap=prepared.overlap,
-        id2label=dict(enumerate(names)),
-        label2id={name: i for i, name in enumerate(names)},
-        standardised=prepared.standard is not None,
-        num_words=len(linear.words) if linear else 0,
-        num_word_cells=linear.tables[0].cells.nnz if linear else 0,
-    )
-    model = PlantModel(config)
-    if linear is not None:
-        model.word_score.load_linear(linear)
+    if config.train.lm_weight or (l2r_cells and v1.l2r_from != "read"):
+        head = lm_head.load(inputs.backbone, len(inputs.vocabulary), inputs.trust_remote_code)
+    model = PlantModel(_model_config(inputs, made, config, l2r_cells, head is not None))
+    if made.linear is not None:
+        model.word_score.load_linear(made.linear)
     if head is not None:
         model.lm_head.load_state_dict(head.state_dict())
-    if prepared.standard is not None:
-        model.hidden_shift.copy_(torch.from_numpy(prepared.standard.shift))
-        model.hidden_scale.copy_(torch.from_numpy(prepared.standard.scale))
+    standard = artefacts.standard(inputs)
+    if standard is not None:
+        model.hidden_shift.copy_(torch.from_numpy(standard.shift))
+        model.hidden_scale.copy_(torch.from_numpy(standard.scale))
     return model
 
 
-def use_score(model: PlantModel, parts: list[str], teacher: Teacher, prepared: Prepared) -> None:
-    """Fill the teacher's document score where the start plants it; elsewhere the model does
-    without, and without its gain.
-    """
-    model.decoder.linear_gain.requires_grad_(model.word_score is not None)
-    if starts.SCORED & set(parts):
-        model.teacher_score.load_teacher(teacher, prepared.counts[prepared.rows["train"]])
-    else:
-        model.teacher_score, model.config.num_teacher_cells = None, 0
-        model.decoder.teacher_gain.requires_grad_(False)
-
-
-def label_word_counts(prepared: Prepared, texts: Sequence[str | None]) -> sparse.csr_matrix:
-    """(L, V) tokens of the labels' texts by the tokenizer the documents were read with."""
-
-    tokenizer = loading.tokenizer_of(prepared.backbone, prepared.trust_remote_code)
-    return tokenise([text or "" for text in texts], tokenizer, progress=False).counts(
-        len(prepared.vocabulary)
+def _model_config(
+    inputs: Inputs, made: Ingredients, config: RunConfig, l2r_cells: int, has_head: bool
+) -> PlantConfig:
+    names = inputs.corpus.label_names
+    inner = loading.config_of(inputs.backbone, inputs.trust_remote_code)
+    keep = config.keep
+    return PlantConfig(
+        backbone_name=Path(inputs.backbone).name,
+        hidden_size=inputs.hidden_size,
+        num_tokens=len(inputs.vocabulary),
+        num_planted_cells=made.teacher.relevance.nnz,
+        num_teacher_cells=made.teacher.scores.nnz,
+        num_l2r_cells=l2r_cells,
+        contexts=config.v1.contexts,
+        stateful=config.v1.stateful,
+        l2r_from=config.v1.l2r_from,
+        top_n=config.v1.top_n,
+        lm_head=has_head,
+        backward=getattr(inner, "direction", "forward") == "backward",
+        keep=list(keep) if isinstance(keep, tuple) else keep,
+        max_tokens=inputs.max_tokens,
+        window=inputs.window,
+        overlap=inputs.overlap,
+        id2label=dict(enumerate(names)),
+        label2id={name: i for i, name in enumerate(names)},
+        standardised=artefacts.standard(inputs) is not None,
+        num_words=len(made.linear.words) if made.linear else 0,
+        num_word_cells=made.linear.tables[0].cells.nnz if made.linear else 0,
     )
 
 
+def use_score(model: PlantModel, parts: Sequence[str], teacher: Teacher, inputs: Inputs) -> None:
+    """Fill the teacher's document score where the start plants it.
+
+    Other starts leave the module out, and do not train its gain.
+    """
+    model.decoder.linear_gain.requires_grad_(model.word_score is not None)
+    if starts.SCORED & set(parts):
+        model.teacher_score.load_teacher(teacher, inputs.train_tokens)
+        return
+    model.teacher_score = None
+    model.config.num_teacher_cells = 0
+    model.decoder.teacher_gain.requires_grad_(False)
+
+
 def with_label_texts(
-    prepared: Prepared,
+    inputs: Inputs,
     teacher: Teacher,
     parts: Sequence[str],
     config: TeacherConfig,
     folder: str | Path | None = None,
 ) -> Teacher:
-    """What a start with the part `text` plants: relevance for the attention, scores for the
-    document score.
+    """What a start with the part `text` plants: relevance for attention, scores for the document.
 
-    Labels with at most FEW documents get their words in both. The MIG teacher stands beside them
-    where the start names it: in the attention with `lookup`, in the document score with `score`.
+    Labels with at most `label_texts.FEW` documents get the words of their texts in both. The MIG
+    teacher joins where the start names it: in attention with `lookup`, in the document score with
+    `score`.
+
+    Args:
+        folder: where label_texts.json may lie; see `label_texts.read`.
+
+    Raises:
+        DataError: no such label has a text.
     """
-    texts = read(prepared.corpus, folder)
-    counts = prepared.counts[prepared.rows["train"]]
-    options = {"variant": config.variant, "top_k": config.top_k, "relevance": config.relevance}
-    words = limited(
-        teach(label_word_counts(prepared, texts), counts, **options), prepared.train_counts
-    )
-    if not words.scores.nnz:
+    counts = inputs.train_tokens
+    options = {"top_k": config.top_k, "relevance": config.relevance}
+    text_counts = label_word_counts(inputs, label_texts.read(inputs.corpus, folder))
+    by_text = label_texts.teach(text_counts, counts, variant=config.variant, **options)
+    by_text = label_texts.limited(by_text, inputs.train_counts)
+    if not by_text.scores.nnz:
         raise DataError(
-            f"no label of {prepared.corpus.name!r} with at most {FEW} training documents has a"
-            f" text; start without 'text', or lay {LABEL_TEXTS_FILE} beside the corpus"
+            f"no label of {inputs.corpus.name!r} with at most {label_texts.FEW} training documents"
+            f" has a text; start without 'text', or lay {LABEL_TEXTS_FILE} beside the corpus"
         )
-    both = joined(
-        teacher, words, top_k=config.top_k, relevance=config.relevance, vocabulary=_seen(counts)
-    )
-    attention, score = (both if name in parts else words for name in ("lookup", "score"))
-    return Teacher(score.scores, attention.relevance, teacher.variant, teacher.n_train)
+    vocabulary = max(int((column_counts(counts) > 0).sum()), 1)
+    both = label_texts.joined(teacher, by_text, vocabulary=vocabulary, **options)
+    attention = both if "lookup" in parts else by_text
+    document = both if "score" in parts else by_text
+    return Teacher(document.scores, attention.relevance, teacher.variant, teacher.n_train)
 
 
-def static_model(prepared, config: StaticConfig, progress: bool = True) -> StaticL2R:
-    """The model of a `pipeline.Prepared` corpus, over its backbone's tokens: made where it is
-    missing, checked against it.
-    """
-
-    names, tokens, corpus = prepared.corpus.label_names, prepared.vocabulary, prepared.corpus.name
-    path = (
-        prepared.root
-        / "static"
-        / f"{corpus}-{fingerprint_of(prepared.key, asdict(config))}.safetensors"
-    )
-    if path.exists():
-        found = StaticL2R.load(path)
-        found.check(names, tokens)
-        return found
-    counts = prepared.counts[prepared.rows["train"]]
-    found = pretrain(
-        counts,
-        prepared.train_labels,
-        label_names=names,
-        tokens=tokens,
-        config=config,
-        progress=progress,
-    )
-    found.save(path)
-    return found
+def label_word_counts(inputs: Inputs, texts: Sequence[str | None]) -> sparse.csr_matrix:
+    """(L, V) token counts of the labels' texts, by the tokenizer that read the documents."""
+    tokenizer = loading.tokenizer_of(inputs.backbone, inputs.trust_remote_code)
+    tokens = tokenise([text or "" for text in texts], tokenizer, progress=False)
+    return tokens.counts(len(inputs.vocabulary))

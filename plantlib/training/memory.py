@@ -1,13 +1,13 @@
-"""What a run will need in memory, before it starts: weights, adapters, gradients, optimizer,
-activations, head; and a refusal.
+"""The memory that a run will need, estimated before it starts, and a refusal if it does not fit.
 
-Part of METHOD.md section 4's fine-tuning. Parameters are counted exactly, on PyTorch's meta device,
-where a model of 671e9 parameters takes no memory and a few seconds. Activations follow a formula a
-layer (`layer_bytes`) for fused attention, which keeps no T x T scores; `tests/test_memory.py` holds
-it to what autograd keeps. Dropout of the backbone is 0, as `tuning.BackboneOptions` sets it. Not
-counted: the library itself, the allocator's leftovers, buffers of several devices. Command: `python
--m plantlib.training.memory llama-3-8b --labels 8921 --tuning lora --dtype bfloat16 --tokens 4096
---batch 1`.
+See docs/method.md, "Training". Parameters are counted exactly, on PyTorch's meta device, where even
+671e9 of them take no memory. Activations follow a formula per layer (`layer_bytes`) for fused
+attention, which keeps no T x T scores; tests/training/test_memory.py compares them with what
+autograd keeps. The backbone is taken to have no dropout, the default of `adapters.BackboneOptions`.
+Not counted: the libraries themselves, memory that the allocator reserves but does not use, and
+buffers for communication between devices.
+
+    python -m plantlib.training.memory llama-3-8b --labels 8921 --dtype bfloat16 --tokens 4096
 """
 
 from __future__ import annotations
@@ -21,20 +21,21 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+from transformers import AutoConfig, AutoModel
+from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
+
 from plantlib.backbones import loading
 from plantlib.backbones.adapters import TUNINGS, LoraOptions, check_tuning, is_target, lora_targets
 from plantlib.data.sources import checkout
 
-ELEMENT = {"float32": 4, "bfloat16": 2, "float16": 2}
+ELEMENT = {"float32": 4, "bfloat16": 2, "float16": 2}  # bytes
 PARTS = ("weights", "adapters", "gradients", "optimizer", "activations", "head")
 
-
-# bytes of a weight and its share of a float32 scale for 64; bitsandbytes packs linear layers alone,
-# not fused experts
+# bytes of a 4-bit weight: half a byte, and one float32 scale per 64 weights
 FOUR_BIT = 0.5 + 4 / 64
 
-
-# what makes a part smaller, and how it is asked for
+# the parts that a remedy makes smaller, and how a user asks for it
 REMEDIES = {
     "quantise": (("weights",), "quantise=True (4-bit weights, with tuning='lora')"),
     "bfloat16": (("weights", "activations"), "dtype='bfloat16'"),
@@ -43,21 +44,22 @@ REMEDIES = {
     "batch": (("activations",), "a smaller batch_size with more accumulation"),
     "tokens": (("activations",), "fewer tokens"),
     "labels": (("head",), "fewer labels"),
-    "devices": (
-        ("weights", "adapters", "gradients", "optimizer", "head"),
-        "several GPUs with a file of runs/accelerate",
-    ),
+    "devices": ({*PARTS} - {"activations"}, "several GPUs with a file of runs/accelerate"),
 }
 
 
 class MemoryExceeded(ValueError):
-    """A run needs more memory than there is."""
+    """A run needs more memory than is available."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes of each part of a run; parameters and trained count the backbone's parameters, remedies
-    what could still help.
+    """Bytes of each part of a run.
+
+    Attributes:
+        what: the run in words: model, options, sizes.
+        parameters, trained: numbers of parameters of the backbone, and of those that are trained.
+        remedies: keys of `REMEDIES` that the run does not use yet.
     """
 
     what: str
@@ -73,7 +75,7 @@ class Estimate:
 
     @property
     def total(self) -> int:
-        """Bytes in all."""
+        """Bytes of all parts."""
         return sum(getattr(self, part) for part in PARTS)
 
     @property
@@ -82,27 +84,22 @@ class Estimate:
         return max(PARTS, key=lambda part: getattr(self, part))
 
     def __repr__(self) -> str:
-        return (
-            f"{self.what}: {readable(self.total)}, most of it {self.largest}"
-            f" ({readable(getattr(self, self.largest))})"
-        )
+        largest = f"{self.largest} ({readable(getattr(self, self.largest))})"
+        return f"{self.what}: {readable(self.total)}, most of it {largest}"
 
     def table(self) -> str:
         """The parts as a Markdown table."""
-        rows = [f"| {part} | {readable(getattr(self, part))} |" for part in (*PARTS, "total")]
         counts = f"{self.parameters:,} parameters in the backbone, {self.trained:,} of them trained"
-        return "\n".join(
-            [f"{self.what}; {counts}", "", "| part | memory |", "| --- | ---: |", *rows]
-        )
+        head = [f"{self.what}; {counts}", "", "| part | memory |", "| --- | ---: |"]
+        rows = [f"| {part} | {readable(getattr(self, part))} |" for part in (*PARTS, "total")]
+        return "\n".join(head + rows)
 
 
 def readable(size: float) -> str:
-    """Bytes in words: 13.4 GiB."""
+    """Bytes with a unit: "13.4 GiB"."""
     power = min(int(math.log2(max(size, 1)) // 10), 4)
-    return (
-        f"{size / 1024**power:.{(0, 1, 1, 1, 2)[power]}f}"
-        f" {('B', 'KiB', 'MiB', 'GiB', 'TiB')[power]}"
-    )
+    unit, digits = (("B", 0), ("KiB", 1), ("MiB", 1), ("GiB", 1), ("TiB", 2))[power]
+    return f"{size / 1024**power:.{digits}f} {unit}"
 
 
 def estimate(
@@ -120,320 +117,309 @@ def estimate(
     num_planted_cells: int = 0,
     checkpointed_segments: bool = False,
 ) -> Estimate:
-    """Memory of a run on a backbone of this transformers configuration; every part in bytes.
+    """The memory that training on a backbone of this configuration needs.
 
-    tokens: read of a document, in windows of at most `window` (None: in one).
-    checkpointed_segments: only one window of every document is held at a time, the others are
-    computed again. num_planted_cells: cells of G. Frozen backbones are counted as if they stayed
-    loaded beside the head. Raises ValueError for sizes and options that no run can have.
+    Args:
+        config: configuration of a transformers model.
+        num_labels: L.
+        batch_size: documents per step.
+        tokens: tokens read per document.
+        window: tokens the backbone reads at a time; all when None.
+        tuning: "frozen", "lora" or "full"; a frozen backbone is counted as loaded.
+        lora: sizes of the adapters.
+        dtype: of the backbone's weights.
+        quantise: keep the weights of linear layers in 4 bits.
+        gradient_checkpointing: compute layers again in the backward pass.
+        num_planted_cells: non-zero cells of the relevance G (L, V).
+        checkpointed_segments: hold one window of each document and compute the others again.
+
+    Raises:
+        ValueError: a size below 1, an unknown option, or an architecture that cannot be counted.
     """
-    _check(num_labels, batch_size, tokens, window, tuning, dtype, quantise)
-    model, element, lora = meta_model(config), ELEMENT[dtype], lora or LoraOptions()
-    linear = linear_layers(model)
-    adapted = linear_layers(model, lora_targets(model, lora.targets)) if tuning == "lora" else {}
+    # a wrong option is an error before the model is made
+    sizes = {"num_labels": num_labels, "batch_size": batch_size, "tokens": tokens, "window": window}
+    for name, size in sizes.items():
+        if size is not None and size < 1:
+            raise ValueError(f"{name}={size}; give at least 1")
+    loading.check_dtype(dtype)
+    check_tuning(tuning, quantise)
+    lora = lora or LoraOptions()
+
+    # the backbone and its weights; bitsandbytes packs linear layers alone, not fused experts
+    element = ELEMENT[dtype]
+    model = meta_model(config)
     parameters = sum(p.numel() for p in model.parameters())
-    added = lora.r * sum(sum(shape) for shape in adapted.values())
-    trained = {"frozen": 0, "lora": added, "full": parameters}[tuning]
-    four_bit = sum(a * b for a, b in linear.values())
-    length, z, inputs = (
-        min(tokens, window or tokens),
-        Sizes.of(model),
-        adapter_inputs(adapted, element, lora),
-    )
-    segments = math.ceil(tokens / length)
-    states, rows = (segments, batch_size) if checkpointed_segments else (1, batch_size * segments)
-    activations = backbone_activations(
-        z, element, tuning, inputs, rows, length, gradient_checkpointing
-    )
+    matrices = [inputs * outputs for inputs, outputs in linear_layers(model).values()]
+    weights = element * parameters
+    if quantise:
+        weights = FOUR_BIT * sum(matrices) + element * (parameters - sum(matrices))
+
+    # what is trained
+    targets = lora_targets(model, lora.targets) if tuning == "lora" else []
+    adapted = linear_layers(model, targets)
+    in_adapters = lora.r * sum(inputs + outputs for inputs, outputs in adapted.values())
+    trained = {"frozen": 0, "lora": in_adapters, "full": parameters}[tuning]
+
+    # activations: windows of one length, all of them at once or one per document
+    length = min(tokens, window or tokens)
+    windows = math.ceil(tokens / length)
+    rows = batch_size if checkpointed_segments else batch_size * windows
+    states = windows if checkpointed_segments else 1
+    widths = Widths(model, element)
+    kept = adapter_bytes(adapted, element, lora)
+    cells_per_token = num_planted_cells / widths.vocabulary
+    activations = backbone_activations(widths, tuning, kept, rows, length, gradient_checkpointing)
     activations += head_activations(
-        z, num_labels, batch_size, rows * length, num_planted_cells, states
+        widths.hidden, rows * length, batch_size * num_labels, cells_per_token, states
     )
-    weights = (
-        FOUR_BIT * four_bit + element * (parameters - four_bit)
-        if quantise
-        else element * parameters
-    )
-    # one layer is unpacked at a time
-    activations += element * max(a * b for a, b in linear.values()) * quantise
-    remedies = _remedies(
-        tuning, dtype, quantise or 2 * four_bit < parameters, gradient_checkpointing, batch_size
-    )
-    parts = f"{batch_size} x {tokens} tokens" + (f" in windows of {length}" if segments > 1 else "")
+    if quantise:
+        activations += element * max(matrices)  # one layer is unpacked at a time
+
+    # remedies that are in use, or would not help
+    useless = {
+        "quantise": quantise or tuning == "full" or 2 * sum(matrices) < parameters,
+        "bfloat16": dtype != "float32",
+        "lora": tuning != "full",
+        "checkpointing": gradient_checkpointing or tuning == "frozen",
+        "batch": batch_size == 1,
+    }
+    read = f"{batch_size} x {tokens} tokens" + (f" in windows of {length}" if windows > 1 else "")
+    weight_type = f"{'4-bit and ' if quantise else ''}{dtype}"
     return Estimate(
-        what=(
-            f"{model.config.model_type}, {tuning}, {'4-bit and ' if quantise else ''}{dtype},"
-            f" {parts}, {num_labels} labels"
-        ),
+        f"{model.config.model_type}, {tuning}, {weight_type}, {read}, {num_labels} labels",
         parameters=parameters,
         trained=trained,
         weights=round(weights),
-        adapters=4 * added,
+        adapters=4 * in_adapters,
         gradients=trained * (element if tuning == "full" else 4),
         optimizer=8 * trained,
         activations=round(activations),
-        head=head_bytes(z, num_labels, num_planted_cells),
-        remedies=remedies,
+        head=head_bytes(widths, num_labels, num_planted_cells),
+        remedies=tuple(name for name in REMEDIES if not useless.get(name, False)),
     )
 
 
-def _check(num_labels, batch_size, tokens, window, tuned: str, dtype: str, quantise: bool) -> None:
-    for name, value in (
-        ("num_labels", num_labels),
-        ("batch_size", batch_size),
-        ("tokens", tokens),
-        ("window", window),
-    ):
-        if value is not None and value < 1:
-            raise ValueError(f"{name}={value}; give at least 1")
-    loading.check_dtype(dtype)
-    check_tuning(tuned, quantise)
-
-
-def _remedies(
-    tuned: str, dtype: str, four_bit: bool, checkpointing: bool, batch_size: int
-) -> tuple[str, ...]:
-    """What is not in use yet and would help; four_bit: whether 4-bit weights are, or would not."""
-    used = {
-        "quantise": four_bit or tuned == "full",
-        "bfloat16": dtype != "float32",
-        "lora": tuned != "full",
-    }
-    used |= {"checkpointing": checkpointing or tuned == "frozen", "batch": batch_size == 1}
-    return tuple(name for name in REMEDIES if not used.get(name, False))
-
-
 def meta_model(config):
-    """The backbone of a configuration on the meta device, shapes without memory; a hub's own class
-    where that was trusted.
-    """
-    import torch
-    from transformers import AutoModel
-    from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
+    """A backbone of this configuration on the meta device: shapes without memory.
 
+    ValueError for an architecture that transformers has no class for, unless `config` is of a hub's
+    own class, which was trusted when it was loaded.
+    """
     loading.check_architecture(config)
     remote = type(config).__module__.startswith("transformers_modules")
     if config.model_type not in MODEL_MAPPING_NAMES and not remote:
-        fix = "estimate with the configuration of an architecture of the same size"
         raise ValueError(
-            f"{config.model_type!r} cannot be counted, transformers has no class for it; {fix}"
+            f"{config.model_type!r} cannot be counted, transformers has no class for it; estimate"
+            " with the configuration of an architecture of the same size"
         )
     with torch.device("meta"):
         return AutoModel.from_config(copy.deepcopy(config), trust_remote_code=remote)
 
 
 def linear_layers(model, targets: list[str] | None = None) -> dict[str, tuple[int, int]]:
-    """(in, out) of every linear layer by name, or of those that LoRA wraps: never experts and
-    routers of a mixture.
-    """
-    import torch
+    """(inputs, outputs) of every linear layer by name, or of the LoRA `targets` among them.
 
-    found = {
-        n: (m.in_features, m.out_features)
-        for n, m in model.named_modules()
-        if isinstance(m, torch.nn.Linear)
+    Experts and routers of a mixture are not linear layers here: each kind is one fused tensor.
+    """
+    return {
+        name: (module.in_features, module.out_features)
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear)
+        and (targets is None or any(is_target(name, target) for target in targets))
     }
-    return (
-        found
-        if targets is None
-        else {n: x for n, x in found.items() if any(is_target(n, t) for t in targets)}
-    )
 
 
-def head_bytes(z: Sizes, num_labels: int, num_planted_cells: int) -> int:
-    """Queries, outputs and bias in float32, their gradients and two moments; the planted table,
-    label and value a cell.
+def head_bytes(widths: Widths, num_labels: int, num_planted_cells: int) -> int:
+    """Bytes of the head: queries, outputs and bias in float32 with gradients and two moments, and
+    the planted table with a label and a value per cell.
     """
-    return (
-        16 * (2 * num_labels * z.hidden + num_labels)
-        + 8 * (z.vocabulary + 1)
-        + 8 * num_planted_cells
-    )
+    table = 8 * (widths.vocabulary + 1) + 8 * num_planted_cells
+    return 16 * (2 * num_labels * widths.hidden + num_labels) + table
 
 
-def head_activations(
-    z: Sizes, num_labels: int, batch_size: int, positions: int, num_planted_cells: int, states: int
-) -> int:
-    """Bytes of hidden states and their gradient, planted cells and (B, L), in float32.
+def head_activations(hidden: int, positions: int, pairs: int, cells: float, states: int) -> int:
+    """Bytes of the head's float32 tensors in a step.
 
-    (B, L) six times, for logits, loss and gradients, and four times for the state after each of
-    several segments. Planted cells: 32 bytes each, as many a token as the table has on average.
+    Args:
+        hidden: D; hidden states and their gradient are kept.
+        positions: tokens that are attended to at a time.
+        pairs: documents times labels; kept six times, for logits, loss and gradients.
+        cells: planted cells per position on average, 32 bytes each.
+        states: windows per document whose attention state is kept, four numbers per pair.
     """
-    cells = num_planted_cells / z.vocabulary
-    return round(positions * (8 * z.hidden + 32 * cells)) + 4 * batch_size * num_labels * (
-        6 + 4 * states * (states > 1)
-    )
+    per_pair = 6 + (4 * states if states > 1 else 0)
+    return round(positions * (8 * hidden + 32 * cells)) + 4 * pairs * per_pair
 
 
-@dataclass(frozen=True)
-class Sizes:
-    """Widths that decide what a layer keeps.
+class Widths:
+    """Widths of a backbone that decide what a layer keeps for its backward pass.
 
-    attention: of queries, keys, values and output together; written_out: with keys and values
-    repeated for every head; latent: of low-rank queries and keys; expert_inner: inner width of all
-    experts that see a token.
+    Args:
+        model: read for its configuration and the names of its parameters and modules.
+        element: bytes per number.
     """
 
-    layers: int
-    hidden: int
-    vocabulary: int
-    attention: int
-    written_out: int
-    latent: int
-    inner: int
-    gated: bool
-    rms: bool
-    dense_layers: int
-    experts: int
-    expert_inner: int
-
-    @classmethod
-    def of(cls, model) -> Sizes:
-        """Read from a model's configuration and from the names of its parameters and modules."""
+    def __init__(self, model, element: int):
         config = model.config.get_text_config()
-        get = lambda name, default=0: getattr(config, name, None) or default  # noqa: E731
-        d, heads, layers = config.hidden_size, config.num_attention_heads, config.num_hidden_layers
-        head = get("head_dim", d // heads)
-        attention, written_out = (
-            2 * head * (heads + get("num_key_value_heads", heads)),
-            4 * head * heads,
-        )
+
+        def get(name: str, default: int = 0) -> int:
+            return getattr(config, name, None) or default
+
+        self.element = element
+        self.layers = config.num_hidden_layers
+        self.hidden = config.hidden_size
+        self.vocabulary = config.vocab_size
+        self.rms = any("RMSNorm" in type(module).__name__ for module in model.modules())
+
+        # attention: query, key, value and output; in padded batches key and value for every head
+        heads = config.num_attention_heads
+        head = get("head_dim", self.hidden // heads)
+        self.attention = 2 * head * (heads + get("num_key_value_heads", heads))
+        self.attention_padded = 4 * head * heads
+        self.latent = get("q_lora_rank") + get("kv_lora_rank")
         if get("kv_lora_rank"):
-            nope, v = get("qk_nope_head_dim"), get("v_head_dim")
-            # values are a view of what holds keys and values
-            attention = written_out = heads * (2 * (nope + get("qk_rope_head_dim")) + nope + v + v)
-        inner, experts = (
-            get("intermediate_size") or get("hidden_dim") or get("n_inner", 4 * d),
-            get("num_experts_per_tok"),
+            # query, key, the tensor that holds keys and values (values are a view of it), output
+            key, value = get("qk_nope_head_dim"), get("v_head_dim")
+            query_and_key = 2 * (key + get("qk_rope_head_dim"))
+            self.attention = heads * (query_and_key + key + value + value)
+            self.attention_padded = self.attention
+
+        # feed-forward layers; expert_inner: of all experts that see a token
+        self.gated = any(".gate_" in name for name, _ in model.named_parameters())
+        self.inner = (
+            get("intermediate_size") or get("hidden_dim") or get("n_inner", 4 * self.hidden)
         )
-        return cls(
-            layers,
-            d,
-            config.vocab_size,
-            attention,
-            written_out,
-            get("q_lora_rank") + get("kv_lora_rank"),
-            inner,
-            gated=any(".gate_" in name for name, _ in model.named_parameters()),
-            rms=any("RMSNorm" in type(m).__name__ for m in model.modules()),
-            dense_layers=get("first_k_dense_replace") if experts else layers,
-            experts=experts,
-            expert_inner=(experts + get("n_shared_experts")) * get("moe_intermediate_size", inner),
+        self.experts = get("num_experts_per_tok")
+        self.expert_inner = get("moe_intermediate_size", self.inner) * (
+            self.experts + get("n_shared_experts")
         )
+        self.dense_layers = get("first_k_dense_replace") if self.experts else self.layers
 
 
-def layer_bytes(
-    z: Sizes, element: int, full: bool, dense: bool, padded: bool, length: int
-) -> float:
-    """Bytes that one layer keeps for its backward pass, a position; s bytes an element, all weights
-    trained when `full`.
+def layer_bytes(widths: Widths, full: bool, dense: bool, mask: int) -> float:
+    """Bytes per position that one layer keeps for its backward pass.
 
-    norms      RMS: float32 input 4d and, full, 2sd (scaled, weighted); layer norm: sd and, full, sd
-    more; two of them attention  s(query + key + value + output), latents like a norm; the
-    log-sum-exp is small
-               in padded batches keys and values are written out for every head, and the mask is
-               kept: sT
-    inner      gated: gate, its activation and up, 3s inner; plain: s inner; full: the product or
-    activation, one more experts    the same for each expert of a token, and sd in and sd out
+    With d the hidden size and s bytes per number; "full" where all weights are trained:
+
+    norms      two of width d. RMS: the input in float32, 4d; full: scaled and weighted, 2sd.
+               Layer norm: sd; full: sd more.
+    attention  s (query + key + value + output); the log-sum-exp is small and left out. Latents are
+               kept as a norm of their width. In padded batches keys and values are repeated for
+               every head, and `mask` places of the mask are kept, s each.
+    inner      s times the inner width: gate, its activation and up where gated, else once; full:
+               the product or the activation, once more.
+    experts    the same for each expert of a token, and its input and output, 2sd.
     """
-    d, s = z.hidden, element
-    norm = lambda width: (4 * width + 2 * s * width * full) if z.rms else s * width * (1 + full)  # noqa: E731
-    attention = s * (z.written_out + length if padded else z.attention) + norm(z.latent)
-    kept = s * ((3 if z.gated else 1) + full)
-    return (
-        2 * norm(d)
-        + attention
-        + (kept * z.inner if dense else kept * z.expert_inner + 2 * s * d * z.experts)
-    )
+    element = widths.element
+
+    def norm(width: int) -> int:
+        if widths.rms:
+            return 4 * width + (2 * element * width if full else 0)
+        return element * width * (2 if full else 1)
+
+    attention = widths.attention_padded + mask if mask else widths.attention
+    inner = (3 if widths.gated else 1) + full
+    feed_forward = inner * widths.inner
+    if not dense:
+        feed_forward = inner * widths.expert_inner + 2 * widths.hidden * widths.experts
+    return 2 * norm(widths.hidden) + norm(widths.latent) + element * (attention + feed_forward)
 
 
-def adapter_inputs(adapted: dict[str, tuple[int, int]], element: int, lora: LoraOptions) -> int:
-    """Bytes that the adapters of all layers keep a position: r outputs each, and their inputs.
+def adapter_bytes(adapted: dict[str, tuple[int, int]], element: int, lora: LoraOptions) -> int:
+    """Bytes per position that the adapters of all layers keep: r outputs each, and their inputs.
 
-    Adapters compute in float32: 4 bytes for each input of 16-bit weights; 4 and a mask of 1 with
-    dropout; else layers that read the same input share it.
+    Adapters compute in float32. Each keeps a copy of its input where weights have 16 bits, and a
+    copy with a mask of 1 byte where there is dropout; else layers of the same input share it.
     """
-    inputs = [(name.rpartition(".")[0], n) for name, (n, _) in adapted.items()]
-    if not lora.dropout and element == 4:
-        inputs = set(inputs)
-    return 4 * lora.r * len(adapted) + (5 if lora.dropout else 4) * sum(n for _, n in inputs)
+    inputs = [(name.rpartition(".")[0], width) for name, (width, _) in adapted.items()]
+    shared = not lora.dropout and element == 4
+    width = sum(width for _, width in (set(inputs) if shared else inputs))
+    return 4 * lora.r * len(adapted) + (5 if lora.dropout else 4) * width
 
 
 def backbone_activations(
-    z: Sizes, element: int, tuned: str, adapters: int, rows: int, length: int, again: bool
+    widths: Widths, tuning: str, adapters: int, rows: int, length: int, checkpointing: bool
 ) -> float:
-    """Bytes the backbone holds at the worst moment of a step, rows x length positions; again:
-    layers are checkpointed.
+    """Bytes that the backbone holds at the worst moment of a step of rows x length positions.
 
-    All layers' `layer_bytes`; with checkpoints every layer's input and one layer whole; frozen,
-    what one layer has in hand. Beside them the embedding, the last norm and states, and half a
-    layer of gradients on their way back.
+    All layers' `layer_bytes` and the adapters'. With checkpointing: every layer's input, and one
+    layer whole. Frozen: one layer. Beside them the embedding, the last norm and the last states,
+    and, where there is a backward pass, half a layer of gradients.
     """
-    full, padded = tuned == "full", rows > 1
-    layer = [layer_bytes(z, element, full, dense, padded, length) for dense in (True, False)]
-    sparse = z.layers - min(z.dense_layers, z.layers)
-    largest = max(layer[:1] * (sparse < z.layers) + layer[1:] * (sparse > 0)) + adapters / z.layers
-    outside = z.hidden * (3 * element + (4 if z.rms else 0))
-    if tuned == "frozen":
+    mask = length if rows > 1 else 0
+    dense_layers = min(widths.dense_layers, widths.layers)
+    kept = adapters
+    largest = 0
+    for dense, layers in ((True, dense_layers), (False, widths.layers - dense_layers)):
+        if layers:
+            layer = layer_bytes(widths, tuning == "full", dense, mask)
+            kept += layer * layers
+            largest = max(largest, layer)
+    largest += adapters / widths.layers
+    outside = widths.hidden * (3 * widths.element + (4 if widths.rms else 0))
+    if tuning == "frozen":
         return rows * length * (largest + outside)
-    kept = layer[0] * (z.layers - sparse) + layer[1] * sparse + adapters
-    if again:
-        kept = element * z.hidden * z.layers + largest
+    if checkpointing:
+        kept = widths.element * widths.hidden * widths.layers + largest
     return rows * length * (kept + outside + largest / 2)
 
 
 def available(device=None, root: str | Path = "/") -> int:
-    """Bytes free: of the GPU (device None: where there is one), else RAM within a cgroup's limit;
-    root holds proc and sys.
-    """
-    import torch
+    """Free bytes: of the GPU, or of RAM within the limit of the process's cgroup.
 
+    Args:
+        device: a torch device; the GPU where there is one when None.
+        root: folder that holds proc and sys.
+    """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    info, limit = Path(root) / "proc/meminfo", Path(root) / "sys/fs/cgroup/memory.max"
+    # what the machine has free
+    info = Path(root) / "proc/meminfo"
     lines = info.read_text().splitlines() if info.exists() else []
     free = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
     free = free or [os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    # what the group may still take
+    limit = Path(root) / "sys/fs/cgroup/memory.max"
     if limit.exists() and (text := limit.read_text().strip()).isdigit():
-        used = limit.with_name("memory.current")
-        free.append(max(0, int(text) - (int(used.read_text()) if used.exists() else 0)))
+        current = limit.with_name("memory.current")
+        used = int(current.read_text()) if current.exists() else 0
+        free.append(max(0, int(text) - used))
     return min(free)
 
 
 def check(estimate: Estimate, available_bytes: int) -> None:
-    """MemoryExceeded when the estimate is above what there is, with the largest part and what would
-    help.
+    """MemoryExceeded if the estimate is above `available_bytes`; the message says what would help,
+    remedies for the largest part first.
     """
     if estimate.total <= available_bytes:
         return
-    # what acts on the largest part comes first
-    helpful = sorted(estimate.remedies, key=lambda name: estimate.largest not in REMEDIES[name][0])
+    largest = estimate.largest
+    remedies = sorted(estimate.remedies, key=lambda name: largest not in REMEDIES[name][0])
     raise MemoryExceeded(
         f"this run needs about {readable(estimate.total)} ({estimate.what}) and"
-        f" {readable(available_bytes)} are available; the largest part is {estimate.largest},"
-        f" {readable(getattr(estimate, estimate.largest))}: use "
-        + " or ".join(REMEDIES[name][1] for name in helpful)
+        f" {readable(available_bytes)} are available; the largest part is {largest},"
+        f" {readable(getattr(estimate, largest))}: use "
+        + " or ".join(REMEDIES[name][1] for name in remedies)
     )
 
 
 def presets() -> dict[str, Path]:
-    """Architectures of published sizes by name: runs/configs/*.json."""
+    """Files of architectures of published sizes by name: runs/configs/*.json."""
     return {path.stem: path for path in sorted((checkout() / "runs" / "configs").glob("*.json"))}
 
 
 def config_of(name: str):
-    """Configuration of a preset's name, of a config.json, or of anything `backbones.config_of`
-    takes.
-    """
-    from transformers import AutoConfig
+    """The configuration of a preset, of a config.json, or of a backbone (`loading.config_of`).
 
+    ValueError for a JSON file that does not exist or has no model_type.
+    """
     path = presets().get(name, Path(name))
     if path.suffix != ".json":
         return loading.config_of(name)
     if not path.is_file():
-        raise ValueError(
-            f"{name} is no file; give a config.json, a backbone or one of {', '.join(presets())}"
-        )
+        known = ", ".join(presets())
+        raise ValueError(f"{name} does not exist; give a config.json, a backbone or one of {known}")
     fields = json.loads(path.read_text(encoding="utf-8"))
     if "model_type" not in fields:
         raise ValueError(f"{path.name} has no model_type; give a config.json of transformers")
@@ -441,45 +427,27 @@ def config_of(name: str):
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Print the table; exit status 1 when the estimate is above what is free here or cannot be
-    made.
-    """
+    """Print the table; exit status 1 if the run does not fit here or cannot be estimated."""
     parser = argparse.ArgumentParser(
-        prog="python -m plantlib.training.memory", description="memory a run will need"
+        prog="python -m plantlib.training.memory", description="estimate the memory of a run"
     )
-    parser.add_argument(
-        "backbone", help=f"folder, hub id, config.json or one of {', '.join(presets())}"
-    )
-    parser.add_argument("--tuning", choices=TUNINGS, default="lora")
-    parser.add_argument("--dtype", choices=loading.DTYPES, default="float32")
-    parser.add_argument("--labels", type=int, required=True)
-    for name, default, text in (
-        ("tokens", 512, "tokens read of a document"),
-        ("window", None, "tokens of one forward pass, all unless given"),
-        ("batch", 1, "documents a step"),
-        ("cells", 0, "planted cells"),
-    ):
-        parser.add_argument(f"--{name}", type=int, default=default, help=text)
-    parser.add_argument("--quantise", action="store_true", help="4-bit weights")
-    parser.add_argument(
-        "--checkpointing", action="store_true", help="compute layers again in the backward pass"
-    )
-    got = parser.parse_args(arguments)
+    add = parser.add_argument
+    add("backbone", help=f"folder, hub id, config.json or one of {', '.join(presets())}")
+    add("--tuning", choices=TUNINGS, default="lora")
+    add("--dtype", choices=loading.DTYPES, default="float32")
+    add("--labels", dest="num_labels", type=int, required=True, help="number of labels")
+    add("--tokens", type=int, default=512, help="tokens read per document")
+    add("--window", type=int, help="tokens the backbone reads at a time; all by default")
+    add("--batch", dest="batch_size", type=int, default=1, help="documents per step")
+    add("--cells", dest="num_planted_cells", type=int, default=0, help="planted cells")
+    add("--quantise", action="store_true", help="4-bit weights")
+    text = "compute layers again in the backward pass"
+    add("--checkpointing", dest="gradient_checkpointing", action="store_true", help=text)
+    options = vars(parser.parse_args(arguments))
     try:
-        found = estimate(
-            config_of(got.backbone),
-            num_labels=got.labels,
-            tuning=got.tuning,
-            dtype=got.dtype,
-            tokens=got.tokens,
-            window=got.window,
-            batch_size=got.batch,
-            num_planted_cells=got.cells,
-            quantise=got.quantise,
-            gradient_checkpointing=got.checkpointing,
-        )
-        print(found.table())
-        check(found, available())
+        expected = estimate(config_of(options.pop("backbone")), **options)
+        print(expected.table())
+        check(expected, available())
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 1

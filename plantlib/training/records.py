@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from plantlib.data import privacy
-from plantlib.training.pipeline import Prepared
+from plantlib.training.inputs import Inputs
 from plantlib.utils.io import atomic_path, read_json
 from plantlib.utils.reprs import Card, Rich
 
@@ -272,30 +272,28 @@ def load_all(folder: str | Path) -> list[RunRecord]:
     return [RunRecord.load(path) for path in sorted(Path(folder).glob("*.json"))]
 
 
-def run_name(prepared: Prepared, system: str, seed: int, tuning: str = "frozen") -> str:
+def run_name(inputs: Inputs, system: str, seed: int, tuning: str = "frozen") -> str:
     """Id of a run: data set, training documents, tokens read, backbone and what is trained of it,
     system, seed.
     """
-    read = f"{prepared.max_tokens}t" if prepared.max_tokens else "all"
-    read += "" if prepared.label_space == "seen" else f"-{prepared.label_space}-labels"
-    backbone = Path(prepared.backbone).name + ("" if tuning == "frozen" else f"-{tuning}")
+    read = f"{inputs.max_tokens}t" if inputs.max_tokens else "all"
+    read += "" if inputs.label_space == "seen" else f"-{inputs.label_space}-labels"
+    backbone = Path(inputs.backbone).name + ("" if tuning == "frozen" else f"-{tuning}")
     # the id is a file name; a user's table may be called anything, a peer has spaces in its name
     name, backbone, system = (
-        re.sub(r"[^\w.@+-]+", "_", part) for part in (prepared.corpus.name, backbone, system)
+        re.sub(r"[^\w.@+-]+", "_", part) for part in (inputs.corpus.name, backbone, system)
     )
     name, backbone = name[:40], backbone[:40]
-    return f"{name}-{len(prepared.rows['train'])}d-{read}-{backbone}-{system}-s{seed}"
+    return f"{name}-{len(inputs.rows['train'])}d-{read}-{backbone}-{system}-s{seed}"
 
 
-def record_path(
-    prepared: Prepared, system: str, seed: int, results: str | Path, end: str = ""
-) -> Path:
+def record_path(inputs: Inputs, system: str, seed: int, results: str | Path, end: str = "") -> Path:
     """Where the record of a system on this corpus stands: named by `run_name` and `end`.
 
     A name tells how many training documents there are, not how many of dev and test, nor what they
     were drawn from: where another corpus has it, this one's fingerprint is added.
     """
-    stem, fingerprint = run_name(prepared, system, seed), prepared.corpus.fingerprint()
+    stem, fingerprint = run_name(inputs, system, seed), inputs.corpus.fingerprint()
     plain, own = (Path(results) / f"{stem}{mark}{end}.json" for mark in ("", f"-{fingerprint[:6]}"))
     taken = plain.exists() and RunRecord.load(plain).dataset["fingerprint"] != fingerprint
     return own if taken or own.exists() else plain

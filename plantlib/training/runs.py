@@ -1,217 +1,35 @@
 """One run, one record: plant a start, fine-tune, choose on dev, read test once.
 
-Realises METHOD.md sections 4 to 7 on what `pipeline.prepare` made ready. Each run writes one small
-JSON (`RunRecord`) and nothing else is needed later. Notebooks call these functions and show what
-they return.
+docs/method.md, "Starts", "Training" and "Choosing on dev, reading test once". A run writes one
+small JSON, a `RunRecord`; nothing else of it is needed later.
 """
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
-from dataclasses import asdict, replace
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
-import numpy as np
-from scipy import sparse
+from transformers import TrainerCallback, set_seed
 
 from plantlib.backbones import adapters
 from plantlib.data.corpus import Corpus
-from plantlib.linear import score as linear_score
-from plantlib.metrics.documents import evaluate, hits
+from plantlib.linear.score import settled, word_cells
 from plantlib.model.plant_model import PlantModel
 from plantlib.planting import outputs as planted_outputs
-from plantlib.planting import starts as planting
-from plantlib.training import train
-from plantlib.training import train as gain_choice
+from plantlib.planting import starts
+from plantlib.training import artefacts, evaluation, train
 from plantlib.training.ingredients import Ingredients, build_model, ingredients, use_score
+from plantlib.training.inputs import Inputs
 from plantlib.training.options import RunConfig
-from plantlib.training.pipeline import Prepared, prepare
+from plantlib.training.prepare import prepare
 from plantlib.training.records import RunRecord, peak_memory, plain, run_name
 from plantlib.utils.distributed import is_main
-from plantlib.utils.io import fingerprint_of
 from plantlib.utils.progress import tqdm
-
-
-def run_start(
-    prepared: Prepared,
-    start: str,
-    seed: int = 0,
-    *,
-    config: RunConfig = RunConfig(),
-    results: str | Path | None = None,
-    run_id: str | None = None,
-    notebook: str | None = None,
-    progress: bool = True,
-) -> tuple[RunRecord, PlantModel]:
-    """Plant `start`, fine-tune, choose the epoch on dev, read test once; the record is saved when
-    `results` is given.
-    """
-    config, cpu = config.seeded(seed), time.process_time()
-    seed_all(seed)
-    parts = planting.parts_of(start)
-    if "outputs" in parts and config.tuning != "frozen":
-        raise ValueError(
-            f"start {start!r}: outputs are planted from cached features; use tuning='frozen', or"
-            " leave them out"
-        )
-    made = ingredients(prepared, start, config, progress)
-    linear, table, times = made.linear, made.l2r_table, made.times
-    model = build_model(
-        prepared,
-        made.teacher,
-        keep=config.keep,
-        l2r_table=table,
-        v1=config.v1,
-        lm_weight=config.train.lm_weight,
-        linear=linear,
-    )
-    cached = config.tuning == "frozen"
-
-    def begin(gain: float) -> None:
-        # initial values are drawn where they are the same on every machine
-        planting.plant(
-            model.cpu().decoder,
-            start,
-            made.teacher,
-            prepared.train_labels,
-            planted=made.planted,
-            l2r_table=table,
-            config=replace(config.start, lookup_gain=gain),
-        )
-        use_score(model, parts, made.teacher, prepared)
-        if "outputs" in parts:
-            planted_outputs.plant_outputs(
-                model, prepared.documents("train"), config.outputs, progress
-            )
-        # what came before may have drawn numbers: every start of a seed gets the same adapters and
-        # dropout
-        seed_all(seed)
-
-    def fit_in(folder: Path, callbacks=()) -> list[dict]:
-        documents = [prepared.documents(split, cached, linear) for split in ("train", "dev")]
-        return train.fine_tune(
-            model,
-            *documents,
-            prepared.train_counts,
-            folder,
-            config=config.train_for(parts),
-            progress=progress,
-            callbacks=callbacks,
-        )
-
-    run_id = run_id or run_name(prepared, start, seed, config.tuning)
-    folder = (
-        prepared.root
-        / "checkpoints"
-        / f"{run_id}-{fingerprint_of(prepared.key, start, asdict(config))}"
-    )
-    fitted, gains, about, resumed = (
-        time.perf_counter(),
-        config.gains_for(parts),
-        {},
-        folder.exists(),
-    )
-    if len(gains) == 1:
-        begin(gains[0])
-        if not cached:
-            adapters.open_backbone(model, prepared, config.tuning, config.lora, config.backbone)
-        epochs = fit_in(folder)
-    else:
-        gain, tried = gain_choice.choose(gains, begin, fit_in, folder, config.train.metric)
-        epochs, about = (
-            fit_in(gain_choice.folder_of(folder, gain)),
-            {"gain_chosen": gain, "gains_tried": tried},
-        )
-    if weights := config.weights_for(parts):
-        weight, tried = gain_choice.weigh(
-            model.decoder.linear_gain, weights, lambda: on_dev(model, prepared, made, config)
-        )
-        about |= {"linear_weight": weight, "linear_weights_tried": tried}
-    times["fine_tune"] = time.perf_counter() - fitted
-    if not resumed:  # what a killed process spent is not known
-        times["train_cpu"] = time.process_time() - cpu
-    trained = adapters.trained_parameters(model)
-    model.eval()
-    record = _record(prepared, model, start, seed, config, epochs, run_id, notebook, made, trained)
-    record = replace(record, params=record.params | about)
-    model.record = record
-    if is_main():
-        if results is not None:
-            record.save(results)
-        shutil.rmtree(folder, ignore_errors=True)
-    return record, model
-
-
-def on_dev(model: PlantModel, prepared: Prepared, made: Ingredients, config: RunConfig) -> float:
-    """The metric that chooses, of dev, on cached features."""
-    counts, rows = prepared.train_counts, prepared.rows["train"]
-    scores, labels = train.score(
-        model, prepared.documents("dev", True, made.linear), counts, auc=False
-    )
-    return evaluate(scores, labels, counts, len(rows))[config.train.metric]
-
-
-def _record(
-    prepared, model, start, seed, config, epochs, run_id, notebook, made: Ingredients, trained
-) -> RunRecord:
-    """Threshold and calibration from dev, then the one reading of test."""
-    began, cached, linear, times = (
-        time.perf_counter(),
-        config.tuning == "frozen",
-        made.linear,
-        made.times,
-    )
-    dev_scores, dev_labels = train.score(
-        model, prepared.documents("dev", cached, linear), prepared.train_counts, auc=False
-    )
-    scores, _ = train.score(
-        model, prepared.documents("test", cached, linear), prepared.train_counts
-    )
-    judged = prepared.judge(dev_scores, scores)
-    model.config.threshold, model.config.calibration = (
-        judged["threshold"],
-        calibrate(dev_scores.topk, dev_labels),
-    )
-    times["evaluate"] = time.perf_counter() - began
-    gains = {
-        name: getattr(model.decoder, f"{name}_gain").item()
-        for name in ("planted", "teacher", "linear")
-    }
-    further = {name: getattr(model.decoder, f"{name}_gain", None) for name in ("l2r", "context")}
-    gains |= {name: gain.tolist() for name, gain in further.items() if gain is not None}
-    return RunRecord(
-        id=run_id,
-        kind="planted",
-        system=start,
-        seed=seed,
-        params=asdict(config)
-        | {"max_tokens": prepared.max_tokens, "inputs": prepared.key, "final_gains": gains},
-        notebook=notebook,
-        backbone=Path(prepared.backbone).name,
-        teacher=asdict(config.teacher) | made.about(),
-        history=epochs,
-        chosen_epoch=train.chosen_epoch(epochs, config.train.metric),
-        times={k: round(v, 2) for k, v in times.items()},
-        peak_memory_mb=peak_memory(),
-        model_size=trained | linear_score.word_cells(linear),
-        **judged,
-    )
-
-
-def calibrate(topk, labels: sparse.csr_matrix) -> list[float]:
-    """Slope and shift of a logistic curve from dev scores to the chance of being right (Platt),
-    over the top-k places.
-    """
-    from sklearn.linear_model import LogisticRegression
-
-    used = topk.ids >= 0
-    right, scores = hits(topk, labels, topk.k)[used], topk.scores[used].astype(np.float64)
-    if right.all() or not right.any():
-        return [1.0, 0.0]
-    curve = LogisticRegression(C=1e6).fit(scores[:, None], right)
-    return [float(curve.coef_[0, 0]), float(curve.intercept_[0])]
-
 
 STARTS = (
     "random",
@@ -223,11 +41,211 @@ STARTS = (
     "lookup+score",
     "linear",
     "lookup+linear",
-)
+)  # starts that a grid compares
+
+
+@dataclass(eq=False)
+class Run:
+    """One start of one seed on one corpus, while it is trained.
+
+    Attributes:
+        made: what the start plants.
+        model: planted and trained in place.
+        folder: of its checkpoints.
+        chosen: what dev chose beside the epoch, for the record.
+    """
+
+    inputs: Inputs
+    start: str
+    seed: int
+    config: RunConfig
+    made: Ingredients
+    model: PlantModel
+    folder: Path
+    progress: bool
+
+    @property
+    def parts(self) -> list[str]:
+        """The names that the start joins by "+"."""
+        return starts.parts_of(self.start)
+
+    @property
+    def cached(self) -> bool:
+        """Whether the backbone is frozen, so that its cached features are read."""
+        return self.config.tuning == "frozen"
+
+    def plant(self, gain: float) -> None:
+        """Set every initial value of the model; gain: of planted attention."""
+        # initial values are drawn on the CPU, where they are the same on every machine
+        starts.plant(
+            self.model.cpu().decoder,
+            self.start,
+            self.made.teacher,
+            self.inputs.train_labels,
+            planted=self.made.queries,
+            l2r_table=self.made.l2r_table,
+            config=replace(self.config.start, lookup_gain=gain),
+        )
+        use_score(self.model, self.parts, self.made.teacher, self.inputs)
+        if "outputs" in self.parts:
+            documents = self.inputs.documents("train")
+            planted_outputs.plant_outputs(self.model, documents, self.config.outputs, self.progress)
+        # planting may have drawn numbers: every start of a seed gets the same adapters and dropout
+        set_seed(self.seed)
+
+    def fine_tune(self, folder: Path, callbacks: Iterable[TrainerCallback] = ()) -> list[dict]:
+        """Train the model to its best dev epoch; the history, one dict per epoch."""
+        return train.fine_tune(
+            self.model,
+            self.inputs.documents("train", self.cached, self.made.linear),
+            self.inputs.documents("dev", self.cached, self.made.linear),
+            self.inputs.train_counts,
+            folder,
+            config=self.config.train_for(self.parts),
+            progress=self.progress,
+            callbacks=callbacks,
+        )
+
+    def dev_metric(self) -> float:
+        """The metric of dev by which the run chooses."""
+        metric = self.config.train.metric
+        return evaluation.dev_metric(self.model, self.inputs, metric, self.made.linear)
+
+
+def run_start(
+    inputs: Inputs,
+    start: str,
+    seed: int = 0,
+    *,
+    config: RunConfig = RunConfig(),
+    results: str | Path | None = None,
+    run_id: str | None = None,
+    notebook: str | None = None,
+    progress: bool = True,
+    made: Ingredients | None = None,
+) -> tuple[RunRecord, PlantModel]:
+    """Plant `start`, fine-tune, choose on dev, read test once.
+
+    Args:
+        inputs: a corpus made ready by `prepare`.
+        start: one of `planting.starts.STARTS`, or several joined by "+".
+        seed: of everything that is drawn.
+        results: folder the record is saved in; None saves nothing.
+        run_id: name of the record, and of its file; `run_name` when None.
+        notebook: stated in the record.
+        made: what is planted, in the place of the `ingredients` of the start.
+
+    Returns:
+        the record, and the model at its best dev epoch.
+
+    Raises:
+        ValueError: an unknown start, or one that the options cannot have.
+        DataError: the training rows teach nothing.
+    """
+    check_start(start, config)
+    cpu = time.process_time()
+    set_seed(seed)
+    config = config.seeded(seed)
+    run_id = run_id or run_name(inputs, start, seed, config.tuning)
+
+    # count the teacher, pretrain queries, fit the linear score, as far as the start needs them
+    made = made or ingredients(inputs, start, config, progress)
+    model = build_model(inputs, made, config)
+    folder = artefacts.run_folder(inputs, run_id, start, asdict(config))
+    run = Run(inputs, start, seed, config, made, model, folder, progress)
+
+    with artefacts.locked(folder) if is_main() else contextlib.nullcontext():
+        resumed = folder.exists()
+        began = time.perf_counter()
+        # plant and fine-tune; dev chooses the gain, the epoch and the weight of the linear score
+        history, chosen = plant_and_fine_tune(run)
+        chosen |= choose_linear_weight(run)
+        made.seconds["fine_tune"] = time.perf_counter() - began
+        if not resumed:  # what a killed process spent is not known
+            made.seconds["train_cpu"] = time.process_time() - cpu
+
+        # threshold and calibration from dev, then the one reading of test
+        model.eval()
+        began = time.perf_counter()
+        judged = evaluation.judge_model(model, inputs, run.cached, made.linear)
+        made.seconds["evaluate"] = time.perf_counter() - began
+        record = record_of(run, run_id, history, chosen, judged, notebook)
+        model.record = record
+        if is_main():
+            if results is not None:
+                record.save(results)
+            shutil.rmtree(folder, ignore_errors=True)
+    return record, model
+
+
+def check_start(start: str, config: RunConfig) -> None:
+    """ValueError for an unknown start, and for planted outputs on a backbone that is trained."""
+    if "outputs" in starts.parts_of(start) and config.tuning != "frozen":
+        raise ValueError(
+            f"start {start!r}: outputs are planted from cached features; use tuning='frozen', or"
+            " leave them out"
+        )
+
+
+def plant_and_fine_tune(run: Run) -> tuple[list[dict], dict]:
+    """(history, what dev chose): the gain of planted attention where there is a choice, the epoch."""
+    gains = run.config.gains_for(run.parts)
+    if len(gains) > 1:
+        gain, tried = train.choose(
+            gains, run.plant, run.fine_tune, run.folder, run.config.train.metric
+        )
+        history = run.fine_tune(train.folder_of(run.folder, gain))
+        return history, {"gain_chosen": gain, "gains_tried": tried}
+    run.plant(gains[0])
+    if not run.cached:
+        config = run.config
+        load = partial(artefacts.load_backbone, run.inputs)
+        adapters.open_backbone(run.model, load, config.tuning, config.lora, config.backbone)
+    return run.fine_tune(run.folder), {}
+
+
+def choose_linear_weight(run: Run) -> dict:
+    """Multiply the trained gain of the linear score by what dev chooses; what the record says."""
+    weights = run.config.weights_for(run.parts)
+    if not weights:
+        return {}
+    weight, tried = train.weigh(run.model.decoder.linear_gain, weights, run.dev_metric)
+    return {"linear_weight": weight, "linear_weights_tried": tried}
+
+
+def record_of(
+    run: Run, run_id: str, history: list[dict], chosen: dict, judged: dict, notebook: str | None
+) -> RunRecord:
+    """The record of a finished run."""
+    inputs = run.inputs
+    decoder = run.model.decoder
+    gains = {
+        name: getattr(decoder, f"{name}_gain").item() for name in ("planted", "teacher", "linear")
+    }
+    for name in ("l2r", "context"):
+        if (gain := getattr(decoder, f"{name}_gain", None)) is not None:
+            gains[name] = gain.tolist()
+    found = {"max_tokens": inputs.max_tokens, "inputs": inputs.key, "final_gains": gains}
+    return RunRecord(
+        id=run_id,
+        kind="planted",
+        system=run.start,
+        seed=run.seed,
+        params=asdict(run.config) | found | chosen,
+        notebook=notebook,
+        backbone=Path(inputs.backbone).name,
+        teacher=asdict(run.config.teacher) | run.made.about(),
+        history=history,
+        chosen_epoch=train.chosen_epoch(history, run.config.train.metric),
+        times={stage: round(seconds, 2) for stage, seconds in run.made.seconds.items()},
+        peak_memory_mb=peak_memory(),
+        model_size=adapters.trained_parameters(run.model) | word_cells(run.made.linear),
+        **judged,
+    )
 
 
 def run_grid(
-    prepared: Prepared,
+    inputs: Inputs,
     starts=STARTS,
     seeds=(0, 1, 2),
     *,
@@ -236,32 +254,25 @@ def run_grid(
     notebook: str | None = None,
     progress: bool = True,
 ) -> list[RunRecord]:
-    """Every start with every seed, and the peers; runs whose record stands in `results` are read,
-    not repeated.
+    """Every start with every seed; runs whose record stands in `results` are read, not repeated.
+
+    Raises:
+        ValueError: an unknown start, before the first run.
     """
-    config, results, records = config or RunConfig(), Path(results), []
+    config = config or RunConfig()
+    records = []
     for start in starts:
-        planting.parts_of(start)  # a misspelt start is an error before the first run, not after it
+        check_start(start, config)
     jobs = [(start, seed) for seed in seeds for start in starts]
     with tqdm(total=len(jobs), desc="runs", unit="run", disable=not progress) as bar:
         for start, seed in jobs:
             bar.set_postfix_str(f"{start}, seed {seed}")
-            found = finished(
-                results / f"{run_name(prepared, start, seed, config.tuning)}.json",
-                prepared,
-                config.seeded(seed),
-            )
-            if not found:
-                found, _ = run_start(
-                    prepared,
-                    start,
-                    seed,
-                    config=config,
-                    results=results,
-                    notebook=notebook,
-                    progress=False,
-                )
-            records.append(found)
+            path = Path(results) / f"{run_name(inputs, start, seed, config.tuning)}.json"
+            record = finished(path, inputs, config.seeded(seed))
+            if record is None:
+                options = {"config": config, "results": results, "notebook": notebook}
+                record, _ = run_start(inputs, start, seed, progress=False, **options)
+            records.append(record)
             bar.update()
     return records
 
@@ -272,15 +283,15 @@ OF_LINEAR = ("linear", "linear_epsilon", "other_gains", "linear_weights")
 BEFORE_LINEAR = {"linear_epsilon": 1e-8, "other_gains": (), "linear_weights": ()}
 
 
-def finished(path: Path, prepared: Prepared, config: RunConfig) -> RunRecord | None:
+def finished(path: Path, inputs: Inputs, config: RunConfig) -> RunRecord | None:
     """The record at `path` when it was made from this corpus with these parameters; another one is
     made again.
     """
     record = RunRecord.load(path) if path.exists() else None
-    return record if record is not None and made_with(record, prepared, config) else None
+    return record if record is not None and made_with(record, inputs, config) else None
 
 
-def made_with(record: RunRecord, prepared: Prepared, config: RunConfig) -> bool:
+def made_with(record: RunRecord, inputs: Inputs, config: RunConfig) -> bool:
     """Whether a record was made from this corpus with these parameters."""
     # an option that a record does not know had its default then, with the record's seed, or what
     # was done before there was one
@@ -301,9 +312,10 @@ def made_with(record: RunRecord, prepared: Prepared, config: RunConfig) -> bool:
     told = {name: _filled(record.params.get(name), plain(defaults[name])) for name in asked}
     if "linear" in asked:
         asked["linear"], told["linear"] = (
-            linear_score.settled(side["linear"], prepared.cells) for side in (asked, told)
+            settled(side["linear"], len(inputs.rows["train"]) * inputs.corpus.L)
+            for side in (asked, told)
         )
-    return asked == told and record.params.get("inputs") == prepared.key
+    return asked == told and record.params.get("inputs") == inputs.key
 
 
 def _filled(recorded, default):
@@ -315,13 +327,6 @@ def _filled(recorded, default):
     return default if recorded is None else recorded
 
 
-def seed_all(seed: int) -> None:
-    """One seed for python, numpy and torch."""
-    from transformers import set_seed
-
-    set_seed(seed)
-
-
 def fit(
     corpus: Corpus | str,
     *,
@@ -331,20 +336,36 @@ def fit(
     config: RunConfig = RunConfig(),
     **prepare_options,
 ) -> PlantModel:
-    """MIG -> L2R -> plant -> fine-tune on a corpus; a model that predicts, explains and saves.
-    Resumable after a kill.
+    """Train a model on a corpus: MI gain, learning to rank, planting, fine-tuning.
+
+    A killed call goes on from its last checkpoint when it is made again.
+
+    Args:
+        corpus: a `Corpus`, or the name or folder of one.
+        backbone: name or folder of a pretrained language model.
+        start: what is planted; see `planting.starts`.
+        seed: of everything that is drawn.
+        config: every other option of the run.
+        prepare_options: options of `prepare`, such as max_tokens and train_documents.
+
+    Returns:
+        a model that predicts, explains and saves; its `record` holds dev and test metrics.
+
+    Raises:
+        ValueError: an unknown start, or options that exclude each other.
+        DataError: a corpus that cannot be trained on; see `prepare`.
     """
-    planting.parts_of(start)
-    if config.tuning == "frozen" and prepare_options.get("frozen") is False:
+    check_start(start, config)
+    frozen = config.tuning == "frozen"
+    if frozen and prepare_options.get("frozen") is False:
         raise ValueError(
             "tuning='frozen' reads cached features; leave frozen=True, or choose tuning='lora' or"
             " 'full'"
         )
-    prepared = prepare(
-        corpus, backbone=backbone, **{"frozen": config.tuning == "frozen"} | prepare_options
-    )
-    record, model = run_start(
-        prepared, start, seed, config=config, progress=prepare_options.get("progress", True)
-    )
+    inputs = prepare(corpus, backbone=backbone, **{"frozen": frozen} | prepare_options)
+    progress = prepare_options.get("progress", True)
+    record, model = run_start(inputs, start, seed, config=config, progress=progress)
     print(record)
-    return model if model.backbone is not None else model.attach_backbone(prepared.load_backbone())
+    if model.backbone is None:
+        model.attach_backbone(artefacts.load_backbone(inputs))
+    return model

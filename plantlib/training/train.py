@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scipy import sparse
 from torch import nn
 from transformers import (
     EarlyStoppingCallback,
@@ -30,71 +29,15 @@ from transformers import (
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging as transformers_logging
 
-from plantlib.backbones.features import Features
-from plantlib.data.tokens import Ragged
-from plantlib.metrics.buckets import EDGES, Edges
-from plantlib.metrics.documents import StreamingEvaluator, evaluate
+from plantlib.metrics.documents import evaluate
 from plantlib.model.plant_model import PlantModel
 from plantlib.training import schedules
+from plantlib.training.evaluation import score
+from plantlib.training.inputs import Documents
 from plantlib.training.options import HISTORY_METRICS, TrainConfig
 from plantlib.utils.distributed import main_first, on_cpu
 from plantlib.utils.io import read_json
 from plantlib.utils.progress import tqdm
-
-
-class Documents(torch.utils.data.Dataset):
-    """Rows of a corpus as the collator reads them: token ids, labels and, for a frozen backbone,
-    cached features.
-
-    linear: rows -> (b, L) linear scores over words, for a start that plants them. edges: of the
-    corpus's frequency buckets.
-    """
-
-    def __init__(
-        self,
-        tokens: Ragged,
-        labels: sparse.csr_matrix,
-        rows: np.ndarray,
-        features: Features | None = None,
-        linear: Callable[[list[int]], np.ndarray] | None = None,
-        edges: Edges = EDGES,
-    ):
-        if len(tokens) != labels.shape[0]:
-            raise ValueError(
-                f"{len(tokens)} tokenised documents and {labels.shape[0]} label rows; both must"
-                " cover the corpus"
-            )
-        self.tokens, self.labels, self.rows, self.features = (
-            tokens,
-            labels.tocsr(),
-            np.asarray(rows),
-            features,
-        )
-        self.linear, self.edges = linear, edges
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, i: int) -> int:
-        return int(self.rows[i])
-
-    def collate(self, rows: list[int]) -> dict[str, torch.Tensor]:
-        """One packed batch: token_ids (S,), offsets (B+1), positive cells, hidden_states (S, D)
-        when cached.
-        """
-        tokens = self.tokens.select(rows)
-        cells = self.labels[rows].tocoo()
-        batch = {
-            "token_ids": torch.from_numpy(tokens.flat.astype(np.int64)),
-            "offsets": torch.from_numpy(tokens.offsets),
-            "label_rows": torch.from_numpy(cells.row.astype(np.int64)),
-            "label_columns": torch.from_numpy(cells.col.astype(np.int64)),
-        }
-        if self.features is not None:
-            batch["hidden_states"] = torch.from_numpy(self.features.documents(rows))
-        if self.linear is not None:
-            batch["linear_scores"] = torch.from_numpy(self.linear(rows))
-        return batch
 
 
 class PlantTrainer(Trainer):
@@ -175,35 +118,6 @@ def frozen_names(model: PlantModel) -> set[str]:
         return set()
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     return {f"backbone.{name}" for name in model.backbone.state_dict()} - trained
-
-
-def score(
-    model: PlantModel,
-    documents: Documents,
-    train_counts: np.ndarray,
-    batch_size: int = 16,
-    auc: bool = True,
-    k: int = 100,
-    progress: bool = False,
-):
-    """(Scores, Y) of a split: one forward pass, documents batched by length, no (N, L) matrix."""
-    labels = documents.labels[documents.rows]
-    evaluator = StreamingEvaluator(labels, train_counts, k, documents.edges, 2048 if auc else None)
-    order = np.argsort(-documents.tokens.lengths[documents.rows], kind="stable")
-    device, training = next(model.parameters()).device, model.training
-    model.eval()
-    with torch.inference_mode():
-        for begin in tqdm(range(0, len(order), batch_size), desc="batches", disable=not progress):
-            part = order[begin : begin + batch_size]
-            batch = documents.collate([int(r) for r in documents.rows[part]])
-            batch = {
-                name: value.to(device)
-                for name, value in batch.items()
-                if not name.startswith("label_")
-            }
-            evaluator.update(part, model(**batch).logits.float())
-    model.train(training)
-    return evaluator.result(), labels
 
 
 class StepBar(TrainerCallback):

@@ -28,6 +28,7 @@ from plantlib.backbones.awd_lstm import (
     variational_dropout,
     word_dropout,
 )
+from plantlib.training import artefacts
 from plantlib.training.awd_pretraining import (
     Chunks,
     PretrainConfig,
@@ -35,6 +36,7 @@ from plantlib.training.awd_pretraining import (
     stream,
     word_tokenizer,
 )
+from plantlib.training.ingredients import teacher_of
 from plantlib.training.options import TrainConfig
 from plantlib.training.runs import run_start
 from plantlib.utils.io import read_json
@@ -309,12 +311,12 @@ def test_state_is_carried_over_windows(pretrained, corpus, tmp_path):
             root=tmp_path,
             progress=False,
         )
-        model = build_model(prepared, prepared.teacher())
-        plant(model.decoder, "lookup", prepared.teacher(), prepared.train_labels)
+        model = build_model(prepared, teacher_of(prepared))
+        plant(model.decoder, "lookup", teacher_of(prepared), prepared.train_labels)
         torch.nn.init.normal_(
             model.decoder.label_outputs, std=0.5, generator=torch.Generator().manual_seed(0)
         )
-        model.attach_backbone(prepared.load_backbone(dropout=0.0)).train()
+        model.attach_backbone(artefacts.load_backbone(prepared, dropout=0.0)).train()
         states = model.encode(ids, offsets).detach()
         logits = model.decoder.finish(model.stream(ids, offsets))
         sparse_bce(logits, torch.arange(4), torch.arange(4)).backward()
@@ -405,9 +407,11 @@ def test_stream_holds_every_document_once_and_labels_are_one_later(corpus):
     config = PretrainConfig(rows=1, chunk=8)
     rows = stream(corpus.texts[:9], tokenizer, config)
     documents = sorted(tokenizer(t)["input_ids"] for t in corpus.texts[:9])
-    cut = lambda flat: [
-        p.tolist()[:-1] for p in np.split(flat, np.flatnonzero(flat == 2) + 1) if len(p)
-    ]  # noqa: E731
+
+    def cut(flat):
+        parts = np.split(flat, np.flatnonzero(flat == 2) + 1)
+        return [part.tolist()[:-1] for part in parts if len(part)]
+
     assert sorted(cut(rows[0])) == documents
     turned = stream(corpus.texts[:9], tokenizer, dataclasses.replace(config, direction="backward"))
     assert sorted(part[::-1] for part in cut(turned[0])) == documents

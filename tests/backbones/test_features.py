@@ -17,6 +17,7 @@ from plantlib.backbones import features, loading, windows
 from plantlib.backbones.features import cached_features
 from plantlib.data.tokens import Ragged
 from plantlib.kernels import machine
+from plantlib.training import artefacts
 from tests.conftest import WINDOW
 
 
@@ -262,7 +263,7 @@ def test_features_are_made_where_the_machine_reads_fastest(prepared, monkeypatch
     moved = []
     monkeypatch.setattr(machine, "device", lambda: torch.device("meta"))
     monkeypatch.setattr(torch.nn.Module, "to", lambda self, where: moved.append(where) or self)
-    assert prepared.reader().hidden_size == prepared.hidden_size and moved == [torch.device("meta")]
+    assert artefacts.reading_backbone(prepared).hidden_size == prepared.hidden_size and moved == [torch.device("meta")]
 
 
 @pytest.mark.gpu

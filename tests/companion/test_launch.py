@@ -178,10 +178,10 @@ def test_overrides_and_unknown_parameters(job, tmp_path):
         ValueError, match=r"unknown parameters epoch; known are accumulation, .*epochs"
     ):
         launch.read_parameters(home / "run.yaml", ["epoch=7"])
-    with pytest.raises(ValueError, match="'epochs' is no override; write name=value"):
+    with pytest.raises(ValueError, match="'epochs' is not an override: write name=value"):
         launch.read_parameters(home / "run.yaml", ["epochs"])
     (tmp_path / "bad.yaml").write_text("- 1\n")
-    with pytest.raises(ValueError, match="wanted the key parameters with a mapping"):
+    with pytest.raises(ValueError, match="expected the key parameters with a mapping"):
         launch.read_parameters(tmp_path / "bad.yaml")
     assert launch.main([str(tmp_path / "bad.yaml")]) == 1
 

@@ -6,7 +6,6 @@ papermill is replaced by a recorder, so that the parameters and folders of the w
 a second.
 """
 
-import re
 from pathlib import Path
 
 import pytest
@@ -169,15 +168,16 @@ def test_the_best_planted_model_is_left_for_notebook_a2(
     corpus, backbone_folder, tmp_path, monkeypatch, capsys
 ):
     from plantlib import PlantModel
-    from plantlib.training import pipeline, runs
+    from plantlib.training import artefacts, runs
     from plantlib.training.options import TrainConfig
+    from plantlib.training.prepare import prepare
     from plantlib.training.records import load_all
 
     folder = str(corpus.save(tmp_path / "tiny"))
     common = {"dataset": folder, "backbone": backbone_folder, "max_tokens": None}
-    monkeypatch.setattr(pipeline, "checkout", lambda: tmp_path)
+    monkeypatch.setattr(artefacts, "checkout", lambda: tmp_path)
     assert reproduce.save_best(common, 2, tmp_path / "runs", tmp_path / "model") is None
-    prepared = pipeline.prepare(corpus, backbone=backbone_folder, max_tokens=None, progress=False)
+    prepared = prepare(corpus, backbone=backbone_folder, max_tokens=None, progress=False)
     config = RunConfig(train=TrainConfig(epochs=2))
     runs.run_grid(
         prepared,
@@ -213,8 +213,3 @@ def test_the_best_planted_model_is_left_for_notebook_a2(
         reproduce.save_best(common, 2, tmp_path / "runs", tmp_path / "model")
         and "model_folder" in capsys.readouterr().out
     )
-
-
-def test_relative_links_of_the_readme_lead_somewhere():
-    links = re.findall(r"\]\((?!http)([^)#]+)", (ROOT / "README.md").read_text())
-    assert [link for link in links if not (ROOT / link).exists()] == [] and len(links) > 8

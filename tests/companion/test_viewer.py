@@ -18,6 +18,8 @@ import torch
 
 from companion import viewer
 from plantlib.model.explanation import DocumentExplanation
+from plantlib.training import artefacts
+from plantlib.training.ingredients import teacher_of
 from tests.model.test_model import planted_model
 
 DOCUMENT = "the pulse was seen again today"
@@ -167,11 +169,14 @@ def test_without_ipywidgets_the_static_forms_come_back(model, corpus, monkeypatc
 def test_a_model_that_begins_from_the_linear_score_has_twins_too(prepared, backbone):
     from plantlib.linear.score import LinearConfig
     from plantlib.planting.starts import plant
-    from plantlib.training.ingredients import build_model, use_score
+    from plantlib.training.ingredients import Ingredients, build_model, use_score
 
-    teacher = prepared.teacher()
+    teacher = teacher_of(prepared)
     made = build_model(
-        prepared, teacher, linear=prepared.linear(LinearConfig(folds=2), progress=False)
+        prepared,
+        Ingredients(
+            teacher, linear=artefacts.linear_scores(prepared, LinearConfig(folds=2), False)
+        ),
     )
     plant(made.decoder, "lookup+linear", teacher, prepared.train_labels)
     use_score(made, ["lookup", "linear"], teacher, prepared)

@@ -15,6 +15,8 @@ from plantlib.linear.score import LinearConfig, Table
 from plantlib.model.plant_model import PlantModel
 from plantlib.planting import starts as planting
 from plantlib.planting.scores import WordScore
+from plantlib.training import artefacts
+from plantlib.training.ingredients import Ingredients, teacher_of
 from plantlib.training.options import RunConfig, TrainConfig
 from plantlib.training.runs import build_model, run_start, use_score
 from plantlib.training.train import score
@@ -251,8 +253,8 @@ def test_too_few_documents_for_the_folds(prepared):
 
 
 def planted_model(prepared, linear, start="lookup+linear") -> PlantModel:
-    teacher = prepared.teacher()
-    model = build_model(prepared, teacher, linear=linear)
+    teacher = teacher_of(prepared)
+    model = build_model(prepared, Ingredients(teacher, linear=linear))
     planting.plant(model.decoder, start, teacher, prepared.train_labels)
     use_score(model, start.split("+"), teacher, prepared)
     return model.eval()
@@ -309,7 +311,7 @@ def test_gain_and_attention_are_trained_and_saved(prepared, tmp_path):
         and max(record.teacher["linear"]["svm 0.3"]) > 0
     )
     assert model.decoder.label_outputs.abs().sum() > 0
-    model.attach_backbone(prepared.load_backbone())
+    model.attach_backbone(artefacts.load_backbone(prepared))
     texts = [prepared.corpus.texts[i] for i in prepared.rows["test"][:3]]
     model.save_pretrained(tmp_path / "m")
     again = PlantModel.from_pretrained(tmp_path / "m").to(model.device)
@@ -331,7 +333,7 @@ def test_a_model_says_when_its_linear_scores_are_missing_or_unwanted(prepared, f
     batch = prepared.documents("test").collate([int(prepared.rows["test"][0])])
     with pytest.raises(ValueError, match="linear_scores=model.word_scores"):
         model(**batch)
-    bare = build_model(prepared, prepared.teacher())
+    bare = build_model(prepared, teacher_of(prepared))
     bare.teacher_score = None
     with pytest.raises(ValueError, match="plants none"):
         bare(**batch, linear_scores=torch.zeros(1, prepared.corpus.L))

@@ -20,6 +20,7 @@ from plantlib.backbones import loading, windows
 from plantlib.model.explanation import DocumentExplanation, Explanation
 from plantlib.model.explanation import Explanation as passed_on
 from plantlib.teacher import mig
+from plantlib.training.ingredients import teacher_of
 from plantlib.training.records import RunRecord
 from plantlib.utils import reprs
 from tests.conftest import WINDOW, tiny_corpus
@@ -186,7 +187,7 @@ def test_several_labels_are_the_single_ones(prepared, backbone):
         alone = model.explain(LONG, one.label)
         np.testing.assert_allclose(one.attention, alone.attention, atol=1e-6)
         np.testing.assert_array_equal(one.relevance, alone.relevance)
-    ids, table = model.tokenise([LONG]).flat, prepared.teacher().relevance
+    ids, table = model.tokenise([LONG]).flat, teacher_of(prepared).relevance
     for one in several:
         own = table[model.config.label2id[one.label]].toarray()[0]
         np.testing.assert_allclose(one.relevance, own[ids], rtol=1e-6)

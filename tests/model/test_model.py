@@ -20,6 +20,8 @@ from plantlib.kernels.attention_bce import sparse_bce
 from plantlib.model.plant_model import PlantConfig
 from plantlib.planting import starts
 from plantlib.planting.decoder import LabelDecoder, Packed
+from plantlib.training.ingredients import teacher_of
+from plantlib.training.options import RunConfig
 from plantlib.training.runs import build_model, use_score
 from tests.conftest import WINDOW, save_backbone, tiny_tokenizer
 
@@ -33,8 +35,8 @@ TEXTS = [
 
 def planted_model(prepared, backbone, *, start="lookup+score", keep=None, seed=0) -> PlantModel:
     """A model over `backbone` with teacher, calibration and random queries, saved nowhere yet."""
-    teacher = prepared.teacher()
-    model = build_model(prepared, teacher, keep=keep)
+    teacher = teacher_of(prepared)
+    model = build_model(prepared, teacher, RunConfig(keep=keep))
     starts.plant(
         model.decoder,
         start,

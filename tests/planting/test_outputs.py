@@ -11,13 +11,14 @@ from plantlib.backbones.adapters import LoraOptions
 from plantlib.planting import outputs as planted_outputs
 from plantlib.planting import starts
 from plantlib.planting.outputs import OutputsConfig
+from plantlib.training.ingredients import teacher_of
 from plantlib.training.options import RunConfig, TrainConfig
 from plantlib.training.runs import build_model, run_start, use_score
 from plantlib.training.train import score
 
 
 def model_of(prepared, start="lookup"):
-    teacher = prepared.teacher()
+    teacher = teacher_of(prepared)
     model = build_model(prepared, teacher)
     starts.plant(model.decoder, start, teacher, prepared.train_labels)
     use_score(model, start.split("+"), teacher, prepared)

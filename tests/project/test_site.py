@@ -102,7 +102,7 @@ def test_the_checker_sees_dead_links_missing_anchors_and_foreign_scripts(tmp_pat
 def answers() -> list[str]:
     """The code of the lessons, in order."""
     return re.findall(
-        r"```python\n(.*?)```", (ROOT / "docs" / "teaching.md").read_text(encoding="utf-8"), re.S
+        r"```python\n(.*?)```", (ROOT / "docs" / "lessons.md").read_text(encoding="utf-8"), re.S
     )
 
 
@@ -115,7 +115,7 @@ def test_answers_in_code_hold(code):
 
 
 def test_there_are_six_lessons_over_the_notebooks():
-    text = (ROOT / "docs" / "teaching.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "lessons.md").read_text(encoding="utf-8")
     lessons = re.split(r"^## Lesson ", text, flags=re.M)[1:]
     assert [lesson[0] for lesson in lessons] == list("123456")
     for lesson in lessons:

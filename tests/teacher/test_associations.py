@@ -11,6 +11,7 @@ from scipy import sparse, stats
 from plantlib.kernels.counts import RELEVANCES
 from plantlib.teacher import mig
 from plantlib.teacher.mig import TeacherConfig
+from plantlib.training.ingredients import teacher_of
 
 X = sparse.csr_matrix(np.array([[1, 0, 1], [1, 0, 2], [0, 1, 1], [1, 1, 0], [0, 0, 1], [0, 1, 1]]))
 Y = sparse.csr_matrix(np.array([[1, 0], [1, 0], [0, 1], [1, 0], [0, 0], [0, 1]]))
@@ -65,7 +66,7 @@ def test_defaults_are_those_of_runs_and_unknown_variants_are_named():
 
 @pytest.mark.parametrize("variant", mig.OTHERS)
 def test_a_corpus_is_taught_by_its_training_rows_alone(prepared, variant):
-    teacher = prepared.teacher(TeacherConfig(variant=variant, top_k=5))
+    teacher = teacher_of(prepared, TeacherConfig(variant=variant, top_k=5))
     rows = prepared.rows["train"]
     alone = mig.teach(
         prepared.counts[rows],

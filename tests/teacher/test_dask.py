@@ -28,6 +28,7 @@ from plantlib.kernels.counts import (
 from plantlib.teacher import dask as mig_dask
 from plantlib.teacher import mig
 from plantlib.teacher.dask import Partition, partitions_in, teach_partitions, write_partitions
+from plantlib.training.ingredients import teacher_of
 
 dask = pytest.importorskip("dask")
 distributed = pytest.importorskip("distributed")
@@ -134,9 +135,11 @@ def test_min_documents_counts_documents_of_all_partitions():
 
 def test_an_entry_stored_twice_is_one_document_in_memory_and_on_disk(tmp_path):
     x, y = toy()
-    double = lambda m: sparse.csr_matrix(
-        (np.repeat(m.data, 2), np.repeat(m.indices, 2), 2 * m.indptr), shape=m.shape
-    )  # noqa: E731
+
+    def double(m):
+        parts = (np.repeat(m.data, 2), np.repeat(m.indices, 2), 2 * m.indptr)
+        return sparse.csr_matrix(parts, shape=m.shape)
+
     parts = [(double(a), double(b)) for a, b in cut(x, y, CUTS["four"])]
     assert parts[0][0].nnz == 2 * x[:20].nnz
     assert_same(teach(parts), mig.teach(x, y))
@@ -438,7 +441,7 @@ def test_the_command_teaches_a_corpus_as_a_run_does(
     out = tmp_path / "out"
     call = [str(folder), "--out", str(out), *place]
     main([*call, "--partitions", "3", "--tokens", "900", "--backbone", backbone_folder])
-    found, wanted = mig_dask.load_teacher(out / "teacher.safetensors"), prepared.teacher()
+    found, wanted = mig_dask.load_teacher(out / "teacher.safetensors"), teacher_of(prepared)
     assert_same(found, wanted)
     assert asdict(TeacherConfig())["variant"] == found.variant and found.n_train == 60
     printed = capsys.readouterr().out.splitlines()

@@ -19,8 +19,8 @@ from plantlib.kernels.counts import column_counts
 from plantlib.planting import starts
 from plantlib.teacher import label_texts, mig
 from plantlib.teacher.mig import TeacherConfig
-from plantlib.training import ingredients, runs, train
-from plantlib.training.ingredients import with_label_texts
+from plantlib.training import artefacts, runs, train
+from plantlib.training.ingredients import build_model, teacher_of, with_label_texts
 from plantlib.training.options import RunConfig, TrainConfig
 from plantlib.utils.base import DataError
 from plantlib.utils.io import write_json
@@ -97,7 +97,7 @@ def ready(described, backbone_folder, tmp_path_factory):
 
 def test_a_start_with_text_teaches_labels_without_documents(ready, monkeypatch, tmp_path):
     monkeypatch.setenv("PLANT_HOME", str(tmp_path))
-    teacher, config = ready.teacher(), TeacherConfig()
+    teacher, config = teacher_of(ready), TeacherConfig()
     names, vocabulary = ready.corpus.label_names, ready.vocabulary
     unseen, head = names.index("only test"), names.index("heart")
     assert ready.train_counts[unseen] == 0 and not teacher.taught[unseen]
@@ -137,7 +137,7 @@ def test_documents_outside_train_change_nothing(
         root=tmp_path,
     )
     made = [
-        with_label_texts(p, p.teacher(), ["lookup", "text"], TeacherConfig())
+        with_label_texts(p, teacher_of(p), ["lookup", "text"], TeacherConfig())
         for p in (ready, other)
     ]
     assert (made[0].scores != made[1].scores).nnz == 0 and (
@@ -156,7 +156,7 @@ def test_zero_shot_labels_are_found_by_their_words(ready, monkeypatch, tmp_path)
             and "all-labels" in record.id
         )
         assert "zero/r@15" in record.metrics
-        model.attach_backbone(ready.load_backbone())
+        model.attach_backbone(artefacts.load_backbone(ready))
         model.config.calibration = None
         comet, other = (
             dict(row)["only test"]
@@ -177,7 +177,7 @@ def test_what_was_planted_for_labels_without_documents_outlives_training(
     """Left out of the loss, their rows stay to the bit; as negatives they are pushed down by every
     document.
     """
-    model, teacher = ingredients.build_model(ready, ready.teacher()), ready.teacher()
+    model, teacher = build_model(ready, teacher_of(ready)), teacher_of(ready)
     starts.plant(model.decoder, "lookup", teacher, ready.train_labels)
     model.teacher_score, still = None, torch.from_numpy(ready.train_counts == 0)
     parameters = (

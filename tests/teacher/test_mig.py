@@ -29,7 +29,7 @@ from plantlib.linear import terms
 from plantlib.linear.terms import centroids
 from plantlib.teacher import mig
 from plantlib.teacher.mig import TeacherConfig
-from plantlib.training.pipeline import Prepared
+from plantlib.training.inputs import Inputs
 
 N, V, L = 60, 17, 9
 
@@ -110,9 +110,10 @@ def test_cells_without_a_common_document_have_their_closed_form():
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_variant_follows_its_formula_where_association_is_positive(variant):
     x, y = toy()
-    entropy = lambda p: (
-        -sum(np.where(q > 0, q * np.log(np.where(q > 0, q, 1)), 0) for q in (p, 1 - p))
-    )  # noqa: E731
+
+    def entropy(p):
+        return -sum(np.where(q > 0, q * np.log(np.where(q > 0, q, 1)), 0) for q in (p, 1 - p))
+
     h_t, h_l = (entropy((m.toarray() > 0).mean(0)) for m in (x, y))
     info, keep = by_definition(x, y).T, positive(x, y)
     below = {
@@ -279,15 +280,15 @@ def test_rare_tokens_can_be_left_out():
     assert len(set(mig.teach(x, y).scores.indices)) > len(set(teacher.scores.indices)) > 0
 
 
-def prepared(texts, labels, split) -> Prepared:
-    """A Prepared of word tokens: what pipeline.prepare makes, without tokenizer and backbone."""
+def prepared(texts, labels, split) -> Inputs:
+    """A Prepared of word tokens: what prepare makes, without tokenizer and backbone."""
     corpus = Corpus.from_lists("toy", [str(i) for i in range(len(texts))], texts, labels, split)
     vocabulary = sorted({w for text in texts for w in text.split()} | {"unused"})
     from plantlib.data.tokens import Ragged
 
     tokens = Ragged.from_lists([[vocabulary.index(w) for w in text.split()] for text in texts])
     extra = np.zeros(len(texts), int)
-    return Prepared(corpus, "none", tokens, vocabulary, extra, None, None, None, 0, "key")
+    return Inputs(corpus, "none", tokens, vocabulary, extra, None, None, None, 0, "key")
 
 
 def test_teacher_does_not_change_with_test_labels_or_test_texts():

@@ -10,6 +10,7 @@ import torch
 from scipy import sparse
 
 from plantlib import RunConfig
+from plantlib.training import artefacts
 from plantlib.training.ensemble import Ensemble, run_ensemble, score
 from plantlib.training.options import TrainConfig
 from plantlib.training.records import RunRecord
@@ -31,7 +32,7 @@ def members(prepared):
 def test_predictions_are_of_the_sum_and_survive_saving(members, prepared, corpus, tmp_path):
     record, ensemble = run_ensemble(members, results=tmp_path)
     for ready, model in members:
-        model.attach_backbone(ready.load_backbone())
+        model.attach_backbone(artefacts.load_backbone(ready))
     texts = corpus.texts[80:90]
     summed = sum(m.eval()(*m._packed(m.tokenise(texts))).logits.cpu() for _, m in members)
     torch.testing.assert_close(ensemble.logits(texts), summed.detach())
@@ -104,7 +105,7 @@ def test_members_that_plant_a_linear_score_are_summed_like_others(prepared):
     record, ensemble = run_ensemble(members)
     assert record.metrics["p@1"] > 0
     for _, model in members:
-        model.attach_backbone(prepared.load_backbone())
+        model.attach_backbone(artefacts.load_backbone(prepared))
     text = prepared.corpus.texts[int(prepared.rows["test"][0])]
     alone = [
         m(*m._packed(m.tokenise([text])), linear_scores=m.word_scores([text])).logits.cpu()

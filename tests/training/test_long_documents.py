@@ -14,6 +14,9 @@ from plantlib.backbones import adapters, loading
 from plantlib.kernels.attention_bce import sparse_bce
 from plantlib.model.plant_model import PlantConfig, PlantModel
 from plantlib.planting import starts
+from plantlib.training import artefacts
+from plantlib.training.ingredients import teacher_of
+from plantlib.training.options import RunConfig
 from plantlib.training.runs import build_model, use_score
 from tests.conftest import WINDOW, save_backbone, tiny_tokenizer
 
@@ -35,8 +38,8 @@ def packed(lengths, vocabulary=60, seed=0):
 
 def trainable(prepared, backbone_folder, *, keep=None, overlap=0) -> PlantModel:
     """A planted model whose backbone carries adapters that do something."""
-    teacher = prepared.teacher()
-    model = build_model(prepared, teacher, keep=keep)
+    teacher = teacher_of(prepared)
+    model = build_model(prepared, teacher, RunConfig(keep=keep))
     starts.plant(
         model.decoder,
         "lookup+score",
@@ -233,8 +236,8 @@ def test_states_of_an_unusual_spread_are_standardised(tmp_path, corpus):
             frozen=frozen,
             progress=False,
         )
-        assert prepared.standard is not None
-        model = build_model(prepared, prepared.teacher()).attach_backbone(prepared.load_backbone())
+        assert artefacts.standard(prepared) is not None
+        model = build_model(prepared, teacher_of(prepared)).attach_backbone(artefacts.load_backbone(prepared))
         ids, offsets, _ = packed((30, 12))
         states = model.standardise(model.encode(ids, offsets)).detach().numpy()
         assert np.abs(states.mean(0)).max() < 0.3 and 0.2 < states.std(0).mean() < 0.4

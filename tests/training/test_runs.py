@@ -24,10 +24,11 @@ from plantlib.linear.score import LinearConfig
 from plantlib.metrics.documents import evaluate
 from plantlib.planting import starts
 from plantlib.planting.l2r import L2RConfig
-from plantlib.training import runs, train
+from plantlib.training import artefacts, evaluation, runs, train
+from plantlib.training.ingredients import Ingredients, build_model, teacher_of, use_score
 from plantlib.training.options import TrainConfig
 from plantlib.training.records import load_all, plain
-from plantlib.training.runs import build_model, run_grid, run_start, use_score
+from plantlib.training.runs import run_grid, run_start
 from plantlib.utils.base import DataError
 
 STARTS = ("random", "lookup", "l2r", "closed_form", "shuffled", "lookup+score")
@@ -40,7 +41,7 @@ QUICK = RunConfig(
 @pytest.fixture(scope="module")
 def grid(prepared, tmp_path_factory):
     """(records, folder) of one epoch of every start, and how often each split was scored."""
-    folder, reads, honest = tmp_path_factory.mktemp("results"), [], train.score
+    folder, reads, honest = tmp_path_factory.mktemp("results"), [], evaluation.score
     splits = {tuple(rows): name for name, rows in prepared.rows.items()}
 
     def counted(model, documents, *args, **kwargs):
@@ -49,6 +50,7 @@ def grid(prepared, tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "score", counted)
+        patch.setattr(evaluation, "score", counted)
         records = run_grid(
             prepared, STARTS, seeds=(0,), config=QUICK, results=folder, progress=False
         )
@@ -190,7 +192,7 @@ def test_a_run_repeats_to_the_same_metrics(grid, prepared):
 def test_starts_differ_only_where_they_begin(start, differs, prepared):
     models = {}
     for name in ("random", start):
-        teacher = prepared.teacher()
+        teacher = teacher_of(prepared)
         models[name] = build_model(prepared, teacher)
         starts.plant(models[name].decoder, name, teacher, prepared.train_labels)
         use_score(models[name], name.split("+"), teacher, prepared)
@@ -231,11 +233,11 @@ def test_the_untrained_linear_score_is_a_row_of_its_own(prepared, tmp_path, monk
         and record.system == "linear score"
         and record.teacher["linear"]
     )
-    linear = prepared.linear(LinearConfig(folds=2, seed=3), False)
-    model = build_model(prepared, prepared.teacher(), linear=linear)
-    starts.plant(model.decoder, "lookup+linear", prepared.teacher(), prepared.train_labels)
-    use_score(model, ["lookup", "linear"], prepared.teacher(), prepared)
-    scores, labels = train.score(
+    linear = artefacts.linear_scores(prepared, LinearConfig(folds=2, seed=3), False)
+    model = build_model(prepared, Ingredients(teacher_of(prepared), linear=linear))
+    starts.plant(model.decoder, "lookup+linear", teacher_of(prepared), prepared.train_labels)
+    use_score(model, ["lookup", "linear"], teacher_of(prepared), prepared)
+    scores, labels = evaluation.score(
         model, prepared.documents("test", True, linear), prepared.train_counts
     )
     found = evaluate(scores, labels, prepared.train_counts, len(prepared.rows["train"]))
@@ -249,7 +251,7 @@ def test_the_untrained_linear_score_is_a_row_of_its_own(prepared, tmp_path, monk
     (record,) = run_linear_score(
         prepared, [3], config=LinearConfig(folds=2), results=tmp_path, progress=False
     )
-    monkeypatch.setattr(type(prepared), "linear", lambda *a: pytest.fail("fitted again"))
+    monkeypatch.setattr(artefacts, "linear_scores", lambda *a: pytest.fail("fitted again"))
     assert run_linear_score(
         prepared, [3], config=LinearConfig(folds=2), results=tmp_path, progress=False
     ) == [record]
@@ -310,7 +312,7 @@ def test_tuned_backbones_are_scored_saved_and_loaded_whole(tuning, prepared, tmp
         < sizes["trained_parameters"]
         < sizes["parameters"] + (tuning == "full")
     )
-    scores, labels = train.score(
+    scores, labels = evaluation.score(
         model, prepared.documents("test", cached=False), prepared.train_counts
     )
     assert evaluate(scores, labels, prepared.train_counts, 60)["p@1"] == pytest.approx(

@@ -15,6 +15,7 @@ from plantlib.backbones import adapters, loading
 from plantlib.backbones.awd_lstm import AwdLstmConfig, AwdLstmModel
 from plantlib.planting import starts
 from plantlib.training import schedules, train
+from plantlib.training.ingredients import teacher_of
 from plantlib.training.options import SCHEDULES, RunConfig, TrainConfig
 from plantlib.training.runs import build_model, finished, run_start, use_score
 from plantlib.training.train import fine_tune
@@ -22,9 +23,9 @@ from plantlib.training.train import fine_tune
 
 def model_of(prepared, backbone_folder):
     """A planted model whose backbone may be trained in full."""
-    model = build_model(prepared, prepared.teacher())
-    starts.plant(model.decoder, "random", prepared.teacher(), prepared.train_labels)
-    use_score(model, ["random"], prepared.teacher(), prepared)
+    model = build_model(prepared, teacher_of(prepared))
+    starts.plant(model.decoder, "random", teacher_of(prepared), prepared.train_labels)
+    use_score(model, ["random"], teacher_of(prepared), prepared)
     return model.attach_backbone(loading.load(backbone_folder, dropout=0.0))
 
 

@@ -23,15 +23,16 @@ from safetensors.torch import load_file
 
 from plantlib.metrics.documents import Scores, TopK, evaluate
 from plantlib.planting import starts
-from plantlib.training import runs, schedules, train
+from plantlib.training import artefacts, runs, schedules, train
+from plantlib.training.ingredients import build_model, teacher_of, use_score
+from plantlib.training.inputs import Documents
 from plantlib.training.options import RunConfig, TrainConfig
-from plantlib.training.runs import build_model, use_score
 from plantlib.training.train import fine_tune, score
 
 
 def fresh_model(prepared, seed=0, start="random"):
     """A model as `run_start` hands it to `fine_tune`: no backbone, random queries."""
-    teacher = prepared.teacher()
+    teacher = teacher_of(prepared)
     model = build_model(prepared, teacher)
     starts.plant(
         model.decoder, start, teacher, prepared.train_labels, config=starts.StartConfig(seed=seed)
@@ -253,7 +254,7 @@ def test_labels_reach_the_loss_as_positive_cells(prepared):
 
 def test_documents_and_labels_must_cover_the_same_corpus(prepared):
     with pytest.raises(ValueError, match="100 tokenised documents and 60 label rows"):
-        train.Documents(prepared.tokens, prepared.train_labels, np.arange(3))
+        Documents(prepared.tokens, prepared.train_labels, np.arange(3))
 
 
 @pytest.mark.parametrize("field", ["epochs", "batch_size", "accumulation", "patience"])
@@ -272,7 +273,7 @@ def test_training_prints_nothing_and_warns_of_nothing(prepared, tmp_path, capfd)
 
 def test_backbone_is_trained_when_it_is_part_of_the_model(prepared, backbone, tmp_path):
     documents = [
-        train.Documents(prepared.tokens, prepared.corpus.labels, prepared.rows[s])
+        Documents(prepared.tokens, prepared.corpus.labels, prepared.rows[s])
         for s in ("train", "dev")
     ]
     model = fresh_model(prepared).attach_backbone(backbone)
@@ -293,7 +294,7 @@ def test_a_model_trained_on_a_gpu_predicts_there_as_on_a_cpu(prepared, tmp_path,
     config = RunConfig(train=TrainConfig(epochs=1, batch_size=8))
     record, model = runs.run_start(prepared, "lookup", config=config, progress=False)
     assert model.device.type == "cuda" and record.metrics["p@1"] > 0
-    model.attach_backbone(prepared.load_backbone())
+    model.attach_backbone(artefacts.load_backbone(prepared))
     texts = prepared.corpus.texts[80:]
     there = model.predict(texts, k=prepared.corpus.L)
     for one, other in zip(there, model.to("cpu").predict(texts, k=prepared.corpus.L), strict=True):
@@ -306,7 +307,8 @@ from pathlib import Path
 import torch
 from transformers import TrainerCallback
 from plantlib.training import train
-from plantlib.train import TrainConfig, fine_tune
+from plantlib.training.options import TrainConfig
+from plantlib.training.train import fine_tune
 
 folder, inputs, slow = Path(sys.argv[1]), sys.argv[2], sys.argv[3] == "slow"
 model, documents, dev, counts = torch.load(inputs, weights_only=False)

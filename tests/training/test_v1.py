@@ -22,6 +22,8 @@ from plantlib.model import lm_head
 from plantlib.planting.decoder import LabelDecoder, Packed, Scored
 from plantlib.planting.starts import StartConfig, V1Config, plant
 from plantlib.planting.static_l2r import StaticConfig
+from plantlib.training import artefacts
+from plantlib.training.ingredients import teacher_of
 from plantlib.training.options import TrainConfig
 from plantlib.training.runs import build_model, run_start
 from plantlib.training.schedules import Inattention
@@ -349,7 +351,7 @@ def test_v1_goes_the_whole_road_and_is_saved(tuning, v1, keep, lm_weight, corpus
     assert record.params["final_gains"]["l2r"] != 2.0 and record.teacher["static_l2r"]["dim"] > 1
     assert record.params["v1"]["contexts"] == v1.contexts and record.metrics["p@1"] > 0
     if model.backbone is None:
-        model.attach_backbone(ready.load_backbone())
+        model.attach_backbone(artefacts.load_backbone(ready))
     model.save_pretrained(tmp_path / "m")
     loaded = type(model).from_pretrained(tmp_path / "m")
     assert loaded.config.stateful == v1.stateful and loaded.decoder.contexts == v1.contexts
@@ -362,10 +364,10 @@ def test_running_state_from_cached_states_is_that_of_the_backbone(direction, cor
     ready = prepare(
         corpus, backbone=awd[direction], max_tokens=None, window=7, root=tmp_path, progress=False
     )
-    teacher = ready.teacher()
-    model = build_model(ready, teacher, v1=V1Config(stateful="v1"))
+    teacher = teacher_of(ready)
+    model = build_model(ready, teacher, RunConfig(v1=V1Config(stateful="v1")))
     plant(model.decoder, "lookup", teacher, ready.train_labels, config=StartConfig(init_std=0.5))
-    model.attach_backbone(ready.load_backbone()).eval()
+    model.attach_backbone(artefacts.load_backbone(ready)).eval()
     ids, offsets = torch.arange(60) % 25 + 3, torch.tensor([0, 31, 31, 36, 60])
     with torch.inference_mode():
         streamed = model(ids, offsets).logits
@@ -390,10 +392,11 @@ def test_language_loss_is_the_same_streamed_and_at_once(corpus, awd, tmp_path):
             "progress": False,
         }
         ready = prepare(corpus, backbone=awd["forward"], **reading)
-        teacher = ready.teacher()
-        model = build_model(ready, teacher, lm_weight=1.0)
+        teacher = teacher_of(ready)
+        config = RunConfig(tuning="full", train=TrainConfig(lm_weight=1.0))
+        model = build_model(ready, teacher, config)
         plant(model.decoder, "lookup", teacher, ready.train_labels)
-        model.attach_backbone(ready.load_backbone(dropout=0.0)).train()
+        model.attach_backbone(artefacts.load_backbone(ready, dropout=0.0)).train()
         ids, offsets = torch.arange(60) % 25 + 3, torch.tensor([0, 14, 28, 42, 60])
         losses = []
         for model.lm_weight in (0.0, 1.0):

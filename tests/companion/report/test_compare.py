@@ -223,8 +223,11 @@ def test_markdown_table():
         "map sd",
     ]
     nan = float("nan")
-    rows = [[3, 0.5, 0.0123, nan, nan, nan, nan, 0.25, nan], [1, 0.6, nan, 0.1, 0.05, 0.15, 0.004, nan, nan],
-            [2, 0.49, 0.001, -0.01, -0.03, 0.01, 0.3, 0.2, 0.02]]  # fmt: skip
+    rows = [
+        [3, 0.5, 0.0123, nan, nan, nan, nan, 0.25, nan],
+        [1, 0.6, nan, 0.1, 0.05, 0.15, 0.004, nan, nan],
+        [2, 0.49, 0.001, -0.01, -0.03, 0.01, 0.3, 0.2, 0.02],
+    ]
     table = pd.DataFrame(
         rows, columns=columns, index=pd.Index(["random", "lookup", "v1"], name="system")
     )
@@ -327,9 +330,9 @@ def test_yaml_errors_name_the_fix(tmp_path):
     path = tmp_path / "runs" / "a.yaml"
     path.parent.mkdir()
     for text, message in (
-        ("id: b\nnotebook: n", "names the run 'b'"),
-        ("parameters: {}", "wanted the keys"),
-        ("notebook: n\nparams: {}", "wanted the keys"),
+        ("id: b\nnotebook: n", "has the id 'b'"),
+        ("parameters: {}", "expected the keys"),
+        ("notebook: n\nparams: {}", "expected the keys"),
     ):
         path.write_text(text)
         with pytest.raises(ValueError, match=message):

@@ -216,7 +216,7 @@ def test_method_figure_titles_and_words_do_not_overlap():
 
 def test_missing_columns_are_named():
     with pytest.raises(
-        ValueError, match="wanted rows with start, seed, epoch, ndcg@5; got 1 rows with .'a'."
+        ValueError, match="expected rows with start, seed, epoch, ndcg@5; got 1 rows with .'a'."
     ):
         plots.learning_curves(pd.DataFrame({"a": [1]}))
     with pytest.raises(ValueError, match="got 0 rows"):

@@ -191,9 +191,15 @@ def test_curves_hold_every_epoch_of_every_planted_run():
 
 
 def paper() -> pd.DataFrame:
-    rows = [("A", "toy", 100, "p@1", 40.0, "yes"), ("B", "toy", 100, "p@1", 60.0, "yes"), ("C", "toy", 999, "p@1", 60.0, "yes"),
-            ("D", "toy", 100, "p@1", 60.0, "no"), ("E", "far", "", "p@1", 60.0, "yes"),
-            ("PLANT v1", "far", 25, "p@5", 30.0, "no"), ("v1 learned attention", "far", 25, "p@5", 25.0, "no")]  # fmt: skip
+    rows = [
+        ("A", "toy", 100, "p@1", 40.0, "yes"),
+        ("B", "toy", 100, "p@1", 60.0, "yes"),
+        ("C", "toy", 999, "p@1", 60.0, "yes"),
+        ("D", "toy", 100, "p@1", 60.0, "no"),
+        ("E", "far", "", "p@1", 60.0, "yes"),
+        ("PLANT v1", "far", 25, "p@5", 30.0, "no"),
+        ("v1 learned attention", "far", 25, "p@5", 25.0, "no"),
+    ]
     frame = pd.DataFrame(
         rows, columns=["system", "dataset", "train", "metric", "value", "comparable"]
     )
@@ -270,6 +276,46 @@ def test_a_planted_start_is_held_to_its_controls_over_common_seeds():
     assert worth.table(worth.differences([])).startswith("No planted run")
 
 
+def test_the_readme_table_compares_planted_with_unplanted_and_the_best_linear_model():
+    made = [
+        record(start, seed, value, data="codiesp")
+        for start, value in (("lookup+linear", 0.6), ("linear", 0.5))
+        for seed in (0, 1)
+    ]
+    made += [
+        record("SVM", value=0.4, kind="linear", data="codiesp"),
+        record("bare MI", value=0.45, kind="teacher", data="codiesp"),
+        record("CAML head", value=0.9, kind="neural", data="codiesp"),
+    ]
+    little = [
+        record(start, 0, value, data="cooking")
+        for start, value in (("lookup+linear", 0.7), ("linear", 0.7))
+    ]
+    other = [record(start, 0, 0.6) for start in ("lookup+linear", "linear")]
+    peer = record("SVM", value=0.3, kind="linear", data="cooking")
+    lines = worth.headline(report.groups([*little, peer, *other, *made])).splitlines()
+    assert lines[2].startswith("| 100 diagnosis codes (CodiEsp-D) | 45.0 (bare MI) | 50.")
+    assert lines[2].endswith("| +10.0 [+10.0, +10.0] (2) |"), "the largest difference first"
+    assert lines[3].startswith("| 100 cooking questions | 30.0 (SVM) | 70.0 | 70.0 | +0.0")
+    assert lines[4] == "", "a corpus that has no name there is left out"
+
+
+def test_published_numbers_and_bars_as_tables():
+    groups = report.groups(some())
+    lines = verdicts.published_table(verdicts.paper_vs_ours(paper(), groups)).splitlines()
+    assert "| A | toy | 100 | P@1 40.0 | 50.5 ± 0.7 (2) | - | above |" in lines
+    assert "| E | far | - | P@1 60.0 | - | - | not run |" in lines
+    counted = "3 not comparable, 1 above, 1 below, 1 different data, 1 not run."
+    assert lines[-1].endswith(f"of 7 published numbers: {counted}")
+    assert verdicts.named("few/p@8") == "P@8 few" and verdicts.named("micro_f1") == "micro-F1"
+    rows = [("toy", 100, "p@1", 40.0, "lookup"), ("toy", 99, "p@1", 40.0, "lookup")]
+    columns = ["dataset", "train", "metric", "value", "ours"]
+    wanted = pd.DataFrame(rows, columns=columns).assign(system="peer")
+    text = verdicts.bars_table(verdicts.passed(wanted, groups))
+    assert "| toy | 100 | P@1 | peer | lookup | 40.0 | 50.5 ± 0.7 (2) | +10.5 | yes |" in text
+    assert "| toy | 99 | P@1 | peer | lookup | 40.0 | - | - | not run |" in text
+
+
 def test_ranks_among_candidates_are_not_tested_against_ranks_among_all_labels():
     made = [
         record("lookup+linear", value=0.6, params={"candidates": "linear score", "width": 8}),
@@ -297,23 +343,7 @@ def test_gains_stand_beside_published_ones():
     assert gains.iloc[0]["gain"] == pytest.approx(5.0)
 
 
-def test_the_readme_section_is_replaced_only_between_its_markers(tmp_path):
-    readme = tmp_path / "README.md"
-    assert not report.update_readme([], readme)
-    readme.write_text(
-        "a\n<!-- table:begin results -->\nSTALE\n<!-- table:end results -->\nb\n", encoding="utf-8"
-    )
-    assert report.update_readme(report.groups(some()), readme)
-    text = readme.read_text(encoding="utf-8")
-    assert (
-        "STALE" not in text
-        and text.startswith("a\n")
-        and text.endswith("b\n")
-        and "RP@5 few" in text
-    )
-
-
-def test_the_summary_has_a_row_a_data_set_and_metric(tmp_path):
+def test_the_summary_has_a_row_a_data_set_and_metric():
     twice = [*some(), record("random", tokens=128), record("random", data="other", value=0.3)]
     lines = report.summary(report.groups(twice)).splitlines()
     systems = (
@@ -337,19 +367,13 @@ def test_the_summary_has_a_row_a_data_set_and_metric(tmp_path):
     assert toy[1] == "40.5 ± 0.7 †" and toy[4] == "70.0" and toy[6].startswith("80.0"), (
         "what a group lacks comes from another"
     )
-    readme = tmp_path / "README.md"
-    marked = "<!-- table:begin {0} -->\nSTALE\n<!-- table:end {0} -->\n"
-    readme.write_text(marked.format("summary") + marked.format("results"), encoding="utf-8")
-    report.update_readme(report.groups(some()), readme)
-    text = readme.read_text(encoding="utf-8")
-    assert "STALE" not in text and text.index(
-        "toy, 100 documents: nDCG@5 | 40.5 ± 0.7"
-    ) < text.index("| lookup | 2 | 50.5")
+    text = report.all_systems(report.groups(some()))
+    assert "| lookup | 2 | 50.5" in text and "RP@5 few" in text
 
 
 def test_no_records_at_all(tmp_path):
     assert report.load(tmp_path / "missing") == [] and report.groups([]) == []
-    assert report.readme_section([]) == report.summary([]) == report.NO_RUNS
+    assert report.all_systems([]) == report.summary([]) == worth.headline([]) == report.NO_RUNS
     assert set(verdicts.paper_vs_ours(paper(), [])["verdict"]) == {"not comparable", "not run"}
     assert len(verdicts.gains(paper(), [])) == 1
 
@@ -387,28 +411,18 @@ def backbone_records():
                 yield made
 
 
-def test_backbones_have_their_table_figure_and_section(tmp_path):
+def test_backbones_have_their_table_and_figures(tmp_path):
     from companion.report import backbone_report
 
-    (tmp_path / "README.md").write_text(
-        "# x\n<!-- table:begin backbones -->\nold\n<!-- table:end backbones -->\n"
-    )
-    written = backbone_report.write(
-        [*some(), *backbone_records()], tmp_path, tmp_path / "README.md"
-    )
+    written = backbone_report.write([*some(), *backbone_records()], tmp_path)
     assert [p.name for p in written] == [
         "table-backbones.md",
         "backbones-ndcg@5.png",
         "backbones-few_rp@5.png",
     ]
-    text = (tmp_path / "README.md").read_text()
+    text = written[0].read_text(encoding="utf-8")
     row = "| toy, 100 documents | 64 | smollm2-lora | lookup | 2 | 500 + 1,000 | 0.8 | 50.0"
-    assert (
-        row in text
-        and "old" not in text
-        and "2 epochs for minilm-lora" in text
-        and "SVM" not in text
-    )
+    assert row in text and "2 epochs for minilm-lora" in text and "SVM" not in text
     frame = backbone_report.comparison(backbone_report.groups(backbone_records()))
     assert list(frame["group"].unique()) == ["toy, minilm-lora", "toy, smollm2-lora"]
     assert frame[frame.start == "lookup"]["ndcg@5 diff"].round(3).tolist() == [0.02, 0.1], (

@@ -162,13 +162,13 @@ def test_the_figure_has_a_row_a_system(found):
         table[table["bucket"] == "all"], chance=found["pairs"]["chance precision"]
     )
     assert len(ax.get_yticklabels()) == table["system"].nunique() == 8
-    with pytest.raises(ValueError, match="wanted rows with"):
+    with pytest.raises(ValueError, match="expected rows with"):
         plots.evidence_agreement(table.drop(columns="auc"))
 
 
 def test_a_corpus_without_evidence_is_one_line(tmp_path, capsys, backbone_folder, monkeypatch):
     folder = tiny_corpus().save(tmp_path / "tiny")
-    monkeypatch.setattr("plantlib.training.pipeline.artefacts", lambda root=None: tmp_path)
+    monkeypatch.setattr("plantlib.training.artefacts.root_of", lambda root=None: tmp_path)
     status = evidence.main(
         ["--dataset", str(folder), "--backbone", backbone_folder, "--out", str(tmp_path / "e.json")]
     )

@@ -5,6 +5,7 @@ teacher is out of reach.
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from companion.studies import leak_audit
 from plantlib import RunConfig
 from plantlib.planting import starts
 from plantlib.training import ingredients, runs
+from plantlib.training.ingredients import build_model, teacher_of, use_score
 from plantlib.training.options import TrainConfig
 from plantlib.training.records import load_all
 
@@ -35,13 +37,13 @@ def zero_shot(prepared) -> np.ndarray:
     return np.flatnonzero(prepared.train_counts == 0)
 
 
-def untrained(prepared, start: str, seed: int = 0):
+def untrained(prepared, start: str, seed: int = 0, teacher=None):
     """Logits (20, L) of test documents where a start begins, and its model."""
-    made = ingredients.ingredients(prepared, start, QUICK, progress=False)
-    model = runs.build_model(prepared, made.teacher)
-    options = {"planted": made.planted, "config": starts.StartConfig(seed=seed)}
+    made = ingredients.ingredients(prepared, start, QUICK, progress=False, teacher=teacher)
+    model = build_model(prepared, made.teacher)
+    options = {"planted": made.queries, "config": starts.StartConfig(seed=seed)}
     starts.plant(model.decoder, start, made.teacher, prepared.train_labels, **options)
-    runs.use_score(model, start.split("+"), made.teacher, prepared)
+    use_score(model, start.split("+"), made.teacher, prepared)
     return logits_of(model, prepared), model
 
 
@@ -76,7 +78,7 @@ def test_the_label_space_holds_labels_without_training_documents(wide, prepared)
 @pytest.mark.parametrize("start", ["lookup", "lookup+score"])
 def test_zero_shot_labels_gain_nothing_under_the_clean_protocol(wide, start):
     column = zero_shot(wide)
-    assert wide.teacher().scores[column].nnz == 0 == wide.teacher().relevance[column].nnz
+    assert teacher_of(wide).scores[column].nnz == 0 == teacher_of(wide).relevance[column].nnz
     planted, model = untrained(wide, start)
     bare, _ = untrained(wide, "random")
     cells = model.decoder.planted.cells(torch.arange(len(wide.vocabulary)))
@@ -97,7 +99,7 @@ def test_zero_shot_labels_get_no_query_from_mi_under_the_clean_protocol(wide, st
     column = zero_shot(wide)
     planted, model = untrained(wide, start)
     _, bare = untrained(wide, "random")
-    queries, others = model.decoder.label_queries, np.flatnonzero(wide.teacher().taught)
+    queries, others = model.decoder.label_queries, np.flatnonzero(teacher_of(wide).taught)
     assert (
         not queries[column].any()
         and queries[others].abs().sum(1).all()
@@ -112,7 +114,8 @@ def test_zero_shot_labels_get_no_query_from_mi_under_the_clean_protocol(wide, st
         "they rank as even attention with random outputs does"
     )
     assert not torch.equal(planted, even)
-    tainted, told = untrained(leak_audit.leaky(wide), start)
+    leaking = replace(wide, key="leaky")
+    tainted, told = untrained(leaking, start, teacher=leak_audit.leaky(wide))
     assert told.decoder.label_queries[column].any() and not torch.equal(
         tainted[:, column], even[:, column]
     ), "a leak is seen"
@@ -132,26 +135,26 @@ def test_zero_shot_labels_gain_nothing_by_training_either(wide):
 
 
 def test_the_leaky_teacher_tells_zero_shot_labels(wide):
-    tainted, column = leak_audit.leaky(wide), zero_shot(wide)
-    teacher = tainted.teacher()
+    teacher, column = leak_audit.leaky(wide), zero_shot(wide)
     token = wide.vocabulary.index("comet")
     assert (
         teacher.scores[column[0], token] > 0
         and teacher.n_train == 100
-        and wide.teacher().n_train == 60
+        and teacher_of(wide).n_train == 60
     )
-    planted, _ = untrained(tainted, "lookup+score")
+    planted, _ = untrained(wide, "lookup+score", teacher=teacher)
     gold = wide.corpus.labels[wide.rows["test"]][:, column].toarray().ravel() > 0
     z = planted[:, column].ravel().numpy()
     assert z[gold].min() > z[~gold].max(), "it ranks the very documents it was told of first"
 
 
 def test_the_leaky_teacher_is_named_in_this_module_alone():
-    package = Path(leak_audit.__file__).parent
+    checkout = Path(leak_audit.__file__).parents[2]
     users = [
         p.name
-        for p in package.rglob("*.py")
-        if re.search(r"\b_?leaky\b", p.read_text(encoding="utf-8"), re.I)
+        for package in ("plantlib", "companion")
+        for p in (checkout / package).rglob("*.py")
+        if re.search(r"\bleaky\(|import .*\bleaky\b", p.read_text(encoding="utf-8"))
     ]
     assert users == ["leak_audit.py"]
     assert type(leak_audit.leaky).__name__ == "function" and "leaky" not in starts.STARTS

@@ -14,7 +14,8 @@ from companion.report import plots_claims, report
 from companion.studies import learning_curves
 from plantlib import RunConfig, prepare
 from plantlib.linear.score import LinearConfig
-from plantlib.training import runs
+from plantlib.training import artefacts, runs
+from plantlib.training.ingredients import teacher_of
 from plantlib.training.options import TrainConfig
 from plantlib.training.records import load_all
 from plantlib.utils.base import DataError
@@ -41,12 +42,12 @@ def test_teacher_and_linear_score_come_from_the_subset_alone(prepared):
     small = learning_curves.fewer(prepared, 12)
     unseen = np.flatnonzero(small.train_counts == 0)
     assert unseen.size and small.train_labels.shape[0] == 12
-    assert not small.teacher().scores[unseen].nnz, (
+    assert not teacher_of(small).scores[unseen].nnz, (
         "a label without a document in the subset is taught nothing"
     )
-    linear = small.linear(QUICK.linear, progress=False)
+    linear = artefacts.linear_scores(small, QUICK.linear, progress=False)
     assert set(np.flatnonzero(linear.part)) == set(small.rows["train"])
-    whole = prepared.linear(QUICK.linear, progress=False)
+    whole = artefacts.linear_scores(prepared, QUICK.linear, progress=False)
     assert not np.array_equal(linear.tables[0].intercept, whole.tables[0].intercept), (
         "the tables of the whole are not read"
     )

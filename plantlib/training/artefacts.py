@@ -1,0 +1,242 @@
+"""Where the files of a run lie, and how each is made once: tokens, hidden states, queries.
+
+A file is named by the fingerprint of what it was made from, so a later run reads it instead of
+computing it again. `load_or_make` is the one road to all of them: one lock per file, so that two
+processes never make the same file at once; the writers put a temporary name in place when it is
+whole (`utils.io.atomic_path`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+from plantlib.backbones import loading
+from plantlib.backbones.features import (
+    Features,
+    Standard,
+    cached_features,
+    hidden_states,
+    standard_of,
+)
+from plantlib.data.sources import checkout
+from plantlib.data.tokens import Ragged, words
+from plantlib.kernels import machine
+from plantlib.linear import score as linear_score
+from plantlib.linear.score import LinearConfig, LinearScore
+from plantlib.planting import l2r, static_l2r
+from plantlib.planting.l2r import L2RConfig, Planted
+from plantlib.planting.static_l2r import StaticConfig, StaticL2R
+from plantlib.teacher.mig import Teacher, TeacherConfig
+from plantlib.training.inputs import Inputs
+from plantlib.utils.io import fingerprint_of
+
+STANDARD_SAMPLE = 64  # training documents that the spread of hidden states is measured on
+
+T = TypeVar("T")
+
+
+def root_of(root: str | Path | None = None) -> Path:
+    """The folder of intermediate artefacts: `root`, or artefacts/ of the checkout."""
+    return Path(root) if root else checkout() / "artefacts"
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock of `path`; another process that holds it is waited for, and that is said.
+
+    The lock is a file of its own in the folder `locks` beside the artefact's folder.
+    """
+    lock_path = path.parent.parent / "locks" / f"{path.parent.name}-{path.name}.lock"
+    lock_path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(lock_path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f"waiting for another process that makes {path.parent.name}/{path.name}", flush=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def load_or_make(path: Path, load: Callable[[Path], T], make: Callable[[Path], T]) -> T:
+    """`load(path)` where the file exists, else `make(path)`, which writes the file."""
+    with locked(path):
+        return load(path) if path.exists() else make(path)
+
+
+def place(inputs: Inputs, kind: str, *made_from) -> Path:
+    """The file of an artefact of this corpus, named by the fingerprint of what it is made from.
+
+    Args:
+        kind: a folder, and what the file's name begins with beside the corpus: "planted/listnet".
+    """
+    folder, _, mark = kind.partition("/")
+    name = "-".join(filter(None, [inputs.corpus.name, mark, fingerprint_of(*made_from)]))
+    return inputs.root / folder / f"{name}.safetensors"
+
+
+def run_folder(inputs: Inputs, run_id: str, *made_from) -> Path:
+    """The folder of a run's checkpoints."""
+    return inputs.root / "checkpoints" / f"{run_id}-{fingerprint_of(inputs.key, *made_from)}"
+
+
+def load_backbone(inputs: Inputs, **options) -> loading.Backbone:
+    """The backbone in the windows that `inputs` is read in; options as for `loading.load`."""
+    reading = {
+        "window": inputs.window,
+        "overlap": inputs.overlap,
+        "trust_remote_code": inputs.trust_remote_code,
+    }
+    return loading.load(inputs.backbone, **reading | options)
+
+
+def reading_backbone(inputs: Inputs) -> loading.Backbone:
+    """The frozen backbone, on the GPU where there is one, in the type of its stored weights."""
+    device = machine.device()
+    config = loading.config_of(inputs.backbone, inputs.trust_remote_code)
+    backbone = load_backbone(inputs, dtype=loading.reading_dtype(config, device.type))
+    backbone.model.to(device)
+    return backbone
+
+
+def features(inputs: Inputs, progress: bool = True) -> Features:
+    """Hidden states of all documents under the frozen backbone."""
+    path = inputs.root / "features" / f"{inputs.corpus.name}-{inputs.key}.safetensors"
+    return _features(inputs, inputs.tokens, path, inputs.key, progress)
+
+
+def listening_features(inputs: Inputs, progress: bool = True) -> Features:
+    """Hidden states of train and dev documents alone, for L2R pretraining of a run that trains its
+    backbone.
+
+    The other documents count as empty, so that row numbers stay; half of the forward passes are
+    saved.
+    """
+    used = np.zeros(len(inputs.tokens), bool)
+    used[inputs.rows["train"]] = True
+    used[inputs.rows["dev"]] = True
+    nothing = np.zeros(0, np.int32)
+    tokens = Ragged.from_lists([inputs.tokens[i] if used[i] else nothing for i in range(len(used))])
+    key = f"{inputs.key}-train-dev"
+    path = inputs.root / "features" / f"{inputs.corpus.name}-{key}.safetensors"
+    return _features(inputs, tokens, path, key, progress)
+
+
+def _features(inputs: Inputs, tokens: Ragged, path: Path, key: str, progress: bool) -> Features:
+    # a killed computation goes on from its last stretch, so both cases are `cached_features`
+    def compute(path: Path) -> Features:
+        backbone = partial(reading_backbone, inputs)
+        return cached_features(backbone, tokens, path, key=key, progress=progress)
+
+    return load_or_make(path, compute, compute)
+
+
+@lru_cache(maxsize=4)
+def standard(inputs: Inputs) -> Standard | None:
+    """How hidden states are brought to a usual spread, from a sample of training documents.
+
+    None where their spread is usual already. The last few corpora are remembered.
+    """
+    sample = inputs.rows["train"][:STANDARD_SAMPLE]
+    if inputs.features is not None:
+        return standard_of(inputs.features.documents(sample))
+    backbone = reading_backbone(inputs)
+    return standard_of(
+        np.concatenate([hidden_states(backbone, [inputs.tokens[i]])[0] for i in sample])
+    )
+
+
+def linear_scores(inputs: Inputs, config: LinearConfig, progress: bool = True) -> LinearScore:
+    """The linear score over words of the training rows; a killed fit goes on with the next part."""
+    found_words = words(inputs.corpus.texts, inputs.rows["train"], config.min_documents)
+    # the score reads words, not tokens, so it is named by the corpus alone where all rows train
+    rows = inputs.corpus.fingerprint() if inputs.train_rows is None else inputs.key
+    name = f"{inputs.corpus.name}-{fingerprint_of(rows, config.of_parts())}"
+    folder = inputs.root / "linear" / name
+    with locked(folder):
+        return linear_score.fit(
+            found_words,
+            inputs.corpus.labels,
+            inputs.rows["train"],
+            config=config,
+            folder=folder,
+            progress=progress,
+        )
+
+
+def label_queries(
+    inputs: Inputs,
+    trainer: str,
+    teacher: Teacher,
+    *,
+    teacher_config: TeacherConfig,
+    config: L2RConfig,
+    progress: bool = True,
+) -> Planted:
+    """Label queries (L, D) pretrained by `trainer` to rank tokens as `teacher` does.
+
+    Raises:
+        ValueError: the file holds queries of other labels or tokens.
+    """
+
+    def load(path: Path) -> Planted:
+        planted = Planted.load(path)
+        planted.check(inputs.corpus.label_names, inputs.vocabulary)
+        return planted
+
+    def make(path: Path) -> Planted:
+        states = inputs.features or listening_features(inputs, progress)
+        planted = l2r.pretrain(
+            trainer,
+            replace(states, standard=standard(inputs)),
+            inputs.rows["train"],
+            teacher,
+            label_names=inputs.corpus.label_names,
+            tokens=inputs.vocabulary,
+            labels=inputs.corpus.labels,
+            held_out=inputs.rows["dev"],
+            config=config,
+            progress=progress,
+        )
+        planted.save(path)
+        return planted
+
+    made_from = (inputs.key, trainer, asdict(teacher_config), asdict(config))
+    return load_or_make(place(inputs, f"planted/{trainer}", *made_from), load, make)
+
+
+def static_model(inputs: Inputs, config: StaticConfig, progress: bool = True) -> StaticL2R:
+    """The static L2R model of the training rows, over the backbone's tokens.
+
+    Raises:
+        ValueError: the file holds a model of other labels or tokens.
+    """
+
+    def load(path: Path) -> StaticL2R:
+        model = StaticL2R.load(path)
+        model.check(inputs.corpus.label_names, inputs.vocabulary)
+        return model
+
+    def make(path: Path) -> StaticL2R:
+        model = static_l2r.pretrain(
+            inputs.train_tokens,
+            inputs.train_labels,
+            label_names=inputs.corpus.label_names,
+            tokens=inputs.vocabulary,
+            config=config,
+            progress=progress,
+        )
+        model.save(path)
+        return model
+
+    return load_or_make(place(inputs, "static", inputs.key, asdict(config)), load, make)

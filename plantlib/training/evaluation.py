@@ -1,0 +1,134 @@
+"""Scores of a split, and what is decided and measured by them: docs/method.md, "Choosing on dev,
+reading test once".
+
+Threshold and calibration come from dev; test is scored once, in `judge`'s caller. No (N, L) matrix
+of scores exists: they leave the model as the best k places and as ranks.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from scipy import sparse
+
+from plantlib.linear.score import LinearScore
+from plantlib.metrics.documents import (
+    Scores,
+    StreamingEvaluator,
+    evaluate,
+    hits,
+    per_document,
+    tune_threshold,
+)
+from plantlib.metrics.topk import TopK
+from plantlib.model.plant_model import PlantModel
+from plantlib.training.inputs import Documents, Inputs
+from plantlib.utils.progress import tqdm
+
+AUC_BINS = 2048  # of the histogram of scores that the AUC of a label is read from
+
+
+def score(
+    model: PlantModel,
+    documents: Documents,
+    train_counts: np.ndarray,
+    batch_size: int = 16,
+    auc: bool = True,
+    k: int = 100,
+    progress: bool = False,
+) -> tuple[Scores, sparse.csr_matrix]:
+    """Scores of a data set by one forward pass, documents batched by length.
+
+    Args:
+        train_counts: (L,) training documents per label, for the frequency buckets.
+        auc: collect what AUC needs; dev does without.
+        k: places kept per document.
+
+    Returns:
+        the scores, and the gold labels (n, L) of the same documents.
+    """
+    labels = documents.labels[documents.rows]
+    evaluator = StreamingEvaluator(
+        labels, train_counts, k, documents.edges, AUC_BINS if auc else None
+    )
+    order = np.argsort(-documents.tokens.lengths[documents.rows], kind="stable")
+    device = next(model.parameters()).device
+    training = model.training
+    model.eval()
+    with torch.inference_mode():
+        for begin in tqdm(range(0, len(order), batch_size), desc="batches", disable=not progress):
+            part = order[begin : begin + batch_size]
+            batch = documents.collate([int(row) for row in documents.rows[part]])
+            batch = {
+                name: value.to(device)
+                for name, value in batch.items()
+                if not name.startswith("label_")
+            }
+            evaluator.update(part, model(**batch).logits.float())
+    model.train(training)
+    return evaluator.result(), labels
+
+
+def judge(inputs: Inputs, dev: Scores, test: Scores) -> dict:
+    """The threshold that dev decides, and what test then measures.
+
+    Returns:
+        the fields dataset, threshold, metrics and per_document of a RunRecord.
+    """
+    rows = inputs.rows
+    gold = inputs.corpus.labels[rows["test"]]
+    threshold = tune_threshold(dev.topk, inputs.corpus.labels[rows["dev"]])
+    extra_gold = inputs.extra_gold[rows["test"]]
+    return {
+        "dataset": inputs.about(),
+        "threshold": threshold,
+        "metrics": evaluate(
+            test, gold, inputs.train_counts, len(rows["train"]), threshold, extra_gold
+        ),
+        "per_document": per_document(test, gold),
+    }
+
+
+def judge_model(
+    model: PlantModel, inputs: Inputs, cached: bool = True, linear: LinearScore | None = None
+) -> dict:
+    """Score dev, then test, and `judge`; the model keeps the threshold and the calibration.
+
+    Args:
+        cached: read cached features of the frozen backbone.
+        linear: the linear score over words, where the start plants it.
+    """
+    dev_documents = inputs.documents("dev", cached, linear)
+    dev, dev_labels = score(model, dev_documents, inputs.train_counts, auc=False)
+    test, _ = score(model, inputs.documents("test", cached, linear), inputs.train_counts)
+    judged = judge(inputs, dev, test)
+    model.config.threshold = judged["threshold"]
+    model.config.calibration = calibrate(dev.topk, dev_labels)
+    return judged
+
+
+def dev_metric(
+    model: PlantModel, inputs: Inputs, metric: str, linear: LinearScore | None = None
+) -> float:
+    """The metric of dev by which a run chooses, on cached features."""
+    documents = inputs.documents("dev", True, linear)
+    scores, labels = score(model, documents, inputs.train_counts, auc=False)
+    return evaluate(scores, labels, inputs.train_counts, len(inputs.rows["train"]))[metric]
+
+
+def calibrate(topk: TopK, labels: sparse.csr_matrix) -> list[float]:
+    """Slope and shift of a logistic curve from scores to the chance of being right (Platt scaling).
+
+    Args:
+        topk: best places of the dev documents.
+        labels: (n, L) gold labels of the same documents.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    used = topk.ids >= 0
+    right = hits(topk, labels, topk.k)[used]
+    scores = topk.scores[used].astype(np.float64)
+    if right.all() or not right.any():
+        return [1.0, 0.0]
+    curve = LogisticRegression(C=1e6).fit(scores[:, None], right)
+    return [float(curve.coef_[0, 0]), float(curve.intercept_[0])]

@@ -1,0 +1,123 @@
+"""`prepare`: a corpus capped, split, tokenised and read by the frozen backbone, once.
+
+Not here: the values (`inputs.Inputs`) and the files (`artefacts`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from plantlib.backbones import loading
+from plantlib.data import privacy
+from plantlib.data.corpus import Corpus
+from plantlib.data.tokens import Ragged, cached_tokens, tokenise
+from plantlib.training import artefacts
+from plantlib.training.inputs import LABEL_SPACES, Inputs
+from plantlib.utils.base import DataError
+from plantlib.utils.io import fingerprint_of
+
+
+def prepare(
+    corpus: Corpus | str,
+    *,
+    backbone: str = "minilm",
+    max_tokens: int | None = 510,
+    train_documents: int | None = None,
+    dev_documents: int | None = None,
+    test_documents: int | None = None,
+    subset_seed: int = 0,
+    root: str | Path | None = None,
+    frozen: bool = True,
+    window: int | None = None,
+    overlap: int = 0,
+    trust_remote_code: bool = False,
+    label_space: str = "seen",
+    progress: bool = True,
+) -> Inputs:
+    """Cap, tokenise and read a corpus once. A corpus without dev split gets one from its training
+    rows.
+
+    Args:
+        corpus: a `Corpus`, or the name or folder of one.
+        backbone: name or folder of a pretrained language model.
+        max_tokens: tokens read per document, None for all.
+        train_documents, dev_documents, test_documents: most documents per split, None for all.
+        subset_seed: seed by which capped documents are drawn.
+        root: folder of intermediate artefacts; artefacts/ of the checkout when None.
+        frozen: the backbone stays frozen, so its hidden states are computed once and cached.
+        window: tokens the backbone reads at a time, as many as it can when None.
+        overlap: tokens read again around a window.
+        trust_remote_code: run code that a backbone's folder brings along.
+        label_space: "seen", labels with a training document after the cap; "train", before the cap
+            (the space stays while the rows shrink); "all", every label of the corpus, those without
+            a training document too. Gold labels outside the space are counted, not hidden.
+        progress: show progress bars.
+
+    Raises:
+        DataError: an unknown label space, fewer than 1 token, a split without documents or labels.
+    """
+    if label_space not in LABEL_SPACES:
+        known = ", ".join(LABEL_SPACES)
+        raise DataError(f"label_space={label_space!r} is not known; use one of {known}")
+    if max_tokens is not None and max_tokens < 1:
+        raise DataError(
+            f"max_tokens={max_tokens}: read at least 1 token, or None for whole documents"
+        )
+    # documents and labels
+    corpus = Corpus.load(corpus) if isinstance(corpus, str) else corpus
+    whole = corpus.labelled().with_dev()
+    caps = {"train": train_documents, "dev": dev_documents, "test": test_documents}
+    capped = whole.subset(**caps, seed=subset_seed)
+    for split in ("train", "dev", "test"):
+        capped.rows(split)  # an empty split is an error before any long work
+    if label_space == "train":
+        within = whole.seen_in_train().subset(**caps, seed=subset_seed)
+    else:
+        within = capped.seen_in_train() if label_space == "seen" else capped
+    _check_labels(within)
+    extra_gold = np.diff(capped.labels.indptr) - np.diff(within.labels.indptr)
+    # how the backbone reads them
+    tokenizer = loading.tokenizer_of(backbone, trust_remote_code)
+    reading = [window, overlap] if window or overlap else []
+    key = fingerprint_of(within.fingerprint(), loading.fingerprint(backbone), max_tokens, *reading)
+    config = loading.config_of(backbone, trust_remote_code)
+    root = artefacts.root_of(privacy.artefacts_root(within, root))
+    inputs = Inputs(
+        corpus=within,
+        backbone=backbone,
+        tokens=_tokens(within, tokenizer, max_tokens, root, key, progress),
+        vocabulary=tokenizer.convert_ids_to_tokens(list(range(len(tokenizer)))),
+        extra_gold=extra_gold,
+        features=None,
+        root=root,
+        max_tokens=max_tokens,
+        window=loading.window_of(config, tokenizer, window),
+        key=key,
+        overlap=overlap,
+        trust_remote_code=trust_remote_code,
+        label_space=label_space,
+    )
+    return replace(inputs, features=artefacts.features(inputs, progress)) if frozen else inputs
+
+
+def _check_labels(corpus: Corpus) -> None:
+    for split in ("train", "dev"):
+        if not corpus.labels[corpus.rows(split)].nnz:
+            raise DataError(
+                f"no {split} document has a label of the training rows; check the labels column and"
+                " the splits"
+            )
+
+
+def _tokens(corpus: Corpus, tokenizer, max_tokens, root: Path, key: str, progress: bool) -> Ragged:
+    path = root / "tokens" / f"{corpus.name}-{key}.safetensors"
+    with artefacts.locked(path):
+        tokens = cached_tokens(
+            path, lambda: tokenise(corpus.texts, tokenizer, max_tokens, progress=progress)
+        )
+    if not len(tokens.flat):
+        raise DataError("no document has a token this tokenizer knows; check the text column")
+    return tokens
