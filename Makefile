@@ -40,9 +40,9 @@ run: $(READY)    ## one YAML run: make run RUN=runs/x.yaml; on several processes
 bench: $(READY)  ## timings and memory against named baselines -> results/bench/*.csv
 	$(BIN)/python benchmarks/bench_mig.py && $(BIN)/python benchmarks/bench_kernels.py && $(BIN)/python benchmarks/bench_candidates.py
 
-figures: $(READY) ## tables and figures from the committed runs, README included
+figures: $(READY) ## tables and figures from the committed runs, docs/results.md and README included
 	mkdir -p results/executed && $(BIN)/papermill --cwd notebooks notebooks/07_paper_vs_ours.ipynb results/executed/07_paper_vs_ours.ipynb
-	$(BIN)/python -c "from plantlib import evidence, plots; evidence.draw(); [plots.save(getattr(plots, n)(), f'results/figures/{n}.png') for n in ('data_flow', 'method_figure')]"
+	$(BIN)/python -c "from companion.report import plots; from companion.studies import evidence; evidence.draw(); [plots.save(getattr(plots, n)(), f'results/figures/{n}.png') for n in ('data_flow', 'method_figure')]"
 
 site: $(READY)   ## notebooks, lessons and API pages as static HTML in site/, without a network
 	$(BIN)/sphinx-build -q -W --keep-going -c docs -d artefacts/doctrees . site && $(BIN)/python docs/check_links.py site

@@ -33,14 +33,16 @@ from plantlib.kernels.counts import dense_mutual_information, presence
 from plantlib.teacher import mig
 from plantlib.training.records import environment
 
-COLUMNS = "date device dataset N V L seconds mib baseline_seconds_sample ratio_extrapolated versions".split()
+COLUMNS = (
+    "date device dataset N V L seconds mib baseline_seconds_sample ratio_extrapolated versions"
+).split()
 ROOT = Path(__file__).resolve().parent.parent
 LABELS_AT_ONCE = 200  # of the published code
 EURLEX57K = (45_000, 39_209, 4_108)
 
 
 def training_rows(dataset: str, min_documents: int) -> tuple[sparse.csr_matrix, sparse.csr_matrix]:
-    """X (N, V) word counts and Y (N, L) of a corpus's training rows; labels seen in training only."""
+    """Word counts X (N, V) and labels Y (N, L) of a corpus's training rows, seen labels only."""
     corpus = Corpus.load(dataset).labelled().seen_in_train()
     rows = corpus.rows("train")
     return (

@@ -35,10 +35,17 @@ COLUMNS = (
 ROOT = Path(__file__).resolve().parent.parent
 B, T, D, L = 8, 512, 4096, 8921
 CELLS, KEEP = 4000, 64  # planted cells a document; tokens kept
-SIZES = [label_attention.Blocks(*size) for size in (
-    (64, 256, 64, 8, 3), (128, 128, 64, 8, 3), (64, 128, 64, 8, 3), (64, 128, 64, 4, 3), (128, 64, 64, 8, 3),
-    (64, 64, 64, 4, 4),
-)]  # fmt: skip
+SIZES = [
+    label_attention.Blocks(*size)
+    for size in (
+        (64, 256, 64, 8, 3),
+        (128, 128, 64, 8, 3),
+        (64, 128, 64, 8, 3),
+        (64, 128, 64, 4, 3),
+        (128, 64, 64, 8, 3),
+        (64, 64, 64, 4, 4),
+    )
+]
 KERNELS = ("forward", "forward, planted", "forward, 64 kept", "backward", "backward, planted")
 
 

@@ -1,3 +1,1 @@
-"""Scripts that turn a public data set into a corpus folder, by `build(out, source=None, ...)` or
-from a shell.
-"""
+"""Scripts that build corpus folders: `build(out, source=None, ...)`, or from a shell."""

@@ -1,11 +1,10 @@
-"""`make data-check`: what was built against what was published, quantity by quantity
-(expected.csv).
+"""`make data-check`: compare the corpora that were built with published counts (expected.csv).
 
-Every data set of the table that stands in the data folder is counted from its parquet files, texts
-a few at a time. Each difference is named; the exit status is 1 when there is one. Not built, made
-of generated notes, or split by a rule of ours: said, not judged. Several rows of one quantity are
-alternatives: sources count differently. Counts must be equal; means and medians must round to what
-was published.
+Every data set of the table that is in the data folder is counted from its parquet files.
+Differences are printed, and the exit status is 1 if there is one. Corpora of generated notes, or
+with a split by our rule, may differ: their line says why. Several rows of one quantity are
+alternatives, as sources count differently. Counts must be equal; means and medians must round to
+the published value.
 """
 
 from __future__ import annotations
@@ -40,12 +39,13 @@ class Expected(NamedTuple):
 
 
 class Built:
-    """What can be counted of a corpus folder: Y by split, and words of its texts when asked."""
+    """What can be counted in a corpus folder: labels by split, and words of the texts."""
 
     def __init__(self, folder: Path) -> None:
         import pyarrow.parquet as pq
 
-        self.folder, self.manifest = folder, read_json(folder / "manifest.json")
+        self.folder = folder
+        self.manifest = read_json(folder / "manifest.json")
         table = pq.read_table(folder / "documents.parquet", columns=["split", "labels"])
         self.split = np.asarray(table["split"].to_pylist(), dtype=str)
         labels = table["labels"].combine_chunks()
@@ -55,15 +55,16 @@ class Built:
         self.L = pq.ParquetFile(folder / "labels.parquet").metadata.num_rows
 
     def rows(self, split: str) -> np.ndarray:
-        """(N,) bool: the documents of 'train', of 'train+dev', or with 'all' of every split but
-        unlabelled.
+        """(N,) bool: the documents of a split.
+
+        split: 'train', 'train+dev', or 'all' for every split but unlabelled.
         """
-        return (
-            self.split != "unlabelled" if split == "all" else np.isin(self.split, split.split("+"))
-        )
+        if split == "all":
+            return self.split != "unlabelled"
+        return np.isin(self.split, split.split("+"))
 
     def frequency(self, split: str) -> np.ndarray:
-        """(L,) documents of the split a label."""
+        """(L,) documents of the split per label."""
         return np.bincount(self.column[self.rows(split)[self.row]], minlength=self.L)
 
     def words(self) -> Iterator[int]:
@@ -89,8 +90,9 @@ class Built:
             return float(np.median(np.fromiter(self.words(), np.int64)[rows]))
         if quantity == "labels not in train":
             return int(((self.frequency(split) > 0) & (self.frequency("train") == 0)).sum())
-        if found := RANGE.fullmatch(quantity):
-            low, high = int(found[1]), int(found[3] or found[1]) if not found[4] else np.inf
+        if bounds := RANGE.fullmatch(quantity):
+            low = int(bounds[1])
+            high = np.inf if bounds[4] else int(bounds[3] or bounds[1])
             frequency = self.frequency(split)
             return int(((frequency >= low) & (frequency <= high)).sum())
         raise DataError(
@@ -100,36 +102,38 @@ class Built:
 
 
 def expectations(path: Path = TABLE) -> dict[str, dict[tuple[str, str], list[Expected]]]:
-    """{dataset: {(split, quantity): its rows}} of the table."""
+    """{dataset: {(split, quantity): rows of the table}}."""
     with open(path, encoding="utf-8", newline="") as handle:
         rows = [Expected(**row) for row in csv.DictReader(handle)]
-    found: dict[str, dict[tuple[str, str], list[Expected]]] = {}
+    by_dataset: dict[str, dict[tuple[str, str], list[Expected]]] = {}
     for row in rows:
-        found.setdefault(row.dataset, {}).setdefault((row.split, row.quantity), []).append(row)
-    return found
+        quantities = by_dataset.setdefault(row.dataset, {})
+        quantities.setdefault((row.split, row.quantity), []).append(row)
+    return by_dataset
 
 
 def agrees(value: float, expected: str) -> bool:
-    """Whether a counted value is the published one: counts (int) exactly, others to as many
-    decimals as were published.
+    """Whether a counted value is the published one.
+
+    Counts (int) must be equal, other values must agree in the published decimals.
     """
     slack = 0.0 if isinstance(value, int) else 0.5 * 10.0 ** -len(expected.partition(".")[2]) + 1e-9
     return abs(value - float(expected)) <= slack
 
 
 def differences(built: Built, wanted: dict[tuple[str, str], list[Expected]]) -> list[str]:
-    """One line a quantity that no source agrees with."""
-    found = []
+    """One line per quantity that no source agrees with."""
+    lines = []
     for (split, quantity), rows in wanted.items():
         value = built.measure(split, quantity)
         if not any(agrees(value, row.expected) for row in rows):
             published = " or ".join(f"{row.expected} ({row.source})" for row in rows)
-            found.append(f"{split} {quantity}: {value:.6g}, published {published}")
-    return found
+            lines.append(f"{split} {quantity}: {value:.6g}, published {published}")
+    return lines
 
 
 def excuse(built: Built) -> str | None:
-    """Why a corpus is no copy of the published one by its own manifest; None when it should be."""
+    """Why a corpus may differ from the published one, by its manifest; None when it must not."""
     if built.manifest.get("synthetic"):
         return "made of generated notes, nothing to compare"
     derived = next((note for note in built.manifest.get("notes", ()) if MADE_BY_RULE in note), None)
@@ -137,28 +141,31 @@ def excuse(built: Built) -> str | None:
 
 
 def check(names: list[str] | None = None, path: Path = TABLE) -> int:
-    """Print a line a data set and its differences; the number of data sets that differ. names: None
-    for all of the table.
+    """Print a line per data set, with its differences; returns how many data sets differ.
+
+    names: data sets to check; all of the table when None.
     """
-    wanted, wrong = expectations(path), 0
+    wanted = expectations(path)
+    wrong = 0
     if unknown := sorted(set(names or ()) - set(wanted)):
         raise DataError(
-            f"no published counts for {', '.join(unknown)}: wanted of {', '.join(wanted)}"
+            f"no published counts for {', '.join(unknown)}: there are some for {', '.join(wanted)}"
         )
     for name in names or wanted:
         if (folder := sources.find(name)) is None:
             print(f"{name}: not built")
             continue
         built = Built(folder)
-        found, reason = differences(built, wanted[name]), excuse(built)
-        if reason and found:
-            print(f"{name}: {reason}; {len(found)} of {len(wanted[name])} quantities differ")
-        elif found:
+        lines = differences(built, wanted[name])
+        reason = excuse(built)
+        if reason and lines:
+            print(f"{name}: {reason}; {len(lines)} of {len(wanted[name])} quantities differ")
+        elif lines:
             wrong += 1
-            print(f"{name}: {len(found)} of {len(wanted[name])} quantities differ")
+            print(f"{name}: {len(lines)} of {len(wanted[name])} quantities differ")
         else:
             print(f"{name}: {len(wanted[name])} quantities as published")
-        for line in () if built.manifest.get("synthetic") else found:
+        for line in () if built.manifest.get("synthetic") else lines:
             print(f"  {line}")
     return wrong
 
@@ -170,14 +177,14 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("names", nargs="*", help="data sets (default: all of expected.csv)")
     parser.add_argument(
-        "--build", action="store_true", help="first build those whose folder $PLANT_DATA has"
+        "--build", action="store_true", help="first build those whose files are in $PLANT_DATA"
     )
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     try:
-        for name in (given.names or expectations()) if given.build else ():
+        for name in (options.names or expectations()) if options.build else ():
             if sources.find(name) is None and name in sources.KNOWN and sources.local_source(name):
                 sources.find_or_build(name)
-        return 1 if check(given.names) else 0
+        return 1 if check(options.names) else 0
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

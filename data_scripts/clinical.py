@@ -1,10 +1,9 @@
-"""What MIMIC's notes and codes look like once they are text and labels: ICD dots, leading zeros,
-marks, published cleaning.
+"""How the notes and codes of MIMIC become text and labels: ICD dots, leading zeros, cleaning.
 
-Each function states where its rule comes from. Two rules for ICD-9 procedures live side by side:
-`zeros=True` is the code as the hospital wrote it; `zeros=False` is the code that went through an
-integer, as in the published label space of MIMIC-III (CAML read the column as numbers, so 00.44 and
-04.4 fell into one label). Not here: reading the tables (mimic_tables.py) and choosing documents
+Each function says where its rule comes from. There are two rules for ICD-9 procedures: with
+`zeros=True` a code stays as the hospital wrote it; with `zeros=False` it loses its leading zeros,
+as in the published label space of MIMIC-III (CAML read the column as numbers, so 00.44 and 04.4
+became one label). Not here: reading the tables (mimic_tables.py) and choosing documents
 (get_mimic3.py, get_mimic4.py).
 """
 
@@ -20,53 +19,54 @@ TEXTS = ("plain", "raw", "caml", "edin")
 
 
 def icd9(code: str, procedure: bool, zeros: bool = True) -> str:
-    """An ICD-9-CM code with its dot: after 2 digits of a procedure, 3 of a diagnosis, 4 of an E
-    code ('' stays '').
+    """An ICD-9-CM code with its dot after 2 (procedure), 3 (diagnosis) or 4 (E code) characters.
 
-    The tables hold codes without dots; the rule is CAML's `reformat` (Mullenbach et al., NAACL
-    2018) and Edin et al.'s (SIGIR 2023), except that no dot is left at the end. zeros=False drops a
-    procedure's leading zeros, see above.
+    The tables hold codes without dots. The rule is CAML's `reformat` (Mullenbach et al., NAACL
+    2018) and that of Edin et al. (SIGIR 2023), except that no dot is left at the end.
+
+    Args:
+        code: from the table; '' stays ''.
+        procedure: the code is one of a procedure.
+        zeros: keep the leading zeros of a procedure.
     """
     code = code.replace(".", "").strip().upper()
     if procedure and not zeros:
         code = code.lstrip("0")
-    at = 2 if procedure else 4 if code.startswith("E") else 3
+    if procedure:
+        at = 2
+    else:
+        at = 4 if code.startswith("E") else 3
     return f"{code[:at]}.{code[at:]}" if len(code) > at else code
 
 
 def icd10(code: str, procedure: bool) -> str:
-    """An ICD-10 code with its dot: after 3 characters of a diagnosis (CM), none in a procedure
-    (PCS). Edin et al., 2023.
+    """An ICD-10 code: a dot after 3 characters of a diagnosis (CM), none in a procedure (PCS).
 
-    Their files write a three-character diagnosis with a dot at its end ('I10.'); here it is I10.
+    The rule is that of Edin et al. (2023), except that their files end a three-character diagnosis
+    with a dot ('I10.'); here it is I10.
     """
     code = code.replace(".", "").strip().upper()
     return code if procedure or len(code) <= 3 else f"{code[:3]}.{code[3:]}"
 
 
 def plain(text: str) -> str:
-    """Text for word pieces: de-identification marks become MIMIC-IV's ___, line ends and white
-    space are collapsed.
+    """Text for word pieces: spaces are collapsed, de-identification marks become ___.
 
-    A mark such as [**2151-7-16**] says nothing but costs a dozen word pieces; case, numbers and
-    punctuation are kept, since encoders were pretrained on them. Lines that are empty part
-    paragraphs, so these stay on lines of their own.
+    MIMIC-IV writes the marks so. A mark such as [**2151-7-16**] costs a dozen word pieces and says
+    nothing. Case, numbers and punctuation are kept, since encoders were pretrained on them. Each
+    paragraph becomes one line.
     """
     paragraphs = re.split(r"\n\s*\n", MARK.sub("___", text).replace("\r", ""))
     return "\n".join(filter(None, (" ".join(p.split()) for p in paragraphs)))
 
 
 def caml(text: str) -> str:
-    """CAML's cleaning: runs of word characters, lower case, those that are numbers dropped
-    (get_discharge_summaries.py).
-    """
+    """CAML's cleaning (get_discharge_summaries.py): words in lower case, without numbers."""
     return " ".join(word.lower() for word in WORD.findall(text) if not word.isnumeric())
 
 
 def edin(text: str) -> str:
-    """Edin et al.'s cleaning: lower case, all but letters and digits is space, numbers between
-    spaces dropped.
-    """
+    """Edin et al.'s cleaning: letters and digits in lower case, without numbers between spaces."""
     return " ".join(NUMBERS.sub(" ", OTHER.sub(" ", text.lower())).split())
 
 
@@ -76,19 +76,24 @@ def cleaned(text: str, form: str) -> str:
 
 
 def described(pairs: list[tuple[str, str]]) -> dict[str, str]:
-    """{code: description}; a code that stands for several (leading zeros lost) gets them all,
-    parted by ' / '.
+    """{code: description}; a code with several descriptions gets them all, joined by ' / '.
+
+    This happens where codes lost their leading zeros.
     """
-    found: dict[str, list[str]] = {}
+    descriptions: dict[str, list[str]] = {}
     for code, text in pairs:
-        if code and text and text not in (own := found.setdefault(code, [])):
-            own.append(text)
-    return {code: " / ".join(texts) for code, texts in found.items()}
+        if code and text:
+            texts = descriptions.setdefault(code, [])
+            if text not in texts:
+                texts.append(text)
+    return {code: " / ".join(texts) for code, texts in descriptions.items()}
 
 
 def with_inclusion_terms(texts: dict[str, str]) -> dict[str, str]:
-    """ICD-10 descriptions with ICD-10-CM's inclusion terms behind them, where simple-icd-10-cm is
-    there and knows the code.
+    """ICD-10 descriptions followed by ICD-10-CM's inclusion terms.
+
+    Codes that the package simple-icd-10-cm does not know keep their description; so do all codes
+    where it is not installed.
     """
     try:
         import simple_icd_10_cm as terminology

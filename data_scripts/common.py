@@ -1,8 +1,7 @@
-"""What the get_*.py scripts share: reading a folder or an archive by name, downloading, and the
-command line.
+"""What the get_*.py scripts share: reading folders and archives, downloads, the command line.
 
-A download is complete and checked, or it is an error that names the --from alternative. What a data
-set's files mean is in its own script; how a corpus is stored is in plantlib.
+A download is complete and checked, or it fails with an error that explains --from. What the files
+of a data set mean is in the script of that data set; how a corpus is stored is in `plantlib.data`.
 """
 
 from __future__ import annotations
@@ -32,10 +31,11 @@ class Files:
     """The files of a folder, a .zip or a .tar.gz, by their path inside it ('a/b.txt')."""
 
     def __init__(self, path: str | Path) -> None:
-        self.path, self.archive = Path(path), None
+        self.path = Path(path)
+        self.archive = None
         if self.path.is_dir():
-            found = (p for p in sorted(self.path.rglob("*")) if p.is_file())
-            self.names = [p.relative_to(self.path).as_posix() for p in found]
+            paths = (p for p in sorted(self.path.rglob("*")) if p.is_file())
+            self.names = [p.relative_to(self.path).as_posix() for p in paths]
         elif self.path.is_file() and zipfile.is_zipfile(self.path):
             self.archive = zipfile.ZipFile(self.path)
             self.names = sorted(n for n in self.archive.namelist() if not n.endswith("/"))
@@ -43,7 +43,10 @@ class Files:
             self.archive = tarfile.open(self.path)
             self.names = sorted(m.name for m in self.archive.getmembers() if m.isfile())
         else:
-            raise DataError(f"{self.path} is no folder, .zip or .tar.gz: pass --from one of these")
+            raise DataError(
+                f"{self.path} is not a folder, .zip or .tar.gz: pass one of these with --from"
+            )
+        # without what archives made on a Mac add
         self.names = [
             n
             for n in self.names
@@ -51,11 +54,11 @@ class Files:
         ]
 
     def find(self, ending: str) -> str | None:
-        """The first name that equals `ending` or ends with '/' + `ending`; None when there is none."""
+        """The first name that equals `ending` or ends with '/' + `ending`; None without one."""
         return next((n for n in self.names if n == ending or n.endswith("/" + ending)), None)
 
     def need(self, ending: str) -> str:
-        """Like find, but a DataError that shows what is there instead."""
+        """As `find`; a DataError that shows what is there instead where the file is missing."""
         if (name := self.find(ending)) is None:
             raise DataError(
                 f"{self.path} lacks {ending}; it holds {len(self.names)} files, first"
@@ -91,13 +94,13 @@ class Files:
                 yield json.loads(line)
 
     def sums(self, *names: str | None) -> dict[str, str]:
-        """{file: sha256}: of the archive when there is one, else of the named files."""
+        """{file: sha256} of the archive, or of the named files of a folder."""
         if self.archive is not None:
             return {self.path.name: sha256(self.path)}
         return {name: sha256(self.path / name) for name in names if name}
 
     def digest(self) -> dict[str, str]:
-        """{file: sha256} for thousands of small files: one sum over all names and contents."""
+        """As `sums` for a folder of thousands of small files: one sum over names and contents."""
         if self.archive is not None:
             return self.sums()
         total = hashlib.sha256()
@@ -109,8 +112,14 @@ class Files:
 def download(url: str, folder: Path, what: str, expected: str | None = None) -> Path:
     """Fetch `url` into `folder` with a progress bar and return the file.
 
-    Raises DataError when it fails or its SHA-256 is not `expected`; the message names --from and
-    `what` it takes.
+    Args:
+        url: where the file is.
+        folder: where it goes.
+        what: what --from takes instead, for the error message.
+        expected: SHA-256 of the file; not checked when None.
+
+    Raises:
+        DataError: the download fails, is incomplete or has another SHA-256.
     """
     from tqdm.auto import tqdm
 
@@ -133,7 +142,7 @@ def download(url: str, folder: Path, what: str, expected: str | None = None) -> 
 
 
 def check(path: Path, expected: str | None, advice: str) -> None:
-    """DataError when `expected` is given and the file's SHA-256 is another."""
+    """DataError when `expected` is given and the file has another SHA-256."""
     got = sha256(path)
     if expected and got != expected:
         raise DataError(
@@ -145,7 +154,15 @@ def check(path: Path, expected: str | None, advice: str) -> None:
 def manifest(
     origin: str, licence: str, sources: dict[str, str], *notes: str, **more: Any
 ) -> dict[str, Any]:
-    """The fixed fields of a corpus manifest; counts are added by the corpus itself."""
+    """The fixed fields of a corpus manifest; `Corpus` adds the counts.
+
+    Args:
+        origin: where the data come from.
+        licence: their licence.
+        sources: {file: sha256} of the files read.
+        notes: how the corpus was made.
+        more: further fields.
+    """
     return {"origin": origin, "licence": licence, "sources": sources, "notes": list(notes), **more}
 
 
@@ -157,8 +174,18 @@ def credentialed(
     texts: Sequence[str],
     choices: dict[str, tuple[str, Sequence[str]]],
 ) -> str:
-    """`name`, after checking the options of a script whose data set needs credentials; DataError
-    says what to do.
+    """Check the options of a script whose data set needs credentials; returns `name`.
+
+    Args:
+        name: the corpus.
+        out: the corpus folder to write; it must lie in the data folder.
+        source: the folder of tables.
+        text: how texts are cleaned.
+        texts: known values of `text`.
+        choices: option -> (its value, known values).
+
+    Raises:
+        DataError: an unknown value, or no `source`; the message says what to do.
     """
     for what, (got, wanted) in {**choices, "text": (text, texts)}.items():
         if got not in wanted:
@@ -174,20 +201,22 @@ def credentialed(
 
 
 def save(corpus: Corpus, out: Path, label_texts: dict[str, str]) -> Path:
-    """The corpus folder `out` with its label_texts.json, both at once."""
+    """Write the corpus folder `out` and its label_texts.json, both at once."""
     with atomic_path(out) as temporary:
         write_label_texts(corpus.save(temporary), label_texts)
     return Path(out)
 
 
 def marked(name: str, tables: Any) -> str:
-    """The corpus name, with synthetic- before it when the tables were generated by fixtures.py."""
+    """The corpus name, with synthetic- before it when fixtures.py generated the tables."""
     return f"synthetic-{name}" if tables.generated else name
 
 
 def clinical_manifest(origin: str, tables: Any, remarks: list[str]) -> dict[str, Any]:
-    """The manifest of a credentialed corpus; generated tables are said to be such, and treated as
-    if they were real.
+    """The manifest of a credentialed corpus.
+
+    A corpus of generated tables is marked as synthetic, and as credentialed too, so that tests see
+    what happens to real ones.
     """
     mark = {"synthetic": True} if tables.generated else {}
     origin = f"generated tables in the schema of {origin}" if tables.generated else origin
@@ -208,10 +237,16 @@ def cli(
     build: Callable[..., Path],
     options: dict[str, dict[str, Any]] | None = None,
 ) -> int:
-    """Run `build` from the command line: --from, --out and the script's own options; prints the
-    summary.
+    """Run `build` from the command line and print a summary of the corpus.
 
-    name: the corpus, for the default --out; a function of the options when they decide it.
+    Args:
+        doc: the description in --help.
+        name: of the corpus, for the default of --out; a function where options decide it.
+        build: called with the folder to write, the value of --from and the options.
+        options: further options, flag -> arguments of `add_argument`.
+
+    Returns:
+        Exit status: 1 where `build` raised a DataError, whose message is printed.
     """
     parser = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -227,11 +262,12 @@ def cli(
     )
     for flag, settings in (options or {}).items():
         parser.add_argument(flag, **settings)
-    given = vars(parser.parse_args())
-    source, out = given.pop("source"), given.pop("out")
-    out = out or homes()[0] / (name(**given) if callable(name) else name)
+    arguments = vars(parser.parse_args())
+    source = arguments.pop("source")
+    out = arguments.pop("out")
+    out = out or homes()[0] / (name(**arguments) if callable(name) else name)
     try:
-        folder = build(out, source, **given)
+        folder = build(out, source, **arguments)
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

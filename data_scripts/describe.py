@@ -1,11 +1,10 @@
-"""The long tail of every corpus that stands here -> results/corpora.json: documents, labels, and
-how often labels occur.
+"""Write sizes and label frequencies of built corpora to results/corpora.json.
 
     python -m data_scripts.describe codiesp eurlex57k cooking debtags
 
-Counts of the training split alone, no text and no label name. Corpora under a data-use agreement
-are refused: what is made of them stays in the data folder (`plantlib/data/privacy.py`); notebook 01
-draws their tail from the corpus itself.
+The file holds counts of the training split, no text and no label name. Credentialed corpora are
+refused, as everything made of them stays in the data folder (`plantlib/data/privacy.py`); notebook
+01 draws their label frequencies from the corpus.
 """
 
 from __future__ import annotations
@@ -26,8 +25,10 @@ POINTS = 40  # of a rank-frequency curve
 
 
 def describe(corpus: Corpus) -> dict:
-    """Sizes of a corpus and its rank-frequency curve: places (1 is the most frequent label) and
-    documents a label.
+    """Sizes of a corpus and its rank-frequency curve.
+
+    The curve is given by places (label ranks, 1 is the most frequent) and counts (training
+    documents at these ranks). PrivacyError for a credentialed corpus.
     """
     if privacy.is_credentialed(corpus):
         raise privacy.PrivacyError(
@@ -38,15 +39,11 @@ def describe(corpus: Corpus) -> dict:
     train = corpus.rows("train")
     counts = np.sort(column_counts(corpus.labels[train]))[::-1]
     used = counts[counts > 0]
-    places = (
-        np.unique(np.geomspace(1, max(len(used), 1), POINTS).round().astype(int))
-        if len(used)
-        else np.zeros(0, int)
-    )
-    buckets = {
-        name: int(mask.sum())
-        for name, mask in frequency_buckets(counts, edges_of(corpus.manifest)).items()
-    }
+    places = np.zeros(0, int)
+    if len(used):
+        places = np.unique(np.geomspace(1, len(used), POINTS).round().astype(int))
+    masks = frequency_buckets(counts, edges_of(corpus.manifest))
+    buckets = {name: int(mask.sum()) for name, mask in masks.items()}
     return {
         "fingerprint": corpus.fingerprint(),
         "synthetic": bool(corpus.manifest.get("synthetic", False)),
@@ -61,20 +58,18 @@ def describe(corpus: Corpus) -> dict:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Describe the named corpora; others that the file knows stay as they are."""
+    """Describe the named corpora; entries of other corpora in the file stay as they are."""
     parser = argparse.ArgumentParser(
         prog="python -m data_scripts.describe", description=__doc__.split("\n")[0]
     )
     parser.add_argument("datasets", nargs="+")
     parser.add_argument("--out", type=Path, default=checkout() / "results" / "corpora.json")
     options = parser.parse_args(arguments)
-    found = read_json(options.out) if options.out.exists() else {}
+    corpora = read_json(options.out) if options.out.exists() else {}
     for name in options.datasets:
-        found[name] = describe(Corpus.load(name))
-        print(
-            f"{name}: {found[name]['labels']} labels, {found[name]['labels_by_training_documents']}"
-        )
-    write_json(options.out, dict(sorted(found.items())))
+        about = corpora[name] = describe(Corpus.load(name))
+        print(f"{name}: {about['labels']} labels, {about['labels_by_training_documents']}")
+    write_json(options.out, dict(sorted(corpora.items())))
     return 0
 
 

@@ -1,12 +1,11 @@
-"""CodiEsp v4 (CLEF eHealth 2020): 1,000 published clinical cases with ICD-10 codes, and 2,751
-without.
+"""CodiEsp v4 (CLEF eHealth 2020): 1,000 clinical cases with ICD-10 codes and 2,751 without.
 
-Origin: Zenodo record 3837305 (codiesp.zip), CC BY 4.0; case reports from SciELO, no patient
-records. Official split. Task D (ICD-10-CM diagnoses, the default), P (ICD-10-PCS procedures), DP,
-or D3 (diagnoses cut to their three-character categories); text in English (the organisers' machine
-translation, the default) or the Spanish original. The background cases become split 'unlabelled'.
-Gold evidence spans point into the SPANISH text, so a corpus carries evidence only with language es.
---from takes codiesp.zip, its unpacked folder, or a folder with
+Origin: Zenodo record 3837305 (codiesp.zip), CC BY 4.0; the cases are published reports from SciELO,
+not patient records. Official split; the cases without codes become split 'unlabelled'. Task D takes
+ICD-10-CM diagnoses (the default), P ICD-10-PCS procedures, DP both, D3 the three-character
+categories of diagnoses. The text is English (machine translation by the organisers, the default) or
+the Spanish original. Gold evidence marks the SPANISH text, so only corpora with language es have
+it. --from takes codiesp.zip, its unpacked folder, or a folder with
 {train,dev,test,background}.jsonl(.xz).
 """
 
@@ -40,7 +39,7 @@ KINDS = {"DIAGNOSTICO": "D", "PROCEDIMIENTO": "P"}
 
 
 def _table(files: common.Files, ending: str) -> Iterator[list[str]]:
-    """The rows of a tab-separated annotation file, a header line left out."""
+    """The rows of a tab-separated annotation file, without its header line."""
     for line in files.text(files.need(ending)).splitlines():
         row = line.split("\t")
         if len(row) > 1 and row[0].lower() != "articleid":
@@ -48,11 +47,14 @@ def _table(files: common.Files, ending: str) -> Iterator[list[str]]:
 
 
 def archive_records(files: common.Files, folder: str) -> Iterator[dict[str, Any]]:
-    """Cases of one folder of the original archive: id, text (es), text_en, D, P, X."""
-    marks = {kind: defaultdict(list) for kind in "DPX"}
+    """Cases of one folder of the original archive.
+
+    Each has id, text (Spanish), text_en, D and P (lists of codes) and X (rows of evidence).
+    """
+    annotations = {kind: defaultdict(list) for kind in "DPX"}
     for kind in "DPX" if folder != "background" else "":
         for row in _table(files, f"{folder}/{folder}{kind}.tsv"):
-            marks[kind][row[0]].append(row[1:] if kind == "X" else row[1].strip())
+            annotations[kind][row[0]].append(row[1:] if kind == "X" else row[1].strip())
     names = [n for n in files.names if f"/{folder}/text_files/" in f"/{n}" and n.endswith(".txt")]
     if not names:
         raise DataError(
@@ -65,27 +67,25 @@ def archive_records(files: common.Files, folder: str) -> Iterator[dict[str, Any]
             "id": key,
             "text": files.text(name),
             "text_en": files.text(english),
-            **{kind: marks[kind][key] for kind in "DPX"},
+            **{kind: annotations[kind][key] for kind in "DPX"},
         }
 
 
 def records(files: common.Files) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(split, case) of every case, from either form."""
-    lines = files.find("train.jsonl") or files.find("train.jsonl.xz")
+    """(split, case) of every case, from the archive or from .jsonl files."""
+    jsonl = files.find("train.jsonl") or files.find("train.jsonl.xz")
     for folder, split in FOLDERS.items():
-        for case in files.jsonl(folder) if lines else archive_records(files, folder):
+        for case in files.jsonl(folder) if jsonl else archive_records(files, folder):
             yield split, case
 
 
 def code_of(code: str, task: str) -> str:
-    """The label that a code stands for: itself, or its category under D3 ('r06.00' -> 'r06')."""
+    """The label of a code: the code, or under D3 its category ('r06.00' -> 'r06')."""
     return code.split(".")[0][:3] if task == "D3" else code
 
 
 def evidence_frame(cases: list[dict[str, Any]], task: str) -> pd.DataFrame:
-    """One row a span: id, label, start, end (characters of the Spanish text) and the text between
-    them.
-    """
+    """One row per span: id, label, start and end (characters of the Spanish text), and its text."""
     import pandas as pd
 
     rows = []
@@ -103,16 +103,16 @@ def evidence_frame(cases: list[dict[str, Any]], task: str) -> pd.DataFrame:
 
 
 def label_texts(files: common.Files, labels: set[str], task: str) -> dict[str, str]:
-    """Descriptions: from labels_<task>.tsv when there, else ICD-10-CM's from simple-icd-10-cm when
-    installed.
+    """{label: description} from labels_<task>.tsv, else from the package simple-icd-10-cm.
+
+    Without the files and without the package it is empty.
     """
     texts = {}
-    # the files describe whole codes, not categories
+    # the files describe codes, not categories
     for kind in "" if task == "D3" else task:
         if name := files.find(f"labels_{kind}.tsv"):
-            for row in csv.DictReader(
-                io.StringIO(files.text(name)), delimiter="\t", quoting=csv.QUOTE_NONE
-            ):
+            content = io.StringIO(files.text(name))
+            for row in csv.DictReader(content, delimiter="\t", quoting=csv.QUOTE_NONE):
                 texts[row["code"]] = row["description"]
     return {k: v for k, v in (texts or _from_terminology(labels)).items() if k in labels}
 
@@ -131,35 +131,39 @@ def _from_terminology(labels: set[str]) -> dict[str, str]:
 
 def name_of(task: str, language: str) -> str:
     """codiesp, codiesp-d3, codiesp-p, codiesp-dp, each with -es for the Spanish text."""
-    return (
-        "codiesp"
-        + ("" if task == "D" else f"-{task.lower()}")
-        + ("" if language == "en" else f"-{language}")
-    )
+    name = "codiesp" if task == "D" else f"codiesp-{task.lower()}"
+    return name if language == "en" else f"{name}-{language}"
 
 
 def build(out: Path, source: Path | None = None, *, task: str = "D", language: str = "en") -> Path:
-    """Write the corpus folder `out` from Zenodo, or from `source`. task: one of TASKS; language: en
-    or es.
+    """Write the corpus folder `out` and return it.
+
+    Args:
+        out: the folder to write.
+        source: the archive or folder to read; downloaded from Zenodo when None.
+        task: D, D3, P or DP.
+        language: en or es.
+
+    Raises:
+        DataError: an unknown option, a failed download, or files that cannot be read.
     """
     if task not in TASKS or language not in ("en", "es"):
         raise DataError(
             f"task={task!r}, language={language!r}: wanted task D, D3, P or DP and language en"
             " or es"
         )
+    # read the cases
     with tempfile.TemporaryDirectory() as temporary:
         files = common.Files(source or common.download(URL, Path(temporary), "codiesp.zip"))
         splits, cases = (list(column) for column in zip(*records(files), strict=True))
         labels = [
             [code_of(code, task) for kind in task for code in case.get(kind, ())] for case in cases
         ]
-        texts = label_texts(files, {code for own in labels for code in own}, task)
-        lines = [
-            n
-            for n in files.names
-            if n.endswith((".jsonl", ".jsonl.xz", "labels_D.tsv", "labels_P.tsv"))
-        ]
-        sources = files.sums(*lines) if lines else files.digest()
+        texts = label_texts(files, {code for codes in labels for code in codes}, task)
+        endings = (".jsonl", ".jsonl.xz", "labels_D.tsv", "labels_P.tsv")
+        named = [name for name in files.names if name.endswith(endings)]
+        sources = files.sums(*named) if named else files.digest()
+    # write the corpus
     manifest = common.manifest(
         "https://zenodo.org/record/3837305 (CodiEsp, gold v4)",
         "CC BY 4.0",
@@ -183,15 +187,10 @@ def build(out: Path, source: Path | None = None, *, task: str = "D", language: s
     return common.save(corpus, out, clinical.with_inclusion_terms(texts))
 
 
+OPTIONS = {
+    "--task": {"default": "D", "choices": TASKS},
+    "--language": {"default": "en", "choices": ["en", "es"]},
+}
+
 if __name__ == "__main__":
-    sys.exit(
-        common.cli(
-            __doc__,
-            name_of,
-            build,
-            {
-                "--task": {"default": "D", "choices": TASKS},
-                "--language": {"default": "en", "choices": ["en", "es"]},
-            },
-        )
-    )
+    sys.exit(common.cli(__doc__, name_of, build, OPTIONS))

@@ -1,9 +1,9 @@
-"""cooking.stackexchange: 15,404 question titles with 736 tags (the set of fastText's tutorial).
+"""cooking.stackexchange: 15,404 question titles with 736 tags, the data of fastText's tutorial.
 
-Origin: https://dl.fbaipublicfiles.com/fasttext/data/cooking.stackexchange.tar.gz, CC BY-SA 3.0.
-Split of the tutorial, by line: first 12,404 train, last 3,000 test (its "valid"); no dev (use
-Corpus.with_dev). --from takes that archive or a folder with cooking.stackexchange.txt (and .id).
-Titles are left as they are.
+Origin: https://dl.fbaipublicfiles.com/fasttext/data/cooking.stackexchange.tar.gz, CC BY-SA 3.0. The
+split is that of the tutorial: the first 12,404 lines are train, the last 3,000 (its "valid") test.
+There is no dev split (use Corpus.with_dev). --from takes the archive, or a folder with
+cooking.stackexchange.txt (and .id). Titles are not cleaned.
 """
 
 from __future__ import annotations
@@ -39,13 +39,14 @@ def parse(text: str) -> tuple[list[str], list[list[str]]]:
 
 
 def build(out: Path, source: Path | None = None, *, test_lines: int = TEST_LINES) -> Path:
-    """Write the corpus folder `out` from the public archive, or from `source` (archive or folder)."""
+    """Write the corpus folder `out` from the public archive or from `source`."""
     with tempfile.TemporaryDirectory() as temporary:
         public = source is None
         files = common.Files(
             common.download(URL, Path(temporary), "the archive") if public else source
         )
-        name, ids_name = files.need(TEXT), files.find("cooking.stackexchange.id")
+        name = files.need(TEXT)
+        ids_name = files.find("cooking.stackexchange.id")
         digest = hashlib.sha256(files.read(name)).hexdigest()
         if public and digest != TEXT_SHA256:
             raise DataError(

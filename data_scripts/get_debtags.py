@@ -1,13 +1,13 @@
-"""debtags: Debian package descriptions (about 29,000) with some 600 facet tags, for any machine
-with apt.
+"""debtags: about 29,000 Debian package descriptions with some 600 facet tags, read through apt.
 
 Origin: Debian's package index (field Tag:) and its English translations, fetched by apt without
-root into a private folder; licence: package metadata of Debian main, vocabulary GPL-2. The lists
-differ from release to release and a little from day to day: the manifest holds the release's date
-and the counts. text = "package short. long description". One package stands for all with the same
-long description (else library twins leak from train to test); sha1(that group) mod 10 < 8 is train,
-the rest test; no dev (use Corpus.with_dev). --from takes a folder with debtags.jsonl(.xz) (and
-debtags_vocabulary.json), or a folder of apt lists.
+root into a private folder. Licence: package metadata of Debian main, vocabulary GPL-2. The lists
+change with the release, and a little from day to day; the manifest holds the date of the release
+and the counts. A text is "package short. long description". Of packages with the same long
+description only the first is kept, so that no text is in both train and test. The split follows
+sha1 of the description: mod 10 < 8 is train, the rest test; there is no dev split (use
+Corpus.with_dev). --from takes a folder with debtags.jsonl(.xz) (and debtags_vocabulary.json), or a
+folder of apt lists.
 """
 
 from __future__ import annotations
@@ -36,21 +36,19 @@ except ModuleNotFoundError:
 
 LIST = r"_dists_[a-z]+_(main|universe)_{}(\.gz)?$"
 HELP = "pass --from a folder with debtags.jsonl(.xz) or with apt lists"
-# A private apt: its own lists and caches, English texts, no sandbox user, no hooks of the system's
-# configuration.
+# apt with private lists and caches, English texts, no sandbox user, none of the system's hooks
 APT_SETTINGS = """
 Dir::State "{0}/state"; Dir::State::lists "{0}/lists"; Dir::Cache "{0}/cache";
 Dir::Cache::pkgcache ""; Dir::Cache::srcpkgcache "";
 #clear Acquire::Languages; Acquire::Languages {{ "en"; }};
 Acquire::GzipIndexes "false"; APT::Sandbox::User "root";
-#clear APT::Update::Pre-Invoke; #clear APT::Update::Post-Invoke; #clear APT::Update::Post-Invoke-Success;
+#clear APT::Update::Pre-Invoke; #clear APT::Update::Post-Invoke;
+#clear APT::Update::Post-Invoke-Success;
 """
 
 
 def _apt(folder: Path, *arguments: str) -> None:
-    """Run apt-get with the private settings; they are read after the system's own, which keep
-    sources and proxies.
-    """
+    """Run apt-get with the private settings after those of the system, which name the mirrors."""
     system = Path("/etc/apt/apt.conf")
     include = f'#include "{system}"\n' if system.is_file() else ""
     (folder / "apt.conf").write_text(
@@ -72,7 +70,7 @@ def _apt(folder: Path, *arguments: str) -> None:
 
 
 def fetch_lists(folder: Path) -> Path:
-    """apt-get update into `folder`, root not needed; returns the folder of the lists (about 85 MB)."""
+    """apt-get update into `folder`, without root; returns the folder of lists (about 85 MB)."""
     if shutil.which("apt-get") is None:
         raise DataError(f"no apt-get on this machine: {HELP}")
     for part in ("lists/partial", "cache/archives/partial", "state"):
@@ -82,8 +80,9 @@ def fetch_lists(folder: Path) -> Path:
 
 
 def fetch_vocabulary(folder: Path) -> dict[str, str]:
-    """{tag: its name} from the package `debtags`, unpacked, not installed; empty when that does not
-    work.
+    """{tag: its name} from the package `debtags`, which is unpacked but not installed.
+
+    Empty where this fails.
     """
     try:
         _apt(folder, "download", "debtags")
@@ -101,7 +100,7 @@ def fetch_vocabulary(folder: Path) -> dict[str, str]:
 
 
 def stanzas(lines: Iterable[str]) -> Iterator[dict[str, str]]:
-    """Paragraphs of `Field: value` lines; continuation lines stay behind a newline."""
+    """Paragraphs of `Field: value` lines; continuation lines are kept after a newline."""
     fields: dict[str, str] = {}
     key = ""
     for line in lines:
@@ -109,7 +108,8 @@ def stanzas(lines: Iterable[str]) -> Iterator[dict[str, str]]:
         if not line:
             if fields:
                 yield fields
-            fields, key = {}, ""
+            fields = {}
+            key = ""
         elif line[0] in " \t":
             if key:
                 fields[key] += "\n" + line
@@ -121,29 +121,27 @@ def stanzas(lines: Iterable[str]) -> Iterator[dict[str, str]]:
 
 
 def _lists(folder: Path, tail: str) -> list[Path]:
-    """The lists of the release itself: the pattern leaves -updates, -security and -backports out."""
-    found = sorted(p for p in folder.iterdir() if re.search(LIST.format(tail), p.name))
-    if not found:
+    """The lists of the release itself, without -updates, -security and -backports."""
+    paths = sorted(p for p in folder.iterdir() if re.search(LIST.format(tail), p.name))
+    if not paths:
         raise DataError(
             f"{folder} has no apt list *{tail}: run apt-get update with Acquire::Languages=en, or"
             f" {HELP}"
         )
-    return found
+    return paths
 
 
 def _read(paths: list[Path]) -> Iterator[dict[str, str]]:
     for path in paths:
-        with (
-            gzip.open(path, "rt", encoding="utf-8")
-            if path.suffix == ".gz"
-            else open(path, encoding="utf-8")
-        ) as lines:
+        opener = gzip.open if path.suffix == ".gz" else open
+        with opener(path, "rt", encoding="utf-8") as lines:
             yield from stanzas(lines)
 
 
 def split_description(description: str) -> tuple[str, str]:
-    """(short, long): the first line, and the paragraphs after it (a lone dot parts them), one a
-    line.
+    """(short, long): the first line, and the paragraphs after it, one per line.
+
+    A line with a single dot separates paragraphs.
     """
     short, *rest = description.split("\n")
     lines = ["" if line.strip() == "." else line.strip() for line in rest]
@@ -152,8 +150,9 @@ def split_description(description: str) -> tuple[str, str]:
 
 
 def packages(lists: Path) -> list[dict[str, Any]]:
-    """Tagged and described packages by name: package, short, text, labels, group (hash of the long
-    description).
+    """Packages with tags and a description, sorted by name.
+
+    Each has package, short, text, labels and group (a hash of the long description).
     """
     english = {
         p["Description-md5"]: p["Description-en"]
@@ -177,7 +176,7 @@ def packages(lists: Path) -> list[dict[str, Any]]:
     return [rows[name] for name in sorted(rows)]
 
 
-def one_a_group(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+def one_per_group(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """The first package of every group."""
     first: dict[str, dict[str, Any]] = {}
     for row in rows:
@@ -191,35 +190,35 @@ def split_of(group: str) -> str:
 
 
 def _from_lists(lists: Path) -> tuple[list[dict[str, Any]], dict[str, str], dict[str, Any]]:
+    """Packages, {list: sha256} and the release of a folder of apt lists."""
     used = _lists(lists, "i18n_Translation-en") + _lists(lists, "binary-[a-z0-9]+_Packages")
-    # "<mirror>_dists_bookworm_main_..." -> the release's own list, and its name without the mirror
-    mirror, suite = used[0].name.split("_dists_")[0], used[0].name.split("_dists_")[1].split("_")[0]
+    # a name is "<mirror>_dists_bookworm_main_..."
+    mirror, rest = used[0].name.split("_dists_")[:2]
+    suite = rest.split("_")[0]
     release = lists / f"{mirror}_dists_{suite}_InRelease"
     date = ""
     if release.is_file():
         head = release.read_text(encoding="utf-8", errors="replace")
-        date = next(
-            (line[5:].strip() for line in head.splitlines() if line.startswith("Date:")), ""
-        )
+        dates = (line[5:].strip() for line in head.splitlines() if line.startswith("Date:"))
+        date = next(dates, "")
     sums = {p.name.split("_dists_")[1]: sha256(p) for p in used}
     return packages(lists), sums, {"release": suite, "release_date": date}
 
 
 def _from_folder(source: Path) -> tuple[list[dict[str, Any]], dict[str, str], dict[str, str]]:
+    """Packages, {file: sha256} and {tag: its name} of a folder with debtags.jsonl."""
     files = common.Files(source)
     name = files.find("debtags.jsonl") or files.need("debtags.jsonl.xz")
     words = files.find("debtags_vocabulary.json")
     table = json.loads(files.text(words)) if words else {}
-    return (
-        list(files.jsonl("debtags")),
-        files.sums(name, words),
-        {tag: entry["name"] for tag, entry in table.items()},
-    )
+    names = {tag: entry["name"] for tag, entry in table.items()}
+    return list(files.jsonl("debtags")), files.sums(name, words), names
 
 
 def long_texts(source: Path, names: dict[str, str]) -> dict[str, str]:
-    """Names with the vocabulary's descriptions behind them, where a debtags_vocabulary.json lies in
-    `source`.
+    """{tag: name and description}; the name alone for tags without a description.
+
+    Descriptions come from debtags_vocabulary.json in `source`.
     """
     path = source / "debtags_vocabulary.json"
     table = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
@@ -230,10 +229,14 @@ def long_texts(source: Path, names: dict[str, str]) -> dict[str, str]:
 
 
 def build(out: Path, source: Path | None = None) -> Path:
-    """Write the corpus folder `out` through apt, or from `source`; about 15 s; 85 MB of lists come
-    and go.
+    """Write the corpus folder `out` through apt, or from `source`; about 15 s.
+
+    The lists that apt fetches (85 MB) are deleted afterwards. DataError where apt fails or the
+    release has no tags.
     """
+    # packages, the files they come from, names of tags
     more: dict[str, Any] = {}
+    names: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as temporary:
         if source is None:
             rows, sources, more = _from_lists(fetch_lists(Path(temporary)))
@@ -241,20 +244,21 @@ def build(out: Path, source: Path | None = None) -> Path:
         elif Path(source).is_dir() and any(
             p.name.endswith("_Packages") for p in Path(source).iterdir()
         ):
-            (rows, sources, more), names = _from_lists(Path(source)), {}
+            rows, sources, more = _from_lists(Path(source))
         else:
             rows, sources, names = _from_folder(Path(source))
     if not rows:
         raise DataError(
             f"no package in the index has tags: this release carries no debtags; {HELP}"
         )
-    kept = one_a_group(rows)
-    used = {tag for row in kept for tag in row["labels"]}
+    # the corpus
+    distinct = one_per_group(rows)
+    used = {tag for row in distinct for tag in row["labels"]}
     manifest = common.manifest(
         "Debian package index through apt (field Tag:, Translation-en)",
         "Debian package metadata; vocabulary GPL-2",
         sources,
-        f"{len(rows)} tagged packages, {len(kept)} distinct descriptions",
+        f"{len(rows)} tagged packages, {len(distinct)} distinct descriptions",
         "split: sha1(description group) mod 10 < 8 train, else test; no dev split",
         language="en",
         packages=len(rows),
@@ -262,10 +266,10 @@ def build(out: Path, source: Path | None = None) -> Path:
     )
     corpus = Corpus.from_lists(
         "debtags",
-        [row["package"] for row in kept],
-        [f"{r['package']} {r['short']}. {r['text']}" for r in kept],
-        [row["labels"] for row in kept],
-        [split_of(row["group"]) for row in kept],
+        [row["package"] for row in distinct],
+        [f"{row['package']} {row['short']}. {row['text']}" for row in distinct],
+        [row["labels"] for row in distinct],
+        [split_of(row["group"]) for row in distinct],
         manifest=manifest,
         label_texts={tag: text for tag, text in names.items() if tag in used},
     )

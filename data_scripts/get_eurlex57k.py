@@ -1,11 +1,10 @@
-"""EURLEX57K: 57,000 EU laws with 4,271 EuroVoc concepts (Chalkidis et al., ACL 2019); not
-EURLEX-4K.
+"""EURLEX57K: 57,000 EU laws with 4,271 EuroVoc concepts (Chalkidis et al., ACL 2019).
 
 Origin: http://nlp.cs.aueb.gr/software_and_datasets/EURLEX57K/ (datasets.zip, eurovoc_en.json); CC
 BY-SA 4.0, texts (c) European Union, reuse under Decision 2011/833/EU. Official split 45,000 / 6,000
-/ 6,000. text = header + recitals + main_body, the form published numbers use; title and attachments
-are left out. --from takes datasets.zip, its unpacked folder, or a folder with
-{train,dev,test}.jsonl(.xz) and EURLEX57K.json.
+/ 6,000. A text is header, recitals and main_body, as for the published numbers; title and
+attachments are left out. --from takes datasets.zip, its unpacked folder, or a folder with
+{train,dev,test}.jsonl(.xz) and EURLEX57K.json. This is not EURLEX-4K, which get_xmc.py reads.
 """
 
 from __future__ import annotations
@@ -32,14 +31,13 @@ SPLITS = ("train", "dev", "test")
 
 
 def text_of(law: dict[str, Any]) -> str:
-    """header, recitals and the articles of main_body, one a line."""
-    return "\n".join(
-        [law.get("header") or "", law.get("recitals") or "", *(law.get("main_body") or [])]
-    )
+    """Header, recitals and the articles of main_body, one per line."""
+    head = [law.get("header") or "", law.get("recitals") or ""]
+    return "\n".join([*head, *(law.get("main_body") or [])])
 
 
 def records(files: common.Files, split: str) -> Iterator[dict[str, Any]]:
-    """The laws of one split, in file-name order, from either form."""
+    """The laws of one split in the order of file names, from .jsonl or from .json files."""
     if files.find(f"{split}.jsonl") or files.find(f"{split}.jsonl.xz"):
         yield from files.jsonl(split)
         return
@@ -54,42 +52,45 @@ def records(files: common.Files, split: str) -> Iterator[dict[str, Any]]:
 
 
 def concept_names(source: Path) -> tuple[dict[str, str], dict[str, str]]:
-    """{concept id: its English name} and {file: sha256}, from inside the folder or beside it; empty
-    when not there.
-    """
-    places = [folder / name for folder in (source, source.parent) for name in CONCEPTS]
-    path = next((place for place in places if place.is_file()), None)
+    """{concept id: its English name} and {file: sha256}; both empty without a file of concepts."""
+    path = _concepts(source)
     if path is None:
         return {}, {}
-    table = json.loads(path.read_text(encoding="utf-8"))
-    names = {
-        key: value["label"] if isinstance(value, dict) else str(value)
-        for key, value in table.items()
-    }
+    names = {key: name for key, (name, *_) in _names(path).items()}
     return names, {path.name: sha256(path)}
 
 
 def long_texts(source: Path) -> dict[str, str]:
-    """{concept id: its name and its other names}, from where `concept_names` finds them."""
+    """{concept id: its English name and its other names}; empty without a file of concepts."""
+    path = _concepts(source)
+    return {key: ". ".join(names) for key, names in _names(path).items()} if path else {}
+
+
+def _concepts(source: Path) -> Path | None:
+    """The file of concepts in `source` or beside it."""
     places = [folder / name for folder in (source, source.parent) for name in CONCEPTS]
-    path = next((place for place in places if place.is_file()), None)
-    table = json.loads(path.read_text(encoding="utf-8")) if path else {}
+    return next((place for place in places if place.is_file()), None)
+
+
+def _names(path: Path) -> dict[str, list[str]]:
+    """{concept id: [name, other names]} of a file of concepts."""
+    table = json.loads(path.read_text(encoding="utf-8"))
     return {
-        key: (
-            ". ".join([value["label"], *value.get("alt_labels", ())])
-            if isinstance(value, dict)
-            else str(value)
-        )
+        key: [value["label"], *value.get("alt_labels", ())]
+        if isinstance(value, dict)
+        else [str(value)]
         for key, value in table.items()
     }
 
 
 def build(out: Path, source: Path | None = None) -> Path:
-    """Write the corpus folder `out` from the public origin, or from `source`; about a minute, 1 GB
-    of memory.
+    """Write the corpus folder `out` from the public origin or from `source`; a minute, 1 GB memory.
+
+    DataError where the download fails or a split is missing.
     """
     from tqdm.auto import tqdm
 
+    # read the laws and the names of concepts
     with tempfile.TemporaryDirectory() as temporary:
         if source is None:
             common.download(
@@ -107,8 +108,9 @@ def build(out: Path, source: Path | None = None) -> Path:
             )
         ]
         sources = {**_sums(files), **concept_sum}
+    # write the corpus
     ids, texts, labels, split = (list(column) for column in zip(*laws, strict=True))
-    used = {label for own in labels for label in own}
+    used = {label for concepts in labels for label in concepts}
     manifest = common.manifest(
         BASE,
         "CC BY-SA 4.0; texts (c) European Union, Decision 2011/833/EU",
@@ -129,8 +131,8 @@ def build(out: Path, source: Path | None = None) -> Path:
 
 
 def _sums(files: common.Files) -> dict[str, str]:
-    lines = [n for n in files.names if n.endswith((".jsonl", ".jsonl.xz"))]
-    return files.sums(*lines) if lines else files.digest()
+    names = [name for name in files.names if name.endswith((".jsonl", ".jsonl.xz"))]
+    return files.sums(*names) if names else files.digest()
 
 
 if __name__ == "__main__":

@@ -1,13 +1,12 @@
-"""synthetic-icd: invented clinical notes with ICD-10-CM codes, the corpus of the lessons and the
-tests. NOT real notes.
+"""synthetic-icd: invented clinical notes with ICD-10-CM codes, for the lessons and the tests.
 
-Made from the public terminology in the package simple-icd-10-cm (U.S. public domain). About 300
-codes in families of siblings, with Zipf frequencies: many have one to five training notes. A note
-has 3 to 8 codes; each is mentioned by its name, an inclusion term, a shortened or turned form, an
-abbreviation or, now and then, only its family's name. Negated findings, relatives' diseases and
-idle sentences name codes that do NOT apply. Evidence spans of the true mentions are kept. Only
-Random.random() is drawn from, so a seed and a package version give the same bytes on every
-platform.
+They are NOT real notes. They are made from the public terminology in the package simple-icd-10-cm
+(U.S. public domain): about 300 codes in families of siblings, with Zipf frequencies, so many codes
+have one to five training notes. A note has 3 to 8 codes; each is mentioned by its name, an
+inclusion term, a shortened or reordered form, an abbreviation or sometimes the name of its family.
+Negated findings and diseases of relatives name codes that do NOT apply; further sentences name
+none. The evidence spans of true mentions are kept. All random choices use Random.random(), so a
+seed and a version of the package give the same bytes on every platform.
 """
 
 from __future__ import annotations
@@ -102,9 +101,7 @@ class Code(NamedTuple):
 
 
 class Draw:
-    """The few random choices needed, on random() alone: its sequence for a seed is promised by
-    Python.
-    """
+    """Random choices made of `random()`, whose sequence for a seed Python guarantees."""
 
     def __init__(self, key: str) -> None:
         self.random = random.Random(key).random
@@ -119,29 +116,26 @@ class Draw:
 
     def shuffled(self, values: Sequence[Any]) -> list[Any]:
         """The values in a random order."""
-        return [
-            value
-            for _, _, value in sorted((self.random(), i, value) for i, value in enumerate(values))
-        ]
+        keys = [(self.random(), i) for i in range(len(values))]
+        return [values[i] for _, i in sorted(keys)]
 
     def weighted(self, cumulative: Sequence[float]) -> int:
-        """An index, by cumulative weights."""
+        """An index, drawn by cumulative weights."""
         at = self.random() * cumulative[-1]
         return min(sum(c <= at for c in cumulative), len(cumulative) - 1)
 
 
 def plain(term: str) -> str:
-    """A terminology phrase as a note would write it: no brackets, no 'unspecified' or 'NOS', single
-    spaces.
-    """
+    """A phrase of the terminology as a note writes it: without brackets, 'unspecified' or 'NOS'."""
     return " ".join(FILLERS.sub("", term).split()).strip(" ,;").lower()
 
 
 def families(terminology: Any) -> dict[str, list[Code]]:
-    """Category -> billable codes of chapters A-N with at least one inclusion term, in the
-    terminology's order.
+    """Category -> billable codes of chapters A-N with at least one inclusion term.
+
+    The order is that of the terminology.
     """
-    found: dict[str, list[Code]] = defaultdict(list)
+    by_category: dict[str, list[Code]] = defaultdict(list)
     for code in terminology.get_all_codes():
         if code[0] > "N" or "-" in code or len(code) < 5 or not terminology.is_leaf(code):
             continue
@@ -150,33 +144,33 @@ def families(terminology: Any) -> dict[str, list[Code]]:
             p for p in dict.fromkeys(map(plain, terms)) if 1 <= len(p.split()) <= 7 and len(p) > 4
         ]
         if len(phrases) > 1:
-            found[code[:3]].append(
-                Code(code, plain(terminology.get_description(code[:3])), phrases)
-            )
-    return found
+            family = plain(terminology.get_description(code[:3]))
+            by_category[code[:3]].append(Code(code, family, phrases))
+    return by_category
 
 
 def choose_codes(count: int, seed: int) -> list[Code]:
-    """`count` codes, most frequent first: whole families of 2 to 5 siblings, then shuffled into
-    frequency ranks.
+    """`count` codes, most frequent first: families of 2 to 5 siblings in a random order.
+
+    DataError where the package is missing or has too few codes.
     """
     try:
         import simple_icd_10_cm as terminology
     except ImportError:
         raise DataError(f"the package {PACKAGE} is missing: pip install {PACKAGE}") from None
-    draw, chosen = Draw(f"{seed}|codes"), []
     groups = [group for group in families(terminology).values() if len(group) > 1]
-    if not 2 <= count <= sum(min(len(g), 5) for g in groups):
-        raise DataError(f"labels={count}: wanted 2 to {sum(min(len(g), 5) for g in groups)}")
+    most = sum(min(len(group), 5) for group in groups)
+    if not 2 <= count <= most:
+        raise DataError(f"labels={count}: wanted 2 to {most}")
+    draw = Draw(f"{seed}|codes")
+    chosen = []
     for group in draw.shuffled(groups):
         chosen += draw.shuffled(group)[:5]
     return draw.shuffled(chosen[:count])
 
 
 def mention(code: Code, draw: Draw) -> str:
-    """One way to name a code: a phrase as it is, shortened, turned round, abbreviated, or the
-    family's name.
-    """
+    """One way to name a code: its family, an abbreviation, or a phrase, shortened or reordered."""
     words = draw.pick(code.phrases).split()
     way = draw.random()
     if way < 0.08:
@@ -189,6 +183,7 @@ def mention(code: Code, draw: Draw) -> str:
     elif way < 0.60 and "of" in words[1:-1]:
         at = words.index("of")
         words = words[at + 1 :] + words[:at]
+    # sometimes with two letters swapped
     if draw.random() < 0.08:
         at = draw.below(len(words))
         words[at] = words[at][:-2] + words[at][-1:] + words[at][-2:-1]
@@ -196,30 +191,36 @@ def mention(code: Code, draw: Draw) -> str:
 
 
 def draw_codes(codes: list[Code], cumulative: Sequence[float], draw: Draw) -> list[int]:
-    """3 to 8 distinct code indices; every other one comes from the chapter of the first (letters go
-    together).
+    """3 to 8 distinct code indices; codes of another chapter than the first are half as likely.
+
+    codes: most frequent first; cumulative: their cumulative weights.
     """
-    wanted, own = 3 + draw.below(6), [draw.weighted(cumulative)]
+    count = min(3 + draw.below(6), len(codes))
+    indices = [draw.weighted(cumulative)]
     for _ in range(200):
-        if len(own) >= min(wanted, len(codes)):
+        if len(indices) >= count:
             break
-        code = draw.weighted(cumulative)
-        apart = codes[code].code[0] != codes[own[0]].code[0]
-        if code not in own and not (apart and draw.random() < 0.5):
-            own.append(code)
-    return own
+        index = draw.weighted(cumulative)
+        other_chapter = codes[index].code[0] != codes[indices[0]].code[0]
+        if index not in indices and not (other_chapter and draw.random() < 0.5):
+            indices.append(index)
+    return indices
 
 
 def note(
     codes: list[Code], cumulative: Sequence[float], draw: Draw
 ) -> tuple[str, list[int], list[tuple]]:
-    """One note: its text, its code indices, and the (code index, start, end) of every true mention."""
-    own = draw_codes(codes, cumulative, draw)
+    """A note: text, indices of its codes, (code index, start, end) of every true mention.
+
+    codes: most frequent first; cumulative: their cumulative weights.
+    """
+    # which sentences: true mentions (some twice), mentions of codes that do not apply, others
+    indices = draw_codes(codes, cumulative, draw)
     others = [draw.weighted(cumulative) for _ in range(1 + draw.below(4))]
-    kinfolk = {codes[i].code[:3] for i in own}
-    kinds = [(i, TRUE) for i in own] + [(i, TRUE) for i in own if draw.random() < 0.2]
-    kinds += [(i, FALSE) for i in others if codes[i].code[:3] not in kinfolk]
-    kinds += [(None, IDLE)] * (3 + draw.below(5))
+    categories = {codes[i].code[:3] for i in indices}
+    sentences = [(i, TRUE) for i in indices] + [(i, TRUE) for i in indices if draw.random() < 0.2]
+    sentences += [(i, FALSE) for i in others if codes[i].code[:3] not in categories]
+    sentences += [(None, IDLE)] * (3 + draw.below(5))
     values = {
         "age": 20 + draw.below(70),
         "sex": draw.pick(("man", "woman")),
@@ -228,42 +229,47 @@ def note(
         "sys": 100 + draw.below(60),
         "dia": 60 + draw.below(30),
     }
-    text, spans = draw.pick(OPENINGS).format(**values), []
-    for index, templates in draw.shuffled(kinds):
+    # the text
+    text = draw.pick(OPENINGS).format(**values)
+    spans = []
+    for index, templates in draw.shuffled(sentences):
         before, _, after = draw.pick(templates).partition("{}")
         text += " " + before.format(**values)
         if index is not None:
-            named = mention(codes[index], draw)
+            name = mention(codes[index], draw)
             if templates is TRUE:
-                spans.append((index, len(text), len(text) + len(named)))
-            text += named
+                spans.append((index, len(text), len(text) + len(name)))
+            text += name
         text += after.format(**values)
-    return text, own, spans
+    return text, indices, spans
 
 
 def make(documents: Sequence[int] = (400, 100, 150), labels: int = 300, seed: int = 0) -> Corpus:
-    """The corpus itself: `documents` of train, dev and test. A note depends on seed, labels, split
-    and number.
+    """The corpus. A note depends on the seed, the number of labels, its split and its number.
+
+    documents: number of train, dev and test documents; labels: number of codes.
     """
     import pandas as pd
 
+    # generate the notes
     codes = choose_codes(labels, seed)
     cumulative = list(accumulate(1.0 / (rank + 3.0) for rank in range(labels)))
-    ids, texts, own, split, spans = [], [], [], [], []
+    ids, texts, labels_of, split, spans = [], [], [], [], []
     for part, count in zip(("train", "dev", "test"), documents, strict=True):
         for number in range(count):
-            text, picked, marks = note(codes, cumulative, Draw(f"{seed}|{part}|{number}"))
+            text, indices, mentions = note(codes, cumulative, Draw(f"{seed}|{part}|{number}"))
             ids.append(f"synthetic-{part}-{number:05d}")
             texts.append(text)
-            own.append([codes[i].code for i in picked])
+            labels_of.append([codes[i].code for i in indices])
             split.append(part)
             spans += [
                 (ids[-1], codes[i].code, start, end, text[start:end])
-                for i, start, end in sorted(marks)
+                for i, start, end in sorted(mentions)
             ]
+    # describe the codes that occur
     import simple_icd_10_cm as terminology
 
-    used = {code for codes_of_note in own for code in codes_of_note}
+    used = {code for codes_of_note in labels_of for code in codes_of_note}
     manifest = common.manifest(
         f"generated from the ICD-10-CM terminology of {PACKAGE} {version(PACKAGE)}",
         "U.S. public domain terminology",
@@ -279,7 +285,7 @@ def make(documents: Sequence[int] = (400, 100, 150), labels: int = 300, seed: in
         NAME,
         ids,
         texts,
-        own,
+        labels_of,
         split,
         manifest=manifest,
         label_texts={code: terminology.get_description(code) for code in sorted(used)},
@@ -295,27 +301,23 @@ def build(
     labels: int = 300,
     seed: int = 0,
 ) -> Path:
-    """Generate the corpus folder `out`, a few seconds; `source` is not used (there is nothing to
-    fetch).
+    """Generate the corpus folder `out`, in a few seconds; `source` is not used.
+
+    documents: number of train, dev and test documents; labels: number of codes.
     """
     return make(documents, labels, seed).save(out)
 
 
+OPTIONS = {
+    "--documents": {
+        "type": int,
+        "nargs": 3,
+        "default": (400, 100, 150),
+        "metavar": ("TRAIN", "DEV", "TEST"),
+    },
+    "--labels": {"type": int, "default": 300},
+    "--seed": {"type": int, "default": 0},
+}
+
 if __name__ == "__main__":
-    sys.exit(
-        common.cli(
-            __doc__,
-            NAME,
-            build,
-            {
-                "--documents": {
-                    "type": int,
-                    "nargs": 3,
-                    "default": (400, 100, 150),
-                    "metavar": ("TRAIN", "DEV", "TEST"),
-                },
-                "--labels": {"type": int, "default": 300},
-                "--seed": {"type": int, "default": 0},
-            },
-        )
-    )
+    sys.exit(common.cli(__doc__, NAME, build, OPTIONS))

@@ -1,24 +1,22 @@
-"""EURLEX-4K, WIKI10-31K, AmazonCat-13K, Amazon-670K and Amazon-3M of the extreme classification
-repository, from local files.
+"""EURLEX-4K, WIKI10-31K, AmazonCat-13K, Amazon-670K and Amazon-3M from local files.
 
-Origin: http://manikvarma.org/downloads/XC/XMLRepository.html (Bhatia et al. 2016); the files lie on
-a drive that asks for a browser, so there is no download here: --from takes the archive (.zip,
-.tar.gz) or its folder. Three forms, plain or .gz:
-    train_raw_texts.txt train_labels.txt test_raw_texts.txt test_labels.txt   a document a line;
-    label names between blanks
-    X.trn.txt Y.trn.txt X.tst.txt Y.tst.txt (and output-items.txt)            a document a line;
-    label numbers
-    trn.json tst.json lbl.json                                                uid, title, content,
-    target_ind, target_rel a line
-Official split, no dev (use Corpus.with_dev). Title and content are parted by a line break; else
-texts stay as they are. Documents pass one by one: Amazon-3M takes the memory of its label names,
-not of its text.
+Origin: http://manikvarma.org/downloads/XC/XMLRepository.html (Bhatia et al. 2016). A browser is
+needed to fetch the files, so --from takes the archive (.zip, .tar.gz) or its folder. They come in
+three forms, plain or .gz, with one document per line:
+    train_raw_texts.txt train_labels.txt test_raw_texts.txt test_labels.txt: names of labels,
+        separated by spaces
+    X.trn.txt Y.trn.txt X.tst.txt Y.tst.txt (and output-items.txt): numbers of labels
+    trn.json tst.json lbl.json: uid, title, content, target_ind, target_rel
+Official split, no dev split (use Corpus.with_dev). A line break separates title and content; texts
+are not cleaned. Documents are read one at a time, so Amazon-3M needs the memory of its label names,
+not of its texts.
 """
 
 from __future__ import annotations
 
 import gzip
 import io
+import itertools
 import json
 import sys
 import tarfile
@@ -54,9 +52,7 @@ DATASETS = {
 
 
 class Row(NamedTuple):
-    """A document as its files state it: id, text, split and what stands for its labels (names or
-    numbers).
-    """
+    """A document of the files; its labels are names or numbers."""
 
     id: str
     text: str
@@ -65,13 +61,13 @@ class Row(NamedTuple):
 
 
 def located(files: common.Files, name: str) -> str | None:
-    """`name` or `name`.gz inside the files."""
+    """`name` or `name`.gz in the files; None without either."""
     return files.find(name) or files.find(f"{name}.gz")
 
 
 @contextmanager
 def opened(files: common.Files, name: str) -> Iterator[IO[str]]:
-    """One file as UTF-8 lines, unpacked on the way; no whole file is ever held."""
+    """One file as UTF-8 lines, unpacked while it is read."""
     if files.archive is None:
         raw = (files.path / name).open("rb")
     elif isinstance(files.archive, zipfile.ZipFile):
@@ -87,15 +83,15 @@ def opened(files: common.Files, name: str) -> Iterator[IO[str]]:
 
 
 def lines(files: common.Files, name: str) -> Iterator[str]:
-    """The lines of a file without their ends; DataError for a file that is not UTF-8 or damaged."""
-    found = located(files, name)
-    if found is None:
+    """The lines of a file; DataError where it is missing, damaged or not UTF-8."""
+    path = located(files, name)
+    if path is None:
         raise DataError(
             f"{files.path} lacks {name} or {name}.gz; it holds {len(files.names)} files, first"
             f" {files.names[:5]}"
         )
     try:
-        with opened(files, found) as text:
+        with opened(files, path) as text:
             for line in text:
                 yield line.rstrip("\r\n")
     except (
@@ -106,12 +102,12 @@ def lines(files: common.Files, name: str) -> Iterator[str]:
         tarfile.TarError,
     ) as error:
         raise DataError(
-            f"{found} in {files.path} cannot be read ({error}): fetch it again"
+            f"{path} in {files.path} cannot be read ({error}): fetch it again"
         ) from None
 
 
 def objects(files: common.Files, name: str) -> Iterator[dict[str, Any]]:
-    """The JSON object of every line; DataError with the line's number for a line that is none."""
+    """The JSON object of every line; DataError with the line's number where it is not JSON."""
     for number, line in enumerate(lines(files, name), 1):
         try:
             if line:
@@ -123,23 +119,17 @@ def objects(files: common.Files, name: str) -> Iterator[dict[str, Any]]:
 
 
 def paired(files: common.Files, texts: str, labels: str) -> Iterator[tuple[int, str, str]]:
-    """(number, text, label line) of two files of as many lines; a first label line "documents
-    labels" is left out.
+    """(number, text, line of labels) of the documents in two files.
+
+    A first line "documents labels" of a file of label numbers is skipped. DataError where one of
+    the files has more lines.
     """
     end = object()
-    left, right = lines(files, texts), lines(files, labels)
+    right = lines(files, labels)
     first = next(right, end)
-    header = first.split() if isinstance(first, str) else []
-    count = (
-        int(header[0])
-        if len(header) == 2 and all(h.isdigit() for h in header) and labels.startswith("Y.")
-        else None
-    )
-    if count is not None and not _is_header(files, texts, count):
-        count = None
-    if count is None:
-        right = _chain(first, right, end)
-    for number, text in enumerate(left):
+    if first is not end and not _is_header(files, texts, labels, first):
+        right = itertools.chain([first], right)
+    for number, text in enumerate(lines(files, texts)):
         if (line := next(right, end)) is end:
             raise DataError(
                 f"{labels} ends after {number} documents and {texts} goes on: the files are of"
@@ -150,19 +140,19 @@ def paired(files: common.Files, texts: str, labels: str) -> Iterator[tuple[int, 
         raise DataError(f"{texts} ends and {labels} goes on: the files are of different releases")
 
 
-def _is_header(files: common.Files, texts: str, count: int) -> bool:
-    """Does the text file have `count` lines? Two numbers may also be a document's labels."""
-    return sum(1 for _ in lines(files, texts)) == count
+def _is_header(files: common.Files, texts: str, labels: str, line: str) -> bool:
+    """Whether a line of label numbers is "documents labels" rather than a document with two labels.
 
-
-def _chain(first, rest, end) -> Iterator[str]:
-    if first is not end:
-        yield first
-        yield from rest
+    It is if its first number is that of the lines of the text file.
+    """
+    cells = line.split()
+    if len(cells) != 2 or not all(map(str.isdigit, cells)) or not labels.startswith("Y."):
+        return False
+    return sum(1 for _ in lines(files, texts)) == int(cells[0])
 
 
 def clean(text: str) -> str:
-    """A raw text with the mark between title and content turned into a line break."""
+    """A raw text with a line break in place of the mark between title and content."""
     return "\n".join(part.strip() for part in text.split(SEPARATOR))
 
 
@@ -172,8 +162,8 @@ def numbers(line: str) -> list[int]:
         return [int(cell.split(":")[0]) for cell in line.replace(",", " ").split()]
     except ValueError:
         raise DataError(
-            f"{line[:60]!r} is no list of label numbers: Y.trn.txt and Y.tst.txt hold numbers,"
-            " train_labels.txt names"
+            f"{line[:60]!r} is not a list of label numbers: Y.trn.txt and Y.tst.txt hold numbers,"
+            " train_labels.txt holds names"
         ) from None
 
 
@@ -192,53 +182,43 @@ def numbered_rows(files: common.Files) -> Iterator[Row]:
 
 
 def json_rows(files: common.Files) -> Iterator[Row]:
-    """Documents of the jsonl form, labels as columns; a relevance of 0 is no label."""
+    """Documents of the JSON form, labels as columns; a relevance of 0 means no label."""
     for split, name in (("train", JSON_FILES[0]), ("test", JSON_FILES[1])):
         for number, row in enumerate(objects(files, name)):
             lost = [key for key in ("title", "content", "target_ind") if key not in row]
             if lost:
                 raise DataError(
-                    f"{name} line {number + 1} lacks {lost}, it has {sorted(row)}: wanted {PAGE}'s"
-                    " raw text"
+                    f"{name} line {number + 1} lacks {lost}, it has {sorted(row)}: take the raw"
+                    f" text of {PAGE}"
                 )
             weight = row.get("target_rel") or [1.0] * len(row["target_ind"])
             labels = [i for i, w in zip(row["target_ind"], weight, strict=True) if w > 0]
             text = "\n".join(part for part in (row["title"], row["content"]) if part)
-            yield Row(
-                f"{split}-{number}" + (f"-{row['uid']}" if row.get("uid") else ""),
-                text,
-                split,
-                labels,
-            )
+            uid = f"-{row['uid']}" if row.get("uid") else ""
+            yield Row(f"{split}-{number}{uid}", text, split, labels)
 
 
 def named_labels(files: common.Files) -> tuple[list[str], None]:
     """The sorted names of both label files."""
-    return (
-        sorted(
-            {
-                name
-                for f in (TEXT_FILES[1], TEXT_FILES[3])
-                for line in lines(files, f)
-                for name in line.split()
-            }
-        ),
-        None,
-    )
+    names: set[str] = set()
+    for file in (TEXT_FILES[1], TEXT_FILES[3]):
+        for line in lines(files, file):
+            names.update(line.split())
+    return sorted(names), None
 
 
 def numbered_labels(files: common.Files) -> tuple[list[str], list[str | None] | None]:
-    """Names by line of the label file when there is one, else the numbers up to the largest."""
-    found = next((name for name in LABEL_FILES if located(files, name)), None)
-    if found:
-        texts = list(lines(files, found))
+    """(names, texts) by line of the label file; without it the numbers up to the largest."""
+    file = next((name for name in LABEL_FILES if located(files, name)), None)
+    if file:
+        texts = list(lines(files, file))
         return unique(texts), texts
     largest = max((max(row.labels, default=-1) for row in numbered_rows(files)), default=-1)
     return [str(i) for i in range(largest + 1)], None
 
 
 def json_labels(files: common.Files) -> tuple[list[str], list[str | None]]:
-    """uid and title of lbl.json's lines; the line's number where there is no uid."""
+    """(names, texts): uid and title of each line of lbl.json, its number where it has no uid."""
     table = [
         (str(row.get("uid") or i), row.get("title") or None)
         for i, row in enumerate(objects(files, JSON_FILES[2]))
@@ -247,13 +227,13 @@ def json_labels(files: common.Files) -> tuple[list[str], list[str | None]]:
 
 
 def unique(names: list[str]) -> list[str]:
-    """The names, those seen before with their line's number behind them."""
+    """The names; empty ones and those that occurred before get their number added."""
     seen: set[str] = set()
-    out = []
+    distinct = []
     for i, name in enumerate(names):
-        out.append(f"{name} #{i}" if name in seen or not name else name)
+        distinct.append(f"{name} #{i}" if name in seen or not name else name)
         seen.add(name)
-    return out
+    return distinct
 
 
 FORMS = (
@@ -264,29 +244,34 @@ FORMS = (
 
 
 def build(out: Path, source: Path | None = None, *, dataset: str = "eurlex-4k") -> Path:
-    """Write the corpus folder `out` of `dataset` from `source`; some minutes for Amazon-3M, with a
-    bar.
+    """Write the corpus folder `out` of `dataset` from `source`; a few minutes for Amazon-3M.
+
+    Args:
+        out: the folder to write.
+        source: the archive or folder; it must be given, as there is no download.
+        dataset: one of DATASETS.
+
+    Raises:
+        DataError: an unknown data set, no `source`, or files that cannot be read.
     """
     if dataset not in DATASETS:
         raise DataError(f"dataset={dataset!r}: wanted one of {', '.join(DATASETS)}")
     wanted = " or ".join(f"{', '.join(names)}" for names, _, _ in FORMS)
     advice = (
         f"{DATASETS[dataset]} is fetched with a browser from {PAGE} (raw text) or {RAW}; pass its"
-        f" archive or folder with --from, or lay it under $PLANT_DATA/{dataset}. Wanted are"
+        f" archive or folder with --from, or put it into $PLANT_DATA/{dataset}. Its files are"
         f" {wanted} (plain or .gz)"
     )
     if source is None:
         raise DataError(f"no public origin without a browser: {advice}")
-    given = common.Files(source)
-    with unpacked(given) as files:
-        return _write(files, given, out, dataset, advice)
+    origin = common.Files(source)
+    with unpacked(origin) as files:
+        return _write(files, origin, out, dataset, advice)
 
 
 @contextmanager
 def unpacked(files: common.Files) -> Iterator[common.Files]:
-    """The files; a tar is unpacked first, since two of its members read in turns would be a seek a
-    line.
-    """
+    """The files; a tar is unpacked first, as reading two of its members line by line is slow."""
     if not isinstance(files.archive, tarfile.TarFile):
         yield files
         return
@@ -295,52 +280,41 @@ def unpacked(files: common.Files) -> Iterator[common.Files]:
         yield common.Files(folder)
 
 
-def _write(files: common.Files, given: common.Files, out: Path, dataset: str, advice: str) -> Path:
-    """The corpus folder from the files, in whichever form they are; its manifest names those that
-    were `given`.
-    """
+def _write(files: common.Files, origin: common.Files, out: Path, dataset: str, advice: str) -> Path:
+    """Write the corpus folder; `files` are those of `origin`, unpacked."""
     from tqdm.auto import tqdm
 
-    form = next(
-        ((n, rows, labels) for n, rows, labels in FORMS if all(located(files, name) for name in n)),
-        None,
-    )
+    # which form the files have
+    form = next((f for f in FORMS if all(located(files, name) for name in f[0])), None)
     if form is None:
-        raise DataError(f"{given.path} holds {files.names[:8]}: {advice}")
-    wanted_files, rows, labels = form
+        raise DataError(f"{origin.path} holds {files.names[:8]}: {advice}")
+    needed, rows, labels = form
+    # labels, and the files the manifest names
     names, texts = labels(files)
     column = {name: i for i, name in enumerate(names)} if rows is text_rows else None
     extra = [name for name in LABEL_FILES if rows is numbered_rows and located(files, name)]
-    sums = given.sums(*(located(files, name) for name in (*wanted_files, *extra)))
+    sums = origin.sums(*(located(files, name) for name in (*needed, *extra)))
     manifest = common.manifest(
         PAGE,
         "as stated on the repository's page; research use",
         sums,
-        f"form: {', '.join(wanted_files)}; official split, no dev",
+        f"form: {', '.join(needed)}; official split, no dev",
         language="en",
     )
+    # the documents, one at a time
     with CorpusWriter(out, dataset, names, manifest, texts) as writer:
         for row in tqdm(rows(files), desc=dataset, unit="doc", delay=5):
-            writer.add(
-                row.id,
-                row.text,
-                row.split,
-                row.labels if column is None else [column[name] for name in row.labels],
-            )
+            columns = row.labels if column is None else [column[name] for name in row.labels]
+            writer.add(row.id, row.text, row.split, columns)
     return Path(out)
 
 
 def name_of(dataset: str) -> str:
-    """The corpus is called as the data set."""
+    """The corpus has the name of the data set."""
     return dataset
 
 
+OPTIONS = {"--dataset": {"default": "eurlex-4k", "choices": list(DATASETS)}}
+
 if __name__ == "__main__":
-    sys.exit(
-        common.cli(
-            __doc__,
-            name_of,
-            build,
-            {"--dataset": {"default": "eurlex-4k", "choices": list(DATASETS)}},
-        )
-    )
+    sys.exit(common.cli(__doc__, name_of, build, OPTIONS))

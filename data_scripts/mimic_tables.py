@@ -1,10 +1,9 @@
-"""MIMIC's tables as they come from PhysioNet: found by name, read in chunks, quoted notes of many
-lines included.
+"""The tables of MIMIC as they come from PhysioNet, read in chunks.
 
-A table is NAME.csv or NAME.csv.gz, in any case and at any depth of the folder; only the columns
-asked for are kept, as text (numbers would lose the zeros of '0040'). Memory is that of one chunk,
-and a bar follows the bytes of the file. Not here: what the columns mean for a corpus
-(get_mimic3.py, get_mimic4.py).
+A table is NAME.csv or NAME.csv.gz, in upper or lower case, anywhere in the folder. Only the columns
+that are needed are read, as text (as a number '0040' would lose its zeros); notes of many lines are
+quoted. Memory is that of one chunk, and a bar shows the bytes read. Not here: what the columns mean
+for a corpus (get_mimic3.py, get_mimic4.py).
 """
 
 from __future__ import annotations
@@ -23,17 +22,18 @@ from plantlib.utils.progress import tqdm
 if TYPE_CHECKING:
     import pandas as pd
 
-ROWS = 2_000  # notes; some 20 MB of text
+ROWS = 2_000  # of a chunk of notes, about 20 MB of text
 
 
 class Followed(io.RawIOBase):
-    """A binary file that tells a progress bar how many bytes were read of it."""
+    """A binary file that moves a progress bar by the bytes that are read."""
 
     def __init__(self, raw: io.RawIOBase, bar) -> None:
-        self._raw, self._bar = raw, bar
+        self._raw = raw
+        self._bar = bar
 
     def readable(self) -> bool:
-        """Reading is all it does."""
+        """The file can be read and nothing else."""
         return True
 
     def readinto(self, buffer) -> int:
@@ -50,8 +50,8 @@ class Tables:
         self.folder = Path(folder)
         if not self.folder.is_dir():
             raise DataError(
-                f"{folder} is no folder: pass --from the folder with the tables as PhysioNet names"
-                " them"
+                f"{folder} is not a folder: pass the folder of the tables with --from, named as"
+                " PhysioNet names them"
             )
         self.files = {
             p.name.lower(): p for p in sorted(self.folder.rglob("*"), reverse=True) if p.is_file()
@@ -64,18 +64,18 @@ class Tables:
         return read_json(self.files[GENERATED]) if GENERATED in self.files else None
 
     def find(self, *names: str) -> Path | None:
-        """The first file with one of these names, None when there is none."""
-        found = next((self.files[n.lower()] for n in names if n.lower() in self.files), None)
-        if found is not None and found not in self.used:
-            self.used.append(found)
-        return found
+        """The first file with one of these names; None without one."""
+        path = next((self.files[n.lower()] for n in names if n.lower() in self.files), None)
+        if path is not None and path not in self.used:
+            self.used.append(path)
+        return path
 
     def has(self, table: str) -> bool:
         """Whether NAME.csv or NAME.csv.gz is there."""
         return any(f"{table}{end}".lower() in self.files for end in (".csv", ".csv.gz"))
 
     def need(self, table: str) -> Path:
-        """The file of a table; DataError that names what is there instead."""
+        """The file of a table; a DataError that shows what is there instead where it is missing."""
         if (path := self.find(f"{table}.csv", f"{table}.csv.gz")) is None:
             raise DataError(
                 f"{self.folder} lacks {table}.csv(.gz); it holds {sorted(self.files)[:8]}: "
@@ -86,10 +86,15 @@ class Tables:
     def chunks(
         self, table: str, columns: list[str], rows: int | None = None
     ) -> Iterator[pd.DataFrame]:
-        """Frames of at most `rows` rows (ROWS when None) with `columns` (lower case) as text; ''
-        where the table has nothing.
+        """The rows of a table, a frame at a time.
 
-        Raises DataError for a lacking column or a file that is cut off or no CSV, naming the file.
+        Args:
+            table: NAME of NAME.csv or NAME.csv.gz.
+            columns: to read, in lower case; values are text, '' where the table has none.
+            rows: most rows per frame; ROWS when None.
+
+        Raises:
+            DataError: no such table, a missing column, or a file that is cut off or is not a CSV.
         """
         import pandas as pd
 
@@ -105,11 +110,14 @@ class Tables:
         with open(path, "rb", buffering=0) as raw, bar:
             plain = io.BufferedReader(Followed(raw, bar), 1 << 20)
             handle = gzip.GzipFile(fileobj=plain) if path.suffix == ".gz" else plain
-            wanted = lambda name: name.lower() in columns  # noqa: E731
+            options = {
+                "usecols": lambda name: name.lower() in columns,
+                "chunksize": rows or ROWS,
+                "dtype": str,
+                "keep_default_na": False,
+            }
             try:
-                for chunk in pd.read_csv(
-                    handle, dtype=str, keep_default_na=False, usecols=wanted, chunksize=rows or ROWS
-                ):
+                for chunk in pd.read_csv(handle, **options):
                     chunk.columns = [name.lower() for name in chunk.columns]
                     if missing := sorted(set(columns) - set(chunk.columns)):
                         raise DataError(
@@ -124,10 +132,11 @@ class Tables:
                 pd.errors.EmptyDataError,
                 UnicodeDecodeError,
             ) as error:
-                # the message of a parser may quote a line of the table
+                # the parser's message is withheld: it may quote a line of the table
                 kind = type(error).__name__
                 raise DataError(
-                    f"{path.name} cannot be read ({kind}): cut off or no CSV, download it again"
+                    f"{path.name} cannot be read ({kind}): it is cut off or not a CSV; download it"
+                    " again"
                 ) from None
 
     def sums(self) -> dict[str, str]:
@@ -138,10 +147,16 @@ class Tables:
 def codes_of(
     tables: Tables, table: str, column: str, form: Callable[[str], str], version: str | None = None
 ) -> dict[str, set[str]]:
-    """{hadm_id: codes in `form`}; an admission whose codes are missing keeps an empty set, so that
-    it is known to be coded.
+    """{hadm_id: codes} of a table; an admission whose codes are all missing has an empty set.
+
+    Args:
+        tables: the folder of tables.
+        table: its name.
+        column: of the codes.
+        form: writes a code as a label; '' where it is missing.
+        version: "9" or "10", the ICD version of the rows to take; all when None.
     """
-    found: dict[str, set[str]] = {}
+    codes: dict[str, set[str]] = {}
     known: dict[str, str] = {}
     columns = ["hadm_id", column] + (["icd_version"] if version else [])
     for chunk in tables.chunks(table, columns, rows=200_000):
@@ -150,28 +165,32 @@ def codes_of(
         for hadm, code in zip(chunk["hadm_id"], chunk[column], strict=True):
             if code not in known:
                 known[code] = form(code)
-            own = found.setdefault(whole(hadm), set())
+            of_admission = codes.setdefault(whole(hadm), set())
             if known[code]:
-                own.add(known[code])
-    return found
+                of_admission.add(known[code])
+    return codes
 
 
 def whole(number: str) -> str:
-    """An id as digits: tables that went through pandas hold 167853.0."""
+    """An id as digits: tables that pandas has written hold 167853.0."""
     return number.strip().removesuffix(".0")
 
 
 def titles(
     tables: Tables, table: str, column: str, form: Callable[[str], str], version: str | None = None
 ) -> list[tuple[str, str]]:
-    """(code, long title) of a d_icd table, [] where it is not in the folder."""
+    """(code, long title) of the rows of a d_icd table, [] where it is not in the folder.
+
+    The arguments are those of `codes_of`.
+    """
     if not tables.has(table):
         return []
-    columns, found = [column, "long_title"] + (["icd_version"] if version else []), []
+    columns = [column, "long_title"] + (["icd_version"] if version else [])
+    pairs = []
     for chunk in tables.chunks(table, columns, rows=200_000):
         if version:
             chunk = chunk[chunk["icd_version"].str.strip() == version]
-        found += [
+        pairs += [
             (form(c), t.strip()) for c, t in zip(chunk[column], chunk["long_title"], strict=True)
         ]
-    return found
+    return pairs

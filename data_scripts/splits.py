@@ -1,9 +1,8 @@
-"""Which admission is train, dev or test: published id files when the user has them, else a rule
-that depends on nothing else.
+"""Which admission is train, dev or test: by published id files, else by a rule.
 
-The rules keep all notes of a patient on one side and follow SHA-256 of the patient's id, so that
-they are the same on every machine. A manifest says which of the two made the split; counts can
-equal published ones only with the published files.
+The rules keep all notes of a patient in one split and order patients by SHA-256 of their id, so the
+split is the same on every machine. The manifest says how the split was made. Only with the
+published files can counts equal published ones.
 """
 
 from __future__ import annotations
@@ -23,10 +22,10 @@ WORDS = {"val": "dev", "valid": "dev", "validation": "dev"}
 
 
 def id_files(tables: Tables, ending: str) -> dict[str, str] | None:
-    """{hadm_id: split} from {train,dev,test}_<ending>.csv or .csv.gz, one id a line as CAML has
-    them; None when none is there.
+    """{hadm_id: split} from {train,dev,test}_<ending>.csv or .csv.gz, one id per line as in CAML.
 
-    DataError when one of the three is missing or an id stands in two.
+    None where none of the files is there; DataError where one of the three is missing or an id
+    occurs in two.
     """
     paths = {part: tables.find(f"{part}_{ending}.csv", f"{part}_{ending}.csv.gz") for part in PARTS}
     if not any(paths.values()):
@@ -36,34 +35,36 @@ def id_files(tables: Tables, ending: str) -> dict[str, str] | None:
             f"{tables.folder} has *_{ending}.csv, but not {missing[0]}_{ending}.csv: give all three"
             " or none"
         )
-    found: dict[str, str] = {}
+    split: dict[str, str] = {}
     for part, path in paths.items():
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
         for line in content.decode("utf-8-sig").splitlines():
             key = whole(line.split(",")[0].strip('"'))
             if not key.isdigit():
                 continue
-            if found.setdefault(key, part) != part:
+            if split.setdefault(key, part) != part:
                 raise DataError(
-                    f"{path.name}: admission {key} also stands in {found[key]}; the split files"
-                    " overlap"
+                    f"{path.name}: admission {key} is also in {split[key]}; the split files overlap"
                 )
-    return found
+    return split
 
 
 def some(own: dict, what: str) -> None:
-    """DataError when the split left no document."""
+    """DataError where the split left no document.
+
+    own: {id: codes} of the documents that are left; what: what their ids are, for the message.
+    """
     if not own:
         raise DataError(
-            f"no document is left: no id of the split is {what} of these tables; wanted the id"
-            " first on each line of a split file, as published, and tables and split files of one"
-            " release"
+            f"no document is left: no id of the split is {what} of these tables; give tables and"
+            " split files of one release, the files as published, with the id first on each line"
         )
 
 
 def table_file(path: Path) -> dict[str, str]:
-    """{id: split} from Edin et al.'s split table (.feather, .parquet or .csv): _id, hadm_id or
-    note_id, and split.
+    """{id: split} from Edin et al.'s split table (.feather, .parquet or .csv).
+
+    Its columns are split and one of _id, hadm_id and note_id.
     """
     import pandas as pd
 
@@ -82,58 +83,73 @@ def table_file(path: Path) -> dict[str, str]:
 
 
 def by_patient(patients: Sequence[str], shares: Sequence[float], salt: str) -> list[str]:
-    """The split of each document: patients in hashed order fill train, dev and test up to their
-    shares of documents.
+    """The split of each document: patients in hashed order fill train, dev and test.
+
+    Args:
+        patients: the patient of each document.
+        shares: of the documents that train, dev and test get, in any unit.
+        salt: of the hash.
     """
-    own = Counter(patients)
-    names = sorted(own)
+    documents = Counter(patients)
+    names = sorted(documents)
     edges = np.cumsum(shares) / sum(shares) * len(patients)
-    side, filled = {}, 0
+    split = {}
+    filled = 0
     for i in hash_order(names, 0, salt):
-        # the middle of a patient's documents decides, so that no share is passed by more than half
-        # a patient
-        side[names[i]] = PARTS[
-            min(int(np.searchsorted(edges, filled + own[names[i]] / 2, side="right")), 2)
-        ]
-        filled += own[names[i]]
-    return [side[patient] for patient in patients]
+        # the middle of a patient's documents decides, so a share is exceeded by half a patient at
+        # most
+        middle = filled + documents[names[i]] / 2
+        split[names[i]] = PARTS[min(int(np.searchsorted(edges, middle, side="right")), 2)]
+        filled += documents[names[i]]
+    return [split[patient] for patient in patients]
 
 
 def stratified(
     patients: Sequence[str], labels: Sequence[Sequence[int]], shares: Sequence[float], salt: str
 ) -> list[str]:
-    """The split of each document: patients dealt out so that every label is spread by `shares`.
+    """The split of each document, such that the documents of every label are spread by `shares`.
 
-    Iterative stratification (Sechidis et al., 2011) with patients as examples, as Edin et al. use
-    it, in one fixed order: labels from rare to frequent, patients by hash. Edin et al. draw at
-    random, so their files hold another split.
+    Iterative stratification (Sechidis et al., 2011) of patients, as Edin et al. use it, in a fixed
+    order: labels from rare to frequent, patients by hash. Edin et al. draw at random, so their
+    files hold another split.
+
+    Args:
+        patients: the patient of each document.
+        labels: the label columns of each document.
+        shares: of the documents that train, dev and test get, in any unit.
+        salt: of the hash.
     """
+    # labels and documents of each patient
     names = sorted(set(patients))
-    at = {name: i for i, name in enumerate(names)}
-    own: list[Counter] = [Counter() for _ in names]
+    index = {name: i for i, name in enumerate(names)}
+    codes: list[Counter] = [Counter() for _ in names]
     size = np.zeros(len(names))
     for patient, columns in zip(patients, labels, strict=True):
-        own[at[patient]].update(columns)
-        size[at[patient]] += 1
+        codes[index[patient]].update(columns)
+        size[index[patient]] += 1
+    # documents and patients of each label
     order = hash_order(names, 0, salt)
     total, holders = Counter(), {}
     for i in order:
-        for label, count in own[i].items():
+        for label, count in codes[i].items():
             total[label] += count
             holders.setdefault(label, []).append(i)
+    # documents that each split still lacks, per label and in all
     share = np.asarray(shares) / sum(shares)
-    wanted = np.outer(share, [total[label] for label in range(max(total, default=-1) + 1)])
-    room, side = share * size.sum(), np.full(len(names), -1)
+    lacking = np.outer(share, [total[label] for label in range(max(total, default=-1) + 1)])
+    room = share * size.sum()
+    # the rarest label first; at the end patients without labels
+    split = np.full(len(names), -1)
     for label in [*sorted(total, key=lambda k: (total[k], k)), None]:
         for i in order if label is None else holders[label]:
-            if side[i] >= 0:
+            if split[i] >= 0:
                 continue
-            need = room if label is None else wanted[:, label]
+            need = room if label is None else lacking[:, label]
             best = np.flatnonzero(need >= need.max() - 1e-9)
-            # a tie goes to the split that has got least of its share: the largest one would take
-            # every rare label
-            side[i] = best[np.argmax(room[best] / share[best])]
-            columns = list(own[i])
-            wanted[side[i], columns] -= [own[i][c] for c in columns]
-            room[side[i]] -= size[i]
-    return [PARTS[side[at[patient]]] for patient in patients]
+            # a tie goes to the split that has the smallest part of its share; otherwise the largest
+            # split would get every rare label
+            split[i] = best[np.argmax(room[best] / share[best])]
+            columns = list(codes[i])
+            lacking[split[i], columns] -= [codes[i][c] for c in columns]
+            room[split[i]] -= size[i]
+    return [PARTS[split[index[patient]]] for patient in patients]

@@ -1,10 +1,9 @@
-"""What each part of planting is worth: one switch at a time from one base run, everything else as
-it was.
+"""What each part of planting is worth: runs that differ from one base run in one thing.
 
-Realises METHOD.md's demand that planted and unplanted runs differ in one thing. A row of SWITCHES
-is a start and what changes of the `RunConfig`, or how many windows are read. `run` makes the
-records that are missing, under ids of their own; `effects` compares each with the base, document by
-document. Records name notebook 06, so that 07's main tables leave them out.
+The ablations of docs/method.md, "Controls and peers". A row of SWITCHES is a start and the options
+of `RunConfig` that change, or the number of windows that are read. `run` makes the records that are
+missing, and `effects` compares each switch with the base, document by document. The records name
+notebook 06, so the main tables of notebook 07 leave them out.
 """
 
 from __future__ import annotations
@@ -29,10 +28,10 @@ if TYPE_CHECKING:
 
 NOTEBOOK = "06_ablations"
 BASE = "base"
-WINDOWS = "windows"  # of the base's tokens each, streamed; the one change that is none of RunConfig
+WINDOWS = "windows"  # number of windows read; the one change that is not an option of RunConfig
 
 
-# name -> (start, {option of RunConfig, with a dot for an option inside an option: value})
+# name -> (start, {option of RunConfig: value}); "teacher.top_k" is the option top_k of teacher
 SWITCHES: dict[str, tuple[str, dict[str, Any]]] = {
     BASE: ("lookup", {}),
     "no planting": ("random", {}),
@@ -50,7 +49,7 @@ SWITCHES: dict[str, tuple[str, dict[str, Any]]] = {
     "queries frozen": ("lookup", {"train.lr_queries": 0.0}),
     "queries slower": ("lookup", {"train.lr_queries": 1e-3}),
     "no planting, queries slower": ("random", {"train.lr_queries": 1e-3}),
-    # queries near zero that stay there: every label reads the plain mean of a document
+    # the queries stay near zero, so every label reads the mean of a document
     "no planting, queries frozen": ("random", {"train.lr_queries": 0.0}),
     "queries from approxNDCG": ("l2r", {}),
     "queries from LambdaRank": ("l2r", {"l2r_trainer": "lambdarank"}),
@@ -64,23 +63,24 @@ SWITCHES: dict[str, tuple[str, dict[str, Any]]] = {
     "loss approxNDCG": ("lookup", {"train.loss": "approx_ndcg"}),
     "teacher's score too": ("lookup+score", {}),
     "linear score too": ("lookup+linear", {}),
-    # the base reads a document's beginning in one window; these read on, a window at a time, and
-    # attend over all of them
+    # the base reads the first window of a document; these read four and attend over all of them
     "four windows streamed": ("lookup", {WINDOWS: 4}),
     "no planting, four windows streamed": ("random", {WINDOWS: 4}),
 }
 
 
 def changed(config: RunConfig, changes: dict[str, Any]) -> RunConfig:
-    """`config` with options replaced; "teacher.top_k" is an option of an option. ValueError for one
-    there is not.
+    """`config` with options replaced.
+
+    changes: option -> value; "teacher.top_k" is the option top_k of teacher. ValueError for an
+    option that does not exist.
     """
     for name, value in changes.items():
         outer, _, inner = name.partition(".")
         if not hasattr(config, outer) or (inner and not hasattr(getattr(config, outer), inner)):
             raise ValueError(
-                f"{name!r} is no option of a run; use a field of RunConfig, or teacher.top_k for"
-                " one inside"
+                f"{name!r} is not an option of a run; use a field of RunConfig, or a name such as"
+                " teacher.top_k for a field of a field"
             )
         part = getattr(config, outer)
         if not inner and is_dataclass(part):
@@ -101,21 +101,30 @@ def run(
     results: str | Path,
     progress: bool = True,
 ) -> list[RunRecord]:
-    """The records of every switch and seed; those that stand in `results` with the same options are
-    read, not made again.
+    """The records of every switch and seed.
+
+    Args:
+        prepared: the corpus as the base reads it.
+        switches: names of SWITCHES.
+        seeds: of the runs.
+        config: options of the base.
+        results: folder of the records; a run whose record is there with the same options is not
+            repeated.
+        progress: show a bar.
     """
     switches = list(switches)
     unknown = [name for name in switches if name not in SWITCHES]
     if unknown:
         raise ValueError(f"switch {unknown[0]!r} is not known; use {', '.join(SWITCHES)}")
     jobs = [(name, seed) for seed in seeds for name in switches]
-    # a corpus is read once for all runs in so many windows
-    found, view = [], cache(partial(streamed, prepared))
+    # the corpus is read once per number of windows
+    view = cache(partial(streamed, prepared))
+    records = []
     with tqdm(jobs, desc="ablations", unit="run", disable=not progress) as bar:
         for name, seed in bar:
             bar.set_postfix_str(f"{name}, seed {seed}")
-            found.append(one(prepared, name, seed, config=config, results=results, view=view))
-    return found
+            records.append(one(prepared, name, seed, config=config, results=results, view=view))
+    return records
 
 
 def one(
@@ -127,17 +136,19 @@ def one(
     results: str | Path,
     view: Callable[[int], Inputs] | None = None,
 ) -> RunRecord:
-    """One switch and seed as a record whose system is the switch's name.
+    """The record of one switch and seed; its system is the name of the switch.
 
-    view: `prepared` as read in so many windows; `streamed` when None.
+    The arguments are those of `run`. view: returns `prepared` read in a number of windows;
+    `streamed` when None.
     """
     start, changes = SWITCHES[name]
-    # one gain in the whole grid: a choice would be a second switch
+    # the gains are not chosen on dev: that would be a second change
     base = replace(config or RunConfig(), other_gains=(), linear_weights=())
     read = {WINDOWS: changes[WINDOWS]} if WINDOWS in changes else {}
-    own = {key: value for key, value in changes.items() if key not in read}
+    options = {key: value for key, value in changes.items() if key not in read}
     prepared = (view or partial(streamed, prepared))(read.get(WINDOWS, 1))
-    config, run_id = changed(base, own), run_id_of(prepared, name, seed)
+    config = changed(base, options)
+    run_id = run_id_of(prepared, name, seed)
     record = finished(Path(results) / f"{run_id}.json", prepared, config.seeded(seed))
     if record is None:
         record, _ = run_start(
@@ -149,17 +160,16 @@ def one(
 
 
 def streamed(prepared: Inputs, windows: int) -> Inputs:
-    """The same documents and labels, read on for `windows` times as many tokens, in windows of as
-    many as before.
+    """The same documents and labels, read in `windows` windows as long as that of `prepared`.
 
-    ValueError for a corpus that is read whole, or in windows already.
+    ValueError where `prepared` is read whole or in several windows.
     """
     if windows == 1:
         return prepared
     if not prepared.max_tokens or prepared.max_tokens > prepared.window:
-        read, most = prepared.max_tokens, prepared.window
         raise ValueError(
-            f"{windows} windows of max_tokens={read}: let the base read 1 to {most} tokens"
+            f"{windows} windows of max_tokens={prepared.max_tokens}: let the base read 1 to"
+            f" {prepared.window} tokens"
         )
     more = prepare(
         prepared.corpus,
@@ -171,39 +181,36 @@ def streamed(prepared: Inputs, windows: int) -> Inputs:
         label_space="all",
         progress=False,
     )
-    # the base's label space as it stands, and the gold labels it lacks
+    # the label space and the gold labels outside it are those of the base
     return replace(more, label_space=prepared.label_space, extra_gold=prepared.extra_gold)
 
 
 def run_id_of(prepared: Inputs, name: str, seed: int) -> str:
-    """Id of an ablation, a file name: "ablation", then as other runs."""
+    """Id of an ablation: "ablation-", then as for other runs."""
     safe = "".join(c if c.isalnum() else "_" for c in name)
     return f"ablation-{run_name(prepared, safe, seed)}"
 
 
 def of(records: Iterable[RunRecord]) -> dict[str, list[RunRecord]]:
-    """Ablation records by data set, documents and tokens read."""
-    found: dict[str, list[RunRecord]] = {}
+    """Ablation records by data set, training documents and tokens that the base reads."""
+    by_base: dict[str, list[RunRecord]] = {}
     for record in records:
         if record.notebook == NOTEBOOK and record.system in SWITCHES:
-            # of the base, where several windows were read
-            tokens, windows = record.params["max_tokens"], record.params.get(WINDOWS)
-            tokens = tokens // windows if windows else tokens
-            key = (
-                f"{record.dataset['name']}, {record.dataset['train']:,} documents, {tokens} tokens"
-            )
-            found.setdefault(key, []).append(record)
-    return found
+            tokens = record.params["max_tokens"]
+            if WINDOWS in record.params:
+                tokens //= record.params[WINDOWS]
+            data = record.dataset
+            key = f"{data['name']}, {data['train']:,} documents, {tokens} tokens"
+            by_base.setdefault(key, []).append(record)
+    return by_base
 
 
 def effects(
     records: Iterable[RunRecord], metrics: Iterable[str] = ("ndcg@5", "few/rp@5", "p@1")
 ) -> pandas.DataFrame:
-    """A row a switch in the order of SWITCHES: mean, difference to the base with its interval from
-    paired bootstrap.
+    """Each switch beside the base, as `compare.compare` returns it, in the order of SWITCHES.
 
-    Of the seeds those that every switch has been run with, so that a grid in the making compares
-    like with like.
+    Only seeds that every switch has been run with count, so an unfinished grid is compared fairly.
     """
     records = list(records)
     seeds = [{r.seed for r in records if r.system == name} for name in {r.system for r in records}]

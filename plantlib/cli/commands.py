@@ -1,9 +1,8 @@
-"""What the commands of `plant` do, each a few calls of the library; see `cli.py` for how they are
-asked for.
+"""What the commands of `plant` do; `main.py` has their options.
 
-A command takes the parsed options, prints its result on stdout and raises OSError, ValueError or
-RuntimeError for what cannot be used, before any long work where that can be known. Texts are read
-from the files named and never printed, words of an explanation aside. No method lives here.
+A command takes the parsed options and prints its result on stdout. For an input that cannot be used
+it raises OSError, ValueError or RuntimeError, before any long work if possible. Texts are never
+printed, except the words of an explanation.
 """
 
 from __future__ import annotations
@@ -22,23 +21,11 @@ from plantlib.utils.io import atomic_path, read_json, write_json
 from plantlib.utils.progress import tqdm
 
 TABLES = {".csv": ",", ".tsv": "\t", ".parquet": None}
-SHOWN = (
-    "p@1",
-    "p@3",
-    "p@5",
-    "r@5",
-    "rp@5",
-    "ndcg@5",
-    "map",
-    "micro_f1",
-    "macro_f1",
-    "micro_auc",
-    "macro_auc",
-)
+SHOWN = "p@1 p@3 p@5 r@5 rp@5 ndcg@5 map micro_f1 macro_f1 micro_auc macro_auc".split()
 
 
 def run(options: Namespace) -> None:
-    """`plant run`: one YAML through papermill; prints the path of its record or records."""
+    """`plant run`: run one YAML file through papermill and print the path of its records."""
     import yaml
 
     from companion.runner import run_yaml
@@ -47,36 +34,29 @@ def run(options: Namespace) -> None:
     for item in options.changes:
         name, equals, value = item.partition("=")
         if not (equals and name.isidentifier()):
-            raise ValueError(
-                f"{item!r} is no key=value; write epochs=1 or 'starts=[random, lookup]'"
-            )
+            example = "write epochs=1 or 'starts=[random, lookup]'"
+            raise ValueError(f"{item!r} is no key=value; {example}")
         changes[name] = yaml.safe_load(value)
     print(run_yaml(options.yaml, options.force, changes=changes))
 
 
 def data(options: Namespace) -> None:
-    """`plant data`: build a corpus where it is missing and describe it, or list the known ones."""
+    """`plant data`: build a corpus if it is missing and describe it, or list the known ones."""
     from plantlib.data import sources
 
     if options.list or not options.name:
         for name in sources.KNOWN:
-            missing = (
-                "not built, from $PLANT_DATA"
-                if sources.local_source(name)
-                else "not built, from its origin"
-            )
-            print(f"{name}\t{sources.find(name) or missing}")
+            origin = "$PLANT_DATA" if sources.local_source(name) else "its origin"
+            print(f"{name}\t{sources.find(name) or f'not built, from {origin}'}")
         return
     if options.source:
         name = sources.ALIASES.get(options.name, options.name)
         if name not in sources.KNOWN:
-            raise DataError(
-                f"unknown corpus {name!r}: --source goes with one of {', '.join(sources.KNOWN)}"
-            )
+            names = ", ".join(sources.KNOWN)
+            raise DataError(f"unknown corpus {name!r}: --source goes with one of {names}")
         known = sources.KNOWN[name]
-        folder = sources.script(known.script).build(
-            sources.homes()[0] / name, Path(options.source), **known.options
-        )
+        build = sources.script(known.script).build
+        folder = build(sources.homes()[0] / name, Path(options.source), **known.options)
     else:
         folder = options.name
     corpus = Corpus.load(folder)
@@ -84,11 +64,10 @@ def data(options: Namespace) -> None:
 
 
 def corpus_of(options: Namespace, **reading) -> Corpus:
-    """The corpus an option names: a table by its columns, else a known name or a saved folder.
+    """The corpus that `options.corpus` names: a table, a known name or a saved folder.
 
-    reading: options of `tables.corpus`, for a table that is not read as `plant fit` reads it.
+    reading: options of `corpus_of_table` that differ from those of `plant fit`.
     """
-
     path = Path(options.corpus)
     if path.suffix.lower() not in TABLES:
         return Corpus.load(options.corpus)
@@ -97,7 +76,7 @@ def corpus_of(options: Namespace, **reading) -> Corpus:
 
 
 def frame_of(path: Path, options: Namespace):
-    """The rows of a table as they stand."""
+    """The rows of a table, unchanged."""
     from plantlib.data import tables
 
     kind = path.suffix.lower()
@@ -107,7 +86,7 @@ def frame_of(path: Path, options: Namespace):
 
 
 def fit(options: Namespace) -> None:
-    """`plant fit`: train, save the model's folder, print what it reached on test."""
+    """`plant fit`: train, save the model's folder, print the metrics on test."""
     out = Path(options.out)
     check_out(out, options.force)
     corpus = corpus_of(options)
@@ -117,7 +96,7 @@ def fit(options: Namespace) -> None:
     from plantlib.training.options import TrainConfig
 
     config = RunConfig(train=TrainConfig(epochs=options.epochs))
-    # what the library prints on its way is progress here
+    # what the library prints while it trains is progress, not a result
     with contextlib.redirect_stdout(sys.stderr):
         model = runs.fit(
             corpus,
@@ -131,31 +110,25 @@ def fit(options: Namespace) -> None:
     with atomic_path(out) as temporary:
         model.save_pretrained(temporary)
     record = model.record
+    options_line = f"start {record.system}, backbone {record.backbone}, seed {record.seed}"
     print(f"model: {out}\n{dataset_line(record.dataset)}")
-    print(
-        f"start {record.system}, backbone {record.backbone}, seed {record.seed}, epoch"
-        f" {record.chosen_epoch}; on test:"
-    )
+    print(f"{options_line}, epoch {record.chosen_epoch}; on test:")
     print_metrics(record.metrics)
 
 
 def check_out(out: Path, force: bool) -> None:
-    """ValueError, before the long work, when `out` exists and may not be replaced."""
+    """ValueError if `out` exists and may not be replaced."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not is_model(out):
         raise ValueError(f"{out} exists and is no model: name another folder with --out")
     if not force:
-        raise ValueError(
-            f"{out} holds a model already: name another folder with --out, or replace it with"
-            " --force"
-        )
+        fix = "name another folder with --out, or replace it with --force"
+        raise ValueError(f"{out} holds a model already: {fix}")
 
 
 def check_private(corpus: Corpus, out: Path) -> None:
-    """PrivacyError, before the long work, when the model of a credentialed corpus would be saved
-    outside the data folder.
-    """
+    """PrivacyError if a credentialed corpus's model would be saved outside the data folder."""
     from plantlib.data import privacy, sources
 
     if privacy.is_credentialed(corpus) and not privacy.inside_data(out):
@@ -167,35 +140,36 @@ def check_private(corpus: Corpus, out: Path) -> None:
 
 
 def is_model(folder: Path) -> bool:
-    """Does the folder hold what PlantModel.save_pretrained writes?"""
+    """Whether the folder holds what PlantModel.save_pretrained writes."""
     config = folder / "config.json"
     return config.is_file() and read_json(config).get("model_type") == "plant"
 
 
 def model_of(options: Namespace):
-    """The saved model, on the GPU where there is one. ValueError for a folder that holds none."""
-    if not is_model(Path(options.model)):
-        raise ValueError(
-            f"{options.model} is no folder of a model: make one with plant fit TABLE --out"
-            f" {options.model}"
-        )
+    """The saved model, on the GPU if there is one; ValueError for a folder without a model."""
+    folder = options.model
+    if not is_model(Path(folder)):
+        fix = f"make one with plant fit TABLE --out {folder}"
+        raise ValueError(f"{folder} is no folder of a model: {fix}")
     import torch
 
     from plantlib import PlantModel
 
-    model = PlantModel.from_pretrained(options.model)
+    model = PlantModel.from_pretrained(folder)
     return model.to("cuda") if torch.cuda.is_available() else model
 
 
 def dataset_line(about: dict) -> str:
-    """What numbers are stated with: data, documents, label space."""
-    made = " (synthetic)" if about["synthetic"] else ""
+    """Data, number of documents and label space, which belong to any metric."""
+    synthetic = " (synthetic)" if about["synthetic"] else ""
     sizes = ", ".join(f"{about[split]:,} {split}" for split in ("train", "dev", "test"))
-    return f"{about['name']}{made}: {sizes} documents; {about['labels']:,} {about['label_space']}"
+    return (
+        f"{about['name']}{synthetic}: {sizes} documents; {about['labels']:,} {about['label_space']}"
+    )
 
 
 def print_metrics(metrics: dict[str, float | None]) -> None:
-    """One `name<TAB>value` a line; what is undefined is left out."""
+    """One line `name<TAB>value` per metric of `SHOWN` that is defined."""
     for name in (*SHOWN, *(f"all/{name}" for name in SHOWN)):
         value = metrics.get(name)
         if value is not None and value == value:
@@ -203,52 +177,47 @@ def print_metrics(metrics: dict[str, float | None]) -> None:
 
 
 def documents_of(options: Namespace) -> tuple[list[str], list[str]]:
-    """(ids, texts) of what `plant predict` is given; blank documents and empty cells are left out,
-    counted on stderr.
+    """(ids, texts) of the input of `plant predict`; a note says how many blank ones were left out.
 
-    A line's id is its number from 1, a file's its name; a table's rows are numbered from 0 unless
-    `--id` names a column.
+    The id of a line is its number from 1, that of a file its name, that of a table's row its number
+    from 0 or the column of --id.
     """
     path = Path(options.documents)
     if path.suffix.lower() in TABLES and path.is_file():
-        found = _rows(path, options)
+        rows = _rows(path, options)
     elif options.documents == "-":
-        found = _lines(sys.stdin.read())
+        rows = _lines(sys.stdin.read())
     elif path.is_dir():
-        found = [(file.name, _read(file)) for file in sorted(path.glob("*.txt"))]
+        rows = [(file.name, _read(file)) for file in sorted(path.glob("*.txt"))]
     else:
-        found = _lines(_read(path))
-    kept = [(name, text) for name, text in found if text.strip()]
-    if not kept:
-        raise ValueError(
-            f"{options.documents} holds no document: give one a line, a folder of .txt files or a"
-            " table"
-        )
-    if len(kept) < len(found):
-        print(
-            f"plant: note: {len(found) - len(kept)} of {len(found)} documents are blank and were"
-            " left out",
-            file=sys.stderr,
-        )
-    return [name for name, _ in kept], [text for _, text in kept]
+        rows = _lines(_read(path))
+    documents = [(name, text) for name, text in rows if text.strip()]
+    if not documents:
+        fix = "give one per line, a folder of .txt files or a table"
+        raise ValueError(f"{options.documents} holds no document: {fix}")
+    blank = len(rows) - len(documents)
+    if blank:
+        note = f"{blank} of {len(rows)} documents are blank and were left out"
+        print(f"plant: note: {note}", file=sys.stderr)
+    return [name for name, _ in documents], [text for _, text in documents]
 
 
 def _lines(text: str) -> list[tuple[str, str]]:
+    """(number, line) of each line."""
     lines = text.removesuffix("\n").split("\n")
     return [(str(number), line.rstrip("\r")) for number, line in enumerate(lines, 1)]
 
 
 def _rows(path: Path, options: Namespace) -> list[tuple[str, str]]:
+    """(id, text) of each row of a table; an empty cell is an empty text."""
     from plantlib.data import tables
 
     frame = frame_of(path, options)
     for name, column in (("text", options.text), ("id", options.id)):
         if (name == "text" or column) and column not in frame.columns:
             columns = [str(c) for c in frame.columns]
-            raise DataError(
-                f"--{name} {column}: {path.name} has the columns {columns}; name one of them with"
-                f" --{name}"
-            )
+            has = f"{path.name} has the columns {columns}"
+            raise DataError(f"--{name} {column}: {has}; name one of them with --{name}")
     ids = frame[options.id] if options.id else range(len(frame))
     return [
         (str(i), "" if tables.missing(text) else str(text))
@@ -257,7 +226,7 @@ def _rows(path: Path, options: Namespace) -> list[tuple[str, str]]:
 
 
 def _read(path: Path) -> str:
-    """A file as UTF-8. ValueError names the byte that is not."""
+    """The text of a UTF-8 file; ValueError names the first byte that is not UTF-8."""
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -265,7 +234,7 @@ def _read(path: Path) -> str:
 
 
 def predict(options: Namespace) -> None:
-    """`plant predict`: tab-separated document, label and score, or a .csv or .jsonl file."""
+    """`plant predict`: document, label and score, as tab-separated lines, .csv or .jsonl."""
     for name in ("k", "batch"):
         if getattr(options, name) < 1:
             raise ValueError(f"{name}={getattr(options, name)}: give at least 1")
@@ -274,56 +243,52 @@ def predict(options: Namespace) -> None:
         raise ValueError(f"--out {out}: scores are written as .csv or .jsonl")
     ids, texts = documents_of(options)
     model = model_of(options)
-    found = _predictions(model, ids, texts, options)
+    predictions = _predictions(model, ids, texts, options)
     if out is None:
         writer = csv.writer(sys.stdout, delimiter="\t", lineterminator="\n")
-        writer.writerows(
-            [name, label, f"{score:.4f}"] for name, best in found for label, score in best
-        )
+        for name, best in predictions:
+            writer.writerows([name, label, f"{score:.4f}"] for label, score in best)
         return
     with atomic_path(out) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
-        _write(file, out.suffix, found)
+        _write(file, out.suffix, predictions)
     print(f"{len(ids)} documents: {out}", file=sys.stderr)
 
 
 def _predictions(
     model, ids: list[str], texts: list[str], options: Namespace
 ) -> Iterable[tuple[str, list[tuple[str, float]]]]:
-    """(id, [(label, score), ...]) of each document, in order, as they are computed."""
+    """(id, [(label, score), ...]) of each document, in order, one batch at a time."""
     with tqdm(total=len(texts), desc="documents", unit="doc") as bar:
         for begin in range(0, len(texts), options.batch):
             part = slice(begin, begin + options.batch)
-            yield from zip(
-                ids[part], model.predict(texts[part], options.k, options.batch), strict=True
-            )
+            best = model.predict(texts[part], options.k, options.batch)
+            yield from zip(ids[part], best, strict=True)
             bar.update(len(texts[part]))
 
 
-def _write(file, kind: str, found: Iterable) -> None:
+def _write(file, kind: str, predictions: Iterable) -> None:
+    """Write predictions as ".csv" or ".jsonl"."""
     if kind == ".jsonl":
-        for name, best in found:
+        for name, best in predictions:
             labels = [{"label": label, "score": round(score, 6)} for label, score in best]
             file.write(json.dumps({"document": name, "labels": labels}, ensure_ascii=False) + "\n")
         return
     writer = csv.writer(file)
     writer.writerow(["document", "rank", "label", "score"])
-    for name, best in found:
-        writer.writerows(
-            [name, rank, label, f"{score:.6f}"] for rank, (label, score) in enumerate(best, 1)
-        )
+    for name, best in predictions:
+        for rank, (label, score) in enumerate(best, 1):
+            writer.writerow([name, rank, label, f"{score:.6f}"])
 
 
 def evaluate(options: Namespace) -> None:
-    """`plant evaluate`: document-level metrics in the model's label space, and with the labels
-    outside it (all/...).
-    """
+    """`plant evaluate`: metrics in the model's label space, and with all gold labels (all/...)."""
     import numpy as np
 
     table = Path(options.corpus).suffix.lower() in TABLES
     on = options.on or ("all" if table and not options.split else "test")
-    # a split is drawn, as plant fit drew it, where a part is asked for that no column marks
-    whole = {"test_fraction": None} if on == "all" else {}
-    corpus = corpus_of(options, to_train=False, **whole).labelled()
+    # a table without a split column gets the split that plant fit drew, unless all of it is read
+    reading = {"test_fraction": None} if on == "all" else {}
+    corpus = corpus_of(options, to_train=False, **reading).labelled()
     if on in ("train", "dev"):
         corpus = corpus.with_dev()
     rows = np.arange(corpus.N) if on == "all" else corpus.rows(on)
@@ -331,19 +296,27 @@ def evaluate(options: Namespace) -> None:
     print(f"{corpus.name}, {on}: {about}")
     print_metrics(metrics)
     if options.out:
-        kept = {name: value for name, value in metrics.items() if value == value}
-        write_json(
-            options.out,
-            {"corpus": corpus.name, "fingerprint": corpus.fingerprint(), "on": on, "metrics": kept},
-        )
+        defined = {name: value for name, value in metrics.items() if value == value}
+        about = {"corpus": corpus.name, "fingerprint": corpus.fingerprint(), "on": on}
+        write_json(options.out, about | {"metrics": defined})
 
 
 def measure(model, corpus: Corpus, rows) -> tuple[dict[str, float], str]:
-    """(metrics, what they were measured on) of a saved model on rows of any corpus, its labels
-    matched by name.
+    """Metrics of a saved model on any corpus, whose labels are matched by name.
 
-    Frequency buckets and propensities need the counts of the training rows, which a saved model
-    does not carry: left out.
+    Frequency buckets and propensities are left out: they need the training counts, which a saved
+    model does not have.
+
+    Args:
+        model: a PlantModel.
+        corpus: texts and gold labels.
+        rows: the documents to read.
+
+    Returns:
+        The metrics by name, and one line about the documents and the label space.
+
+    Raises:
+        DataError: no document has a label of the model.
     """
     import numpy as np
 
@@ -351,54 +324,44 @@ def measure(model, corpus: Corpus, rows) -> tuple[dict[str, float], str]:
     from plantlib.training import evaluation
     from plantlib.training.inputs import Documents
 
-    labels, extra = in_label_space(
-        corpus, rows, [model.config.id2label[i] for i in range(model.config.num_labels)]
-    )
+    # gold labels in the model's label space
+    names = [model.config.id2label[i] for i in range(model.config.num_labels)]
+    labels, outside = in_label_space(corpus, rows, names)
     if not labels.nnz:
-        raise DataError(
-            f"no document of {corpus.name} has a label that the model knows; check the labels"
-            " column and --sep"
-        )
+        fix = "check the labels column and --sep"
+        raise DataError(f"no document of {corpus.name} has a label that the model knows; {fix}")
+    # scores; without training counts every label counts as equally frequent
     texts, counts = [corpus.texts[i] for i in rows], np.ones(labels.shape[1], np.int64)
-    documents = Documents(
-        model.tokenise(texts), labels, np.arange(len(rows)), linear=model.linear_of(texts)
-    )
+    tokens, linear = model.tokenise(texts), model.linear_of(texts)
+    documents = Documents(tokens, labels, np.arange(len(rows)), linear=linear)
     scores, gold = evaluation.score(model, documents, counts, progress=True)
-    found = metrics.evaluate(scores, gold, counts, len(rows), model.config.threshold, extra)
-    named = {
-        n: v
-        for n, v in found.items()
-        if not n.startswith(("psp@", *(f"{bucket}/" for bucket in scores.masks)))
-    }
+    # metrics that do not need the counts
+    results = metrics.evaluate(scores, gold, counts, len(rows), model.config.threshold, outside)
+    of_counts = ("psp@", *(f"{bucket}/" for bucket in scores.masks))
+    results = {name: x for name, x in results.items() if not name.startswith(of_counts)}
     about = (
         f"{len(rows):,} documents; label space: the {labels.shape[1]:,} labels of the model;"
-        f" {int(extra.sum()):,} of {int(extra.sum()) + labels.nnz:,} gold labels lie outside it"
+        f" {int(outside.sum()):,} of {int(outside.sum()) + labels.nnz:,} gold labels lie outside it"
     )
-    return named, about
+    return results, about
 
 
 def in_label_space(corpus: Corpus, rows, names: list[str]):
-    """Y (len(rows), L) of a corpus in the columns `names`, and (len(rows),) gold labels that are
-    not among them.
-    """
+    """Gold labels of n rows in the columns `names`, (n, L) csr, and how many are outside, (n,)."""
     import numpy as np
     from scipy import sparse
 
     column = {name: i for i, name in enumerate(names)}
-    new = np.array([column.get(name, -1) for name in corpus.label_names], np.int64)
-    own = corpus.labels[rows].tocoo()
-    known = new[own.col] >= 0
-    shape = (len(rows), len(names))
-    inside = sparse.csr_matrix(
-        (own.data[known], (own.row[known], new[own.col[known]])), shape=shape
-    )
-    return inside, np.bincount(own.row[~known], minlength=len(rows))
+    columns = np.array([column.get(name, -1) for name in corpus.label_names], np.int64)
+    cells = corpus.labels[rows].tocoo()
+    known = columns[cells.col] >= 0
+    places = (cells.row[known], columns[cells.col[known]])
+    inside = sparse.csr_matrix((cells.data[known], places), shape=(len(rows), len(names)))
+    return inside, np.bincount(cells.row[~known], minlength=len(rows))
 
 
 def explain(options: Namespace) -> None:
-    """`plant explain`: words with most attention, then those that raise the linear score,
-    tab-separated; or a page.
-    """
+    """`plant explain`: words with most attention, then words that raise the linear score."""
     if options.out and Path(options.out).suffix not in {".html", ".htm"}:
         raise ValueError(f"--out {options.out}: the page is written as .html")
     text = sys.stdin.read() if options.document == "-" else _read(Path(options.document))
@@ -406,16 +369,14 @@ def explain(options: Namespace) -> None:
         raise ValueError(f"{options.document} is blank: give a file that holds one document")
     model = model_of(options)
     label = options.label or model.predict([text], k=1)[0][0][0]
-    found = model.explain(text, label)
-    # attention is a part of the reason alone: bias and document scores, the linear one over all
-    # words, are the rest
-    print(
-        f"{found.label}\tlogit {found.logit:.4f}\tattention {found.logit - found.rest:+.4f}\trest"
-        f" {found.rest:+.4f}"
-    )
-    for word, weight in found.top_words(options.k):
+    explanation = model.explain(text, label)
+    # attention is only a part of the logit; bias and document scores are the rest
+    attention, rest = explanation.logit - explanation.rest, explanation.rest
+    parts = f"attention {attention:+.4f}\trest {rest:+.4f}"
+    print(f"{explanation.label}\tlogit {explanation.logit:.4f}\t{parts}")
+    for word, weight in explanation.top_words(options.k):
         print(f"{word}\t{weight:.4f}")
-    for word, added in found.scored[: options.k]:
+    for word, added in explanation.scored[: options.k]:
         print(f"{word}\t{added:+.4f}\tlinear score")
     if options.out:
-        found.save_html(Path(options.out))
+        explanation.save_html(Path(options.out))

@@ -1,3 +1,1 @@
-"""Text and labels: tables in, corpora stored, splits drawn, texts tokenised, credentialed text kept
-in.
-"""
+"""Text and labels: reading tables, storing corpora, drawing splits, tokenising, privacy checks."""

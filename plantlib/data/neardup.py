@@ -1,10 +1,8 @@
-"""Documents that stand twice: exact repeats after normalisation, and near repeats by word-trigram
-Jaccard.
+"""Counts documents that occur twice: exact repeats, and near repeats by word-trigram Jaccard.
 
-Serves METHOD 5 (document-level evaluation without leaks): how many dev and test documents also
-stand in train. Trigrams become 32-bit hashes with numpy; MinHash bands propose candidates, and
-every candidate is compared in full. It counts; it never removes a document, and it says nothing
-about documents repeated inside one split.
+It tells how many dev and test documents also occur in train (docs/method.md, "Data and label
+spaces"). Trigrams become 32-bit hashes; MinHash bands propose candidates, and every candidate is
+compared in full. Nothing is removed, and repeats inside one split are not counted.
 """
 
 from __future__ import annotations
@@ -20,24 +18,21 @@ from plantlib.utils.progress import tqdm
 
 WORD = re.compile(r"[^\W_]+")
 
-
 # Odd 64-bit constants that spread a trigram's three word codes (the last one mixes the sum).
 MIX = (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0xFF51AFD7ED558CCD)
 
 
 class _WordCodes(dict):
-    """word -> 64-bit code, computed once a word and independent of the process."""
+    """word -> 64-bit code, the same in every process; computed once per word."""
 
     def __missing__(self, word: str) -> int:
-        code = int.from_bytes(
-            hashlib.blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little"
-        )
-        self[word] = code
-        return code
+        data = word.encode("utf-8", "surrogatepass")
+        self[word] = int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
+        return self[word]
 
 
 def shingles(words: list[str], codes: dict[str, int]) -> np.ndarray:
-    """Sorted unique uint32 hashes of the word trigrams; shorter texts are padded to one trigram."""
+    """Sorted unique uint32 hashes of the word trigrams; shorter texts are padded to one."""
     if not words:
         return np.empty(0, dtype=np.uint32)
     words = words + [""] * (3 - len(words))
@@ -49,16 +44,20 @@ def shingles(words: list[str], codes: dict[str, int]) -> np.ndarray:
 
 
 def jaccard(one: np.ndarray, other: np.ndarray) -> float:
-    """|A and B| / |A or B| of two arrays of unique values."""
+    """|A and B| / |A or B| of two 1-d arrays of unique values."""
     both = np.intersect1d(one, other, assume_unique=True).size
     return both / max(one.size + other.size - both, 1)
 
 
 class Index:
-    """Training documents, to be asked whether a text repeats one of them.
+    """Training documents; `find` says whether a text repeats one of them.
 
-    MinHash with 6 bands of 4: a pair at Jaccard .9 is missed with probability (1 - .9**4)**6 =
-    .002.
+    With 6 MinHash bands of 4 rows a pair at Jaccard 0.9 is missed with probability
+    (1 - 0.9^4)^6 = 0.002.
+
+    Args:
+        threshold: Jaccard from which two texts are near.
+        bands, rows: of the MinHash.
     """
 
     def __init__(self, threshold: float = 0.9, bands: int = 6, rows: int = 4) -> None:
@@ -71,23 +70,21 @@ class Index:
             hashlib.blake2b(f"permutation {i}".encode(), digest_size=8).digest()
             for i in range(bands * rows)
         ]
-        # (bands * rows, 1) odd multipliers: the high half of the product is one random order of the
-        # shingles each
+        # (bands * rows, 1) odd multipliers: the high half of each product is a random order of the
+        # shingles
         self.multipliers = (np.frombuffer(b"".join(seeds), dtype="<u8") | np.uint64(1))[:, None]
 
     def _read(self, text: str) -> tuple[bytes, np.ndarray]:
+        """Key of the whole text, empty for a text without words, and its trigram hashes."""
         words = WORD.findall(text.casefold())
-        key = hashlib.blake2b(
-            " ".join(words).encode("utf-8", "surrogatepass"), digest_size=16
-        ).digest()
-        return key if words else b"", shingles(words, self.codes)
+        data = " ".join(words).encode("utf-8", "surrogatepass")
+        key = hashlib.blake2b(data, digest_size=16).digest() if words else b""
+        return key, shingles(words, self.codes)
 
     def _keys(self, hashes: np.ndarray) -> list[bytes]:
-        least = (
-            ((hashes.astype(np.uint64) * self.multipliers) >> np.uint64(32))
-            .min(axis=1)
-            .astype("<u4")
-        )
+        """One key per band: the least hashes in the orders of its rows."""
+        products = (hashes.astype(np.uint64) * self.multipliers) >> np.uint64(32)
+        least = products.min(axis=1).astype("<u4")
         return [bytes([i]) + band.tobytes() for i, band in enumerate(least.reshape(self.bands, -1))]
 
     def add(self, text: str) -> None:
@@ -101,21 +98,18 @@ class Index:
         self.documents.append(hashes)
 
     def find(self, text: str) -> str | None:
-        """'exact', 'near' or None."""
+        """'exact' or 'near' if the text repeats a document, else None."""
         key, hashes = self._read(text)
         if not key:
             return None
         if key in self.exact:
             return "exact"
         votes = Counter(i for band in self._keys(hashes) for i in self.buckets.get(band, ()))
-        return (
-            "near"
-            if any(self._alike(hashes, self.documents[i]) for i, _ in votes.most_common())
-            else None
-        )
+        near = any(self._alike(hashes, self.documents[i]) for i, _ in votes.most_common())
+        return "near" if near else None
 
     def _alike(self, one: np.ndarray, other: np.ndarray) -> bool:
-        # Jaccard cannot exceed the ratio of the sizes: most candidates end here.
+        # Jaccard cannot exceed the ratio of the sizes: most candidates end here
         if min(one.size, other.size) < self.threshold * max(one.size, other.size):
             return False
         return jaccard(one, other) >= self.threshold
@@ -124,8 +118,16 @@ class Index:
 def count_repeats(
     train: Sequence[str], others: dict[str, Sequence[str]], threshold: float = 0.9
 ) -> dict[str, dict[str, int]]:
-    """{split: {"documents", "exact", "near"}} of the texts in `others` that also stand in `train`."""
+    """How many texts of each split of `others` also occur in `train`.
 
+    Args:
+        train: training texts.
+        others: split -> texts.
+        threshold: Jaccard from which two texts are near.
+
+    Returns:
+        split -> {"documents", "exact", "near"}.
+    """
     index, counts = Index(threshold), {}
     total = len(train) + sum(map(len, others.values()))
     with tqdm(total=total, desc="near duplicates", unit="doc", delay=5, leave=False) as bar:
@@ -133,13 +135,13 @@ def count_repeats(
             index.add(text)
             bar.update()
         for split, texts in others.items():
-            found: Counter = Counter()
+            kinds: Counter = Counter()
             for text in texts:
-                found[index.find(text)] += 1
+                kinds[index.find(text)] += 1
                 bar.update()
             counts[split] = {
                 "documents": len(texts),
-                "exact": found["exact"],
-                "near": found["near"],
+                "exact": kinds["exact"],
+                "near": kinds["near"],
             }
     return counts

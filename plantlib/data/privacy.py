@@ -1,13 +1,11 @@
-"""Credentialed text stays in the data folder: what leaves it is searched for words of the corpora
-that may not leave.
+"""Keeps credentialed text in the data folder: searches what leaves it for words of the corpora.
 
 A corpus whose manifest says `credentialed: true` (MIMIC) may be read by its holder alone. Files
 outside the data folder (run records, model cards, executed notebooks, explanations as HTML) are
-compared with its texts: N_WORDS words in a row that stand in a document are an overlap, and the
-write is refused; in a notebook the output is withheld. Only the words to be written are indexed,
-then the texts pass by once, so memory is small and a run without long strings costs nothing. Not
-searched: pictures, single words and numbers. Generated stand-ins of credentialed tables are treated
-as if they were real.
+compared with its texts. If they share N_WORDS words in a row, the write is refused; in a notebook
+the output is withheld. Only the words to be written are indexed, and the texts are read once, so
+memory is small and a run without long strings costs nothing. Pictures, single words and numbers are
+not searched. Generated stand-ins of credentialed tables are treated as if they were real.
 """
 
 from __future__ import annotations
@@ -31,17 +29,16 @@ N_WORDS = 6
 WORD = re.compile(r"\w+")
 TAG = re.compile(r"<[^<>]*>")
 WITHHELD = "[output withheld: it holds words of a credentialed corpus]"
+TEXT_SUFFIXES = set(".json .md .ipynb .html .txt .log .csv .tsv .yaml .yml .py".split())
 Gram = tuple[str, ...]
 
 
 class PrivacyError(DataError):
-    """Credentialed text was about to leave the data folder. The message names the place, never the
-    words.
-    """
+    """Credentialed text was about to leave the data folder; the message never quotes it."""
 
 
 def data_homes() -> list[Path]:
-    """The folders that credentialed text may stand in, resolved."""
+    """The folders that may hold credentialed text, resolved."""
     return [home.resolve() for home in sources.homes()]
 
 
@@ -52,8 +49,9 @@ def inside_data(path: str | Path) -> bool:
 
 
 def is_credentialed(corpus: Corpus | str | Path) -> bool:
-    """Whether a corpus, or the saved one of a name or folder, is credentialed; False for a name
-    that is not built.
+    """Whether a corpus is credentialed.
+
+    corpus: in memory, a folder, or a name; the answer for a name that is not built is False.
     """
     if isinstance(corpus, Corpus):
         return bool(corpus.manifest.get("credentialed"))
@@ -67,13 +65,9 @@ def _folder(name: str | Path) -> Path | None:
 
 def credentialed_folders() -> list[Path]:
     """Every credentialed corpus in the data folders."""
-    found = (
-        p.parent
-        for home in sources.homes()
-        if home.is_dir()
-        for p in sorted(home.glob("*/manifest.json"))
-    )
-    return [folder for folder in found if is_credentialed(folder)]
+    homes = [home for home in sources.homes() if home.is_dir()]
+    manifests = [path for home in homes for path in sorted(home.glob("*/manifest.json"))]
+    return [path.parent for path in manifests if is_credentialed(path.parent)]
 
 
 def grams(text: str) -> Iterator[Gram]:
@@ -83,19 +77,19 @@ def grams(text: str) -> Iterator[Gram]:
 
 
 def shown(text: str) -> set[Gram]:
-    """What a reader of `text` sees: as it stands, and as HTML with tags taken out, with and without
+    """The grams that a reader of `text` sees.
+
+    They come from the text as it is and, for HTML, from the text without tags, with and without a
     space in their place.
     """
-    forms = (
-        {text, html.unescape(TAG.sub("", text)), html.unescape(TAG.sub(" ", text))}
-        if "<" in text
-        else {text}
-    )
+    forms = {text}
+    if "<" in text:
+        forms |= {html.unescape(TAG.sub(mark, text)) for mark in ("", " ")}
     return {gram for form in forms for gram in grams(form)}
 
 
 def texts_of(corpus: Corpus | Path, progress: bool = True) -> Iterator[str]:
-    """The texts of a corpus in memory, or of a saved one a thousand at a time."""
+    """The texts of a corpus in memory, or of a saved one, read a thousand at a time."""
     if isinstance(corpus, Corpus):
         yield from corpus.texts
         return
@@ -116,43 +110,44 @@ def texts_of(corpus: Corpus | Path, progress: bool = True) -> Iterator[str]:
 
 
 def overlap(wanted: set[Gram], corpora: Iterable[Corpus | Path]) -> set[Gram]:
-    """Those of `wanted` that stand in a document of the corpora."""
-    found: set[Gram] = set()
+    """The grams among `wanted` that occur in a document of the corpora."""
+    shared: set[Gram] = set()
     if wanted:
         for corpus in corpora:
             for text in texts_of(corpus):
                 if not wanted.isdisjoint(grams(text)):
-                    found.update(wanted.intersection(grams(text)))
-    return found
+                    shared.update(wanted.intersection(grams(text)))
+    return shared
 
 
 def strings(value: Any) -> Iterator[str]:
     """Every text inside dicts, lists and tuples, keys included."""
     if isinstance(value, str):
         yield value
-    for item in (
-        [*value, *value.values()]
-        if isinstance(value, dict)
-        else value
-        if isinstance(value, (list, tuple))
-        else ()
-    ):
-        yield from strings(item)
+    elif isinstance(value, dict):
+        yield from strings([*value, *value.values()])
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from strings(item)
 
 
 def check(value: Any, where: str | Path, corpora: Iterable[Corpus | Path] | None = None) -> None:
-    """PrivacyError when a text inside `value`, about to be written to `where`, overlaps a
-    credentialed corpus.
+    """Refuse to write credentialed text outside the data folder.
 
-    corpora: those to compare with, every credentialed one in the data folder when None. A file
-    inside the data folder may hold anything.
+    Args:
+        value: text, or dicts, lists and tuples of texts, about to be written.
+        where: the file; inside the data folder it may hold anything. A str is only a name.
+        corpora: to compare with; None means every credentialed corpus in the data folder.
+
+    Raises:
+        PrivacyError: a text in `value` overlaps one of the corpora.
     """
     if isinstance(where, Path) and inside_data(where):
         return
-    wanted = {gram for text in strings(value) for gram in shown(text)}
-    if not wanted:
+    to_write = {gram for text in strings(value) for gram in shown(text)}
+    if not to_write:
         return
-    if overlap(wanted, credentialed_folders() if corpora is None else corpora):
+    if overlap(to_write, credentialed_folders() if corpora is None else corpora):
         name = where.name if isinstance(where, Path) else where
         raise PrivacyError(
             f"{name} would hold {N_WORDS} or more words in a row of a credentialed corpus: its text"
@@ -161,44 +156,48 @@ def check(value: Any, where: str | Path, corpora: Iterable[Corpus | Path] | None
 
 
 def check_record(record, where: str | Path) -> None:
-    """`check` for a RunRecord and what is made of it; costs nothing for a data set that anyone may
-    read.
+    """`check` for a RunRecord, or a file made from it, of a credentialed data set.
+
+    Raises:
+        PrivacyError: the record overlaps a credentialed corpus, or holds sentences while its data
+            set is not in the data folder to compare with.
     """
     if not record.dataset.get("credentialed"):
         return
     # the environment names a processor in many words and comes from no text
-    held = [getattr(record, item.name) for item in fields(record) if item.name != "environment"]
+    values = [getattr(record, item.name) for item in fields(record) if item.name != "environment"]
     corpora = credentialed_folders()
     known = {read_json(folder / "manifest.json")["name"] for folder in corpora}
-    if record.dataset["name"] not in known and any(any(shown(text)) for text in strings(held)):
+    if record.dataset["name"] not in known and any(any(shown(text)) for text in strings(values)):
         raise PrivacyError(
             f"{Path(where).name} holds whole sentences and {record.dataset['name']} is not in the"
-            " data folder to compare with: set PLANT_HOME to where it stands"
+            " data folder to compare with: set PLANT_HOME to the folder that holds it"
         )
-    check(held, Path(where), corpora)
+    check(values, Path(where), corpora)
 
 
 def check_place(folder: str | Path) -> None:
-    """PrivacyError when a credentialed corpus would be written where git would add it."""
-    near = next(p for p in Path(folder).resolve().parents if p.is_dir())
-    git = ["git", "-C", str(near)]
+    """PrivacyError if a credentialed corpus would be written to a folder that git would add."""
+    folder = Path(folder).resolve()
+    existing = next(p for p in folder.parents if p.is_dir())
+    git = ["git", "-C", str(existing)]
     inside = subprocess.run(
         [*git, "rev-parse", "--is-inside-work-tree"], capture_output=True, text=True
     )
     if (
         inside.stdout.strip() == "true"
-        and subprocess.run([*git, "check-ignore", "-q", str(Path(folder).resolve())]).returncode
+        and subprocess.run([*git, "check-ignore", "-q", str(folder)]).returncode
     ):
         raise PrivacyError(
-            f"{Path(folder).name} lies in a git work tree and is not ignored: a credentialed corpus"
-            " goes to data/, to $PLANT_HOME outside the checkout, or to a folder that .gitignore"
-            " names"
+            f"{folder.name} lies in a git work tree and is not ignored: a credentialed corpus goes"
+            " to data/, to $PLANT_HOME outside the checkout, or to a folder that .gitignore names"
         )
 
 
 def check_model_folder(record, folder: str | Path) -> None:
-    """PrivacyError when a model trained on credentialed text would be saved outside the data
-    folder: it is derived from it.
+    """PrivacyError if a model trained on credentialed text would be saved outside the data folder.
+
+    record: of the run that trained the model, or None.
     """
     if record is not None and record.dataset.get("credentialed") and not inside_data(folder):
         raise PrivacyError(
@@ -209,8 +208,14 @@ def check_model_folder(record, folder: str | Path) -> None:
 
 
 def artefacts_root(corpus: Corpus, root: str | Path | None) -> str | Path | None:
-    """Where features, teachers and checkpoints of a corpus go: `root`; of a credentialed one a
-    folder of the data folder.
+    """Where features, teachers and checkpoints of a corpus go.
+
+    Returns:
+        `root`, or for a credentialed corpus without `root` the folder artefacts/ of the data
+        folder.
+
+    Raises:
+        PrivacyError: the corpus is credentialed and `root` lies outside the data folder.
     """
     if not is_credentialed(corpus):
         return root
@@ -225,91 +230,70 @@ def artefacts_root(corpus: Corpus, root: str | Path | None) -> str | Path | None
 
 def named_in(parameters: dict[str, Any]) -> list[Path]:
     """The folders of the credentialed corpora that the parameters of a notebook name."""
-    # longer ones name no folder
+    # a longer text is no name of a folder
     names = {text for text in strings(list(parameters.values())) if text and len(text) < 200}
     return sorted({_folder(name) for name in names if is_credentialed(name)})
 
 
 def cell_texts(output: dict) -> Iterator[str]:
-    """The texts of one notebook output, pictures left out; several lines may come as a list."""
-    data = {
-        kind: value
-        for kind, value in output.get("data", {}).items()
-        if not kind.startswith("image/p")
-    }
-    for value in (
-        output.get("text"),
-        output.get("evalue"),
-        output.get("traceback"),
-        *data.values(),
-    ):
-        if isinstance(value, list):
+    """The texts of one notebook output without its pictures."""
+    data = output.get("data", {}).items()
+    values = [output.get(key) for key in ("text", "evalue", "traceback")]
+    values += [value for kind, value in data if not kind.startswith("image/p")]
+    for value in values:
+        if isinstance(value, list):  # lines of one text
             yield "".join(map(str, value))
         elif value is not None:
             yield from strings(value)
 
 
 def withhold(notebook, corpora: Iterable[Corpus | Path]) -> int:
-    """Replace the outputs of a notebook that overlap the corpora by one line each; how many there
-    were.
+    """Replace the outputs of a notebook that overlap the corpora by one line each.
+
+    Returns:
+        The number of replaced outputs.
     """
     outputs = [
-        (cell, i, {g for text in cell_texts(output) for g in shown(text)})
+        (cell, i, {gram for text in cell_texts(output) for gram in shown(text)})
         for cell in notebook.cells
         for i, output in enumerate(cell.get("outputs", []))
     ]
-    found = overlap({gram for *_, own in outputs for gram in own}, corpora)
-    hit = [(cell, i) for cell, i, own in outputs if not own.isdisjoint(found)]
-    for cell, i in hit:
+    shared = overlap({gram for *_, output_grams in outputs for gram in output_grams}, corpora)
+    overlapping = [(cell, i) for cell, i, output in outputs if not output.isdisjoint(shared)]
+    for cell, i in overlapping:
         import nbformat
 
         cell.outputs[i] = nbformat.v4.new_output("stream", name="stdout", text=WITHHELD + "\n")
-    return len(hit)
+    return len(overlapping)
 
 
 def scan(paths: Iterable[str | Path]) -> list[str]:
-    """The files among `paths` (folders are searched) that overlap a credentialed corpus; notebooks
-    by outputs and cells.
+    """The files among `paths` that overlap a credentialed corpus; folders are searched.
+
+    Of JSON and notebooks every text inside is read, of other text files the whole content.
     """
-    files = [
-        p
-        for path in map(Path, paths)
-        for p in (sorted(path.rglob("*")) if path.is_dir() else [path])
-        if p.is_file()
-    ]
-    text = {
-        p: p.read_text(encoding="utf-8", errors="replace")
-        for p in files
-        if p.suffix
-        in {
-            ".json",
-            ".md",
-            ".ipynb",
-            ".html",
-            ".txt",
-            ".log",
-            ".csv",
-            ".tsv",
-            ".yaml",
-            ".yml",
-            ".py",
-        }
-    }
-    own = {
-        p: (
-            {g for s in strings(read_json(p)) for g in shown(s)}
-            if p.suffix in {".json", ".ipynb"}
-            else shown(t)
-        )
-        for p, t in text.items()
-    }
-    found = overlap({gram for each in own.values() for gram in each}, credentialed_folders())
-    return [str(p) for p, each in own.items() if not each.isdisjoint(found)]
+    # the text files
+    files = []
+    for path in map(Path, paths):
+        files += sorted(path.rglob("*")) if path.is_dir() else [path]
+    files = [path for path in files if path.is_file() and path.suffix in TEXT_SUFFIXES]
+    # their grams, compared with the corpora in one pass
+    grams_of: dict[Path, set[Gram]] = {}
+    for path in files:
+        if path.suffix in {".json", ".ipynb"}:
+            texts = list(strings(read_json(path)))
+        else:
+            texts = [path.read_text(encoding="utf-8", errors="replace")]
+        grams_of[path] = {gram for text in texts for gram in shown(text)}
+    shared = overlap({g for file in grams_of.values() for g in file}, credentialed_folders())
+    return [str(path) for path, file in grams_of.items() if not file.isdisjoint(shared)]
 
 
 def main(arguments: list[str]) -> int:
-    """`python -m plantlib.data.privacy PATH ...`: names the files that hold credentialed text; exit
-    status 1 if there are any.
+    """`python -m plantlib.data.privacy PATH ...`: print the files that hold credentialed text.
+
+    Returns:
+        The exit status: 1 if there are such files, 2 without paths.
     """
     if not arguments:
         print(
@@ -320,9 +304,10 @@ def main(arguments: list[str]) -> int:
         return 2
     corpora = [folder.name for folder in credentialed_folders()]
     print(f"credentialed corpora in the data folder: {', '.join(corpora) or 'none'}")
-    for path in (found := scan(arguments)):
+    overlapping = scan(arguments)
+    for path in overlapping:
         print(f"{path}: holds {N_WORDS} or more words in a row of a credentialed corpus")
-    return 1 if found else 0
+    return 1 if overlapping else 0
 
 
 if __name__ == "__main__":

@@ -1,9 +1,8 @@
 """Where corpora come from: the known names, the choice of one, and building it once.
 
-A name leads to data_scripts/get_<name>.py, which fetches the public origin or reads a folder under
-$PLANT_DATA. Built corpora stand under $PLANT_HOME, else data/. Here is the registry only: the
-corpus itself is in `data.py`, a user's own table in `tables.py`, downloads and formats in
-data_scripts/.
+A name leads to a script in data_scripts/, which fetches the public origin or reads a folder under
+$PLANT_DATA. Built corpora lie in $PLANT_HOME, else data/. This is the registry only: the class is
+in `corpus.py`, users' tables are read by `tables.py`, downloads and formats are in data_scripts/.
 """
 
 from __future__ import annotations
@@ -21,9 +20,7 @@ from plantlib.utils.io import read_json
 
 
 class Source(NamedTuple):
-    """A known corpus: its script, its folder under $PLANT_DATA, and what the script's build is
-    called with.
-    """
+    """A known corpus: its script, its folder under $PLANT_DATA, arguments of the script's build."""
 
     script: str
     folder: str
@@ -44,7 +41,7 @@ KNOWN = {
     "cooking": Source("get_cooking", "stackexchange_cooking", {}),
     "debtags": Source("get_debtags", "debtags", {}),
     "synthetic-icd": Source("get_synthetic_icd", "synthetic-icd", {}),
-    # local files only: see the script
+    # read from local files alone: see the script
     **{
         name: Source("get_xmc", name, {"dataset": name})
         for name in ("eurlex-4k", "wiki10-31k", "amazoncat-13k", "amazon-670k", "amazon-3m")
@@ -60,7 +57,7 @@ KNOWN = {
         for subset in ("icd10", "icd9", "few")
     },
 }
-GENERATED = "synthetic.json"  # beside tables that fixtures.py wrote
+GENERATED = "synthetic.json"  # marks a folder of tables that fixtures.py generated
 ALIASES = {"stackexchange_cooking": "cooking", "synthetic_icd": "synthetic-icd"}
 PREFERENCE = ("codiesp", "eurlex57k", "cooking", "debtags")
 
@@ -71,17 +68,20 @@ def checkout() -> Path:
 
 
 def homes(root: str | Path | None = None) -> list[Path]:
-    """Folders that may hold built corpora, best first; the first one is where a new one is built."""
+    """Folders that may hold built corpora, best first; new ones are built in the first.
+
+    They are `root`, else $PLANT_HOME, else data/ here and in the checkout.
+    """
     if root is not None:
         return [Path(root)]
     if os.environ.get("PLANT_HOME"):
         return [Path(os.environ["PLANT_HOME"])]
-    near, own = Path("data").absolute(), checkout() / "data"
-    return list(dict.fromkeys([near, own] if near.is_dir() else [own, near]))
+    here, of_checkout = Path("data").absolute(), checkout() / "data"
+    return list(dict.fromkeys([here, of_checkout] if here.is_dir() else [of_checkout, here]))
 
 
 def script(name: str) -> ModuleType:
-    """Import data_scripts/<name>.py of the checkout, wherever Python was started."""
+    """Import data_scripts/<name>.py of the checkout, whatever the working folder."""
     folder = checkout() / "data_scripts"
     if not (folder / f"{name}.py").is_file():
         raise DataError(f"no {name}.py in {folder}: building needs a checkout (pip install -e .)")
@@ -104,15 +104,17 @@ def find(name: str, root: str | Path | None = None) -> Path | None:
 
 
 def local_source(name: str) -> Path | None:
-    """$PLANT_DATA/<folder> of a known name when it exists."""
+    """$PLANT_DATA/<folder> of a known name if it exists, else None."""
     data = os.environ.get("PLANT_DATA")
     folder = Path(data) / KNOWN[name].folder if data else None
     return folder if folder is not None and folder.is_dir() else None
 
 
 def ready(name: str) -> None:
-    """DataError, before any long work, for a credentialed corpus that is not built and whose tables
-    are not here.
+    """Check a name before any long work.
+
+    Raises:
+        DataError: the corpus is credentialed and neither it nor its tables are here.
     """
     known = KNOWN.get(ALIASES.get(name, name))
     if (
@@ -129,10 +131,15 @@ def ready(name: str) -> None:
 
 
 def find_or_build(name: str, root: str | Path | None = None) -> Path:
-    """The folder of a corpus by name; a known one is built when absent, with one line that says so."""
+    """The folder of a corpus by name; a known corpus is built first if it is absent.
+
+    Raises:
+        DataError: the name is neither built nor known.
+    """
     name = ALIASES.get(name, name)
-    if (found := find(name, root)) and not _outdated(name, found):
-        return found
+    folder = find(name, root)
+    if folder and not _outdated(name, folder):
+        return folder
     if name not in KNOWN:
         raise DataError(
             f"unknown corpus {name!r}: wanted a saved folder (with manifest.json) or one of "
@@ -140,7 +147,7 @@ def find_or_build(name: str, root: str | Path | None = None) -> Path:
         )
     known, home, source = KNOWN[name], homes(root)[0], local_source(name)
     origin = f"$PLANT_DATA/{known.folder}" if source else "its origin"
-    # On stderr: a notebook's stored output must not depend on what was already built.
+    # on stderr: the stored output of a notebook must not depend on what was already built
     print(
         f"{name}: not built yet, making it from {origin} with data_scripts/{known.script}.py",
         file=sys.stderr,
@@ -149,8 +156,9 @@ def find_or_build(name: str, root: str | Path | None = None) -> Path:
 
 
 def _outdated(name: str, folder: Path) -> bool:
-    """Whether a credentialed corpus was made of generated tables and $PLANT_DATA holds real ones by
-    now.
+    """Whether a credentialed corpus was made from generated tables while $PLANT_DATA has real ones.
+
+    The corpus is then built again.
     """
     if name not in KNOWN or not KNOWN[name].script.startswith("get_mimic"):
         return False
@@ -160,12 +168,16 @@ def _outdated(name: str, folder: Path) -> bool:
 
 
 def choose(dataset: str | None = None) -> tuple[str, str]:
-    """(name, reason): the name given (or $DATASET), else what $PLANT_DATA holds, else a corpus
-    anyone can fetch.
+    """Choose a data set: `dataset` or $DATASET, else what $PLANT_DATA holds, else a public corpus.
 
-    Raises DataError for a name that is neither known nor built, naming the known ones.
+    Returns:
+        Its name, and a sentence that says why it was chosen.
+
+    Raises:
+        DataError: `dataset` is neither known nor built.
     """
-    if dataset := dataset or os.environ.get("DATASET"):
+    dataset = dataset or os.environ.get("DATASET")
+    if dataset:
         name = ALIASES.get(dataset, dataset)
         if name in KNOWN or find(name) or (Path(dataset) / "manifest.json").is_file():
             return name, f"data set {name}: named by you"

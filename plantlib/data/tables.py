@@ -1,10 +1,9 @@
-"""A user's own table (frame, delimited text, parquet) made into a Corpus, with every oddity named
-first.
+"""Reads a user's table (frame, delimited text, parquet) and names every oddity in it.
 
-Nothing is guessed in silence: what cannot be used raises DataError with what was got, what was
-wanted and the fix; what can be mended is mended and counted in one warning. Texts never appear in a
-message, ids and counts only. The known public corpora are not read here (data_scripts/), and
-pickles are never read at all.
+A table that cannot be used raises DataError with what was got, what was wanted and the fix. What
+can be mended is mended and counted in one warning. Messages hold ids and counts, never texts.
+`Corpus.from_pandas` and its relatives build on this; the known public corpora are read by
+data_scripts/. Pickles are never read.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from plantlib.utils.base import SPLITS, DataError, hash_order
+from plantlib.utils.io import sha256
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,15 +34,21 @@ def _readable(path: Path) -> None:
             f"no file {path} (working folder {Path.cwd()}): give the path of an existing file"
         )
     if path.stat().st_size == 0:
-        raise DataError(f"{path} is empty (0 bytes): wanted a header line and one line a document")
+        raise DataError(
+            f"{path} is empty (0 bytes): wanted a header line and one line per document"
+        )
 
 
 def read_csv(path: Path, encoding: str = "utf-8", delimiter: str = ",") -> pd.DataFrame:
-    """A delimited text file as a frame of str cells; DataError for a wrong encoding (byte offset)
-    or rows that do not fit.
+    """A delimited text file with a header line as a frame of str cells.
+
+    Raises:
+        DataError: the file is missing or empty, does not decode (the byte offset is named), or has
+            rows that do not fit the header.
     """
     import pandas as pd
 
+    # decode
     _readable(path)
     encoding = "utf-8-sig" if encoding.lower().replace("_", "-") in ("utf-8", "utf8") else encoding
     try:
@@ -57,20 +63,20 @@ def read_csv(path: Path, encoding: str = "utf-8", delimiter: str = ",") -> pd.Da
         raise DataError(
             f"unknown encoding {encoding!r}: try 'utf-8' or one of {', '.join(ENCODINGS)}"
         ) from None
+    # parse
     try:
         frame = pd.read_csv(io.StringIO(text), sep=delimiter, dtype=str, keep_default_na=False)
     except pd.errors.EmptyDataError:
         raise DataError(
-            f"{path} holds no header: wanted a header line and one line a document"
+            f"{path} holds no header: wanted a header line and one line per document"
         ) from None
     except pd.errors.ParserError as error:
-        # The parser's own message counts fields and lines and quotes no cell.
+        # the parser's message counts fields and lines and quotes no cell
         raise DataError(
             f"{path} does not parse with delimiter {delimiter!r} ({str(error).strip()}): quote the"
             " cells that hold the delimiter, or name another delimiter="
         ) from None
-    # pandas takes the first cells of longer rows as an index without a word, and every column
-    # shifts
+    # pandas silently takes the first cells of longer rows as an index, and every column shifts
     if len(frame) and not isinstance(frame.index, pd.RangeIndex):
         width = frame.shape[1]
         raise DataError(
@@ -82,7 +88,7 @@ def read_csv(path: Path, encoding: str = "utf-8", delimiter: str = ",") -> pd.Da
 
 
 def read_parquet(path: Path) -> pd.DataFrame:
-    """A parquet file as a frame; DataError when it is none."""
+    """A parquet file as a frame; DataError if it is not parquet."""
     import pandas as pd
 
     _readable(path)
@@ -95,28 +101,94 @@ def read_parquet(path: Path) -> pd.DataFrame:
         ) from None
 
 
+def documents(
+    frame: pd.DataFrame,
+    text: str,
+    labels: str,
+    *,
+    sep: str | None,
+    split: str | None,
+    id: str | None,
+    test_fraction: float | None = 0.2,
+    seed: int = 0,
+    path: Path | None = None,
+    to_train: bool = True,
+) -> tuple[list[str], list[str], list[list[str]], list[str], dict[str, Any]]:
+    """What `Corpus.from_lists` needs, from a table with one row per document.
+
+    Args:
+        frame: the table.
+        text, labels, split, id: column names; without `id` the rows are numbered.
+        sep: separator of the labels in a string cell; None takes the cell as one label.
+        test_fraction: share of test where there is no column `split`; None puts every document in
+            test.
+        seed: of the hash of the text that draws the split.
+        path: the file, for the manifest.
+        to_train: False for a table that a model is measured on: train may be empty, and labels
+            that are never in train are not counted.
+
+    Returns:
+        ids, texts, label names and split of each document, and the manifest.
+
+    Raises:
+        DataError: the table cannot be used.
+    """
+    # cells: documents without text are dropped
+    _check_columns(frame, {"text": text, "labels": labels, "split": split, "id": id})
+    ids, keep = _ids(frame, id), _texts(frame, text)
+    ids = [i for i, k in zip(ids, keep, strict=True) if k]
+    frame = frame[keep]
+    texts = frame[text].tolist()
+    names = _labels(frame[labels].tolist(), labels, sep)
+    # split: given, drawn, or all in test
+    drawn = not split and test_fraction is not None
+    if drawn:
+        splits = _hashed_split(texts, test_fraction, seed)
+    else:
+        splits = _split(frame, split) if split else ["test"] * len(texts)
+    if to_train and "train" not in splits:
+        raise DataError(
+            f"no document is in train (splits found: {sorted(set(splits))}): mark some rows"
+            " 'train', or pass split=None to draw a split"
+        )
+    # manifest
+    notes = _count_oddities(names, splits, to_train)
+    if not keep.all():
+        notes.append(f"{int((~keep).sum())} documents without text dropped")
+    if drawn:
+        notes.append(f"split: test_fraction {test_fraction} by hash of the text, seed {seed}")
+    manifest = {
+        "origin": path.name if path else "a frame in memory",
+        "licence": "not stated",
+        "sources": {path.name: sha256(path)} if path else {},
+        "notes": notes,
+    }
+    return ids, texts, names, splits, manifest
+
+
 def _warn(message: str) -> None:
-    warnings.warn(message, UserWarning, stacklevel=4)
+    # six frames up is the caller of Corpus.from_pandas, from_csv or from_parquet
+    warnings.warn(message, UserWarning, stacklevel=6)
 
 
-def _check_columns(frame: pd.DataFrame, wanted: dict[str, str | None]) -> None:
-    have = [str(column) for column in frame.columns]
-    for role, column in wanted.items():
+def _check_columns(frame: pd.DataFrame, roles: dict[str, str | None]) -> None:
+    columns = [str(column) for column in frame.columns]
+    for role, column in roles.items():
         if column is None or column in frame.columns:
             continue
         hint = ""
-        if len(have) == 1 and any(mark in have[0] for mark in ";\t|"):
+        if len(columns) == 1 and any(mark in columns[0] for mark in ";\t|"):
             hint = "; the header looks uncut, so name the delimiter= as well"
         raise DataError(
-            f"no column {column!r} for {role}; the columns are {have}: pass {role}=<one of"
+            f"no column {column!r} for {role}; the columns are {columns}: pass {role}=<one of"
             f" them>{hint}"
         )
     if not len(frame):
-        raise DataError("the table has a header but no rows: wanted one row a document")
+        raise DataError("the table has a header but no rows: wanted one row per document")
 
 
 def missing(value: Any) -> bool:
-    """None, NaN, NA or a blank string."""
+    """Whether a cell is None, NaN, NA or a blank string."""
     if isinstance(value, str):
         return not value.strip()
     if value is None or type(value).__name__ in ("NAType", "NaTType"):
@@ -125,7 +197,7 @@ def missing(value: Any) -> bool:
 
 
 def _texts(frame: pd.DataFrame, column: str) -> np.ndarray:
-    """Mask of the rows with a text; counts the others in one warning."""
+    """(rows,) bool: whether a row has a text; one warning counts the others."""
     values = frame[column].tolist()
     keep = np.array([not missing(value) for value in values], dtype=bool)
     if not keep.any():
@@ -155,11 +227,11 @@ def _ids(frame: pd.DataFrame, column: str | None) -> list[str]:
         )
     ids = [_name(value) for value in values]
     seen: set[str] = set()
-    twice = list(dict.fromkeys(i for i in ids if i in seen or seen.add(i)))
-    if twice:
+    repeated = list(dict.fromkeys(i for i in ids if i in seen or seen.add(i)))
+    if repeated:
         raise DataError(
-            f"column {column!r} has {len(twice)} ids more than once, first three {twice[:3]}: make"
-            " them unique, or pass id=None to number the rows"
+            f"column {column!r} has {len(repeated)} ids more than once, first three {repeated[:3]}:"
+            " make them unique, or pass id=None to number the rows"
         )
     return ids
 
@@ -172,7 +244,7 @@ def _name(value: Any) -> str:
 
 
 def _cut(value: Any, sep: str | None) -> list[str]:
-    """One labels cell -> names: trimmed, empty ones dropped, repeats collapsed."""
+    """The names in one labels cell: trimmed, sorted, without empty ones and repeats."""
     if missing(value):
         return []
     if isinstance(value, (list, tuple, set, frozenset, np.ndarray)):
@@ -205,16 +277,15 @@ def _labels(cells: Sequence[Any], column: str, sep: str | None) -> list[list[str
 
 
 def _evident_separator(cells: list[str], sep: str | None) -> str | None:
-    """Another separator that evidently cuts `cells` (a fifth of them, with parts that recur) when
-    `sep` never does.
+    """A separator that evidently cuts `cells` although `sep` never occurs in them, or None.
+
+    It occurs in a fifth of the cells at least, and the parts it makes recur.
     """
     if not cells or (sep and any(sep in cell for cell in cells)):
         return None
     for other in SEPARATORS:
-        cut = [
-            [part.strip() for part in cell.split(other)] for cell in cells if other in cell.strip()
-        ]
-        parts = [part for one in cut for part in one]
+        cut = [cell.split(other) for cell in cells if other in cell.strip()]
+        parts = [part.strip() for cell in cut for part in cell]
         if (
             len(cut) >= max(2, len(cells) / 5)
             and len(set(parts)) <= len(parts) * 0.8
@@ -235,7 +306,7 @@ def _split(frame: pd.DataFrame, column: str) -> list[str]:
 
 
 def _hashed_split(texts: list[str], fraction: float, seed: int) -> list[str]:
-    """train/test by hash of the text, so that repeated texts fall on one side."""
+    """train or test of each text by its hash, so that repeated texts fall on one side."""
     if not 0 <= fraction < 1:
         raise DataError(f"test_fraction={fraction}: wanted 0 or more and below 1")
     distinct = sorted(set(texts))
@@ -245,15 +316,17 @@ def _hashed_split(texts: list[str], fraction: float, seed: int) -> list[str]:
 
 
 def _count_oddities(names: list[list[str]], split: list[str], to_train: bool) -> list[str]:
-    """Warn, once each, of documents without labels and, before training, labels never in train;
-    return the notes.
+    """Notes, also given as warnings, on documents without labels and labels never in train.
+
+    The second note is for a table to train on only.
     """
     notes = []
-    bare = sum(not own and s != "unlabelled" for own, s in zip(names, split, strict=True))
+    pairs = list(zip(names, split, strict=True))
+    bare = sum(not labels and s != "unlabelled" for labels, s in pairs)
     if bare:
         notes.append(f"{bare} of {len(names)} documents have no labels and were kept")
-    train = {n for own, s in zip(names, split, strict=True) if s == "train" for n in own}
-    unseen = {n for own in names for n in own} - train
+    in_train = {label for labels, s in pairs if s == "train" for label in labels}
+    unseen = {label for labels in names for label in labels} - in_train
     if unseen and to_train:
         notes.append(f"{len(unseen)} labels are never in train; seen_in_train() drops them")
     for note in notes:

@@ -1,9 +1,8 @@
-"""Tokenise once: ragged token ids of whole documents, counts, and the word vocabulary of the linear
-peers.
+"""Token ids of whole documents, their counts, and the words that linear models read.
 
-The first arrow of the data flow. Documents keep their natural length; special tokens are never part
-of the ids, so they are neither counted by MIG nor attended to. Windows of a long document are made
-where the backbone needs them (`features.py`, `model.py`), not here.
+Documents keep their natural length. Special tokens are never part of the ids, so they are neither
+counted nor attended to (docs/method.md, "Faults of the published code", 5). A long document is cut
+into windows in `backbones/windows.py`, not here.
 """
 
 from __future__ import annotations
@@ -21,8 +20,10 @@ from plantlib.utils.progress import tqdm
 
 @dataclass(frozen=True, eq=False)
 class Ragged:
-    """Token ids of N documents: `flat` (S,) int32 and `offsets` (N+1,) int64; document i is
-    flat[offsets[i]:offsets[i+1]].
+    """Token ids of N documents, one after another.
+
+    flat: (S,) int32.
+    offsets: (N+1,) int64; document i is flat[offsets[i]:offsets[i+1]].
     """
 
     flat: np.ndarray
@@ -32,27 +33,25 @@ class Ragged:
         return len(self.offsets) - 1
 
     def __getitem__(self, i: int) -> np.ndarray:
-        # a negative index counts from the end, one outside is an IndexError
-        i = range(len(self))[i]
+        i = range(len(self))[i]  # negative indices count from the end; IndexError outside
         return self.flat[self.offsets[i] : self.offsets[i + 1]]
 
     @property
     def lengths(self) -> np.ndarray:
-        """(N,) tokens a document."""
+        """(N,) tokens per document."""
         return np.diff(self.offsets)
 
     @classmethod
     def from_lists(cls, documents) -> Ragged:
+        """From a sequence of N lists or arrays of token ids."""
         lengths = np.fromiter((len(d) for d in documents), np.int64, len(documents))
-        flat = (
-            np.concatenate([np.asarray(d, np.int32) for d in documents])
-            if len(documents)
-            else np.zeros(0, np.int32)
+        flat = np.concatenate(
+            [np.zeros(0, np.int32), *(np.asarray(d, np.int32) for d in documents)]
         )
-        return cls(flat.astype(np.int32), np.concatenate([[0], np.cumsum(lengths)]))
+        return cls(flat, np.concatenate([[0], np.cumsum(lengths)]))
 
     def select(self, rows: np.ndarray) -> Ragged:
-        """The documents `rows`, in that order."""
+        """The documents `rows`, an array of indices, in that order."""
         return Ragged.from_lists([self[i] for i in rows])
 
     def counts(self, vocabulary: int) -> sparse.csr_matrix:
@@ -69,9 +68,14 @@ def tokenise(
     progress: bool = True,
     batch: int = 256,
 ) -> Ragged:
-    """Token ids of every text without special tokens, cut after `max_tokens`.
+    """Token ids of every text, without special tokens.
 
-    tokenizer: any Hugging Face tokenizer. max_tokens None reads the whole document.
+    Args:
+        texts: N texts.
+        tokenizer: any Hugging Face tokenizer.
+        max_tokens: tokens after which a document is cut; None reads the whole document.
+        progress: whether a bar is drawn, from 5,000 texts on.
+        batch: texts per call of the tokenizer.
     """
     documents: list[list[int]] = []
     steps = range(0, len(texts), batch)
@@ -91,15 +95,18 @@ def tokenise(
 
 
 def cached_tokens(path: str | Path, make: Callable[[], Ragged]) -> Ragged:
-    """The token ids at `path` (safetensors), made and written there when they are missing; the name
-    must say of what.
+    """The token ids in a safetensors file, which is written first if it is missing.
+
+    Args:
+        path: the file; its name must identify texts, tokenizer and options.
+        make: computes the ids.
     """
     from safetensors.numpy import load_file, save_file
 
     path = Path(path)
     if path.exists():
-        found = load_file(path)
-        return Ragged(found["flat"], found["offsets"])
+        arrays = load_file(path)
+        return Ragged(arrays["flat"], arrays["offsets"])
     tokens = make()
     with atomic_path(path) as temporary:
         save_file({"flat": tokens.flat, "offsets": tokens.offsets}, temporary)
@@ -108,7 +115,7 @@ def cached_tokens(path: str | Path, make: Callable[[], Ragged]) -> Ragged:
 
 @dataclass(frozen=True, eq=False)
 class Words:
-    """Word vocabulary of the training rows and the (N, V) counts of all documents over it."""
+    """V word names from the training rows, and the (N, V) int32 counts of all documents."""
 
     names: list[str]
     counts: sparse.csr_matrix
@@ -118,7 +125,7 @@ WORD = r"(?u)\b\w\w+\b"
 
 
 def word_analyser(pattern: str = WORD):
-    """text -> its lower-cased words, as `words` counts them."""
+    """The function from a text to its lower-cased words, as `words` counts them."""
     from sklearn.feature_extraction.text import CountVectorizer
 
     return CountVectorizer(token_pattern=pattern).build_analyzer()
@@ -127,8 +134,16 @@ def word_analyser(pattern: str = WORD):
 def words(
     texts: list[str], train_rows: np.ndarray, min_documents: int = 2, pattern: str = WORD
 ) -> Words:
-    """Lower-cased word unigrams; the vocabulary comes from the training rows, nothing is learnt
-    from others.
+    """Count lower-cased words; the vocabulary comes from the training rows alone.
+
+    Args:
+        texts: N texts.
+        train_rows: indices of the training documents.
+        min_documents: training documents that a word of the vocabulary occurs in, at least.
+        pattern: regular expression of a word.
+
+    Raises:
+        ValueError: no word occurs in so many training documents.
     """
     from sklearn.feature_extraction.text import CountVectorizer
 
@@ -137,22 +152,20 @@ def words(
         vectorizer.fit([texts[i] for i in train_rows])
     except ValueError as error:
         raise ValueError(
-            f"no word stands in at least {min_documents} of {len(train_rows)} training documents; "
+            f"no word occurs in at least {min_documents} of {len(train_rows)} training documents; "
             "lower min_documents or add text"
         ) from error
     return Words(list(vectorizer.get_feature_names_out()), vectorizer.transform(texts).tocsr())
 
 
 def smooth_idf(counts: sparse.csr_matrix) -> np.ndarray:
-    """(V,) float64 ln((1 + n) / (1 + n_t)) + 1 of counts (n, V), as `tfidf` weighs words
-    (scikit-learn's smooth idf).
-    """
+    """(V,) float64 ln((1 + n) / (1 + n_t)) + 1 of counts (n, V): scikit-learn's smooth idf."""
     present = np.bincount(counts.indices, minlength=counts.shape[1])
     return np.log((1 + counts.shape[0]) / (1 + present)) + 1
 
 
 def tfidf(counts: sparse.csr_matrix, train_rows: np.ndarray) -> sparse.csr_matrix:
-    """Sublinear tf-idf of (N, V) counts with the idf of the training rows, rows of unit length."""
+    """Sublinear tf-idf of (N, V) counts with the idf of the training rows; rows have length 1."""
     from sklearn.feature_extraction.text import TfidfTransformer
 
     transformer = TfidfTransformer(sublinear_tf=True).fit(counts[train_rows])

@@ -1,10 +1,10 @@
-"""The arithmetic of the method behind one name per operation, `impl="auto|triton|torch|reference"`.
+"""The arithmetic of the method: one name per operation, `impl="auto|triton|torch|reference"`.
 
-`reference` is the specification. `torch` is the default without a GPU: it works in blocks, holds
-nothing of size (B, L, D) or (S, L), and recomputes in the backward pass. `triton` are the fused
-kernels. `machine.py` alone asks what the machine has; README.md beside this file says which kernel
-has run where. Ranking losses are reached through `planting/ranking.py`, counts through
-`teacher/mig.py`. The names are loaded when first used, so that exact counts need no PyTorch.
+`reference` is the specification. `torch` is the default without a GPU: it works in blocks, stores
+nothing of size (B, L, D) or (S, L), and recomputes in the backward pass. `triton` means the fused
+kernels. Ranking losses are called through `planting/ranking.py`, counts through `teacher/mig.py`.
+README.md in this folder says which kernel has run where. Names are loaded on first use, so exact
+counts need no PyTorch.
 """
 
 from importlib import import_module

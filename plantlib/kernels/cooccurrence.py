@@ -1,13 +1,12 @@
-"""X'Y -> mutual information -> the K best tokens a label in two Triton passes over bitmaps: no (V,
-L) table is ever stored.
+"""The K best tokens of each label by mutual information, in two Triton passes over bitmaps.
 
-Realises METHOD.md section 1 as `mig.association_blocks` and `mig.top_tokens` compute it, to the
-bit: counts are exact integers, logarithms come from the one float64 table, every float64 operation
-stands in the CPU's order and none is a product that a compiler could contract. A program owns a
-block of labels: `_threshold_kernel` streams scores through a short list a label and finds the K-th
-highest, `_emit_kernel` computes the scores again and writes what belongs. One writer a place, no
-atomics, equal bits. All associations of a label (top_k=None) remain with the CPU path; README.md
-beside this file says where these kernels have run.
+Realises docs/method.md, "Mutual information gain", to the bit of `mig.association_blocks` and
+`mig.top_tokens`, and stores no (V, L) table. Counts are exact integers, logarithms come from the
+one float64 table, and float64 operations run in the CPU's order, without a product that a compiler
+could contract. A program owns a block of labels: `_threshold_kernel` streams scores through a short
+list per label and finds the K-th highest, `_emit_kernel` computes the scores again and writes those
+that are kept. Each place has one writer and there are no atomics, so runs give equal bits. Keeping
+all associations of a label (top_k=None) is left to the CPU path.
 """
 
 from __future__ import annotations
@@ -28,22 +27,22 @@ from plantlib.kernels.counts import (
     presence,
 )
 
-MAX_TOP_K = 512  # a label's list of candidates passes through registers
+MAX_TOP_K = 512  # the list of candidates of a label passes through registers
 MAX_DOCUMENTS = 2**24  # above, float32 sums of ones are not exact
-LABELS = 32  # a program's own labels
-TOKENS = 64  # tokens it looks at together
-WORDS = 4  # words of 32 documents in one product
+LABELS = 32  # labels per program
+TOKENS = 64  # tokens per tile
+WORDS = 4  # words of 32 documents per product
 ENTRIES = 2**22  # matrix entries turned into bits at once
 WARPS = 8
 STAGES = 2
 NO_SPECIALIZATION = ["N", "V", "L", "W", "K"]  # a size of 1 would become a constant without a type
+TINY = tl.constexpr(float(np.finfo(float).tiny))
 
 
 @triton.jit
 def _unpack(words, BW: tl.constexpr, B: tl.constexpr):
-    """(BW, B) words -> (BW 32, B) ones and zeros in float16: the bit times the pattern of 1.0,
-    cheaper than a conversion.
-    """
+    """(BW, B) words -> (BW 32, B) ones and zeros in float16."""
+    # the bit times the pattern of 1.0 is cheaper than a conversion
     bits = (words[:, None, :] >> tl.arange(0, 32)[None, :, None]) & 1
     return tl.reshape((bits * 0x3C00).to(tl.int16), (BW * 32, B)).to(tl.float16, bitcast=True)
 
@@ -52,7 +51,7 @@ def _unpack(words, BW: tl.constexpr, B: tl.constexpr):
 def _counts(
     x_bits, y_bits, tokens, labels, V, L, W, BT: tl.constexpr, BL: tl.constexpr, BW: tl.constexpr
 ):
-    """Documents with label and token, (BL, BT) int32, exact."""
+    """(BL, BT) int32 documents with label and token, exact."""
     both = tl.zeros((BL, BT), tl.float32)
     for first in range(0, W, BW):
         word = first + tl.arange(0, BW)
@@ -79,7 +78,7 @@ def _keys(
     h_t,  # (V,) int32 documents, float64 entropy
     n_l,
     h_l,  # (L,)
-    table,  # (N + 1,) float64 n ln n
+    f,  # (N + 1,) float64, f(n) = n ln n
     tokens,
     labels,
     N,
@@ -87,35 +86,35 @@ def _keys(
     L,
     W,
     VARIANT: tl.constexpr,
-    TINY: tl.constexpr,
     BT: tl.constexpr,
     BL: tl.constexpr,
     BW: tl.constexpr,
 ):
-    """(BL, BT) int64 bit patterns of the scores, which order as the scores do; -1 without positive
-    association.
+    """(BL, BT) int64 bits of the scores, which sort alike; -1 without positive association.
+
+    The operations are those of `counts.information` and `counts.normalise`.
     """
     both = _counts(x_bits, y_bits, tokens, labels, V, L, W, BT, BL, BW)
-    there_t, there_l = tokens < V, labels < L
-    t = tl.load(n_t + tokens, mask=there_t, other=0)
-    c = tl.load(n_l + labels, mask=there_l, other=0)
+    is_token, is_label = tokens < V, labels < L
+    t = tl.load(n_t + tokens, mask=is_token, other=0)
+    c = tl.load(n_l + labels, mask=is_label, other=0)
     positive = both.to(tl.int64) * N > t.to(tl.int64)[None, :] * c.to(tl.int64)[:, None]
-    t_margin = tl.load(table + t) + tl.load(table + N - t)
-    c_one, c_rest = tl.load(table + c), tl.load(table + N - c)
+    t_margin = tl.load(f + t) + tl.load(f + N - t)
+    c_one, c_rest = tl.load(f + c), tl.load(f + N - c)
     t, c = t[None, :], c[:, None]
-    cells = tl.load(table + both, mask=positive, other=0.0) + tl.load(
-        table + (t - both), mask=positive, other=0.0
+    cells = tl.load(f + both, mask=positive, other=0.0) + tl.load(
+        f + (t - both), mask=positive, other=0.0
     )
-    cells = cells + tl.load(table + (c - both), mask=positive, other=0.0)
-    cells = cells + tl.load(table + (N - t - c + both), mask=positive, other=0.0)
+    cells = cells + tl.load(f + (c - both), mask=positive, other=0.0)
+    cells = cells + tl.load(f + (N - t - c + both), mask=positive, other=0.0)
     margins = t_margin[None, :] + c_one[:, None] + c_rest[:, None]
-    score = (cells - margins + tl.load(table + N)) / tl.cast(N, tl.float64)
+    score = (cells - margins + tl.load(f + N)) / tl.cast(N, tl.float64)
     # a comparison rather than a maximum, which may leave the sign of a zero to the hardware
     score = tl.where(score > 0, score, tl.zeros((BL, BT), tl.float64))
     tiny = tl.full((BL, BT), TINY, tl.float64)
-    label_entropy = tl.load(h_l + labels, mask=there_l, other=0.0)[:, None]
+    label_entropy = tl.load(h_l + labels, mask=is_label, other=0.0)[:, None]
     if VARIANT == "jaccard":
-        token_entropy = tl.load(h_t + tokens, mask=there_t, other=0.0)[None, :]
+        token_entropy = tl.load(h_t + tokens, mask=is_token, other=0.0)[None, :]
         score = score / tl.maximum(token_entropy + label_entropy - score, tiny)
     elif VARIANT == "label_entropy":
         score = score / tl.maximum(tl.zeros((BL, BT), tl.float64) + label_entropy, tiny)
@@ -124,9 +123,7 @@ def _keys(
 
 @triton.jit
 def _kth(keys, K):
-    """The K-th highest of keys (CAP,), found bit by bit; 0, the lowest score, where fewer than K
-    are scores.
-    """
+    """The K-th highest of keys (CAP,), found bit by bit; 0, the lowest score, if too few."""
     edge = tl.full((), 0, tl.int64)
     one = tl.full((), 1, tl.int64)
     for step in range(63):
@@ -137,9 +134,7 @@ def _kth(keys, K):
 
 @triton.jit
 def _shorten(row, label, thresholds, filled, K, CAP: tl.constexpr):
-    """Cut a label's candidates to its K best and raise its threshold; returns the number strictly
-    above.
-    """
+    """Cut a label's candidates to the K best and raise its threshold; how many are above it."""
     places = tl.arange(0, CAP)
     keys = tl.load(row + places, mask=places < tl.load(filled + label), other=-1)
     edge = _kth(keys, K)
@@ -147,7 +142,7 @@ def _shorten(row, label, thresholds, filled, K, CAP: tl.constexpr):
     above = tl.sum(higher.to(tl.int32), 0)
     tie = (keys == edge).to(tl.int32)
     kept = (higher | ((tie > 0) & (tl.cumsum(tie, 0) <= K - above))).to(tl.int32)
-    # nobody may write before everybody has read
+    # no thread may write before all have read
     tl.debug_barrier()
     tl.store(row + tl.cumsum(kept, 0) - 1, keys, mask=kept > 0)
     tl.store(thresholds + label, edge)
@@ -163,7 +158,7 @@ def _threshold_kernel(
     h_t,
     n_l,
     h_l,
-    table,  # as in _keys
+    f,  # as in _keys
     # (L,) int64 out: key of the K-th highest score with multiplicity, 0 where there are fewer
     thresholds,
     above,  # (L,) int32 out: tokens strictly above it
@@ -175,7 +170,6 @@ def _threshold_kernel(
     W,
     K,
     VARIANT: tl.constexpr,
-    TINY: tl.constexpr,
     BT: tl.constexpr,
     BL: tl.constexpr,
     BW: tl.constexpr,
@@ -185,60 +179,36 @@ def _threshold_kernel(
     begin = tl.program_id(0) * BL
     labels = begin + tl.arange(0, BL)
     end = tl.minimum(begin + BL, L)
-    there = labels < L
+    is_label = labels < L
     rows = labels.to(tl.int64)[:, None] * CAP
-    tl.store(thresholds + labels, tl.zeros((BL,), tl.int64), mask=there)
-    tl.store(filled + labels, tl.zeros((BL,), tl.int32), mask=there)
+    tl.store(thresholds + labels, tl.zeros((BL,), tl.int64), mask=is_label)
+    tl.store(filled + labels, tl.zeros((BL,), tl.int32), mask=is_label)
     # the scratch is written and read by different threads of the program, hence the barriers
     tl.debug_barrier()
     for first in range(0, V, BT):
         tokens = first + tl.arange(0, BT)
         keys = _keys(
-            x_bits,
-            y_bits,
-            n_t,
-            h_t,
-            n_l,
-            h_l,
-            table,
-            tokens,
-            labels,
-            N,
-            V,
-            L,
-            W,
-            VARIANT,
-            TINY,
-            BT,
-            BL,
-            BW,
+            x_bits, y_bits, n_t, h_t, n_l, h_l, f, tokens, labels, N, V, L, W, VARIANT, BT, BL, BW
         )
-        edge = tl.load(thresholds + labels, mask=there, other=0)
-        news = (keys > edge[:, None]).to(tl.int32)
-        added = tl.sum(news, 1)
+        edge = tl.load(thresholds + labels, mask=is_label, other=0)
+        fresh = (keys > edge[:, None]).to(tl.int32)
+        added = tl.sum(fresh, 1)
         if tl.sum(added, 0) > 0:
-            before = tl.load(filled + labels, mask=there, other=0)
-            place = rows + before[:, None] + tl.cumsum(news, 1) - 1
-            tl.store(candidates + place, keys, mask=news > 0)
+            before = tl.load(filled + labels, mask=is_label, other=0)
+            place = rows + before[:, None] + tl.cumsum(fresh, 1) - 1
+            tl.store(candidates + place, keys, mask=fresh > 0)
             tl.debug_barrier()
-            tl.store(filled + labels, before + added, mask=there)
+            tl.store(filled + labels, before + added, mask=is_label)
             tl.debug_barrier()
             for label in range(begin, end):
                 # the next tile must fit
                 if tl.load(filled + label) > CAP - BT:
-                    _shorten(
-                        candidates + tl.cast(label, tl.int64) * CAP,
-                        label,
-                        thresholds,
-                        filled,
-                        K,
-                        CAP,
-                    )
+                    row = candidates + tl.cast(label, tl.int64) * CAP
+                    _shorten(row, label, thresholds, filled, K, CAP)
             tl.debug_barrier()
     for label in range(begin, end):
-        higher = _shorten(
-            candidates + tl.cast(label, tl.int64) * CAP, label, thresholds, filled, K, CAP
-        )
+        row = candidates + tl.cast(label, tl.int64) * CAP
+        higher = _shorten(row, label, thresholds, filled, K, CAP)
         tl.store(above + label, higher)
 
 
@@ -250,52 +220,34 @@ def _emit_kernel(
     h_t,
     n_l,
     h_l,
-    table,  # as in _keys
+    f,  # as in _keys
     thresholds,  # (L,) int64
     above,  # (L,) int32
     columns,  # (L, K) int32 out: token ids, rising
     scores,  # (L, K) int64 out: bits of the float64 scores
-    counts,  # (L,) int32 out: places filled a label
+    counts,  # (L,) int32 out: filled places
     N,
     V,
     L,
     W,
     K,
     VARIANT: tl.constexpr,
-    TINY: tl.constexpr,
     BT: tl.constexpr,
     BL: tl.constexpr,
     BW: tl.constexpr,
 ):
     """Tokens above the edge and the first ones on it, by rising id."""
     labels = tl.program_id(0) * BL + tl.arange(0, BL)
-    there = labels < L
-    edge = tl.load(thresholds + labels, mask=there, other=0)[:, None]
-    room = (K - tl.load(above + labels, mask=there, other=0))[:, None]
+    is_label = labels < L
+    edge = tl.load(thresholds + labels, mask=is_label, other=0)[:, None]
+    room = (K - tl.load(above + labels, mask=is_label, other=0))[:, None]
     row = labels.to(tl.int64)[:, None] * K
     ties = tl.zeros((BL,), tl.int32)
     written = tl.zeros((BL,), tl.int32)
     for first in range(0, V, BT):
         tokens = first + tl.arange(0, BT)
         keys = _keys(
-            x_bits,
-            y_bits,
-            n_t,
-            h_t,
-            n_l,
-            h_l,
-            table,
-            tokens,
-            labels,
-            N,
-            V,
-            L,
-            W,
-            VARIANT,
-            TINY,
-            BT,
-            BL,
-            BW,
+            x_bits, y_bits, n_t, h_t, n_l, h_l, f, tokens, labels, N, V, L, W, VARIANT, BT, BL, BW
         )
         tie = (keys == edge).to(tl.int32)
         early = ties[:, None] + tl.cumsum(tie, 1) <= room
@@ -305,19 +257,29 @@ def _emit_kernel(
         tl.store(scores + place, keys, mask=keep)
         ties += tl.sum(tie, 1)
         written += tl.sum(keep.to(tl.int32), 1)
-    tl.store(counts + labels, written, mask=there)
+    tl.store(counts + labels, written, mask=is_label)
 
 
 def top_associations(
     x: sparse.csr_matrix, y: sparse.csr_matrix, *, variant: str, top_k: int, device=None
 ) -> sparse.csr_matrix:
-    """Scores of the best `top_k` tokens a label, csr (L, V) float64 with sorted columns: those of
-    `mig.top_tokens`, bit by bit.
+    """Scores of the best tokens of each label, as `mig.top_tokens` gives them, bit by bit.
 
-    x (N, V), y (N, L) training rows; N at most 2^24, top_k 1 to 512. variant: as in
-    `mig.association_blocks`. device: a GPU, the current one if None; the CPU only where Triton
-    interprets. Held there: N (V + L) / 8 bytes of bitmaps and a list of at most max(4 top_k, 256)
-    candidates a label.
+    The device holds N (V + L) / 8 bytes of bitmaps and at most max(4 top_k, 256) candidates per
+    label.
+
+    Args:
+        x: (N, V) token counts of training rows, N at most 2^24.
+        y: (N, L) their labels.
+        variant: as in `mig.association_blocks`.
+        top_k: tokens per label, 1 to 512.
+        device: a GPU, the current one if None; the CPU only where Triton interprets.
+
+    Returns:
+        (L, V) csr float64 with sorted columns.
+
+    Raises:
+        ValueError: for a request that the kernels cannot serve.
     """
     check_request(x, y, variant)
     check_limits(x.shape[0], top_k)
@@ -331,10 +293,10 @@ def top_associations(
 
 
 def check_limits(documents: int, top_k: int | None) -> None:
-    """ValueError where the kernels cannot serve, with the way out."""
+    """ValueError if the kernels cannot count so many documents or keep so many tokens."""
     if top_k is None or not 1 <= top_k <= MAX_TOP_K:
         raise ValueError(
-            f"top_k={top_k}: the Triton kernels keep 1 to {MAX_TOP_K} tokens a label; use"
+            f"top_k={top_k}: the Triton kernels keep 1 to {MAX_TOP_K} tokens per label; use"
             " impl='torch'"
         )
     if documents > MAX_DOCUMENTS:
@@ -345,21 +307,19 @@ def check_limits(documents: int, top_k: int | None) -> None:
 
 
 def capacity(top_k: int) -> int:
-    """Candidates a label holds before they are cut to `top_k`: a power of two with room for a tile,
-    rarely short of it.
-    """
+    """Candidates per label before they are cut to `top_k`: a power of two with room for tiles."""
     return max(2 * triton.next_power_of_2(top_k), 4 * TOKENS)
 
 
 def bitmap(present: sparse.csr_matrix, device) -> torch.Tensor:
-    """(N, C) presence without duplicates -> (ceil(N / 32), C) int32: bit r % 32 of word (r // 32,
-    c) is row r, column c.
+    """Pack presence (N, C) without duplicates into bits.
 
-    Columns stand side by side in memory, so that a program's loads do too.
+    Returns:
+        (ceil(N / 32), C) int32: bit r % 32 of word (r // 32, c) is row r, column c. Neighbouring
+        columns lie side by side in memory, as a program loads them.
     """
-    words = torch.zeros(
-        (present.shape[0] + 31) // 32 * present.shape[1], dtype=torch.int32, device=device
-    )
+    size = (present.shape[0] + 31) // 32 * present.shape[1]
+    words = torch.zeros(size, dtype=torch.int32, device=device)
     indptr = torch.from_numpy(present.indptr.astype(np.int64)).to(device)
     for begin in range(0, present.nnz, ENTRIES):
         end = min(begin + ENTRIES, present.nnz)
@@ -375,35 +335,25 @@ def _launch(x, y, variant: str, top_k: int, device) -> tuple[np.ndarray, np.ndar
     """(L, K) token ids, (L, K) scores and (L,) counts of both kernels, on the host."""
     (n, vocabulary), labels = x.shape, y.shape[1]
     inputs = (bitmap(x, device), bitmap(y, device), *_marginals(x, y, device))
-    sizes = (
-        n,
-        vocabulary,
-        labels,
-        (n + 31) // 32,
-        top_k,
-        variant,
-        float(np.finfo(float).tiny),
-        TOKENS,
-        LABELS,
-        WORDS,
-    )
-    new = lambda *shape, dtype=torch.int32: torch.empty(shape, dtype=dtype, device=device)  # noqa: E731
-    edges = (new(labels, dtype=torch.int64), new(labels))
-    scratch = (new(labels, capacity(top_k), dtype=torch.int64), new(labels))
-    found = (new(labels, top_k), new(labels, top_k, dtype=torch.int64), new(labels))
+    sizes = (n, vocabulary, labels, (n + 31) // 32, top_k, variant, TOKENS, LABELS, WORDS)
+
+    def empty(*shape: int, dtype: torch.dtype = torch.int32) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device=device)
+
+    edges = (empty(labels, dtype=torch.int64), empty(labels))
+    scratch = (empty(labels, capacity(top_k), dtype=torch.int64), empty(labels))
+    out = (empty(labels, top_k), empty(labels, top_k, dtype=torch.int64), empty(labels))
     grid, options = (triton.cdiv(labels, LABELS),), {"num_warps": WARPS, "num_stages": STAGES}
-    # Triton launches on the current GPU, which need not be the one that was asked for
+    # Triton launches on the current GPU, which need not be `device`
     with torch.cuda.device_of(inputs[0]):
         _threshold_kernel[grid](*inputs, *edges, *scratch, *sizes, capacity(top_k), **options)
-        _emit_kernel[grid](*inputs, *edges, *found, *sizes, **options)
-    columns, scores, counts = (tensor.cpu().numpy() for tensor in found)
+        _emit_kernel[grid](*inputs, *edges, *out, *sizes, **options)
+    columns, scores, counts = (tensor.cpu().numpy() for tensor in out)
     return columns, scores.view(np.float64), counts
 
 
 def _marginals(x, y, device) -> tuple[torch.Tensor, ...]:
-    """n_t, H(t), n_l, H(l) and the table n ln n: the numbers of the CPU path, not numbers like
-    them.
-    """
+    """n_t, H(t), n_l, H(l) and the table n ln n, computed as the CPU path computes them."""
     n, table = x.shape[0], n_log_n(x.shape[0])
     counts = [column_counts(x), column_counts(y)]
     arrays = [a for c in counts for a in (c.astype(np.int32), entropy(c, n, table))] + [table]
@@ -411,41 +361,30 @@ def _marginals(x, y, device) -> tuple[torch.Tensor, ...]:
 
 
 def _rows(columns, scores, counts, shape) -> sparse.csr_matrix:
-    """csr of the filled places, row by row."""
+    """csr of the filled places."""
     filled = np.arange(columns.shape[1])[None, :] < counts[:, None]
     indptr = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
     return sparse.csr_matrix((scores[filled], columns[filled], indptr), shape=shape)
 
 
 def ahead_of_time_specs() -> list[tuple]:
-    """(name, kernel, signature, constexprs, num_warps, num_stages) of all kernels, to compile
-    without a GPU.
-    """
+    """(name, kernel, signature, constants, warps, stages) of all kernels, for `compile.py`."""
     inputs = dict.fromkeys(["x_bits", "y_bits"], "*i32")
-    inputs |= {"n_t": "*i32", "h_t": "*fp64", "n_l": "*i32", "h_l": "*fp64", "table": "*fp64"}
+    inputs |= {"n_t": "*i32", "h_t": "*fp64", "n_l": "*i32", "h_l": "*fp64", "f": "*fp64"}
     inputs |= {"thresholds": "*i64", "above": "*i32"}
     scratch = {"candidates": "*i64", "filled": "*i32"}
-    found = {"columns": "*i32", "scores": "*i64", "counts": "*i32"}
+    out = {"columns": "*i32", "scores": "*i64", "counts": "*i32"}
     sizes = dict.fromkeys(NO_SPECIALIZATION, "i32")
-    blocks = {"TINY": float(np.finfo(float).tiny), "BT": TOKENS, "BL": LABELS, "BW": WORDS}
-    kernels = []
+    blocks = {"BT": TOKENS, "BL": LABELS, "BW": WORDS}
+    specs = []
+
+    def add(name: str, kernel, arguments: dict, constants: dict) -> None:
+        signature = arguments | dict.fromkeys(constants, "constexpr")
+        specs.append((f"cooccurrence_{name}", kernel, signature, constants, WARPS, STAGES))
+
     for top_k in (64, MAX_TOP_K):
         constants = {"VARIANT": "jaccard"} | blocks | {"CAP": capacity(top_k)}
-        kernels.append(
-            (f"threshold_{top_k}", _threshold_kernel, inputs | scratch | sizes, constants)
-        )
+        add(f"threshold_{top_k}", _threshold_kernel, inputs | scratch | sizes, constants)
     for variant in VARIANTS[1:]:
-        kernels.append(
-            (f"emit_{variant}", _emit_kernel, inputs | found | sizes, {"VARIANT": variant} | blocks)
-        )
-    return [
-        (
-            f"cooccurrence_{name}",
-            kernel,
-            signature | dict.fromkeys(constants, "constexpr"),
-            constants,
-            WARPS,
-            STAGES,
-        )
-        for name, kernel, signature, constants in kernels
-    ]
+        add(f"emit_{variant}", _emit_kernel, inputs | out | sizes, {"VARIANT": variant} | blocks)
+    return specs

@@ -1,8 +1,7 @@
-"""Exact co-occurrence counts, entropies and mutual information on the CPU: the specification of the
-Triton kernels.
+"""Exact counts, entropies and mutual information (docs/method.md, "Mutual information gain").
 
-Counts are integers and logarithms come from one float64 table, so that every implementation can
-give the same bits.
+This is what the Triton kernels must reproduce. Counts are integers and logarithms come from one
+float64 table, so that every implementation can give the same bits. n documents, V tokens, L labels.
 """
 
 from __future__ import annotations
@@ -17,10 +16,9 @@ RELEVANCES = ("grade", "score")
 
 
 def presence(counts: sparse.csr_matrix) -> sparse.csr_matrix:
-    """Binary (N, V) presence of a (N, V) count matrix, int32 so that products count exactly."""
+    """Ones where an (N, V) count matrix is not zero, int32 so that products count exactly."""
     present = sparse.csr_matrix(counts, dtype=np.int32, copy=True)
-    # an entry stored twice is one document, not two
-    present.sum_duplicates()
+    present.sum_duplicates()  # an entry stored twice is one document
     present.eliminate_zeros()
     present.data[:] = 1
     return present
@@ -36,11 +34,13 @@ def n_log_n(n: int) -> np.ndarray:
 def information(
     both, with_token, with_label, n: int, table: np.ndarray | None = None
 ) -> np.ndarray:
-    """I(t;l) in nats from integer counts: documents with both, with the token, with the label, and
-    all `n`.
+    """I(t;l) in nats.
 
-    Any broadcastable integer arrays. One sum of f over the four cells and the four marginals, all
-    divided by n.
+    Args:
+        both, with_token, with_label: broadcastable integer arrays, documents with both, with the
+            token and with the label.
+        n: all documents.
+        table: `n_log_n(n)`, if it is there already.
     """
     f = n_log_n(n) if table is None else table
     cells = (
@@ -54,13 +54,13 @@ def information(
 
 
 def entropy(count, n: int, table: np.ndarray | None = None) -> np.ndarray:
-    """H in nats of an event seen in `count` of `n` documents."""
+    """H in nats of an event in `count` (integers of any shape) of `n` documents."""
     f = n_log_n(n) if table is None else table
     return (f[n] - f[count] - f[n - count]) / n
 
 
 def normalise(info, h_t, h_l, variant: str) -> np.ndarray:
-    """The score of a cell from I(t;l), H(t) and H(l), broadcastable: J, I / H(l) or I."""
+    """The score of a variant from broadcastable I(t;l), H(t) and H(l): J, I / H(l) or I."""
     tiny = np.finfo(float).tiny
     if variant == "jaccard":
         return info / np.maximum(h_t + h_l - info, tiny)
@@ -68,34 +68,34 @@ def normalise(info, h_t, h_l, variant: str) -> np.ndarray:
 
 
 def dense_mutual_information(x: sparse.csr_matrix, y: sparse.csr_matrix) -> np.ndarray:
-    """I(t;l) of every cell, (V, L) dense float64: for toy corpora and tests."""
+    """I(t;l) of presence x (N, V) and y (N, L), dense (V, L) float64, for toy corpora and tests."""
     x, y = presence(x), presence(y)
     both = (x.T @ y).toarray()
     return information(both, column_counts(x)[:, None], column_counts(y)[None, :], x.shape[0])
 
 
 def column_counts(x: sparse.csr_matrix) -> np.ndarray:
-    """Documents a column is present in, (columns,) int64."""
+    """(columns,) int64 stored entries per column: of presence, the documents of each token."""
     return np.bincount(x.indices, minlength=x.shape[1]).astype(np.int64)
 
 
 def blocks_of_labels(x: sparse.csr_matrix, y: sparse.csr_matrix, memory_mb: float):
-    """Label ranges whose co-occurrence cells stay under `memory_mb`, at 64 bytes a cell; the count
-    is an upper bound.
-    """
+    """`blocks_of_cells` of X'Y, with an upper bound of its cells, from presence x and y."""
     yield from blocks_of_cells(np.minimum(tokens_beside(x, y), x.shape[1]), memory_mb)
 
 
 def tokens_beside(x: sparse.csr_matrix, y: sparse.csr_matrix) -> np.ndarray:
-    """(L,) int64: distinct tokens of a label's documents, summed over the documents, from presence
-    x (N, V) and y (N, L).
+    """(L,) int64: the tokens of a label's documents, counted per document.
+
+    x (N, V) and y (N, L) are presence.
     """
     return np.asarray(y.T @ np.diff(x.indptr).astype(np.int64))
 
 
 def blocks_of_cells(cells_of_label: np.ndarray, memory_mb: float):
-    """Ranges [begin, end) of labels whose cells together stay under `memory_mb`, at 64 bytes a
-    cell; one label at least.
+    """Ranges [begin, end) of labels whose cells fit `memory_mb` at 64 bytes each.
+
+    cells_of_label: (L,). A label that does not fit makes a range by itself.
     """
     budget = memory_mb * 2**20 / 64
     begin, load = 0, 0.0
@@ -109,16 +109,14 @@ def blocks_of_cells(cells_of_label: np.ndarray, memory_mb: float):
 
 @dataclass(frozen=True, eq=False)
 class Margins:
-    """Documents: all `n`, with a token `n_t` (V,), with a label `n_l` (L,), int64; the table f and
-    both entropies, float64.
-    """
+    """Counts of single events and what follows from them."""
 
-    n: int
-    n_t: np.ndarray
-    n_l: np.ndarray
-    f: np.ndarray
-    h_t: np.ndarray
-    h_l: np.ndarray
+    n: int  # documents
+    n_t: np.ndarray  # (V,) int64, documents with a token
+    n_l: np.ndarray  # (L,) int64, documents with a label
+    f: np.ndarray  # (n + 1,) float64, `n_log_n(n)`
+    h_t: np.ndarray  # (V,) float64 entropies
+    h_l: np.ndarray  # (L,) float64 entropies
 
     @classmethod
     def of(cls, n: int, n_t: np.ndarray, n_l: np.ndarray) -> Margins:
@@ -133,7 +131,7 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
 
 
 def check_request(x, y, variant: str) -> None:
-    """ValueError for an unknown variant, for rows that do not match and for none at all."""
+    """ValueError for an unknown variant, or if x (N, V) and y (N, L) differ in N or are empty."""
     check_choice("variant", variant, VARIANTS)
     if x.shape[0] != y.shape[0]:
         raise ValueError(

@@ -88,7 +88,7 @@ class _Launch:
             BT=self.at.tokens,
             BD=self.at.hidden,
             BC=CELLS,
-            PRECISION="ieee" if exact else "tf32",
+            PRODUCT="ieee" if exact else "tf32",
             UPCAST=machine.interpreted() and p.hidden.dtype == torch.bfloat16,
             GROUP=GROUP,
             EVEN=self.size % self.at.hidden == 0,
@@ -311,7 +311,8 @@ def ahead_of_time_specs() -> list[tuple]:
     `compile.py`.
     """
     floats = dict.fromkeys(
-        "cell_values gain value top total scale shift d_gain scores".split(), "*fp32"
+        "cell_values planted_gain value top total scale shift d_gain scores out_scores".split(),
+        "*fp32",
     )
     integers = dict.fromkeys("cell_rows cell_tokens bounds edge last".split(), "*i32") | {
         "labels": "*i64",
@@ -349,7 +350,7 @@ def ahead_of_time_specs() -> list[tuple]:
                 EVEN=True,
                 GROUP=GROUP,
                 UPCAST=False,
-                PRECISION="ieee" if short == "fp32" else "tf32",
+                PRODUCT="ieee" if short == "fp32" else "tf32",
             )
             constants = {k: v for k, v in constants.items() if k in kernel.arg_names}
             signature = {

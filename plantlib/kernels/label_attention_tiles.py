@@ -1,9 +1,13 @@
-"""The tiles of fused label attention: Triton kernels that `label_attention.py` launches.
+"""The Triton kernels of label attention, which `label_attention.py` launches.
 
-A program owns a block of columns of one document and walks its tokens; two tensor-core products a
-tile, an online softmax, scores that leave the registers for inattention's selection and in the
-backward pass alone. Rows are addressed within the document and pulled inside it, so loads need no
-mask of tokens; what lies outside is masked once, in the scores.
+A program owns a block of columns (labels, or places of candidate lists) of one document and walks
+its tokens in tiles: two tensor-core products per tile and a running softmax. Scores leave the
+registers only for the selection of inattention and in the backward pass. Token positions beyond the
+document are moved to its last token, so loads need no mask of tokens, and the scores there are
+masked once.
+
+BL columns, BT tokens, BD hidden units and BC planted cells per step. PRODUCT says how float32
+products are computed ("ieee" or "tf32"); UPCAST is for the interpreter.
 """
 
 from __future__ import annotations
@@ -11,9 +15,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-# documents side by side: programs in flight then read the same rows of Q and W, and of H, from the
-# cache
-GROUP = 8
+GROUP = 8  # neighbouring documents: their programs run together and share rows of Q, W and H
 
 
 @triton.jit
@@ -28,7 +30,7 @@ def _place(batch, blocks, GROUP: tl.constexpr):
 
 @triton.jit
 def _rows(labels, column, b, columns, CANDIDATES: tl.constexpr):
-    """Label ids (BL,) of columns, the last one's for what lies beyond."""
+    """Label ids (BL,) of columns; beyond the last column, its label."""
     rows = tl.minimum(column, columns - 1)
     if CANDIDATES:
         rows = tl.load(labels + b * columns + rows)
@@ -42,14 +44,13 @@ def _span(offsets, b):
 
 
 @triton.jit
-def _add_product(a, b, total, PRECISION: tl.constexpr):
-    """total + a b. In float32 the product is summed by itself: one chain of D additions would lose
-    three times the digits.
-    """
-    if PRECISION == "ieee":
-        # a plain sum would be folded into the product again
-        return tl.fma(tl.dot(a, b, input_precision=PRECISION), 1.0, total)
-    return tl.dot(a, b, total, input_precision=PRECISION)
+def _add_product(a, b, total, PRODUCT: tl.constexpr):
+    """total + a b."""
+    if PRODUCT == "ieee":
+        # the product is summed by itself, since one chain of D additions would lose three times the
+        # digits; fma, because the compiler would fold a plain sum into the product
+        return tl.fma(tl.dot(a, b, input_precision=PRODUCT), 1.0, total)
+    return tl.dot(a, b, total, input_precision=PRODUCT)
 
 
 @triton.jit
@@ -65,11 +66,14 @@ def _tile(
     BT: tl.constexpr,
     BD: tl.constexpr,
     EVEN: tl.constexpr,
-    PRECISION: tl.constexpr,
+    PRODUCT: tl.constexpr,
     UPCAST: tl.constexpr,
     READ: tl.constexpr,
 ):
-    """Scores and outputs (BL, BT) of a tile, without planted cells; EVEN: D is a multiple of BD."""
+    """Scores and, if READ, outputs (BL, BT) of a tile, without planted cells.
+
+    EVEN: D is a multiple of BD.
+    """
     scores = tl.zeros((BL, BT), tl.float32)
     reads = tl.zeros((BL, BT), tl.float32)
     units = tl.arange(0, BD)
@@ -85,7 +89,7 @@ def _tile(
         if UPCAST:  # bfloat16 products are wrong in the interpreter
             h = h.to(tl.float32)
             q = q.to(tl.float32)
-        scores = _add_product(q, h, scores, PRECISION)
+        scores = _add_product(q, h, scores, PRODUCT)
         if READ:
             if EVEN:
                 w = tl.load(outputs + at + d0)
@@ -93,7 +97,7 @@ def _tile(
                 w = tl.load(outputs + at + d0, mask=units[None, :] < D - d0, other=0.0)
             if UPCAST:
                 w = w.to(tl.float32)
-            reads = _add_product(w, h, reads, PRECISION)
+            reads = _add_product(w, h, reads, PRODUCT)
     return scores, reads
 
 
@@ -115,10 +119,12 @@ def _plant(
     BL: tl.constexpr,
     BT: tl.constexpr,
     BC: tl.constexpr,
-    PRECISION: tl.constexpr,
+    PRODUCT: tl.constexpr,
 ):
-    """total (BL, BT) plus gain times the planted cells of a tile; exact on tensor cores too, by
-    three parts of a value.
+    """total (BL, BT) plus gain times the planted cells of a tile.
+
+    The cells are scattered by a product of two one-hot matrices. With TF32 a value goes in three
+    parts of ten bits, so the result is exact.
     """
     first = tl.load(bounds + tile)
     last = tl.load(bounds + tile + 1)
@@ -129,15 +135,15 @@ def _plant(
         value = gain * tl.load(cell_values + c, mask=c < last, other=0.0)
         left = (tl.arange(0, BL)[:, None] == row[None, :]).to(tl.float32)
         here = tl.arange(0, BT)[None, :] == token[:, None]
-        if PRECISION == "ieee":
+        if PRODUCT == "ieee":
             total = tl.dot(
-                left, tl.where(here, value[:, None], 0.0), total, input_precision=PRECISION
+                left, tl.where(here, value[:, None], 0.0), total, input_precision=PRODUCT
             )
         else:
             for _part in tl.static_range(3):
                 high = _high_bits(value)
                 total = tl.dot(
-                    left, tl.where(here, high[:, None], 0.0), total, input_precision=PRECISION
+                    left, tl.where(here, high[:, None], 0.0), total, input_precision=PRODUCT
                 )
                 value -= high
     return total
@@ -152,14 +158,14 @@ def _ordered(scores):
 
 
 @triton.jit
-def _kept(scores, places, edge, last, there):
-    """Whether a score (BL, BT) is above its row's edge (BL,), or on it and no later than the place
-    `last` (BL,).
+def _kept(scores, places, edge, last, is_column):
+    """Whether inattention keeps a score (BL, BT).
+
+    It does above the row's edge (BL,), and on the edge up to the place `last` (BL,).
     """
-    order, edges = _ordered(scores), tl.load(edge, mask=there, other=0)[:, None]
-    return (order > edges) | (
-        (order == edges) & (places[None, :] <= tl.load(last, mask=there, other=0)[:, None])
-    )
+    order, edges = _ordered(scores), tl.load(edge, mask=is_column, other=0)[:, None]
+    last_place = tl.load(last, mask=is_column, other=0)[:, None]
+    return (order > edges) | ((order == edges) & (places[None, :] <= last_place))
 
 
 @triton.jit
@@ -173,8 +179,8 @@ def _score_kernel(
     cell_tokens,
     cell_values,
     bounds,
-    gain,
-    scores,  # out (columns of the part, S) float32, planted cells included
+    planted_gain,
+    out_scores,  # (columns of the part, S) float32 out, planted cells included
     columns,
     D,
     tiles,
@@ -192,7 +198,7 @@ def _score_kernel(
     BD: tl.constexpr,
     BC: tl.constexpr,
     EVEN: tl.constexpr,
-    PRECISION: tl.constexpr,
+    PRODUCT: tl.constexpr,
     UPCAST: tl.constexpr,
     GROUP: tl.constexpr,
 ):
@@ -203,60 +209,39 @@ def _score_kernel(
     begin, end = _span(offsets, b)
     places = (t * BT + tl.arange(0, BT)).to(tl.int32)
     if t * BT < end - begin:
-        found, _ = _tile(
-            hidden,
-            queries,
-            outputs,
-            rows,
-            begin + places,
-            end,
-            D,
-            BL,
-            BT,
-            BD,
-            EVEN,
-            PRECISION,
-            UPCAST,
-            False,
+        tokens = begin + places
+        scores, _ = _tile(
+            hidden, queries, outputs, rows, tokens, end, D, BL, BT, BD, EVEN, PRODUCT, UPCAST, False
         )
         if PLANTED:
             tile = (b * blocks + block) * tiles + t
-            found = _plant(
-                found,
-                cell_rows,
-                cell_tokens,
-                cell_values,
-                bounds,
-                tile,
-                tl.load(gain),
-                BL,
-                BT,
-                BC,
-                PRECISION,
+            gain = tl.load(planted_gain)
+            scores = _plant(
+                scores, cell_rows, cell_tokens, cell_values, bounds, tile, gain, BL, BT, BC, PRODUCT
             )
         to = (column - block0 * BL).to(tl.int64)[:, None] * S + (begin - token0 + places)[None, :]
-        tl.store(
-            scores + to, found, mask=(column < columns)[:, None] & (begin + places < end)[None, :]
-        )
+        mask = (column < columns)[:, None] & (tokens < end)[None, :]
+        tl.store(out_scores + to, scores, mask=mask)
 
 
 @triton.jit
 def _count(row, length, edge, BT: tl.constexpr, WHICH: tl.constexpr):
-    """How many of the first `length` scores of a row are "above" an edge of `_ordered`, "at least"
-    on it or "equal" to it.
+    """How many of the first `length` scores of a row lie above, on or at least on an edge.
+
+    The edge is in the order of `_ordered`; WHICH is "above", "equal" or "at least".
     """
     count = tl.zeros((BT,), tl.int32)
     for t0 in range(0, length, BT):
         places = t0 + tl.arange(0, BT)
-        here = places < length
-        order = _ordered(tl.load(row + places, mask=here, other=0.0))
+        inside = places < length
+        order = _ordered(tl.load(row + places, mask=inside, other=0.0))
         if WHICH == "above":
-            found = order > edge
+            counted = order > edge
         elif WHICH == "equal":
-            found = order == edge
+            counted = order == edge
         else:
-            found = order >= edge
-        count += (here & found).to(tl.int32)
+            counted = order >= edge
+        count += (inside & counted).to(tl.int32)
     return tl.sum(count, 0)
 
 
@@ -274,28 +259,28 @@ def _select_kernel(
     keep,
     BT: tl.constexpr,
 ):
-    """The K-th best of a row, bit by bit, then the place of the last tie: the row is read again and
-    never sorted.
+    """The K-th best score of a row, found bit by bit, then the place of the last kept tie.
+
+    The row is read once per bit and never sorted.
     """
     column, b = tl.program_id(0), b0 + tl.program_id(1)
     begin, end = _span(offsets, b)
     row = scores + column.to(tl.int64) * S + (begin - token0)
     length = end - begin
-    least = tl.full((), -0x80000000, tl.int32)
-    found = least
+    kth = tl.full((), -0x80000000, tl.int32)
     for step in range(32):
         # the highest bit is the sign
-        trial = tl.where(step == 0, 0, found | (tl.full((), 1, tl.int32) << (31 - step)))
-        found = tl.where(_count(row, length, trial, BT, "at least") >= keep, trial, found)
-    room = keep - _count(row, length, found, BT, "above")
+        trial = tl.where(step == 0, 0, kth | (tl.full((), 1, tl.int32) << (31 - step)))
+        kth = tl.where(_count(row, length, trial, BT, "at least") >= keep, trial, kth)
+    room = keep - _count(row, length, kth, BT, "above")
     # the largest place before which there are fewer ties than room for them
     place = tl.full((), 0, tl.int32)
     for step in range(31):
         trial = place | (tl.full((), 1, tl.int32) << (30 - step))
         if trial < length:
-            place = tl.where(_count(row, trial, found, BT, "equal") < room, trial, place)
+            place = tl.where(_count(row, trial, kth, BT, "equal") < room, trial, place)
     at = b.to(tl.int64) * columns + low + column
-    tl.store(edge + at, found)
+    tl.store(edge + at, kth)
     tl.store(last + at, place)
 
 
@@ -310,7 +295,7 @@ def _forward_kernel(
     cell_tokens,
     cell_values,
     bounds,
-    gain,
+    planted_gain,
     edge,
     last,  # (B, C): which scores are kept, if KEPT
     value,
@@ -329,7 +314,7 @@ def _forward_kernel(
     BD: tl.constexpr,
     BC: tl.constexpr,
     EVEN: tl.constexpr,
-    PRECISION: tl.constexpr,
+    PRODUCT: tl.constexpr,
     UPCAST: tl.constexpr,
     GROUP: tl.constexpr,
 ):
@@ -343,42 +328,21 @@ def _forward_kernel(
     o = tl.zeros((BL,), tl.float32)
     for t0 in range(0, end - begin, BT):
         places = (t0 + tl.arange(0, BT)).to(tl.int32)
-        inside = begin + places < end
+        tokens = begin + places
+        inside = tokens < end
         scores, reads = _tile(
-            hidden,
-            queries,
-            outputs,
-            rows,
-            begin + places,
-            end,
-            D,
-            BL,
-            BT,
-            BD,
-            EVEN,
-            PRECISION,
-            UPCAST,
-            True,
+            hidden, queries, outputs, rows, tokens, end, D, BL, BT, BD, EVEN, PRODUCT, UPCAST, True
         )
         if PLANTED:
             tile = (b * blocks + block) * tiles + t0 // BT
+            gain = tl.load(planted_gain)
             scores = _plant(
-                scores,
-                cell_rows,
-                cell_tokens,
-                cell_values,
-                bounds,
-                tile,
-                tl.load(gain),
-                BL,
-                BT,
-                BC,
-                PRECISION,
+                scores, cell_rows, cell_tokens, cell_values, bounds, tile, gain, BL, BT, BC, PRODUCT
             )
         kept = inside[None, :] & (scores == scores)
         if KEPT:
             kept = kept & _kept(scores, places, edge + out, last + out, column < columns)
-        # a score that is not a number stays one, so that broken input shows
+        # NaN scores stay, so that broken input shows
         scores = tl.where(kept | (scores != scores) & inside[None, :], scores, float("-inf"))
         higher = tl.maximum(m, tl.max(scores, 1))
         safe = tl.where(higher == float("-inf"), 0.0, higher)
@@ -403,7 +367,7 @@ def _backward_kernel(
     cell_tokens,
     cell_values,
     bounds,
-    gain,
+    planted_gain,
     edge,
     last,  # (B, C): which scores are kept, if KEPT
     top,
@@ -412,7 +376,7 @@ def _backward_kernel(
     shift,  # (B, C): largest score, value, g / s, g_lse / s
     d_scores,
     d_reads,  # out (columns of the part, S)
-    d_gain,  # out (B, blocks, tiles): this tile's part of the gain's gradient
+    d_gain,  # out (B, blocks, tiles): part of the gain's gradient
     columns,
     D,
     tiles,
@@ -431,82 +395,48 @@ def _backward_kernel(
     BD: tl.constexpr,
     BC: tl.constexpr,
     EVEN: tl.constexpr,
-    PRECISION: tl.constexpr,
+    PRODUCT: tl.constexpr,
     UPCAST: tl.constexpr,
     GROUP: tl.constexpr,
 ):
     block, b = _place(batch, blocks_here, GROUP)
     block, b, t = block0 + block, b0 + b, tl.program_id(1)
     column = block * BL + tl.arange(0, BL)
-    ok = column < columns
+    is_column = column < columns
     rows = _rows(labels, column, b, columns, CANDIDATES)
     begin, end = _span(offsets, b)
     places = (t * BT + tl.arange(0, BT)).to(tl.int32)
-    inside = begin + places < end
+    tokens = begin + places
+    inside = tokens < end
     if t * BT < end - begin:
         scores, reads = _tile(
-            hidden,
-            queries,
-            outputs,
-            rows,
-            begin + places,
-            end,
-            D,
-            BL,
-            BT,
-            BD,
-            EVEN,
-            PRECISION,
-            UPCAST,
-            True,
+            hidden, queries, outputs, rows, tokens, end, D, BL, BT, BD, EVEN, PRODUCT, UPCAST, True
         )
         tile = (b * blocks + block) * tiles + t
         if PLANTED:
+            gain = tl.load(planted_gain)
             scores = _plant(
-                scores,
-                cell_rows,
-                cell_tokens,
-                cell_values,
-                bounds,
-                tile,
-                tl.load(gain),
-                BL,
-                BT,
-                BC,
-                PRECISION,
+                scores, cell_rows, cell_tokens, cell_values, bounds, tile, gain, BL, BT, BC, PRODUCT
             )
         at = b.to(tl.int64) * columns + column
         kept = inside[None, :]
         if KEPT:
-            kept = kept & _kept(scores, places, edge + at, last + at, ok)
-        m = tl.load(top + at, mask=ok, other=0.0)
-        g = tl.load(scale + at, mask=ok, other=0.0)
+            kept = kept & _kept(scores, places, edge + at, last + at, is_column)
+        m = tl.load(top + at, mask=is_column, other=0.0)
+        g = tl.load(scale + at, mask=is_column, other=0.0)
         e = tl.where(kept, tl.exp(scores - tl.where(m == float("-inf"), 0.0, m)[:, None]), 0.0)
-        centred = reads - tl.load(value + at, mask=ok, other=0.0)[:, None]
-        ds = e * (g[:, None] * centred + tl.load(shift + at, mask=ok, other=0.0)[:, None])
+        centred = reads - tl.load(value + at, mask=is_column, other=0.0)[:, None]
+        ds = e * (g[:, None] * centred + tl.load(shift + at, mask=is_column, other=0.0)[:, None])
         to = (column - block0 * BL).to(tl.int64)[:, None] * S + (begin - token0 + places)[None, :]
-        tl.store(
-            d_scores + to, ds.to(d_scores.dtype.element_ty), mask=ok[:, None] & inside[None, :]
-        )
-        tl.store(
-            d_reads + to,
-            (e * g[:, None]).to(d_reads.dtype.element_ty),
-            mask=ok[:, None] & inside[None, :],
-        )
+        mask = is_column[:, None] & inside[None, :]
+        tl.store(d_scores + to, ds.to(d_scores.dtype.element_ty), mask=mask)
+        tl.store(d_reads + to, (e * g[:, None]).to(d_reads.dtype.element_ty), mask=mask)
         if PLANTED:
-            # built again rather than kept: registers are short while scores and outputs stand
+            # built again rather than kept, because scores and outputs fill the registers
             planted = tl.zeros((BL, BT), tl.float32)
             planted = _plant(
-                planted,
-                cell_rows,
-                cell_tokens,
-                cell_values,
-                bounds,
-                tile,
-                1.0,
-                BL,
-                BT,
-                BC,
-                PRECISION,
+                planted, cell_rows, cell_tokens, cell_values, bounds, tile, 1.0, BL, BT, BC, PRODUCT
             )
-            tl.store(d_gain + tile, tl.sum(tl.sum(tl.where(ok[:, None], ds * planted, 0.0), 1), 0))
+            tl.store(
+                d_gain + tile, tl.sum(tl.sum(tl.where(is_column[:, None], ds * planted, 0.0), 1), 0)
+            )

@@ -1,13 +1,12 @@
-"""Planted label attention in PyTorch on any device: blocks of labels, memory of one block,
-gradients by recomputation.
+"""Planted label attention in PyTorch, in blocks of labels (docs/method.md, "Planted attention").
 
-Realises METHOD.md section 4 where there is no GPU, and the fallback where there is no Triton.
-Packed tokens are read in chunks of whole documents and labels in blocks, so scores and outputs live
-in one small workspace and no padding is multiplied; the backward pass builds them again, but for
-the weights of the first labels that fit a fixed memory. Planted cells are added to the block where
-they fall. Saved for the backward pass are two numbers a (document, label): the row's largest score
-and its sum of exponentials, which together lose less to rounding than their log-sum-exp. It knows
-nothing of autograd and state: `attention.py` does.
+The implementation without a GPU, and on a GPU without Triton. Packed tokens are read in chunks of
+whole documents and labels in blocks, so scores and outputs live in one small workspace and no
+padding is multiplied. Planted cells are added to the block that holds them. The backward pass
+computes scores and outputs again, except the weights of the first labels that fit a fixed memory.
+It needs two numbers per document and label: the row's largest score and its sum of exponentials,
+which together lose less to rounding than their log-sum-exp. Autograd and state are in
+`attention.py`.
 """
 
 from __future__ import annotations
@@ -21,21 +20,16 @@ import torch
 
 
 class Sizes(NamedTuple):
-    """How much is read at once: labels a block, tokens a chunk, scores of a block (a long document
-    narrows it).
+    """How much is read at once."""
 
-    kept: how many weights the forward pass leaves to the backward pass, whatever the number of
-    labels.
-    """
-
-    block: int
-    chunk: int
-    cells: int
-    kept: int
+    block: int  # labels per block
+    chunk: int  # tokens per chunk
+    cells: int  # scores of a block; a long document narrows it
+    kept: int  # weights that the forward pass leaves to the backward pass, for any number of labels
 
 
-# on a CPU a block is worth the packing of its product and small beside the inputs; on a GPU it
-# outlasts a launch
+# on a CPU a block must repay the packing of its product and be small beside the inputs; on a GPU it
+# must take longer than a launch
 SIZES = {"cpu": Sizes(1024, 512, 2**21, 2**22), "cuda": Sizes(4096, 4096, 2**24, 0)}
 
 
@@ -46,20 +40,18 @@ def sizes_of(tensor: torch.Tensor) -> Sizes:
 class Problem(NamedTuple):
     """What an implementation reads.
 
-    hidden (S, D), offsets (B+1) int64, queries and outputs (L, D), cells (positions, columns,
-    values) with columns ascending or None, gain scalar, keep K or None, candidates (B, C) label ids
-    or None for all labels. A column is a label, or with candidates the place in its document's
-    list.
+    A column is a label, or with candidates a place in the document's list.
     """
 
-    hidden: torch.Tensor
-    offsets: torch.Tensor
-    queries: torch.Tensor
-    outputs: torch.Tensor
+    hidden: torch.Tensor  # (S, D)
+    offsets: torch.Tensor  # (B + 1,) int64
+    queries: torch.Tensor  # (L, D)
+    outputs: torch.Tensor  # (L, D)
+    # positions, ascending columns, values, (M,) each
     cells: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
-    gain: torch.Tensor | None = None
-    keep: int | None = None
-    candidates: torch.Tensor | None = None
+    gain: torch.Tensor | None = None  # scalar
+    keep: int | None = None  # tokens kept by inattention
+    candidates: torch.Tensor | None = None  # (B, C) label ids
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -69,25 +61,19 @@ class Problem(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """Results a (document, column): value, largest score, sum of exp(score - largest); what else
-    `backward` wants.
+    """Results of the forward pass, and what else `backward` reads."""
 
-    kept (columns, S): exp(score - largest) of the first columns, 0 where inattention leaves a token
-    out.
-    """
-
-    value: torch.Tensor
-    top: torch.Tensor
-    total: torch.Tensor
-    threshold: torch.Tensor | None = None
-    context: torch.Tensor | None = None
+    value: torch.Tensor  # (B, columns)
+    top: torch.Tensor  # (B, columns) largest score
+    total: torch.Tensor  # (B, columns) sum of exp(score - top)
+    threshold: torch.Tensor | None = None  # of the Triton kernels with inattention
+    context: torch.Tensor | None = None  # (L, D), see `forward`
+    # (first columns, S) exp(score - top), 0 where inattention leaves a token out
     kept: torch.Tensor | None = None
 
 
 class Gradients(NamedTuple):
-    """Of hidden (None unless wanted), queries, outputs, the gain (None without cells), cells'
-    values (None unless wanted).
-    """
+    """Gradients of a `Problem`; those that were not requested are None, and gain without cells."""
 
     hidden: torch.Tensor | None
     queries: torch.Tensor
@@ -97,9 +83,7 @@ class Gradients(NamedTuple):
 
 
 class Tile(NamedTuple):
-    """A block of columns met by a chunk of documents: labels [low, high), tokens [begin, end),
-    stacked Q and W.
-    """
+    """A block of columns [low, high) over a chunk: documents [first, last), tokens [begin, end)."""
 
     low: int
     high: int
@@ -107,25 +91,26 @@ class Tile(NamedTuple):
     last: int
     begin: int
     end: int
-    stacked: torch.Tensor  # (2 (high - low), D)
-    labels: torch.Tensor | slice
+    stacked: torch.Tensor  # (2 (high - low), D), queries above outputs
+    labels: torch.Tensor | slice  # label ids of the columns
 
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:
-    """Sums are kept in float32 at least."""
+    """The dtype of sums: float32 at least."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def keep_highest(scores: torch.Tensor, keep: int | None) -> None:
-    """Set all but the `keep` highest of each row (block, T) to minus infinity, in place; ties by
-    position.
+    """Set all but the `keep` highest of each row (block, T) to minus infinity, in place.
+
+    The earlier place wins a tie.
     """
     if keep is None or scores.shape[1] <= keep:
         return
     threshold = scores.topk(keep, dim=1, sorted=False).values.amin(1, keepdim=True)
     below = scores < threshold
-    # counting positions costs as much as the selection, and ties are rare; a GPU would wait for the
-    # answer
+    # counting positions costs as much as the selection, and ties are rare; a GPU would have to wait
+    # for the answer
     if scores.is_cuda or below.sum() != len(scores) * (scores.shape[1] - keep):
         tied = scores == threshold
         room = keep - (scores > threshold).sum(1, keepdim=True)
@@ -134,49 +119,46 @@ def keep_highest(scores: torch.Tensor, keep: int | None) -> None:
 
 
 def chunks(offsets: list[int], size: int) -> list[tuple[int, int]]:
-    """(first, last) documents of every chunk: neighbours of at most `size` tokens together, at
-    least one document.
-    """
-    found, first = [], 0
+    """Documents [first, last) of every chunk: at most `size` tokens, or a single document."""
+    spans, first = [], 0
     for b in range(1, len(offsets)):
         if b == len(offsets) - 1 or offsets[b + 1] - offsets[first] > size:
-            found.append((first, b))
+            spans.append((first, b))
             first = b
-    return found
+    return spans
 
 
 def block_of(p: Problem, edges: list[int]) -> int:
-    """How many columns are read at once."""
-    sizes, longest = sizes_of(p.hidden), max((b - a for a, b in pairwise(edges)), default=0)
+    """How many columns are read at once; `edges` are the offsets."""
+    sizes = sizes_of(p.hidden)
+    longest = max((b - a for a, b in pairwise(edges)), default=0)
     return min(sizes.block, max(16, sizes.cells // max(longest, 1)))
 
 
 def fitting(p: Problem) -> int:
-    """How many columns, in whole blocks, the weights left to the backward pass are of."""
+    """How many first columns, in whole blocks, leave their weights to the backward pass."""
     fit, columns = sizes_of(p.hidden).kept // max(len(p.hidden), 1), p.shape[1]
-    # asked first: on a GPU, where nothing is kept, the offsets are waited for
+    # tested first, because a GPU, which keeps none, would have to wait for the offsets
     if not fit or fit >= columns:
         return min(fit, columns)
     return fit - fit % block_of(p, p.offsets.tolist())
 
 
 def tiles(p: Problem) -> Iterator[Tile]:
-    """Every tile with tokens in it; queries and outputs of a block are stacked once for all its
-    chunks.
-    """
+    """Every tile with tokens; queries and outputs of a block are stacked once for all chunks."""
     edges, columns, kind = p.offsets.tolist(), p.shape[1], accumulator(p.hidden.dtype)
-    sizes, block = sizes_of(p.hidden), block_of(p, edges)
-    groups = (
-        [chunks(edges, sizes.chunk)]
-        if p.candidates is None
-        else [[(b, b + 1)] for b in range(len(edges) - 1)]
-    )
+    block = block_of(p, edges)
+    # with candidates the labels of the columns differ between documents
+    if p.candidates is None:
+        groups = [chunks(edges, sizes_of(p.hidden).chunk)]
+    else:
+        groups = [[(b, b + 1)] for b in range(len(edges) - 1)]
     for group in groups:
         for low in range(0, columns, block):
             high = min(low + block, columns)
-            labels = (
-                slice(low, high) if p.candidates is None else p.candidates[group[0][0], low:high]
-            )
+            labels = slice(low, high)
+            if p.candidates is not None:
+                labels = p.candidates[group[0][0], labels]
             stacked = torch.cat([p.queries[labels], p.outputs[labels]]).to(kind)
             for first, last in group:
                 if edges[last] > edges[first]:
@@ -190,14 +172,14 @@ class Workspace:
         self.problem, self.kind = p, kind or accumulator(p.hidden.dtype)
         self.memory = torch.empty(0, dtype=self.kind, device=p.hidden.device)
 
-    # asked for where they are needed alone: on a GPU the answer waits
+    # computed only where they are needed, because a GPU has to be waited for
     @cached_property
     def edges(self) -> list[int]:
         return self.problem.offsets.tolist()
 
     @cached_property
     def bounds(self) -> list[int] | None:
-        """Where each column's cells begin, and where the last one's end."""
+        """Where the cells of each column begin, and where those of the last one end."""
         if self.problem.cells is None:
             return None
         starts = torch.arange(self.problem.shape[1] + 1, device=self.problem.offsets.device)
@@ -212,25 +194,28 @@ class Workspace:
         return self.problem.hidden[tile.begin : tile.end].to(self.kind)
 
     def cells(self, tile: Tile):
-        """(index into the (block, chunk) scores, G, place among all cells) of the planted cells
-        inside a tile, or None.
+        """The planted cells inside a tile, or None.
+
+        Returns:
+            Their index into the (block, chunk) scores, their values, their places in all cells.
         """
         if self.bounds is None or self.bounds[tile.low] == self.bounds[tile.high]:
             return None
-        positions, columns, values = (
-            x[self.bounds[tile.low] : self.bounds[tile.high]] for x in self.problem.cells
-        )
+        first, last = self.bounds[tile.low], self.bounds[tile.high]
+        positions, columns, values = (x[first:last] for x in self.problem.cells)
         inside = ((positions >= tile.begin) & (positions < tile.end)).nonzero().squeeze(1)
-        index = (
-            (columns[inside] - tile.low) * (tile.end - tile.begin) + positions[inside] - tile.begin
-        )
-        return index, values[inside].to(self.kind), inside + self.bounds[tile.low]
+        index = (columns[inside] - tile.low) * (tile.end - tile.begin)
+        index = index + positions[inside] - tile.begin
+        return index, values[inside].to(self.kind), inside + first
 
     def read(self, tile: Tile, known: torch.Tensor | None = None):
-        """Hidden states (chunk, D), planted scores and outputs (block, chunk) in shared memory, and
-        the planted cells.
+        """Compute a tile.
 
-        known (block, chunk): weights that stand for the scores.
+        known: (block, chunk) weights that take the place of the scores, or None.
+
+        Returns:
+            Hidden states (chunk, D), planted scores and outputs (block, chunk) in shared memory,
+            and the planted cells.
         """
         h, size, cells = self.hidden(tile), tile.high - tile.low, self.cells(tile)
         both = self.take(2 * size, len(h))
@@ -238,11 +223,12 @@ class Workspace:
             torch.mm(tile.stacked, h.T, out=both)
             self.plant(both[:size], cells)
         else:
-            both[:size].copy_(known)  # a copy, since what is kept may be asked for twice
+            both[:size].copy_(known)  # a copy, since a second backward pass may need them
             torch.mm(tile.stacked[size:], h.T, out=both[size:])
         return h, both[:size], both[size:], cells
 
     def spans(self, tile: Tile) -> Iterator[tuple[int, slice]]:
+        """Each document of a tile that has tokens, and where they are in the chunk."""
         for b in range(tile.first, tile.last):
             if self.edges[b + 1] > self.edges[b]:
                 yield b, slice(self.edges[b] - tile.begin, self.edges[b + 1] - tile.begin)
@@ -253,14 +239,18 @@ class Workspace:
 
 
 def forward(p: Problem, keep_context: bool = False, keep_weights: bool = False) -> Rows:
-    """Rows of every (document, column); documents without tokens have value 0, top minus infinity,
-    total 0.
+    """Results of every document and column.
 
-    keep_context, for a single document and all labels: sum_t exp(score - top) H_t, (L, D), comes
-    with the rows. Up to a factor a label it is the gradient of the outputs; `backward` turns it
-    into that and saves one product in eight. keep_weights: those of the first columns come with the
-    rows, as many as `Sizes.kept` allows. The two together would be more memory than a long
-    document's scores are worth.
+    Args:
+        p: what to read.
+        keep_context: for a single document and all labels, return sum_t exp(score - top) H_t
+            (L, D) as well. Up to a factor per label it is the gradient of the outputs, so
+            `backward` saves one product of eight.
+        keep_weights: return the weights of as many first columns as `Sizes.kept` allows. Callers
+            request one of the two: together they take too much memory.
+
+    Returns:
+        Rows; a document without tokens has value 0, top minus infinity, total 0.
     """
     space, kind = Workspace(p), accumulator(p.hidden.dtype)
     value, total = (p.hidden.new_zeros(p.shape, dtype=kind) for _ in range(2))
@@ -268,11 +258,14 @@ def forward(p: Problem, keep_context: bool = False, keep_weights: bool = False) 
     context = p.outputs.new_empty(p.outputs.shape, dtype=kind) if keep_context else None
     kept = p.hidden.new_empty((fitting(p) if keep_weights else 0, len(p.hidden)), dtype=kind)
     for tile in tiles(p):
+        # scores and outputs; with a context the outputs follow from it
         h, size = space.hidden(tile), tile.high - tile.low
         both = space.take(2 * size, len(h))
         needed = both if context is None else both[:size]
-        scores, read = torch.mm(tile.stacked[: len(needed)], h.T, out=needed)[:size], both[size:]
+        scores = torch.mm(tile.stacked[: len(needed)], h.T, out=needed)[:size]
+        read = both[size:]
         space.plant(scores, space.cells(tile))
+        # softmax of each document
         columns = slice(tile.low, tile.high)
         for b, span in space.spans(tile):
             weights = scores[:, span]
@@ -282,10 +275,11 @@ def forward(p: Problem, keep_context: bool = False, keep_weights: bool = False) 
             if tile.high <= len(kept):
                 kept[columns, tile.begin : tile.end][:, span] = weights
             if context is None:
-                found = read[:, span].mul_(weights).sum(1)
+                read_sum = read[:, span].mul_(weights).sum(1)
             else:
-                found = torch.mm(weights, h, out=context[columns]).mul(tile.stacked[size:]).sum(1)
-            torch.div(found, safe(sums), out=value[b, columns])
+                weighted = torch.mm(weights, h, out=context[columns])
+                read_sum = weighted.mul(tile.stacked[size:]).sum(1)
+            torch.div(read_sum, safe(sums), out=value[b, columns])
     return Rows(value, top, total, context=context, kept=kept if len(kept) else None)
 
 
@@ -297,10 +291,15 @@ def backward(
     wants_hidden: bool = True,
     wants_values: bool = False,
 ) -> Gradients:
-    """Gradients given those of value and log_sum_exp; p = e / s, dv = g p, ds = p (g (v - value) +
-    g_lse).
+    """Gradients by recomputation.
 
-    A context among `rows` is used up: its memory becomes the gradient of the outputs.
+    With weights p, upstream g and outputs v of a tile, dv = g p and ds = p (g (v - value) + g_lse).
+
+    Args:
+        p: what the forward pass read.
+        rows: its results. The memory of a context becomes the gradient of the outputs.
+        grad_value, grad_log_sum: (B, columns) upstream gradients g and g_lse.
+        wants_hidden, wants_values: whether hidden states and cell values get a gradient.
     """
     space, kind = Workspace(p), accumulator(p.hidden.dtype)
     scale = 1.0 / safe(rows.total)
@@ -308,19 +307,19 @@ def backward(
     shift = grad_log_sum.to(kind) * scale - g * rows.value
     d_hidden = torch.zeros_like(p.hidden, dtype=kind) if wants_hidden else None
     d_queries = torch.zeros_like(p.queries, dtype=kind)
-    d_outputs = (
-        torch.zeros_like(p.outputs, dtype=kind) if rows.context is None else rows.context.mul_(g.T)
-    )
-    d_gain = (
-        None if p.cells is None else torch.zeros((), dtype=torch.float64, device=p.hidden.device)
-    )
+    if rows.context is None:
+        d_outputs = torch.zeros_like(p.outputs, dtype=kind)
+    else:
+        d_outputs = rows.context.mul_(g.T)
+    d_gain = zero_gain(p)
     d_values = torch.zeros_like(p.cells[2]) if wants_values else None
     for tile in tiles(p):
+        # scores or kept weights, and outputs
         columns, size = slice(tile.low, tile.high), tile.high - tile.low
         is_kept = rows.kept is not None and tile.high <= len(rows.kept)
-        h, scores, read, cells = space.read(
-            tile, rows.kept[columns, tile.begin : tile.end] if is_kept else None
-        )
+        weights = rows.kept[columns, tile.begin : tile.end] if is_kept else None
+        h, scores, read, cells = space.read(tile, weights)
+        # turn scores into dv and outputs into ds, document by document
         for b, span in space.spans(tile):
             weights, reads = scores[:, span], read[:, span]
             if not is_kept:
@@ -329,7 +328,7 @@ def backward(
             upstream = g[b, columns, None]
             torch.addcmul(shift[b, columns, None], reads, upstream, out=reads).mul_(weights)  # ds
             weights.mul_(upstream)  # dv
-        # scores now hold dv and outputs hold ds
+        # products with hidden states, queries and outputs
         _add(d_queries, tile.labels, read, h)
         if rows.context is None:
             _add(d_outputs, tile.labels, scores, h)
@@ -341,29 +340,43 @@ def backward(
     return Gradients(d_hidden, d_queries, d_outputs, d_gain, d_values)
 
 
+def zero_gain(p: Problem) -> torch.Tensor | None:
+    """The beginning of the sum that is the gradient of the gain; None without cells."""
+    if p.cells is None:
+        return None
+    return torch.zeros((), dtype=torch.float64, device=p.hidden.device)
+
+
 def grade_cells(p: Problem, ds: torch.Tensor, cells, d_values: torch.Tensor | None) -> torch.Tensor:
-    """The gain's gradient from a tile's ds (block, chunk); fills in the gradient of the cells'
-    values where it is wanted.
+    """Gradients of the planted cells of a tile.
+
+    Args:
+        p: what the forward pass read.
+        ds: (block, chunk) gradients of the scores.
+        cells: as `Workspace.cells` gives them.
+        d_values: (M,) gradient of the cell values to fill in, or None.
+
+    Returns:
+        The tile's part of the gradient of the gain.
     """
-    own = ds.reshape(-1)[cells[0]]
-    own = own.to(accumulator(own.dtype))
+    of_cells = ds.reshape(-1)[cells[0]]
+    of_cells = of_cells.to(accumulator(of_cells.dtype))
     if d_values is not None:
-        d_values[cells[2]] = (p.gain.to(own.dtype) * own).to(d_values.dtype)
-    return (own * cells[1]).sum(dtype=torch.float64)
+        d_values[cells[2]] = (p.gain.to(of_cells.dtype) * of_cells).to(d_values.dtype)
+    return (of_cells * cells[1]).sum(dtype=torch.float64)
 
 
 def exp_(scores: torch.Tensor, top: torch.Tensor) -> torch.Tensor:
-    """exp(scores - top) in place; a row of nothing but minus infinity becomes zeros."""
+    """exp(scores - top) of (block, T) and (block,), in place; 0 in a row of minus infinity."""
     return scores.sub_(top.masked_fill(top == float("-inf"), 0.0)[:, None]).exp_()
 
 
 def safe(sums: torch.Tensor) -> torch.Tensor:
+    """Denominators: 1 where the sum is 0."""
     return sums.masked_fill(sums == 0, 1.0)
 
 
-def _add(
-    total: torch.Tensor, labels: torch.Tensor | slice, left: torch.Tensor, right: torch.Tensor
-) -> None:
+def _add(total: torch.Tensor, labels: torch.Tensor | slice, left, right) -> None:
     """total[labels] += left @ right."""
     if isinstance(labels, slice):
         total[labels].addmm_(left, right)

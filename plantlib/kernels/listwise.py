@@ -1,11 +1,10 @@
-"""approxNDCG and LambdaRank in Triton: a program owns a block of items of one row and walks the
-others in registers.
+"""approxNDCG and LambdaRank in Triton (docs/method.md, "Learning to rank").
 
-Realises the losses of METHOD.md section 3 as `reference.approx_ndcg_rows` and `lambdarank_rows`
-define them. Rows come sorted by gain with the counts of real and of positive items, so that blocks
-without gain stop at the positives and masks are lengths. Each output place has one writer: no
-atomics, equal bits. Arithmetic is float32, whatever comes in. Sorting, ranks, discounts and the
-ideal DCG are PyTorch's; README.md beside this file says where these kernels have run.
+They compute what `reference.approx_ndcg_rows` and `lambdarank_rows` define. A program owns a block
+of items of one row and reads the others tile by tile. Rows arrive sorted by gain with the numbers
+of real and of positive items, so masks are lengths, and blocks without gain stop at the positives.
+Each output place has one writer and there are no atomics, so runs give equal bits. Arithmetic is
+float32 for any input. PyTorch does sorting, ranks, discounts and the ideal DCG.
 """
 
 from __future__ import annotations
@@ -16,8 +15,8 @@ import triton.language as tl
 
 from plantlib.kernels.listwise_torch import RowLosses, rank_slopes, sort_by_gain
 
-ITEMS = 16  # a program's own items
-OTHERS = 128  # items it looks at together
+ITEMS = 16  # items per program
+OTHERS = 128  # items that it reads together
 WARPS = 4
 STAGES = 2
 
@@ -30,9 +29,8 @@ def _sigmoid(x, e):
 
 @triton.jit
 def _softplus(x, e):
-    """log(1 + exp(x)) for e = exp(-|x|): log1p(e) = 2 atanh(e / (2 + e)), a series exact in float32
-    for e <= 1.
-    """
+    """log(1 + exp(x)) for e = exp(-|x|)."""
+    # log1p(e) = 2 atanh(e / (2 + e)), by a series that is exact in float32 for e <= 1
     z = e / (2.0 + e)
     q = z * z
     series = 1.0 / 13 + q * (1.0 / 15)
@@ -85,7 +83,7 @@ def _rank_gradient_kernel(
     base = row.to(tl.int64) * T
     items = first + tl.arange(0, BI)
     length, bound = tl.load(real + row), tl.load(positives + row)
-    # without slopes of its own, a block is moved by the positive items alone
+    # a block without gain is moved by the positive items alone
     bound = tl.where(first < bound, length, bound)
     own = tl.load(scores + base + items, mask=items < length, other=0.0)
     own_slope = tl.load(slopes + base + items, mask=items < length, other=0.0)
@@ -124,7 +122,7 @@ def _lambda_kernel(
     base = row.to(tl.int64) * T
     items = first + tl.arange(0, BI)
     length, bound = tl.load(real + row), tl.load(positives + row)
-    # items without gain lose against positive items alone, and win against nobody
+    # items without gain lose to positive items and beat none
     bound = tl.where(first < bound, length, bound if GRADIENT else 0)
     own = tl.load(scores + base + items, mask=items < length, other=0.0)
     own_gain = tl.load(gain + base + items, mask=items < length, other=0.0)
@@ -133,14 +131,14 @@ def _lambda_kernel(
     pulls = tl.zeros((BI, BJ), tl.float32)
     for start in range(0, tl.where(first < length, bound, 0), BJ):
         others = start + tl.arange(0, BJ)
-        there = others < length
-        theirs = tl.load(scores + base + others, mask=there, other=0.0)
-        better = tl.load(gain + base + others, mask=there, other=0.0)[None, :] - own_gain[:, None]
-        apart = (
-            tl.load(discount + base + others, mask=there, other=0.0)[None, :]
-            - own_discount[:, None]
-        )
-        weight = tl.where(there[None, :] & (items < length)[:, None], tl.abs(better * apart), 0.0)
+        real_other = others < length
+        theirs = tl.load(scores + base + others, mask=real_other, other=0.0)
+        their_gain = tl.load(gain + base + others, mask=real_other, other=0.0)
+        their_discount = tl.load(discount + base + others, mask=real_other, other=0.0)
+        better = their_gain[None, :] - own_gain[:, None]
+        apart = their_discount[None, :] - own_discount[:, None]
+        real_pair = real_other[None, :] & (items < length)[:, None]
+        weight = tl.where(real_pair, tl.abs(better * apart), 0.0)
         ahead = theirs[None, :] - own[:, None]
         # sigma (worse - better score), whichever of the two is this program's
         x = sigma * tl.where(better > 0, -ahead, ahead)
@@ -154,12 +152,12 @@ def _lambda_kernel(
 
 
 def approx_ndcg_rows(scores, gain, mask, ideal, alpha: float) -> torch.Tensor:
-    """As `reference.approx_ndcg_rows`: (R, T) x 3, (R,) -> (R,)."""
+    """(R,) losses; arguments as `reference.approx_ndcg_rows`."""
     return RowLosses.apply(scores, gain, mask, ideal, alpha, _approx_ndcg)
 
 
 def lambdarank_rows(scores, gain, mask, ideal, sigma: float) -> torch.Tensor:
-    """As `reference.lambdarank_rows`: (R, T) x 3, (R,) -> (R,)."""
+    """(R,) losses; arguments as `reference.lambdarank_rows`."""
     return RowLosses.apply(scores, gain, mask, ideal, sigma, _lambdarank)
 
 
@@ -173,47 +171,28 @@ def _approx_ndcg(scores, gain, mask, ideal, alpha, wants_gradient):
     if not wants_gradient:
         return loss.to(scores.dtype), None
     gradient = torch.empty_like(ranks)
-    _launch(
-        _rank_gradient_kernel,
-        grid,
-        lists.scores,
-        rank_slopes(lists.gain, ranks, ideal),
-        *counts,
-        gradient,
-        *size,
-    )
+    slopes = rank_slopes(lists.gain, ranks, ideal)
+    _launch(_rank_gradient_kernel, grid, lists.scores, slopes, *counts, gradient, *size)
     return loss.to(scores.dtype), _in_order_of(scores, lists.order, gradient)
 
 
 def _lambdarank(scores, gain, mask, ideal, sigma, wants_gradient):
     lists, counts, grid = _sorted(scores, gain, mask, wants_ranks=True)
     loss = torch.empty_like(lists.scores)
-    # without a gradient the pointer is never written through
+    # without a gradient nothing is written through the pointer
     gradient = torch.empty_like(loss) if wants_gradient else loss
     inputs = (lists.scores, lists.gain, lists.discount, *counts)
-    _launch(
-        _lambda_kernel,
-        grid,
-        *inputs,
-        loss,
-        gradient,
-        scores.shape[1],
-        float(sigma),
-        ITEMS,
-        OTHERS,
-        wants_gradient,
-    )
+    size = (scores.shape[1], float(sigma), ITEMS, OTHERS, wants_gradient)
+    _launch(_lambda_kernel, grid, *inputs, loss, gradient, *size)
     ideal = ideal.float()
-    gradient = (
-        _in_order_of(scores, lists.order, gradient / ideal[:, None]) if wants_gradient else None
-    )
-    return (loss.sum(-1) / ideal).to(scores.dtype), gradient
+    loss = (loss.sum(-1) / ideal).to(scores.dtype)
+    if not wants_gradient:
+        return loss, None
+    return loss, _in_order_of(scores, lists.order, gradient / ideal[:, None])
 
 
 def _sorted(scores, gain, mask, wants_ranks: bool):
-    """Lists in float32, their counts as the kernels read them, and a grid of (rows, blocks of
-    items).
-    """
+    """Lists in float32, their counts in int32, and a grid of (rows, blocks of items)."""
     lists = sort_by_gain(scores.float(), gain.float(), mask, wants_ranks)
     counts = (lists.real.to(torch.int32), lists.positives.to(torch.int32))
     return lists, counts, (scores.shape[0], triton.cdiv(scores.shape[1], ITEMS))
@@ -233,30 +212,17 @@ def _in_order_of(scores, order, by_gain) -> torch.Tensor:
 
 
 def ahead_of_time_specs() -> list[tuple]:
-    """(name, kernel, signature, constexprs, num_warps, num_stages) of all kernels, to compile
-    without a GPU.
-    """
-    floats, ints = "*fp32", "*i32"
-    size = {"T": "i32"}
+    """(name, kernel, signature, constants, warps, stages) of all kernels, for `compile.py`."""
+    others = {"real": "*i32", "positives": "*i32", "T": "i32", "alpha": "fp32", "sigma": "fp32"}
     blocks = {"BI": ITEMS, "BJ": OTHERS}
-    counts = {"real": ints, "positives": ints}
-    ranks = {"scores": floats} | counts | {"ranks": floats} | size | {"alpha": "fp32"}
-    slopes = (
-        {"scores": floats, "slopes": floats}
-        | counts
-        | {"gradient": floats}
-        | size
-        | {"alpha": "fp32"}
-    )
-    pairs = {"scores": floats, "gain": floats, "discount": floats} | counts
-    pairs |= {"loss": floats, "gradient": floats} | size | {"sigma": "fp32"}
-    kernels = [
-        ("listwise_ranks", _ranks_kernel, ranks, blocks),
-        ("listwise_rank_gradient", _rank_gradient_kernel, slopes, blocks),
-        ("listwise_lambda_loss", _lambda_kernel, pairs, blocks | {"GRADIENT": False}),
-        ("listwise_lambda", _lambda_kernel, pairs, blocks | {"GRADIENT": True}),
-    ]
-    return [
-        (name, kernel, signature | dict.fromkeys(constants, "constexpr"), constants, WARPS, STAGES)
-        for name, kernel, signature, constants in kernels
-    ]
+    specs = []
+    for name, kernel, constants in (
+        ("listwise_ranks", _ranks_kernel, blocks),
+        ("listwise_rank_gradient", _rank_gradient_kernel, blocks),
+        ("listwise_lambda_loss", _lambda_kernel, blocks | {"GRADIENT": False}),
+        ("listwise_lambda", _lambda_kernel, blocks | {"GRADIENT": True}),
+    ):
+        kinds = others | dict.fromkeys(constants, "constexpr")
+        signature = {argument: kinds.get(argument, "*fp32") for argument in kernel.arg_names}
+        specs.append((name, kernel, signature, constants, WARPS, STAGES))
+    return specs

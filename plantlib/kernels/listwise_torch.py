@@ -1,11 +1,11 @@
-"""approxNDCG and LambdaRank without (R, T, T): blocks of pairs in one workspace, gradients in
-closed form.
+"""approxNDCG and LambdaRank by blocks of pairs, without (R, T, T) (docs/method.md, "Learning to
+rank").
 
-Realises the losses of METHOD.md section 3 as `reference.approx_ndcg_rows` and `lambdarank_rows`
-define them. Items are sorted by gain, so that only the P items of positive gain stand on the "i"
-side: a smooth rank matters to DCG where there is gain, and a pair needs a better item. Time is O(R
-P T), memory O(R T) plus WORKSPACES tiles. Loss and gradient come out of the same walk; the backward
-pass is one multiplication. Second derivatives are refused.
+They compute what `reference.approx_ndcg_rows` and `lambdarank_rows` define. Items are sorted by
+gain, so only the P items of positive gain are an "i": a smooth rank matters to DCG where there is
+gain, and a pair needs a better item. Time is O(R P T), memory O(R T) plus WORKSPACES tiles. Loss
+and gradient are computed together, in closed form, and the backward pass is one multiplication.
+Second derivatives are refused.
 """
 
 from __future__ import annotations
@@ -17,51 +17,42 @@ import torch
 
 from plantlib.kernels.reference import rank_discounts
 
-TILE = 2**18  # pairs looked at together: smaller ones cost more in calls than they save in cache
+TILE = 2**18  # pairs per tile: smaller tiles cost more in calls than they save in cache
 HEIGHT = 64  # items of a row in a tile: low tiles let LambdaRank leave out half of the pairs
 WORKSPACES = 3
 
 
 class Lists(NamedTuple):
-    """Rows whose items stand by falling gain, masked items last."""
+    """Rows with their items by falling gain, masked items last."""
 
-    order: torch.Tensor  # (R, T) where each item came from
+    order: torch.Tensor  # (R, T) former place of each item
     scores: torch.Tensor  # (R, T)
     gain: torch.Tensor  # (R, T)
-    discount: torch.Tensor | None  # (R, T) of the current ranks; None where the loss smooths them
-    real: torch.Tensor  # (R,) items that are not masked
-    positives: torch.Tensor  # (R,) items of positive gain
+    discount: torch.Tensor | None  # (R, T) of the ranks by score; None where the loss smooths them
+    real: torch.Tensor  # (R,) number of items that are not masked
+    positives: torch.Tensor  # (R,) number of items of positive gain
 
     def rows(self, index) -> Lists:
+        """Some of the rows."""
         return Lists(*(None if x is None else x[index] for x in self))
 
 
 def sort_by_gain(scores, gain, mask, wants_ranks: bool) -> Lists:
-    """Lists of (R, T) scores, gains and mask."""
+    """Lists of scores, gain and mask (R, T), with discounts if `wants_ranks`."""
     order = gain.masked_fill(~mask, -1.0).argsort(dim=-1, descending=True, stable=True)
     discount = rank_discounts(scores, mask).gather(-1, order) if wants_ranks else None
-    return Lists(
-        order,
-        scores.gather(-1, order),
-        gain.gather(-1, order),
-        discount,
-        mask.sum(-1),
-        (gain > 0).sum(-1),
-    )
+    counts = (mask.sum(-1), (gain > 0).sum(-1))
+    return Lists(order, scores.gather(-1, order), gain.gather(-1, order), discount, *counts)
 
 
 def rank_slopes(gain, ranks, ideal) -> torch.Tensor:
-    """d(1 - DCG / ideal) / d rank of each item, zero without gain: gain, ranks (R, P), ideal (R,)
-    -> (R, P).
-    """
+    """(R, P) d(1 - DCG / ideal) / d rank of gain and ranks (R, P), ideal (R,); 0 without gain."""
     log_rank = torch.log1p(ranks)
     return gain * math.log(2) / ((1.0 + ranks) * log_rank.square() * ideal[:, None])
 
 
 class RowLosses(torch.autograd.Function):
-    """(R,) losses of `compute`, which returns (loss, gradient) together; the gradient waits for the
-    backward pass.
-    """
+    """(R,) losses of `compute`, which returns loss and gradient together."""
 
     @staticmethod
     def forward(ctx, scores, gain, mask, ideal, sharpness, compute):
@@ -72,8 +63,7 @@ class RowLosses(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_loss):
-        # the saved gradient has no graph; autograd would take it for a constant and be silently
-        # wrong
+        # the saved gradient has no graph: a second derivative would silently be wrong
         if torch.is_grad_enabled():
             raise RuntimeError(
                 "create_graph=True wants second derivatives of a listwise loss; use"
@@ -84,50 +74,44 @@ class RowLosses(torch.autograd.Function):
 
 
 def approx_ndcg_rows(scores, gain, mask, ideal, alpha: float) -> torch.Tensor:
-    """As `reference.approx_ndcg_rows`: (R, T) x 3, (R,) -> (R,)."""
+    """(R,) losses; arguments as `reference.approx_ndcg_rows`."""
     return RowLosses.apply(scores, gain, mask, ideal, alpha, _approx_ndcg)
 
 
 def lambdarank_rows(scores, gain, mask, ideal, sigma: float) -> torch.Tensor:
-    """As `reference.lambdarank_rows`: (R, T) x 3, (R,) -> (R,)."""
+    """(R,) losses; arguments as `reference.lambdarank_rows`."""
     return RowLosses.apply(scores, gain, mask, ideal, sigma, _lambdarank)
 
 
 def _approx_ndcg(scores, gain, mask, ideal, alpha, wants_gradient):
-    loss, gradient = _walk(
-        scores, gain, mask, ideal, alpha, wants_gradient, _approx_ndcg_tile, wants_ranks=False
-    )
-    return 1.0 - loss, gradient
+    tile = _approx_ndcg_tile
+    dcg, gradient = _walk(scores, gain, mask, ideal, alpha, wants_gradient, tile, False)
+    return 1.0 - dcg, gradient
 
 
 def _lambdarank(scores, gain, mask, ideal, sigma, wants_gradient):
-    return _walk(
-        scores, gain, mask, ideal, sigma, wants_gradient, _lambdarank_tile, wants_ranks=True
-    )
+    return _walk(scores, gain, mask, ideal, sigma, wants_gradient, _lambdarank_tile, True)
 
 
-def _walk(scores, gain, mask, ideal, sharpness, wants_gradient, tile, wants_ranks):
-    """Sum of `tile` over all tiles: loss (R,) and gradient (R, T) in the order of `scores`, or
-    None.
-    """
+def _walk(scores, gain, mask, ideal, sharpness, wants_gradient, tile, wants_ranks: bool):
+    """The sum of `tile` over all tiles: loss (R,), and gradient (R, T) as `scores` or None."""
     num_rows, columns = scores.shape
     loss = scores.new_zeros(num_rows)
     gradient = torch.zeros_like(scores) if wants_gradient else None
     kind = {"dtype": scores.dtype, "device": scores.device}
-    spaces = [
-        torch.empty(max(TILE, columns), **kind) for _ in range(WORKSPACES if wants_ranks else 1)
-    ]
-    # sorting, too, is done for few rows at a time, which bounds its indices and copies
+    count = WORKSPACES if wants_ranks else 1
+    spaces = [torch.empty(max(TILE, columns), **kind) for _ in range(count)]
+    # sorting few rows at a time bounds its indices and copies
     step = max(TILE // max(columns, 1), 1)
     for first in range(0, num_rows, step):
-        chosen = slice(first, first + step)
-        lists = sort_by_gain(scores[chosen], gain[chosen], mask[chosen], wants_ranks)
-        # rows of like P together, so that a tile of several rows is full
+        rows = slice(first, first + step)
+        lists = sort_by_gain(scores[rows], gain[rows], mask[rows], wants_ranks)
+        # rows of similar P together, so that a tile of several rows is full
         by_positives = lists.positives.argsort(descending=True, stable=True)
         lists = lists.rows(by_positives)
         places = by_positives + first
-        found, slopes = _chunk(lists, ideal[places], sharpness, wants_gradient, tile, spaces)
-        loss[places] = found
+        losses, slopes = _chunk(lists, ideal[places], sharpness, wants_gradient, tile, spaces)
+        loss[places] = losses
         if wants_gradient:
             gradient[places] = torch.zeros_like(slopes).scatter_(-1, lists.order, slopes)
     return loss, gradient
@@ -138,31 +122,25 @@ def _chunk(lists: Lists, ideal, sharpness, wants_gradient, tile, spaces):
     loss = torch.zeros_like(ideal)
     gradient = torch.zeros_like(lists.scores) if wants_gradient else None
     places = torch.arange(lists.scores.shape[1], device=ideal.device)
-    # a masked item is behind everything as a "j"; as an "i" it stays finite and has no gain
+    # as a "j" a masked item is behind everything; as an "i" it is finite and has no gain
     behind = lists.scores.masked_fill(places >= lists.real[:, None], float("-inf"))
     for rows, items, columns in _tiles(lists.positives.tolist(), lists.real.tolist()):
-        part = Lists(
-            *(x if x is None or x.dim() == 1 else x[:, :columns] for x in lists.rows(rows))
-        )
-        loss[rows] += tile(
-            part,
-            behind[rows, :columns],
-            items,
-            ideal[rows],
-            sharpness,
-            spaces,
-            gradient[rows] if wants_gradient else None,
-        )
+        part = lists.rows(rows)
+        part = Lists(*(x if x is None or x.dim() == 1 else x[:, :columns] for x in part))
+        part_gradient = gradient[rows] if wants_gradient else None
+        others = behind[rows, :columns]
+        loss[rows] += tile(part, others, items, ideal[rows], sharpness, spaces, part_gradient)
     return loss, gradient
 
 
 def _tiles(positives: list[int], real: list[int]):
-    """(rows, items of positive gain, columns) of tiles of at most TILE pairs, or one item's;
-    positives must fall.
+    """(rows, items of positive gain, columns) of tiles of at most TILE pairs, or of one item.
+
+    The rows come by falling `positives`.
     """
     first = 0
     while first < len(positives) and positives[first]:
-        # the columns of later rows may be more: bounded by the longest that is left
+        # later rows may have more columns
         longest = max(real[first:])
         height = max(min(positives[first], HEIGHT, TILE // longest), 1)
         rows = slice(first, min(first + max(TILE // (height * longest), 1), len(positives)))
@@ -172,7 +150,7 @@ def _tiles(positives: list[int], real: list[int]):
 
 
 def _shaped(spaces, rows: int, items: int, columns: int):
-    """Each workspace's beginning as a tile (r, i, j)."""
+    """The beginning of each workspace as a tile (r, i, j)."""
     return [x[: rows * items * columns].view(rows, items, columns) for x in spaces]
 
 
@@ -184,20 +162,17 @@ def _approx_ndcg_tile(lists: Lists, behind, items: slice, ideal, alpha, spaces, 
     ahead.mul_(alpha).sigmoid_()
     ranks = 0.5 + ahead.sum(-1)
     if gradient is not None:
-        # the slope of sigmoid is even: what item i loses by moving is what the items j gain
-        slopes = ahead.addcmul_(ahead, ahead, value=-1).mul_(
-            (alpha * rank_slopes(gain, ranks, ideal))[:, :, None]
-        )
+        # the slope of the sigmoid is even: what item i loses by moving, the items j gain
+        rank_slope = (alpha * rank_slopes(gain, ranks, ideal))[:, :, None]
+        slopes = ahead.addcmul_(ahead, ahead, value=-1).mul_(rank_slope)
         gradient[:, : behind.shape[1]] += slopes.sum(1)
         gradient[:, items] -= slopes.sum(2)
     return (gain / torch.log2(1.0 + ranks)).sum(-1) / ideal
 
 
 def _lambdarank_tile(lists: Lists, behind, items: slice, ideal, sigma, spaces, gradient):
-    """Loss (r,) of the pairs whose better item is among `items`; adds their lambdas to the gradient
-    (r, T).
-    """
-    # items before the tile's first have at least its gain, and are no one's worse item here
+    """Loss (r,) of pairs whose better item is in `items`; adds lambdas to the gradient (r, T)."""
+    # items before the first of the tile have at least its gain, so they are never the worse one
     worse = slice(items.start, behind.shape[1])
     shape = (len(ideal), items.stop - items.start, worse.stop - worse.start)
     weight, exponent, other = _shaped(spaces, *shape)

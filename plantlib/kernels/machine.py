@@ -1,9 +1,8 @@
-"""What the machine has, asked in this file alone: Triton or not, a GPU or not, its Triton target,
-the implementation to use.
+"""Which implementation to use on this machine; the only file that looks for Triton and a GPU.
 
-`impl="auto"` takes Triton for tensors on a GPU where Triton is installed, and PyTorch everywhere
-else. Triton's interpreter runs the same kernels on a CPU, for tests and lessons only; it is chosen
-by `TRITON_INTERPRET=1` before Triton is imported.
+`impl="auto"` takes Triton for tensors on a GPU if Triton is installed, and PyTorch otherwise.
+Triton's interpreter runs the same kernels on a CPU, for tests and lessons only; setting
+`TRITON_INTERPRET=1` before Triton is imported turns it on.
 """
 
 from __future__ import annotations
@@ -26,19 +25,23 @@ def has_triton() -> bool:
 
 
 def interpreted() -> bool:
-    """Whether Triton kernels run in its interpreter, on the CPU."""
+    """Whether Triton kernels run in Triton's interpreter, on the CPU."""
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
 def device() -> torch.device:
-    """The GPU where there is one, else the CPU."""
+    """The GPU if there is one, else the CPU."""
     import torch
 
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def implementation(impl: str, tensor: torch.Tensor) -> str:
-    """`impl` with "auto" resolved for `tensor`'s device: "triton", "torch" or "reference"."""
+    """`impl` with "auto" resolved for the device of `tensor`: "triton", "torch" or "reference".
+
+    Raises:
+        ValueError: `impl` is unknown, or Triton is requested and cannot run here.
+    """
     if impl not in IMPLEMENTATIONS:
         raise ValueError(f"impl={impl!r} is not known; use one of {', '.join(IMPLEMENTATIONS)}")
     if impl == "auto":
@@ -46,12 +49,12 @@ def implementation(impl: str, tensor: torch.Tensor) -> str:
     if impl == "triton":
         if not has_triton():
             raise ValueError(
-                "impl='triton' was asked for and triton is not installed; pip install"
+                "impl='triton' was requested and triton is not installed; pip install"
                 " 'plantlib[kernels]'"
             )
         if not tensor.is_cuda and not interpreted():
             raise ValueError(
-                f"impl='triton' was asked for with tensors on {tensor.device}; move them to a GPU,"
+                f"impl='triton' was requested with tensors on {tensor.device}; move them to a GPU,"
                 " use impl='torch', or set TRITON_INTERPRET=1 before python starts to run the"
                 " kernels in the interpreter"
             )

@@ -1,9 +1,9 @@
-"""The specification of every kernel, in plain PyTorch a reader can check against METHOD.md section
-4.
+"""The specification of the kernels in plain PyTorch, to read beside docs/method.md.
 
-Nothing here is fast or small: each function materialises what the kernels avoid. The tests hold
-every other implementation to these lines. Packed layout: the real tokens of B documents stand one
-after another, without padding; `offsets` (B+1) says where each document begins.
+It realises "Planted attention", "The decoder" (inattention) and the losses of "Learning to rank".
+Nothing here is fast or small: each function builds what the kernels avoid, and the tests compare
+every other implementation with it. S is the number of real tokens of B documents, one after
+another without padding; `offsets` (B+1) says where each document begins.
 """
 
 from __future__ import annotations
@@ -12,11 +12,9 @@ import torch
 
 
 def keep_top_k(scores: torch.Tensor, k: int | None) -> torch.Tensor:
-    """Inattention: the k highest of the last dimension keep their score, the others become minus
-    infinity.
+    """Inattention: all but the k highest of scores (..., T) become minus infinity.
 
-    Ties are resolved by position, the earlier token wins. `None` keeps all. scores: (..., T) ->
-    (..., T).
+    The earlier token wins a tie. k None keeps all.
     """
     if k is None or scores.shape[-1] <= k:
         return scores
@@ -26,7 +24,7 @@ def keep_top_k(scores: torch.Tensor, k: int | None) -> torch.Tensor:
 
 
 def planted_scores(cells, num_tokens: int, num_labels: int, dtype: torch.dtype) -> torch.Tensor:
-    """Dense (S, L) sum of the planted cells (position, label, value); what the kernels never build."""
+    """Dense (S, L) sum of the planted cells (position, label, value); kernels never build it."""
     dense = torch.zeros(num_tokens, num_labels, dtype=dtype, device=cells.values.device)
     return dense.index_put(
         (cells.positions.long(), cells.labels.long()), cells.values.to(dtype), accumulate=True
@@ -48,11 +46,8 @@ def label_attention(
 ):
     """Planted label attention of packed documents.
 
-    hidden_states (S, D), offsets (B+1), label_queries (L, D), label_outputs (L, D) -> value (B, L)
-    = sum_t softmax_t(<H_t, Q_l> + gain * planted[t, l]) <H_t, W_l>, log_sum_exp (B, L). A document
-    without tokens has value 0 and log_sum_exp minus infinity. label_bias (L,) is added to the
-    value. candidates (B, C) picks labels a document, -1 none. state (log_sum_exp, value) of earlier
-    tokens is merged in.
+    value[b, l] = sum_t softmax_t(<H_t, Q_l> + gain * planted[t, l]) <H_t, W_l>. Arguments and
+    results as `attention.planted_attention`.
     """
     scores = hidden_states @ label_queries.T  # (S, L)
     if cells is not None:
@@ -70,26 +65,29 @@ def label_attention(
         value = value.gather(1, candidates.clamp(min=0)).masked_fill(absent, 0.0)
         log_sum = log_sum.gather(1, candidates.clamp(min=0)).masked_fill(absent, float("-inf"))
     if state is not None:
-        # two read parts of one document weigh as their sums of exponentials
+        # two parts of a document are weighted by their sums of exponentials
         both = torch.stack([state[0], log_sum])
         total = torch.logsumexp(both, 0)
         share = torch.exp(both - torch.where(total.isinf(), 0.0, total))
         value, log_sum = (share * torch.stack([state[1], value])).sum(0), total
     if label_bias is None:
         return value, log_sum
-    bias = (
-        label_bias
-        if candidates is None
-        else label_bias[candidates.clamp(min=0)].masked_fill(candidates < 0, 0.0)
-    )
-    return value + bias, log_sum
+    if candidates is not None:
+        label_bias = label_bias[candidates.clamp(min=0)].masked_fill(candidates < 0, 0.0)
+    return value + label_bias, log_sum
 
 
 def approx_ndcg_rows(scores, gain, mask, ideal, alpha: float) -> torch.Tensor:
-    """1 - approxNDCG a row: rank_i = 1 + sum_{j != i} sigmoid(alpha (s_j - s_i)).
+    """1 - approxNDCG of each row, with rank_i = 1 + sum_{j != i} sigmoid(alpha (s_j - s_i)).
 
-    scores, gain, mask (R, T), masked places hold score 0 and gain 0; ideal (R,) > 0 the best DCG ->
-    (R,).
+    Args:
+        scores, gain: (R, T), 0 in masked places.
+        mask: (R, T) bool, real items.
+        ideal: (R,) best DCG, above 0.
+        alpha: sharpness of the smooth rank.
+
+    Returns:
+        (R,) losses.
     """
     difference = scores[:, None, :] - scores[:, :, None]  # (R, T, T): s_j - s_i
     ahead = torch.sigmoid(alpha * difference) * mask[:, None, :]
@@ -99,7 +97,7 @@ def approx_ndcg_rows(scores, gain, mask, ideal, alpha: float) -> torch.Tensor:
 
 
 def rank_discounts(scores, mask) -> torch.Tensor:
-    """(R, T) 1 / log2(1 + rank) of the current order, ties by position; constants to autograd."""
+    """(R, T) 1 / log2(1 + rank) by score, ties by position; constants to autograd."""
     order = (
         scores.detach()
         .masked_fill(~mask, float("-inf"))
@@ -111,8 +109,9 @@ def rank_discounts(scores, mask) -> torch.Tensor:
 
 
 def lambdarank_rows(scores, gain, mask, ideal, sigma: float) -> torch.Tensor:
-    """LambdaRank a row: sum over gain_i > gain_j of |delta nDCG| log(1 + exp(-sigma (s_i - s_j)));
-    shapes as above.
+    """LambdaRank of each row: the sum of |delta nDCG| log(1 + exp(-sigma (s_i - s_j))).
+
+    The sum runs over pairs with gain_i > gain_j. Arguments and result as `approx_ndcg_rows`.
     """
     discount = rank_discounts(scores, mask)
     better = (gain[:, :, None] > gain[:, None, :]) & mask[:, :, None] & mask[:, None, :]

@@ -1,1 +1,1 @@
-"""Metrics of rankings per document, streaming top-k, buckets by label frequency, paired intervals."""
+"""Metrics per document, exact top-k of score blocks, label frequency buckets, paired tests."""

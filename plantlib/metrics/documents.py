@@ -1,10 +1,14 @@
-"""Document-level metrics of extreme multi-label classification (METHOD section 5).
+"""Document-level metrics of extreme multi-label classification (docs/method.md, "Metrics").
 
-Scores arrive in dense or sparse blocks and leave as a `TopK` over all labels, one `TopK` a
-frequency bucket, the exact ranks of the gold labels and score histograms: no (N, L) matrix is ever
-held. N documents, L labels, k places. A document without a gold label counts 0 in P@k; R, RP, nDCG
-and AP are undefined there (nan) and leave the mean. Not here: bootstrap intervals (`statistics`),
-files (`results`), calibration of scores.
+`StreamingEvaluator` reads scores in blocks and keeps a `TopK` over all labels, one `TopK` per
+frequency bucket, the exact ranks of the gold labels and score histograms, never an (N, L) matrix.
+`evaluate` makes the metrics of it. A document without a gold label counts 0 in P@k; R, RP, nDCG and
+AP are undefined there (nan) and leave the mean. Bootstrap intervals are in `statistics`.
+
+N documents, L labels, k places. The metric functions share their arguments:
+    topk: best k labels of N documents. Y: (N, L) sparse gold labels of the same documents.
+    k: places read, at most those of `topk`.
+    extra_gold: (N,) gold labels per document outside the label space, counted as missed.
 """
 
 from __future__ import annotations
@@ -34,9 +38,12 @@ BUCKET_DEPTH = 15
 class Scores:
     """What `evaluate` needs of a system's scores; only `topk` is required.
 
-    buckets: name -> TopK ranked among that bucket's labels alone; masks: name -> (L,) bool, the
-    bucket's labels. gold_ranks: (nnz(Y),) int64, rank from 1 of each gold label in the order of
-    Y.indices, 0 if it was never scored. auc: micro_auc, macro_auc and the bounds of their error.
+    topk: best labels of each document.
+    buckets: name -> TopK among that bucket's labels alone.
+    masks: name -> (L,) bool, the bucket's labels.
+    gold_ranks: (nnz(Y),) int64, rank from 1 of each gold label in the order of Y.indices, 0 if it
+        was never scored.
+    auc: micro_auc, macro_auc and the bounds of their error.
     """
 
     topk: TopK
@@ -47,8 +54,9 @@ class Scores:
 
 
 def gold_matrix(Y: Any) -> sparse.csr_matrix:
-    """Y as CSR with sorted indices, no duplicates, no stored zeros; the order `gold_ranks` refers
-    to.
+    """A copy of Y (N, L) as CSR with sorted indices, no duplicates and no stored zeros.
+
+    `Scores.gold_ranks` follows this order.
     """
     Y = sparse.csr_matrix(Y, copy=True)
     Y.sum_duplicates()
@@ -61,8 +69,10 @@ def _rows(matrix: sparse.csr_matrix) -> np.ndarray:
 
 
 def hits(topk: TopK, Y: Any, k: int) -> np.ndarray:
-    """(N, k) bool: does the place hold a gold label? ValueError if TopK and Y do not fit or TopK
-    has fewer places.
+    """(N, k) bool: whether the place holds a gold label.
+
+    Raises:
+        ValueError: `topk` and Y differ in documents or labels, or `topk` has fewer than k places.
     """
     Y = gold_matrix(Y)
     n, n_labels = Y.shape
@@ -79,9 +89,11 @@ def hits(topk: TopK, Y: Any, k: int) -> np.ndarray:
         raise ValueError(
             f"TopK names label {ids.max()}, Y has {n_labels} labels: both need the same label order"
         )
-    # -1 closes the list of gold cells, so that a search beyond the last one finds no hit
-    gold, wanted = _rows(Y) * n_labels + Y.indices, np.arange(n)[:, None] * n_labels + ids
-    return (np.append(gold, -1)[np.searchsorted(gold, wanted)] == wanted) & (ids >= 0)
+    # gold cells and places as numbers in one order; -1 ends the list of gold cells, so that a
+    # search beyond the last one finds no hit
+    gold = _rows(Y) * n_labels + Y.indices
+    places = np.arange(n)[:, None] * n_labels + ids
+    return (np.append(gold, -1)[np.searchsorted(gold, places)] == places) & (ids >= 0)
 
 
 def _gold_count(Y: Any, extra_gold: np.ndarray | None) -> np.ndarray:
@@ -99,17 +111,17 @@ def mean(values: np.ndarray) -> float:
 
 
 def precision_at_k(topk: TopK, Y: Any, k: int) -> np.ndarray:
-    """(N,) hits / k; 0 for a document without gold labels; places left unused are misses."""
+    """(N,) hits / k; 0 for a document without gold labels; unused places are misses."""
     return hits(topk, Y, k).sum(1) / k
 
 
 def precision_where_gold(topk: TopK, Y: Any, k: int) -> np.ndarray:
-    """(N,) P@k, nan for a document without gold labels: within a bucket most documents have none."""
+    """(N,) P@k, nan for a document without gold labels: within a bucket most have none."""
     return np.where(_gold_count(Y, None) > 0, precision_at_k(topk, Y, k), np.nan)
 
 
 def recall_at_k(topk: TopK, Y: Any, k: int, extra_gold: np.ndarray | None = None) -> np.ndarray:
-    """(N,) hits / |gold|. extra_gold: (N,) gold labels outside the label space, added to |gold|."""
+    """(N,) hits / |gold|, where |gold| includes extra_gold."""
     return _ratio(hits(topk, Y, k).sum(1), _gold_count(Y, extra_gold))
 
 
@@ -121,45 +133,53 @@ def r_precision_at_k(
 
 
 def ndcg_at_k(topk: TopK, Y: Any, k: int, extra_gold: np.ndarray | None = None) -> np.ndarray:
-    """(N,) binary nDCG@k, discount 1/log2(place + 1), ideal of min(k, |gold|) hits."""
+    """(N,) binary nDCG@k with discount 1/log2(place + 1); the ideal has min(k, |gold|) hits."""
     discount = 1 / np.log2(np.arange(2, k + 2))
     ideal = np.concatenate([[0.0], discount.cumsum()])
-    return _ratio(
-        hits(topk, Y, k) @ discount, ideal[np.minimum(k, _gold_count(Y, extra_gold)).astype(int)]
-    )
+    best_hits = np.minimum(k, _gold_count(Y, extra_gold)).astype(int)
+    return _ratio(hits(topk, Y, k) @ discount, ideal[best_hits])
 
 
 def inverse_propensity(
     train_counts: np.ndarray, n_train: int, a: float = 0.55, b: float = 1.5
 ) -> np.ndarray:
-    """(L,) 1 + C (n_l + b)^-a with C = (ln N - 1)(b + 1)^a, N and n_l of the TRAINING split (Jain
-    et al. 2016).
+    """Inverse propensities 1 + C (n_l + b)^-a with C = (ln n - 1)(b + 1)^a (Jain et al. 2016).
+
+    Args:
+        train_counts: (L,) n_l, training documents per label.
+        n_train: n, training documents.
+        a, b: constants of the data set; these are the usual ones.
+
+    Returns:
+        (L,) float64.
     """
-    return (
-        1 + (np.log(n_train) - 1) * (b + 1) ** a * (np.asarray(train_counts, np.float64) + b) ** -a
-    )
+    counts = np.asarray(train_counts, np.float64)
+    return 1 + (np.log(n_train) - 1) * (b + 1) ** a * (counts + b) ** -a
 
 
 def psp_at_k(topk: TopK, Y: Any, k: int, inverse: np.ndarray) -> float:
-    """PSP@k of the corpus: sum of `inverse` (L,) over hits / best possible sum (extreme
-    classification repository).
+    """PSP@k of the corpus: the sum of `inverse` (L,) over hits / the best possible sum.
+
+    The form is that of the extreme classification repository.
     """
     Y = gold_matrix(Y)
-    got = inverse[topk.ids[:, :k]][hits(topk, Y, k)].sum()
-    # sorting within rows leaves `rows` as it is
+    reached = inverse[topk.ids[:, :k]][hits(topk, Y, k)].sum()
+    # best possible: the k largest weights of each document; sorting keeps `rows` as it is
     rows, weight = _rows(Y), inverse[Y.indices]
     weight = weight[np.lexsort((-weight, rows))]
-    return float(_ratio(got, weight[np.arange(rows.size) - Y.indptr[rows] < k].sum()))
+    return float(_ratio(reached, weight[np.arange(rows.size) - Y.indptr[rows] < k].sum()))
 
 
 def average_precision(
     gold_ranks: np.ndarray, Y: Any, extra_gold: np.ndarray | None = None
 ) -> np.ndarray:
-    """(N,) AP from exact ranks (1 = best, 0 = never scored, adds nothing); `gold_ranks` as in
-    `Scores`.
+    """(N,) average precision from the exact ranks of the gold labels.
+
+    gold_ranks: (nnz(Y),) as in `Scores`; a label that was never scored (rank 0) adds nothing.
     """
     Y = gold_matrix(Y)
-    rows, ranks = _rows(Y), np.where(gold_ranks > 0, gold_ranks, np.inf)
+    rows = _rows(Y)
+    ranks = np.where(gold_ranks > 0, gold_ranks, np.inf)
     ranks = ranks[np.lexsort((ranks, rows))]
     place = np.arange(rows.size) - Y.indptr[rows] + 1
     return _ratio(
@@ -170,51 +190,55 @@ def average_precision(
 def average_precision_at_k(
     topk: TopK, Y: Any, k: int, extra_gold: np.ndarray | None = None
 ) -> np.ndarray:
-    """(N,) AP@k = sum of P@i over hits at places i <= k, over min(k, |gold|); its mean is MAP@k,
-    not MAP.
+    """(N,) AP@k: the sum of P@i over hits at places i <= k, / min(k, |gold|).
+
+    Its mean is MAP@k, not MAP.
     """
     hit = hits(topk, Y, k)
-    return _ratio(
-        (hit * hit.cumsum(1) / np.arange(1, k + 1)).sum(1),
-        np.minimum(k, _gold_count(Y, extra_gold)),
-    )
+    precisions = (hit * hit.cumsum(1) / np.arange(1, k + 1)).sum(1)
+    return _ratio(precisions, np.minimum(k, _gold_count(Y, extra_gold)))
 
 
 def restrict(topk: TopK, mask: np.ndarray) -> TopK:
-    """Ranking among the labels of `mask` (L,) that `topk` holds, moved left; as many places.
+    """The labels of `topk` that lie in `mask` (L,), moved left; the number of places stays.
 
-    A TopK cut at k may lack labels of the bucket: metrics of the result are lower bounds
-    (`StreamingEvaluator`: exact).
+    `topk` may lack labels of the mask below its k places, so metrics of the result are lower
+    bounds. `StreamingEvaluator` ranks buckets exactly.
     """
     keep = (topk.ids >= 0) & np.asarray(mask)[topk.ids]
     order = np.argsort(~keep, axis=1, kind="stable")
-    ids, scores = np.where(keep, topk.ids, -1), np.where(keep, topk.scores, np.float32(-np.inf))
+    ids = np.where(keep, topk.ids, -1)
+    scores = np.where(keep, topk.scores, np.float32(-np.inf))
     return TopK(np.take_along_axis(ids, order, 1), np.take_along_axis(scores, order, 1))
 
 
 def restrict_gold(Y: Any, mask: np.ndarray) -> sparse.csr_matrix:
-    """Y (N, L) with the columns outside `mask` emptied; the shape stays."""
+    """Y (N, L) with the columns outside `mask` (L,) emptied; the shape stays."""
     return gold_matrix(gold_matrix(Y) @ sparse.diags(np.asarray(mask, np.float64)))
 
 
 def label_counts(topk: TopK, Y: Any, threshold: float) -> np.ndarray:
-    """(3, L) int64 a label: true positives, predictions (score >= threshold, within the TopK), gold
-    documents.
+    """Counts per label of predictions with score >= threshold, within `topk`.
+
+    Returns:
+        (3, L) int64: true positives, predictions, gold documents.
     """
     relevant = hits(topk, Y, topk.k)
-    chosen = (topk.ids >= 0) & (topk.scores.astype(np.float64) >= threshold)
-    lists = topk.ids[chosen & relevant], topk.ids[chosen], gold_matrix(Y).indices
+    predicted = (topk.ids >= 0) & (topk.scores.astype(np.float64) >= threshold)
+    lists = topk.ids[predicted & relevant], topk.ids[predicted], gold_matrix(Y).indices
     return np.stack([np.bincount(x, minlength=Y.shape[1]) for x in lists])
 
 
 def f1_scores(counts: np.ndarray) -> dict[str, float]:
-    """F1 from `label_counts` (3, L); select columns first to look at a bucket. Which labels count:
+    """F1 from `label_counts` (3, L); select columns first to look at a bucket.
 
-    micro_f1: all cells pooled. macro_f1: mean of label F1 over labels with at least one gold
-    document in the evaluated split. macro_f1_pr: harmonic mean of macro-P and macro-R, both means
-    over ALL L labels, 0 where a label has no prediction (P) or no gold document (R), as CAML
-    computes it. macro_f1_all: mean of label F1 over ALL L labels, 0 where undefined. nan if nothing
-    is defined.
+    Returns:
+        micro_f1: all cells pooled.
+        macro_f1: mean of label F1 over labels with a gold document in the evaluated split.
+        macro_f1_pr: harmonic mean of macro-P and macro-R, both means over all L labels, 0 where a
+            label has no prediction (P) or no gold document (R), as CAML computes it.
+        macro_f1_all: mean of label F1 over all L labels, 0 where undefined.
+        A value is nan if nothing is defined.
     """
     tp, predicted, gold = counts.astype(np.float64)
     f1 = np.nan_to_num(_ratio(2 * tp, predicted + gold))
@@ -232,24 +256,25 @@ def f1_scores(counts: np.ndarray) -> dict[str, float]:
 
 
 def tune_threshold(topk_dev: TopK, Y_dev: Any, by: str = "micro_f1") -> float:
-    """The cut (predict when score >= cut) with the best micro F1 on dev, over every distinct cut,
-    the highest if tied.
+    """The threshold (predict when score >= threshold) with the best micro F1 on dev.
 
-    Exact for the predictions the TopK holds; the value lies midway between the two scores it
-    separates. ValueError for another `by` (one cut for all labels is a micro choice) or if the TopK
-    holds no gold label.
+    Every distinct threshold is tried; the highest wins a tie. The search is exact for the labels
+    that `topk_dev` holds, and the value lies midway between the two scores it separates.
+
+    Raises:
+        ValueError: `by` is not micro_f1, or `topk_dev` holds no gold label. One threshold for all
+            labels is a micro choice.
     """
     if by != "micro_f1":
         raise ValueError(f"threshold tuned by {by!r}: wanted 'micro_f1'")
     used = topk_dev.ids >= 0
-    relevant, scores = (
-        hits(topk_dev, Y_dev, topk_dev.k)[used],
-        topk_dev.scores[used].astype(np.float64),
-    )
+    relevant = hits(topk_dev, Y_dev, topk_dev.k)[used]
+    scores = topk_dev.scores[used].astype(np.float64)
     if not relevant.any():
         raise ValueError(
             "no gold label among the dev TopK: check the label order or use a deeper TopK"
         )
+    # micro F1 of predicting the first 1, 2, ... of all labels in order of score
     order = np.argsort(-scores, kind="stable")
     scores, relevant = scores[order], relevant[order]
     f1 = 2 * relevant.cumsum() / (np.arange(1, relevant.size + 1) + gold_matrix(Y_dev).nnz)
@@ -259,12 +284,17 @@ def tune_threshold(topk_dev: TopK, Y_dev: Any, by: str = "micro_f1") -> float:
 
 
 class StreamingEvaluator:
-    """Collects what the metrics need while a model predicts; every document exactly once, in any
-    order.
+    """Collects what the metrics need while a model predicts each document once, in any order.
 
-    Holds (N, k) places, (N, 15) a bucket, a rank a gold label and, for the AUC, (L, auc_bins) int32
-    counts (33 MB for 4,108 labels; auc_bins=None leaves the AUC out). Blocks: (b, L) numpy array,
-    torch tensor or scipy sparse matrix, of whose cells only the stored ones are scored.
+    It holds (N, k) places, (N, 15) per bucket, the rank of each gold label and, for the AUC,
+    (L, auc_bins) int32 counts (33 MB for 4,108 labels).
+
+    Args:
+        Y: (N, L) gold labels.
+        train_counts: (L,) training documents per label.
+        k: places kept over all labels.
+        edges: bounds of the frequency buckets.
+        auc_bins: bins of the AUC histograms; None leaves the AUC out.
     """
 
     def __init__(
@@ -279,8 +309,8 @@ class StreamingEvaluator:
         n, self.n_labels = self.Y.shape
         if np.shape(train_counts) != (self.n_labels,):
             raise ValueError(
-                f"train_counts has shape {np.shape(train_counts)}, wanted ({self.n_labels},): one a"
-                " label"
+                f"train_counts has shape {np.shape(train_counts)}, wanted ({self.n_labels},): one"
+                " per label"
             )
         self.masks = frequency_buckets(train_counts, edges)
         self._seen = np.zeros(n, bool)
@@ -290,8 +320,15 @@ class StreamingEvaluator:
         self._auc = AucHistogram(self.n_labels, auc_bins) if auc_bins else None
 
     def update(self, rows: np.ndarray, scores: Any) -> None:
-        """rows: (b,) rows of Y; scores: (b, L). ValueError on a repeated row, another shape or a
-        nan.
+        """Read the scores of some documents.
+
+        Args:
+            rows: (b,) rows of Y.
+            scores: (b, L) numpy array, torch tensor or scipy sparse matrix, whose stored cells
+                alone are scored.
+
+        Raises:
+            ValueError: a row was read before, the shape does not fit, or a score is nan.
         """
         rows, scores = np.asarray(rows), unwrap(scores)
         if tuple(scores.shape) != (rows.size, self.n_labels):
@@ -302,8 +339,10 @@ class StreamingEvaluator:
         if self._seen[rows].any() or np.unique(rows).size < rows.size:
             raise ValueError("a document was scored twice: feed each row of Y exactly once")
         if sparse.issparse(scores):
-            stored, scores = scores.tocoo(), np.full(scores.shape, -np.inf, np.float32)
+            stored = scores.tocoo()
+            scores = np.full(scores.shape, -np.inf, np.float32)
             scores[stored.row, stored.col] = stored.data
+        # best places over all labels and within each bucket, then the ranks of the gold labels
         keys = order_keys(scores)
         self._places[""][rows] = largest(keys, self.k)
         for name, mask in self.masks.items():
@@ -312,21 +351,19 @@ class StreamingEvaluator:
         self._seen[rows] = True
 
     def _rank_gold(self, rows: np.ndarray, keys: Any, bins: Any) -> None:
-        """The j-th gold label of all documents at once: its rank is one more than the number of
-        larger keys.
-        """
+        """Rank the j-th gold label of all documents at once: one more than the larger keys."""
         first, count = self.Y.indptr[rows], self.Y.indptr[rows + 1] - self.Y.indptr[rows]
         for j in range(count.max(initial=0)):
-            has = np.flatnonzero(count > j)
-            place = first[has] + j
+            documents = np.flatnonzero(count > j)
+            place = first[documents] + j
             labels = self.Y.indices[place].astype(np.int64)
-            own = keys[has, labels]
-            rank = (keys[has] > own[:, None]).sum(1) + 1
-            self._ranks[place] = to_numpy(rank * (own >= UNSCORED))
-            self._gold_bins[place] = 0 if bins is None else bins[has, labels]
+            gold_keys = keys[documents, labels]
+            rank = (keys[documents] > gold_keys[:, None]).sum(1) + 1
+            self._ranks[place] = to_numpy(rank * (gold_keys >= UNSCORED))
+            self._gold_bins[place] = 0 if bins is None else bins[documents, labels]
 
     def result(self) -> Scores:
-        """ValueError if a row of Y was never fed."""
+        """The collected scores; ValueError if a row of Y was never read."""
         if not self._seen.all():
             raise ValueError(
                 f"{(~self._seen).sum()} of {self._seen.size} documents were never scored: feed"
@@ -335,15 +372,14 @@ class StreamingEvaluator:
         topk = {
             name: TopK(*decode_keys(keys, self.n_labels)) for name, keys in self._places.items()
         }
-        auc = (
-            self._auc.result(self.Y.indices, self._gold_bins)
-            if self._auc and self._seen.size
-            else None
-        )
+        auc = None
+        if self._auc and self._seen.size:
+            auc = self._auc.result(self.Y.indices, self._gold_bins)
         return Scores(topk.pop(""), topk, self.masks, self._ranks, auc)
 
 
 def _over(functions: tuple, topk: TopK, Y: Any, **options: Any) -> dict[str, float]:
+    """Means over documents of (name, metric, values of k); k beyond `topk` are left out."""
     return {
         f"{name}@{k}": mean(f(topk, Y, k, **options))
         for name, f, ks in functions
@@ -360,15 +396,26 @@ def evaluate(
     threshold: float | None = None,
     extra_gold: np.ndarray | None = None,
 ) -> dict[str, float]:
-    """All metrics in one flat dict; fractions, nan where undefined; buckets as 'few/rp@5', over
-    documents with such labels.
+    """All metrics of a split.
 
-    'few/overall_r@15' ranks among all labels. Without `gold_ranks` MAP@k stands in; F1 needs
-    `threshold`; k beyond the TopK's depth are left out. 'documents_without_gold' left R, RP, nDCG
-    and MAP; 'documents_cut' have every place of the TopK above the threshold, so that F1 may miss
-    predictions. extra_gold: (N,) gold labels without a column; 'all/...' keys count them.
+    Args:
+        scores: of N documents, e.g. from `StreamingEvaluator.result`.
+        Y: (N, L) gold labels of the same documents.
+        train_counts: (L,) training documents per label.
+        n_train: training documents.
+        threshold: for F1, which is left out without it.
+        extra_gold: (N,) gold labels without a column; metrics named 'all/...' count them.
+
+    Returns:
+        One flat dict of fractions, nan where undefined. 'few/rp@5' ranks the labels of a bucket
+        among themselves over the documents that have one, 'few/overall_r@15' ranks all labels.
+        Values of k beyond the depth of the TopK are left out, and without `gold_ranks` there is
+        MAP@k instead of MAP. 'documents_without_gold' are not in R, RP, nDCG and MAP;
+        'documents_cut' have every place of the TopK above the threshold, so F1 may miss some of
+        their predictions.
     """
     Y, topk = gold_matrix(Y), scores.topk
+    # metrics over all labels; the first group is undefined for a document without gold labels
     undefined = (
         ("r", recall_at_k, (5, 15)),
         ("rp", r_precision_at_k, (5,)),
@@ -383,23 +430,24 @@ def evaluate(
     out |= {f"psp@{k}": psp_at_k(topk, Y, k, inverse) for k in (1, 3, 5) if k <= topk.k}
     out |= _map(scores, Y) | (scores.auc or {})
     if extra_gold is not None:
-        out |= {
-            f"all/{name}": x for name, x in _over(undefined, topk, Y, extra_gold=extra_gold).items()
-        }
-        out |= {f"all/{name}": x for name, x in _map(scores, Y, extra_gold).items()}
+        with_extra = _over(undefined, topk, Y, extra_gold=extra_gold) | _map(scores, Y, extra_gold)
+        out |= {f"all/{name}": x for name, x in with_extra.items()}
+    # F1 at the threshold
     if threshold is not None:
         counts = label_counts(topk, Y, threshold)
-        out |= f1_scores(counts) | {
-            "documents_cut": float((topk.scores[:, -1].astype(np.float64) >= threshold).sum())
-        }
-    short = (("rp", r_precision_at_k, (5,)), ("r", recall_at_k, (15,)), ("ndcg", ndcg_at_k, (5,)))
-    short += (("p", precision_where_gold, (1, 5, 8)),)
+        cut = topk.scores[:, -1].astype(np.float64) >= threshold
+        out |= f1_scores(counts) | {"documents_cut": float(cut.sum())}
+    # metrics within each frequency bucket
+    in_buckets = (
+        ("rp", r_precision_at_k, (5,)),
+        ("r", recall_at_k, (15,)),
+        ("ndcg", ndcg_at_k, (5,)),
+        ("p", precision_where_gold, (1, 5, 8)),
+    )
     for name, mask in (scores.masks or frequency_buckets(train_counts)).items():
-        ranking, gold = (
-            scores.buckets[name] if scores.buckets else restrict(topk, mask),
-            restrict_gold(Y, mask),
-        )
-        out |= {f"{name}/{key}": x for key, x in _over(short, ranking, gold).items()}
+        ranking = scores.buckets[name] if scores.buckets else restrict(topk, mask)
+        gold = restrict_gold(Y, mask)
+        out |= {f"{name}/{key}": x for key, x in _over(in_buckets, ranking, gold).items()}
         out |= {f"{name}/overall_{key}": x for key, x in _over(undefined[:1], topk, gold).items()}
         if threshold is not None:
             out[f"{name}/macro_f1"] = f1_scores(counts[:, mask])["macro_f1"]
@@ -409,22 +457,25 @@ def evaluate(
 def _map(scores: Scores, Y: Any, extra: np.ndarray | None = None) -> dict[str, float]:
     if scores.gold_ranks is not None:
         return {"map": mean(average_precision(scores.gold_ranks, Y, extra))}
-    return {
-        f"map@{scores.topk.k}": mean(average_precision_at_k(scores.topk, Y, scores.topk.k, extra))
-    }
+    k = scores.topk.k
+    return {f"map@{k}": mean(average_precision_at_k(scores.topk, Y, k, extra))}
 
 
 def per_document(scores: Scores, Y: Any) -> dict[str, list[float | None]]:
-    """'p@1', 'p@5', 'ndcg@5' and, with `masks`, 'few/rp@5' a document, 4 decimals, None where
-    undefined.
+    """p@1, p@5, ndcg@5 and, if `scores` has masks, few/rp@5 of each document of Y (N, L).
+
+    Returns:
+        name -> N values with 4 decimals, None where undefined.
     """
-    values = {"p@1": precision_at_k(scores.topk, Y, 1), "p@5": precision_at_k(scores.topk, Y, 5)}
-    values["ndcg@5"] = ndcg_at_k(scores.topk, Y, 5)
-    if scores.masks:
-        few = (
-            scores.buckets["few"] if scores.buckets else restrict(scores.topk, scores.masks["few"])
-        )
-        values["few/rp@5"] = r_precision_at_k(few, restrict_gold(Y, scores.masks["few"]), 5)
+    topk, masks = scores.topk, scores.masks
+    values = {
+        "p@1": precision_at_k(topk, Y, 1),
+        "p@5": precision_at_k(topk, Y, 5),
+        "ndcg@5": ndcg_at_k(topk, Y, 5),
+    }
+    if masks:
+        few = scores.buckets["few"] if scores.buckets else restrict(topk, masks["few"])
+        values["few/rp@5"] = r_precision_at_k(few, restrict_gold(Y, masks["few"]), 5)
     return {
         name: [None if np.isnan(x) else round(float(x), 4) for x in value]
         for name, value in values.items()

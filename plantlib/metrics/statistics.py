@@ -1,9 +1,9 @@
-"""Statistics under METHOD section 5: order statistics of score blocks, tests over documents and
-seeds.
+"""Order statistics of score blocks and tests over documents and seeds.
 
-`order_keys`, `largest`, `decode_keys` give an exact, tie-safe top-k, `AucHistogram` the rank-sum
-AUC of a stream, `paired_bootstrap` compares two systems. Blocks are numpy arrays or torch tensors;
-what is a hit is said in `metrics`.
+Realises docs/method.md, "Metrics" and "Choosing on dev, reading test once". `order_keys`, `largest`
+and `decode_keys` give an exact top-k with a fixed order of ties, `AucHistogram` the rank-sum AUC of
+a stream, `paired_bootstrap` compares two systems. Blocks are numpy arrays or torch tensors. The
+metrics themselves are in `documents`.
 """
 
 from __future__ import annotations
@@ -19,15 +19,16 @@ UNSCORED = -2139095040 << 32
 
 
 def to_numpy(block: Any) -> np.ndarray:
-    """An array as it is; a tensor of any device as numpy, floats of any width as float32."""
+    """An array unchanged; a tensor of any device as numpy, floats of any width as float32."""
     if isinstance(block, np.ndarray):
         return block
     return (block.float() if block.is_floating_point() else block).detach().cpu().numpy()
 
 
 def unwrap(block: Any) -> Any:
-    """A CPU tensor as numpy, whose int64 partition is some forty times faster than torch.topk;
-    others as they are.
+    """A CPU tensor as numpy, other blocks unchanged.
+
+    numpy's partition of int64 is about forty times faster than torch.topk.
     """
     return to_numpy(block) if getattr(block, "is_cpu", False) else block
 
@@ -43,17 +44,21 @@ def refuse_nan(block: Any) -> None:
 
 
 def order_keys(block: Any) -> Any:
-    """(b, L) scores, compared as float32 -> (b, L) distinct int64 keys ordered by (score, smaller
-    label id first).
+    """Turn scores into distinct integers that sort by score and, among equals, smaller label first.
+
+    Args:
+        block: (b, L) scores, compared as float32.
+
+    Returns:
+        (b, L) int64 keys, numpy or torch as `block`; a larger key is a better place.
     """
     refuse_nan(block)
     n_labels = block.shape[1]
     # adding zero turns -0.0 into 0.0, which has another bit pattern
     if isinstance(block, np.ndarray):
         bits = (block.astype(np.float32, copy=False) + np.float32(0)).view(np.int32)
-        return ((bits ^ ((bits >> 31) & 0x7FFFFFFF)).astype(np.int64) << 32) | np.arange(n_labels)[
-            ::-1
-        ]
+        ids = np.arange(n_labels)[::-1]
+        return ((bits ^ ((bits >> 31) & 0x7FFFFFFF)).astype(np.int64) << 32) | ids
     import torch
 
     bits = (block.detach().float() + 0.0).view(torch.int32)
@@ -62,12 +67,11 @@ def order_keys(block: Any) -> Any:
 
 
 def largest(keys: Any, k: int) -> np.ndarray:
-    """(b, n) keys -> (b, k) numpy keys, largest first, padded with "not scored" where n < k."""
+    """(b, n) keys -> the k largest of each row (b, k), largest first, "not scored" where n < k."""
     n = keys.shape[1]
     if isinstance(keys, np.ndarray):
-        best = np.sort(np.partition(keys, n - k, axis=1)[:, n - k :] if k < n else keys, axis=1)[
-            :, ::-1
-        ]
+        best = np.partition(keys, n - k, axis=1)[:, n - k :] if k < n else keys
+        best = np.sort(best, axis=1)[:, ::-1]
     else:
         best = to_numpy(keys.topk(min(k, n), dim=1).values)
     return np.pad(best, ((0, 0), (0, max(0, k - n))), constant_values=UNSCORED - 1)
@@ -83,12 +87,11 @@ def decode_keys(keys: np.ndarray, n_labels: int) -> tuple[np.ndarray, np.ndarray
 
 
 class AucHistogram:
-    """Micro and macro AUC of a stream of (b, L) blocks from one histogram a label, (L, bins) int32
-    in all.
+    """Micro and macro AUC of a stream of (b, L) blocks, from one histogram per label.
 
-    The bin edges are score quantiles of the first block, half of them within its top 5 %. Pairs
-    inside one bin count one half, so the AUC is exact up to half their share, which is reported;
-    exact if each bin holds one value.
+    Memory is (L, bins) int32. The bin edges are score quantiles of the first block, half of them
+    within its top 5 %. A pair inside one bin counts one half, so the AUC is exact up to half the
+    share of such pairs, which is reported; it is exact if each bin holds one value.
     """
 
     def __init__(self, n_labels: int, bins: int) -> None:
@@ -96,13 +99,12 @@ class AucHistogram:
         self.edges = np.empty(0, np.float32)
 
     def add(self, block: Any) -> np.ndarray:
-        """Counts a block, on the CPU whatever its device; returns the (b, L) bin of each score."""
+        """Count a block of scores (b, L) on the CPU; returns the bin of each, (b, L)."""
         scores = to_numpy(block).astype(np.float32, copy=False)
         if not self.edges.size:
             self._choose_edges(scores[np.isfinite(scores)])
         bins = np.searchsorted(self.edges, scores, side="right")
-        # numpy's fast path, twenty times faster, asks for a flat index and a summand of the very
-        # same type
+        # numpy's fast path, twenty times faster, needs a flat index and a summand of the same type
         flat = (bins + np.arange(len(self.counts)) * self.counts.shape[1]).ravel()
         np.add.at(self.counts.ravel(), flat, np.int32(1))
         return bins
@@ -118,8 +120,14 @@ class AucHistogram:
         self.edges = np.unique(np.concatenate(picks))
 
     def result(self, labels: np.ndarray, bins: np.ndarray) -> dict[str, float]:
-        """labels, bins: (nnz,) of the gold cells -> micro_auc, macro_auc (labels with both classes)
-        and *_error.
+        """AUC of everything that was added.
+
+        Args:
+            labels: (nnz,) label of each gold cell.
+            bins: (nnz,) bin of its score.
+
+        Returns:
+            micro_auc, macro_auc (over labels with both classes) and a bound on the error of each.
         """
         gold = np.zeros_like(self.counts)
         np.add.at(gold, (labels, bins), 1)
@@ -128,18 +136,19 @@ class AucHistogram:
             np.concatenate(x) for x in zip(*(_rank_sum(*part) for part in parts), strict=True)
         )
         micro, micro_error = _rank_sum(self.counts.sum(0)[None], gold.sum(0)[None])
-        named = {
+        values = {
             "micro_auc": micro,
             "micro_auc_error": micro_error,
             "macro_auc": macro,
             "macro_auc_error": macro_error,
         }
-        return {name: mean_sd(value)[0] for name, value in named.items()}
+        return {name: mean_sd(value)[0] for name, value in values.items()}
 
 
 def _rank_sum(counts: np.ndarray, gold: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(n, bins) counts of all and of gold cells -> (n,) AUC and error bound, nan where a class is
-    missing.
+    """(n, bins) counts of all cells and of gold ones -> (n,) AUC and error bound.
+
+    Both are nan where a class is missing.
     """
     gold, other = gold.astype(np.float64), (counts - gold).astype(np.float64)
     pairs = gold.sum(1) * other.sum(1)
@@ -149,26 +158,34 @@ def _rank_sum(counts: np.ndarray, gold: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def mean_sd(values: Iterable[float | None]) -> tuple[float, float]:
-    """Mean and sample standard deviation (n - 1) of the defined values; nan where there are none,
-    or one for the sd.
+    """Mean and sample standard deviation (n - 1) of the values that are neither None nor nan.
+
+    The mean of no value and the deviation of fewer than two are nan.
     """
     array = np.array([np.nan if v is None else v for v in values], np.float64)
     array = array[~np.isnan(array)]
-    return (
-        float(array.mean()) if array.size else np.nan,
-        float(array.std(ddof=1)) if array.size > 1 else np.nan,
-    )
+    mean = float(array.mean()) if array.size else np.nan
+    return mean, float(array.std(ddof=1)) if array.size > 1 else np.nan
 
 
 def paired_bootstrap(a: Any, b: Any, samples: int = 10000, seed: int = 0) -> dict[str, float | int]:
-    """Percentile bootstrap of mean(a - b) over documents, the same documents drawn for both
-    systems.
+    """Percentile bootstrap of mean(a - b), drawing the same documents for both systems.
 
-    a, b: (N,) values a document, None or nan where undefined, or (seeds, N) matrices, averaged over
-    seeds first (the number of seeds may differ). Returns mean_difference, low and high (95 %),
-    p_value (two-sided: twice the smaller share of resamples at or beyond 0, never below 2 /
-    (samples + 1)), n pairs used and dropped pairs. ValueError on unequal lengths. Seeds are
-    averaged, not resampled: the interval is about documents.
+    Seeds are averaged, not resampled: the interval is about documents.
+
+    Args:
+        a, b: (N,) values per document, None or nan where undefined, or (seeds, N) matrices, which
+            are averaged over seeds first; the numbers of seeds may differ.
+        samples: resamples of the documents.
+        seed: of the resampling.
+
+    Returns:
+        mean_difference; low and high, the 95 % interval; p_value, two-sided: twice the smaller
+        share of resamples at or beyond 0, never below 2 / (samples + 1); n pairs used and dropped
+        pairs.
+
+    Raises:
+        ValueError: a and b have different numbers of documents.
     """
     first, second = (np.atleast_2d(np.array(x, np.float64)).mean(0) for x in (a, b))
     if first.shape != second.shape:
@@ -179,11 +196,14 @@ def paired_bootstrap(a: Any, b: Any, samples: int = 10000, seed: int = 0) -> dic
     n = difference.size
     result = {"mean_difference": np.nan, "low": np.nan, "high": np.nan, "p_value": np.nan}
     if n:
-        rng, step = np.random.default_rng(seed), max(1, 2**21 // n)
+        # resample in batches of at most 2^21 drawn values
+        rng = np.random.default_rng(seed)
+        step = max(1, 2**21 // n)
         sizes = [min(step, samples - i) for i in range(0, samples, step)]
         means = np.concatenate(
             [difference[rng.integers(0, n, (size, n))].mean(1) for size in sizes]
         )
+        # interval and p value
         low, high = np.quantile(means, (0.025, 0.975))
         tail = 2 * (min((means <= 0).sum(), (means >= 0).sum()) + 1) / (samples + 1)
         result = {

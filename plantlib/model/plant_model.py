@@ -135,7 +135,7 @@ class PlantModel(PreTrainedModel):
         self.record: Any = None
         self.post_init()
 
-    def _init_weights(self, module) -> None:
+    def _init_weights(self, module: torch.nn.Module) -> None:
         """Nothing: values come from `planting.plant` or from a file."""
 
     def encode(self, token_ids: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
@@ -200,7 +200,9 @@ class PlantModel(PreTrainedModel):
             starts = starts_of(cut, offsets.device)
             ids = torch.cat([token_ids[w.begin : w.end] for w in cut if w is not None])
 
-            def read(ids, starts, *state, cut=cut):
+            def read(
+                ids: torch.Tensor, starts: torch.Tensor, *state: Any, cut: list = cut
+            ) -> tuple:
                 # state: four tensors of attention, one of the language model's loss, then the
                 # memory of a recurrent backbone
                 hidden, memory = windows.encode_round(backbone, token_ids, cut, state[5:])
@@ -239,7 +241,7 @@ class PlantModel(PreTrainedModel):
         label_rows: torch.Tensor | None = None,
         label_columns: torch.Tensor | None = None,
         linear_scores: torch.Tensor | None = None,
-        **_,
+        **_: Any,
     ) -> PlantOutput:
         """Logits of B documents, and the loss if there are labels.
 
@@ -340,14 +342,14 @@ class PlantModel(PreTrainedModel):
         return self
 
     def save_pretrained(  # type: ignore[override]
-        self, save_directory: str | Path, state_dict: dict | None = None, **kwargs
+        self, save_directory: str | Path, state_dict: dict | None = None, **kwargs: Any
     ) -> None:
         """Write weights (safetensors), configuration and tokenizer; see `saving`."""
         saving.save(self, Path(save_directory), super().save_pretrained, state_dict, **kwargs)
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
-        cls, path: str | Path, *args, backbone: str | None = None, **kwargs
+        cls, path: str | Path, *args: Any, backbone: str | None = None, **kwargs: Any
     ) -> PlantModel:
         """Load what `save_pretrained` wrote, tokenizer included.
 
@@ -434,7 +436,9 @@ class PlantModel(PreTrainedModel):
     ) -> DocumentExplanation: ...
 
     @torch.inference_mode()
-    def explain(self, text, label, html=None):
+    def explain(
+        self, text: str, label: str | Sequence[str], html: str | Path | None = None
+    ) -> Explanation | DocumentExplanation:
         """Which words of `text` speak for a label.
 
         Args:
@@ -451,8 +455,9 @@ class PlantModel(PreTrainedModel):
         self.eval()
         labels = [label] if isinstance(label, str) else list(label)
         explanations = explanation.explain(self, text, labels)
-        single = isinstance(label, str)
-        result = explanations[0] if single else DocumentExplanation(explanations)
+        result: Explanation | DocumentExplanation = (
+            explanations[0] if isinstance(label, str) else DocumentExplanation(explanations)
+        )
         if html is not None:
             result.save_html(html)
         return result
@@ -464,7 +469,7 @@ class PlantModel(PreTrainedModel):
         return self.explain(text, [label for label, _ in self.predict([text], k)[0]], html)
 
 
-def starts_of(cut: list[windows.Window | None], device) -> torch.Tensor:
+def starts_of(cut: list[windows.Window | None], device: torch.device) -> torch.Tensor:
     """(B+1,) offsets of the tokens of one window of each of B documents."""
     lengths = [0 if w is None else w.end - w.begin for w in cut]
     return torch.tensor([0, *lengths], device=device).cumsum(0)

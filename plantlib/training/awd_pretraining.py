@@ -1,11 +1,10 @@
-"""Language-model pretraining of the AWD-LSTM on a corpus's own text, and the word tokenizer it
-reads with.
+"""Pretraining of the AWD-LSTM as a language model on a corpus's own text, and its word tokenizer.
 
-Realises METHOD.md section 4, "v1 encoder: language-model pretraining on the training text, forward
-and backward models". Training and unlabelled documents run as one stream in parallel rows; the
-state is carried over chunks, gradients are not. A backward model is trained on the reversed stream.
-What is left is a folder that is a backbone like any other. Perplexity is stated on dev text. Not
-here: fine-tuning (`tuning="full"`), the model itself (`awd_lstm.py`).
+See docs/method.md, "The first version (v1)". Training and unlabelled documents form one stream,
+which is cut into rows that are read in parallel, chunk by chunk. The LSTM's state is carried from
+chunk to chunk, gradients are not. A backward model is trained on the reversed stream. The result is
+a folder that can be given as a backbone. Perplexity is measured on dev text. Not here: fine-tuning
+(`tuning="full"`) and the model itself (`backbones/awd_lstm.py`).
 """
 
 from __future__ import annotations
@@ -16,6 +15,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch.utils.data import SequentialSampler
+from transformers import (
+    PreTrainedTokenizerFast,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    set_seed,
+)
 
 from plantlib.backbones.awd_lstm import AwdLstmConfig, AwdLstmForCausalLM, check_direction
 from plantlib.data.corpus import Corpus
@@ -28,18 +36,27 @@ from plantlib.utils.progress import tqdm
 
 @dataclass(frozen=True)
 class PretrainConfig:
-    """Options of the pretraining. sizes: those of `awd_lstm.AwdLstmConfig` that differ from the
-    published ones.
+    """Options of the pretraining.
+
+    Attributes:
+        direction: "forward" or "backward".
+        rows: parallel rows of the stream.
+        chunk: tokens per step and row, through which gradients flow.
+        activation: weight of the mean square of the last hidden states in the loss (the alpha of
+            Merity, Keskar and Socher 2018).
+        vocabulary: most words of the tokenizer.
+        min_documents: least occurrences of a word in the vocabulary.
+        sizes: values of `awd_lstm.AwdLstmConfig` that differ from the published ones.
     """
 
     direction: str = "forward"
     epochs: int = 5
-    rows: int = 16  # parallel rows of the stream
-    chunk: int = 70  # tokens a step and row (back-propagation through time)
+    rows: int = 16
+    chunk: int = 70
     learning_rate: float = 3e-3
-    activation: float = 2.0  # weight of the mean square of the last hidden states (Merity's alpha)
+    activation: float = 2.0
     vocabulary: int = 30000
-    min_documents: int = 2  # occurrences that a word of the vocabulary has at least
+    min_documents: int = 2
     sizes: dict = field(default_factory=dict)
     seed: int = 0
 
@@ -51,19 +68,27 @@ class PretrainConfig:
             raise ValueError(f"chunk={self.chunk}; give at least 2 tokens")
 
 
-def word_tokenizer(texts: list[str], size: int = 30000, min_documents: int = 2):
-    """A fast tokenizer of lower-cased words and punctuation, its vocabulary the most frequent of
-    `texts`.
+def word_tokenizer(
+    texts: list[str], size: int = 30000, min_documents: int = 2
+) -> PreTrainedTokenizerFast:
+    """A tokenizer of lower-cased words and punctuation.
+
+    Args:
+        texts: the vocabulary is their most frequent words.
+        size: most words, the three special tokens among them.
+        min_documents: least occurrences of a word, several in one text counted.
     """
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
 
-    specials = ["[PAD]", "[UNK]", "[EOS]"]
+    special_tokens = ["[PAD]", "[UNK]", "[EOS]"]
     tokenizer = Tokenizer(models.WordLevel(unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     trainer = trainers.WordLevelTrainer(
-        vocab_size=size, min_frequency=min_documents, special_tokens=specials, show_progress=False
+        vocab_size=size,
+        min_frequency=min_documents,
+        special_tokens=special_tokens,
+        show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(
@@ -79,50 +104,60 @@ def pretrain(
     tokenizer=None,
     progress: bool = True,
 ) -> dict:
-    """Pretrain on the training and unlabelled text; writes the backbone folder, returns
-    perplexities and sizes.
+    """Pretrain on the training and unlabelled text and write the backbone's folder.
 
-    tokenizer: one to share between the forward and the backward model; made from the same text by
-    default.
+    A killed call resumes from its last epoch when it is repeated.
+
+    Args:
+        corpus: a `Corpus`, or the name or folder of one.
+        folder: the backbone folder that is written.
+        config: options of the pretraining.
+        tokenizer: shared by a forward and a backward model; None makes one from the text.
+        progress: show progress bars.
+
+    Returns:
+        perplexity_before and perplexity (on dev text); documents and tokens trained on; vocabulary,
+        the number of words.
+
+    Raises:
+        ValueError: an unknown direction, or a corpus without dev text or with too little text.
     """
-    from transformers import set_seed
-
     config = config or PretrainConfig()
     corpus = Corpus.load(corpus) if isinstance(corpus, str) else corpus
-    own, dev = texts_of(corpus)
-    tokenizer = tokenizer or word_tokenizer(own, config.vocabulary, config.min_documents)
+    train_texts, dev_texts = texts_of(corpus)
+    tokenizer = tokenizer or word_tokenizer(train_texts, config.vocabulary, config.min_documents)
     set_seed(config.seed)
     model = _model(config, tokenizer)
-    rows, held_out = stream(own, tokenizer, config), stream(dev, tokenizer, config)
-    before = perplexity(model, held_out, config, progress)
+
+    # measure, train, measure
+    train_rows = stream(train_texts, tokenizer, config)
+    dev_rows = stream(dev_texts, tokenizer, config)
+    before = perplexity(model, dev_rows, config, progress)
     key = fingerprint_of(corpus.fingerprint(), tokenizer.get_vocab(), asdict(config))
-    _train(
-        model,
-        rows,
-        config,
-        Path(folder).with_name(f".{Path(folder).name}-{key}.checkpoints"),
-        progress,
-    )
-    found = {
+    checkpoints = Path(folder).with_name(f".{Path(folder).name}-{key}.checkpoints")
+    _train(model, train_rows, config, checkpoints, progress)
+    about = {
         "perplexity_before": before,
-        "perplexity": perplexity(model, held_out, config, progress),
-        "documents": len(own),
-        "tokens": int(rows.size),
+        "perplexity": perplexity(model, dev_rows, config, progress),
+        "documents": len(train_texts),
+        "tokens": int(train_rows.size),
         "vocabulary": len(tokenizer),
     }
+
+    # the folder appears when it is complete
     model.config.direction = config.direction
     with atomic_path(folder) as temporary:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
-        write_json(temporary / "pretraining.json", found | {"options": asdict(config)})
-    return found
+        write_json(temporary / "pretraining.json", about | {"options": asdict(config)})
+    return about
 
 
-def _model(config: PretrainConfig, tokenizer):
-
+def _model(config: PretrainConfig, tokenizer) -> AwdLstmForCausalLM:
+    """The model before training. It always reads forward here: for a backward model the stream
+    itself is reversed.
+    """
     check_direction(config.direction)
-    # the stream itself is reversed for a backward model, so the language model reads forward while
-    # it is trained
     sizes = config.sizes | {
         "vocab_size": len(tokenizer),
         "pad_token_id": tokenizer.pad_token_id,
@@ -132,15 +167,15 @@ def _model(config: PretrainConfig, tokenizer):
 
 
 def stream(texts: list[str], tokenizer, config: PretrainConfig) -> np.ndarray:
-    """(rows, n) token ids: documents in a seeded order, an end token after each, cut into `rows`
-    equal parts.
+    """Token ids (rows, n): documents in a seeded order, each followed by an end token, cut into
+    `config.rows` equal rows.
+
+    ValueError for less than two tokens per row.
     """
-    documents, backward = tokenise(texts, tokenizer, progress=False), config.direction == "backward"
+    documents = tokenise(texts, tokenizer, progress=False)
+    step = -1 if config.direction == "backward" else 1
     order = np.random.default_rng(config.seed).permutation(len(documents))
-    parts = [
-        np.append(documents[i][::-1] if backward else documents[i], tokenizer.eos_token_id)
-        for i in order
-    ]
+    parts = [np.append(documents[i][::step], tokenizer.eos_token_id) for i in order]
     flat = np.concatenate(parts).astype(np.int64)
     length = len(flat) // config.rows
     if length < 2:
@@ -151,76 +186,84 @@ def stream(texts: list[str], tokenizer, config: PretrainConfig) -> np.ndarray:
 
 
 class Chunks:
-    """The stream as a data set of steps: item i holds input_ids and labels (rows, at most chunk),
-    labels one token later.
+    """A stream as a data set of steps.
+
+    An item holds input_ids and labels (rows, at most `chunk`), the labels one token later.
+
+    Args:
+        rows: (rows, n) token ids.
+        chunk: tokens per step and row.
     """
 
     def __init__(self, rows: np.ndarray, chunk: int):
-        self.rows, self.chunk = rows, chunk
+        self.rows = rows
+        self.chunk = chunk
 
     def __len__(self) -> int:
         return -(-(self.rows.shape[1] - 1) // self.chunk)
 
     def __getitem__(self, i: int) -> dict:
-        import torch
-
         if not 0 <= i < len(self):
             raise IndexError(i)
         begin = i * self.chunk
         end = min(begin + self.chunk, self.rows.shape[1] - 1)
-        shifted = {"input_ids": 0, "labels": 1}
         return {
-            name: torch.from_numpy(self.rows[:, begin + k : end + k].copy())
-            for name, k in shifted.items()
+            "input_ids": torch.from_numpy(self.rows[:, begin:end].copy()),
+            "labels": torch.from_numpy(self.rows[:, begin + 1 : end + 1].copy()),
         }
 
 
 def perplexity(model, rows: np.ndarray, config: PretrainConfig, progress: bool = False) -> float:
-    """exp of the mean loss over a stream, the state carried through it."""
-    import torch
-
-    total, seen, state, training = 0.0, 0, None, model.training
+    """exp of the mean loss per token of a stream (rows, n), with the state carried through it."""
+    total = 0.0
+    tokens = 0
+    state = None
+    training = model.training
     model.eval()
+    chunks = Chunks(rows, config.chunk)
     with torch.inference_mode():
-        chunks = tqdm(
-            Chunks(rows, config.chunk),
-            desc="perplexity",
-            unit="chunk",
-            delay=5,
-            disable=not progress,
-        )
-        for batch in chunks:
+        for batch in tqdm(chunks, desc="perplexity", unit="chunk", delay=5, disable=not progress):
             output = model(**{k: v.to(model.device) for k, v in batch.items()}, state=state)
-            state, count = output.state, batch["labels"].numel()
-            total, seen = total + float(output.loss) * count, seen + count
+            state = output.state
+            total += float(output.loss) * batch["labels"].numel()
+            tokens += batch["labels"].numel()
     model.train(training)
-    return math.exp(total / seen)
+    return math.exp(total / tokens)
 
 
-def _train(model, rows: np.ndarray, config: PretrainConfig, work: Path, progress: bool) -> None:
-    """transformers.Trainer over the chunks in order; a checkpoint an epoch in `work`, where the
-    carried state begins anew.
-    """
-    from torch.utils.data import SequentialSampler
-    from transformers import Trainer, TrainerCallback, TrainingArguments
+class CarriedState(TrainerCallback):
+    """The LSTM's state after the last chunk, without gradients; each epoch begins without one."""
 
-    class StreamTrainer(Trainer):
-        carried = None
+    def __init__(self):
+        self.state = None
 
-        def _get_train_sampler(self, *_):
-            return SequentialSampler(self.train_dataset)
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self.state = None
 
-        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-            output = model(**inputs, state=self.carried)
-            self.carried = tuple(tuple(s.detach() for s in layer) for layer in output.state)
-            return output.loss + config.activation * output.last_hidden_state.square().mean()
 
-    class Begin(TrainerCallback):
-        def on_epoch_begin(self, args, state, control, **kwargs):
-            trainer.carried = None
+class StreamTrainer(Trainer):
+    """transformers.Trainer over the chunks of a stream, in their order."""
 
+    def __init__(self, *args, carried: CarriedState, activation: float, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.model_accepts_loss_kwargs = False
+        self.carried = carried
+        self.activation = activation
+
+    def _get_train_sampler(self, *_):
+        return SequentialSampler(self.train_dataset)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """The cross-entropy, and the mean square of the last hidden states times `activation`."""
+        output = model(**inputs, state=self.carried.state)
+        self.carried.state = tuple(tuple(s.detach() for s in layer) for layer in output.state)
+        return output.loss + self.activation * output.last_hidden_state.square().mean()
+
+
+def _train(model, rows: np.ndarray, config: PretrainConfig, folder: Path, progress: bool) -> None:
+    """Train on the stream `rows`; a checkpoint per epoch lies in `folder` until the end."""
     arguments = TrainingArguments(
-        output_dir=str(work),
+        output_dir=str(folder),
         num_train_epochs=config.epochs,
         per_device_train_batch_size=1,
         max_grad_norm=0.25,
@@ -237,15 +280,17 @@ def _train(model, rows: np.ndarray, config: PretrainConfig, work: Path, progress
         dataloader_pin_memory=False,
         remove_unused_columns=False,
     )
+    carried = CarriedState()
     trainer = StreamTrainer(
         model=model,
         args=arguments,
         train_dataset=Chunks(rows, config.chunk),
         data_collator=lambda items: items[0],
-        callbacks=[Begin(), StepBar("AWD-LSTM", progress)],
+        callbacks=[carried, StepBar("AWD-LSTM", progress)],
+        carried=carried,
+        activation=config.activation,
     )
-    trainer.model_accepts_loss_kwargs = False
-    # a stream has one reader: several cards would be given rows of different steps
+    # one device reads the stream: several would be given rows of different steps
     arguments._n_gpu = min(arguments.n_gpu, 1)
     start(trainer)
-    shutil.rmtree(work, ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)

@@ -1,10 +1,8 @@
-"""Several PlantModels whose logits are summed, as the first version's forward and backward models
-are; one record for the sum.
+"""Models whose logits are summed, such as a forward and a backward model; one record for the sum.
 
-Realises METHOD.md section 4, "forward and backward models, predictions summed". Members may read
-with different backbones and tokenizers, but must name the same labels in the same order. Threshold
-and calibration of the sum come from dev; test is read once. Members are trained by
-`runs.run_start`; nothing is trained here.
+See docs/method.md, "The first version (v1)". Members may have different backbones and tokenizers,
+but the same labels in the same order. Threshold and calibration of the sum come from dev; test is
+read once. Nothing is trained here: `runs.run_start` trains the members.
 """
 
 from __future__ import annotations
@@ -19,17 +17,24 @@ import torch
 from plantlib.metrics.documents import Scores, StreamingEvaluator
 from plantlib.model.plant_model import PlantModel
 from plantlib.planting.l2r import check_same
-from plantlib.training.evaluation import calibrate, judge
+from plantlib.training.evaluation import AUC_BINS, calibrate, judge
 from plantlib.training.inputs import Documents, Inputs
 from plantlib.training.records import RunRecord, peak_memory, plain
 from plantlib.utils.io import atomic_path, fingerprint_of, read_json, write_json
 
-SUM = " ensemble"  # after a member's system: the system of summed logits
+SUM = " ensemble"  # the system of summed logits: this after the system of the first member
 
 
 class Ensemble:
-    """Models of one label space; `predict` sums their logits. threshold and calibration (slope,
-    shift) belong to the sum.
+    """Models of one label space, and the sum of their logits.
+
+    Args:
+        models: at least two.
+        threshold: score above which the sum predicts a label.
+        calibration: slope and shift of the logistic curve from summed logits to scores.
+
+    Raises:
+        ValueError: fewer than two models, or models of different labels.
     """
 
     def __init__(
@@ -45,37 +50,50 @@ class Ensemble:
         self.names = label_names(models[0])
         for model in models[1:]:
             check_same("labels", label_names(model), self.names)
-        self.models, self.threshold, self.calibration = list(models), threshold, calibration
+        self.models = list(models)
+        self.threshold = threshold
+        self.calibration = calibration
 
     @torch.inference_mode()
     def logits(self, texts: list[str]) -> torch.Tensor:
-        """(B, L) summed logits; every model tokenises the texts its own way."""
-        found = [
-            model.eval()(
-                *model._packed(model.tokenise(texts)), linear_scores=model.word_scores(texts)
-            )
-            for model in self.models
-        ]
-        return sum(one.logits.float().cpu() for one in found)
+        """(B, L) summed logits of B texts; each model uses its own tokenizer."""
+        logits = []
+        for model in self.models:
+            packed = model.eval()._packed(model.tokenise(texts))
+            output = model(*packed, linear_scores=model.word_scores(texts))
+            logits.append(output.logits.float().cpu())
+        return sum(logits)
 
     def predict(
         self, texts: list[str], k: int = 8, batch: int = 16
     ) -> list[list[tuple[str, float]]]:
-        """The k best labels of every text with scores calibrated on dev."""
+        """The k best labels of each text, best first.
+
+        Args:
+            texts: N documents.
+            k: labels per document, at most L.
+            batch: documents read at a time.
+
+        Returns:
+            for each text, pairs of a label and its calibrated score.
+
+        Raises:
+            ValueError: one string instead of a list.
+        """
         if isinstance(texts, str):
             raise ValueError("predict takes a list of texts, got one string; write predict([text])")
-        out, (slope, shift) = [], self.calibration or [1.0, 0.0]
+        slope, shift = self.calibration or [1.0, 0.0]
+        predictions = []
         for begin in range(0, len(texts), batch):
-            best = self.logits(texts[begin : begin + batch]).topk(min(k, len(self.names)), dim=1)
+            logits = self.logits(texts[begin : begin + batch])
+            best = logits.topk(min(k, len(self.names)), dim=1)
             scores = torch.sigmoid(best.values * slope + shift)
-            out += [
-                [(self.names[i], s) for i, s in zip(*row, strict=True)]
-                for row in zip(best.indices.tolist(), scores.tolist(), strict=True)
-            ]
-        return out
+            for ids, row in zip(best.indices.tolist(), scores.tolist(), strict=True):
+                predictions.append([(self.names[i], s) for i, s in zip(ids, row, strict=True)])
+        return predictions
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """One folder: every member as a model of its own, and ensemble.json."""
+        """Write a folder: each member as a model that can be loaded alone, and ensemble.json."""
         with atomic_path(folder) as temporary:
             Path(temporary).mkdir(parents=True, exist_ok=True)
             for i, model in enumerate(self.models):
@@ -89,12 +107,11 @@ class Ensemble:
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Ensemble:
-        """Load what save_pretrained wrote."""
-        about = read_json(Path(folder) / "ensemble.json")
-        models = [
-            PlantModel.from_pretrained(Path(folder) / f"member-{i}")
-            for i in range(about["members"])
-        ]
+        """Load what `save_pretrained` wrote."""
+        folder = Path(folder)
+        about = read_json(folder / "ensemble.json")
+        members = [folder / f"member-{i}" for i in range(about["members"])]
+        models = [PlantModel.from_pretrained(member) for member in members]
         return cls(models, about["threshold"], about["calibration"])
 
 
@@ -111,32 +128,34 @@ def score(
     batch_size=16,
     auc=True,
 ) -> Scores:
-    """Scores of a split from summed logits; documents[i] holds the same rows as models[i] reads
-    them.
+    """Scores of a split from summed logits.
+
+    Args:
+        documents: the same rows of a corpus for each model, in the tokens that it reads.
+        train_counts: (L,) training documents per label, for the frequency buckets.
+        batch_size: documents read at a time.
+        auc: collect what AUC needs.
     """
-    rows, labels = documents[0].rows, documents[0].labels[documents[0].rows]
+    first = documents[0]
     evaluator = StreamingEvaluator(
-        labels, train_counts, 100, documents[0].edges, 2048 if auc else None
+        first.labels[first.rows], train_counts, 100, first.edges, AUC_BINS if auc else None
     )
-    order = np.argsort(-documents[0].tokens.lengths[rows], kind="stable")
+    order = np.argsort(-first.tokens.lengths[first.rows], kind="stable")
     with torch.inference_mode():
         for begin in range(0, len(order), batch_size):
             part = order[begin : begin + batch_size]
-            found = [
-                _logits(m.eval(), d, rows[part]) for m, d in zip(models, documents, strict=True)
-            ]
-            evaluator.update(part, sum(found))
+            members = zip(models, documents, strict=True)
+            logits = sum(_logits(model, read, first.rows[part]) for model, read in members)
+            evaluator.update(part, logits)
     return evaluator.result()
 
 
 def _logits(model: PlantModel, documents: Documents, rows: np.ndarray) -> torch.Tensor:
+    """(b, L) logits of one model for the documents in `rows` (b,)."""
     device = next(model.parameters()).device
-    batch = documents.collate([int(r) for r in rows])
-    return (
-        model(**{n: v.to(device) for n, v in batch.items() if not n.startswith("label_")})
-        .logits.float()
-        .cpu()
-    )
+    batch = documents.collate([int(row) for row in rows])
+    tensors = {n: value.to(device) for n, value in batch.items() if not n.startswith("label_")}
+    return model.eval()(**tensors).logits.float().cpu()
 
 
 def run_ensemble(
@@ -146,46 +165,56 @@ def run_ensemble(
     run_id: str | None = None,
     notebook: str | None = None,
 ) -> tuple[RunRecord, Ensemble]:
-    """Threshold and calibration of the sum from dev, one reading of test, one record; members are
-    models of `run_start`.
+    """Sum the members' logits, take threshold and calibration from dev, and read test once.
+
+    Args:
+        members: models of `runs.run_start`, with the inputs they were trained on.
+        results: folder the record is saved in; None saves nothing.
+        run_id: name of the record, and of its file; that of the first member and "-ensemble" when
+            None.
+        notebook: stated in the record.
+
+    Returns:
+        the record of the sum, and the ensemble.
+
+    Raises:
+        ValueError: members of different documents, labels or seeds.
     """
-    (first, one), began = members[0], time.perf_counter()
-    for prepared, model in members[1:]:
-        if (
-            prepared.corpus.fingerprint() != first.corpus.fingerprint()
-            or model.record.seed != one.record.seed
-        ):
+    began = time.perf_counter()
+    first = members[0][0]
+    models = [model for _, model in members]
+    records = [model.record for model in models]
+    for (inputs, _), record in zip(members, records, strict=True):
+        same_corpus = inputs.corpus.fingerprint() == first.corpus.fingerprint()
+        if not same_corpus or record.seed != records[0].seed:
             raise ValueError(
-                f"members were trained on {first.corpus.name!r} and {prepared.corpus.name!r}, seeds"
-                f" {one.record.seed} and {model.record.seed}; an ensemble is stated on one corpus,"
-                " one set of documents and one seed"
+                f"members were trained on {first.corpus.name!r} and {inputs.corpus.name!r}, seeds"
+                f" {records[0].seed} and {record.seed}; the members of an ensemble need the same"
+                " documents and the same seed"
             )
-    ensemble = Ensemble([model for _, model in members])
-    train_counts, dev_labels = first.train_counts, first.corpus.labels[first.rows["dev"]]
-    read = {
-        split: [_documents(prepared, model, split) for prepared, model in members]
-        for split in ("dev", "test")
-    }
-    dev = score(ensemble.models, read["dev"], train_counts, auc=False)
-    judged = judge(first, dev, score(ensemble.models, read["test"], train_counts))
-    ensemble.threshold, ensemble.calibration = (
-        judged["threshold"],
-        calibrate(dev.topk, dev_labels),
-    )
-    system = one.record.system + SUM
+    ensemble = Ensemble(models)
+
+    # dev decides, test is read once
+    dev_documents = [_documents(inputs, model, "dev") for inputs, model in members]
+    test_documents = [_documents(inputs, model, "test") for inputs, model in members]
+    dev = score(models, dev_documents, first.train_counts, auc=False)
+    judged = judge(first, dev, score(models, test_documents, first.train_counts))
+    ensemble.threshold = judged["threshold"]
+    ensemble.calibration = calibrate(dev.topk, first.corpus.labels[first.rows["dev"]])
+
     record = RunRecord(
-        id=run_id or f"{one.record.id}-ensemble",
+        id=run_id or f"{records[0].id}-ensemble",
         kind="planted",
-        system=system,
-        seed=one.record.seed,
+        system=records[0].system + SUM,
+        seed=records[0].seed,
         params={
-            "members": [model.record.id for _, model in members],
-            "inputs": [p.key for p, _ in members],
-            "made_of": made_of([model.record for _, model in members]),
-            "tuning": one.record.params.get("tuning", "frozen"),
+            "members": [record.id for record in records],
+            "inputs": [inputs.key for inputs, _ in members],
+            "made_of": made_of(records),
+            "tuning": records[0].params.get("tuning", "frozen"),
         },
         notebook=notebook,
-        backbone=" + ".join(str(model.record.backbone) for _, model in members),
+        backbone=" + ".join(str(record.backbone) for record in records),
         times={"evaluate": round(time.perf_counter() - began, 2)},
         peak_memory_mb=peak_memory(),
         **judged,
@@ -196,16 +225,15 @@ def run_ensemble(
 
 
 def made_of(records: list[RunRecord]) -> str:
-    """16 hex digits of the members' parameters, trained gains among them: of other trainings it is
-    another sum.
+    """Fingerprint (16 hex digits) of the members' parameters.
+
+    Trained gains are among them, so it changes when a member is trained again.
     """
     return fingerprint_of(json.dumps(plain([record.params for record in records]), sort_keys=True))
 
 
-def _documents(prepared: Inputs, model: PlantModel, split: str) -> Documents:
-    """As the model was trained to read them: from cached features while it has no backbone of its
-    own.
-    """
-    documents = prepared.documents(split, cached=model.backbone is None)
-    documents.linear = model.linear_of(prepared.corpus.texts)
+def _documents(inputs: Inputs, model: PlantModel, split: str) -> Documents:
+    """A split as the model was trained to read it: from cached features if it has no backbone."""
+    documents = inputs.documents(split, cached=model.backbone is None)
+    documents.linear = model.linear_of(inputs.corpus.texts)
     return documents

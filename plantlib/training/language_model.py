@@ -1,21 +1,33 @@
-"""Domain-adaptive step: a backbone's own language modelling on the training text, by LoRA, before
-anything is planted.
+"""Domain adaptation: a backbone's own language modelling on the training text, before planting.
 
-Realises stage 1 of the latest published form (v4): causal language modelling for a causal LM,
-masked for an encoder with a mask token. The text is that of training and unlabelled documents
-alone. What is left is an adapter folder in peft's format; given as a backbone (`prepare(corpus,
-backbone="folder")`) its adapter is merged on loading, so everything after it, frozen features too,
-is computed with it. Perplexity is stated before and after, on dev text. Head weights that a
-checkpoint lacks are refused.
+The first stage of the latest published form (December 2025): LoRA adapters are trained by causal
+language modelling for a causal LM, by masked language modelling for an encoder with a mask token.
+See docs/method.md, "Training", for LoRA. Only the texts of training and unlabelled documents are
+used. The result is an adapter folder in peft's format. Given as a backbone
+(`prepare(corpus, backbone=folder)`) its adapter is merged into the weights on loading, so cached
+features and everything after them are computed with it. Perplexity on dev text is measured before
+and after.
 """
 
 from __future__ import annotations
 
 import math
+import shutil
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    DataCollatorForLanguageModeling,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from plantlib.backbones import adapters, loading
 from plantlib.data.corpus import Corpus
@@ -29,8 +41,15 @@ OBJECTIVES = ("causal", "masked")
 
 @dataclass(frozen=True)
 class AdaptConfig:
-    """Options of the step. objective None: causal for causal LMs, masked for the rest. block:
-    tokens a training example.
+    """Options of the adaptation.
+
+    Attributes:
+        objective: "causal" or "masked"; None takes masked where the architecture has a masked
+            language model, else causal.
+        batch_size: examples per step.
+        block: tokens per example.
+        masked_share: share of the tokens that the masked objective asks for.
+        max_tokens: tokens read per document, None for all.
     """
 
     objective: str | None = None
@@ -64,104 +83,126 @@ def adapt(
     lora: adapters.LoraOptions | None = None,
     progress: bool = True,
 ) -> dict:
-    """Adapt `backbone` to the corpus's text; writes the adapter folder and returns perplexity
-    before and after.
+    """Adapt `backbone` to the text of a corpus and write the adapter folder.
 
-    The keys are perplexity_before, perplexity_after (of dev text), documents, tokens, objective.
+    A killed call resumes from its last checkpoint when it is repeated.
+
+    Args:
+        corpus: a `Corpus`, or the name or folder of one.
+        backbone: name or folder of a pretrained language model, with its language-modelling head.
+        folder: the adapter folder that is written.
+        config: options of the adaptation.
+        lora: sizes of the adapters.
+        progress: show progress bars.
+
+    Returns:
+        perplexity_before and perplexity_after (on dev text); documents and tokens trained on;
+        objective.
+
+    Raises:
+        ValueError: a backbone that lacks its head or is adapted already, a corpus without dev text
+            or with too little text.
     """
-    from transformers import set_seed
-
     config = config or AdaptConfig()
     corpus = Corpus.load(corpus) if isinstance(corpus, str) else corpus
     set_seed(config.seed)
     objective, model, tokenizer = _language_model(backbone, config)
-    own, dev = texts_of(corpus)
-    rows, held_out = _blocks(own, tokenizer, config), _blocks(dev, tokenizer, config)
-    inner = adapters.add_lora(
+
+    # the text as rows of equal length
+    train_texts, dev_texts = texts_of(corpus)
+    train_rows = _blocks(train_texts, tokenizer, config)
+    dev_rows = _blocks(dev_texts, tokenizer, config)
+    collate = _collator(objective, tokenizer, config)
+
+    # adapters go into the backbone inside the language model, and they alone are trained
+    adapted = adapters.add_lora(
         getattr(model, model.base_model_prefix), lora or adapters.LoraOptions()
     )
-    setattr(model, model.base_model_prefix, inner)
+    setattr(model, model.base_model_prefix, adapted)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("lora_" in name)
-    collate = _collator(objective, tokenizer, config)
-    before = perplexity(model, held_out, collate, config, progress)
+
+    # measure, train, measure
+    before = perplexity(model, dev_rows, collate, config, progress)
     key = fingerprint_of(
         corpus.fingerprint(), loading.fingerprint(backbone), asdict(config), str(lora)
     )
-    work = Path(folder).with_name(f".{Path(folder).name}-{key}.checkpoints")
-    _train(model, rows, collate, config, work, progress)
-    after = perplexity(model, held_out, collate, config, progress)
-    found = {
+    checkpoints = Path(folder).with_name(f".{Path(folder).name}-{key}.checkpoints")
+    _train(model, train_rows, collate, config, checkpoints, progress)
+    after = perplexity(model, dev_rows, collate, config, progress)
+
+    about = {
         "perplexity_before": before,
         "perplexity_after": after,
-        "documents": len(own),
-        "tokens": int(rows.size),
+        "documents": len(train_texts),
+        "tokens": int(train_rows.size),
         "objective": objective,
     }
-    _write(inner, tokenizer, backbone, Path(folder), found | {"options": asdict(config)})
-    return found
+    _write(adapted, tokenizer, backbone, Path(folder), about | {"options": asdict(config)})
+    return about
 
 
 def texts_of(corpus: Corpus) -> tuple[list[str], list[str]]:
-    """(texts of training and unlabelled documents, texts of dev); ValueError without dev, on which
-    perplexity is stated.
+    """Texts of training and unlabelled documents, and texts of dev.
+
+    ValueError without dev documents, because perplexity is measured on them.
     """
     texts = {
-        s: [corpus.texts[i] for i in np.flatnonzero(corpus.split == s)]
-        for s in ("train", "unlabelled", "dev")
+        split: [corpus.texts[i] for i in np.flatnonzero(corpus.split == split)]
+        for split in ("train", "unlabelled", "dev")
     }
     if not texts["dev"]:
         raise ValueError(
-            "perplexity is stated on dev text and there is none; carve a dev split with"
+            "perplexity is measured on dev text and there is none; make a dev split with"
             " corpus.with_dev()"
         )
     return texts["train"] + texts["unlabelled"], texts["dev"]
 
 
-def _language_model(backbone: str, config: AdaptConfig):
-    """(objective, model with its language-modelling head in float32, tokenizer); a head the weights
-    lack is refused.
+def _language_model(backbone: str, config: AdaptConfig) -> tuple:
+    """Objective, language model in float32, and tokenizer; ValueError if weights of the head are
+    missing.
     """
-    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
-    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
-
     if adapters.holds_adapter(backbone):
-        # its base alone would be read here, and the new adapter put on top of the old one later
+        # only its base would be loaded here, and both adapters would be applied later
         raise ValueError(
-            f"{backbone!r} is an adapted backbone already; adapt {adapters.base_of(backbone)!r}, on"
+            f"{backbone!r} is an adapted backbone already; adapt {adapters.base_of(backbone)!r} on"
             " all the text"
         )
-    kind = loading.config_of(backbone)
-    masked = config.objective == "masked" or (
-        config.objective is None and kind.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
-    )
+    # the objective
+    model_config = loading.config_of(backbone)
+    has_masked = model_config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    objective = config.objective or ("masked" if has_masked else "causal")
     tokenizer = loading.tokenizer_of(backbone)
-    if masked and tokenizer.mask_token_id is None:
+    if objective == "masked" and tokenizer.mask_token_id is None:
         raise ValueError(f"{backbone!r} has no mask token; use objective='causal'")
-    loading.set_dropout(kind, 0.0)
-    loader = AutoModelForMaskedLM if masked else AutoModelForCausalLM
-    model, info = loader.from_pretrained(
+
+    # the model without dropout
+    loading.set_dropout(model_config, 0.0)
+    auto_class = AutoModelForMaskedLM if objective == "masked" else AutoModelForCausalLM
+    model, info = auto_class.from_pretrained(
         loading.locate(backbone),
-        config=kind,
+        config=model_config,
         use_safetensors=True,
         dtype="float32",
         output_loading_info=True,
     )
-    if missing := sorted(
-        n for n in info["missing_keys"] if not n.startswith(model.base_model_prefix)
-    ):
+    inner = model.base_model_prefix
+    missing = sorted(name for name in info["missing_keys"] if not name.startswith(inner))
+    if missing:
         raise ValueError(
             f"{backbone!r} was saved without its language-modelling head"
             f" ({', '.join(missing[:3])}); use a backbone that has it"
         )
-    return ("masked" if masked else "causal"), model, tokenizer
+    return objective, model, tokenizer
 
 
 def _blocks(texts: list[str], tokenizer, config: AdaptConfig) -> np.ndarray:
-    """(rows, block) token ids: documents one after another with an end token between, cut into
-    equal rows.
+    """(rows, block) token ids: all documents, each followed by an end token, cut into equal rows;
+    what does not fill the last row is left out.
     """
-    end = next((i for i in (tokenizer.eos_token_id, tokenizer.sep_token_id) if i is not None), None)
+    end = tokenizer.eos_token_id
+    end = tokenizer.sep_token_id if end is None else end
     documents = tokenise(texts, tokenizer, config.max_tokens, progress=False)
     parts = [np.append(documents[i], [] if end is None else [end]) for i in range(len(documents))]
     flat = np.concatenate(parts or [np.zeros(0)]).astype(np.int64)
@@ -173,58 +214,54 @@ def _blocks(texts: list[str], tokenizer, config: AdaptConfig) -> np.ndarray:
     return flat[: len(flat) // config.block * config.block].reshape(-1, config.block)
 
 
-def _collator(objective: str, tokenizer, config: AdaptConfig):
-    from transformers import DataCollatorForLanguageModeling
-
+def _collator(objective: str, tokenizer, config: AdaptConfig) -> DataCollatorForLanguageModeling:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    masked = objective == "masked"
     return DataCollatorForLanguageModeling(
-        tokenizer,
-        mlm=objective == "masked",
-        mlm_probability=config.masked_share if objective == "masked" else None,
+        tokenizer, mlm=masked, mlm_probability=config.masked_share if masked else None
     )
 
 
 def perplexity(
-    model, rows: np.ndarray, collate, config: AdaptConfig, progress: bool = False
+    model, rows: np.ndarray, collate: Callable, config: AdaptConfig, progress: bool = False
 ) -> float:
-    """exp of the mean loss over `rows`; masks are drawn from one seed, so two models are asked the
-    same questions.
-    """
-    import torch
+    """exp of the mean loss per predicted token.
 
-    total, seen, training = 0.0, 0, model.training
+    Args:
+        model: a language model of transformers.
+        rows: (n, block) token ids.
+        collate: the collator of the objective. Its masks are drawn from one seed, so every model
+            predicts the same tokens.
+    """
+    total = 0.0
+    predicted = 0
+    training = model.training
     model.eval()
     with torch.inference_mode(), torch.random.fork_rng():
         torch.manual_seed(0)
         begins = range(0, len(rows), config.batch_size)
         for begin in tqdm(begins, desc="perplexity", unit="batch", delay=5, disable=not progress):
-            batch = _batch(collate, rows[begin : begin + config.batch_size], model.device)
-            asked = int((batch["labels"] != -100).sum())
-            if asked:
-                total, seen = total + float(model(**batch).loss) * asked, seen + asked
+            batch = collate(_examples(rows[begin : begin + config.batch_size])).to(model.device)
+            count = int((batch["labels"] != -100).sum())
+            if count:
+                total += float(model(**batch).loss) * count
+                predicted += count
     model.train(training)
-    return math.exp(total / max(seen, 1))
+    return math.exp(total / max(predicted, 1))
 
 
-def _batch(collate, rows: np.ndarray, device) -> dict:
-    return {
-        k: v.to(device) for k, v in collate([{"input_ids": row.tolist()} for row in rows]).items()
-    }
+def _examples(rows: np.ndarray) -> list[dict]:
+    """Rows (n, block) as the collator reads them."""
+    return [{"input_ids": row.tolist()} for row in rows]
 
 
 def _train(
-    model, rows: np.ndarray, collate, config: AdaptConfig, work: Path, progress: bool
+    model, rows: np.ndarray, collate: Callable, config: AdaptConfig, folder: Path, progress: bool
 ) -> None:
-    """transformers.Trainer on the rows; its checkpoints in `work`, resumed from after a kill,
-    removed at the end.
-    """
-    import shutil
-
-    from transformers import Trainer, TrainingArguments
-
+    """Train with transformers.Trainer; its checkpoints lie in `folder` until the end."""
     arguments = TrainingArguments(
-        output_dir=str(work),
+        output_dir=str(folder),
         num_train_epochs=config.epochs,
         per_device_train_batch_size=config.batch_size,
         learning_rate=config.learning_rate,
@@ -243,19 +280,19 @@ def _train(
     trainer = Trainer(
         model=model,
         args=arguments,
-        train_dataset=[{"input_ids": row.tolist()} for row in rows],
+        train_dataset=_examples(rows),
         data_collator=collate,
         callbacks=[StepBar("adapt", progress)],
     )
     start(trainer)
-    shutil.rmtree(work, ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
-def _write(inner, tokenizer, backbone: str, folder: Path, about: dict) -> None:
-    """The adapter folder: adapter, tokenizer and adaptation.json, at once or not at all."""
-    for config in inner.peft_config.values():
+def _write(adapted, tokenizer, backbone: str, folder: Path, about: dict) -> None:
+    """Write adapter, tokenizer and adaptation.json; the folder appears when it is complete."""
+    for config in adapted.peft_config.values():
         config.base_model_name_or_path = backbone
     with atomic_path(folder) as temporary:
-        adapters.save_adapter(inner, temporary)
+        adapters.save_adapter(adapted, temporary)
         tokenizer.save_pretrained(temporary)
         write_json(temporary / "adaptation.json", about)

@@ -157,8 +157,8 @@ def estimate(
     # what is trained
     targets = lora_targets(model, lora.targets) if tuning == "lora" else []
     adapted = linear_layers(model, targets)
-    in_adapters = lora.r * sum(inputs + outputs for inputs, outputs in adapted.values())
-    trained = {"frozen": 0, "lora": in_adapters, "full": parameters}[tuning]
+    adapter_parameters = lora.r * sum(inputs + outputs for inputs, outputs in adapted.values())
+    trained = {"frozen": 0, "lora": adapter_parameters, "full": parameters}[tuning]
 
     # activations: windows of one length, all of them at once or one per document
     length = min(tokens, window or tokens)
@@ -166,9 +166,11 @@ def estimate(
     rows = batch_size if checkpointed_segments else batch_size * windows
     states = windows if checkpointed_segments else 1
     widths = Widths(model, element)
-    kept = adapter_bytes(adapted, element, lora)
+    adapter_states = adapter_bytes(adapted, element, lora)
+    activations = backbone_activations(
+        widths, tuning, adapter_states, rows, length, gradient_checkpointing
+    )
     cells_per_token = num_planted_cells / widths.vocabulary
-    activations = backbone_activations(widths, tuning, kept, rows, length, gradient_checkpointing)
     activations += head_activations(
         widths.hidden, rows * length, batch_size * num_labels, cells_per_token, states
     )
@@ -190,7 +192,7 @@ def estimate(
         parameters=parameters,
         trained=trained,
         weights=round(weights),
-        adapters=4 * in_adapters,
+        adapters=4 * adapter_parameters,
         gradients=trained * (element if tuning == "full" else 4),
         optimizer=8 * trained,
         activations=round(activations),
@@ -348,20 +350,20 @@ def backbone_activations(
     """
     mask = length if rows > 1 else 0
     dense_layers = min(widths.dense_layers, widths.layers)
-    kept = adapters
+    all_layers = adapters
     largest = 0
     for dense, layers in ((True, dense_layers), (False, widths.layers - dense_layers)):
         if layers:
             layer = layer_bytes(widths, tuning == "full", dense, mask)
-            kept += layer * layers
+            all_layers += layer * layers
             largest = max(largest, layer)
     largest += adapters / widths.layers
     outside = widths.hidden * (3 * widths.element + (4 if widths.rms else 0))
     if tuning == "frozen":
         return rows * length * (largest + outside)
     if checkpointing:
-        kept = widths.element * widths.hidden * widths.layers + largest
-    return rows * length * (kept + outside + largest / 2)
+        all_layers = widths.element * widths.hidden * widths.layers + largest
+    return rows * length * (all_layers + outside + largest / 2)
 
 
 def available(device=None, root: str | Path = "/") -> int:

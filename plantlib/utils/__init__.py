@@ -1,1 +1,1 @@
-"""Small pieces that every room needs: files, progress bars, cards, the data error, who writes."""
+"""Small pieces that every room needs: files, progress bars, cards, DataError, processes."""

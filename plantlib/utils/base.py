@@ -1,6 +1,4 @@
-"""What every room of the library needs: the error for bad data, the names of the splits, an order
-by hash.
-"""
+"""Shared by every room: the error for bad data, the names of the splits, an order by hash."""
 
 from __future__ import annotations
 
@@ -18,8 +16,9 @@ class DataError(ValueError):
 
 
 def hash_order(keys: Sequence[str], seed: int, salt: str) -> np.ndarray:
-    """One seeded permutation of range(len(keys)), by SHA-256 of seed, salt and key: no random
-    generator involved.
+    """A permutation of range(len(keys)), int64, by SHA-256 of seed, salt and key.
+
+    No random generator is involved, so the order is the same on every machine.
     """
     digests = [
         hashlib.sha256(f"{seed}|{salt}|{key}".encode("utf-8", "surrogatepass")).digest()

@@ -1,4 +1,4 @@
-"""Which of several training processes this one is: who writes files, and who waits for whom."""
+"""Which of several training processes this one is: one writes files, the others wait for it."""
 
 from __future__ import annotations
 
@@ -12,22 +12,23 @@ def distributed() -> bool:
 
 
 def on_cpu() -> bool:
-    """Whether several processes meet over gloo: there is no GPU, or it is not wanted."""
+    """Whether several processes meet over gloo: there is no GPU, or ACCELERATE_USE_CPU is set."""
     import torch
 
-    unwanted = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true")
-    return distributed() and (unwanted or not torch.cuda.is_available())
+    cpu_requested = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true")
+    return distributed() and (cpu_requested or not torch.cuda.is_available())
 
 
 def is_main() -> bool:
-    """Whether this process writes files that all share."""
+    """Whether this process writes the files that all processes share."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
 @contextlib.contextmanager
 def main_first():
-    """The first process runs the block before the others, which then find its artefacts; alone it
-    costs nothing.
+    """The first process runs the block before the others, which then find its artefacts.
+
+    With one process the block simply runs.
     """
     if not distributed():
         yield

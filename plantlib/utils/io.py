@@ -1,8 +1,8 @@
 """Files that are either whole or absent: atomic writes, checksums and small JSON.
 
 Every artefact of the data flow (corpora, planted queries, run records) is written through
-`atomic_path`, so that an interrupted program never leaves half a file under the final name. Nothing
-here knows what the files contain, and nothing here ever unpickles.
+`atomic_path`, so an interrupted program never leaves half a file under the final name. This module
+does not know what the files contain, and it never unpickles.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 
 def _remove(path: Path) -> None:
-    """Delete a file or a folder, whichever it is; absent is fine."""
+    """Delete a file or a folder if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -27,19 +27,18 @@ def _remove(path: Path) -> None:
 
 
 def _flush(path: Path) -> None:
-    """Ask the system to put the file's bytes on the disk before the rename makes them official."""
+    """Make the system write the file's bytes to disk before the file is renamed."""
     with open(path, "rb+") as handle:
         os.fsync(handle.fileno())
 
 
 @contextlib.contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary sibling of `path`; rename it to `path` when the block ends without an
-    error.
+    """Yield a temporary sibling of `path`, which becomes `path` if the block ends without an error.
 
-    The block may create a file or a folder under the yielded name. The suffix is kept (libraries
-    that look at it are not confused). On an error the temporary is removed and whatever stood at
-    `path` before stays as it was.
+    The block may create a file or a folder under the yielded name, which has the suffix of `path`
+    because some libraries look at it. On an error the temporary file or folder is removed and
+    `path` stays as it was.
 
     Raises:
         FileNotFoundError: the block ended without writing anything.
@@ -59,9 +58,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 
 def _commit(temporary: Path, path: Path) -> None:
-    """Put `temporary` in the place of `path`; a folder that stands there is moved aside first and
-    deleted last.
-    """
+    """Rename `temporary` to `path`; a folder already there is moved aside first, deleted last."""
     if temporary.is_file():
         _flush(temporary)
     if not path.is_dir():
@@ -78,7 +75,7 @@ def _commit(temporary: Path, path: Path) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """Turn numpy scalars, arrays, sets and paths into what JSON knows."""
+    """Turn numpy scalars, arrays, sets and paths into values that JSON can hold."""
     if hasattr(value, "tolist"):
         return value.tolist()
     if isinstance(value, (set, frozenset)):
@@ -92,8 +89,11 @@ def _plain(value: Any) -> Any:
 
 
 def write_json(path: str | Path, obj: Any) -> Path:
-    """Write `obj` as UTF-8 JSON, atomically: two spaces, key order kept, newline at the end. NaN is
-    an error.
+    """Write `obj` atomically as UTF-8 JSON, indented by two spaces, in its key order.
+
+    Raises:
+        ValueError: `obj` holds NaN or an infinity.
+        TypeError: a value is neither JSON nor a numpy value, set or path.
     """
     path = Path(path)
     text = json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False, default=_plain)
@@ -123,4 +123,5 @@ def sha256(path: str | Path) -> str:
 
 
 def fingerprint_of(*parts) -> str:
+    """16 hex digits over the JSON of `parts`; what JSON cannot hold enters as its `str`."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]

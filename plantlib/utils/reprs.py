@@ -1,9 +1,8 @@
-"""What objects look like in a notebook: one small card of facts and a table, as HTML and as
-Markdown, the same every time.
+"""What objects look like in a notebook: a small card of facts and a table, as HTML and Markdown.
 
-An object inherits `Rich` and says what it is in `_card`; its plain form stays its own `__repr__`.
-Also the frame of a self-contained HTML page. Everything that comes from data is escaped; nothing is
-fetched from anywhere.
+A class inherits `Rich` and describes itself in `_card`; `__repr__` stays the class's business. The
+frame of a self-contained HTML page is here as well. Everything that comes from data is escaped, and
+nothing is fetched.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ _STYLE = (
 
 @dataclass(frozen=True)
 class Card:
-    """A name, a line about it, and a table: column heads and rows of cells."""
+    """A title, a line about the object, and a table of column heads and rows of cells."""
 
     title: str
     about: str
@@ -35,35 +34,30 @@ class Card:
 
     @classmethod
     def of_frame(cls, title: str, about: str, frame: pandas.DataFrame) -> Card:
-        """A card with a frame as its table, the index first."""
-        rows = [(name, *values) for name, *values in frame.itertuples()]
-        return cls(title, about, [frame.index.name or "", *map(str, frame.columns)], rows)
+        """A card whose table is `frame`, with the index as the first column."""
+        heads = [frame.index.name or "", *map(str, frame.columns)]
+        return cls(title, about, heads, [tuple(row) for row in frame.itertuples()])
 
 
 class Rich:
-    """HTML and Markdown from `_card`."""
+    """Gives a class HTML and Markdown forms, made from its `_card`."""
 
     def _card(self) -> Card:
         raise NotImplementedError(f"{type(self).__name__} inherits Rich and needs _card()")
 
     def _repr_html_(self) -> str:
         card = self._card()
-        return (
-            f"<p><b>{escape(card.title)}</b>:"
-            f" {escape(card.about)}</p>{html_table(card.heads, card.rows)}"
-        )
+        heading = f"<p><b>{escape(card.title)}</b>: {escape(card.about)}</p>"
+        return heading + html_table(card.heads, card.rows)
 
     def _repr_markdown_(self) -> str:
         card = self._card()
-        return (
-            f"**{cell(card.title)}**: {cell(card.about)}\n\n{markdown_table(card.heads, card.rows)}"
-        )
+        table = markdown_table(card.heads, card.rows)
+        return f"**{cell(card.title)}**: {cell(card.about)}\n\n{table}"
 
 
 def shown(value: object) -> str:
-    """A cell as text: thousands separated, fractions with four digits, a dash for what is not
-    there.
-    """
+    """A cell as text: thousands separated, fractions with four digits, a dash for None or NaN."""
     if value is None or value != value:
         return "-"
     if isinstance(value, bool) or not hasattr(value, "__float__"):
@@ -72,7 +66,7 @@ def shown(value: object) -> str:
 
 
 def cell(value: object) -> str:
-    """One line of Markdown with nothing in it that Markdown, HTML or MathJax would act on."""
+    """A value as one line of Markdown, with marks of Markdown, HTML and MathJax escaped."""
     text = " ".join(shown(value).split())
     for mark in "\\`*_{}[]<>|$~#":
         text = text.replace(mark, "\\" + mark)
@@ -80,7 +74,7 @@ def cell(value: object) -> str:
 
 
 def html_table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A plain table; nothing where there are no rows."""
+    """An HTML table of heads and rows; the empty string if there are no rows."""
     rows = list(rows)
     if not rows:
         return ""
@@ -93,7 +87,7 @@ def html_table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 
 def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A pipe table; nothing where there are no rows."""
+    """A Markdown pipe table of heads and rows; the empty string if there are no rows."""
     rows = list(rows)
     if not rows:
         return ""
@@ -106,9 +100,7 @@ def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> st
 
 
 def page(title: str, body: str) -> str:
-    """A whole HTML document around `body`; only its own style, no script, no address."""
+    """An HTML document around `body` with a built-in style, no scripts and no links."""
     head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>{_STYLE}</style>'
-    return (
-        "<!doctype html>\n<html"
-        f' lang="en"><head>{head}</head>\n<body><h1>{escape(title)}</h1>\n{body}\n</body></html>\n'
-    )
+    content = f"<h1>{escape(title)}</h1>\n{body}\n"
+    return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>{content}</body></html>\n'

@@ -388,7 +388,7 @@ def test_a_closed_reader_and_an_interrupt_are_no_errors(capsys, monkeypatch):
 
     monkeypatch.setattr(commands, "data", stop)
     status, _, err = call(capsys, "data", "--list")
-    assert status == 130 and "goes on" in err
+    assert status == 130 and "resumes" in err
     done = subprocess.run(
         f"{sys.executable} -m plantlib.cli.main data --list | head -0",
         shell=True,

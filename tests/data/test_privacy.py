@@ -19,6 +19,7 @@ from plantlib.data import privacy, sources
 from plantlib.data.corpus import Corpus
 from plantlib.data.privacy import PrivacyError
 from plantlib.model import saving
+from plantlib.training import artefacts
 from plantlib.training.options import RunConfig
 from plantlib.training.records import RunRecord
 from plantlib.utils.io import read_json
@@ -66,10 +67,11 @@ def test_overlap_is_words_in_a_row_whatever_the_form(home):
 
 
 def test_the_canary_reaches_no_record_card_model_or_artefact(home, backbone_folder, tmp_path):
-    from plantlib.training import pipeline, runs
+    from plantlib.training import runs
     from plantlib.training.options import TrainConfig
+    from plantlib.training.prepare import prepare
 
-    prepared = pipeline.prepare("secret", backbone=backbone_folder, max_tokens=None, progress=False)
+    prepared = prepare("secret", backbone=backbone_folder, max_tokens=None, progress=False)
     assert prepared.root == home / "artefacts" and prepared.about()["credentialed"] is True
     with pytest.raises(
         PrivacyError,
@@ -81,7 +83,7 @@ def test_the_canary_reaches_no_record_card_model_or_artefact(home, backbone_fold
     out = tmp_path / "results"
     record, model = runs.run_start(prepared, "lookup", config=config, results=out, progress=False)
     assert (out / f"{record.id}.json").is_file()
-    model.attach_backbone(prepared.load_backbone())
+    model.attach_backbone(artefacts.load_backbone(prepared))
     with pytest.raises(
         PrivacyError, match="trained on secret, a credentialed corpus, and model lies outside"
     ):

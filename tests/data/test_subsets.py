@@ -12,6 +12,7 @@ import pytest
 from plantlib import Corpus, prepare
 from plantlib.data import subsets
 from plantlib.kernels.counts import column_counts
+from plantlib.training.ingredients import teacher_of
 from plantlib.utils.base import DataError
 
 
@@ -67,7 +68,7 @@ def test_shots_are_nested_and_give_every_label_its_share(corpus, seed):
 
 def test_k_must_be_a_whole_number():
     for k in (0, -1, 1.5, True):
-        with pytest.raises(DataError, match="wanted a whole number of documents a label"):
+        with pytest.raises(DataError, match="wanted a whole number of documents per label"):
             subsets.k_shot(hand(), k)
 
 
@@ -174,7 +175,7 @@ def test_the_teacher_sees_the_subset_alone(small, corpus, curve_end, backbone_fo
         root=tmp_path,
         progress=False,
     )
-    first, second = small.teacher(), again.teacher()
+    first, second = teacher_of(small), teacher_of(again)
     assert first.n_train == second.n_train == 6
     assert (first.scores != second.scores).nnz == 0 and (
         first.relevance != second.relevance

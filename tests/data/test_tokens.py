@@ -144,7 +144,7 @@ def test_word_vocabulary_comes_from_training_rows_alone():
 def test_no_words_is_a_clear_error(texts, least):
     with pytest.raises(
         ValueError,
-        match=rf"no word stands in at least {least} of 2 training documents; lower min_documents",
+        match=rf"no word occurs in at least {least} of 2 training documents; lower min_documents",
     ):
         words(texts, np.arange(2), min_documents=least)
 

@@ -1,4 +1,4 @@
-"""The get_*.py scripts on tiny files in the exact schema of each source, read by the real loaders."""
+"""The get_*.py scripts on tiny files in the schema of each source, read by the real loaders."""
 
 from __future__ import annotations
 

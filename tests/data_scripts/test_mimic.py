@@ -18,13 +18,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from plantlib.data import sources
-from plantlib.data.corpus import Corpus
-from plantlib.metrics import buckets
-from plantlib.teacher import label_texts
-from plantlib.utils.base import DataError
-
-sources.script("common")
 from data_scripts import (
     check,
     clinical,
@@ -34,8 +27,13 @@ from data_scripts import (
     get_xmc,
     mimic_tables,
     splits,
-)  # noqa: E402
-from data_scripts.mimic_tables import Tables, titles  # noqa: E402
+)
+from data_scripts.mimic_tables import Tables, titles
+from plantlib.data import sources
+from plantlib.data.corpus import Corpus
+from plantlib.metrics import buckets
+from plantlib.teacher import label_texts
+from plantlib.utils.base import DataError
 
 
 @pytest.mark.parametrize(
@@ -255,7 +253,7 @@ def test_split_files_with_a_byte_order_mark_or_packed(tmp_path, three):
         ),
         (
             lambda f: ids(f, "full_hadm_ids", train=[100], test=[100]),
-            "admission 100 also stands in train",
+            "admission 100 is also in train",
         ),
         (
             lambda f: write(f / "DIAGNOSES_ICD.csv", "HADM_ID CODE", [[1, 2]]),
@@ -265,7 +263,7 @@ def test_split_files_with_a_byte_order_mark_or_packed(tmp_path, three):
             lambda f: (f / "NOTEEVENTS.csv.gz").write_bytes(
                 (f / "NOTEEVENTS.csv.gz").read_bytes()[:-60]
             ),
-            "cut off or no CSV",
+            "cut off or not a CSV",
         ),
     ],
 )

@@ -236,7 +236,7 @@ def test_damaged_lines_are_named(tmp_path):
         build(tmp_path / "out", folder)
     broken = numbered_form(tmp_path / "numbered", header=False)
     write(broken / "Y.tst.txt", ["egg", "fish"])
-    with pytest.raises(DataError, match="'egg' is no list of label numbers"):
+    with pytest.raises(DataError, match="'egg' is not a list of label numbers"):
         build(tmp_path / "out", broken)
 
 
@@ -265,8 +265,9 @@ folder.mkdir()
 for name, n in (("trn", documents), ("tst", documents // 10)):
     with open(folder / f"{name}.json", "w") as f:
         for i in range(n):
-            f.write(json.dumps({"uid": str(i), "title": f"t{i}", "content": base[i % 200],
-                                "target_ind": [i % 1000, 7 * i % 1000], "target_rel": [1.0, 1.0]}) + "\\n")
+            document = {"uid": str(i), "title": f"t{i}", "content": base[i % 200]}
+            labels = {"target_ind": [i % 1000, 7 * i % 1000], "target_rel": [1.0, 1.0]}
+            f.write(json.dumps(document | labels) + "\\n")
 with open(folder / "lbl.json", "w") as f:
     f.writelines(json.dumps({"uid": str(i), "title": f"label {i}"}) + "\\n" for i in range(1000))
 sources.script("get_xmc").build(folder / "out", folder, dataset="amazon-3m")

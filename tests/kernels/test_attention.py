@@ -477,7 +477,7 @@ def test_a_loss_hands_its_gradients_out_once():
 
 
 def test_documents_do_not_touch_each_other():
-    """Poison all tokens of one document with NaN: every other document keeps its values to the bit."""
+    """With all tokens of one document NaN, every other document keeps its values to the bit."""
     made = problem([4, 6, 3], 7, 5)
     clean, _ = kernels.attend(**made, impl="torch")
     poisoned = made["hidden_states"].detach().clone()

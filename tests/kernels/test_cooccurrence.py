@@ -238,11 +238,12 @@ from plantlib.kernels.cooccurrence import ahead_of_time_specs
 arch = int(sys.argv[1])
 for name, kernel, signature, constants, warps, stages in ahead_of_time_specs():
     source = triton.compiler.ASTSource(kernel, signature=signature, constexprs=constants)
-    made = triton.compile(source, target=GPUTarget("cuda", arch, 32), options={"num_warps": warps, "num_stages": stages})
+    options = {"num_warps": warps, "num_stages": stages}
+    made = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
     ptx = made.asm["ptx"]
     wrong = re.findall(r"\\b(?:atom|red)\\.\\S+|\\b(?:fma|mul)\\.\\S*f64|ld\\.global\\.nc", ptx)
     right = "mma" in ptx and "div.rn.f64" in ptx
-    print(name, made.metadata.shared, _registers(ptx, arch)["spilled_bytes"], right, *wrong)
+    print(name, made.metadata.shared, _registers(ptx)["spilled_bytes"], right, *wrong)
 """
 
 

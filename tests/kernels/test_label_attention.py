@@ -294,7 +294,7 @@ def test_refusals_name_the_fix():
 
 @pytest.mark.parametrize("arch", [80, 90])
 def test_compiles(arch):
-    """Every kernel of the package for an A100 and an H100: fits shared memory; no card is needed."""
+    """Every kernel compiles for an A100 and an H100 and fits shared memory; needs no GPU."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     command = [sys.executable, "-m", "plantlib.kernels.compile", "--arch", str(arch)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)

@@ -404,7 +404,7 @@ def test_without_dask_the_error_says_what_to_install(missing, monkeypatch):
     with pytest.raises(
         ImportError, match=rf"{missing} is not installed.*pip install plantlib\[scale\]"
     ):
-        mig_dask._need(missing)
+        mig_dask.optional(missing)
     if missing == "dask":
         with pytest.raises(ImportError, match="pip install plantlib"):
             teach([toy()])

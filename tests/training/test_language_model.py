@@ -1,5 +1,5 @@
-"""Domain-adaptive step: perplexity of dev text falls, test text is never read, and the adapter is
-the one used afterwards.
+"""Domain adaptation: the perplexity of dev text falls, test text is never read, and what follows is
+computed with the adapter.
 """
 
 from __future__ import annotations
@@ -19,122 +19,104 @@ from tests.conftest import WINDOW, tiny_tokenizer
 
 
 @pytest.fixture(scope="module", params=["causal", "masked"])
-def folder(request, tmp_path_factory):
-    """A tiny causal LM or encoder saved with its language-modelling head."""
+def base(request, tmp_path_factory):
+    """(objective, folder): a tiny causal LM or encoder saved with its language-modelling head."""
     from transformers import BertConfig, BertForMaskedLM, LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
-    tokenizer, sizes = (
-        tiny_tokenizer(),
-        {
-            "hidden_size": 24,
-            "intermediate_size": 32,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 2,
-            "max_position_embeddings": WINDOW + 2,
-        },
-    )
-    kind = {"causal": (LlamaForCausalLM, LlamaConfig), "masked": (BertForMaskedLM, BertConfig)}[
-        request.param
-    ]
-    model = kind[0](kind[1](**sizes, vocab_size=len(tokenizer), pad_token_id=0))
-    path = tmp_path_factory.mktemp(request.param) / "base"
-    model.save_pretrained(path)
-    tokenizer.save_pretrained(path)
-    return request.param, str(path)
+    tokenizer = tiny_tokenizer()
+    sizes = {
+        "hidden_size": 24,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "max_position_embeddings": WINDOW + 2,
+        "vocab_size": len(tokenizer),
+        "pad_token_id": 0,
+    }
+    if request.param == "causal":
+        model = LlamaForCausalLM(LlamaConfig(**sizes))
+    else:
+        model = BertForMaskedLM(BertConfig(**sizes))
+    folder = tmp_path_factory.mktemp(request.param) / "base"
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return request.param, str(folder)
 
 
 @pytest.fixture(scope="module")
-def adapted(folder, corpus, tmp_path_factory):
-    """(objective, base folder, adapter folder, what `adapt` found)."""
-    out = tmp_path_factory.mktemp("adapted") / "adapter"
+def adapted(base, corpus, tmp_path_factory):
+    """(objective, base folder, adapter folder, what `adapt` returned)."""
+    objective, base_folder = base
+    folder = tmp_path_factory.mktemp("adapted") / "adapter"
     config = AdaptConfig(epochs=6, block=12, batch_size=16, learning_rate=0.05)
-    found = adapt(
-        corpus,
-        folder[1],
-        out,
-        config=config,
-        lora=adapters.LoraOptions(r=8, dropout=0.0),
-        progress=False,
-    )
-    return *folder, out, found
+    lora = adapters.LoraOptions(r=8, dropout=0.0)
+    about = adapt(corpus, base_folder, folder, config=config, lora=lora, progress=False)
+    return objective, base_folder, folder, about
 
 
 def test_perplexity_of_dev_text_falls(adapted):
-    objective, _, out, found = adapted
-    assert found["objective"] == objective and found["documents"] == 60
-    # adapters alone cannot do more for a random base of hidden size 24
-    assert 1 < found["perplexity_after"] < 0.97 * found["perplexity_before"]
-    assert read_json(out / "adaptation.json")["perplexity_after"] == found["perplexity_after"]
-    assert {p.name for p in out.iterdir()} >= {
-        "adapter_model.safetensors",
-        "adapter_config.json",
-        "tokenizer.json",
-    }
-    assert not list(out.parent.glob(".*")), "no checkpoints are left"
+    objective, _, folder, about = adapted
+    assert about["objective"] == objective and about["documents"] == 60
+    # the base is random and its hidden size is 24, so adapters cannot do much more
+    assert 1 < about["perplexity_after"] < 0.97 * about["perplexity_before"]
+    assert read_json(folder / "adaptation.json")["perplexity_after"] == about["perplexity_after"]
+    files = {"adapter_model.safetensors", "adapter_config.json", "tokenizer.json"}
+    assert {path.name for path in folder.iterdir()} >= files
+    assert not list(folder.parent.glob(".*")), "no checkpoints are left"
 
 
-def test_adapter_is_used_afterwards(adapted, corpus, tmp_path):
-    """Given as a backbone the folder reads differently from its base, in cached features too, and
-    keeps its own fingerprint.
-    """
-    _, base, out, _ = adapted
+def test_an_adapter_folder_is_a_backbone(adapted, corpus, tmp_path):
+    """Its states differ from the base's, in cached features too, and so does its fingerprint."""
+    _, base_folder, folder, _ = adapted
     ids, offsets = torch.arange(5, 25), torch.tensor([0, 8, 20])
-    states = {
-        name: windows.encode(loading.load(str(name)), ids, offsets).detach() for name in (base, out)
-    }
-    assert not torch.allclose(states[base], states[out], atol=1e-3)
-    by_hand = adapters.load_adapter(loading.load(base).model, out).eval()
-    bare = loading.load(base)
-    wanted = windows.encode(
-        loading.Backbone("x", by_hand, bare.tokenizer, bare.window), ids, offsets
-    ).detach()
-    torch.testing.assert_close(states[out], wanted, rtol=1e-4, atol=1e-5)
-    assert loading.fingerprint(base) != loading.fingerprint(str(out))
-    prepared = prepare(corpus, backbone=str(out), max_tokens=None, root=tmp_path, progress=False)
+    base = loading.load(base_folder)
+    base_states = windows.encode(base, ids, offsets).detach()
+    states = windows.encode(loading.load(str(folder)), ids, offsets).detach()
+    assert not torch.allclose(base_states, states, atol=1e-3)
+    assert loading.fingerprint(base_folder) != loading.fingerprint(str(folder))
+
+    # the merged adapter computes what peft computes with it
+    model = adapters.load_adapter(loading.load(base_folder).model, folder).eval()
+    unmerged = loading.Backbone("x", model, base.tokenizer, base.window)
+    expected = windows.encode(unmerged, ids, offsets).detach()
+    torch.testing.assert_close(states, expected, rtol=1e-4, atol=1e-5)
+
+    # cached features
+    prepared = prepare(corpus, backbone=str(folder), max_tokens=None, root=tmp_path, progress=False)
     i = int(prepared.rows["train"][0])
-    direct = (
-        windows.encode(
-            loading.load(str(out)),
-            torch.from_numpy(prepared.tokens[i]).long(),
-            torch.tensor([0, len(prepared.tokens[i])]),
-        )
-        .detach()
-        .numpy()
-    )
-    np.testing.assert_allclose(prepared.features.document(i), direct, rtol=1e-2, atol=1e-2)
+    ids = torch.from_numpy(prepared.tokens[i]).long()
+    states = windows.encode(loading.load(str(folder)), ids, torch.tensor([0, len(ids)])).detach()
+    np.testing.assert_allclose(prepared.features.document(i), states.numpy(), rtol=1e-2, atol=1e-2)
 
 
-def test_only_training_and_unlabelled_text_is_learnt(folder, corpus, tmp_path, monkeypatch):
-    """Test documents may say anything: the adapter is the same to the bit."""
-    monkeypatch.setattr(language_model, "perplexity", lambda *a: 1.0)
-    found = []
+def test_test_text_is_not_read(base, corpus, tmp_path, monkeypatch):
+    """With other test documents the adapter is the same to the bit."""
+    monkeypatch.setattr(language_model, "perplexity", lambda *_: 1.0)
+    weights = []
     for marker in ("", " comet comet comet"):
         texts = [
-            t + marker * (s == "test") for t, s in zip(corpus.texts, corpus.split, strict=True)
+            text + marker * (split == "test")
+            for text, split in zip(corpus.texts, corpus.split, strict=True)
         ]
-        out = tmp_path / f"a{len(marker)}"
-        adapt(
-            dataclasses.replace(corpus, texts=texts),
-            folder[1],
-            out,
-            config=AdaptConfig(block=12),
-            progress=False,
-        )
-        found.append((out / "adapter_model.safetensors").read_bytes())
-    assert found[0] == found[1]
+        changed = dataclasses.replace(corpus, texts=texts)
+        folder = tmp_path / f"a{len(marker)}"
+        adapt(changed, base[1], folder, config=AdaptConfig(block=12), progress=False)
+        weights.append((folder / "adapter_model.safetensors").read_bytes())
+    assert weights[0] == weights[1]
 
 
-def test_backbone_without_head_is_refused(corpus, backbone_folder, tmp_path):
+def test_a_backbone_without_its_head_is_refused(corpus, backbone_folder, tmp_path):
     with pytest.raises(ValueError, match="was saved without its language-modelling head"):
         adapt(corpus, backbone_folder, tmp_path / "a", progress=False)
     assert not (tmp_path / "a").exists()
 
 
 def test_an_adapted_backbone_is_not_adapted_again(adapted, corpus, tmp_path):
-    _, base, out, _ = adapted
-    with pytest.raises(ValueError, match=f"is an adapted backbone already; adapt '{base}'"):
-        adapt(corpus, str(out), tmp_path / "a", progress=False)
+    _, base_folder, folder, _ = adapted
+    message = f"is an adapted backbone already; adapt '{base_folder}'"
+    with pytest.raises(ValueError, match=message):
+        adapt(corpus, str(folder), tmp_path / "a", progress=False)
 
 
 @pytest.mark.parametrize(
@@ -150,11 +132,12 @@ def test_options_are_checked(options, message):
         AdaptConfig(**options)
 
 
-def test_too_little_text_and_no_dev_are_refused(folder, corpus, tmp_path):
-    with pytest.raises(
-        ValueError, match="an example takes 100000; give more text or a smaller block"
-    ):
-        adapt(corpus, folder[1], tmp_path / "a", config=AdaptConfig(block=100_000), progress=False)
+def test_too_little_text_and_no_dev_text_are_refused(base, corpus, tmp_path):
+    long = AdaptConfig(block=100_000)
+    message = "an example takes 100000; give more text or a smaller block"
+    with pytest.raises(ValueError, match=message):
+        adapt(corpus, base[1], tmp_path / "a", config=long, progress=False)
     split = np.where(corpus.split == "dev", "train", corpus.split)
-    with pytest.raises(ValueError, match="perplexity is stated on dev text and there is none"):
-        adapt(dataclasses.replace(corpus, split=split), folder[1], tmp_path / "a", progress=False)
+    without_dev = dataclasses.replace(corpus, split=split)
+    with pytest.raises(ValueError, match="perplexity is measured on dev text and there is none"):
+        adapt(without_dev, base[1], tmp_path / "a", progress=False)
