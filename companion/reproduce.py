@@ -14,6 +14,7 @@ import sys
 import time
 from pathlib import Path
 
+from companion.report import digests
 from companion.runner import run_notebook
 from plantlib.data import privacy, sources
 from plantlib.data.corpus import Corpus
@@ -281,9 +282,12 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def promote(local: Path, results: Path) -> list[Path]:
-    """Copy the records of a local job to results/runs, where the committed table is made from."""
-
-    return [record.save(results) for record in load_all(local)]
+    """Copy the records of a local job to `results` (results/runs), which the committed tables are
+    made from, and write the digests of their numbers beside that folder.
+    """
+    paths = [record.save(results) for record in load_all(local)]
+    digests.write(results.parent)
+    return paths
 
 
 if __name__ == "__main__":
