@@ -20,7 +20,7 @@ from plantlib.data import privacy, sources
 from plantlib.data.corpus import Corpus
 from plantlib.planting.starts import parts_of
 from plantlib.training import pipeline, runs
-from plantlib.training.options import RunConfig, TrainConfig
+from plantlib.training.options import CHOSEN_BY, RunConfig, TrainConfig
 from plantlib.training.records import load_all
 from plantlib.training.runs import STARTS
 from plantlib.utils.base import DataError
@@ -191,8 +191,7 @@ def best_run(records: list):
     """
 
     def value(record) -> float:
-        metric = record.params["train"]["metric"]
-        return max(row[metric] for row in record.history)
+        return max(row[CHOSEN_BY] for row in record.history)
 
     planted = [
         r
@@ -216,20 +215,12 @@ def save_best(common: dict, epochs: int, records: Path, target: Path) -> Path | 
             common["dataset"], **{k: v for k, v in common.items() if k != "dataset"}
         )
     found = load_all(records) if prepared else []
-    best = best_run([r for r in found if runs.made_with(r, prepared, config.seeded(r.seed))])
+    best = best_run([r for r in found if runs.made_with(r, prepared, config, r.seed)])
     if best is None:
         print("no planted run, so no model was saved")
         return None
     kept = read_json(target / "run.json") if (target / "run.json").is_file() else {"id": None}
-    told = (
-        "inputs",
-        "train",
-        "start",
-        "teacher",
-        "gain_chosen",
-        "linear_epsilon",
-        "linear_weights",
-    )
+    told = ("inputs", "train", "start", "teacher", "gain_chosen", "linear_weights")
     if kept["id"] != best.id or any(kept["params"].get(k) != best.params.get(k) for k in told):
         print(f"model: {best.id}, the best planted run on dev, once more ...", flush=True)
         _, model = runs.run_start(prepared, best.system, best.seed, config=config)

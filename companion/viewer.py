@@ -18,7 +18,7 @@ import numpy as np
 from companion.studies.evidence import agreement, gold_spans, token_marks
 from plantlib.model.explanation import DocumentExplanation, Explanation, highlighted
 from plantlib.model.plant_model import PlantModel
-from plantlib.planting.starts import StartConfig
+from plantlib.planting.starts import INIT_STD, StartConfig
 from plantlib.utils.reprs import html_table
 
 KEEPS = (1, 2, 4, 8, 16, 32, "all")
@@ -44,7 +44,7 @@ def untrained(model, start: str = "lookup", seed: int = 0):
             f"start={start!r}: wanted 'random' or 'lookup'; others need the corpus, see"
             " planting.plant"
         )
-    sizes, options = copy.deepcopy(model.config), StartConfig(seed=seed)
+    sizes = copy.deepcopy(model.config)
     sizes.backbone_config = None
     # both read with one backbone, which follows the decoder it is attached to
     twin = PlantModel(sizes).to(model.device)
@@ -55,9 +55,9 @@ def untrained(model, start: str = "lookup", seed: int = 0):
         twin.word_score.set_words(model.word_score.words)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        twin.decoder.label_queries.normal_(0, options.init_std, generator=generator)
-        twin.decoder.label_outputs.normal_(0, options.init_std, generator=generator)
-        twin.decoder.planted_gain.fill_(options.lookup_gain if start == "lookup" else 0.0)
+        twin.decoder.label_queries.normal_(0, INIT_STD, generator=generator)
+        twin.decoder.label_outputs.normal_(0, INIT_STD, generator=generator)
+        twin.decoder.planted_gain.fill_(StartConfig.lookup_gain if start == "lookup" else 0.0)
     return twin.attach_backbone(model.as_backbone()).eval()
 
 

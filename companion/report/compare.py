@@ -172,7 +172,7 @@ def _split(path: str | Path, name: str) -> tuple[str, str, str]:
     return head + begin, body, end + tail
 
 
-# found by a run, told among its parameters
+# entries of a record's params that its run found out
 OUTCOMES = (
     "final_gains",
     "gains_tried",
@@ -191,12 +191,7 @@ def unlike(records: Iterable[RunRecord]) -> dict[str, list[str]]:
     said: dict[str, dict[str, set[str]]] = {}
     for record in records:
         for name, value in _options(record.params).items():
-            # a threshold matters by the side of it that the data lie on
-            if name == "linear.dense_cells":
-                value = record.dataset["train"] * record.dataset["labels"] > value
-            # an option that a record does not know was not there to be chosen, and what came out of
-            # a run is none
-            if value is not None and name.split(".")[0] not in OUTCOMES:
+            if name.split(".")[0] not in OUTCOMES:
                 said.setdefault(record.system, {}).setdefault(name, set()).add(repr(value))
     found = {
         system: sorted(n for n, values in options.items() if len(values) > 1)
@@ -206,13 +201,9 @@ def unlike(records: Iterable[RunRecord]) -> dict[str, list[str]]:
 
 
 def _options(params: dict[str, Any], before: str = "") -> dict[str, Any]:
-    """Options by their dotted names, without seeds."""
+    """Options by their dotted names."""
     found = {}
     for name, value in params.items():
-        if name != "seed":
-            found |= (
-                _options(value, f"{before}{name}.")
-                if isinstance(value, dict)
-                else {before + name: value}
-            )
+        inner = isinstance(value, dict)
+        found |= _options(value, f"{before}{name}.") if inner else {before + name: value}
     return found

@@ -137,7 +137,7 @@ def one(
     own = {key: value for key, value in changes.items() if key not in read}
     prepared = (view or partial(streamed, prepared))(read.get(WINDOWS, 1))
     config, run_id = changed(base, own), run_id_of(prepared, name, seed)
-    record = finished(Path(results) / f"{run_id}.json", prepared, config.seeded(seed))
+    record = finished(Path(results) / f"{run_id}.json", prepared, config, seed)
     if record is None:
         record, _ = run_start(
             prepared, start, seed, config=config, run_id=run_id, notebook=NOTEBOOK, progress=False

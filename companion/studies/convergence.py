@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from companion.report import report
+from plantlib.candidates.training import BATCH_SIZE
 from plantlib.training import runs
 from plantlib.training.options import RunConfig, TrainConfig
 from plantlib.training.pipeline import Prepared, prepare
@@ -60,7 +61,7 @@ def run(
     )
     for start, seed in tqdm(jobs, desc="long runs", unit="run", disable=not progress):
         run_id = run_name(prepared, start, seed) + SUFFIX
-        found = runs.finished(Path(results) / f"{run_id}.json", prepared, config.seeded(seed))
+        found = runs.finished(Path(results) / f"{run_id}.json", prepared, config, seed)
         if not found:
             options = {
                 "config": config,
@@ -96,18 +97,17 @@ def steps(records: Iterable[RunRecord]) -> pandas.DataFrame:
     """The history of planted runs: start, seed, allowed, epoch, step (optimiser steps), seconds
     (wall) and dev metrics.
 
-    allowed: epochs that the run might have trained for, None where its record does not say.
+    allowed: epochs that the run might have trained for.
     """
     import pandas as pd
 
     rows = []
     for record in records:
-        # a run on candidates has its options side by side
+        # a run on candidates has its options side by side, and batches of one size
         train = record.params.get("train", record.params)
-        an_epoch = math.ceil(
-            record.dataset["train"] / train["batch_size"] / train.get("accumulation", 1)
-        )
-        about = {"start": record.system, "seed": record.seed, "allowed": train.get("epochs")}
+        batch = train.get("batch_size", BATCH_SIZE) * train.get("accumulation", 1)
+        an_epoch = math.ceil(record.dataset["train"] / batch)
+        about = {"start": record.system, "seed": record.seed, "allowed": train["epochs"]}
         rows += [{**about, "step": an_epoch * e["epoch"], **e} for e in record.history]
     return pd.DataFrame(rows)
 
@@ -146,10 +146,9 @@ def reached(
             "best": part.groupby("seed")[metric].max().mean(),
             "ended": _ended(part, metric),
             "steps": first["step"].mean(),
+            "seconds": first["seconds"].mean(),
+            "share": (first["step"] / own).mean(),
         }
-        # older runs on candidates kept no time
-        seconds = first["seconds"].mean() if "seconds" in first else float("nan")
-        row |= {"seconds": seconds, "share": (first["step"] / own).mean()}
         rows.append(row)
     return pd.DataFrame(rows).set_index("start")
 
@@ -160,9 +159,7 @@ def _ended(part: pandas.DataFrame, metric: str) -> int:
     """
     best = part.loc[part.groupby("seed")[metric].idxmax()].set_index("seed")
     last = part.groupby("seed")["epoch"].max()
-    # where a record does not say what was allowed, its history is all there is to go by
-    allowed = best["allowed"].astype(float).fillna(last)
-    return int(((best["epoch"] == last) & (last >= allowed)).sum())
+    return int(((best["epoch"] == last) & (last >= best["allowed"])).sum())
 
 
 def sentence(

@@ -196,8 +196,13 @@ def systems(prepared: Prepared, seed: int, config, progress: bool = True) -> dic
     and read again.
     """
 
-    config, teacher, found = config.seeded(seed), prepared.teacher(config.teacher), {}
-    options = {"teacher_config": config.teacher, "config": config.l2r, "progress": progress}
+    teacher, found = prepared.teacher(config.teacher), {}
+    options = {
+        "teacher_config": config.teacher,
+        "config": config.l2r,
+        "seed": seed,
+        "progress": progress,
+    }
     for start in UNTRAINED:
         queries = (
             pretrained(prepared, config.l2r_trainer, teacher, **options) if start == "l2r" else None
@@ -210,6 +215,7 @@ def systems(prepared: Prepared, seed: int, config, progress: bool = True) -> dic
             prepared.train_labels,
             planted=queries,
             config=config.start,
+            seed=seed,
         )
         found[f"{start}, before training"] = model.decoder.eval()
     for start in TRAINED:
@@ -223,9 +229,9 @@ def _trained(prepared: Prepared, start: str, seed: int, config, teacher, progres
     """The decoder of a start after its run, from artefacts/ where the same run has left it."""
     from safetensors.torch import load_file, save_file
 
-    name = f"{run_name(prepared, start, seed)}-{fingerprint_of(prepared.key, start, asdict(config))}.safetensors"
+    key = fingerprint_of(prepared.key, start, asdict(config), seed)
     path, decoder = (
-        prepared.root / "evidence" / name,
+        prepared.root / "evidence" / f"{run_name(prepared, start, seed)}-{key}.safetensors",
         runs.build_model(prepared, teacher, keep=config.keep).decoder,
     )
     if not path.exists():

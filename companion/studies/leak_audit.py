@@ -113,7 +113,7 @@ def audit(
     jobs = [(start, seed, side) for seed in seeds for start in starts for side in sides]
     for start, seed, side in tqdm(jobs, desc="leak audit", unit="run", disable=not progress):
         run_id = run_name(prepared, f"{side}_{start}", seed) + "-audit"
-        record = runs.finished(Path(results) / f"{run_id}.json", sides[side], config.seeded(seed))
+        record = runs.finished(Path(results) / f"{run_id}.json", sides[side], config, seed)
         if record is None:
             options = {
                 "config": config,

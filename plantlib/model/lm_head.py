@@ -3,7 +3,7 @@ auxiliary loss.
 
 Realises METHOD.md section 4, "`v1`": the score may be that of the token read (no head is needed),
 of the model's most likely token at that place (as published: its guess after reading up to it), or
-expected over its `top_n` most likely ones, which is the score of their mean embedding as scores are
+expected over its TOP_N most likely ones, which is the score of their mean embedding as scores are
 linear in it. The head stays as pretrained; logits exist for blocks of tokens.
 """
 
@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from plantlib.backbones import adapters, loading
 from plantlib.planting.decoder import Scored
 
+TOP_N = 8  # most likely tokens that an expected score is taken over
 BLOCK = 512  # tokens whose logits over the vocabulary are held at once
 
 

@@ -39,8 +39,8 @@ class PlantConfig(PreTrainedConfig):
 
     backbone_saved: "whole" when the folder holds the backbone's weights, "adapter" when it holds
     adapters to be put on the backbone that `backbone_fingerprint` names. overlap: see
-    `backbones.Backbone`. num_l2r_cells, contexts, stateful: see `LabelDecoder`; l2r_from, top_n:
-    whose L2R score a position takes, see `lm_head`. lm_head: the folder holds that head. backward:
+    `backbones.Backbone`. num_l2r_cells, contexts, stateful: see `LabelDecoder`; l2r_from: whose L2R
+    score a position takes, see `lm_head`. lm_head: the folder holds that head. backward:
     texts are read from their end.
     """
 
@@ -61,7 +61,6 @@ class PlantConfig(PreTrainedConfig):
     contexts: str = "mixed"
     stateful: str = "exact"
     l2r_from: str = "read"
-    top_n: int = 8
     lm_head: bool = False
     backward: bool = False
     keep: int | list | None = None
@@ -153,7 +152,7 @@ class PlantModel(PreTrainedModel):
         config, scored = self.config, None
         if config.num_l2r_cells and config.l2r_from != "read":
             scored = lm_head.scored_tokens(
-                self.lm_head, hidden, 1 if config.l2r_from == "likely" else config.top_n
+                self.lm_head, hidden, 1 if config.l2r_from == "likely" else lm_head.TOP_N
             )
         return Packed(self.standardise(hidden), token_ids, offsets, scored)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,7 +24,7 @@ from plantlib.model.plant_model import PlantConfig, PlantModel
 from plantlib.planting import starts, static_l2r
 from plantlib.planting.l2r import Planted
 from plantlib.planting.starts import V1Config
-from plantlib.planting.static_l2r import StaticConfig, StaticL2R, pretrain
+from plantlib.planting.static_l2r import StaticL2R, pretrain
 from plantlib.teacher.label_texts import FEW, _seen, joined, limited, read, teach
 from plantlib.teacher.mig import Teacher, TeacherConfig
 from plantlib.training.options import RunConfig
@@ -65,7 +64,7 @@ class Ingredients(NamedTuple):
 
 
 def ingredients(
-    prepared: Prepared, start: str, config: RunConfig, progress: bool = True
+    prepared: Prepared, start: str, config: RunConfig, seed: int = 0, progress: bool = True
 ) -> Ingredients:
     """Count, pretrain or read from artefacts what `start` plants; DataError where the training rows
     teach nothing.
@@ -82,14 +81,14 @@ def ingredients(
     trainer = {"l2r": config.l2r_trainer, "closed_form": "closed_form"}.get(wanted)
     planted = static = None
     if trainer:
-        options = {"teacher_config": config.teacher, "config": config.l2r, "progress": progress}
+        options = {"teacher_config": config.teacher, "config": config.l2r, "seed": seed}
         with main_first():
-            planted = pretrained(prepared, trainer, teacher, **options)
+            planted = pretrained(prepared, trainer, teacher, **options, progress=progress)
     if config.v1.wants_table(start):
         with main_first():
-            static = static_model(prepared, config.static, progress)
+            static = static_model(prepared, config.static_dim, seed, progress)
     clock.append(time.perf_counter())
-    linear = prepared.linear(config.linear, progress) if "linear" in parts else None
+    linear = prepared.linear(config.linear, progress, seed) if "linear" in parts else None
     clock.append(time.perf_counter())
     if "text" in parts:
         teacher = with_label_texts(prepared, teacher, parts, config.teacher)
@@ -136,7 +135,6 @@ def build_model(
         contexts=v1.contexts,
         stateful=v1.stateful,
         l2r_from=v1.l2r_from,
-        top_n=v1.top_n,
         lm_head=head is not None,
         backward=getattr(inner, "direction", "forward") == "backward",
         keep=list(keep) if isinstance(keep, tuple) else keep,
@@ -212,16 +210,16 @@ def with_label_texts(
     return Teacher(score.scores, attention.relevance, teacher.variant, teacher.n_train)
 
 
-def static_model(prepared, config: StaticConfig, progress: bool = True) -> StaticL2R:
+def static_model(
+    prepared: Prepared, dim: int = static_l2r.DIM, seed: int = 0, progress: bool = True
+) -> StaticL2R:
     """The model of a `pipeline.Prepared` corpus, over its backbone's tokens: made where it is
     missing, checked against it.
     """
 
     names, tokens, corpus = prepared.corpus.label_names, prepared.vocabulary, prepared.corpus.name
     path = (
-        prepared.root
-        / "static"
-        / f"{corpus}-{fingerprint_of(prepared.key, asdict(config))}.safetensors"
+        prepared.root / "static" / f"{corpus}-{fingerprint_of(prepared.key, dim, seed)}.safetensors"
     )
     if path.exists():
         found = StaticL2R.load(path)
@@ -233,7 +231,8 @@ def static_model(prepared, config: StaticConfig, progress: bool = True) -> Stati
         prepared.train_labels,
         label_names=names,
         tokens=tokens,
-        config=config,
+        dim=dim,
+        seed=seed,
         progress=progress,
     )
     found.save(path)

@@ -158,19 +158,20 @@ class Prepared:
             self.tokens, self.corpus.labels, self.rows[split], features, added, self.edges
         )
 
-    def linear(self, config: LinearConfig, progress: bool = True) -> LinearScore:
+    def linear(self, config: LinearConfig, progress: bool = True, seed: int = 0) -> LinearScore:
         """The linear score over words of training rows; finished parts are kept under `root`."""
-        found = words(self.corpus.texts, self.rows["train"], config.min_documents)
+        found = words(self.corpus.texts, self.rows["train"], linear_score.MIN_DOCUMENTS)
         folder = (
             self.root
             / "linear"
-            / f"{self.corpus.name}-{fingerprint_of(self.rows_fingerprint, config.of_parts())}"
+            / f"{self.corpus.name}-{fingerprint_of(self.rows_fingerprint, asdict(config), seed)}"
         )
         return linear_score.fit(
             found,
             self.corpus.labels,
             self.rows["train"],
             config=config,
+            seed=seed,
             folder=folder,
             progress=progress,
         )
@@ -337,12 +338,13 @@ def pretrained(
     *,
     teacher_config: TeacherConfig,
     config: L2RConfig,
+    seed: int = 0,
     progress: bool = True,
 ) -> Planted:
     """planted.safetensors of one trainer and seed, made where it is missing, checked against this
     corpus.
     """
-    key = fingerprint_of(prepared.key, trainer, asdict(teacher_config), asdict(config))
+    key = fingerprint_of(prepared.key, trainer, asdict(teacher_config), asdict(config), seed)
     path = prepared.root / "planted" / f"{prepared.corpus.name}-{trainer}-{key}.safetensors"
     if path.exists():
         planted = Planted.load(path)
@@ -359,6 +361,7 @@ def pretrained(
         labels=prepared.corpus.labels,
         held_out=prepared.rows["dev"],
         config=config,
+        seed=seed,
         progress=progress,
     )
     planted.save(path)

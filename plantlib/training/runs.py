@@ -25,9 +25,9 @@ from plantlib.planting import starts as planting
 from plantlib.training import train
 from plantlib.training import train as gain_choice
 from plantlib.training.ingredients import Ingredients, build_model, ingredients, use_score
-from plantlib.training.options import RunConfig
+from plantlib.training.options import CHOSEN_BY, RunConfig
 from plantlib.training.pipeline import Prepared, prepare
-from plantlib.training.records import RunRecord, peak_memory, plain, run_name
+from plantlib.training.records import RunRecord, agrees, peak_memory, run_name
 from plantlib.utils.distributed import is_main
 from plantlib.utils.io import fingerprint_of
 from plantlib.utils.progress import tqdm
@@ -47,7 +47,7 @@ def run_start(
     """Plant `start`, fine-tune, choose the epoch on dev, read test once; the record is saved when
     `results` is given.
     """
-    config, cpu = config.seeded(seed), time.process_time()
+    cpu = time.process_time()
     seed_all(seed)
     parts = planting.parts_of(start)
     if "outputs" in parts and config.tuning != "frozen":
@@ -55,7 +55,7 @@ def run_start(
             f"start {start!r}: outputs are planted from cached features; use tuning='frozen', or"
             " leave them out"
         )
-    made = ingredients(prepared, start, config, progress)
+    made = ingredients(prepared, start, config, seed, progress)
     linear, table, times = made.linear, made.l2r_table, made.times
     model = build_model(
         prepared,
@@ -78,12 +78,12 @@ def run_start(
             planted=made.planted,
             l2r_table=table,
             config=replace(config.start, lookup_gain=gain),
+            seed=seed,
         )
         use_score(model, parts, made.teacher, prepared)
         if "outputs" in parts:
-            planted_outputs.plant_outputs(
-                model, prepared.documents("train"), config.outputs, progress
-            )
+            # the background documents are the same for every seed
+            planted_outputs.plant_outputs(model, prepared.documents("train"), progress)
         # what came before may have drawn numbers: every start of a seed gets the same adapters and
         # dropout
         seed_all(seed)
@@ -96,6 +96,8 @@ def run_start(
             prepared.train_counts,
             folder,
             config=config.train_for(parts),
+            from_linear="linear" in parts,
+            seed=seed,
             progress=progress,
             callbacks=callbacks,
         )
@@ -104,7 +106,7 @@ def run_start(
     folder = (
         prepared.root
         / "checkpoints"
-        / f"{run_id}-{fingerprint_of(prepared.key, start, asdict(config))}"
+        / f"{run_id}-{fingerprint_of(prepared.key, start, asdict(config), seed)}"
     )
     fitted, gains, about, resumed = (
         time.perf_counter(),
@@ -118,14 +120,14 @@ def run_start(
             adapters.open_backbone(model, prepared, config.tuning, config.lora, config.backbone)
         epochs = fit_in(folder)
     else:
-        gain, tried = gain_choice.choose(gains, begin, fit_in, folder, config.train.metric)
+        gain, tried = gain_choice.choose(gains, begin, fit_in, folder, CHOSEN_BY)
         epochs, about = (
             fit_in(gain_choice.folder_of(folder, gain)),
             {"gain_chosen": gain, "gains_tried": tried},
         )
     if weights := config.weights_for(parts):
         weight, tried = gain_choice.weigh(
-            model.decoder.linear_gain, weights, lambda: on_dev(model, prepared, made, config)
+            model.decoder.linear_gain, weights, lambda: on_dev(model, prepared, made)
         )
         about |= {"linear_weight": weight, "linear_weights_tried": tried}
     times["fine_tune"] = time.perf_counter() - fitted
@@ -143,13 +145,13 @@ def run_start(
     return record, model
 
 
-def on_dev(model: PlantModel, prepared: Prepared, made: Ingredients, config: RunConfig) -> float:
+def on_dev(model: PlantModel, prepared: Prepared, made: Ingredients) -> float:
     """The metric that chooses, of dev, on cached features."""
     counts, rows = prepared.train_counts, prepared.rows["train"]
     scores, labels = train.score(
         model, prepared.documents("dev", True, made.linear), counts, auc=False
     )
-    return evaluate(scores, labels, counts, len(rows))[config.train.metric]
+    return evaluate(scores, labels, counts, len(rows))[CHOSEN_BY]
 
 
 def _record(
@@ -191,7 +193,7 @@ def _record(
         backbone=Path(prepared.backbone).name,
         teacher=asdict(config.teacher) | made.about(),
         history=epochs,
-        chosen_epoch=train.chosen_epoch(epochs, config.train.metric),
+        chosen_epoch=train.chosen_epoch(epochs),
         times={k: round(v, 2) for k, v in times.items()},
         peak_memory_mb=peak_memory(),
         model_size=trained | linear_score.word_cells(linear),
@@ -249,7 +251,8 @@ def run_grid(
             found = finished(
                 results / f"{run_name(prepared, start, seed, config.tuning)}.json",
                 prepared,
-                config.seeded(seed),
+                config,
+                seed,
             )
             if not found:
                 found, _ = run_start(
@@ -266,53 +269,15 @@ def run_grid(
     return records
 
 
-# what matters to runs from the linear score alone, and what was done in such runs before there were
-# these options
-OF_LINEAR = ("linear", "linear_epsilon", "other_gains", "linear_weights")
-BEFORE_LINEAR = {"linear_epsilon": 1e-8, "other_gains": (), "linear_weights": ()}
-
-
-def finished(path: Path, prepared: Prepared, config: RunConfig) -> RunRecord | None:
-    """The record at `path` when it was made from this corpus with these parameters; another one is
-    made again.
-    """
+def finished(path: Path, prepared: Prepared, config: RunConfig, seed: int) -> RunRecord | None:
+    """The record at `path` where `made_with` accepts it, else None: the run is made again."""
     record = RunRecord.load(path) if path.exists() else None
-    return record if record is not None and made_with(record, prepared, config) else None
+    return record if record is not None and made_with(record, prepared, config, seed) else None
 
 
-def made_with(record: RunRecord, prepared: Prepared, config: RunConfig) -> bool:
-    """Whether a record was made from this corpus with these parameters."""
-    # an option that a record does not know had its default then, with the record's seed, or what
-    # was done before there was one
-    defaults = asdict(RunConfig().seeded(record.seed)) | (
-        BEFORE_LINEAR if record.teacher.get("linear") else {}
-    )
-    # what the linear score is made with matters to runs that begin from it, its choices of gains
-    # where there are some
-    # an ablation's system is no start, but says which it has
-    parts = record.params.get("start_name", record.system).split("+")
-    chosen = {"other_gains": config.has_gains(parts), "linear_weights": config.tuning == "frozen"}
-    skipped = (
-        [name for name, matters in chosen.items() if not matters]
-        if record.teacher.get("linear")
-        else OF_LINEAR
-    )
-    asked = {k: plain(v) for k, v in asdict(config).items() if k not in skipped}
-    told = {name: _filled(record.params.get(name), plain(defaults[name])) for name in asked}
-    if "linear" in asked:
-        asked["linear"], told["linear"] = (
-            linear_score.settled(side["linear"], prepared.cells) for side in (asked, told)
-        )
-    return asked == told and record.params.get("inputs") == prepared.key
-
-
-def _filled(recorded, default):
-    """What a record says of an option, with the defaults of parts it does not know and without
-    parts that are no more.
-    """
-    if isinstance(recorded, dict) and isinstance(default, dict):
-        return {name: recorded.get(name, value) for name, value in default.items()}
-    return default if recorded is None else recorded
+def made_with(record: RunRecord, prepared: Prepared, config: RunConfig, seed: int) -> bool:
+    """Whether a record was made from this corpus with this seed and these options."""
+    return record.seed == seed and agrees(record, asdict(config) | {"inputs": prepared.key})
 
 
 def seed_all(seed: int) -> None:

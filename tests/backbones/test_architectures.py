@@ -25,7 +25,7 @@ from plantlib.utils.io import read_json
 QUICK = RunConfig(
     tuning="lora",
     train=TrainConfig(epochs=1, batch_size=16, lr_backbone=0.01),
-    l2r=L2RConfig(epochs=1, list_size=16, labels_a_document=4),
+    l2r=L2RConfig(epochs=1),
 )
 
 

@@ -35,13 +35,9 @@ def planted_model(prepared, backbone, *, start="lookup+score", keep=None, seed=0
     """A model over `backbone` with teacher, calibration and random queries, saved nowhere yet."""
     teacher = prepared.teacher()
     model = build_model(prepared, teacher, keep=keep)
-    starts.plant(
-        model.decoder,
-        start,
-        teacher,
-        prepared.train_labels,
-        config=starts.StartConfig(seed=seed, init_std=0.3),
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(starts, "INIT_STD", 0.3)
+        starts.plant(model.decoder, start, teacher, prepared.train_labels, seed=seed)
     use_score(model, start.split("+"), teacher, prepared)
     model.config.calibration, model.config.threshold = [0.5, 0.1], 0.25
     return model.attach_backbone(backbone).eval()

@@ -19,9 +19,9 @@ from plantlib import RunConfig, kernels, prepare
 from plantlib.backbones.adapters import BackboneOptions
 from plantlib.kernels import Cells, machine
 from plantlib.model import lm_head
+from plantlib.planting import starts, static_l2r
 from plantlib.planting.decoder import LabelDecoder, Packed, Scored
-from plantlib.planting.starts import StartConfig, V1Config, plant
-from plantlib.planting.static_l2r import StaticConfig
+from plantlib.planting.starts import V1Config, plant
 from plantlib.training.options import TrainConfig
 from plantlib.training.runs import build_model, run_start
 from plantlib.training.schedules import Inattention
@@ -305,14 +305,19 @@ def awd(corpus, tmp_path_factory):
     return {d: _awd(corpus, root / d, d) for d in ("forward", "backward")}
 
 
-STATIC = StaticConfig(
-    dim=16, epochs=1, labels_a_batch=8, graded=8, mined=8, negatives=8, planted_tokens=8
-)
+@pytest.fixture(scope="module", autouse=True)
+def small_static_model():
+    """Short training of the static L2R model, on short lists."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(static_l2r, "EPOCHS", 1)
+        for name in ("LABELS_PER_BATCH", "GRADED", "MINED", "NEGATIVES", "PLANTED_TOKENS"):
+            patch.setattr(static_l2r, name, 8)
+        yield
 
 
 def options(**changes) -> RunConfig:
     given = {
-        "static": STATIC,
+        "static_dim": 16,
         "train": TrainConfig(epochs=1),
         "backbone": BackboneOptions(dropout=None),
     }
@@ -323,7 +328,7 @@ def options(**changes) -> RunConfig:
     ("tuning", "v1", "keep", "lm_weight"),
     [
         ("frozen", V1Config(l2r_from="likely", stateful="v1"), 4, 0.0),
-        ("frozen", V1Config(contexts="sum", l2r_from="expected", top_n=3), (4, 8, None), 0.0),
+        ("frozen", V1Config(contexts="sum", l2r_from="expected"), (4, 8, None), 0.0),
         ("full", V1Config(contexts="sum", stateful="v1"), None, 0.5),
         ("full", V1Config(l2r_from="likely"), None, 0.5),
     ],
@@ -358,13 +363,16 @@ def test_v1_goes_the_whole_road_and_is_saved(tuning, v1, keep, lm_weight, corpus
 
 
 @pytest.mark.parametrize("direction", ["forward", "backward"])
-def test_running_state_from_cached_states_is_that_of_the_backbone(direction, corpus, awd, tmp_path):
+def test_running_state_from_cached_states_is_that_of_the_backbone(
+    direction, corpus, awd, tmp_path, monkeypatch
+):
     ready = prepare(
         corpus, backbone=awd[direction], max_tokens=None, window=7, root=tmp_path, progress=False
     )
     teacher = ready.teacher()
     model = build_model(ready, teacher, v1=V1Config(stateful="v1"))
-    plant(model.decoder, "lookup", teacher, ready.train_labels, config=StartConfig(init_std=0.5))
+    monkeypatch.setattr(starts, "INIT_STD", 0.5)
+    plant(model.decoder, "lookup", teacher, ready.train_labels)
     model.attach_backbone(ready.load_backbone()).eval()
     ids, offsets = torch.arange(60) % 25 + 3, torch.tensor([0, 31, 31, 36, 60])
     with torch.inference_mode():
@@ -441,7 +449,6 @@ def test_an_encoder_has_no_guess(backbone_folder, prepared, tmp_path):
     ("make", "message"),
     [
         (lambda: V1Config(l2r_from="mind"), "l2r_from='mind' is not known"),
-        (lambda: V1Config(top_n=0), "top_n=0"),
         (lambda: options(train=TrainConfig(lm_weight=0.1)), "wants a backbone that is trained"),
         (lambda: TrainConfig(keep_from=8), "annealing wants both"),
         (lambda: options(keep=(1, 2, 3)), "three numbers"),

@@ -39,7 +39,7 @@ def untrained(prepared, start: str, seed: int = 0):
     """Logits (20, L) of test documents where a start begins, and its model."""
     made = ingredients.ingredients(prepared, start, QUICK, progress=False)
     model = runs.build_model(prepared, made.teacher)
-    options = {"planted": made.planted, "config": starts.StartConfig(seed=seed)}
+    options = {"planted": made.planted, "seed": seed}
     starts.plant(model.decoder, start, made.teacher, prepared.train_labels, **options)
     runs.use_score(model, start.split("+"), made.teacher, prepared)
     return logits_of(model, prepared), model
