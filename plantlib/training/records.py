@@ -27,7 +27,7 @@ from plantlib.training.pipeline import Prepared
 from plantlib.utils.io import atomic_path, read_json
 from plantlib.utils.reprs import Card, Rich
 
-SCHEMA = 1
+SCHEMA = 2
 KINDS = ("planted", "linear", "teacher", "neural")
 _DATASET_KEYS = (
     "name",
