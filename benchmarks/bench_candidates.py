@@ -36,6 +36,7 @@ from plantlib.candidates.decoder import (
     plant,
     table_bytes,
 )
+from plantlib.candidates.training import CHOICE
 from plantlib.planting.decoder import LabelDecoder, Packed
 from plantlib.teacher import mig
 
@@ -120,11 +121,8 @@ def candidate_row(num_labels: int, config: CandidateConfig) -> dict:
     """The decoder on candidates, factorised, SparseAdam."""
     rng = np.random.default_rng(0)
     scores = teacher_of(num_labels, rng)
-    ranker, decoder = (
-        candidates.Ranker.of(scores, config.per_token),
-        CandidateDecoder(num_labels, D, config.rank),
-    )
-    plant(decoder, sparse.csr_matrix((8, num_labels), dtype=np.int32), config)
+    ranker, decoder = (candidates.Ranker.of(scores), CandidateDecoder(num_labels, D, config.rank))
+    plant(decoder, sparse.csr_matrix((8, num_labels), dtype=np.int32))
     optimisers = decoder.optimisers(1e-3)
 
     def step(packed, weights, ranked):
@@ -146,7 +144,7 @@ def candidate_row(num_labels: int, config: CandidateConfig) -> dict:
         for optimiser in optimisers:
             optimiser.step()
 
-    found = timed(lambda w: ranker.rank(w, config.choice * config.width)[0], step, rng)
+    found = timed(lambda w: ranker.rank(w, CHOICE * config.width)[0], step, rng)
     table = table_bytes(num_labels, D, config.rank) / 2**20
     return {
         "kind": "candidates",

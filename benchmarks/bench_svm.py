@@ -90,13 +90,7 @@ def tables_of(
     if solver.startswith("sample"):
         return sampled(weights, labels, weighted="weighted" in solver)
     with tqdm(total=labels.shape[1], desc=solver, unit="label") as bar:
-        return linear_score.svm(
-            weights,
-            labels,
-            linear_score.LinearConfig(prune=0.0),
-            large=solver == "together",
-            bar=bar,
-        )
+        return linear_score.svm(weights, labels, large=solver == "together", prune=0.0, bar=bar)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -14,13 +14,13 @@ import sys
 import time
 from pathlib import Path
 
-from companion.report import job_summary, report
+from companion.report import digests, job_summary, report
 from companion.runner import run_notebook
 from plantlib.data import privacy, sources
 from plantlib.data.corpus import Corpus
 from plantlib.planting.starts import parts_of
 from plantlib.training import artefacts, runs
-from plantlib.training.options import RunConfig, TrainConfig
+from plantlib.training.options import CHOSEN_BY, RunConfig, TrainConfig
 from plantlib.training.prepare import prepare
 from plantlib.training.records import load_all
 from plantlib.training.runs import STARTS
@@ -195,8 +195,7 @@ def best_run(records: list):
     """
 
     def best_on_dev(record) -> float:
-        metric = record.params["train"]["metric"]
-        return max(epoch[metric] for epoch in record.history)
+        return max(epoch[CHOSEN_BY] for epoch in record.history)
 
     planted = [
         r
@@ -227,13 +226,13 @@ def save_best(common: dict, epochs: int, records: Path, target: Path) -> Path | 
     if records.is_dir() and any(records.glob("*.json")):
         prepared = prepare(common["dataset"], **{k: v for k, v in common.items() if k != "dataset"})
     finished = load_all(records) if prepared else []
-    best = best_run([r for r in finished if runs.made_with(r, prepared, config.seeded(r.seed))])
+    best = best_run([r for r in finished if runs.made_with(r, prepared, config, r.seed)])
     if best is None:
         print("no planted run, so no model was saved")
         return None
     # train it, unless the model of this run lies there already
     saved = read_json(target / "run.json") if (target / "run.json").is_file() else {"id": None}
-    names = "inputs train start teacher gain_chosen linear_epsilon linear_weights".split()
+    names = ("inputs", "train", "start", "teacher", "gain_chosen", "linear_weights")
     if saved["id"] != best.id or any(
         saved["params"].get(name) != best.params.get(name) for name in names
     ):
@@ -282,8 +281,12 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def promote(local: Path, results: Path) -> list[Path]:
-    """Copy the records of a local job to results/runs, from which the committed tables are made."""
-    return [record.save(results) for record in load_all(local)]
+    """Copy the records of a local job to `results` (results/runs), from which the committed tables
+    are made, and write the digests of their numbers beside that folder.
+    """
+    paths = [record.save(results) for record in load_all(local)]
+    digests.write(results.parent)
+    return paths
 
 
 if __name__ == "__main__":

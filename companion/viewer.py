@@ -17,7 +17,7 @@ import numpy as np
 from companion.studies.evidence import agreement, gold_spans, token_marks
 from plantlib.model.explanation import DocumentExplanation, Explanation, highlighted
 from plantlib.model.plant_model import PlantModel
-from plantlib.planting.starts import StartConfig
+from plantlib.planting.starts import INIT_STD, StartConfig
 from plantlib.utils.reprs import html_table
 
 KEEPS = (1, 2, 4, 8, 16, 32, "all")
@@ -57,12 +57,11 @@ def untrained(model, start: str = "lookup", seed: int = 0):
     if model.word_score is not None:
         twin.word_score.set_words(model.word_score.words)
     # the values that training began from
-    options = StartConfig(seed=seed)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        twin.decoder.label_queries.normal_(0, options.init_std, generator=generator)
-        twin.decoder.label_outputs.normal_(0, options.init_std, generator=generator)
-        twin.decoder.planted_gain.fill_(options.lookup_gain if start == "lookup" else 0.0)
+        twin.decoder.label_queries.normal_(0, INIT_STD, generator=generator)
+        twin.decoder.label_outputs.normal_(0, INIT_STD, generator=generator)
+        twin.decoder.planted_gain.fill_(StartConfig.lookup_gain if start == "lookup" else 0.0)
     return twin.attach_backbone(model.as_backbone()).eval()
 
 

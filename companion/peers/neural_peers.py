@@ -15,7 +15,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Iterable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -32,7 +32,7 @@ from plantlib.training import evaluation, train
 from plantlib.training.evaluation import judge
 from plantlib.training.inputs import Inputs
 from plantlib.training.options import TrainConfig
-from plantlib.training.records import RunRecord, plain, run_name
+from plantlib.training.records import RunRecord, agrees, run_name
 from plantlib.utils.io import fingerprint_of
 
 # a head that begins from nothing: more epochs than the planted runs have, stopped on dev
@@ -150,9 +150,9 @@ def run(
             raise ValueError(f"head {name!r} is not known; use some of {', '.join(HEADS)}")
         path = Path(results or ".") / f"{run_name(prepared, name, seed)}.json"
         found = RunRecord.load(path) if results is not None and path.is_file() else None
-        wanted = params_of(prepared, replace(config, seed=seed))
-        if found is None or {k: found.params.get(k) for k in wanted} != plain(wanted):
-            found = run_head(prepared, name, replace(config, seed=seed), progress=progress)
+        wanted = params_of(prepared, config)
+        if found is None or found.seed != seed or not agrees(found, wanted):
+            found = run_head(prepared, name, config, seed=seed, progress=progress)
             if results is not None:
                 found.save(results)
         made.append(found)
@@ -172,17 +172,19 @@ def params_of(prepared: Inputs, config: TrainConfig) -> dict:
     }
 
 
-def run_head(prepared: Inputs, name: str, config: TrainConfig, progress: bool = True) -> RunRecord:
+def run_head(
+    prepared: Inputs, name: str, config: TrainConfig, seed: int = 0, progress: bool = True
+) -> RunRecord:
     """Train on train, stop and choose the epoch on dev, read test once."""
-    set_seed(config.seed)
+    set_seed(seed)
     model = HEADS[name](prepared.corpus.L, prepared.hidden_size)
     with torch.no_grad():
         model.label_bias.copy_(prior_log_odds(prepared.train_labels))
-    run_id = run_name(prepared, name, config.seed)
+    run_id = run_name(prepared, name, seed)
     folder = (
         prepared.root
         / "checkpoints"
-        / f"{run_id}-{fingerprint_of(prepared.key, name, asdict(config))}"
+        / f"{run_id}-{fingerprint_of(prepared.key, name, asdict(config), seed)}"
     )
     began, cpu = time.perf_counter(), time.process_time()
     parts = {split: prepared.documents(split) for split in ("train", "dev", "test")}
@@ -193,17 +195,25 @@ def run_head(prepared: Inputs, name: str, config: TrainConfig, progress: bool = 
         prepared.train_counts,
         folder,
         config=config,
+        seed=seed,
         progress=progress,
     )
     times = {"train": time.perf_counter() - began, "train_cpu": time.process_time() - cpu}
     model.eval()
-    record = _record(prepared, model, name, run_id, config, epochs, times)
+    record = _record(prepared, model, name, seed, run_id, config, epochs, times)
     shutil.rmtree(folder, ignore_errors=True)
     return record
 
 
 def _record(
-    prepared: Inputs, model: LabelHead, name: str, run_id: str, config: TrainConfig, epochs, times
+    prepared: Inputs,
+    model: LabelHead,
+    name: str,
+    seed: int,
+    run_id: str,
+    config: TrainConfig,
+    epochs,
+    times,
 ) -> RunRecord:
     dev, _ = evaluation.score(model, prepared.documents("dev"), prepared.train_counts, auc=False)
     began, cpu = time.perf_counter(), time.process_time()
@@ -214,11 +224,11 @@ def _record(
         id=run_id,
         kind="neural",
         system=name,
-        seed=config.seed,
+        seed=seed,
         params=params_of(prepared, config),
         notebook=NOTEBOOK,
         history=epochs,
-        chosen_epoch=train.chosen_epoch(epochs, config.metric),
+        chosen_epoch=train.chosen_epoch(epochs),
         times={k: round(v, 3) for k, v in times.items()},
         peak_memory_mb=peak_memory(),
         model_size={"trained_parameters": size, "model_mb": round(4 * size / 2**20, 3)},

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +24,14 @@ from scipy import sparse
 
 from companion.peers import bare as peers
 from plantlib.data.tokens import tfidf, words
-from plantlib.linear.score import LinearConfig, settled, word_cells
+from plantlib.linear.score import LinearConfig, word_cells
 from plantlib.linear.terms import centroids, ppmi
 from plantlib.metrics.documents import evaluate
 from plantlib.teacher import mig
 from plantlib.training import artefacts
 from plantlib.training.evaluation import judge
 from plantlib.training.inputs import Inputs
-from plantlib.training.records import RunRecord, peak_memory, plain, run_name
+from plantlib.training.records import RunRecord, agrees, peak_memory, run_name
 
 LINEAR_SCORE = "linear score"
 
@@ -98,27 +98,27 @@ def run_linear_score(
     read. A record knows the seconds of training where every part of the score was made for it: what
     a run left on disk is read in a fraction of them.
     """
-    records = []
+    config, records = config or LinearConfig(), []
     for seed in seeds:
-        own = replace(config or LinearConfig(), seed=seed)
         path = (
             None
             if results is None
             else Path(results) / f"{run_name(prepared, LINEAR_SCORE, seed)}.json"
         )
         found = RunRecord.load(path) if path is not None and path.exists() else None
-        if found is None or not same_score(found, prepared, own):
-            params = {"linear": plain(asdict(own)), "inputs": prepared.key}
+        if found is None or not same_score(found, prepared, config, seed):
             _import_first()
             stood = _finished_parts(prepared)
-            linear, took = timed(lambda own=own: artefacts.linear_scores(prepared, own, progress))
+            linear, took = timed(
+                lambda seed=seed: artefacts.linear_scores(prepared, config, seed, progress)
+            )
             made_now = len(_finished_parts(prepared) - stood) == len(linear.tables)
             found = _peer_record(
                 prepared,
                 LINEAR_SCORE,
                 "linear",
                 linear.scores,
-                params,
+                params_of(prepared, config),
                 took if made_now else None,
                 results,
                 notebook,
@@ -130,13 +130,14 @@ def run_linear_score(
     return records
 
 
-def same_score(record: RunRecord, prepared: Inputs, config: LinearConfig) -> bool:
-    """Whether a record of the linear score is of this corpus with these options."""
-    told, asked = (
-        settled(options, prepared.cells)
-        for options in (record.params.get("linear"), plain(asdict(config)))
-    )
-    return told == asked and record.params.get("inputs") == prepared.key
+def params_of(prepared: Inputs, config: LinearConfig) -> dict:
+    """What a record of the linear score says of how it was made."""
+    return {"linear": asdict(config), "inputs": prepared.key}
+
+
+def same_score(record: RunRecord, prepared: Inputs, config: LinearConfig, seed: int) -> bool:
+    """Whether a record of the linear score is of this corpus with this seed and these options."""
+    return record.seed == seed and agrees(record, params_of(prepared, config))
 
 
 def tuned_weight(

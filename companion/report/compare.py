@@ -205,10 +205,7 @@ def unlike(records: Iterable[RunRecord]) -> dict[str, list[str]]:
     values: dict[str, dict[str, set[str]]] = {}
     for record in records:
         for name, value in _options(record.params).items():
-            # of this threshold only the side on which the data lie has an effect
-            if name == "linear.dense_cells":
-                value = record.dataset["train"] * record.dataset["labels"] > value
-            if value is not None and name.split(".")[0] not in OUTCOMES:
+            if name.split(".")[0] not in OUTCOMES:
                 values.setdefault(record.system, {}).setdefault(name, set()).add(repr(value))
     different = {
         system: sorted(name for name, seen in options.items() if len(seen) > 1)
@@ -218,11 +215,9 @@ def unlike(records: Iterable[RunRecord]) -> dict[str, list[str]]:
 
 
 def _options(params: dict[str, Any], before: str = "") -> dict[str, Any]:
-    """Options by their dotted names, without seeds."""
+    """Options by their dotted names."""
     options = {}
     for name, value in params.items():
-        if name == "seed":
-            continue
         if isinstance(value, dict):
             options |= _options(value, f"{before}{name}.")
         else:

@@ -149,7 +149,7 @@ def one(
     prepared = (view or partial(streamed, prepared))(read.get(WINDOWS, 1))
     config = changed(base, options)
     run_id = run_id_of(prepared, name, seed)
-    record = finished(Path(results) / f"{run_id}.json", prepared, config.seeded(seed))
+    record = finished(Path(results) / f"{run_id}.json", prepared, config, seed)
     if record is None:
         record, _ = run_start(
             prepared, start, seed, config=config, run_id=run_id, notebook=NOTEBOOK, progress=False

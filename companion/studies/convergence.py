@@ -1,10 +1,9 @@
-"""How fast a start learns: dev metric by step, and the steps and seconds to reach what random
-attention reaches at best.
+"""How fast a start learns: steps and seconds until it reaches the best dev value of random attention.
 
-Realises the convergence claim of METHOD.md sections 4 and 8: planting is a head start, so it must
-show in steps and not only in the end. `run` trains long with early stopping on dev; everything else
-reads the `history` of run records and trains nothing. Seconds are wall time of one run on one
-machine: they compare starts of one data set, no more.
+The convergence study of docs/method.md, "Controls and peers": a head start must show in the number
+of steps, not only in the result. `run` trains until dev stops it; everything else reads the
+`history` of run records and trains nothing. Seconds are wall time of one run on one machine, so
+they compare only the starts of one data set.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from companion.report import report
+from plantlib.candidates.training import BATCH_SIZE
 from plantlib.training import runs
 from plantlib.training.inputs import Inputs
 from plantlib.training.options import RunConfig, TrainConfig
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import pandas
 
 
-# what the records say they were made by; `report.groups` leaves them out of the main table
+# `RunRecord.notebook` of these runs; `report.groups` leaves them out of the main table
 NOTEBOOK = "convergence"
 STARTS = ("random", "lookup", "lookup+score")
 SUFFIX = "-long"
@@ -36,8 +36,7 @@ BASELINE = "random"
 
 
 def long_config(epochs: int = 20, patience: int = 4) -> RunConfig:
-    """The run that may go on until dev stops it."""
-
+    """A run with so many epochs that dev stops it."""
     return RunConfig(train=replace(TrainConfig(), epochs=epochs, patience=patience))
 
 
@@ -50,19 +49,23 @@ def run(
     config: RunConfig | None = None,
     progress: bool = True,
 ) -> list[RunRecord]:
-    """Every start with every seed under its own id (`-long`); records that stand in `results` are
-    read, not repeated.
-    """
+    """The records of every start with every seed, under ids that end in `-long`.
 
-    config, made, jobs = (
-        config or long_config(),
-        [],
-        [(start, seed) for seed in seeds for start in starts],
-    )
+    Args:
+        prepared: the corpus.
+        results: folder of the records; a run whose record is there is not repeated.
+        starts: names of starts.
+        seeds: of the runs.
+        config: options of the runs; `long_config()` when None.
+        progress: show bars.
+    """
+    config = config or long_config()
+    records = []
+    jobs = [(start, seed) for seed in seeds for start in starts]
     for start, seed in tqdm(jobs, desc="long runs", unit="run", disable=not progress):
         run_id = run_name(prepared, start, seed) + SUFFIX
-        found = runs.finished(Path(results) / f"{run_id}.json", prepared, config.seeded(seed))
-        if not found:
+        record = runs.finished(Path(results) / f"{run_id}.json", prepared, config, seed)
+        if record is None:
             options = {
                 "config": config,
                 "results": results,
@@ -70,45 +73,41 @@ def run(
                 "notebook": NOTEBOOK,
                 "progress": progress,
             }
-            found, _ = runs.run_start(prepared, start, seed, **options)
-        made.append(found)
-    return made
+            record, _ = runs.run_start(prepared, start, seed, **options)
+        records.append(record)
+    return records
 
 
 def sets(records: Iterable[RunRecord], long: bool = True) -> dict[str, list[RunRecord]]:
-    """Planted records by data set; the long runs, or those of the main table."""
-
+    """Planted records by data set: the long runs, or those of the main table."""
     if not long:
         return {
             g.stem: [r for r in g.records if r.kind == "planted"] for g in report.groups(records)
         }
-    found: dict[str, list[RunRecord]] = {}
-    for record in sorted(
-        (r for r in records if r.notebook == NOTEBOOK), key=lambda r: (r.system != BASELINE, r.id)
-    ):
+    by_data: dict[str, list[RunRecord]] = {}
+    long_runs = [record for record in records if record.notebook == NOTEBOOK]
+    for record in sorted(long_runs, key=lambda r: (r.system != BASELINE, r.id)):
         data = record.dataset
-        found.setdefault(
-            f"{data['name']}-{data['train']}d-{report.tokens_of(record)}t-long", []
-        ).append(record)
-    return found
+        name = f"{data['name']}-{data['train']}d-{report.tokens_of(record)}t-long"
+        by_data.setdefault(name, []).append(record)
+    return by_data
 
 
 def steps(records: Iterable[RunRecord]) -> pandas.DataFrame:
     """The history of planted runs: start, seed, allowed, epoch, step (optimiser steps), seconds
     (wall) and dev metrics.
 
-    allowed: epochs that the run might have trained for, None where its record does not say.
+    allowed: epochs that the run might have trained for.
     """
     import pandas as pd
 
     rows = []
     for record in records:
-        # a run on candidates has its options side by side
+        # a run on candidates has its options side by side, and batches of one size
         train = record.params.get("train", record.params)
-        an_epoch = math.ceil(
-            record.dataset["train"] / train["batch_size"] / train.get("accumulation", 1)
-        )
-        about = {"start": record.system, "seed": record.seed, "allowed": train.get("epochs")}
+        batch = train.get("batch_size", BATCH_SIZE) * train.get("accumulation", 1)
+        an_epoch = math.ceil(record.dataset["train"] / batch)
+        about = {"start": record.system, "seed": record.seed, "allowed": train["epochs"]}
         rows += [{**about, "step": an_epoch * e["epoch"], **e} for e in record.history]
     return pd.DataFrame(rows)
 
@@ -116,13 +115,21 @@ def steps(records: Iterable[RunRecord]) -> pandas.DataFrame:
 def reached(
     frame: pandas.DataFrame, metric: str = "ndcg@5", baseline: str = BASELINE
 ) -> pandas.DataFrame:
-    """How long each start takes to the best dev value that the baseline of the same seed reaches, a
-    row a start.
+    """How long each start takes to reach the best dev value of the baseline with the same seed.
 
-    frame: as `steps`. Columns: seeds, reached (how many seeds got there at all), steps and seconds
-    of those (means), share (their steps over the baseline's own steps to it), best (mean best dev
-    value), ended (in how many seeds the best epoch is the last that was allowed: more epochs might
-    have been better still). ValueError without the baseline.
+    Args:
+        frame: as `steps` returns it, of one data set.
+        metric: a dev metric.
+        baseline: a start.
+
+    Returns:
+        A DataFrame with a row per start: seeds; reached, the number of seeds that reach the value;
+        steps and seconds, means over those; share, their steps over those of the baseline; best,
+        the mean of the best dev values; ended, the number of seeds whose best epoch is the last
+        one allowed, so that more epochs might have given more.
+
+    Raises:
+        ValueError: no run of the baseline.
     """
     import pandas as pd
 
@@ -132,7 +139,7 @@ def reached(
         )
     base = frame[frame["start"] == baseline]
     target = base.groupby("seed")[metric].max()
-    own = base.loc[base.groupby("seed")[metric].idxmax()].set_index("seed")["step"]
+    base_steps = base.loc[base.groupby("seed")[metric].idxmax()].set_index("seed")["step"]
     rows = []
     for start, part in frame.groupby("start", sort=False):
         part = part[part["seed"].isin(target.index)]
@@ -147,61 +154,58 @@ def reached(
             "best": part.groupby("seed")[metric].max().mean(),
             "ended": _ended(part, metric),
             "steps": first["step"].mean(),
+            "seconds": first["seconds"].mean(),
+            "share": (first["step"] / base_steps).mean(),
         }
-        # older runs on candidates kept no time
-        seconds = first["seconds"].mean() if "seconds" in first else float("nan")
-        row |= {"seconds": seconds, "share": (first["step"] / own).mean()}
         rows.append(row)
     return pd.DataFrame(rows).set_index("start")
 
 
 def _ended(part: pandas.DataFrame, metric: str) -> int:
-    """Seeds of one start whose best epoch is their last and which were not stopped before their
-    last allowed epoch.
+    """Number of seeds whose best epoch is the last one allowed.
+
+    Where a record does not say how many epochs were allowed, its last epoch counts as such.
     """
     best = part.loc[part.groupby("seed")[metric].idxmax()].set_index("seed")
     last = part.groupby("seed")["epoch"].max()
-    # where a record does not say what was allowed, its history is all there is to go by
-    allowed = best["allowed"].astype(float).fillna(last)
-    return int(((best["epoch"] == last) & (last >= allowed)).sum())
+    return int(((best["epoch"] == last) & (last >= best["allowed"])).sum())
 
 
 def sentence(
     name: str, table: pandas.DataFrame, metric: str = "nDCG@5", baseline: str = BASELINE
 ) -> str:
-    """The table in words, a data set at a time."""
-    base, said = table.loc[baseline], []
-    for start, row in table.drop(index=baseline).iterrows():
-        if not row["reached"]:
-            said.append(f"`{start}` never reaches it (best {100 * row['best']:.1f})")
-            continue
-        some = (
-            ""
-            if row["reached"] == row["seeds"]
-            else f" in {int(row['reached'])} of {int(row['seeds'])} seeds"
-        )
-        said.append(
-            f"`{start}` reaches it after {row['steps']:.0f} steps{_clock(row)}{some} and goes on to"
-            f" {100 * row['best']:.1f}"
-        )
-    first = (
+    """`reached` of one data set in words.
+
+    Args:
+        name: of the data set.
+        table: as `reached` returns it.
+        metric: its name in the sentence.
+        baseline: the start that the others are measured against.
+    """
+    base = table.loc[baseline]
+    parts = [
         f"{name}: `{baseline}` takes {base['steps']:.0f} steps{_clock(base)} to its best dev"
         f" {metric}, {100 * base['best']:.1f}{_budget(base)}"
-    )
-    return "; ".join([first, *said]) + "."
+    ]
+    for start, row in table.drop(index=baseline).iterrows():
+        if not row["reached"]:
+            parts.append(f"`{start}` never reaches it (best {100 * row['best']:.1f})")
+            continue
+        seeds = ""
+        if row["reached"] < row["seeds"]:
+            seeds = f" in {int(row['reached'])} of {int(row['seeds'])} seeds"
+        parts.append(
+            f"`{start}` reaches it after {row['steps']:.0f} steps{_clock(row)}{seeds}, and at best"
+            f" {100 * row['best']:.1f}"
+        )
+    return "; ".join(parts) + "."
 
 
 def _budget(row) -> str:
-    """Where the number of epochs, not dev, ended the climb, so that the steps to the best say how
-    many there were.
-    """
+    """A remark where the best epoch is the last one allowed: more epochs might have been better."""
     if not row["ended"]:
         return ""
-    where = "" if row["ended"] == row["seeds"] else " there"
-    return (
-        f" (its last epoch in {row['ended']:.0f} of {row['seeds']:.0f} seeds: the budget ends"
-        f" it{where})"
-    )
+    return f" (the last epoch allowed in {row['ended']:.0f} of {row['seeds']:.0f} seeds)"
 
 
 def _clock(row) -> str:

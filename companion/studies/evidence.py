@@ -198,8 +198,13 @@ def systems(prepared: Inputs, seed: int, config, progress: bool = True) -> dict:
     and read again.
     """
 
-    config, teacher, found = config.seeded(seed), teacher_of(prepared, config.teacher), {}
-    options = {"teacher_config": config.teacher, "config": config.l2r, "progress": progress}
+    teacher, found = teacher_of(prepared, config.teacher), {}
+    options = {
+        "teacher_config": config.teacher,
+        "config": config.l2r,
+        "seed": seed,
+        "progress": progress,
+    }
     for start in UNTRAINED:
         queries = (
             artefacts.label_queries(prepared, config.l2r_trainer, teacher, **options)
@@ -214,6 +219,7 @@ def systems(prepared: Inputs, seed: int, config, progress: bool = True) -> dict:
             prepared.train_labels,
             planted=queries,
             config=config.start,
+            seed=seed,
         )
         found[f"{start}, before training"] = model.decoder.eval()
     for start in TRAINED:
@@ -227,7 +233,7 @@ def _trained(prepared: Inputs, start: str, seed: int, config, teacher, progress:
     """The decoder of a start after its run, from artefacts/ where the same run has left it."""
     from safetensors.torch import load_file, save_file
 
-    key = fingerprint_of(prepared.key, start, asdict(config))
+    key = fingerprint_of(prepared.key, start, asdict(config), seed)
     path = prepared.root / "evidence" / f"{run_name(prepared, start, seed)}-{key}.safetensors"
     decoder = build_model(prepared, teacher, RunConfig(keep=config.keep)).decoder
     if not path.exists():

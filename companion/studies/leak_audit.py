@@ -97,10 +97,10 @@ def audit(
     jobs = [(start, seed, side) for seed in seeds for start in starts for side in sides]
     for start, seed, side in tqdm(jobs, desc="leak audit", unit="run", disable=not progress):
         run_id = run_name(prepared, f"{side}_{start}", seed) + "-audit"
-        record = runs.finished(Path(results) / f"{run_id}.json", sides[side], config.seeded(seed))
+        record = runs.finished(Path(results) / f"{run_id}.json", sides[side], config, seed)
         if record is None:
             teacher = leaky(leaking, config.teacher) if side == "leaky" else None
-            made = ingredients(sides[side], start, config.seeded(seed), progress, teacher)
+            made = ingredients(sides[side], start, config, seed, progress, teacher)
             run, _ = runs.run_start(
                 sides[side],
                 start,

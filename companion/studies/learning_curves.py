@@ -94,7 +94,7 @@ def run(
         for size, seed, start in jobs:
             part = fewer(prepared, size, seed)
             path = record_path(part, start, seed, results, END)
-            found = runs.finished(path, part, config.seeded(seed))
+            found = runs.finished(path, part, config, seed)
             if not found:
                 options = {
                     "config": config,
@@ -117,7 +117,7 @@ def _untrained(part: Inputs, seed: int, results: Path, config: RunConfig) -> Run
     """The linear score that this subset's runs begin from, read where it stands."""
     path = record_path(part, peer_runs.LINEAR_SCORE, seed, results, END)
     found = RunRecord.load(path) if path.exists() else None
-    if found is None or not peer_runs.same_score(found, part, replace(config.linear, seed=seed)):
+    if found is None or not peer_runs.same_score(found, part, config.linear, seed):
         (made,) = peer_runs.run_linear_score(
             part, [seed], config=config.linear, notebook=NOTEBOOK, progress=False
         )

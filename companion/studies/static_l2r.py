@@ -7,7 +7,6 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -15,14 +14,13 @@ import torch
 
 from plantlib import Corpus
 from plantlib.data.tokens import words
-from plantlib.planting import ranking
-from plantlib.planting.static_l2r import StaticConfig, StaticL2R, pretrain
+from plantlib.planting.static_l2r import DIM, StaticL2R, pretrain
 from plantlib.training.records import environment
 from plantlib.utils.io import read_json, write_json
 
 
 def measure(
-    name: str, config: StaticConfig = StaticConfig(), progress: bool = True
+    name: str, dim: int = DIM, seed: int = 0, progress: bool = True
 ) -> tuple[StaticL2R, dict]:
     """(model, what results/static_l2r.json says of it): words of the training documents of a
     corpus, whole.
@@ -38,7 +36,8 @@ def measure(
         corpus.labels[rows],
         label_names=names,
         tokens=found.names,
-        config=config,
+        dim=dim,
+        seed=seed,
         progress=progress,
     )
     about = {
@@ -50,7 +49,7 @@ def measure(
             "by token: no grade of a held-out token is shown, every label ranks all held-out tokens"
         ),
         "quality": model.quality,
-        "config": asdict(config),
+        "config": {"dim": dim, "seed": seed},
         "seconds": round(time.perf_counter() - began, 1),
         "cpu_seconds": round(time.process_time() - cpu, 1),
     }
@@ -72,15 +71,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--save", help="folder that receives the models, one safetensors file a data set"
     )
-    parser.add_argument("--dim", type=int, default=StaticConfig.dim)
-    parser.add_argument("--loss", default=StaticConfig.loss, choices=sorted(ranking.LOSSES))
-    parser.add_argument("--epochs", type=int, default=StaticConfig.epochs)
-    parser.add_argument("--seed", type=int, default=StaticConfig.seed)
+    parser.add_argument("--dim", type=int, default=DIM)
+    parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args(arguments)
-    config = StaticConfig(dim=given.dim, loss=given.loss, epochs=given.epochs, seed=given.seed)
     torch.set_num_threads(1)
     for name in given.datasets:
-        model, about = measure(name, config)
+        model, about = measure(name, given.dim, given.seed)
         if given.save:
             model.save(Path(given.save) / f"{Path(name).name}.safetensors")
         about["environment"] = environment() | {"threads": torch.get_num_threads(), "device": "cpu"}

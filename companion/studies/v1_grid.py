@@ -14,8 +14,7 @@ from pathlib import Path
 from plantlib.backbones.adapters import BackboneOptions
 from plantlib.data import privacy
 from plantlib.data.corpus import Corpus
-from plantlib.planting.starts import StartConfig, V1Config
-from plantlib.planting.static_l2r import StaticConfig
+from plantlib.planting.starts import V1Config
 from plantlib.training import artefacts
 from plantlib.training.awd_pretraining import PretrainConfig, pretrain, word_tokenizer
 from plantlib.training.ensemble import made_of, run_ensemble
@@ -110,9 +109,7 @@ def run_system(
         raise ValueError(f"system {system!r} is not known; use {', '.join(SYSTEMS)}")
     start, changes = SYSTEMS[system]
     config, run_id = changed(config, changes), run_name(prepared, system, seed, config.tuning)
-    found = (
-        None if again else finished(Path(results) / f"{run_id}.json", prepared, config.seeded(seed))
-    )
+    found = None if again else finished(Path(results) / f"{run_id}.json", prepared, config, seed)
     if found:
         return found, None
     record, model = run_start(
@@ -177,10 +174,9 @@ def awd_grid(
         sizes=sizes,
     )
     config = RunConfig(
-        start=StartConfig(),
         keep=keep,
         tuning=tuning,
-        static=StaticConfig(dim=dim),
+        static_dim=dim,
         backbone=BackboneOptions(dropout=None),
         v1=V1Config(contexts=contexts, l2r_from=l2r_from, stateful=stateful, l2r_table=True),
         train=TrainConfig(
@@ -241,9 +237,8 @@ def _both(
         return records
     path = results / f"{records[0].id}-ensemble.json"
     if path.exists() and all(model is None for _, model in made.values()):
-        found, wanted = RunRecord.load(path), made_of(records)
-        # sums of before members were named by their parameters do not say
-        if found.params.get("made_of", wanted) == wanted:
+        found = RunRecord.load(path)
+        if found.params["made_of"] == made_of(records):
             return [*records, found]
     made = {
         d: found

@@ -24,6 +24,8 @@ from plantlib.kernels import Cells
 from plantlib.planting import starts
 from plantlib.planting.decoder import Packed
 
+LOOKUP_GAIN = starts.StartConfig.lookup_gain  # gamma at the start, as without candidates
+
 
 @dataclass(frozen=True)
 class CandidateConfig:
@@ -33,35 +35,17 @@ class CandidateConfig:
 
     width: int = 128
     rank: int = 32
-    per_token: int = 512  # labels the ranker keeps a token
-    choice: int = 2  # times width: how deep the list is that negatives are drawn from
-    hard: float = 0.5
     epochs: int = 4
-    batch_size: int = 16
-    learning_rate: float = 1e-2
-    lookup_gain: float = 4.0
-    score_gain: float = 1.0
-    linear_gain: float = 1.0
-    linear_rate: float = 0.1  # times the learning rate where training begins from the linear score
-    init_std: float = 0.02
-    seed: int = 0
     # logits for labels of few documents where the linear score lists candidates, at most so many in
     # the end
     rare: float = 0.0
-    rare_loss: float = 0.002  # of dev's nDCG@5, what raising them in the end may cost
-    # where they are raised: their outputs and biases do not learn, so that the score speaks for
-    # them
-    rare_still: bool = True
 
     def __post_init__(self):
-        for name in ("rare", "rare_loss"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)}; give 0 or more")
-        for name in ("width", "rank", "per_token", "choice", "epochs", "batch_size"):
+        if self.rare < 0:
+            raise ValueError(f"rare={self.rare}; give 0 or more")
+        for name in ("width", "rank", "epochs"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}; give at least 1")
-        if not 0 <= self.hard <= 1:
-            raise ValueError(f"hard={self.hard}; give a share of the negatives between 0 and 1")
 
 
 class CandidateDecoder(nn.Module):
@@ -147,22 +131,22 @@ class CandidateDecoder(nn.Module):
 def plant(
     decoder: CandidateDecoder,
     labels: sparse.csr_matrix,
-    config: CandidateConfig,
     start: str = "lookup+score",
     queries: torch.Tensor | None = None,
+    seed: int = 0,
 ) -> None:
     """Set every value for `start`; labels Y (n, L) of the training rows.
 
-    Random factors have a product of std `init_std`; queries, planted ones (L, D), take their place.
-    The random values of a seed are the same for all starts. From the linear score the rows of the
-    output factor and the bias are zero, so that attention adds nothing before it has learnt
+    Random factors have a product of std `starts.INIT_STD`; queries, planted ones (L, D), take their
+    place. The random values of a seed are the same for all starts. From the linear score the rows
+    of the output factor and the bias are zero, so that attention adds nothing before it has learnt
     something; the basis stays random, or neither factor would ever move.
     """
     parts = parts_of(start)
-    generator = torch.Generator().manual_seed(config.seed)
+    generator = torch.Generator().manual_seed(seed)
     rank = decoder.query_basis.shape[0]
-    # a product of two such factors has standard deviation init_std
-    std = (config.init_std / rank**0.5) ** 0.5
+    # a product of two such factors has standard deviation INIT_STD
+    std = (starts.INIT_STD / rank**0.5) ** 0.5
     with torch.no_grad():
         for table in (
             decoder.query_rows.weight,
@@ -172,16 +156,9 @@ def plant(
         ):
             table.normal_(0, std, generator=generator)
         decoder.label_bias.weight.copy_(starts.prior_log_odds(labels)[:, None])
-        decoder.planted_gain.fill_(
-            config.lookup_gain if {"lookup", "shuffled"} & set(parts) else 0.0
-        )
-        decoder.score_gain.fill_(
-            config.linear_gain
-            if "linear" in parts
-            else config.score_gain
-            if "score" in parts
-            else 0.0
-        )
+        decoder.planted_gain.fill_(LOOKUP_GAIN if {"lookup", "shuffled"} & set(parts) else 0.0)
+        added = {"linear": starts.LINEAR_GAIN, "score": starts.SCORE_GAIN}
+        decoder.score_gain.fill_(sum(gain for part, gain in added.items() if part in parts))
         if "linear" in parts:
             decoder.label_bias.weight.zero_()
             decoder.output_rows.weight.zero_()

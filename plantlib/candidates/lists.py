@@ -20,6 +20,8 @@ from plantlib.utils.base import DataError
 from plantlib.utils.progress import tqdm
 
 NONE = -1  # an unused place
+PER_TOKEN = 512  # labels that the ranker keeps per token: its memory is this times the vocabulary
+HARD = 0.5  # share of the negatives that are the highest ranked ones
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +36,7 @@ class Ranker:
     num_labels: int
 
     @classmethod
-    def of(cls, scores: sparse.csr_matrix, per_token: int = 512) -> Ranker:
+    def of(cls, scores: sparse.csr_matrix, per_token: int = PER_TOKEN) -> Ranker:
         """From a teacher's scores, csr (L, V): the `per_token` labels a token speaks for most, ties
         to the smaller id.
         """
@@ -134,7 +136,7 @@ def training_candidates(
     gold: sparse.csr_matrix,
     width: int,
     rng: np.random.Generator,
-    hard: float = 0.5,
+    hard: float = HARD,
     *,
     unlisted: bool = True,
 ) -> tuple[np.ndarray, np.ndarray]:

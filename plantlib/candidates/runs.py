@@ -22,9 +22,9 @@ from scipy import sparse
 from plantlib.candidates import decoder as candidate_decoder
 from plantlib.candidates import lists as candidates
 from plantlib.candidates.decoder import CandidateConfig, CandidateDecoder
-from plantlib.candidates.training import CandidateData, fit, ranking, score
+from plantlib.candidates.training import LEARNING_RATE, CandidateData, fit, ranking, score
 from plantlib.kernels import machine
-from plantlib.linear.score import LinearConfig, LinearScore, settled, word_cells
+from plantlib.linear.score import LinearConfig, LinearScore, word_cells
 from plantlib.metrics.buckets import EDGES, Edges, checked
 from plantlib.metrics.documents import Scores, evaluate, mean, ndcg_at_k
 from plantlib.metrics.topk import TopK
@@ -34,16 +34,24 @@ from plantlib.training import artefacts
 from plantlib.training.evaluation import judge
 from plantlib.training.inputs import Inputs
 from plantlib.training.options import HISTORY_METRICS
-from plantlib.training.records import RunRecord, peak_memory, plain, run_name
+from plantlib.training.records import RunRecord, agrees, peak_memory, run_name
 from plantlib.utils.base import DataError
 from plantlib.utils.io import atomic_path, fingerprint_of, read_json, write_json
 from plantlib.utils.progress import tqdm
 
+# times the learning rate where training begins from the linear score, whose ranking larger steps
+# would spoil
+LINEAR_RATE = 0.1
+RARE_LOSS = 0.002  # of dev's nDCG@5, what raising labels of few documents in the end may cost
 RAISED = ", rare raised"  # what the name of a start is followed by where rare labels are
 
 
 def data_of(
-    prepared: Inputs, config: CandidateConfig, start: str = "lookup+score", progress: bool = True
+    prepared: Inputs,
+    config: CandidateConfig,
+    start: str = "lookup+score",
+    seed: int = 0,
+    progress: bool = True,
 ) -> tuple[CandidateData, LinearScore | None]:
     """Rankings, scores and packed features of a prepared corpus for `start`, and the linear score
     where it plants one.
@@ -57,7 +65,7 @@ def data_of(
     )
     features = replace(prepared.features, standard=artefacts.standard(prepared))
     taught = mig.teach(counts[train], prepared.train_labels, variant="raw", relevance="score")
-    relevance = (taught.shuffled(config.seed) if "shuffled" in parts else taught).relevance
+    relevance = (taught.shuffled(seed) if "shuffled" in parts else taught).relevance
 
     def packed(rows: np.ndarray) -> Packed:
         tokens = prepared.tokens.select(rows)
@@ -87,6 +95,7 @@ def run_candidates(
     config: CandidateConfig | None = None,
     start: str = "lookup+score",
     *,
+    seed: int = 0,
     results: str | Path | None = None,
     notebook: str | None = None,
     progress: bool = True,
@@ -102,17 +111,17 @@ def run_candidates(
     labels, rows = prepared.corpus.labels, prepared.rows
     parts = check_start(start, config)
     check_width(prepared.train_labels, config.width)
-    torch.manual_seed(config.seed)
-    data, linear = data_of(prepared, config, start, progress)
+    torch.manual_seed(seed)
+    data, linear = data_of(prepared, config, start, seed, progress)
     times = {"teacher": round(time.perf_counter() - began, 2)}
     decoder = CandidateDecoder(labels.shape[1], prepared.hidden_size, config.rank)
-    candidate_decoder.plant(decoder, prepared.train_labels, config, start)
+    candidate_decoder.plant(decoder, prepared.train_labels, start, seed=seed)
     decoder.to(machine.device())
-    run_id = run_id_of(prepared, start, config)
+    run_id = run_id_of(prepared, start, config, seed)
     folder = (
         prepared.root
         / "checkpoints"
-        / f"{run_id}-{fingerprint_of(prepared.key, start, asdict(config), data.unlisted)}"
+        / f"{run_id}-{fingerprint_of(prepared.key, start, asdict(config), seed)}"
     )
     kept = Kept(decoder, folder)
     resumed = bool(kept.history)
@@ -139,10 +148,10 @@ def run_candidates(
 
     if {"linear", "score"} & set(parts) and not kept.history:
         after_epoch(0, None)
-    rate = config.learning_rate * (config.linear_rate if "linear" in parts else 1.0)
-    still = (
-        rare(prepared.train_counts, prepared.edges) if config.rare and config.rare_still else None
-    )
+    rate = LEARNING_RATE * (LINEAR_RATE if "linear" in parts else 1.0)
+    # where labels of few documents are raised their outputs and biases do not learn, so that the
+    # score speaks for them
+    still = rare(prepared.train_counts, prepared.edges) if config.rare else None
     fit(
         decoder,
         data,
@@ -150,6 +159,7 @@ def run_candidates(
         labels,
         config,
         rate=rate,
+        seed=seed,
         folder=folder,
         progress=progress,
         after_epoch=after_epoch,
@@ -164,7 +174,9 @@ def run_candidates(
         s: score(decoder, data, rows[s], config, prepared.train_counts, edges=prepared.edges)
         for s in ("dev", "test")
     }
-    record = _record(prepared, config, start, run_id, data, found, kept, times, linear, notebook)
+    record = _record(
+        prepared, config, start, seed, run_id, data, found, kept, times, linear, notebook
+    )
     record = replace(record, params=record.params | about)
     if results is not None:
         record.save(results)
@@ -178,7 +190,7 @@ def raise_rare(
     """Add to the biases of labels of few documents what dev allows; what the record says of it."""
     which, dev = rare(prepared.train_counts, prepared.edges), prepared.rows["dev"]
     listed = ranking(decoder, data, dev, config)
-    added, tried = choose(listed, prepared.corpus.labels[dev], which, config.rare, config.rare_loss)
+    added, tried = choose(listed, prepared.corpus.labels[dev], which, config.rare, RARE_LOSS)
     with torch.no_grad():
         decoder.label_bias.weight += (
             added * torch.from_numpy(which).to(decoder.label_bias.weight)[:, None]
@@ -203,31 +215,23 @@ def candidate_grid(
     for start in starts:
         # a misspelt start is an error before the first run, not after it
         check_start(start, config)
-    jobs = [(start, replace(config, seed=seed)) for seed in seeds for start in starts]
-    for start, job in tqdm(jobs, desc="runs", unit="run", disable=not progress):
-        path = Path(results) / f"{run_id_of(prepared, start, job)}.json"
+    wanted = asdict(config) | {"inputs": prepared.key}
+    jobs = [(start, seed) for seed in seeds for start in starts]
+    for start, seed in tqdm(jobs, desc="runs", unit="run", disable=not progress):
+        path = Path(results) / f"{run_id_of(prepared, start, config, seed)}.json"
         record = RunRecord.load(path) if path.exists() else None
-        wanted = asdict(job) | {"inputs": prepared.key}
-        known = record and BEFORE_RARE | record.params
-        if "linear" in candidate_decoder.parts_of(start):
-            wanted |= {
-                "linear": settled(plain(asdict(LinearConfig())), prepared.cells),
-                "unlisted": False,
-            }
-            known = known and known | {"linear": settled(known.get("linear"), prepared.cells)}
-        else:
-            wanted = {name: value for name, value in wanted.items() if name not in OF_LINEAR}
-        if not known or any(known.get(name) != value for name, value in wanted.items()):
+        if record is None or record.seed != seed or not agrees(record, wanted):
             record, _ = run_candidates(
-                prepared, job, start, results=results, notebook=notebook, progress=progress
+                prepared,
+                config,
+                start,
+                seed=seed,
+                results=results,
+                notebook=notebook,
+                progress=progress,
             )
         records.append(record)
     return records
-
-
-OF_LINEAR = ("linear_rate", "rare", "rare_loss", "rare_still")  # of no effect in other starts
-# of records that were made before there were these options
-BEFORE_RARE = {"rare": 0.0, "rare_loss": 0.002, "rare_still": True}
 
 
 def check_start(start: str, config: CandidateConfig) -> list[str]:
@@ -253,11 +257,9 @@ def check_width(labels: sparse.csr_matrix, width: int) -> None:
         )
 
 
-def run_id_of(prepared: Inputs, start: str, config: CandidateConfig) -> str:
+def run_id_of(prepared: Inputs, start: str, config: CandidateConfig, seed: int) -> str:
     """The name of a run, with its number of candidates, and whether rare labels are raised."""
-    return run_name(
-        prepared, f"{start}-{config.width}c{'-rare' if config.rare else ''}", config.seed
-    )
+    return run_name(prepared, f"{start}-{config.width}c{'-rare' if config.rare else ''}", seed)
 
 
 class Kept:
@@ -300,6 +302,7 @@ def _record(
     prepared,
     config,
     start,
+    seed,
     run_id,
     data,
     found: dict[str, Scores],
@@ -322,7 +325,7 @@ def _record(
         id=run_id,
         kind="planted",
         system=f"{start}{RAISED if config.rare else ''}",
-        seed=config.seed,
+        seed=seed,
         notebook=notebook,
         params=asdict(config)
         | {

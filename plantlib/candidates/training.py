@@ -34,13 +34,16 @@ from plantlib.utils.io import atomic_path
 from plantlib.utils.progress import tqdm
 
 BLOCK = 512  # documents scored on all labels at a time
+CHOICE = 2  # times width: how deep the list is that negatives are drawn from
+BATCH_SIZE = 16  # documents, as without candidates
+LEARNING_RATE = 1e-2  # as without candidates
 
 
 @dataclass(frozen=True, eq=False)
 class CandidateData:
     """Documents with what candidates need.
 
-    packed: rows -> hidden states; relevance G csr (L, V) of the planted cells; ranked (N, choice *
+    packed: rows -> hidden states; relevance G csr (L, V) of the planted cells; ranked (N, CHOICE *
     width) label ids, best first, -1 where there are no more; scores: (rows, ids (b, C)) -> (b, C)
     what is added to the logits, None for nothing; unlisted: whether true labels outside the first
     `width` of a document's list are trained.
@@ -67,15 +70,12 @@ class CandidateData:
         """Ranked by MI and J in turns and scored by MI; counts (N, V) of all documents, taught (MI,
         J) of training rows.
         """
-        weights, depth, first = tfidf(counts, train), config.choice * config.width, taught[0]
+        weights, depth, first = tfidf(counts, train), CHOICE * config.width, taught[0]
         if num_labels != first.num_labels:
             raise ValueError(
                 f"{num_labels} labels and a teacher of {first.num_labels}; pass one label space"
             )
-        ids = [
-            candidates.Ranker.of(t.scores, config.per_token).rank(weights, depth, progress)[0]
-            for t in taught
-        ]
+        ids = [candidates.Ranker.of(t.scores).rank(weights, depth, progress)[0] for t in taught]
         ranked = candidates.interleaved(*ids, depth)
         sample = candidates.pair_scores(first.scores, weights[train[:512]], ranked[train[:512]])
         above = sample[sample > 0]
@@ -107,7 +107,7 @@ class CandidateData:
         """
         documents, depth = (
             linear.tfidf.shape[0],
-            min(config.choice * config.width, len(linear.tables[0].intercept)),
+            min(CHOICE * config.width, len(linear.tables[0].intercept)),
         )
         ranked, listed = (
             np.empty((documents, depth), np.int32),
@@ -150,7 +150,8 @@ def fit(
     labels: sparse.csr_matrix,
     config: CandidateConfig,
     *,
-    rate: float | None = None,
+    rate: float = LEARNING_RATE,
+    seed: int = 0,
     folder: str | Path | None = None,
     progress: bool = True,
     after_epoch: Callable[[int, float], None] | None = None,
@@ -159,13 +160,12 @@ def fit(
     """Train on positives and the ranker's negatives; the mean loss of every epoch. labels Y (N, L),
     training rows read.
 
-    rate: the learning rate, `config.learning_rate` when None; it falls to zero in a straight line.
+    rate: the learning rate, which falls to zero in a straight line.
     folder keeps the last whole epoch, from which a killed run goes on to the same numbers.
     after_epoch: called with the epoch, from 1, and its loss. still: (L,) bool, labels whose outputs
     and biases do not learn.
     """
-    rate = config.learning_rate if rate is None else rate
-    optimisers, batches = decoder.optimisers(rate), -(-len(train) // config.batch_size)
+    optimisers, batches = decoder.optimisers(rate), -(-len(train) // BATCH_SIZE)
     path = None if folder is None else Path(folder) / "epoch.safetensors"
     held = None if still is None else torch.from_numpy(still).to(decoder.planted_gain.device)
     losses = load_epoch(path, decoder, optimisers) if path is not None and path.exists() else []
@@ -175,7 +175,7 @@ def fit(
     ) as bar:
         for epoch in range(len(losses) + 1, config.epochs + 1):
             total = 0.0
-            for rows, ids, positive in epoch_batches(data, train, labels, config, epoch):
+            for rows, ids, positive in epoch_batches(data, train, labels, config, epoch, seed):
                 for optimiser in optimisers:
                     optimiser.zero_grad()
                     for group in optimiser.param_groups:
@@ -199,16 +199,21 @@ def fit(
 
 
 def epoch_batches(
-    data: CandidateData, train: np.ndarray, labels, config: CandidateConfig, epoch: int
+    data: CandidateData,
+    train: np.ndarray,
+    labels,
+    config: CandidateConfig,
+    epoch: int,
+    seed: int = 0,
 ) -> Iterator:
     """(rows, ids, positive) of an epoch's batches; its order and negatives depend on seed and epoch
     alone.
     """
-    rng = np.random.default_rng([config.seed, epoch])
+    rng = np.random.default_rng([seed, epoch])
     order = rng.permutation(train)
-    for begin in range(0, len(order), config.batch_size):
-        rows = order[begin : begin + config.batch_size]
-        given = (data.ranked[rows], labels[rows], config.width, rng, config.hard)
+    for begin in range(0, len(order), BATCH_SIZE):
+        rows = order[begin : begin + BATCH_SIZE]
+        given = (data.ranked[rows], labels[rows], config.width, rng)
         yield rows, *candidates.training_candidates(*given, unlisted=data.unlisted)
 
 
@@ -296,8 +301,8 @@ def _rankings(
     decoder: CandidateDecoder, data: CandidateData, rows: np.ndarray, config: CandidateConfig
 ) -> Iterator[TopK]:
     """All candidates of each batch of documents, best first, ties to the smaller id."""
-    for begin in range(0, len(rows), config.batch_size):
-        part = rows[begin : begin + config.batch_size]
+    for begin in range(0, len(rows), BATCH_SIZE):
+        part = rows[begin : begin + BATCH_SIZE]
         ids = data.ranked[part][:, : config.width]
         logits = data.logits(decoder, part, ids).cpu().numpy()
         yield TopK.of_lists(ids, logits)

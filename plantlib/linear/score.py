@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -25,7 +25,7 @@ from scipy import sparse
 from plantlib.data.tokens import smooth_idf, tfidf
 from plantlib.kernels.counts import column_counts, presence
 from plantlib.linear import solver, stacking
-from plantlib.linear.stacking import KNOTS, Stack
+from plantlib.linear.stacking import Stack
 from plantlib.linear.terms import centroids, one_against_rest, ppmi
 from plantlib.teacher import mig
 from plantlib.utils.io import atomic_path
@@ -34,85 +34,40 @@ from plantlib.utils.progress import tqdm
 TERMS = ("svm", "jaccard", "raw", "ppmi", "centroid")
 
 
+# the SVMs' costs: short texts want a small one, long ones a large one, and the stack weighs them
+COSTS = (0.3, 3.0)
+# smaller SVM weights are dropped at a cost of 1; the threshold grows as weights do, as cost ** 0.7
+PRUNE = 0.03
+TOP_K = 64  # tokens per label of MI and J, as the teacher has; PPMI and centroids keep 4 times it
+MIN_DOCUMENTS = 2  # training documents that a word of the score has at least
+# Above so many cells of (n, L) the SVMs of many labels are solved together (`solver.py`) instead of
+# one by one by LIBLINEAR, at one cost and on fewer folds, so that large problems take hours at
+# most.
+LARGE_CELLS = 1.5e7
+LARGE_COSTS = (1.0,)
+LARGE_FOLDS = 3
+
+
 @dataclass(frozen=True)
 class LinearConfig:
-    """terms: what is summed. folds: parts of the training rows for out-of-fold scores. knots:
-    numbers of documents a label at which the terms have weights of their own; one knot is one
-    weight for all labels.
+    """folds: parts of the training rows for out-of-fold scores, where the problem is not large."""
 
-    c: the SVMs' costs; short texts want a small one, long ones a large one, and the stack weighs
-    them. prune: smaller SVM weights are dropped, at a cost of 1; the threshold grows as weights do,
-    as c ** 0.7.
-
-    Above `dense_cells` cells of (n, L) the SVMs of many labels are solved together
-    (`svm_solver.py`) instead of one by one by LIBLINEAR, at the costs `large_c`, and there are
-    `large_folds` parts.
-    """
-
-    terms: tuple[str, ...] = TERMS
-    c: tuple[float, ...] = (0.3, 3.0)
-    large_c: tuple[float, ...] = (1.0,)
-    large_folds: int = 3
-    prune: float = 0.03
-    top_k: int = 64
     folds: int = 5
-    min_documents: int = 2
-    dense_cells: float = 1.5e7
-    knots: tuple[int, ...] = KNOTS
-    ridge: float = 1e-3
-    seed: int = 0
 
     def __post_init__(self):
-        unknown = [t for t in self.terms if t not in TERMS]
-        if unknown or not self.terms:
-            raise ValueError(f"terms={self.terms!r}: use one or several of {', '.join(TERMS)}")
-        for name in ("folds", "large_folds"):
-            if getattr(self, name) < 2:
-                raise ValueError(
-                    f"{name}={getattr(self, name)}: out-of-fold scores need at least 2"
-                )
-        if not self.knots or list(self.knots) != sorted(set(self.knots)) or self.knots[0] < 1:
-            raise ValueError(
-                f"knots={self.knots!r}: give ascending numbers of documents, 1 or more"
-            )
-
-        for name in ("c", "large_c"):
-            if not getattr(self, name) or min(getattr(self, name)) <= 0:
-                raise ValueError(
-                    f"{name}={getattr(self, name)!r}: give one or several costs above 0"
-                )
-
-    def is_large(self, cells: int) -> bool:
-        """Whether (n, L) of so many cells is a large problem."""
-        return cells > self.dense_cells
-
-    def parts(self, large: bool) -> int:
-        """Into how many folds the training rows are cut."""
-        return self.large_folds if large else self.folds
-
-    def columns(self, large: bool) -> tuple[str, ...]:
-        """Names of the tables that are summed: the terms, the SVM once a cost."""
-        costs = tuple(svm_name(c) for c in (self.large_c if large else self.c))
-        return tuple(name for term in self.terms for name in (costs if term == "svm" else (term,)))
-
-    def of_parts(self) -> dict:
-        """The options that the terms of a part depend on; the weights of the terms are made after
-        them.
-        """
-        return {
-            name: value for name, value in asdict(self).items() if name not in ("knots", "ridge")
-        }
+        if self.folds < 2:
+            raise ValueError(f"folds={self.folds}: out-of-fold scores need at least 2")
 
 
-def settled(options: dict | None, cells: int) -> dict | None:
-    """`asdict(LinearConfig)` as it matters to a problem of so many cells (n, L): on which side it
-    lies, what is used there.
-    """
-    if options is None:
-        return None
-    large = cells > options["dense_cells"]
-    unused = {"dense_cells", *(("c", "folds") if large else ("large_c", "large_folds"))}
-    return {name: value for name, value in options.items() if name not in unused} | {"large": large}
+def is_large(cells: int) -> bool:
+    """Whether (n, L) of so many cells is a large problem."""
+    return cells > LARGE_CELLS
+
+
+def columns_of(large: bool) -> tuple[str, ...]:
+    """Names of the tables that are summed: the terms, the SVM once per cost."""
+    costs = tuple(svm_name(c) for c in (LARGE_COSTS if large else COSTS))
+    return tuple(name for term in TERMS for name in (costs if term == "svm" else (term,)))
 
 
 def svm_name(c: float) -> str:
@@ -173,6 +128,7 @@ def fit(
     train_rows: np.ndarray,
     *,
     config: LinearConfig = LinearConfig(),
+    seed: int = 0,
     folder: str | Path | None = None,
     progress: bool = True,
 ) -> LinearScore:
@@ -181,18 +137,18 @@ def fit(
     folder keeps the tables of finished parts, so that a killed fit goes on with the next part.
     """
     train_rows = np.asarray(train_rows)
-    large = config.is_large(len(train_rows) * labels.shape[1])
-    folds = config.parts(large)
+    large = is_large(len(train_rows) * labels.shape[1])
+    folds = LARGE_FOLDS if large else config.folds
     if len(train_rows) < folds:
         raise ValueError(
             f"{len(train_rows)} training documents cannot be cut into {folds} folds; lower folds"
         )
     weights = tfidf(words.counts, train_rows)
-    fold = folds_of(weights[train_rows], folds, config.seed)
+    fold = folds_of(weights[train_rows], folds, seed)
     part = np.zeros(weights.shape[0], np.int32)
     part[train_rows] = fold + 1
     parts: list[dict[str, Table]] = []
-    names = config.columns(large)
+    names = columns_of(large)
     steps = (folds + 1) * labels.shape[1] * max(sum(name.startswith("svm") for name in names), 1)
     with tqdm(total=steps, desc="linear score", unit="label", disable=not progress) as bar:
         # all rows last: they may begin from what the folds found, no fold may begin from what has
@@ -204,25 +160,18 @@ def fit(
                 _part(
                     weights[rows],
                     labels[rows],
-                    config,
-                    large,
                     path,
                     bar,
+                    parts=folds + 1,
+                    large=large,
+                    seed=seed,
                     before=parts if large and k < 0 else (),
                 )
             )
     parts = [parts.pop(), *parts]
     counts = [column_counts(labels[train_rows[fold != k]]) for k in range(-1, folds)]
     found = stacking.fit(
-        parts[1:],
-        counts[1:],
-        weights[train_rows],
-        labels[train_rows],
-        fold,
-        names,
-        knots=config.knots,
-        ridge=config.ridge,
-        seed=config.seed,
+        parts[1:], counts[1:], weights[train_rows], labels[train_rows], fold, names, seed=seed
     )
     tables = [_fold_up(part, found, count) for part, count in zip(parts, counts, strict=True)]
     idf = smooth_idf(words.counts[train_rows]).astype(np.float32)
@@ -241,16 +190,14 @@ def folds_of(weights: sparse.csr_matrix, folds: int, seed: int = 0) -> np.ndarra
     return fold
 
 
-def _part(
-    weights, labels, config: LinearConfig, large: bool, path: Path | None, bar, before=()
-) -> dict[str, Table]:
-    """The terms of one part of the rows, read from `path` where they stand; before: parts whose
-    SVMs are a start.
+def _part(weights, labels, path: Path | None, bar, *, parts: int, **options) -> dict[str, Table]:
+    """The terms of one of `parts` parts of the rows, read from `path` where they stand; options as
+    for `terms_of`.
     """
     if path is not None and path.exists():
-        bar.update(bar.total // (config.parts(large) + 1))
+        bar.update(bar.total // parts)
         return load_tables(path)
-    found = terms_of(weights, labels, config, large, bar, before)
+    found = terms_of(weights, labels, bar=bar, **options)
     if path is not None:
         save_tables(found, path)
     return found
@@ -259,28 +206,30 @@ def _part(
 def terms_of(
     weights: sparse.csr_matrix,
     labels: sparse.csr_matrix,
-    config: LinearConfig,
+    *,
     large: bool = False,
+    seed: int = 0,
     bar=None,
     before=(),
 ) -> dict[str, Table]:
-    """Every term of `config` from training rows alone: weights (n, V) tf-idf, labels (n, L)."""
+    """Every term from training rows alone: weights (n, V) tf-idf, labels (n, L); before: parts
+    whose SVMs are a start.
+    """
     x, nothing, found = presence(weights != 0), np.zeros(labels.shape[1], np.float32), {}
     makers = {
-        "jaccard": lambda: mig.teach(x, labels, variant="jaccard", top_k=config.top_k).scores,
-        "raw": lambda: mig.teach(x, labels, variant="raw", top_k=config.top_k).scores,
-        "ppmi": lambda: mig.top_tokens(ppmi(x, labels).scores, 4 * config.top_k)[0],
-        "centroid": lambda: mig.top_tokens(centroids(weights, labels).scores, 4 * config.top_k)[0],
+        "jaccard": lambda: mig.teach(x, labels, variant="jaccard", top_k=TOP_K).scores,
+        "raw": lambda: mig.teach(x, labels, variant="raw", top_k=TOP_K).scores,
+        "ppmi": lambda: mig.top_tokens(ppmi(x, labels).scores, 4 * TOP_K)[0],
+        "centroid": lambda: mig.top_tokens(centroids(weights, labels).scores, 4 * TOP_K)[0],
     }
-    for term in config.terms:
+    for term in TERMS:
         if term != "svm":
             found[term] = Table(_float32(makers[term]()), nothing)
             continue
-        for c in config.large_c if large else config.c:
+        for c in LARGE_COSTS if large else COSTS:
             name = svm_name(c)
-            found[name] = svm(
-                weights, labels, config, c, large, bar, mean_of([part[name] for part in before])
-            )
+            start = mean_of([part[name] for part in before])
+            found[name] = svm(weights, labels, c, large=large, seed=seed, bar=bar, start=start)
     return found
 
 
@@ -295,9 +244,11 @@ def mean_of(tables: list[Table]) -> Table | None:
 def svm(
     weights: sparse.csr_matrix,
     labels: sparse.csr_matrix,
-    config: LinearConfig,
     c: float = 1.0,
+    *,
     large: bool = False,
+    seed: int = 0,
+    prune: float = PRUNE,
     bar=None,
     start: Table | None = None,
 ) -> Table:
@@ -306,12 +257,10 @@ def svm(
     start: where the SVMs of a large problem begin, those of nearly the same rows; it saves steps
     and changes no optimum.
     """
-    prune = config.prune * c**0.7
+    prune = prune * c**0.7
     columns = labels.tocsc()
     solve, blocks = (
-        _together(weights, columns, c, start)
-        if large
-        else _one_by_one(weights, columns, c, config.seed)
+        _together(weights, columns, c, start) if large else _one_by_one(weights, columns, c, seed)
     )
 
     def one(block: np.ndarray):

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import optimize, sparse
 
-KNOTS = (1, 3, 10, 30, 100)  # documents a label
+KNOTS = (1, 3, 10, 30, 100)  # documents per label at which the terms have weights of their own
+RIDGE = 1e-3  # weight of the squared differences between neighbouring knots
 STEPS = 200  # of the optimiser
 
 
@@ -68,8 +69,6 @@ def fit(
     fold: np.ndarray,
     terms: tuple[str, ...],
     *,
-    knots: tuple[int, ...] = KNOTS,
-    ridge: float = 1e-3,
     seed: int = 0,
     documents: int = 2000,
     sample: int = 100,
@@ -77,8 +76,7 @@ def fit(
     """Logistic regression of labels on out-of-fold terms.
 
     parts[k]: the terms made without fold k, counts[k] (L,) their documents a label; weights (n, V),
-    labels (n, L) and fold (n,) of the training rows. ridge: weight of the squared differences
-    between neighbouring knots. Of a document all positive cells are read, the `sample` highest of
+    labels (n, L) and fold (n,) of the training rows. Of a document all positive cells are read, the `sample` highest of
     every term's sum and `sample` random others, weighted to stand for all. Labels that a part knows
     no document of say nothing about its terms and are left out.
     """
@@ -97,7 +95,7 @@ def fit(
         n.append(known[cells])
     x, y, w, n = (np.concatenate(v) for v in (x, y, w, n))
     return Stack(
-        terms, knots, *logistic(x.astype(np.float64), y, w / len(rows), hats_of(n, knots), ridge)
+        terms, KNOTS, *logistic(x.astype(np.float64), y, w / len(rows), hats_of(n, KNOTS), RIDGE)
     )
 
 

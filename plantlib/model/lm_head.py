@@ -2,7 +2,7 @@
 
 See docs/method.md, "The first version (v1)", "Whose score". A position takes the L2R score of the
 token read ("read", which needs no head), of the most likely token there after reading up to it
-("likely", as published), or the expected score over the `top_n` most likely ones. The head is not
+("likely", as published), or the expected score over the TOP_N most likely ones. The head is not
 trained, and logits exist for one block of tokens at a time.
 """
 
@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from plantlib.backbones import adapters, loading
 from plantlib.planting.decoder import Scored
 
+TOP_N = 8  # most likely tokens that an expected score is taken over
 BLOCK = 512  # tokens whose logits over the vocabulary are held at once
 
 

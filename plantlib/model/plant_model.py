@@ -38,7 +38,7 @@ class PlantConfig(PreTrainedConfig):
     backbone_config: None for a model without a backbone. backbone_saved: "whole" if the folder
     holds the backbone's weights, "adapter" if it holds adapters for the backbone that
     backbone_fingerprint names. overlap: see `loading.Backbone`. num_l2r_cells, contexts, stateful,
-    keep: see `LabelDecoder`. l2r_from, top_n: see `lm_head`. lm_head: the model has that head.
+    keep: see `LabelDecoder`. l2r_from: see `lm_head`. lm_head: the model has that head.
     backward: texts are read from their end. standardised: see `features.standard_of`. threshold:
     of F1, on the calibrated score. calibration: slope and shift from logit to calibrated logit.
     """
@@ -60,7 +60,6 @@ class PlantConfig(PreTrainedConfig):
     contexts: str = "mixed"
     stateful: str = "exact"
     l2r_from: str = "read"
-    top_n: int = 8
     lm_head: bool = False
     backward: bool = False
     keep: int | list | None = None
@@ -154,7 +153,7 @@ class PlantModel(PreTrainedModel):
         """The decoder's input from the backbone's hidden states (S, D); ids (S,), offsets (B+1)."""
         config, scored = self.config, None
         if config.num_l2r_cells and config.l2r_from != "read":
-            top_n = 1 if config.l2r_from == "likely" else config.top_n
+            top_n = 1 if config.l2r_from == "likely" else lm_head.TOP_N
             scored = lm_head.scored_tokens(self.lm_head, hidden, top_n)
         return Packed(self.standardise(hidden), token_ids, offsets, scored)
 

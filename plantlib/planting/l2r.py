@@ -26,25 +26,26 @@ from plantlib.utils.progress import tqdm
 TRAINERS = ("approx_ndcg", "lambdarank", "listnet", "closed_form")
 
 
+# of the gradient trainers: Adam's rate, which falls to a twentieth, and the lists of one step
+LEARNING_RATE = 1e-2
+DOCUMENTS_PER_BATCH = 16
+LABELS_PER_DOCUMENT = 32
+LIST_SIZE = 128
+# of `closed_form`, times the mean squared feature: enough to invert, too little to bias
+RIDGE = 1e-3
+# standard deviation over tokens of the planted attention scores; 2 left queries too stiff to learn
+SPREAD = 0.7
+
+
 @dataclass(frozen=True)
 class L2RConfig:
-    """Options of the trainers; the gradient ones use the lists, `closed_form` uses ridge alone."""
+    """The option of the gradient trainers: passes over the training documents."""
 
     epochs: int = 3
-    learning_rate: float = 1e-2
-    documents_a_batch: int = 16
-    labels_a_document: int = 32
-    list_size: int = 128
-    ridge: float = 1e-3  # times the mean squared feature
-    # standard deviation over tokens of the planted attention scores; 2 left queries too stiff to
-    # learn
-    spread: float = 0.7
-    seed: int = 0
 
     def __post_init__(self):
-        for name in ("epochs", "documents_a_batch", "labels_a_document", "list_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}; give at least 1")
+        if self.epochs < 1:
+            raise ValueError(f"epochs={self.epochs}; give at least 1")
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,6 +133,7 @@ def pretrain(
     labels: sparse.csr_matrix,
     held_out: np.ndarray | None = None,
     config: L2RConfig = L2RConfig(),
+    seed: int = 0,
     progress: bool = True,
 ) -> Planted:
     """Train label queries on the documents `rows` and report teacher nDCG@25 on `held_out`
@@ -143,24 +145,20 @@ def pretrain(
     if trainer not in TRAINERS:
         raise ValueError(f"trainer={trainer!r} is not known; use one of {', '.join(TRAINERS)}")
     if trainer == "closed_form":
-        queries = closed_form(features, rows, teacher, config, progress)
+        queries = closed_form(features, rows, teacher, progress)
     else:
-        queries = _by_gradient(trainer, features, rows, teacher, labels, config, progress)
-    queries = rescale(queries, features, rows, config)
+        queries = _by_gradient(trainer, features, rows, teacher, labels, config, seed, progress)
+    queries = rescale(queries, features, rows, seed)
     quality = (
         {}
         if held_out is None
-        else {"ndcg@25": teacher_ndcg(queries, features, held_out, teacher, config)}
+        else {"ndcg@25": teacher_ndcg(queries, features, held_out, teacher, seed=seed)}
     )
     return Planted(queries, label_names, tokens, trainer, quality)
 
 
 def closed_form(
-    features: Features,
-    rows: np.ndarray,
-    teacher: Teacher,
-    config: L2RConfig = L2RConfig(),
-    progress=True,
+    features: Features, rows: np.ndarray, teacher: Teacher, progress: bool = True
 ) -> torch.Tensor:
     """Ridge regression of G on centred hidden states in one pass: Q' = (H'H + lambda I)^-1 (S'G).
 
@@ -189,34 +187,28 @@ def closed_form(
     gram -= n * np.outer(mean, mean)
     # (L, D) = G'S, centred
     target = (teacher.relevance @ sums) - (teacher.relevance @ occurrences)[:, None] * mean
-    ridge = config.ridge * np.trace(gram) / dim + 1e-8
+    ridge = RIDGE * np.trace(gram) / dim + 1e-8
     return torch.from_numpy(
         np.linalg.solve(gram + ridge * np.eye(dim), target.T).T.astype(np.float32)
     )
 
 
 def rescale(
-    queries: torch.Tensor, features: Features, rows: np.ndarray, config: L2RConfig
+    queries: torch.Tensor, features: Features, rows: np.ndarray, seed: int = 0
 ) -> torch.Tensor:
-    """Scale each query so that its scores over tokens have standard deviation `spread`: rankings
+    """Scale each query so that its scores over tokens have standard deviation SPREAD: rankings
     keep, softmax gets a scale.
     """
-    sample = np.random.default_rng(config.seed).permutation(rows)[:200]
+    sample = np.random.default_rng(seed).permutation(rows)[:200]
     h = torch.from_numpy(features.documents(sample))
     covariance = torch.cov(h.T)  # (D, D)
     deviation = ((queries @ covariance) * queries).sum(1).clamp(min=0).sqrt()
-    scale = torch.where(deviation > 1e-8, config.spread / deviation.clamp(min=1e-8), 0.0)
+    scale = torch.where(deviation > 1e-8, SPREAD / deviation.clamp(min=1e-8), 0.0)
     return queries * scale[:, None]
 
 
 def _lists(
-    i: int,
-    features: Features,
-    relevance: sparse.csr_matrix,
-    by_token: sparse.csr_matrix,
-    own,
-    rng,
-    config: L2RConfig,
+    i: int, features: Features, relevance: sparse.csr_matrix, by_token: sparse.csr_matrix, own, rng
 ):
     """Labels (n,) and token positions (n, list_size), relevance and mask of the lists drawn from
     document i.
@@ -229,43 +221,38 @@ def _lists(
     own = np.intersect1d(own, candidates)
     others = np.setdiff1d(candidates, own)
     rng.shuffle(others)
-    labels = np.concatenate([rng.permutation(own), others])[: config.labels_a_document]
+    labels = np.concatenate([rng.permutation(own), others])[:LABELS_PER_DOCUMENT]
     if len(labels) == 0:
         return None
     graded = relevance[labels][:, ids].toarray().astype(np.float32)  # (n, T) of this document alone
-    size = min(config.list_size, len(ids))
+    size = min(LIST_SIZE, len(ids))
     # relevant tokens first, the rest of the list by chance
     keys = rng.random(graded.shape) + (graded > 0)
     positions = np.argpartition(-keys, size - 1, axis=1)[:, :size]
     chosen = np.take_along_axis(graded, positions, 1)
-    pad = config.list_size - size
+    pad = LIST_SIZE - size
     mask = np.pad(np.ones_like(chosen, bool), ((0, 0), (0, pad)))
     return labels, np.pad(positions, ((0, 0), (0, pad))), np.pad(chosen, ((0, 0), (0, pad))), mask
 
 
 def _by_gradient(
-    trainer, features, rows, teacher, labels, config: L2RConfig, progress
+    trainer, features, rows, teacher, labels, config: L2RConfig, seed: int, progress
 ) -> torch.Tensor:
     """Adam on one of the listwise losses; each step takes lists from a batch of documents."""
-    generator = torch.Generator().manual_seed(config.seed)
+    generator = torch.Generator().manual_seed(seed)
     queries = torch.randn(teacher.num_labels, features.hidden_size, generator=generator) * 0.02
     queries.requires_grad_()
-    optimizer = torch.optim.Adam([queries], lr=config.learning_rate)
-    rng, by_token = np.random.default_rng(config.seed), teacher.relevance.T.tocsr()
-    steps = config.epochs * -(-len(rows) // config.documents_a_batch)
+    optimizer = torch.optim.Adam([queries], lr=LEARNING_RATE)
+    rng, by_token = np.random.default_rng(seed), teacher.relevance.T.tocsr()
+    steps = config.epochs * -(-len(rows) // DOCUMENTS_PER_BATCH)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.05, steps)
     bar = tqdm(total=steps, desc=f"L2R {trainer}", unit="step", disable=not progress)
     for _ in range(config.epochs):
         order = rng.permutation(rows)
-        for begin in range(0, len(order), config.documents_a_batch):
-            batch = order[begin : begin + config.documents_a_batch]
+        for begin in range(0, len(order), DOCUMENTS_PER_BATCH):
+            batch = order[begin : begin + DOCUMENTS_PER_BATCH]
             drawn = [
-                (
-                    i,
-                    _lists(
-                        i, features, teacher.relevance, by_token, labels[i].indices, rng, config
-                    ),
-                )
+                (i, _lists(i, features, teacher.relevance, by_token, labels[i].indices, rng))
                 for i in batch
             ]
             loss = _batch_loss(trainer, queries, features, [d for d in drawn if d[1] is not None])
@@ -295,22 +282,17 @@ def _batch_loss(trainer, queries, features, drawn):
 
 
 def teacher_ndcg(
-    queries,
-    features: Features,
-    rows: np.ndarray,
-    teacher: Teacher,
-    config: L2RConfig = L2RConfig(),
-    k: int = 25,
+    queries, features: Features, rows: np.ndarray, teacher: Teacher, k: int = 25, seed: int = 0
 ) -> float:
     """Mean nDCG@k of the queries' token ranking against G in documents the queries have not seen."""
-    rng, by_token = np.random.default_rng(config.seed), teacher.relevance.T.tocsr()
+    rng, by_token = np.random.default_rng(seed), teacher.relevance.T.tocsr()
     values = []
     for i in rng.permutation(rows)[:100]:
         ids = features.tokens[i]
         candidates = np.unique(by_token[np.unique(ids)].indices) if len(ids) else np.zeros(0, int)
         if len(candidates) == 0:
             continue
-        labels = rng.permutation(candidates)[: config.labels_a_document]
+        labels = rng.permutation(candidates)[:LABELS_PER_DOCUMENT]
         graded = torch.from_numpy(teacher.relevance[labels][:, ids].toarray().astype(np.float32))
         scores = queries[torch.from_numpy(labels).long()] @ torch.from_numpy(features.document(i)).T
         values.append(ranking.ndcg(scores, graded, k=k))

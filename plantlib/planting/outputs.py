@@ -11,8 +11,6 @@ document.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 
@@ -20,32 +18,18 @@ from plantlib.kernels.reference import keep_top_k
 from plantlib.planting.decoder import LabelDecoder
 from plantlib.utils.progress import tqdm
 
-
-@dataclass(frozen=True)
-class OutputsConfig:
-    """shrinkage: share of the mean variance in S. few: documents at which a label's mean is half
-    its own. scale: of W.
-
-    background: training documents, drawn by seed, that m_l is the mean over.
-    """
-
-    shrinkage: float = 0.5
-    few: float = 1.0
-    scale: float = 0.25
-    background: int = 64
-    seed: int = 0
+SHRINKAGE = 0.5  # share of the mean variance in S, which few documents estimate
+HALFWAY = 1.0  # documents at which a label's mean counts as much as the background
+SCALE = 0.25  # of W, times that of the discriminant analysis
+BACKGROUND = 64  # training documents, drawn by seed, that m_l is the mean over
 
 
-def plant_outputs(
-    model, documents, config: OutputsConfig = OutputsConfig(), progress: bool = True
-) -> None:
+def plant_outputs(model, documents, progress: bool = True, seed: int = 0) -> None:
     """Set `label_outputs` and the bias of `model.decoder` from `documents`, the training split
     (`train.Documents`).
     """
     decoder, rows = model.decoder, documents.rows
-    drawn = set(
-        np.random.default_rng(config.seed).permutation(len(rows))[: config.background].tolist()
-    )
+    drawn = set(np.random.default_rng(seed).permutation(len(rows))[:BACKGROUND].tolist())
     size = decoder.label_outputs.shape
     own, other, spread = torch.zeros(size), torch.zeros(size), torch.zeros(size[1], size[1])
     counts, contexts = torch.zeros(size[0]), 0
@@ -68,9 +52,9 @@ def plant_outputs(
         mean, background = own / counts.clamp(min=1)[:, None], other / max(len(drawn), 1)
         within = spread / max(contexts, 1) - (counts[:, None] * mean).T @ mean / max(contexts, 1)
         variance = within.diagonal().mean().clamp(min=1e-8)
-        shrunk = (1 - config.shrinkage) * within + config.shrinkage * variance * torch.eye(size[1])
-        trust = (counts / (counts + config.few))[:, None]
-        outputs = config.scale * torch.linalg.solve(shrunk, (trust * (mean - background)).T).T
+        shrunk = (1 - SHRINKAGE) * within + SHRINKAGE * variance * torch.eye(size[1])
+        trust = (counts / (counts + HALFWAY))[:, None]
+        outputs = SCALE * torch.linalg.solve(shrunk, (trust * (mean - background)).T).T
         decoder.label_outputs.copy_(outputs)
         # the middle between a label's documents and the others is where its output says nothing
         decoder.label_bias -= (outputs * (mean + background)).sum(1) / 2

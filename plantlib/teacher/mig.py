@@ -41,7 +41,6 @@ class TeacherConfig:
     variant: str = "raw"
     top_k: int = 64
     relevance: str = "score"
-    min_documents: int = 1
 
 
 def association_of_counts(

@@ -30,10 +30,10 @@ from plantlib.data.sources import checkout
 from plantlib.data.tokens import Ragged, words
 from plantlib.kernels import machine
 from plantlib.linear import score as linear_score
-from plantlib.linear.score import LinearConfig, LinearScore
+from plantlib.linear.score import MIN_DOCUMENTS, LinearConfig, LinearScore
 from plantlib.planting import l2r, static_l2r
 from plantlib.planting.l2r import L2RConfig, Planted
-from plantlib.planting.static_l2r import StaticConfig, StaticL2R
+from plantlib.planting.static_l2r import StaticL2R
 from plantlib.teacher.mig import Teacher, TeacherConfig
 from plantlib.training.inputs import Inputs
 from plantlib.utils.io import fingerprint_of
@@ -156,12 +156,14 @@ def standard(inputs: Inputs) -> Standard | None:
     )
 
 
-def linear_scores(inputs: Inputs, config: LinearConfig, progress: bool = True) -> LinearScore:
+def linear_scores(
+    inputs: Inputs, config: LinearConfig, seed: int = 0, progress: bool = True
+) -> LinearScore:
     """The linear score over words of the training rows; a killed fit goes on with the next part."""
-    found_words = words(inputs.corpus.texts, inputs.rows["train"], config.min_documents)
+    found_words = words(inputs.corpus.texts, inputs.rows["train"], MIN_DOCUMENTS)
     # the score reads words, not tokens, so it is named by the corpus alone where all rows train
     rows = inputs.corpus.fingerprint() if inputs.train_rows is None else inputs.key
-    name = f"{inputs.corpus.name}-{fingerprint_of(rows, config.of_parts())}"
+    name = f"{inputs.corpus.name}-{fingerprint_of(rows, asdict(config), seed)}"
     folder = inputs.root / "linear" / name
     with locked(folder):
         return linear_score.fit(
@@ -169,6 +171,7 @@ def linear_scores(inputs: Inputs, config: LinearConfig, progress: bool = True) -
             inputs.corpus.labels,
             inputs.rows["train"],
             config=config,
+            seed=seed,
             folder=folder,
             progress=progress,
         )
@@ -181,6 +184,7 @@ def label_queries(
     *,
     teacher_config: TeacherConfig,
     config: L2RConfig,
+    seed: int = 0,
     progress: bool = True,
 ) -> Planted:
     """Label queries (L, D) pretrained by `trainer` to rank tokens as `teacher` does.
@@ -206,17 +210,23 @@ def label_queries(
             labels=inputs.corpus.labels,
             held_out=inputs.rows["dev"],
             config=config,
+            seed=seed,
             progress=progress,
         )
         planted.save(path)
         return planted
 
-    made_from = (inputs.key, trainer, asdict(teacher_config), asdict(config))
+    made_from = (inputs.key, trainer, asdict(teacher_config), asdict(config), seed)
     return load_or_make(place(inputs, f"planted/{trainer}", *made_from), load, make)
 
 
-def static_model(inputs: Inputs, config: StaticConfig, progress: bool = True) -> StaticL2R:
+def static_model(
+    inputs: Inputs, dim: int = static_l2r.DIM, seed: int = 0, progress: bool = True
+) -> StaticL2R:
     """The static L2R model of the training rows, over the backbone's tokens.
+
+    Args:
+        dim: size of its token and label embeddings.
 
     Raises:
         ValueError: the file holds a model of other labels or tokens.
@@ -233,10 +243,11 @@ def static_model(inputs: Inputs, config: StaticConfig, progress: bool = True) ->
             inputs.train_labels,
             label_names=inputs.corpus.label_names,
             tokens=inputs.vocabulary,
-            config=config,
+            dim=dim,
+            seed=seed,
             progress=progress,
         )
         model.save(path)
         return model
 
-    return load_or_make(place(inputs, "static", inputs.key, asdict(config)), load, make)
+    return load_or_make(place(inputs, "static", inputs.key, dim, seed), load, make)

@@ -77,12 +77,14 @@ def ingredients(
     inputs: Inputs,
     start: str,
     config: RunConfig,
+    seed: int = 0,
     progress: bool = True,
     teacher: Teacher | None = None,
 ) -> Ingredients:
     """Count, pretrain or read from artefacts what `start` plants.
 
     Args:
+        seed: of what is drawn in pretraining and in the folds of the linear score.
         teacher: planted in the place of the one that `config.teacher` counts.
 
     Raises:
@@ -113,16 +115,17 @@ def ingredients(
                 teacher,
                 teacher_config=config.teacher,
                 config=config.l2r,
+                seed=seed,
                 progress=progress,
             )
         if config.v1.wants_table(start):
-            made.static = artefacts.static_model(inputs, config.static, progress)
+            made.static = artefacts.static_model(inputs, config.static_dim, seed, progress)
     seconds["l2r"] = time.perf_counter() - began
 
     # the linear score
     began = time.perf_counter()
     if "linear" in parts:
-        made.linear = artefacts.linear_scores(inputs, config.linear, progress)
+        made.linear = artefacts.linear_scores(inputs, config.linear, seed, progress)
     seconds["linear"] = time.perf_counter() - began
 
     if "text" in parts:
@@ -183,7 +186,6 @@ def _model_config(
         contexts=config.v1.contexts,
         stateful=config.v1.stateful,
         l2r_from=config.v1.l2r_from,
-        top_n=config.v1.top_n,
         lm_head=has_head,
         backward=getattr(inner, "direction", "forward") == "backward",
         keep=list(keep) if isinstance(keep, tuple) else keep,

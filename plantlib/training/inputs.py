@@ -163,11 +163,6 @@ class Inputs:
         """Bounds of the frequency buckets: those of the corpus's manifest, or the usual ones."""
         return edges_of(self.corpus.manifest)
 
-    @property
-    def cells(self) -> int:
-        """Training documents times labels."""
-        return len(self.rows["train"]) * self.corpus.L
-
     @cached_property
     def hidden_size(self) -> int:
         """D of the backbone."""

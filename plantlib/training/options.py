@@ -11,9 +11,8 @@ from plantlib.backbones.adapters import BackboneOptions, LoraOptions
 from plantlib.linear.score import LinearConfig
 from plantlib.planting.decoder import check_decoder
 from plantlib.planting.l2r import TRAINERS, L2RConfig
-from plantlib.planting.outputs import OutputsConfig
 from plantlib.planting.starts import StartConfig, V1Config
-from plantlib.planting.static_l2r import StaticConfig
+from plantlib.planting.static_l2r import DIM
 from plantlib.teacher.mig import TeacherConfig
 
 # "head"; "last 2": the head and the two deepest layers; "all"
@@ -34,35 +33,30 @@ def check_stages(stages: Iterable[str]) -> None:
 LOSSES = ("bce", "approx_ndcg")  # over the labels of a document
 UNSEEN = ("negatives", "still")
 HISTORY_METRICS = ("p@1", "p@5", "ndcg@5", "psp@5", "map", "few/rp@5")
+CHOSEN_BY = (
+    "ndcg@5"  # the dev metric that chooses epoch and gains: it sees order and frequent labels
+)
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Options of one fine-tuning run; learning rates by parameter group.
+    """Options of one fine-tuning run.
 
-    epsilon: of AdamW, which takes full steps where gradients are far above it, however small they
-    are: a label that no document of a batch has is pushed down as far as others are up. A larger
-    one leaves such labels nearer to their start. layer_decay: the backbone's rate is divided by it
-    a layer further down (2.6 as first published). stages: what is trained from which epoch on, see
-    `schedules`; all from the start by default. keep_from, keep_epochs: inattention's K falls from
-    keep_from to the run's K over so many epochs; fixed by default. lm_weight: of the language
-    model's own loss beside the labels', while a backbone is trained. unseen: labels without a
-    training document are "negatives" everywhere, or "still": out of the loss, so that what was
-    planted for them stays.
+    layer_decay: the backbone's rate is divided by it per layer further down (2.6 as first
+    published). stages: what is trained from which epoch on, see `schedules`; all from the start by
+    default. keep_from, keep_epochs: inattention's K falls from keep_from to the run's K over so
+    many epochs; fixed by default. lm_weight: of the language model's own loss beside the labels',
+    while a backbone is trained. unseen: labels without a training document are "negatives"
+    everywhere, or "still": out of the loss, so that what was planted for them stays.
     """
 
     epochs: int = 4
     batch_size: int = 16
     accumulation: int = 1
     lr_queries: float = 1e-2
-    lr_outputs: float = 1e-2
-    lr_gains: float = 1e-2
     lr_backbone: float = 2e-4
-    epsilon: float = 1e-8
     layer_decay: float = 1.0
-    weight_decay: float = 0.0
     schedule: str = "linear"
-    warmup: float = 0.1
     stages: tuple[str, ...] = ()
     keep_from: int | None = None
     keep_epochs: int = 0
@@ -70,28 +64,20 @@ class TrainConfig:
     loss: str = "bce"
     unseen: str = "negatives"
     patience: int = 2
-    metric: str = "ndcg@5"
-    seed: int = 0
 
     def __post_init__(self):
         for name in ("epochs", "batch_size", "accumulation", "patience"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}; give at least 1")
-        if self.metric not in HISTORY_METRICS:
-            raise ValueError(
-                f"metric={self.metric!r} cannot choose the epoch; use one of"
-                f" {', '.join(HISTORY_METRICS)}"
-            )
         if self.schedule not in SCHEDULES:
             raise ValueError(
                 f"schedule={self.schedule!r} is not known; use one of {', '.join(SCHEDULES)}"
             )
-        for name, usual in (
-            ("layer_decay", "1 for one rate in all layers"),
-            ("epsilon", "1e-8 as usual"),
-        ):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name}={getattr(self, name)}; give a number above 0, {usual}")
+        if self.layer_decay <= 0:
+            raise ValueError(
+                f"layer_decay={self.layer_decay}; give a number above 0, 1 for one rate in all"
+                " layers"
+            )
         check_stages(self.stages)
         if (
             (self.keep_from is None) != (self.keep_epochs == 0)
@@ -119,11 +105,7 @@ class RunConfig:
     l2r: L2RConfig = L2RConfig()
     start: StartConfig = StartConfig()
     linear: LinearConfig = LinearConfig()
-    outputs: OutputsConfig = OutputsConfig()
-    # times the head's learning rates where training begins from the linear score
-    linear_rate: float = 0.3
-    linear_epsilon: float = 1e-4  # AdamW's epsilon there, at least
-    # of a lookup there: dev chooses among them and start.lookup_gain (`gain_choice`)
+    # of a lookup beside the linear score: dev chooses among them and start.lookup_gain
     other_gains: tuple[float, ...] = (1.0,)
     # of the gain that the linear score has after training there: dev chooses one; () leaves the
     # gain as trained
@@ -133,7 +115,7 @@ class RunConfig:
     # inattention's K, or three with v1.contexts="sum"
     keep: int | tuple[int | None, ...] | None = None
     v1: V1Config = V1Config()
-    static: StaticConfig = StaticConfig()
+    static_dim: int = DIM  # d of the static L2R model
     tuning: str = "frozen"  # or "lora", "full": what is trained of the backbone
     lora: LoraOptions = LoraOptions()
     backbone: BackboneOptions = BackboneOptions()
@@ -160,17 +142,6 @@ class RunConfig:
                 f"linear_weights={self.linear_weights}; give multiples above 0, or () for the gain"
                 " as trained"
             )
-
-    def seeded(self, seed: int) -> RunConfig:
-        """The same run with another seed everywhere."""
-        return replace(
-            self,
-            l2r=replace(self.l2r, seed=seed),
-            start=replace(self.start, seed=seed),
-            linear=replace(self.linear, seed=seed),
-            static=replace(self.static, seed=seed),
-            train=replace(self.train, seed=seed),
-        )
 
     def gains_for(self, parts: list[str]) -> list[float]:
         """Lookup gains among which dev chooses for a start of these parts; one means that there is
@@ -201,16 +172,7 @@ class RunConfig:
         return self.linear_weights if "linear" in parts and self.tuning == "frozen" else ()
 
     def train_for(self, parts: list[str]) -> TrainConfig:
-        """Training options for a start of these parts.
-
-        From the linear score the head takes smaller steps, smallest for labels that a batch says
-        little about: their score is better than what so few documents would teach. What labels
-        without documents were taught by their words stays.
+        """Training options for a start of these parts: what labels without documents were taught by
+        their words stays.
         """
-        config = replace(self.train, unseen="still") if "text" in parts else self.train
-        if "linear" not in parts:
-            return config
-        rates = {
-            name: self.linear_rate * getattr(config, name) for name in ("lr_queries", "lr_outputs")
-        }
-        return replace(config, epsilon=max(config.epsilon, self.linear_epsilon), **rates)
+        return replace(self.train, unseen="still") if "text" in parts else self.train

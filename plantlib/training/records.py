@@ -27,7 +27,7 @@ from plantlib.training.inputs import Inputs
 from plantlib.utils.io import atomic_path, read_json
 from plantlib.utils.reprs import Card, Rich
 
-SCHEMA = 1
+SCHEMA = 2
 KINDS = ("planted", "linear", "teacher", "neural")
 _DATASET_KEYS = (
     "name",
@@ -234,7 +234,8 @@ class RunRecord(Rich):
         schema = data.get("schema") if isinstance(data, dict) else None
         if schema != SCHEMA:
             raise ValueError(
-                f"{name} has schema {schema!r}, wanted {SCHEMA}: run it again with this version"
+                f"{name} has schema {schema!r}, this version reads {SCHEMA}: delete the file and"
+                " run it again, or check out the version that wrote it"
             )
         names = {item.name for item in fields(cls)}
         missing, unknown = sorted(names - set(data)), sorted(set(data) - names - {"schema"})
@@ -270,6 +271,14 @@ class RunRecord(Rich):
 def load_all(folder: str | Path) -> list[RunRecord]:
     """Every record of a folder, by file name."""
     return [RunRecord.load(path) for path in sorted(Path(folder).glob("*.json"))]
+
+
+def agrees(record: RunRecord, params: Mapping[str, Any]) -> bool:
+    """Whether a record's params hold all of `params`, with the same values."""
+    return all(
+        name in record.params and record.params[name] == value
+        for name, value in plain(params).items()
+    )
 
 
 def run_name(inputs: Inputs, system: str, seed: int, tuning: str = "frozen") -> str:

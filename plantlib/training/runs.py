@@ -18,16 +18,16 @@ from transformers import TrainerCallback, set_seed
 
 from plantlib.backbones import adapters
 from plantlib.data.corpus import Corpus
-from plantlib.linear.score import settled, word_cells
+from plantlib.linear.score import word_cells
 from plantlib.model.plant_model import PlantModel
 from plantlib.planting import outputs as planted_outputs
 from plantlib.planting import starts
 from plantlib.training import artefacts, evaluation, train
 from plantlib.training.ingredients import Ingredients, build_model, ingredients, use_score
 from plantlib.training.inputs import Inputs
-from plantlib.training.options import RunConfig
+from plantlib.training.options import CHOSEN_BY, RunConfig
 from plantlib.training.prepare import prepare
-from plantlib.training.records import RunRecord, peak_memory, plain, run_name
+from plantlib.training.records import RunRecord, agrees, peak_memory, run_name
 from plantlib.utils.distributed import is_main
 from plantlib.utils.progress import tqdm
 
@@ -85,11 +85,13 @@ class Run:
             planted=self.made.queries,
             l2r_table=self.made.l2r_table,
             config=replace(self.config.start, lookup_gain=gain),
+            seed=self.seed,
         )
         use_score(self.model, self.parts, self.made.teacher, self.inputs)
         if "outputs" in self.parts:
+            # the background documents are the same for every seed
             documents = self.inputs.documents("train")
-            planted_outputs.plant_outputs(self.model, documents, self.config.outputs, self.progress)
+            planted_outputs.plant_outputs(self.model, documents, self.progress)
         # planting may have drawn numbers: every start of a seed gets the same adapters and dropout
         set_seed(self.seed)
 
@@ -102,14 +104,15 @@ class Run:
             self.inputs.train_counts,
             folder,
             config=self.config.train_for(self.parts),
+            from_linear="linear" in self.parts,
+            seed=self.seed,
             progress=self.progress,
             callbacks=callbacks,
         )
 
     def dev_metric(self) -> float:
         """The metric of dev by which the run chooses."""
-        metric = self.config.train.metric
-        return evaluation.dev_metric(self.model, self.inputs, metric, self.made.linear)
+        return evaluation.dev_metric(self.model, self.inputs, CHOSEN_BY, self.made.linear)
 
 
 def run_start(
@@ -145,13 +148,12 @@ def run_start(
     check_start(start, config)
     cpu = time.process_time()
     set_seed(seed)
-    config = config.seeded(seed)
     run_id = run_id or run_name(inputs, start, seed, config.tuning)
 
     # count the teacher, pretrain queries, fit the linear score, as far as the start needs them
-    made = made or ingredients(inputs, start, config, progress)
+    made = made or ingredients(inputs, start, config, seed, progress)
     model = build_model(inputs, made, config)
-    folder = artefacts.run_folder(inputs, run_id, start, asdict(config))
+    folder = artefacts.run_folder(inputs, run_id, start, asdict(config), seed)
     run = Run(inputs, start, seed, config, made, model, folder, progress)
 
     with artefacts.locked(folder) if is_main() else contextlib.nullcontext():
@@ -192,7 +194,7 @@ def plant_and_fine_tune(run: Run) -> tuple[list[dict], dict]:
     gains = run.config.gains_for(run.parts)
     if len(gains) > 1:
         gain, tried = train.choose(
-            gains, run.plant, run.fine_tune, run.folder, run.config.train.metric
+            gains, run.plant, run.fine_tune, run.folder, CHOSEN_BY
         )
         history = run.fine_tune(train.folder_of(run.folder, gain))
         return history, {"gain_chosen": gain, "gains_tried": tried}
@@ -236,7 +238,7 @@ def record_of(
         backbone=Path(inputs.backbone).name,
         teacher=asdict(run.config.teacher) | run.made.about(),
         history=history,
-        chosen_epoch=train.chosen_epoch(history, run.config.train.metric),
+        chosen_epoch=train.chosen_epoch(history),
         times={stage: round(seconds, 2) for stage, seconds in run.made.seconds.items()},
         peak_memory_mb=peak_memory(),
         model_size=adapters.trained_parameters(run.model) | word_cells(run.made.linear),
@@ -268,7 +270,7 @@ def run_grid(
         for start, seed in jobs:
             bar.set_postfix_str(f"{start}, seed {seed}")
             path = Path(results) / f"{run_name(inputs, start, seed, config.tuning)}.json"
-            record = finished(path, inputs, config.seeded(seed))
+            record = finished(path, inputs, config, seed)
             if record is None:
                 options = {"config": config, "results": results, "notebook": notebook}
                 record, _ = run_start(inputs, start, seed, progress=False, **options)
@@ -277,54 +279,15 @@ def run_grid(
     return records
 
 
-# what matters to runs from the linear score alone, and what was done in such runs before there were
-# these options
-OF_LINEAR = ("linear", "linear_epsilon", "other_gains", "linear_weights")
-BEFORE_LINEAR = {"linear_epsilon": 1e-8, "other_gains": (), "linear_weights": ()}
-
-
-def finished(path: Path, inputs: Inputs, config: RunConfig) -> RunRecord | None:
-    """The record at `path` when it was made from this corpus with these parameters; another one is
-    made again.
-    """
+def finished(path: Path, inputs: Inputs, config: RunConfig, seed: int) -> RunRecord | None:
+    """The record at `path` where `made_with` accepts it, else None: the run is made again."""
     record = RunRecord.load(path) if path.exists() else None
-    return record if record is not None and made_with(record, inputs, config) else None
+    return record if record is not None and made_with(record, inputs, config, seed) else None
 
 
-def made_with(record: RunRecord, inputs: Inputs, config: RunConfig) -> bool:
-    """Whether a record was made from this corpus with these parameters."""
-    # an option that a record does not know had its default then, with the record's seed, or what
-    # was done before there was one
-    defaults = asdict(RunConfig().seeded(record.seed)) | (
-        BEFORE_LINEAR if record.teacher.get("linear") else {}
-    )
-    # what the linear score is made with matters to runs that begin from it, its choices of gains
-    # where there are some
-    # an ablation's system is no start, but says which it has
-    parts = record.params.get("start_name", record.system).split("+")
-    chosen = {"other_gains": config.has_gains(parts), "linear_weights": config.tuning == "frozen"}
-    skipped = (
-        [name for name, matters in chosen.items() if not matters]
-        if record.teacher.get("linear")
-        else OF_LINEAR
-    )
-    asked = {k: plain(v) for k, v in asdict(config).items() if k not in skipped}
-    told = {name: _filled(record.params.get(name), plain(defaults[name])) for name in asked}
-    if "linear" in asked:
-        asked["linear"], told["linear"] = (
-            settled(side["linear"], len(inputs.rows["train"]) * inputs.corpus.L)
-            for side in (asked, told)
-        )
-    return asked == told and record.params.get("inputs") == inputs.key
-
-
-def _filled(recorded, default):
-    """What a record says of an option, with the defaults of parts it does not know and without
-    parts that are no more.
-    """
-    if isinstance(recorded, dict) and isinstance(default, dict):
-        return {name: recorded.get(name, value) for name, value in default.items()}
-    return default if recorded is None else recorded
+def made_with(record: RunRecord, inputs: Inputs, config: RunConfig, seed: int) -> bool:
+    """Whether a record was made from this corpus with this seed and these options."""
+    return record.seed == seed and agrees(record, asdict(config) | {"inputs": inputs.key})
 
 
 def fit(

@@ -43,10 +43,23 @@ def layer_rates(names: Iterable[str], rate: float, decay: float) -> dict[str, fl
     return {name: rate / decay ** (deepest - depth) for name, depth in found.items()}
 
 
-def parameter_groups(model, config: TrainConfig) -> list[dict]:
+LR_OUTPUTS = 1e-2  # of label outputs and biases, as large as that of the queries by default
+LR_GAINS = 1e-2  # of the gains, which no start slows down
+WEIGHT_DECAY = 0.0  # it would pull what was planted towards zero
+WARMUP = 0.1  # share of the steps in which the rates rise
+
+
+def parameter_groups(model, config: TrainConfig, head_rate: float = 1.0) -> list[dict]:
     """Optimizer groups: queries, outputs and bias, gains, backbone by depth; every trainable
     parameter is in exactly one.
+
+    head_rate: multiplies the rates of queries and outputs.
     """
+    rates = {
+        "queries": head_rate * config.lr_queries,
+        "outputs": head_rate * LR_OUTPUTS,
+        "gains": LR_GAINS,
+    }
     groups: dict[str, list] = {"queries": [], "outputs": [], "gains": []}
     backbone: dict[str, torch.nn.Parameter] = {}
     for name, parameter in model.named_parameters():
@@ -63,13 +76,8 @@ def parameter_groups(model, config: TrainConfig) -> list[dict]:
             groups[kind].append(parameter)
         else:
             backbone[name] = parameter
-    decay = {"gains": 0.0}
     found = [
-        {
-            "params": p,
-            "lr": getattr(config, f"lr_{k}"),
-            "weight_decay": decay.get(k, config.weight_decay),
-        }
+        {"params": p, "lr": rates[k], "weight_decay": 0.0 if k == "gains" else WEIGHT_DECAY}
         for k, p in groups.items()
         if p
     ]
@@ -77,7 +85,7 @@ def parameter_groups(model, config: TrainConfig) -> list[dict]:
     for name, rate in layer_rates(backbone, config.lr_backbone, config.layer_decay).items():
         by_rate.setdefault(rate, []).append(backbone[name])
     return found + [
-        {"params": p, "lr": rate, "weight_decay": config.weight_decay}
+        {"params": p, "lr": rate, "weight_decay": WEIGHT_DECAY}
         for rate, p in sorted(by_rate.items())
     ]
 

@@ -34,18 +34,35 @@ from plantlib.model.plant_model import PlantModel
 from plantlib.training import schedules
 from plantlib.training.evaluation import score
 from plantlib.training.inputs import Documents
-from plantlib.training.options import HISTORY_METRICS, TrainConfig
+from plantlib.training.options import CHOSEN_BY, HISTORY_METRICS, TrainConfig
 from plantlib.utils.distributed import main_first, on_cpu
 from plantlib.utils.io import read_json
 from plantlib.utils.progress import tqdm
+
+EPSILON = 1e-8  # of AdamW, PyTorch's default
+# Where training begins from the linear score the head takes smaller steps: that score is better
+# than what few documents would teach.
+LINEAR_RATE = 0.3  # times the rates of queries and outputs
+# AdamW takes full steps where gradients are far above its epsilon, however small they are: a label
+# that no document of a batch has is pushed down as far as others are up. A larger epsilon leaves
+# such labels nearer to their start.
+LINEAR_EPSILON = 1e-4
 
 
 class PlantTrainer(Trainer):
     """Trainer with PLANT's parameter groups and a streaming evaluation; see `fine_tune`."""
 
-    def __init__(self, *args, plant_config: TrainConfig, train_counts: np.ndarray, **kwargs):
+    def __init__(
+        self,
+        *args,
+        plant_config: TrainConfig,
+        train_counts: np.ndarray,
+        from_linear: bool = False,
+        **kwargs,
+    ):
         super().__init__(*args, **kwargs)
         self.plant_config, self.train_counts = plant_config, train_counts
+        self.from_linear = from_linear
         # the loss is a mean over documents, not over "items" that Trainer would count from a labels
         # field
         self.model_accepts_loss_kwargs = False
@@ -55,8 +72,10 @@ class PlantTrainer(Trainer):
     def create_optimizer(self, model=None):
         """AdamW over `schedules.parameter_groups`."""
         if self.optimizer is None:
-            groups = schedules.parameter_groups(model or self.model, self.plant_config)
-            self.optimizer = torch.optim.AdamW(groups, eps=self.plant_config.epsilon)
+            rate = LINEAR_RATE if self.from_linear else 1.0
+            groups = schedules.parameter_groups(model or self.model, self.plant_config, rate)
+            epsilon = LINEAR_EPSILON if self.from_linear else EPSILON
+            self.optimizer = torch.optim.AdamW(groups, eps=epsilon)
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer=None):
@@ -65,7 +84,7 @@ class PlantTrainer(Trainer):
             return super().create_scheduler(num_training_steps, optimizer)
         if self.lr_scheduler is None:
             self.lr_scheduler = schedules.one_cycle(
-                optimizer or self.optimizer, num_training_steps, self.plant_config.warmup
+                optimizer or self.optimizer, num_training_steps, schedules.WARMUP
             )
         return self.lr_scheduler
 
@@ -171,6 +190,8 @@ def fine_tune(
     folder: str | Path,
     *,
     config: TrainConfig = TrainConfig(),
+    from_linear: bool = False,
+    seed: int = 0,
     resume: bool = True,
     progress: bool = True,
     callbacks: Iterable[TrainerCallback] = (),
@@ -178,21 +199,22 @@ def fine_tune(
     """Train `model` in place, leave it at its best dev epoch, return one dict an epoch (dev
     metrics, loss, seconds).
 
-    folder keeps the checkpoints; with resume a killed run goes on from the last one, to the same
-    numbers.
+    from_linear: training begins from the linear score, with LINEAR_RATE and LINEAR_EPSILON. folder
+    keeps the checkpoints; with resume a killed run goes on from the last one, to the same numbers.
     """
     folder = Path(folder)
     trainer = PlantTrainer(
         model=model,
-        args=_arguments(folder, config),
+        args=_arguments(folder, config, seed),
         train_dataset=train,
         eval_dataset=dev,
         data_collator=train.collate,
         plant_config=config,
         train_counts=train_counts,
+        from_linear=from_linear,
         callbacks=[
             EarlyStoppingCallback(config.patience),
-            _Progress(config.metric, progress),
+            _Progress(CHOSEN_BY, progress),
             *callbacks,
         ],
     )
@@ -257,7 +279,7 @@ def last_whole_checkpoint(folder: Path) -> str | None:
     return get_last_checkpoint(str(folder)) if folder.is_dir() else None
 
 
-def _arguments(folder: Path, config: TrainConfig) -> TrainingArguments:
+def _arguments(folder: Path, config: TrainConfig, seed: int = 0) -> TrainingArguments:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     transformers_logging.disable_progress_bar()
     return TrainingArguments(
@@ -266,16 +288,15 @@ def _arguments(folder: Path, config: TrainConfig) -> TrainingArguments:
         per_device_train_batch_size=config.batch_size,
         per_device_eval_batch_size=config.batch_size,
         gradient_accumulation_steps=config.accumulation,
-        learning_rate=config.lr_outputs,
-        warmup_steps=config.warmup,
+        warmup_steps=schedules.WARMUP,
         lr_scheduler_type=_schedule(config),
-        seed=config.seed,
+        seed=seed,
         eval_strategy="epoch",
         save_strategy="epoch",
         logging_strategy="epoch",
         save_total_limit=1,
         load_best_model_at_end=True,
-        metric_for_best_model=f"eval_{config.metric}",
+        metric_for_best_model=f"eval_{CHOSEN_BY}",
         greater_is_better=True,
         restore_callback_states_from_checkpoint=True,
         remove_unused_columns=False,
@@ -315,7 +336,7 @@ def history(log: list[dict]) -> list[dict]:
     return [epochs[e] for e in sorted(epochs)]
 
 
-def chosen_epoch(epochs: list[dict], metric: str = "ndcg@5") -> int:
+def chosen_epoch(epochs: list[dict], metric: str = CHOSEN_BY) -> int:
     """The epoch with the best dev metric, the earliest if tied."""
     return max(epochs, key=lambda row: (row[metric], -row["epoch"]))["epoch"]
 

@@ -1,9 +1,7 @@
-"""The four named families on the whole road: text, MIG, L2R, planting, LoRA on a real class with
-random weights, saved, loaded.
+"""Four families from text to a saved model: MIG, L2R, planting and LoRA, with random weights.
 
-METHOD.md section 4: Mistral, LLaMA, Phi-3 with fused projections, DeepSeek-V3 with MLA and frozen
-experts. The backbones are those that `weights.tiny_folder` makes for anybody, with MiniLM's real
-tokenizer.
+Mistral, LLaMA, Phi-3 with fused projections, and DeepSeek-V3 with low-rank projections and frozen
+experts; docs/method.md, "Training". The backbones come from `weights.tiny_folder`.
 """
 
 from __future__ import annotations
@@ -25,15 +23,13 @@ from plantlib.utils.io import read_json
 QUICK = RunConfig(
     tuning="lora",
     train=TrainConfig(epochs=1, batch_size=16, lr_backbone=0.01),
-    l2r=L2RConfig(epochs=1, list_size=16, labels_a_document=4),
+    l2r=L2RConfig(epochs=1),
 )
 
 
 @pytest.fixture(scope="module", params=list(weights.TINY_FAMILIES))
 def road(request, corpus, tmp_path_factory):
-    """(family, prepared, record, model, folder) of one LoRA run with planted queries; documents
-    longer than the window.
-    """
+    """(family, inputs, record, model, folder) of a LoRA run; documents are longer than a window."""
     folder = tmp_path_factory.mktemp(request.param)
     prepared = prepare(
         corpus,
@@ -92,8 +88,8 @@ def test_saved_as_adapters_and_head_and_loaded_again(road, tmp_path):
 def test_offsets_of_explanations_point_into_the_text(road):
     model = road[3]
     text = "Pulse  and valve, seen today; again?"
-    found = model.explain(text, "heart")
-    assert [text[slice(*s)] for s in found.spans] == [
+    explanation = model.explain(text, "heart")
+    assert [text[slice(*s)] for s in explanation.spans] == [
         "Pulse",
         "and",
         "valve",
@@ -137,9 +133,7 @@ def test_another_backbone_under_the_adapters_is_refused(road, tmp_path):
 
 @pytest.mark.parametrize("family", list(weights.TINY_FAMILIES))
 def test_padding_and_missing_pad_token_change_nothing(family):
-    """Right padding whatever the tokenizer's side, and id 0 under the mask where it has no pad
-    token.
-    """
+    """Padding is on the right whatever the tokenizer's side; without a pad token, id 0 is used."""
     from plantlib.backbones import windows
 
     ids, offsets = torch.tensor([*range(1000, 1012), 1000, 1001, 1002]), torch.tensor([0, 12, 15])
@@ -169,7 +163,7 @@ def test_causal_models_see_the_past_alone(family):
 
 
 def test_third_party_adapters_of_a_whole_language_model_are_refused(tmp_path):
-    """Their names have one more part; peft would only warn and leave the adapter empty."""
+    """Their tensors' names have one more part; peft would only warn and load nothing."""
     from transformers import AutoModelForCausalLM
 
     whole = AutoModelForCausalLM.from_config(loading.config_of("tiny-llama"))

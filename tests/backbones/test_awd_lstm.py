@@ -1,8 +1,7 @@
-"""AWD-LSTM: torch's own LSTM when nothing is dropped; each dropout by hand; carried state; a
-backbone like any other.
+"""AWD-LSTM: torch's LSTM if nothing is dropped, each dropout by hand, state, pretraining.
 
-METHOD.md section 4, "v1 encoder". Pretraining is tried on the tiny corpus: perplexity of dev text
-falls, test text is not read, and the folder goes the whole road, frozen and trained in full.
+docs/method.md, "The first version (v1)". Pretraining is tried on the tiny corpus: the perplexity of
+dev text falls, test text is not read, and the result serves as a backbone, frozen and trained.
 """
 
 from __future__ import annotations
@@ -54,7 +53,7 @@ def encoder(seed=0, **options) -> AwdLstmModel:
 
 
 def torch_lstm(model: AwdLstmModel) -> nn.LSTM:
-    """torch.nn.LSTM of three layers with the model's weights."""
+    """A torch.nn.LSTM of three layers with the model's weights."""
     lstm = nn.LSTM(12, 12, num_layers=3, batch_first=True)
     for i, layer in enumerate(model.layers):
         for name, parameter in layer.named_parameters():
@@ -73,19 +72,19 @@ def test_without_dropout_it_is_torchs_lstm(training):
     """Outputs, final states and every gradient, in ragged batches with an empty row."""
     model = encoder().train(training)
     lstm, (ids, mask) = torch_lstm(model), batch()
-    found = model(ids, mask)
+    result = model(ids, mask)
     for row, length in enumerate(mask.sum(1).tolist()):
         if length:
-            wanted, (h, c) = lstm(model.embeddings(ids[row : row + 1, :length]))
-            torch.testing.assert_close(found.last_hidden_state[row, :length], wanted[0])
-            for i, (own_h, own_c) in enumerate(found.state):
+            expected, (h, c) = lstm(model.embeddings(ids[row : row + 1, :length]))
+            torch.testing.assert_close(result.last_hidden_state[row, :length], expected[0])
+            for i, (own_h, own_c) in enumerate(result.state):
                 torch.testing.assert_close(own_h[0, row], h[i, 0])
                 torch.testing.assert_close(own_c[0, row], c[i, 0])
         else:
-            assert all(not s[0, row].any() for pair in found.state for s in pair), (
-                "an empty row leaves its state as it was"
+            assert all(not s[0, row].any() for pair in result.state for s in pair), (
+                "an empty row must not change its state"
             )
-    found.last_hidden_state[mask].square().sum().backward()
+    result.last_hidden_state[mask].square().sum().backward()
     rows = [
         lstm(model.embeddings(ids[r : r + 1, :n]).detach())[0]
         for r, n in enumerate((7, 3, 0, 5))
@@ -111,19 +110,17 @@ def test_carried_state_makes_segments_one_document():
 
 
 def test_weight_drop_drops_recurrent_connections_by_hand():
-    """The dropped matrix in torch's LSTM gives the same outputs; a dropped connection gets no
-    gradient; input matrices stay.
-    """
+    """torch's LSTM with the dropped matrix is the same; dropped weights get no gradient."""
     model = encoder(num_hidden_layers=1, weight_dropout=0.5).train()
     ids, _ = batch((6, 6))
     torch.manual_seed(3)
-    found = model(ids).last_hidden_state
-    found.square().sum().backward()
+    result = model(ids).last_hidden_state
+    result.square().sum().backward()
     torch.manual_seed(3)
     dropped = nn.functional.dropout(model.layers[0].weight_hh_l0.detach(), 0.5)
     lstm = nn.LSTM(12, 12, batch_first=True)
     lstm.load_state_dict(model.layers[0].state_dict() | {"weight_hh_l0": dropped})
-    torch.testing.assert_close(found, lstm(model.embeddings(ids))[0])
+    torch.testing.assert_close(result, lstm(model.embeddings(ids))[0])
     gone = dropped == 0
     assert 0.3 < gone.float().mean() < 0.7
     gradient = model.layers[0].weight_hh_l0.grad
@@ -149,7 +146,7 @@ def test_words_are_dropped_everywhere_or_nowhere():
     seen = torch.stack([word_dropout(torch.ones(2, 4, 5), ids, 9, 0.4, True) for _ in range(200)])
     for word in (1, 2, 3):
         own = seen[:, ids == word]
-        assert (own == own[:, :1, :1]).all(), "one draw a word and batch"
+        assert (own == own[:, :1, :1]).all(), "one draw per word and batch"
         assert own.unique().tolist() == pytest.approx([0.0, 1 / 0.6])
     assert seen.mean() == pytest.approx(1.0, abs=0.1)
     assert torch.equal(word_dropout(seen[0], ids, 9, 0.4, False), seen[0])
@@ -157,11 +154,11 @@ def test_words_are_dropped_everywhere_or_nowhere():
 
 def test_variational_dropout_is_one_mask_for_all_times():
     torch.manual_seed(0)
-    found = variational_dropout(torch.ones(3, 8, 40), 0.5, True)
+    result = variational_dropout(torch.ones(3, 8, 40), 0.5, True)
     assert (
-        (found == found[:, :1]).all()
-        and not torch.equal(found[0], found[1])
-        and found.mean() == pytest.approx(1, abs=0.3)
+        (result == result[:, :1]).all()
+        and not torch.equal(result[0], result[1])
+        and result.mean() == pytest.approx(1, abs=0.3)
     )
 
 
@@ -187,9 +184,7 @@ def test_padding_changes_nothing_and_stands_on_the_right():
 
 @pytest.mark.parametrize("how", ["checkpoint", "checkpointed layers", "autocast", "compile"])
 def test_weight_drop_survives(how):
-    """Recomputation draws the same masks, bfloat16 autocast runs backward, a compiled model gives
-    the same numbers.
-    """
+    """Gradients are the same when layers are recomputed, under autocast and when compiled."""
     model = encoder(
         weight_dropout=0.3, hidden_dropout=0.2, input_dropout=0.2, embedding_dropout=0.1
     ).train()
@@ -201,11 +196,11 @@ def test_weight_drop_survives(how):
         call().float()[mask].square().sum().backward()
         return [p.grad.clone() for p in model.parameters()]
 
-    wanted = gradients(lambda: model(ids, mask).last_hidden_state)
+    expected = gradients(lambda: model(ids, mask).last_hidden_state)
     if how == "checkpoint":
         from torch.utils.checkpoint import checkpoint
 
-        found = gradients(
+        result = gradients(
             lambda: checkpoint(
                 lambda i, m: model(i, m).last_hidden_state, ids, mask, use_reentrant=False
             )
@@ -218,18 +213,18 @@ def test_weight_drop_survives(how):
         runs, drop = [], nn.functional.dropout
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr(nn.functional, "dropout", lambda *given: runs.append(1) or drop(*given))
-            found = gradients(lambda: model(ids, mask).last_hidden_state)
-        assert len(runs) == 2 * len(model.layers), "every layer ran again"
+            result = gradients(lambda: model(ids, mask).last_hidden_state)
+        assert len(runs) == 2 * len(model.layers), "every layer must run twice"
         tolerance = {}
     elif how == "autocast":
         with torch.autocast("cpu", torch.bfloat16):
-            found = gradients(lambda: model(ids, mask).last_hidden_state)
+            result = gradients(lambda: model(ids, mask).last_hidden_state)
         tolerance = {"rtol": 0.1, "atol": 0.05}
     else:
         compiled = torch.compile(model, backend="eager")
-        found = gradients(lambda: compiled(ids, mask).last_hidden_state)
+        result = gradients(lambda: compiled(ids, mask).last_hidden_state)
         tolerance = {}
-    for a, b in zip(found, wanted, strict=True):
+    for a, b in zip(result, expected, strict=True):
         torch.testing.assert_close(a, b, **tolerance)
 
 
@@ -242,8 +237,8 @@ def test_decoder_is_tied_and_stays_so(tmp_path):
     assert loaded.decoder.weight is loaded.encoder.embeddings.weight
     ids, _ = batch((5, 5))
     torch.testing.assert_close(loaded(ids).logits, model.eval()(ids).logits)
-    wanted = nn.functional.cross_entropy(model(ids).logits.flatten(0, 1), ids.flatten())
-    torch.testing.assert_close(model(ids, labels=ids).loss, wanted)
+    expected = nn.functional.cross_entropy(model(ids).logits.flatten(0, 1), ids.flatten())
+    torch.testing.assert_close(model(ids, labels=ids).loss, expected)
 
 
 def test_unknown_direction_is_refused():
@@ -265,18 +260,18 @@ QUICK = PretrainConfig(
 
 @pytest.fixture(scope="module", params=["forward", "backward"])
 def pretrained(request, corpus, tmp_path_factory):
-    """(direction, folder, what `pretrain` found)."""
+    """(direction, folder, report of `pretrain`)."""
     folder = tmp_path_factory.mktemp(request.param) / "awd"
     config = dataclasses.replace(QUICK, direction=request.param)
     return request.param, folder, pretrain(corpus, folder, config=config, progress=False)
 
 
 def test_perplexity_falls_and_the_folder_is_a_backbone(pretrained, corpus):
-    direction, folder, found = pretrained
-    assert found["perplexity"] < 0.7 * found["perplexity_before"] < found["perplexity_before"]
+    direction, folder, result = pretrained
+    assert result["perplexity"] < 0.7 * result["perplexity_before"] < result["perplexity_before"]
     assert (
-        read_json(folder / "pretraining.json")["perplexity"] == found["perplexity"]
-        and found["documents"] == 60
+        read_json(folder / "pretraining.json")["perplexity"] == result["perplexity"]
+        and result["documents"] == 60
     )
     backbone = loading.load(str(folder), window=14)
     assert (
@@ -292,16 +287,14 @@ def test_perplexity_falls_and_the_folder_is_a_backbone(pretrained, corpus):
 
 
 def test_state_is_carried_over_windows(pretrained, corpus, tmp_path):
-    """Short windows, streamed or encoded, give what one long window gives: logits, every gradient,
-    cached features.
-    """
+    """Short windows give the logits, gradients and cached features of one long window."""
     from plantlib.kernels.attention_bce import sparse_bce
     from plantlib.planting.starts import plant
     from plantlib.training.runs import build_model
 
     _, folder, _ = pretrained
     ids, offsets = torch.arange(60) % 25 + 3, torch.tensor([0, 31, 31, 36, 60])
-    found = []
+    result = []
     for window in (None, 7):
         prepared = prepare(
             corpus,
@@ -321,8 +314,8 @@ def test_state_is_carried_over_windows(pretrained, corpus, tmp_path):
         logits = model.decoder.finish(model.stream(ids, offsets))
         sparse_bce(logits, torch.arange(4), torch.arange(4)).backward()
         gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
-        found.append((states, logits.detach(), gradients, prepared.features.array))
-    for one, many in zip(*found, strict=True):
+        result.append((states, logits.detach(), gradients, prepared.features.array))
+    for one, many in zip(*result, strict=True):
         if isinstance(one, dict):
             assert set(one) == set(many) and any(n.startswith("backbone.layers") for n in one)
             for name in one:
@@ -341,7 +334,7 @@ def test_state_is_carried_over_windows(pretrained, corpus, tmp_path):
 
 @pytest.mark.parametrize(("tuning", "again"), [("frozen", False), ("full", False), ("full", True)])
 def test_it_goes_the_whole_road(tuning, again, pretrained, corpus, tmp_path):
-    """again: segments are read twice, and so are the layers within each."""
+    """again: in the backward pass windows are read again, and layers within them too."""
     _, folder, _ = pretrained
     prepared = prepare(
         corpus,
@@ -359,13 +352,13 @@ def test_it_goes_the_whole_road(tuning, again, pretrained, corpus, tmp_path):
         tuning == "full"
     )
     if tuning == "full":
-        assert model.backbone.config.weight_dropout == 0.1, "dropout of the configuration is kept"
+        assert model.backbone.config.weight_dropout == 0.1, "the configuration's dropout must stay"
         model.save_pretrained(tmp_path / "m")
         texts = corpus.texts[80:]
-        wanted = by_label(model.predict(texts))
+        expected = by_label(model.predict(texts))
         loaded = type(model).from_pretrained(tmp_path / "m").to(model.device)
-        assert [dict(pairs) for pairs in loaded.predict(texts)] == wanted
-        # a program of its own knows nothing of what this one has imported
+        assert [dict(pairs) for pairs in loaded.predict(texts)] == expected
+        # a new process has not imported the classes yet
         program = (
             "import sys, json; from plantlib.model.plant_model import PlantModel\n"
             "model = PlantModel.from_pretrained(sys.argv[1]).to(sys.argv[2])\n"
@@ -374,18 +367,16 @@ def test_it_goes_the_whole_road(tuning, again, pretrained, corpus, tmp_path):
         command = [sys.executable, "-c", program, str(tmp_path / "m"), str(model.device), *texts]
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-2000:]
-        assert [dict(pairs) for pairs in json.loads(done.stdout)] == wanted
+        assert [dict(pairs) for pairs in json.loads(done.stdout)] == expected
 
 
 def by_label(predictions) -> list:
-    """Scores by label of every text, to be compared as numbers are that two threads may add in
-    another order.
-    """
+    """Scores by label of every text, with a tolerance because threads add in any order."""
     return [pytest.approx(dict(pairs), abs=1e-5) for pairs in predictions]
 
 
 def test_test_text_is_not_read(corpus, tmp_path):
-    found = []
+    result = []
     for marker in ("", " comet comet comet"):
         texts = [
             t + marker * (s == "test") for t, s in zip(corpus.texts, corpus.split, strict=True)
@@ -397,8 +388,8 @@ def test_test_text_is_not_read(corpus, tmp_path):
             config=dataclasses.replace(QUICK, epochs=1),
             progress=False,
         )
-        found.append((out / "model.safetensors").read_bytes())
-    assert found[0] == found[1]
+        result.append((out / "model.safetensors").read_bytes())
+    assert result[0] == result[1]
 
 
 def test_stream_holds_every_document_once_and_labels_are_one_later(corpus):

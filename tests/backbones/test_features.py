@@ -1,8 +1,7 @@
-"""Cached hidden states: equal to the model's own, without special tokens, whole after a kill,
-refused under another key.
+"""Cached hidden states: the model's own, also after an interruption; another key is refused.
 
-The file is written in place and marked by stretches of documents; a run that dies in the middle
-loses at most one stretch and ends in the same bytes as a run that did not die.
+The file is filled in place, and progress is written down after each stretch of documents. An
+interrupted run loses at most one stretch, and its file ends with the same bytes.
 """
 
 from __future__ import annotations
@@ -22,15 +21,13 @@ from tests.conftest import WINDOW
 
 
 def tokens_of(lengths=(5, 0, 14, 15, 1, 29, 3, 61, 9, 2), vocabulary=60, seed=0) -> Ragged:
-    """Documents of these lengths: empty, one window exactly, one token more, several windows."""
+    """Documents of these lengths: empty, exactly one window, one token more, several windows."""
     rng = np.random.default_rng(seed)
     return Ragged.from_lists([rng.integers(5, vocabulary, n) for n in lengths])
 
 
 def alone(backbone, ids) -> np.ndarray:
-    """Hidden states of one document, window by window, with [CLS] and [SEP] put on and taken off by
-    hand.
-    """
+    """Hidden states of one document, window by window, with [CLS] and [SEP] added by hand."""
     parts = -(-len(ids) // WINDOW)
     edges = [len(ids) * i // parts for i in range(parts + 1)] if parts else [0]
     states = [np.zeros((0, backbone.hidden_size), np.float32)]
@@ -44,7 +41,7 @@ def alone(backbone, ids) -> np.ndarray:
 
 
 class Counting:
-    """A backbone that counts the tokens it reads and dies before forward pass number `dies`."""
+    """A backbone that counts the tokens it reads and stops before forward pass number `dies`."""
 
     def __init__(self, backbone, dies=None):
         self.passes, self.read, self.dies, forward = 0, 0, dies, backbone.model.forward
@@ -62,17 +59,17 @@ class Counting:
 
 def test_equals_the_models_hidden_states(backbone, tmp_path):
     tokens = tokens_of()
-    found = cached_features(
+    result = cached_features(
         backbone, tokens, tmp_path / "f.safetensors", key="k", batch_tokens=64, progress=False
     )
     assert (
-        found.array.shape == (len(tokens.flat), backbone.hidden_size)
-        and found.array.dtype == np.float16
+        result.array.shape == (len(tokens.flat), backbone.hidden_size)
+        and result.array.dtype == np.float16
     )
     for i in range(len(tokens)):
-        assert found.document(i).shape == (tokens.lengths[i], backbone.hidden_size)
+        assert result.document(i).shape == (tokens.lengths[i], backbone.hidden_size)
         np.testing.assert_allclose(
-            found.document(i),
+            result.document(i),
             alone(backbone, tokens[i]),
             rtol=2e-3,
             atol=2e-3,
@@ -81,13 +78,13 @@ def test_equals_the_models_hidden_states(backbone, tmp_path):
 
 
 def test_documents_are_handed_out_in_the_order_asked_for(backbone, tmp_path):
-    found = cached_features(
+    result = cached_features(
         backbone, tokens_of(), tmp_path / "f.safetensors", key="k", progress=False
     )
-    some = found.documents([8, 1, 0])
+    some = result.documents([8, 1, 0])
     assert some.dtype == np.float32
-    np.testing.assert_array_equal(some, np.concatenate([found.document(8), found.document(0)]))
-    assert found.documents([]).shape == (0, backbone.hidden_size)
+    np.testing.assert_array_equal(some, np.concatenate([result.document(8), result.document(0)]))
+    assert result.documents([]).shape == (0, backbone.hidden_size)
 
 
 def test_windows_cut_evenly_and_never_span_documents():
@@ -134,14 +131,16 @@ def test_overlap_lends_context(backbone_folder):
     ids = tokens_of((24,))[0]
     whole = loading.load(backbone_folder, overlap=2)
     offsets = torch.tensor([0, 24])
-    found = windows.encode(whole, torch.from_numpy(ids).long(), offsets)
+    result = windows.encode(whole, torch.from_numpy(ids).long(), offsets)
     ((first, *_),) = windows.spans(offsets, WINDOW, overlap=2)
     with torch.inference_mode():
         read = [2, *ids[first.first : first.last].tolist(), 3]
-        wanted = whole.model(input_ids=torch.tensor([read])).last_hidden_state[0, 1:-1][: first.end]
-    torch.testing.assert_close(found[: first.end].detach(), wanted, rtol=1e-4, atol=1e-5)
+        expected = whole.model(input_ids=torch.tensor([read])).last_hidden_state[0, 1:-1][
+            : first.end
+        ]
+    torch.testing.assert_close(result[: first.end].detach(), expected, rtol=1e-4, atol=1e-5)
     bare = windows.encode(loading.load(backbone_folder), torch.from_numpy(ids).long(), offsets)
-    assert found.shape == bare.shape and not torch.allclose(found, bare, atol=1e-3)
+    assert result.shape == bare.shape and not torch.allclose(result, bare, atol=1e-3)
 
 
 def test_padding_does_not_change_a_documents_states(backbone):
@@ -170,9 +169,11 @@ def test_killed_and_resumed_file_is_the_same_to_the_bit(
 
     monkeypatch.setattr(features, "STRETCH", 3)
     tokens = tokens_of()
-    run = lambda backbone, name: cached_features(  # noqa: E731
-        backbone, tokens, tmp_path / name, key="k", batch_tokens=30, progress=False
-    )
+
+    def run(backbone, name):
+        options = {"key": "k", "batch_tokens": 30, "progress": False}
+        return cached_features(backbone, tokens, tmp_path / name, **options)
+
     whole = Counting(loading.load(backbone_folder))
     run(whole.backbone, "whole.safetensors")
     assert whole.passes == 6 and whole.read == len(tokens.flat)
@@ -187,8 +188,8 @@ def test_killed_and_resumed_file_is_the_same_to_the_bit(
         tmp_path / "whole.safetensors"
     ).read_bytes()
     longest = np.sort(tokens.lengths)[::-1]
-    again = first.read + second.read - len(tokens.flat)
-    assert 0 <= again <= max(longest[i : i + 3].sum() for i in range(0, len(longest), 3))
+    twice = first.read + second.read - len(tokens.flat)
+    assert 0 <= twice <= max(longest[i : i + 3].sum() for i in range(0, len(longest), 3))
     if dies == 5:
         assert second.read < len(tokens.flat)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["cut.safetensors", "whole.safetensors"]
@@ -204,20 +205,23 @@ def test_half_a_file_of_another_key_is_not_continued(backbone_folder, tmp_path, 
         cached_features(
             Counting(loading.load(backbone_folder), 4).backbone, other, key="other", **options
         )
-    found = cached_features(loading.load(backbone_folder), tokens, key="k", **options)
+    result = cached_features(loading.load(backbone_folder), tokens, key="k", **options)
     fresh = cached_features(
         loading.load(backbone_folder),
         tokens,
         key="k",
         **options | {"path": tmp_path / "g.safetensors"},
     )
-    np.testing.assert_array_equal(found.array, fresh.array)
+    np.testing.assert_array_equal(result.array, fresh.array)
 
 
 def test_second_call_reads_the_file_and_loads_no_backbone(backbone, tmp_path):
     tokens = tokens_of()
     first = cached_features(backbone, tokens, tmp_path / "f.safetensors", key="k", progress=False)
-    never = lambda: pytest.fail("the backbone was loaded although nothing is missing")  # noqa: E731
+
+    def never():
+        pytest.fail("the backbone was loaded although nothing is missing")
+
     second = cached_features(never, tokens, tmp_path / "f.safetensors", key="k", progress=False)
     np.testing.assert_array_equal(first.array, second.array)
 
@@ -238,10 +242,10 @@ def test_file_of_something_else_is_refused(tokens, key, backbone, tmp_path):
 @pytest.mark.parametrize("lengths", [(5, 0, 20), (0, 0)], ids=["documents", "no tokens at all"])
 def test_file_is_plain_safetensors(lengths, backbone, tmp_path):
     tokens = tokens_of(lengths)
-    found = cached_features(backbone, tokens, tmp_path / "f.safetensors", key="k", progress=False)
+    result = cached_features(backbone, tokens, tmp_path / "f.safetensors", key="k", progress=False)
     with safe_open(tmp_path / "f.safetensors", "np") as f:
         assert f.metadata() == {"key": "k"}
-        np.testing.assert_array_equal(f.get_tensor("hidden_states"), found.array)
+        np.testing.assert_array_equal(f.get_tensor("hidden_states"), result.array)
 
 
 @pytest.mark.parametrize(
@@ -254,26 +258,28 @@ def test_file_is_plain_safetensors(lengths, backbone, tmp_path):
     ],
     ids=["large models as they are stored", "float16", "float32 on a CPU", "unknown"],
 )
-def test_a_frozen_backbone_reads_in_its_own_type_on_a_gpu(stored, device, wanted):
+def test_a_frozen_backbone_reads_in_its_own_type_on_a_gpu(stored, device, expected):
     config = LlamaConfig(dtype=stored)
-    assert loading.reading_dtype(config, device) == wanted
+    assert loading.reading_dtype(config, device) == expected
 
 
 def test_features_are_made_where_the_machine_reads_fastest(prepared, monkeypatch, tmp_path):
     moved = []
     monkeypatch.setattr(machine, "device", lambda: torch.device("meta"))
     monkeypatch.setattr(torch.nn.Module, "to", lambda self, where: moved.append(where) or self)
-    assert artefacts.reading_backbone(prepared).hidden_size == prepared.hidden_size and moved == [torch.device("meta")]
+    assert artefacts.reading_backbone(prepared).hidden_size == prepared.hidden_size and moved == [
+        torch.device("meta")
+    ]
 
 
 @pytest.mark.gpu
 def test_features_of_a_gpu_are_those_of_a_cpu(backbone_folder, tmp_path):
     backbone, tokens = loading.load(backbone_folder), tokens_of()
-    wanted = cached_features(
+    expected = cached_features(
         backbone, tokens, tmp_path / "cpu.safetensors", key="k", progress=False
     ).array
     backbone.model.to("cuda")
-    found = cached_features(
+    result = cached_features(
         backbone, tokens, tmp_path / "gpu.safetensors", key="k", progress=False
     ).array
-    np.testing.assert_allclose(found, wanted, atol=2e-2)
+    np.testing.assert_allclose(result, expected, atol=2e-2)

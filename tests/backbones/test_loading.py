@@ -1,9 +1,8 @@
-"""Backbones: special tokens, windows, real MiniLM weights, LoRA targets proven by gradients, errors
-that name the fix.
+"""Backbones: special tokens, windows, real weights, LoRA targets, and errors that name the fix.
 
-LoRA is tried on tiny configurations of the real classes (METHOD.md section 4): every listed target
-must carry adapters that receive a gradient, and a model whose layers are not known is refused with
-the list of what it has.
+LoRA is tried on tiny configurations of the real classes (docs/method.md, "Training"): every target
+must get adapters that receive a gradient, and a model with unknown layers is refused with a list of
+its layers.
 """
 
 from __future__ import annotations
@@ -90,8 +89,7 @@ def test_every_lora_target_is_adapted_and_learns(architecture, options, targets)
     for target in targets:
         up = {n: p for n, p in trained.items() if f".{target}.lora_B." in n}
         assert len(up) >= SIZES["num_hidden_layers"], f"{target} is not adapted in every layer"
-        # B starts at zero: at the first step it alone has a gradient, A has one from the second
-        # step on
+        # B starts at zero, so that at the first step only B has a gradient that is not zero
         assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in up.values()), target
         assert all(p.grad is not None for n, p in trained.items() if f".{target}." in n)
     if architecture == "DeepseekV3":
@@ -160,7 +158,7 @@ def test_loaded_backbone_states_its_sizes(backbone):
 
 
 def test_added_tokens_count(tmp_path):
-    """`len(tokenizer)`, not `tokenizer.vocab_size`: an added token has an id beyond it."""
+    """An added token has an id beyond `tokenizer.vocab_size`, but within `len(tokenizer)`."""
     tokenizer = tiny_tokenizer()
     before = len(tokenizer)
     tokenizer.add_tokens(["<drug>"])
@@ -168,8 +166,8 @@ def test_added_tokens_count(tmp_path):
     backbone = loading.load(save_backbone(tmp_path / "added", model, tokenizer))
     assert backbone.num_tokens == before + 1 > backbone.tokenizer.vocab_size
     assert backbone.tokenizer("<drug>", add_special_tokens=False)["input_ids"] == [before]
-    found = features.hidden_states(backbone, [torch.tensor([before, 7]).numpy()])
-    assert found[0].shape == (2, 16)
+    result = features.hidden_states(backbone, [torch.tensor([before, 7]).numpy()])
+    assert result[0].shape == (2, 16)
 
 
 def test_minilm_is_a_trained_encoder():
@@ -259,9 +257,7 @@ def smollm2(causal_lm: bool = False):
 
 
 def test_smollm2_is_a_trained_language_model():
-    """Real weights: English is less surprising than the same words shuffled, and the rightful next
-    word is among the first.
-    """
+    """Real weights: English has a smaller loss than when shuffled, and "Paris" is predicted."""
     model, tokenizer = smollm2(causal_lm=True)
     text = (
         "The patient was admitted to the hospital with chest pain and shortness of breath. He was"
@@ -277,7 +273,7 @@ def test_smollm2_is_a_trained_language_model():
         after = model(
             input_ids=tokenizer("The capital of France is", return_tensors="pt")["input_ids"]
         ).logits[0, -1]
-    assert losses[0] + 1 < losses[1], "perplexity of English below that of shuffled English"
+    assert losses[0] + 1 < losses[1], "English must have a smaller loss"
     assert " Paris" in tokenizer.batch_decode(after.topk(5).indices[:, None])
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight, (
         "tied embeddings"
@@ -348,7 +344,7 @@ def test_options_that_cannot_be_met_are_refused(options, message, backbone_folde
         loading.load(backbone_folder, **options)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="says what a machine without CUDA says")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="about machines without CUDA")
 def test_four_bits_need_a_gpu(backbone_folder):
     with pytest.raises(
         RuntimeError, match="need a CUDA GPU and there is none here; load with quantise=False"
@@ -365,9 +361,7 @@ def test_encoder_decoders_are_refused():
 
 @pytest.mark.parametrize("architecture", ["Bert", "Mistral"])
 def test_checkpointed_bfloat16_and_no_dropout(architecture, tmp_path):
-    """Gradients are the same with and without recomputation; the weights are bfloat16, dropout is
-    off.
-    """
+    """Gradients are the same with and without recomputation; bfloat16 weights load as such."""
     tokenizer = tiny_tokenizer()
     folder = save_backbone(tmp_path / "b", tiny(architecture, vocab_size=len(tokenizer)), tokenizer)
     gradients = []
@@ -402,13 +396,13 @@ def test_adapters_are_saved_as_peft_saves_them(tmp_path):
         p.name for p in (tmp_path / "a").iterdir()
     }
     ids = torch.arange(1, 9)[None]
-    wanted = adapted.eval()(input_ids=ids).last_hidden_state
+    expected = adapted.eval()(input_ids=ids).last_hidden_state
     folder = tmp_path / "a"
     for again in (
         adapters.load_adapter(tiny("Llama"), folder),
         PeftModel.from_pretrained(tiny("Llama"), folder),
     ):
-        torch.testing.assert_close(again.eval()(input_ids=ids).last_hidden_state, wanted)
+        torch.testing.assert_close(again.eval()(input_ids=ids).last_hidden_state, expected)
     with pytest.raises(ValueError, match="has no adapter_config.json"):
         adapters.load_adapter(tiny("Llama"), tmp_path)
     (tmp_path / "a" / "adapter_model.safetensors").rename(tmp_path / "a" / "adapter_model.bin")

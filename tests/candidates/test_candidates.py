@@ -30,6 +30,7 @@ from plantlib.candidates.decoder import (
 from plantlib.candidates.lists import Ranker
 from plantlib.kernels import Cells, reference
 from plantlib.metrics.documents import Scores, StreamingEvaluator, evaluate, precision_at_k
+from plantlib.planting import starts
 from plantlib.planting.decoder import Packed
 from plantlib.training.records import RunRecord
 from plantlib.utils.base import DataError
@@ -153,13 +154,9 @@ def packed_of(lengths, seed: int = 3) -> Packed:
 
 def planted_decoder(queries=None, start="lookup+score", **options) -> CandidateDecoder:
     decoder = CandidateDecoder(L, D, R)
-    plant(
-        decoder,
-        sparse.csr_matrix(np.eye(L, dtype=int)),
-        CandidateConfig(rank=R, init_std=0.3, **options),
-        start,
-        queries,
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(starts, "INIT_STD", 0.3)
+        plant(decoder, sparse.csr_matrix(np.eye(L, dtype=int)), start, queries, **options)
     return decoder
 
 
@@ -265,7 +262,7 @@ def test_factors_are_exact_at_full_rank_and_best_below():
 
 @pytest.mark.parametrize(
     ("option", "message"),
-    [({"width": 0}, "width=0; give at least 1"), ({"hard": 2.0}, "hard=2.0; give")],
+    [({"width": 0}, "width=0; give at least 1"), ({"rank": 0}, "rank=0; give at least 1")],
 )
 def test_options_are_checked(option, message):
     with pytest.raises(ValueError, match=message):
@@ -277,14 +274,14 @@ def with_labels(prepared, labels):
 
 
 def test_training_works_and_prediction_needs_no_labels(prepared):
-    config = CandidateConfig(width=4, rank=8, epochs=6, learning_rate=3e-2)
+    config = CandidateConfig(width=4, rank=8, epochs=6)
     labels, train, test = prepared.corpus.labels, prepared.rows["train"], prepared.rows["test"]
     made = []
     for y in (labels, _scrambled_outside(labels, train)):
         data, _ = candidate_runs.data_of(with_labels(prepared, y), config, progress=False)
         decoder = CandidateDecoder(labels.shape[1], prepared.hidden_size, config.rank)
-        plant(decoder, y[train], config)
-        losses = candidate_training.fit(decoder, data, train, y, config, progress=False)
+        plant(decoder, y[train])
+        losses = candidate_training.fit(decoder, data, train, y, config, rate=3e-2, progress=False)
         made.append(
             (data.ranked, losses, candidate_training.predict(decoder, data, test, config, k=4))
         )
@@ -307,7 +304,8 @@ def test_training_works_and_prediction_needs_no_labels(prepared):
     reason="no GPU here: the same code runs on the CPU in the tests around",
 )
 def test_a_run_on_the_gpu_is_that_of_the_cpu(prepared, monkeypatch):
-    config = CandidateConfig(width=5, rank=8, epochs=2, learning_rate=3e-2)
+    monkeypatch.setattr(candidate_runs, "LEARNING_RATE", 3e-2)
+    config = CandidateConfig(width=5, rank=8, epochs=2)
     there, decoder = candidate_runs.run_candidates(prepared, config, progress=False)
     assert decoder.planted_gain.is_cuda
     monkeypatch.setattr(candidate_runs.machine, "device", lambda: torch.device("cpu"))
@@ -317,8 +315,9 @@ def test_a_run_on_the_gpu_is_that_of_the_cpu(prepared, monkeypatch):
     assert len(losses[0]) == 2 and losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
-def test_a_run_is_a_record_that_states_what_its_candidates_reach(prepared, tmp_path):
-    config = CandidateConfig(width=5, rank=8, epochs=3, learning_rate=3e-2)
+def test_a_run_is_a_record_that_states_what_its_candidates_reach(prepared, tmp_path, monkeypatch):
+    monkeypatch.setattr(candidate_runs, "LEARNING_RATE", 3e-2)
+    config = CandidateConfig(width=5, rank=8, epochs=3)
     record, decoder = candidate_runs.run_candidates(
         prepared, config, results=tmp_path, progress=False
     )
@@ -354,7 +353,7 @@ def test_buckets_are_ranked_among_all_candidates(prepared):
     config = CandidateConfig(width=labels.shape[1], rank=8)
     data, _ = candidate_runs.data_of(prepared, config, "linear", progress=False)
     decoder = CandidateDecoder(labels.shape[1], prepared.hidden_size, config.rank)
-    plant(decoder, prepared.train_labels, config, "linear")
+    plant(decoder, prepared.train_labels, "linear")
     # half of the labels are rare, whatever the corpus says, and five places are kept of all labels
     counts = np.where(np.arange(labels.shape[1]) % 2, 1, 60)
     found = candidate_training.score(decoder, data, test, config, counts, k=5)
@@ -410,7 +409,7 @@ def test_training_from_the_linear_score_begins_with_its_ranking(prepared):
     data, linear = candidate_runs.data_of(prepared, config, "lookup+linear", progress=False)
     train, test = prepared.rows["train"], prepared.rows["test"]
     decoder = CandidateDecoder(prepared.corpus.L, prepared.hidden_size, config.rank)
-    plant(decoder, prepared.train_labels, config, "lookup+linear")
+    plant(decoder, prepared.train_labels, "lookup+linear")
     found, whole = candidate_training.predict(decoder, data, test, config, k=4), linear.scores(test)
     np.testing.assert_allclose(found.scores, -np.sort(-whole, axis=1)[:, :4], atol=1e-5)
     assert not np.array_equal(linear.scores(train), linear.tables[0].scores(linear.tfidf[train])), (
@@ -442,7 +441,8 @@ def test_the_best_places_are_those_of_a_stable_sort():
 
 @pytest.mark.parametrize("start", ["random", "lookup+score", "shuffled+linear"])
 def test_a_killed_run_goes_on_to_the_same_numbers(prepared, tmp_path, monkeypatch, start):
-    config = CandidateConfig(width=5, rank=8, epochs=3, learning_rate=3e-2)
+    monkeypatch.setattr(candidate_runs, "LEARNING_RATE", 3e-2)
+    config = CandidateConfig(width=5, rank=8, epochs=3)
     whole, _ = candidate_runs.run_candidates(prepared, config, start, progress=False)
     offer = candidate_runs.Kept.offer
 

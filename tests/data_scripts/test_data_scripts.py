@@ -22,14 +22,14 @@ from plantlib.utils.io import read_json
 
 
 def jsonl(path: Path, rows: list[dict]) -> None:
-    """Write rows as .jsonl.xz, or plain when the name says so."""
+    """Write rows as .jsonl, compressed if the name ends in .xz."""
     path.parent.mkdir(parents=True, exist_ok=True)
     data = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
     path.write_bytes(lzma.compress(data) if path.suffix == ".xz" else data)
 
 
 def zipped(folder: Path, path: Path) -> Path:
-    """All files of `folder` as a zip, with the litter that archives made on a Mac carry."""
+    """All files of `folder` as a zip, with a file that archives made on a Mac hold too."""
     with zipfile.ZipFile(path, "w") as archive:
         for file in sorted(p for p in folder.rglob("*") if p.is_file()):
             archive.write(file, file.relative_to(folder.parent).as_posix())
@@ -103,47 +103,47 @@ def codiesp_archive(tmp_path) -> Path:
 
 
 def test_codiesp_reads_english_diagnoses(tmp_path, codiesp_lines):
-    made = Corpus.load(sources.script("get_codiesp").build(tmp_path / "out", codiesp_lines))
-    assert made.name == "codiesp" and made.ids == ["S01", "S02", "S03", "S04", "S05"]
-    assert made.split.tolist() == ["train", "train", "dev", "test", "unlabelled"]
+    corpus = Corpus.load(sources.script("get_codiesp").build(tmp_path / "out", codiesp_lines))
+    assert corpus.name == "codiesp" and corpus.ids == ["S01", "S02", "S03", "S04", "S05"]
+    assert corpus.split.tolist() == ["train", "train", "dev", "test", "unlabelled"]
     assert (
-        made.label_names == ["r05", "r06.00", "r50.9"]
-        and made.texts[0] == "High fever.\nDry cough."
+        corpus.label_names == ["r05", "r06.00", "r50.9"]
+        and corpus.texts[0] == "High fever.\nDry cough."
     )
-    assert made.evidence is None and made.label_texts == {"r05": 'Cough, "dry'}
-    assert set(made.manifest["sources"]) == {f"{s}.jsonl.xz" for s in CASES} | {"labels_D.tsv"}
+    assert corpus.evidence is None and corpus.label_texts == {"r05": 'Cough, "dry'}
+    assert set(corpus.manifest["sources"]) == {f"{s}.jsonl.xz" for s in CASES} | {"labels_D.tsv"}
     assert (
-        made.manifest["licence"] == "CC BY 4.0"
-        and made.manifest["counts"]["documents"]["unlabelled"] == 1
+        corpus.manifest["licence"] == "CC BY 4.0"
+        and corpus.manifest["counts"]["documents"]["unlabelled"] == 1
     )
 
 
 def test_codiesp_evidence_points_into_the_spanish_text(tmp_path, codiesp_lines):
-    made = Corpus.load(
+    corpus = Corpus.load(
         sources.script("get_codiesp").build(
             tmp_path / "out", codiesp_lines, task="DP", language="es"
         )
     )
-    assert made.name == "codiesp-dp-es" and made.L == 5 and len(made.evidence) == 5
-    for span in made.evidence.itertuples():
-        assert made.texts[made.ids.index(span.id)][span.start : span.end] == span.text
-    assert made.evidence["text"].tolist() == ["Fiebre", "Tos", "seca", "alta", "Tos"]
+    assert corpus.name == "codiesp-dp-es" and corpus.L == 5 and len(corpus.evidence) == 5
+    for span in corpus.evidence.itertuples():
+        assert corpus.texts[corpus.ids.index(span.id)][span.start : span.end] == span.text
+    assert corpus.evidence["text"].tolist() == ["Fiebre", "Tos", "seca", "alta", "Tos"]
 
 
 def test_codiesp_archive_folder_and_lines_agree(tmp_path, codiesp_lines, codiesp_archive):
     build = sources.script("get_codiesp").build
     archive = zipped(codiesp_archive, tmp_path / "codiesp.zip")
-    made = [
+    corpora = [
         Corpus.load(build(tmp_path / f"out{i}", source, task="DP", language="es"))
         for i, source in enumerate((codiesp_lines, codiesp_archive, archive))
     ]
-    assert len({c.fingerprint() for c in made}) == 1
-    assert made[0].evidence.equals(made[2].evidence)
-    assert list(made[2].manifest["sources"]) == ["codiesp.zip"]
+    assert len({c.fingerprint() for c in corpora}) == 1
+    assert corpora[0].evidence.equals(corpora[2].evidence)
+    assert list(corpora[2].manifest["sources"]) == ["codiesp.zip"]
 
 
 def test_codiesp_categories_and_every_variant_by_name(tmp_path, codiesp_lines):
-    made = {
+    corpora = {
         name: Corpus.load(
             sources.script("get_codiesp").build(
                 tmp_path / "out" / name, codiesp_lines, **known.options
@@ -152,19 +152,19 @@ def test_codiesp_categories_and_every_variant_by_name(tmp_path, codiesp_lines):
         for name, known in sources.KNOWN.items()
         if known.script == "get_codiesp"
     }
-    assert {c.name for c in made.values()} == set(made) and len(made) == 8
+    assert {c.name for c in corpora.values()} == set(corpora) and len(corpora) == 8
     assert (
-        made["codiesp-d3"].label_names == ["r05", "r06", "r50"]
-        and made["codiesp-dp-es"].L == made["codiesp-dp"].L == 5
+        corpora["codiesp-d3"].label_names == ["r05", "r06", "r50"]
+        and corpora["codiesp-dp-es"].L == corpora["codiesp-dp"].L == 5
     )
     assert (
-        made["codiesp-d3-es"].evidence["label"].unique().tolist() == ["r50", "r05"]
-        and made["codiesp-d3"].evidence is None
+        corpora["codiesp-d3-es"].evidence["label"].unique().tolist() == ["r50", "r05"]
+        and corpora["codiesp-d3"].evidence is None
     )
-    assert made["codiesp-d3"].label_texts["r05"] == "Cough"
+    assert corpora["codiesp-d3"].label_texts["r05"] == "Cough"
 
 
-def test_codiesp_refuses_what_it_does_not_know(tmp_path, codiesp_archive):
+def test_codiesp_refuses_unknown_tasks_and_missing_files(tmp_path, codiesp_archive):
     build = sources.script("get_codiesp").build
     with pytest.raises(DataError, match="wanted task D, D3, P or DP and language en or es"):
         build(tmp_path / "out", codiesp_archive, task="X")
@@ -204,7 +204,8 @@ CONCEPTS = {
 
 
 def test_eurlex_lines_archive_and_folder_agree(tmp_path):
-    lines, root = tmp_path / "eurlex57k", tmp_path / "dataset"
+    lines = tmp_path / "eurlex57k"
+    root = tmp_path / "dataset"
     for split, laws in LAWS.items():
         jsonl(lines / f"{split}.jsonl.xz", laws)
         (root / split).mkdir(parents=True)
@@ -212,22 +213,25 @@ def test_eurlex_lines_archive_and_folder_agree(tmp_path):
             (root / split / f"{one['celex_id']}.json").write_text(json.dumps(one))
     (lines / "EURLEX57K.json").write_text(json.dumps(CONCEPTS))
     (tmp_path / "eurovoc_en.json").write_text(json.dumps(CONCEPTS))
-    build, archive = sources.script("get_eurlex57k").build, zipped(root, tmp_path / "datasets.zip")
-    made = [
+    build = sources.script("get_eurlex57k").build
+    archive = zipped(root, tmp_path / "datasets.zip")
+    corpora = [
         Corpus.load(build(tmp_path / f"out{i}", s)) for i, s in enumerate((lines, archive, root))
     ]
-    assert len({c.fingerprint() for c in made}) == 1
-    assert made[0].texts == [
+    assert len({c.fingerprint() for c in corpora}) == 1
+    assert corpora[0].texts == [
         "HEAD\nWHEREAS\nArticle 1\nArticle 2",
         "\n\nArticle 1\nArticle 2",
         "HEAD\nWHEREAS\nArticle 1\nArticle 2",
         "HEAD\nWHEREAS",
     ]
-    assert made[0].label_names == ["1086", "1196", "20", "9999"]
+    assert corpora[0].label_names == ["1086", "1196", "20", "9999"]
     assert (
-        made[0].label_texts == made[1].label_texts == {"1086": "concept 1086", "20": "concept 20"}
+        corpora[0].label_texts
+        == corpora[1].label_texts
+        == {"1086": "concept 1086", "20": "concept 20"}
     )
-    assert set(made[1].manifest["sources"]) == {"datasets.zip", "eurovoc_en.json"}
+    assert set(corpora[1].manifest["sources"]) == {"datasets.zip", "eurovoc_en.json"}
 
 
 def test_eurlex_names_what_is_missing(tmp_path):
@@ -253,15 +257,15 @@ def cooking(tmp_path) -> Path:
 
 def test_cooking_reads_titles_tags_and_ids(tmp_path, cooking):
     build = sources.script("get_cooking").build
-    made = Corpus.load(build(tmp_path / "out", cooking, test_lines=1))
-    assert made.ids == ["11", "22", "33"] and made.split.tolist() == ["train", "train", "test"]
-    assert made.texts[0] == "How much does starch affect a sauce?"
-    assert made.label_names == ["cheese", "food-safety", "sauce"]
+    corpus = Corpus.load(build(tmp_path / "out", cooking, test_lines=1))
+    assert corpus.ids == ["11", "22", "33"] and corpus.split.tolist() == ["train", "train", "test"]
+    assert corpus.texts[0] == "How much does starch affect a sauce?"
+    assert corpus.label_names == ["cheese", "food-safety", "sauce"]
     with tarfile.open(tmp_path / "cooking.tar.gz", "w:gz") as archive:
         for file in sorted(cooking.iterdir()):
             archive.add(file, file.name)
     again = Corpus.load(build(tmp_path / "out2", tmp_path / "cooking.tar.gz", test_lines=1))
-    assert again.fingerprint() == made.fingerprint()
+    assert again.fingerprint() == corpus.fingerprint()
     with pytest.raises(DataError, match="has 3 lines, wanted more than the 3000"):
         build(tmp_path / "out3", cooking)
 
@@ -296,14 +300,14 @@ def test_a_download_is_checked(tmp_path, cooking, monkeypatch):
     with pytest.raises(DataError, match="the public file changed"):
         module.build(tmp_path / "out", test_lines=1)
     monkeypatch.setattr(module, "TEXT_SHA256", hashlib.sha256(TITLES.encode()).hexdigest())
-    made = Corpus.load(module.build(tmp_path / "out", test_lines=1))
+    corpus = Corpus.load(module.build(tmp_path / "out", test_lines=1))
     assert (
-        made.ids == ["line-0", "line-1", "line-2"]
-        and "cooking.stackexchange.tar.gz" in made.manifest["sources"]
+        corpus.ids == ["line-0", "line-1", "line-2"]
+        and "cooking.stackexchange.tar.gz" in corpus.manifest["sources"]
     )
 
 
-def test_a_torn_download_leaves_nothing(tmp_path, monkeypatch):
+def test_a_failed_download_leaves_nothing(tmp_path, monkeypatch):
     common = sources.script("common")
     serve(monkeypatch, b"x" * 10)
     with pytest.raises(DataError, match="wanted 00: the file changed or is damaged; .*--from"):
@@ -376,21 +380,21 @@ def apt_lists(folder: Path, packages: str = PACKAGES) -> Path:
 
 
 def test_debtags_from_apt_lists(tmp_path):
-    made = Corpus.load(
+    corpus = Corpus.load(
         sources.script("get_debtags").build(tmp_path / "out", apt_lists(tmp_path / "lists"))
     )
-    assert made.ids == ["alpha", "zeta"] and made.label_names == [
+    assert corpus.ids == ["alpha", "zeta"] and corpus.label_names == [
         "interface::commandline",
         "role::program",
         "role::shared-lib",
         "use::editing",
     ]
-    assert made.texts[1] == "zeta an editor. It edits text, and more.\nSecond paragraph."
+    assert corpus.texts[1] == "zeta an editor. It edits text, and more.\nSecond paragraph."
     assert (
-        made.manifest["release_date"].startswith("Sat, 11 Jul 2026")
-        and made.manifest["packages"] == 3
+        corpus.manifest["release_date"].startswith("Sat, 11 Jul 2026")
+        and corpus.manifest["packages"] == 3
     )
-    assert all("mirror" not in name for name in made.manifest["sources"])
+    assert all("mirror" not in name for name in corpus.manifest["sources"])
 
 
 def test_debtags_folder_and_lists_agree(tmp_path):
@@ -402,9 +406,9 @@ def test_debtags_folder_and_lists_agree(tmp_path):
             {"role::program": {"name": "Program", "description": "d"}, "x::y": {"name": "n"}}
         )
     )
-    made = Corpus.load(module.build(tmp_path / "out", tmp_path / "debtags"))
-    assert made.fingerprint() == Corpus.load(module.build(tmp_path / "out2", lists)).fingerprint()
-    assert made.label_texts == {"role::program": "Program"}
+    corpus = Corpus.load(module.build(tmp_path / "out", tmp_path / "debtags"))
+    assert corpus.fingerprint() == Corpus.load(module.build(tmp_path / "out2", lists)).fingerprint()
+    assert corpus.label_texts == {"role::program": "Program"}
 
 
 def test_debtags_split_is_the_published_rule():
@@ -445,10 +449,14 @@ def test_debtags_reports_apt_failures(tmp_path, monkeypatch):
 
 
 @pytest.mark.network
-@pytest.mark.skipif(shutil.which("apt-get") is None, reason="the road through apt needs apt-get")
+@pytest.mark.skipif(shutil.which("apt-get") is None, reason="needs apt-get")
 def test_debtags_through_apt(tmp_path):
-    made = Corpus.load(sources.script("get_debtags").build(tmp_path / "out"))
-    assert made.N > 10_000 and made.L > 300 and len(made.rows("train")) > 3 * len(made.rows("test"))
+    corpus = Corpus.load(sources.script("get_debtags").build(tmp_path / "out"))
+    assert (
+        corpus.N > 10_000
+        and corpus.L > 300
+        and len(corpus.rows("train")) > 3 * len(corpus.rows("test"))
+    )
 
 
 @pytest.fixture(scope="module")
@@ -456,7 +464,7 @@ def synthetic() -> Corpus:
     return sources.script("get_synthetic_icd").make()
 
 
-def test_synthetic_is_long_tailed_marked_and_the_size_asked(synthetic):
+def test_synthetic_is_long_tailed_marked_as_synthetic_and_of_the_size_given(synthetic):
     assert {s: len(synthetic.rows(s)) for s in ("train", "dev", "test")} == {
         "train": 400,
         "dev": 100,
@@ -478,7 +486,7 @@ def test_synthetic_is_long_tailed_marked_and_the_size_asked(synthetic):
     assert set(synthetic.label_texts) == set(synthetic.label_names)
 
 
-def test_synthetic_evidence_names_every_label_where_it_says(synthetic):
+def test_synthetic_evidence_spans_hold_their_text_and_cover_every_label(synthetic):
     spans = synthetic.evidence
     text = dict(zip(synthetic.ids, synthetic.texts, strict=True))
     assert all(text[s.id][s.start : s.end] == s.text for s in spans.itertuples())
@@ -489,11 +497,12 @@ def test_synthetic_evidence_names_every_label_where_it_says(synthetic):
     }
 
 
-def test_synthetic_is_frozen_for_a_seed_and_a_package_version(synthetic):
+def test_synthetic_is_the_same_for_a_seed_and_a_package_version(synthetic):
     if synthetic.manifest["package"] == "simple-icd-10-cm==1.5.0":
         assert synthetic.fingerprint() == "7eb374b52093adaf"
     module = sources.script("get_synthetic_icd")
-    small, other = module.make((40, 10, 10), 300, 0), module.make((40, 10, 10), 300, 1)
+    small = module.make((40, 10, 10), 300, 0)
+    other = module.make((40, 10, 10), 300, 1)
     assert small.texts[:40] == synthetic.texts[:40] and small.texts != other.texts
 
 
@@ -501,13 +510,13 @@ def test_synthetic_is_neither_trivial_nor_hopeless(synthetic):
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import Ridge
 
-    made = synthetic.seen_in_train()
-    train, test = made.rows("train"), made.rows("test")
+    corpus = synthetic.seen_in_train()
+    train, test = corpus.rows("train"), corpus.rows("test")
     tfidf = TfidfVectorizer(sublinear_tf=True)
-    x = tfidf.fit_transform([made.texts[i] for i in train])
-    model = Ridge(alpha=1.0).fit(x, made.labels[train].toarray())
-    best = model.predict(tfidf.transform([made.texts[i] for i in test])).argmax(axis=1)
-    precision = np.mean([made.labels[i, j] for i, j in zip(test, best, strict=True)])
+    x = tfidf.fit_transform([corpus.texts[i] for i in train])
+    model = Ridge(alpha=1.0).fit(x, corpus.labels[train].toarray())
+    best = model.predict(tfidf.transform([corpus.texts[i] for i in test])).argmax(axis=1)
+    precision = np.mean([corpus.labels[i, j] for i, j in zip(test, best, strict=True)])
     assert 0.5 < precision < 0.9
 
 
@@ -519,14 +528,14 @@ def test_synthetic_refuses_impossible_sizes():
 def test_load_builds_from_plant_data_once_and_says_so(tmp_path, monkeypatch, capsys, codiesp_lines):
     monkeypatch.setenv("PLANT_DATA", str(tmp_path))
     monkeypatch.setenv("PLANT_HOME", str(tmp_path / "home"))
-    made = Corpus.load("codiesp-es")
+    corpus = Corpus.load("codiesp-es")
     line = capsys.readouterr().err
     assert (
         line == "codiesp-es: not built yet, making it from $PLANT_DATA/codiesp with"
         " data_scripts/get_codiesp.py\n"
     )
     assert (
-        Corpus.load("codiesp-es").fingerprint() == made.fingerprint()
+        Corpus.load("codiesp-es").fingerprint() == corpus.fingerprint()
         and capsys.readouterr().err == ""
     )
     assert read_json(tmp_path / "home/codiesp-es/manifest.json")["language"] == "es"

@@ -1,6 +1,7 @@
-"""MIMIC-III and IV from generated tables in the exact schema of the sources: hand-worked rules,
-whole builds, and the table of published counts. The small tables written here hold what each rule
-turns on; fixtures.py makes the larger ones.
+"""MIMIC-III and IV from generated tables in the schema of the sources.
+
+Rules against values worked out by hand, whole builds, and the table of published counts. Small
+tables are written here, each for one rule; fixtures.py generates the larger ones.
 """
 
 from __future__ import annotations
@@ -117,7 +118,7 @@ def event(row, subject, hadm, kind, text, category="Discharge summary", date="21
 
 @pytest.fixture
 def three(tmp_path) -> Path:
-    """Six admissions of four patients, each of which turns on one rule."""
+    """Six admissions of four patients, each for one rule."""
     folder = tmp_path / "mimic3"
     write(
         folder / "NOTEEVENTS.csv.gz",
@@ -160,19 +161,19 @@ def ids(folder: Path, ending: str, **parts) -> None:
 
 def test_mimic3_published_and_exact(tmp_path, three):
     ids(three, "full_hadm_ids", train=[100, 103], dev=[101], test=[105, 999])
-    made = Corpus.load(get_mimic3.build(tmp_path / "out", three))
-    assert made.ids == ["100", "101", "103", "105"] and made.split.tolist() == [
+    loaded = Corpus.load(get_mimic3.build(tmp_path / "out", three))
+    assert loaded.ids == ["100", "101", "103", "105"] and loaded.split.tolist() == [
         "train",
         "dev",
         "train",
         "test",
     ]
-    assert made.texts[0] == 'first\nline\nlate, with a "quote"' and made.name == "mimic3-full"
-    assert made.label_names == ["038.9", "38.93", "401.9", "44"] and made.labels.sum(
+    assert loaded.texts[0] == 'first\nline\nlate, with a "quote"' and loaded.name == "mimic3-full"
+    assert loaded.label_names == ["038.9", "38.93", "401.9", "44"] and loaded.labels.sum(
         axis=1
     ).ravel().tolist() == [[2, 1, 0, 1]]
-    assert made.manifest["credentialed"] is True and "synthetic" not in made.manifest
-    assert any("supplied" in note for note in made.manifest["notes"])
+    assert loaded.manifest["credentialed"] is True and "synthetic" not in loaded.manifest
+    assert any("supplied" in note for note in loaded.manifest["notes"])
     exact = Corpus.load(get_mimic3.build(tmp_path / "exact", three, codes="exact", text="caml"))
     assert exact.ids == ["100", "101", "105"] and exact.label_names == [
         "00.44",
@@ -184,11 +185,11 @@ def test_mimic3_published_and_exact(tmp_path, three):
     assert exact.texts[0] == "first line late with a quote" and exact.name == "mimic3-full-exact"
 
 
-def test_mimic3_derives_a_split_by_patient_and_says_so(tmp_path, three):
-    made = Corpus.load(get_mimic3.build(tmp_path / "out", three))
-    side = dict(zip(made.ids, made.split, strict=True))
+def test_mimic3_without_id_files_splits_by_patient_and_notes_it(tmp_path, three):
+    loaded = Corpus.load(get_mimic3.build(tmp_path / "out", three))
+    side = dict(zip(loaded.ids, loaded.split, strict=True))
     assert side["100"] == side["101"] and any(
-        "DERIVED by rule" in note for note in made.manifest["notes"]
+        "DERIVED by rule" in note for note in loaded.manifest["notes"]
     )
 
 
@@ -215,11 +216,11 @@ def test_mimic3_few_and_lists():
     assert get_mimic3.top50({"a": {"x", "y"}, "b": {"y"}}, {})[0] == ["y", "x"]
 
 
-def test_mimic3_subset_takes_its_own_id_files(tmp_path, three):
+def test_a_mimic3_subset_uses_the_id_files_of_that_subset(tmp_path, three):
     ids(three, "full_hadm_ids", train=[100], dev=[101], test=[105])
     ids(three, "50_hadm_ids", train=[101], dev=[105], test=[100])
-    made = Corpus.load(get_mimic3.build(tmp_path / "out", three, subset="top50"))
-    assert dict(zip(made.ids, made.split, strict=True)) == {
+    loaded = Corpus.load(get_mimic3.build(tmp_path / "out", three, subset="top50"))
+    assert dict(zip(loaded.ids, loaded.split, strict=True)) == {
         "100": "test",
         "101": "train",
         "105": "dev",
@@ -231,8 +232,8 @@ def test_split_files_with_a_byte_order_mark_or_packed(tmp_path, three):
     (three / "train_full_hadm_ids.csv").write_text("\ufeff100\n", encoding="utf-8")
     (three / "dev_full_hadm_ids.csv").unlink()
     (three / "dev_full_hadm_ids.csv.gz").write_bytes(gzip.compress(b"101\n"))
-    made = Corpus.load(get_mimic3.build(tmp_path / "out", three))
-    assert made.ids == ["100", "101", "105"] and made.split.tolist() == ["train", "dev", "test"]
+    loaded = Corpus.load(get_mimic3.build(tmp_path / "out", three))
+    assert loaded.ids == ["100", "101", "105"] and loaded.split.tolist() == ["train", "dev", "test"]
 
 
 @pytest.mark.parametrize(
@@ -322,38 +323,40 @@ def test_mimic4_rule_and_supplied_split(tmp_path):
         f"h{i},{'val' if i == 4 else 'test' if i == 5 else 'train'}\n" for i in range(9)
     )
     (folder / "mimiciv_icd10_split.csv").write_text("_id,split\n" + split)
-    made = Corpus.load(get_mimic4.build(tmp_path / "out", folder))
-    # E78.5 has 2 notes and the procedure 1: below 10; h9 stands in no split
+    loaded = Corpus.load(get_mimic4.build(tmp_path / "out", folder))
+    # E78.5 has 2 notes and the procedure 1, fewer than 10; h9 is in no split
     assert (
-        made.ids == [f"n{i}" for i in range(9)]
-        and made.label_names == ["I10"]
-        and made.labels.nnz == 9
+        loaded.ids == [f"n{i}" for i in range(9)]
+        and loaded.label_names == ["I10"]
+        and loaded.labels.nnz == 9
     )
     assert (
-        made.split[4] == "dev"
-        and made.split[5] == "test"
-        and made.texts[0] == 'note 0 with, "two" lines'
+        loaded.split[4] == "dev"
+        and loaded.split[5] == "test"
+        and loaded.texts[0] == 'note 0 with, "two" lines'
     )
     (folder / "mimiciv_icd10_split.csv").unlink()
-    made = Corpus.load(get_mimic4.build(tmp_path / "out2", folder))
-    assert len(made.ids) == 10 and any("DERIVED" in note for note in made.manifest["notes"])
+    loaded = Corpus.load(get_mimic4.build(tmp_path / "out2", folder))
+    assert len(loaded.ids) == 10 and any("DERIVED" in note for note in loaded.manifest["notes"])
     with pytest.raises(DataError, match="no code has 3 to 7 training notes among 10 notes"):
         get_mimic4.build(tmp_path / "few", folder, subset="few")
 
 
 def test_mimic4_few_keeps_shares_and_every_label():
-    own = {
+    codes_of = {
         get_mimic4.Note(f"n{i:03d}", str(i), str(i)): {"rare" if i % 2 else "head", "head"}
         for i in range(24)
     }
-    split = {note: "train" if i < 14 else "val" if i < 18 else "test" for i, note in enumerate(own)}
+    split = {
+        note: "train" if i < 14 else "val" if i < 18 else "test" for i, note in enumerate(codes_of)
+    }
     # 12 notes with the code of 7 training notes: 7, 2 and 3 of 12
-    few = get_mimic4.few(own, split, cap=7)
+    few = get_mimic4.few(codes_of, split, cap=7)
     assert Counter(split[note] for note in few) == {"train": 4, "test": 2, "val": 1}
     assert all(codes == {"rare", "head"} for codes in few.values()) and few == get_mimic4.few(
-        own, split, cap=7
+        codes_of, split, cap=7
     )
-    assert len(get_mimic4.few(own, split, cap=12)) == 12
+    assert len(get_mimic4.few(codes_of, split, cap=12)) == 12
 
 
 def test_rules_keep_patients_together_and_labels_spread():
@@ -378,9 +381,9 @@ def test_rules_keep_patients_together_and_labels_spread():
 
 def miss(labels: list[list[int]], sides: list[str]) -> float:
     """Mean distance of a label's share in test from 15 %."""
-    every, test = Counter(x for own in labels for x in own), Counter()
-    for own, side in zip(labels, sides, strict=True):
-        test.update(own if side == "test" else [])
+    every, test = Counter(x for columns in labels for x in columns), Counter()
+    for columns, side in zip(labels, sides, strict=True):
+        test.update(columns if side == "test" else [])
     return float(np.mean([abs(test[x] / n - 0.15) for x, n in every.items()]))
 
 
@@ -392,7 +395,7 @@ def generated(tmp_path_factory) -> Path:
     return folder
 
 
-def test_generated_tables_hold_what_makes_the_sources_hard(generated):
+def test_generated_tables_have_the_difficulties_of_the_real_ones(generated):
     rows = list(csv.reader((generated / "mimic3/NOTEEVENTS.csv").open(newline="")))
     assert tuple(rows[0]) == fixtures.NOTEEVENTS
     summaries = [row for row in rows[1:] if row[6] == "Discharge summary"]
@@ -405,15 +408,15 @@ def test_generated_tables_hold_what_makes_the_sources_hard(generated):
     assert any(row[4] == "" for row in codes) and not any("." in row[4] for row in codes)
 
 
-def test_generated_tables_go_the_whole_road_and_say_synthetic(
+def test_generated_tables_build_every_corpus_and_are_marked_synthetic(
     generated, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setenv("PLANT_DATA", str(generated))
     monkeypatch.setenv("PLANT_HOME", str(tmp_path))
     names = [name for name in sources.KNOWN if name.startswith("mimic")]
-    made = {name: Corpus.load(name) for name in names}
+    corpora = {name: Corpus.load(name) for name in names}
     assert len(names) == 8
-    for name, corpus in made.items():
+    for name, corpus in corpora.items():
         assert (
             corpus.name == f"synthetic-{name}"
             and corpus.manifest["synthetic"]
@@ -424,37 +427,37 @@ def test_generated_tables_go_the_whole_road_and_say_synthetic(
             not any("[**" in text for text in corpus.texts)
             and len(corpus.label_texts) > 0.9 * corpus.L
         )
-    full, few = made["mimic3-full"], made["mimic3-few"]
+    full, few = corpora["mimic3-full"], corpora["mimic3-few"]
     train = np.asarray(full.labels[full.rows("train")].sum(axis=0)).ravel()
     for label in few.label_names:
         assert 1 <= train[full.label_names.index(label)] <= 5
     # 00.44 and 04.4 are one label in the published space
-    assert made["mimic3-full-exact"].L == full.L + 1
-    assert made["mimic3-top50"].L == made["mimic3-rare50"].L == 50
-    assert not set(made["mimic4-few"].ids) - set(made["mimic4-icd10"].ids)
+    assert corpora["mimic3-full-exact"].L == full.L + 1
+    assert corpora["mimic3-top50"].L == corpora["mimic3-rare50"].L == 50
+    assert not set(corpora["mimic4-few"].ids) - set(corpora["mimic4-icd10"].ids)
     for name in ("mimic4-icd10", "mimic4-few"):
         longer = {
             label: text
             for label, text in zip(
-                made[name].label_names, label_texts.read(made[name]), strict=True
+                corpora[name].label_names, label_texts.read(corpora[name]), strict=True
             )
             if text
         }
         assert any(
-            len(text) > len(made[name].label_texts[label]) for label, text in longer.items()
+            len(text) > len(corpora[name].label_texts[label]) for label, text in longer.items()
         ), "inclusion terms too"
-    assert buckets.edges_of(made["mimic4-few"].manifest) == (0, 7, 7), (
+    assert buckets.edges_of(corpora["mimic4-few"].manifest) == (0, 7, 7), (
         "the published buckets of this slice"
     )
-    assert buckets.edges_of(made["mimic4-icd10"].manifest) == buckets.EDGES
-    ten = made["mimic4-icd10"]
+    assert buckets.edges_of(corpora["mimic4-icd10"].manifest) == buckets.EDGES
+    ten = corpora["mimic4-icd10"]
     assert np.asarray(ten.labels.sum(axis=0)).min() >= 10 and len(set(ten.ids)) == ten.N
     real = tmp_path / "tables" / "mimic3"
     real.mkdir(parents=True)
     assert not sources._outdated("mimic3-full", tmp_path / "mimic3-full")
     monkeypatch.setenv("PLANT_DATA", str(tmp_path / "tables"))
     assert sources._outdated("mimic3-full", tmp_path / "mimic3-full"), (
-        "real tables take the place of generated ones"
+        "real tables replace generated ones"
     )
     capsys.readouterr()
     assert check.main(names) == 0
@@ -462,19 +465,19 @@ def test_generated_tables_go_the_whole_road_and_say_synthetic(
 
 
 def test_titles_are_formatted_like_codes(generated):
-    found = titles(
+    pairs = titles(
         Tables(generated / "mimic3"),
         "D_ICD_PROCEDURES",
         "icd9_code",
         lambda code: clinical.icd9(code, True),
     )
-    assert ("00.44", "Generated procedure 0044") in found and (
+    assert ("00.44", "Generated procedure 0044") in pairs and (
         "04.4",
         "Generated procedure 044",
-    ) in found
+    ) in pairs
 
 
-def test_notes_pass_by_and_are_not_held(tmp_path, monkeypatch):
+def test_notes_are_read_in_chunks_and_not_held(tmp_path, monkeypatch):
     words = " ".join(f"word{i}" for i in range(1200))
     notes = [[f"n{i}", i, f"h{i}", f"{i}\n{words}"] for i in range(1_500)]
     tables = Tables(four(tmp_path / "mimic4", notes, [[0, "h0", 1, "I10", 10]], "discharge.csv"))
@@ -487,19 +490,19 @@ def test_notes_pass_by_and_are_not_held(tmp_path, monkeypatch):
 
     monkeypatch.setattr(mimic_tables, "tqdm", bar)
     monkeypatch.setattr(mimic_tables, "ROWS", 50)
-    passing = get_mimic4.notes(tables)
+    notes_read = get_mimic4.notes(tables)
     assert (
-        next(passing)[0].id == "n0"
+        next(notes_read)[0].id == "n0"
         and sum(read) < 0.4 * (tables.folder / "note/discharge.csv").stat().st_size
     )
     assert (
-        sum(1 for _ in passing) == 1_499
+        sum(1 for _ in notes_read) == 1_499
         and sum(read) == (tables.folder / "note/discharge.csv").stat().st_size
     )
 
 
 def corpus(home: Path, name: str, **manifest) -> Path:
-    made = Corpus.from_lists(
+    small = Corpus.from_lists(
         name,
         ["a", "b", "c"],
         ["one two", "one", "one two three"],
@@ -507,16 +510,14 @@ def corpus(home: Path, name: str, **manifest) -> Path:
         ["train", "train", "test"],
         manifest=manifest,
     )
-    return made.save(home / name)
+    return small.save(home / name)
 
 
 def test_check_names_every_difference(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("PLANT_HOME", str(tmp_path))
-    (
-        corpus(tmp_path, "good"),
-        corpus(tmp_path, "bad"),
-        corpus(tmp_path, "ours", notes=["split: DERIVED by rule"]),
-    )
+    corpus(tmp_path, "good")
+    corpus(tmp_path, "bad")
+    corpus(tmp_path, "ours", notes=["split: DERIVED by rule"])
     right = [
         ("all", "documents", 3),
         ("train", "documents", 2),
@@ -635,10 +636,8 @@ print(peak_mib(), (folder / "NOTEEVENTS.csv").stat().st_size / 2**20)
 """
 
 
-def test_notes_of_other_kinds_pass_in_the_memory_of_one_chunk(tmp_path):
-    """MIMIC-III's 3 GB are mostly notes that are not discharge summaries: seven times as many take
-    nearly the same memory.
-    """
+def test_notes_of_other_kinds_take_the_memory_of_one_chunk(tmp_path):
+    """Seven times as many notes that are not discharge summaries take nearly the same memory."""
     peaks, sizes = [], []
     for count in (6_000, 40_000):
         command = [
@@ -653,7 +652,8 @@ def test_notes_of_other_kinds_pass_in_the_memory_of_one_chunk(tmp_path):
             command, capture_output=True, text=True, check=True, cwd=sources.checkout()
         )
         peak, size = map(float, run.stdout.split())
-        peaks.append(peak), sizes.append(size)
+        peaks.append(peak)
+        sizes.append(size)
         shutil.rmtree(tmp_path / str(count))
-    assert sizes[1] - sizes[0] > 120, "MiB of text: a program that holds it would show it"
+    assert sizes[1] - sizes[0] > 120, "MiB of text: holding it in memory would show"
     assert peaks[1] - peaks[0] < 30, f"peaks {peaks} MiB for tables of {sizes} MiB"

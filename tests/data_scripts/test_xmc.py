@@ -1,6 +1,4 @@
-"""The extreme classification repository's files in their exact forms: the same corpus from each, in
-flat memory.
-"""
+"""Files of the extreme classification repository in each form: the same corpus, in flat memory."""
 
 from __future__ import annotations
 
@@ -42,14 +40,17 @@ def write(path: Path, rows: list[str]) -> None:
 def text_form(folder: Path) -> Path:
     for split, name in (("trn", "train"), ("tst", "test")):
         write(folder / f"{name}_raw_texts.txt", TEXTS[split])
-        write(folder / f"{name}_labels.txt", [" ".join(own) for own in LABELS[split]])
+        write(folder / f"{name}_labels.txt", [" ".join(labels) for labels in LABELS[split]])
     return folder
 
 
 def numbered_form(folder: Path, header: bool = True, cell: str = "{}:1.0") -> Path:
     for split in ("trn", "tst"):
         write(folder / f"X.{split}.txt", TEXTS[split])
-        rows = [" ".join(cell.format(NAMES.index(label)) for label in own) for own in LABELS[split]]
+        rows = [
+            " ".join(cell.format(NAMES.index(label)) for label in labels)
+            for labels in LABELS[split]
+        ]
         write(folder / f"Y.{split}.txt", [f"{len(rows)} {len(NAMES)}"] * header + rows)
     write(folder / "output-items.txt", NAMES)
     return folder
@@ -58,7 +59,7 @@ def numbered_form(folder: Path, header: bool = True, cell: str = "{}:1.0") -> Pa
 def json_form(folder: Path, ending: str = ".json.gz") -> Path:
     for split in ("trn", "tst"):
         rows = []
-        for i, (text, own) in enumerate(zip(TEXTS[split], LABELS[split], strict=True)):
+        for i, (text, labels) in enumerate(zip(TEXTS[split], LABELS[split], strict=True)):
             title, _, content = text.rpartition(" /SEP/ ")
             rows.append(
                 json.dumps(
@@ -66,8 +67,8 @@ def json_form(folder: Path, ending: str = ".json.gz") -> Path:
                         "uid": f"B{split}{i}",
                         "title": title,
                         "content": content,
-                        "target_ind": [NAMES.index(label) for label in own],
-                        "target_rel": [1.0] * len(own),
+                        "target_ind": [NAMES.index(label) for label in labels],
+                        "target_rel": [1.0] * len(labels),
                     }
                 )
             )
@@ -85,29 +86,32 @@ def build(out: Path, source: Path | None, dataset: str = "eurlex-4k") -> Path:
 
 @pytest.mark.parametrize("form", [text_form, numbered_form, json_form])
 def test_each_form_gives_the_same_texts_labels_and_split(tmp_path, form):
-    made = Corpus.load(build(tmp_path / "out", form(tmp_path / "in")))
-    assert made.texts == [
+    corpus = Corpus.load(build(tmp_path / "out", form(tmp_path / "in")))
+    assert corpus.texts == [
         "Council Regulation\non the import of eggs",
         "the fishing of tuna, été",
         "fish  and eggs",
         "eggs\nagain",
         "a 2 3 document",
     ]
-    assert made.label_names == NAMES and made.split.tolist() == ["train"] * 3 + ["test"] * 2
-    assert made.labels.toarray().tolist() == [
+    assert corpus.label_names == NAMES and corpus.split.tolist() == ["train"] * 3 + ["test"] * 2
+    assert corpus.labels.toarray().tolist() == [
         [1, 0, 1, 0],
         [0, 1, 0, 0],
         [1, 1, 0, 0],
         [1, 0, 0, 0],
         [0, 0, 0, 1],
     ]
-    assert made.manifest["counts"] == made.counts() and "XMLRepository" in made.manifest["origin"]
-    assert made.manifest["counts"]["labels_used"] == {"train": 3, "test": 2}
+    assert (
+        corpus.manifest["counts"] == corpus.counts()
+        and "XMLRepository" in corpus.manifest["origin"]
+    )
+    assert corpus.manifest["counts"]["labels_used"] == {"train": 3, "test": 2}
     if form is json_form:
-        assert made.ids[0] == "train-0-Btrn0" and made.label_texts["egg"] == "about egg"
+        assert corpus.ids[0] == "train-0-Btrn0" and corpus.label_texts["egg"] == "about egg"
 
 
-def test_what_is_streamed_is_what_a_corpus_in_memory_saves(tmp_path):
+def test_a_streamed_corpus_equals_one_saved_from_memory(tmp_path):
     streamed = Corpus.load(build(tmp_path / "out", text_form(tmp_path / "in")))
     whole = Corpus(
         "eurlex-4k",
@@ -122,23 +126,21 @@ def test_what_is_streamed_is_what_a_corpus_in_memory_saves(tmp_path):
     assert (streamed.labels != saved.labels).nnz == 0 and streamed.labels.dtype == np.int32
 
 
-def test_archives_give_what_their_folder_gives(tmp_path):
+def test_archives_give_the_same_corpus_as_their_folder(tmp_path):
     folder = json_form(tmp_path / "Amazon-3M", ".json")
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         for path in folder.iterdir():
             archive.write(path, f"Amazon-3M.raw/{path.name}")
     with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as archive:
         archive.add(folder, "Amazon-3M.raw")
-    made = [
+    corpora = [
         Corpus.load(build(tmp_path / f"out{i}", source, "amazon-3m"))
         for i, source in enumerate((folder, tmp_path / "a.zip", tmp_path / "a.tar.gz"))
     ]
-    assert len({c.fingerprint() for c in made}) == 1 and made[1].name == "amazon-3m"
-    assert list(made[1].manifest["sources"]) == ["a.zip"] and set(made[0].manifest["sources"]) == {
-        "trn.json",
-        "tst.json",
-        "lbl.json",
-    }
+    assert len({c.fingerprint() for c in corpora}) == 1 and corpora[1].name == "amazon-3m"
+    assert list(corpora[1].manifest["sources"]) == ["a.zip"] and set(
+        corpora[0].manifest["sources"]
+    ) == {"trn.json", "tst.json", "lbl.json"}
 
 
 @pytest.mark.parametrize("cell", ["{}", "{}:1.0"])
@@ -155,7 +157,7 @@ def test_two_numbers_are_labels_unless_they_count_the_documents(tmp_path, cell):
     ]
 
 
-def test_a_relevance_of_zero_is_no_label_and_repeated_names_stay_apart(tmp_path):
+def test_a_relevance_of_zero_means_no_label_and_repeated_names_get_a_number(tmp_path):
     folder = json_form(tmp_path / "in", ".json")
     row = {
         "uid": "Z",
@@ -168,9 +170,9 @@ def test_a_relevance_of_zero_is_no_label_and_repeated_names_stay_apart(tmp_path)
     write(
         folder / "lbl.json", [json.dumps({"uid": uid, "title": "x"}) for uid in ("a", "b", "a", "")]
     )
-    made = Corpus.load(build(tmp_path / "out", folder))
-    assert made.labels[made.rows("test")].indices.tolist() == [1] and made.texts[-1] == "t"
-    assert made.label_names == ["a", "b", "a #2", "3"]
+    corpus = Corpus.load(build(tmp_path / "out", folder))
+    assert corpus.labels[corpus.rows("test")].indices.tolist() == [1] and corpus.texts[-1] == "t"
+    assert corpus.label_names == ["a", "b", "a #2", "3"]
 
 
 def test_without_files_the_message_names_the_page_and_every_file(tmp_path, monkeypatch):
@@ -276,7 +278,7 @@ print(peak_mib(), (folder / "trn.json").stat().st_size / 2**20)
 
 
 def test_memory_stays_flat_while_the_text_grows(tmp_path):
-    """From one row group on, seven times the text takes (nearly) the same memory."""
+    """Seven times the text takes nearly the same memory."""
     peaks, sizes = [], []
     for i, documents in enumerate((8_000, 56_000)):
         command = [
@@ -291,9 +293,10 @@ def test_memory_stays_flat_while_the_text_grows(tmp_path):
             command, capture_output=True, text=True, check=True, cwd=sources.checkout()
         )
         peak, size = map(float, run.stdout.split())
-        peaks.append(peak), sizes.append(size)
+        peaks.append(peak)
+        sizes.append(size)
         shutil.rmtree(tmp_path / str(i))
     assert sizes[1] > 120 and sizes[1] - sizes[0] > 100, (
-        "MiB of text: a program that holds it would show it"
+        "MiB of text: holding it in memory would show"
     )
     assert peaks[1] - peaks[0] < 30, f"peaks {peaks} MiB for texts of {sizes} MiB"

@@ -2,6 +2,8 @@
 start that equals it.
 """
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -15,7 +17,7 @@ from plantlib.linear.score import LinearConfig, Table
 from plantlib.model.plant_model import PlantModel
 from plantlib.planting import starts as planting
 from plantlib.planting.scores import WordScore
-from plantlib.training import artefacts
+from plantlib.training import artefacts, train
 from plantlib.training.ingredients import Ingredients, teacher_of
 from plantlib.training.options import RunConfig, TrainConfig
 from plantlib.training.runs import build_model, run_start, use_score
@@ -35,41 +37,41 @@ def test_svm_equals_the_peer_where_nothing_is_pruned(prepared):
     rows, labels = prepared.rows["train"], prepared.corpus.labels
     weights = tfidf(words(prepared.corpus.texts, rows).counts, rows)
     wanted = peers.linear_svm(weights, labels, rows, progress=False)(prepared.rows["dev"])
-    found = linear_score.svm(weights[rows], labels[rows], LinearConfig(prune=0.0)).scores(
+    found = linear_score.svm(weights[rows], labels[rows], prune=0.0).scores(
         weights[prepared.rows["dev"]]
     )
     assert np.allclose(found, wanted, atol=1e-4)
-    pruned = linear_score.svm(weights[rows], labels[rows], LinearConfig(prune=0.1)).cells
+    pruned = linear_score.svm(weights[rows], labels[rows], prune=0.1).cells
     assert (
         np.abs(pruned.data).min() > 0.1 and pruned.nnz < np.count_nonzero(wanted) * weights.shape[1]
     )
 
 
 def test_folded_table_is_the_weighted_sum_of_its_terms(prepared, fitted):
-    linear, config = fitted
+    linear, _ = fitted
     rows, dev = prepared.rows["train"], prepared.rows["dev"]
-    parts = linear_score.terms_of(linear.tfidf[rows], prepared.corpus.labels[rows], config)
+    parts = linear_score.terms_of(linear.tfidf[rows], prepared.corpus.labels[rows])
     weights, shift = linear.stack.of_labels(prepared.train_counts)
-    assert list(weights) == list(parts) == list(config.columns(False))
+    assert list(weights) == list(parts) == list(linear_score.columns_of(False))
     assert min(w.min() for w in weights.values()) >= 0 < weights["svm 0.3"].max()
     total = sum(w * parts[term].scores(linear.tfidf[dev]) for term, w in weights.items())
     assert np.allclose(linear.scores(dev), total + shift, atol=1e-3)
 
 
 def test_a_training_document_is_scored_by_a_table_that_has_not_seen_it(prepared, fitted):
-    linear, config = fitted
+    linear, _ = fitted
     rows, labels = prepared.rows["train"], prepared.corpus.labels
     row = rows[4]
     k = linear.part[row]
     without = rows[linear.part[rows] != k]
-    parts = linear_score.terms_of(linear.tfidf[without], labels[without], config)
+    parts = linear_score.terms_of(linear.tfidf[without], labels[without])
     counts = np.asarray(labels[without].sum(0)).ravel()
     seen = linear_score._fold_up(parts, linear.stack, counts).scores(linear.tfidf[[row]])
     assert np.allclose(linear.scores([row]), seen, atol=1e-3)
     # and its own labels do not sway it: flip them, and its score stays
     flipped = labels.tolil()
     flipped[row] = 0
-    again = linear_score.terms_of(linear.tfidf[without], flipped.tocsr()[without], config)["svm 3"]
+    again = linear_score.terms_of(linear.tfidf[without], flipped.tocsr()[without])["svm 3"]
     assert (again.cells != parts["svm 3"].cells).nnz == 0
 
 
@@ -95,15 +97,14 @@ def table(dense) -> Table:
     )
 
 
-def test_stack_finds_the_informative_term_and_no_negative_weight():
+def test_stack_finds_the_informative_term_and_no_negative_weight(monkeypatch):
+    monkeypatch.setattr(stacking, "KNOTS", (1,))
     rng = np.random.default_rng(0)
     weights = sparse.csr_matrix(np.eye(40))
     labels = sparse.csr_matrix(rng.random((40, 6)) < 0.3, dtype=np.int32)
     truth, noise = labels.toarray() * 2.0 - 1, rng.normal(size=(40, 6))
     part = {"svm": table(truth), "raw": table(noise), "ppmi": table(-truth)}
-    found = stacking.fit(
-        [part], [np.full(6, 4)], weights, labels, np.zeros(40, int), tuple(part), knots=(1,)
-    )
+    found = stacking.fit([part], [np.full(6, 4)], weights, labels, np.zeros(40, int), tuple(part))
     assert (
         found.weights[0, 0] > 5 * abs(found.weights[1, 0])
         and found.weights[2, 0] < 1e-6
@@ -111,7 +112,8 @@ def test_stack_finds_the_informative_term_and_no_negative_weight():
     )
 
 
-def test_weights_follow_a_labels_frequency_and_unknown_labels_do_not_count():
+def test_weights_follow_a_labels_frequency_and_unknown_labels_do_not_count(monkeypatch):
+    monkeypatch.setattr(stacking, "KNOTS", (1, 100))
     rng = np.random.default_rng(1)
     n, counts = 300, np.array([1, 1, 100, 100, 0])
     labels = sparse.csr_matrix(rng.random((n, 5)) < 0.3, dtype=np.int32)
@@ -123,7 +125,7 @@ def test_weights_follow_a_labels_frequency_and_unknown_labels_do_not_count():
     first[:, 4] = second[:, 4] = -truth[:, 4]
     parts, fold = [{"svm": table(first), "raw": table(second)}], np.zeros(n, int)
     found = stacking.fit(
-        parts, [counts], sparse.csr_matrix(np.eye(n)), labels, fold, ("svm", "raw"), knots=(1, 100)
+        parts, [counts], sparse.csr_matrix(np.eye(n)), labels, fold, ("svm", "raw")
     )
     weights, _ = found.of_labels(counts)
     assert (weights["svm"][:2] > 3 * weights["raw"][:2]).all() and (
@@ -164,15 +166,13 @@ def test_the_slope_of_the_stack_is_that_of_its_loss():
 def test_labels_of_a_large_problem_are_solved_together(prepared):
     rows, labels = prepared.rows["train"], prepared.corpus.labels[prepared.rows["train"]]
     weights = tfidf(words(prepared.corpus.texts, rows).counts, rows)[rows]
-    config = LinearConfig(dense_cells=0, prune=0.0)
-    assert (
-        config.is_large(1)
-        and config.columns(True)[0] == "svm"
-        and config.columns(False)[:2] == ("svm 0.3", "svm 3")
-    )
-    assert config.parts(True) == config.large_folds != config.parts(False) == config.folds
-    together = linear_score.svm(weights, labels, config, large=True)
-    alone = linear_score.svm(weights, labels, config, large=False)
+    most = int(linear_score.LARGE_CELLS)
+    assert linear_score.is_large(most + 1) and not linear_score.is_large(most)
+    assert linear_score.columns_of(True)[0] == "svm"
+    assert linear_score.columns_of(False)[:2] == ("svm 0.3", "svm 3")
+    assert linear_score.LARGE_FOLDS != LinearConfig().folds
+    together = linear_score.svm(weights, labels, large=True, prune=0.0)
+    alone = linear_score.svm(weights, labels, large=False, prune=0.0)
     ours, theirs = together.scores(weights), alone.scores(weights)
     assert np.corrcoef(ours.ravel(), theirs.ravel())[0, 1] > 0.99
     assert np.mean((ours > 0) == (theirs > 0)) > 0.99, "a label keeps its own place in the table"
@@ -183,7 +183,7 @@ def test_a_label_on_no_row_and_one_on_every_row_score_a_constant():
     labels = np.random.default_rng(0).random((70, 4)) < 0.3
     labels[:, 1], labels[:, 2] = False, True
     for large in (False, True):
-        table = linear_score.svm(weights, sparse.csr_matrix(labels), LinearConfig(), large=large)
+        table = linear_score.svm(weights, sparse.csr_matrix(labels), large=large)
         assert (
             table.intercept[1:3].tolist() == [-1, 1]
             and not table.cells[1:3].nnz
@@ -210,11 +210,11 @@ def test_a_killed_fit_goes_on_with_the_next_part(prepared, fitted, tmp_path, mon
     )
     made, real = [], linear_score.terms_of
 
-    def dies(*a):
+    def dies(*a, **options):
         if len(made) == 2:
             raise KeyboardInterrupt
         made.append(1)
-        return real(*a)
+        return real(*a, **options)
 
     monkeypatch.setattr(linear_score, "terms_of", dies)
     with pytest.raises(KeyboardInterrupt):
@@ -223,23 +223,14 @@ def test_a_killed_fit_goes_on_with_the_next_part(prepared, fitted, tmp_path, mon
         "part1.safetensors",
         "part2.safetensors",
     ], "the folds first"
-    monkeypatch.setattr(linear_score, "terms_of", lambda *a: made.append(1) or real(*a))
+    monkeypatch.setattr(linear_score, "terms_of", lambda *a, **o: made.append(1) or real(*a, **o))
     again = linear_score.fit(*arguments, config=config, folder=tmp_path, progress=False)
     assert len(made) == 4 and again.stack.about() == linear.stack.about()
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"terms": ("svm", "bm25")}, "bm25"),
-        ({"folds": 1}, "at least 2"),
-        ({"knots": (3, 1)}, "ascending"),
-        ({"c": (1.0, 0.0)}, "above 0"),
-    ],
-)
-def test_options_are_checked(options, message):
-    with pytest.raises(ValueError, match=message):
-        LinearConfig(**options)
+def test_options_are_checked():
+    with pytest.raises(ValueError, match="folds=1: out-of-fold scores need at least 2"):
+        LinearConfig(folds=1)
 
 
 def test_too_few_documents_for_the_folds(prepared):
@@ -341,15 +332,38 @@ def test_a_model_says_when_its_linear_scores_are_missing_or_unwanted(prepared, f
         WordScore(3, 2, 0).word_ids(["a"])
 
 
-def test_the_head_takes_smaller_steps_from_the_linear_score_and_nowhere_else():
-    config = RunConfig()
-    assert config.train_for(["lookup"]) == config.train
-    slow = config.train_for(["lookup", "linear"])
-    assert slow.lr_outputs == slow.lr_queries == pytest.approx(0.3 * config.train.lr_queries)
-    assert slow.lr_gains == config.train.lr_gains and slow.epochs == config.train.epochs
-    assert slow.epsilon == config.linear_epsilon > config.train.epsilon
-    asked = RunConfig(train=TrainConfig(epsilon=0.1))
-    assert asked.train_for(["linear"]).epsilon == 0.1, "a larger one that was asked for stays"
+def test_the_head_takes_smaller_steps_from_the_linear_score_and_nowhere_else(
+    prepared, fitted, tmp_path
+):
+    config, found = TrainConfig(lr_queries=0.5), {}
+    for from_linear in (True, False):
+        trainer = train.PlantTrainer(
+            model=planted_model(prepared, fitted[0]),
+            args=train._arguments(tmp_path, config),
+            eval_dataset=prepared.documents("dev"),
+            plant_config=config,
+            train_counts=prepared.train_counts,
+            from_linear=from_linear,
+        )
+        groups = trainer.create_optimizer().param_groups
+        assert {group["eps"] for group in groups} == {1e-4 if from_linear else 1e-8}
+        found[from_linear] = [group["lr"] for group in groups]
+    assert found[False] == [0.5, 1e-2, 1e-2], "queries, outputs, gains"
+    assert found[True] == pytest.approx([0.15, 3e-3, 1e-2])
+
+
+def test_runs_from_the_linear_score_alone_take_them(prepared, monkeypatch):
+    seen, fine_tune = {}, train.fine_tune
+
+    def watched(*args, **options):
+        seen[start] = options["from_linear"]
+        return fine_tune(*args, **options)
+
+    monkeypatch.setattr(train, "fine_tune", watched)
+    config = RunConfig(linear=LinearConfig(folds=2), train=TrainConfig(epochs=1))
+    for start in ("linear", "lookup"):
+        run_start(prepared, start, config=config, progress=False)
+    assert seen == {"linear": True, "lookup": False}
 
 
 def test_the_whole_of_a_large_problem_begins_from_its_folds(prepared, monkeypatch):
@@ -357,33 +371,25 @@ def test_the_whole_of_a_large_problem_begins_from_its_folds(prepared, monkeypatc
     The optimum stays.
     """
     found, labels = words(prepared.corpus.texts, prepared.rows["train"], 1), prepared.corpus.labels
-    config, starts, solve = (
-        LinearConfig(dense_cells=1, large_folds=2, min_documents=1, prune=0.0),
-        [],
-        solver.solve,
-    )
+    monkeypatch.setattr(linear_score, "LARGE_CELLS", 1)
+    monkeypatch.setattr(linear_score, "LARGE_FOLDS", 2)
+    starts, solve, fitted_svm = [], solver.solve, linear_score.svm
+    svm = partial(fitted_svm, large=True, prune=0.0)
+    monkeypatch.setattr(linear_score, "svm", lambda *a, **o: fitted_svm(*a, **o | {"prune": 0.0}))
 
     def watched(documents, positive, c=1.0, start=None):
         starts.append((len(documents), start))
         return solve(documents, positive, c, start=start, tolerance=1e-6, steps=200)
 
     monkeypatch.setattr(solver, "solve", watched)
-    linear = linear_score.fit(found, labels, prepared.rows["train"], config=config, progress=False)
+    linear = linear_score.fit(found, labels, prepared.rows["train"], progress=False)
     rows = len(prepared.rows["train"])
     assert {n == rows for n, _ in starts} == {True, False}
     assert all((start is not None) == (n == rows) for n, start in starts)
-    cold = linear_score.svm(
-        linear.tfidf[prepared.rows["train"]], labels[prepared.rows["train"]], config, large=True
-    )
-    folds = [
-        linear_score.svm(linear.tfidf[r], labels[r], config, large=True)
-        for r in (prepared.rows["train"][linear.part[prepared.rows["train"]] != k] for k in (1, 2))
-    ]
-    warm = linear_score.svm(
-        linear.tfidf[prepared.rows["train"]],
-        labels[prepared.rows["train"]],
-        config,
-        large=True,
-        start=linear_score.mean_of(folds),
-    )
+    train_rows = prepared.rows["train"]
+    weights, part = linear.tfidf, linear.part[train_rows]
+    cold = svm(weights[train_rows], labels[train_rows])
+    folds = [svm(weights[r], labels[r]) for r in (train_rows[part != k] for k in (1, 2))]
+    start = linear_score.mean_of(folds)
+    warm = svm(weights[train_rows], labels[train_rows], start=start)
     np.testing.assert_allclose(warm.cells.toarray(), cold.cells.toarray(), atol=2e-3)

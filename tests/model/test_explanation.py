@@ -63,33 +63,36 @@ def hand(**changes) -> Explanation:
 
 
 def test_pieces_become_words():
-    found = hand()
-    assert [(w.text, round(16 * w.attention, 4)) for w in found.words] == [
+    explanation = hand()
+    assert [(w.text, round(16 * w.attention, 4)) for w in explanation.words] == [
         ("The", 1),
         ("cardio-myopathy", 8),
         (",", 1),
         ("café", 5),
         (".", 1),
     ]
-    compound = found.words[1]
+    compound = explanation.words[1]
     assert compound.planted == pytest.approx(
         math.log(3)
     ) and compound.contribution == pytest.approx(3 / 16 * 4)
-    assert sum(w.attention for w in found.words) == pytest.approx(1)
-    assert [name for name, _ in found.top_words(2)] == ["cardio-myopathy", "café"]
-    assert found.top(1) == [("myo", pytest.approx(3 / 16))]
+    assert sum(w.attention for w in explanation.words) == pytest.approx(1)
+    assert [name for name, _ in explanation.top_words(2)] == ["cardio-myopathy", "café"]
+    assert explanation.top(1) == [("myo", pytest.approx(3 / 16))]
 
 
 def test_repeated_words_are_summed_whatever_their_case():
-    found = Explanation(
+    explanation = Explanation(
         "x", "Pulse or pulse", [(0, 5), (6, 8), (9, 14)], np.zeros(3), np.zeros(3), np.zeros(3)
     )
-    assert found.top_words() == [("Pulse", pytest.approx(2 / 3)), ("or", pytest.approx(1 / 3))]
+    assert explanation.top_words() == [
+        ("Pulse", pytest.approx(2 / 3)),
+        ("or", pytest.approx(1 / 3)),
+    ]
 
 
 def test_pieces_that_begin_with_a_blank_belong_to_their_word():
-    found = Explanation("x", "no pulse", [(0, 2), (2, 5), (5, 8), (8, 8)], *np.zeros((3, 4)))
-    assert [(w.text, w.attention) for w in found.words] == [
+    explanation = Explanation("x", "no pulse", [(0, 2), (2, 5), (5, 8), (8, 8)], *np.zeros((3, 4)))
+    assert [(w.text, w.attention) for w in explanation.words] == [
         ("no", 0.25),
         ("pulse", 0.5),
         ("", 0.25),
@@ -97,10 +100,10 @@ def test_pieces_that_begin_with_a_blank_belong_to_their_word():
 
 
 def test_logit_and_score_by_hand():
-    found = hand()
-    assert found.logit == pytest.approx(3 / 16 * 4 + 0.25) and found.score == pytest.approx(
-        1 / (1 + math.exp(-(2 * 1 - 1)))
-    )
+    explanation = hand()
+    assert explanation.logit == pytest.approx(
+        3 / 16 * 4 + 0.25
+    ) and explanation.score == pytest.approx(1 / (1 + math.exp(-(2 * 1 - 1))))
     assert passed_on is Explanation
 
 
@@ -165,18 +168,18 @@ def test_a_long_document_is_read_window_by_window_to_the_models_logit(
     monkeypatch.setattr(
         windows, "encode_windows", lambda b, ids, cut: sizes.append(len(cut)) or read(b, ids, cut)
     )
-    found = model.explain(LONG, ["heart", "skin"])
-    assert len(sizes) == math.ceil(len(found[0].spans) / WINDOW) and set(sizes) == {1}, (
+    explanation = model.explain(LONG, ["heart", "skin"])
+    assert len(sizes) == math.ceil(len(explanation[0].spans) / WINDOW) and set(sizes) == {1}, (
         "one window at a time"
     )
     tokens = model.tokenise([LONG])
     with torch.inference_mode():
         logits = model(*model._packed(tokens)).logits[0]
-    for one in found:
+    for one in explanation:
         assert one.logit == pytest.approx(float(logits[model.config.label2id[one.label]]), abs=1e-4)
         assert keep is None or (one.attention > 0).sum() == keep
     scores = dict(model.predict([LONG], k=100)[0])
-    assert found["skin"].score == pytest.approx(scores["skin"], abs=1e-5)
+    assert explanation["skin"].score == pytest.approx(scores["skin"], abs=1e-5)
 
 
 def test_several_labels_are_the_single_ones(prepared, backbone):
@@ -197,10 +200,14 @@ def test_several_labels_are_the_single_ones(prepared, backbone):
 
 def test_explain_document_ranks_as_predict_does(prepared, backbone, tmp_path):
     model = planted_model(prepared, backbone)
-    found = model.explain_document("the pulse was seen", k=3, html=tmp_path / "d.html")
-    wanted = model.predict(["the pulse was seen"], k=3)[0]
-    assert [(label, pytest.approx(score, abs=1e-5)) for label, score, _ in found.rows()] == wanted
-    assert all(word in "the pulse was seen" for _, _, words in found.rows() for word, _ in words)
+    explanation = model.explain_document("the pulse was seen", k=3, html=tmp_path / "d.html")
+    expected = model.predict(["the pulse was seen"], k=3)[0]
+    assert [
+        (label, pytest.approx(score, abs=1e-5)) for label, score, _ in explanation.rows()
+    ] == expected
+    assert all(
+        word in "the pulse was seen" for _, _, words in explanation.rows() for word, _ in words
+    )
     assert (
         "pulse" in (tmp_path / "d.html").read_text() and len(model.explain_document("", k=2)) == 2
     )
@@ -212,9 +219,9 @@ def test_gain_moves_the_model_and_its_explanation_alike(prepared, backbone):
     with torch.no_grad():
         model.decoder.planted_gain.fill_(9.0)
     model.decoder.keep = 4
-    found = model.explain(LONG, "heart")
-    np.testing.assert_allclose(moved.attention, found.attention, atol=1e-5)
-    assert moved.logit == pytest.approx(found.logit, abs=1e-4)
+    explanation = model.explain(LONG, "heart")
+    np.testing.assert_allclose(moved.attention, explanation.attention, atol=1e-5)
+    assert moved.logit == pytest.approx(explanation.logit, abs=1e-4)
 
 
 def test_a_bfloat16_backbone_is_explained(prepared, backbone_folder):

@@ -37,13 +37,9 @@ def planted_model(prepared, backbone, *, start="lookup+score", keep=None, seed=0
     """A model over `backbone` with teacher, calibration and random queries, saved nowhere yet."""
     teacher = teacher_of(prepared)
     model = build_model(prepared, teacher, RunConfig(keep=keep))
-    starts.plant(
-        model.decoder,
-        start,
-        teacher,
-        prepared.train_labels,
-        config=starts.StartConfig(seed=seed, init_std=0.3),
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(starts, "INIT_STD", 0.3)
+        starts.plant(model.decoder, start, teacher, prepared.train_labels, seed=seed)
     use_score(model, start.split("+"), teacher, prepared)
     model.config.calibration, model.config.threshold = [0.5, 0.1], 0.25
     return model.attach_backbone(backbone).eval()
@@ -123,13 +119,13 @@ def test_bfloat16_backbone_keeps_a_float32_head(tuned, prepared, backbone_folder
         model.backbone = adapters.add_lora(model.backbone).eval()
     model.save_pretrained(tmp_path / "m")
     loaded = PlantModel.from_pretrained(tmp_path / "m")
-    for found in (model, loaded):
-        assert {p.dtype for n, p in found.named_parameters() if n.startswith("decoder.")} == {
+    for result in (model, loaded):
+        assert {p.dtype for n, p in result.named_parameters() if n.startswith("decoder.")} == {
             torch.float32
         }
         own = {
             p.dtype
-            for n, p in found.named_parameters()
+            for n, p in result.named_parameters()
             if n.startswith("backbone.") and "lora_" not in n
         }
         assert own == {torch.bfloat16}
@@ -172,9 +168,9 @@ def test_another_backbone_is_refused(model, prepared, tmp_path):
 
 @pytest.mark.parametrize("k", [1, 3, 10**3], ids=["one", "three", "more than there are"])
 def test_predict_gives_sorted_probabilities(model, k):
-    found = model.predict(TEXTS, k=k, batch=3)
-    assert len(found) == len(TEXTS)
-    for row, logits in zip(found, logits_of(model), strict=True):
+    result = model.predict(TEXTS, k=k, batch=3)
+    assert len(result) == len(TEXTS)
+    for row, logits in zip(result, logits_of(model), strict=True):
         scores = [s for _, s in row]
         assert len(row) == min(k, model.config.num_labels) == len({name for name, _ in row})
         assert scores == sorted(scores, reverse=True) and all(0 <= s <= 1 for s in scores)
@@ -214,50 +210,50 @@ def test_explanation_is_what_the_model_did(keep, prepared, backbone):
     """
     model = planted_model(prepared, backbone, start="lookup", keep=keep)
     text = "Pulse and valve, seen today; itch?"
-    found = model.explain(text, "heart")
+    result = model.explain(text, "heart")
     column = model.config.label2id["heart"]
-    assert found.attention.sum() == pytest.approx(1, abs=1e-5) and (found.attention >= 0).all()
-    assert keep is None or (found.attention > 0).sum() == keep
-    words = [text[slice(*span)] for span in found.spans]
-    assert words[:3] == ["Pulse", "and", "valve"] and len(words) == len(found.attention) == len(
-        found.planted
+    assert result.attention.sum() == pytest.approx(1, abs=1e-5) and (result.attention >= 0).all()
+    assert keep is None or (result.attention > 0).sum() == keep
+    words = [text[slice(*span)] for span in result.spans]
+    assert words[:3] == ["Pulse", "and", "valve"] and len(words) == len(result.attention) == len(
+        result.planted
     )
-    assert found.planted[0] > 0 and found.planted[1] == 0, (
+    assert result.planted[0] > 0 and result.planted[1] == 0, (
         "pulse is planted for heart, 'and' is not"
     )
     logit = float(
-        (found.attention * found.outputs).sum() + model.decoder.label_bias[column].detach()
+        (result.attention * result.outputs).sum() + model.decoder.label_bias[column].detach()
     )
     assert (
         logit
-        == pytest.approx(found.logit, abs=1e-4)
+        == pytest.approx(result.logit, abs=1e-4)
         == pytest.approx(float(logits_of(model, [text])[0, column]), abs=1e-4)
     )
-    assert found.top(1)[0] == (
-        words[int(found.attention.argmax())],
-        pytest.approx(float(found.attention.max())),
+    assert result.top(1)[0] == (
+        words[int(result.attention.argmax())],
+        pytest.approx(float(result.attention.max())),
     )
 
 
 def test_explanation_escapes_the_text(model):
-    found = model.explain('itch <script>alert("x")</script> & pulse', "heart")
-    html = found._repr_html_()
+    result = model.explain('itch <script>alert("x")</script> & pulse', "heart")
+    html = result._repr_html_()
     assert (
         "<script" not in html
         and "&amp;" in html
         and "&lt;" in html
-        and html.count("<span") == len(found.spans)
+        and html.count("<span") == len(result.spans)
     )
-    assert "heart" in repr(found)
+    assert "heart" in repr(result)
 
 
 def test_explanation_of_an_empty_text(model):
-    found = model.explain("", "heart")
+    result = model.explain("", "heart")
     assert (
-        found.spans == []
-        and found.top() == []
-        and math.isfinite(found.logit)
-        and "heart" in found._repr_html_()
+        result.spans == []
+        and result.top() == []
+        and math.isfinite(result.logit)
+        and "heart" in result._repr_html_()
     )
 
 
@@ -282,8 +278,8 @@ def test_sparse_bce_equals_dense_bce(batch, labels):
     )
     loss = sparse_bce(logits, *gold.nonzero(as_tuple=True))
     torch.testing.assert_close(loss, dense)
-    wanted, found = (torch.autograd.grad(x, logits, retain_graph=True)[0] for x in (dense, loss))
-    torch.testing.assert_close(found, wanted)
+    expected, result = (torch.autograd.grad(x, logits, retain_graph=True)[0] for x in (dense, loss))
+    torch.testing.assert_close(result, expected)
 
 
 @pytest.mark.parametrize("contexts", ["mixed", "sum"])
@@ -310,12 +306,12 @@ def test_labels_left_out_of_the_loss_are_not_there_for_it(contexts):
             own.copy_(p[keep] if p.shape[:1] == (5,) else p)
     rows, columns = torch.tensor([0, 1, 1]), torch.tensor([0, 0, 2])
     loss, _ = whole.loss(packed, rows, keep[columns], z, still=still)
-    wanted, _ = part.loss(packed, rows, columns, z[:, keep])
-    torch.testing.assert_close(loss, wanted)
+    expected, _ = part.loss(packed, rows, columns, z[:, keep])
+    torch.testing.assert_close(loss, expected)
     shared = ["label_queries", "label_outputs", "label_bias", "teacher_gain"]
-    found = torch.autograd.grad(loss, [getattr(whole, n) for n in shared] + [hidden])
-    asked = torch.autograd.grad(wanted, [getattr(part, n) for n in shared] + [hidden])
-    for name, a, b in zip([*shared, "hidden"], found, asked, strict=True):
+    result = torch.autograd.grad(loss, [getattr(whole, n) for n in shared] + [hidden])
+    asked = torch.autograd.grad(expected, [getattr(part, n) for n in shared] + [hidden])
+    for name, a, b in zip([*shared, "hidden"], result, asked, strict=True):
         if a.shape[:1] == (5,):
             assert not a[still].any(), name
             a = a[keep]

@@ -24,9 +24,7 @@ from plantlib.teacher.mig import Teacher
 
 N, V, L, D = 90, 60, 12, 24
 TRAIN, HELD_OUT = np.arange(60), np.arange(60, N)
-QUICK = L2RConfig(
-    epochs=6, documents_a_batch=10, labels_a_document=12, list_size=24, learning_rate=3e-2
-)
+QUICK = L2RConfig(epochs=6)
 EMPTY = (4, 17, 63)  # documents without tokens
 
 
@@ -37,7 +35,7 @@ class World:
     labels: sparse.csr_matrix
 
     def pretrain(
-        self, trainer: str, config: L2RConfig = QUICK, labels=None, held_out=None
+        self, trainer: str, config: L2RConfig = QUICK, labels=None, held_out=None, seed: int = 0
     ) -> Planted:
         return l2r.pretrain(
             trainer,
@@ -49,8 +47,20 @@ class World:
             labels=self.labels if labels is None else labels,
             held_out=held_out,
             config=config,
+            seed=seed,
             progress=False,
         )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_lists():
+    """Lists and batches of a few documents, and steps large enough for as few."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(l2r, "DOCUMENTS_PER_BATCH", 10)
+        patch.setattr(l2r, "LABELS_PER_DOCUMENT", 12)
+        patch.setattr(l2r, "LIST_SIZE", 24)
+        patch.setattr(l2r, "LEARNING_RATE", 3e-2)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -103,10 +113,9 @@ def test_teacher_ndcg_of_the_teacher_itself_is_one(world):
 
 
 @pytest.mark.parametrize("ridge", [1e-3, 0.5])
-def test_closed_form_equals_a_dense_ridge_regression(world, ridge):
-    got = l2r.closed_form(
-        world.features, TRAIN, world.teacher, L2RConfig(ridge=ridge), progress=False
-    )
+def test_closed_form_equals_a_dense_ridge_regression(world, ridge, monkeypatch):
+    monkeypatch.setattr(l2r, "RIDGE", ridge)
+    got = l2r.closed_form(world.features, TRAIN, world.teacher, progress=False)
     h = world.features.documents(TRAIN).astype(np.float64)
     ids = np.concatenate([world.features.tokens[i] for i in TRAIN])
     g = world.teacher.relevance.toarray().T[ids]  # (tokens, L), dense
@@ -130,13 +139,14 @@ def test_closed_form_is_one_result_for_any_order_and_batch(world):
 
 
 @pytest.mark.parametrize("spread", [2.0, 0.5])
-def test_rescale_gives_scores_the_standard_deviation_asked_for(world, spread):
+def test_rescale_gives_scores_the_standard_deviation_asked_for(world, spread, monkeypatch):
+    monkeypatch.setattr(l2r, "SPREAD", spread)
     queries = (
         torch.randn(L, D, generator=torch.Generator().manual_seed(1))
         * torch.logspace(-3, 3, L)[:, None]
     )
     queries[5] = 0
-    scaled = l2r.rescale(queries, world.features, TRAIN, L2RConfig(spread=spread))
+    scaled = l2r.rescale(queries, world.features, TRAIN)
     deviation = (torch.from_numpy(world.features.documents(TRAIN)) @ scaled.T).std(0)
     kept = torch.arange(L) != 5
     torch.testing.assert_close(deviation[kept], torch.full((L - 1,), spread), rtol=1e-3, atol=0)
@@ -146,8 +156,9 @@ def test_rescale_gives_scores_the_standard_deviation_asked_for(world, spread):
 
 
 @pytest.mark.parametrize("trainer", ["listnet", "closed_form"])
-def test_planted_queries_have_the_stated_spread(world, trainer):
-    queries = world.pretrain(trainer, replace(QUICK, spread=1.5)).label_queries
+def test_planted_queries_have_the_stated_spread(world, trainer, monkeypatch):
+    monkeypatch.setattr(l2r, "SPREAD", 1.5)
+    queries = world.pretrain(trainer).label_queries
     deviation = (torch.from_numpy(world.features.documents(TRAIN)) @ queries.T).std(0)
     torch.testing.assert_close(deviation, torch.full((L,), 1.5), rtol=1e-3, atol=0)
 
@@ -204,16 +215,18 @@ def test_check_names_both_sizes_and_the_first_difference(labels, tokens, message
 
 
 @pytest.mark.parametrize("trainer", ["approx_ndcg", "lambdarank", "listnet"])
-def test_one_seed_gives_one_result(world, trainer):
-    quick = replace(QUICK, epochs=1, labels_a_document=4)
-    a, b, other = (world.pretrain(trainer, replace(quick, seed=s)).label_queries for s in (0, 0, 1))
+def test_one_seed_gives_one_result(world, trainer, monkeypatch):
+    monkeypatch.setattr(l2r, "LABELS_PER_DOCUMENT", 4)
+    quick = replace(QUICK, epochs=1)
+    a, b, other = (world.pretrain(trainer, quick, seed=s).label_queries for s in (0, 0, 1))
     assert torch.equal(a, b) and not torch.allclose(a, other)
 
 
 @pytest.mark.parametrize("trainer", ["approx_ndcg", "closed_form"])
-def test_labels_and_states_of_other_rows_are_never_read(world, trainer):
+def test_labels_and_states_of_other_rows_are_never_read(world, trainer, monkeypatch):
     # so few lists a document that its own labels decide which
-    quick = replace(QUICK, epochs=1, labels_a_document=2)
+    monkeypatch.setattr(l2r, "LABELS_PER_DOCUMENT", 2)
+    quick = replace(QUICK, epochs=1)
     wanted = world.pretrain(trainer, quick).label_queries
     altered = world.labels.toarray()
     altered[HELD_OUT] = 1 - altered[HELD_OUT]
@@ -231,14 +244,15 @@ def test_labels_and_states_of_other_rows_are_never_read(world, trainer):
         assert not torch.equal(changed, wanted), "training labels do choose the lists"
 
 
-def test_lists_hold_the_documents_own_labels_relevant_tokens_and_a_true_mask(world):
-    config = L2RConfig(labels_a_document=5, list_size=30)
+def test_lists_hold_the_documents_own_labels_relevant_tokens_and_a_true_mask(world, monkeypatch):
+    monkeypatch.setattr(l2r, "LABELS_PER_DOCUMENT", 5)
+    monkeypatch.setattr(l2r, "LIST_SIZE", 30)
     relevance, by_token = world.teacher.relevance, world.teacher.relevance.T.tocsr()
     for i in (0, 1, 2, 3):
         own, ids = world.labels[i].indices, world.features.tokens[i]
         rng = np.random.default_rng(i)
         labels, positions, graded, mask = l2r._lists(
-            i, world.features, relevance, by_token, own, rng, config
+            i, world.features, relevance, by_token, own, rng
         )
         dense = relevance[labels].toarray()[:, ids].astype(np.float32)
         assert set(own[:5]) <= set(labels) and len(set(labels)) == len(labels) == 5
@@ -256,7 +270,7 @@ def test_lists_hold_the_documents_own_labels_relevant_tokens_and_a_true_mask(wor
             assert (graded[row] > 0).sum() == min((dense[row] > 0).sum(), 30), (
                 "relevant tokens come first"
             )
-    assert l2r._lists(EMPTY[0], world.features, relevance, by_token, own, rng, config) is None
+    assert l2r._lists(EMPTY[0], world.features, relevance, by_token, own, rng) is None
 
 
 @pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler", "ignore:cov")
@@ -289,5 +303,5 @@ def test_nothing_to_learn_from_gives_finite_queries(world, trainer, empty):
 def test_errors_name_the_choices(world):
     with pytest.raises(ValueError, match="trainer='ranknet'.*approx_ndcg.*closed_form"):
         world.pretrain("ranknet")
-    with pytest.raises(ValueError, match="list_size=0; give at least 1"):
-        L2RConfig(list_size=0)
+    with pytest.raises(ValueError, match="epochs=0; give at least 1"):
+        L2RConfig(epochs=0)

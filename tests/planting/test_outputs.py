@@ -10,7 +10,6 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from plantlib.backbones.adapters import LoraOptions
 from plantlib.planting import outputs as planted_outputs
 from plantlib.planting import starts
-from plantlib.planting.outputs import OutputsConfig
 from plantlib.training.ingredients import teacher_of
 from plantlib.training.options import RunConfig, TrainConfig
 from plantlib.training.runs import build_model, run_start, use_score
@@ -78,8 +77,10 @@ def test_equals_discriminant_analysis_where_every_document_has_one_label(monkeyp
         "contexts_of",
         lambda model, batch, labels: torch.tensor(x[batch["row"]]).float().repeat(len(labels), 1),
     )
-    config = OutputsConfig(shrinkage=0.0, few=0.0, scale=1.0, background=80)
-    planted_outputs.plant_outputs(Model, Rows(), config, progress=False)
+    constants = {"SHRINKAGE": 0.0, "HALFWAY": 0.0, "SCALE": 1.0, "BACKGROUND": 80}
+    for name, value in constants.items():
+        monkeypatch.setattr(planted_outputs, name, value)
+    planted_outputs.plant_outputs(Model, Rows(), progress=False)
     ours = (Model.decoder.label_outputs[1] - Model.decoder.label_outputs[0]).numpy()
     lda = LinearDiscriminantAnalysis(solver="lsqr").fit(x, y).coef_[0]
     assert ours @ lda / np.linalg.norm(ours) / np.linalg.norm(lda) == pytest.approx(1.0, abs=1e-3)

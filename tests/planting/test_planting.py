@@ -69,15 +69,7 @@ def decoder_of(
         for p in decoder.parameters():
             torch.nn.init.constant_(p, 77.0)
     queries = planted if set(start.split("+")) & set(starts.QUERY_STARTS) else None
-    plant(
-        decoder,
-        start,
-        teacher,
-        labels,
-        planted=queries,
-        config=StartConfig(seed=seed),
-        l2r_table=TABLE,
-    )
+    plant(decoder, start, teacher, labels, planted=queries, l2r_table=TABLE, seed=seed)
     return decoder
 
 

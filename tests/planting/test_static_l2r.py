@@ -4,8 +4,6 @@ their grades stay unseen.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -14,23 +12,32 @@ from scipy import sparse
 from companion.studies import static_l2r as study
 from plantlib.kernels.counts import column_counts
 from plantlib.planting import ranking, static_l2r
-from plantlib.planting.static_l2r import StaticConfig, StaticL2R
+from plantlib.planting.static_l2r import StaticL2R
 from plantlib.teacher import mig
 from plantlib.utils.io import read_json
 
 N, V, L = 120, 240, 8
-QUICK = StaticConfig(
-    dim=16,
-    teacher_tokens=20,
-    epochs=2,
-    labels_a_batch=4,
-    graded=8,
-    mined=4,
-    negatives=4,
-    planted_tokens=5,
-    learning_rate=0.05,
-)
+DIM = 16
+QUICK = {
+    "TEACHER_TOKENS": 20,
+    "EPOCHS": 2,
+    "LABELS_PER_BATCH": 4,
+    "GRADED": 8,
+    "MINED": 4,
+    "NEGATIVES": 4,
+    "PLANTED_TOKENS": 5,
+    "LEARNING_RATE": 0.05,
+}
 NAMES = {"label_names": [f"l{i}" for i in range(L)], "tokens": [f"t{i}" for i in range(V)]}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick():
+    """Short lists and little training."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in QUICK.items():
+            patch.setattr(static_l2r, name, value)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -48,13 +55,7 @@ def corpus():
 
 @pytest.fixture(scope="module")
 def model(corpus) -> StaticL2R:
-    return static_l2r.pretrain(*corpus, **NAMES, config=QUICK, progress=False)
-
-
-def embed(counts, grades, shown, config):
-    return static_l2r.embed(
-        counts, grades, shown, space=config.space, dim=config.dim, seed=config.seed
-    )
+    return static_l2r.pretrain(*corpus, **NAMES, dim=DIM, progress=False)
 
 
 def test_directions_are_the_leading_singular_vectors():
@@ -67,27 +68,24 @@ def test_directions_are_the_leading_singular_vectors():
         np.testing.assert_allclose(np.abs(np.sum(found * left, 0)), 1.0, atol=1e-3)
 
 
-@pytest.mark.parametrize("loss", ["lambdarank", "listnet", "approx_ndcg"])
-def test_held_out_tokens_are_ranked_far_above_chance(loss, corpus):
-    quality = static_l2r.pretrain(
-        *corpus, **NAMES, config=replace(QUICK, loss=loss), progress=False
-    ).quality
+def test_held_out_tokens_are_ranked_far_above_chance(model):
+    quality = model.quality
     assert quality["trained"]["ndcg_linear"] > 0.75 > 3 * quality["chance"]["ndcg_linear"]
     assert quality["held_out_tokens"] + quality["shown_tokens"] == V - 1 and quality["labels"] == L
 
 
-def test_training_raises_what_a_poor_start_ranks(corpus):
+def test_training_raises_what_a_poor_start_ranks(corpus, monkeypatch):
     counts, labels = corpus
     grades = mig.teach(counts, labels, top_k=30).relevance.astype(np.float32)
     shown = np.ones(V, bool)
-    e, x = embed(counts, grades, shown, QUICK), static_l2r.frequency(counts)
+    e, x = static_l2r.embed(counts, grades, shown, dim=DIM), static_l2r.frequency(counts)
     poor = (torch.randn(L, e.shape[1], generator=torch.Generator().manual_seed(0)), torch.zeros(()))
     asked = np.ones(V, bool)
-    before = static_l2r.held_out_ndcg(e, x, *poor, grades, asked, QUICK)["ndcg_exponential"]
-    trained = static_l2r._train(e, x, poor, grades, shown, replace(QUICK, epochs=60), False, "")
+    before = static_l2r.held_out_ndcg(e, x, *poor, grades, asked)["ndcg_exponential"]
+    monkeypatch.setattr(static_l2r, "EPOCHS", 60)
+    trained = static_l2r._train(e, x, poor, grades, shown, 0, False, "")
     assert (
-        static_l2r.held_out_ndcg(e, x, *trained, grades, asked, QUICK)["ndcg_exponential"]
-        > before + 0.2
+        static_l2r.held_out_ndcg(e, x, *trained, grades, asked)["ndcg_exponential"] > before + 0.2
     )
 
 
@@ -98,7 +96,7 @@ def test_grades_of_held_out_tokens_are_not_read(corpus, monkeypatch):
     counts, labels = corpus
     grades = mig.teach(counts, labels, top_k=30).relevance.astype(np.float32)
     seen = column_counts(counts) > 0
-    held_out = static_l2r.hold_out(seen, QUICK)
+    held_out = static_l2r.hold_out(seen)
     spoilt = grades.toarray()
     spoilt[:, held_out] = (
         np.random.default_rng(5).permutation(spoilt[:, held_out].ravel()).reshape(L, -1)
@@ -110,34 +108,35 @@ def test_grades_of_held_out_tokens_are_not_read(corpus, monkeypatch):
         lambda *a: asked.append([t.clone() for t in (a[0], a[2], a[3])]) or {},
     )
     for g in (grades, sparse.csr_matrix(spoilt)):
-        static_l2r._measured(counts, static_l2r.frequency(counts), g, seen, QUICK, False)
+        static_l2r._measured(counts, static_l2r.frequency(counts), g, seen, DIM, 0, False)
     for a, b in zip(asked[:2], asked[2:], strict=True):
         assert all(torch.equal(u, v) for u, v in zip(a, b, strict=True)), (
             "E, F and b know nothing of held-out grades"
         )
 
 
-def test_text_alone_makes_embeddings_without_labels(corpus):
+def test_embeddings_are_the_documents_of_tokens_in_the_directions_of_the_grades(corpus):
+    """With as many directions as documents nothing is lost: products of E are those of A."""
     counts, labels = corpus
-    config, shown = replace(QUICK, space="text"), np.ones(V, bool)
-    a, b = (
-        embed(counts, mig.teach(counts, y).relevance, shown, config) for y in (labels, labels[::-1])
-    )
-    assert torch.equal(a, b) and not a[V - 1].any()
+    grades, shown = mig.teach(counts, labels).relevance, np.ones(V, bool)
+    few = static_l2r.embed(counts, grades, shown, dim=DIM)
+    assert few.shape == (V, L) and not few[V - 1].any(), "no more directions than labels"
+    eye = sparse.eye(V, format="csr", dtype=np.float32)
+    exact = static_l2r.embed(counts, eye, shown, dim=N)
     x = counts.toarray().astype(float)
     x /= np.sqrt(x.sum(0)).clip(min=1e-9)
-    exact = embed(counts, None, shown, replace(config, dim=N))
     scale = float(exact[0] @ exact[0])
     np.testing.assert_allclose((exact @ exact.T / scale)[:6, :6], (x.T @ x)[:6, :6], atol=5e-3)
 
 
-def test_lists_hold_the_best_grades_then_what_the_model_ranks_then_chance():
+def test_lists_hold_the_best_grades_then_what_the_model_ranks_then_chance(monkeypatch):
     graded = torch.tensor([[0.0, 0.9, 0.0, 0.5, 0.2, 0.0, 0.0, 0.0]])
     ranked = torch.tensor([[9.0, 8.0, 7.0, 6.0, 5.0, 0.0, 0.0, 0.0]])
-    config = replace(QUICK, graded=2, mined=2, negatives=1)
+    for name, value in (("GRADED", 2), ("MINED", 2), ("NEGATIVES", 1)):
+        monkeypatch.setattr(static_l2r, name, value)
     drawn = set()
     for seed in range(12):
-        found = static_l2r.lists(ranked, graded, np.random.default_rng(seed), config)[0].tolist()
+        found = static_l2r.lists(ranked, graded, np.random.default_rng(seed))[0].tolist()
         assert found[:2] == [1, 3] and set(found[2:4]) == {0, 2} and len(set(found)) == 5
         drawn.add(found[4])
     assert drawn <= {5, 6, 7} and len(drawn) > 1, "chance draws from the ungraded tokens"
@@ -150,7 +149,7 @@ def test_ndcg_by_hand():
     e, f = torch.tensor([[3.0], [1.0], [4.0], [0.0]]), torch.ones(1, 1)
     grades = sparse.csr_matrix(np.array([[1.0, 0.0, 0.5, 0.0]], np.float32))
     found = static_l2r.held_out_ndcg(
-        e, torch.zeros(4), f, torch.zeros(()), grades, np.ones(4, bool), QUICK
+        e, torch.zeros(4), f, torch.zeros(()), grades, np.ones(4, bool)
     )
     second, big, small = 1 / np.log2(3), 2**5 - 1, 2**2.5 - 1
     assert found["ndcg_exponential"] == pytest.approx(
@@ -174,10 +173,9 @@ def test_table_holds_k_tokens_a_label_between_zero_and_one(model, corpus):
     assert right > 0.8
 
 
-def test_k_beyond_the_vocabulary_plants_all_but_the_last_token(corpus):
-    table = static_l2r.pretrain(
-        *corpus, **NAMES, config=replace(QUICK, planted_tokens=500), progress=False
-    ).table()
+def test_k_beyond_the_vocabulary_plants_all_but_the_last_token(corpus, monkeypatch):
+    monkeypatch.setattr(static_l2r, "PLANTED_TOKENS", 500)
+    table = static_l2r.pretrain(*corpus, **NAMES, dim=DIM, progress=False).table()
     assert (
         np.diff(table.indptr).min() >= V - 3
         and np.isfinite(table.data).all()
@@ -188,7 +186,7 @@ def test_k_beyond_the_vocabulary_plants_all_but_the_last_token(corpus):
 def test_labels_without_a_teacher_plant_nothing(corpus):
     counts, labels = corpus
     without = sparse.hstack([labels[:, :-1], sparse.csr_matrix((N, 1), dtype=np.int32)]).tocsr()
-    table = static_l2r.pretrain(counts, without, **NAMES, config=QUICK, progress=False).table()
+    table = static_l2r.pretrain(counts, without, **NAMES, dim=DIM, progress=False).table()
     assert np.diff(table.indptr).tolist() == [5] * (L - 1) + [0]
 
 
@@ -204,25 +202,15 @@ def test_saved_and_loaded_with_its_vocabularies(model, tmp_path):
         loaded.check(NAMES["label_names"], NAMES["tokens"][:3] + NAMES["tokens"][4:])
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"loss": "hinge"}, "loss='hinge' is not known"),
-        ({"dim": 0}, "dim=0"),
-        ({"held_out": 1.0}, "held_out=1.0"),
-        ({"top_grade": 101.0}, "top_grade=101"),
-        ({"space": "labels"}, "space='labels' is not known"),
-    ],
-)
-def test_options_are_checked(options, message):
-    with pytest.raises(ValueError, match=message):
-        StaticConfig(**options)
-    assert ranking.MAX_EXPONENT < 101, "published grades are no exponents"
+def test_a_dimension_below_one_is_refused_and_grades_are_no_exponents(corpus):
+    with pytest.raises(ValueError, match="dim=0"):
+        static_l2r.pretrain(*corpus, **NAMES, dim=0, progress=False)
+    assert static_l2r.TOP_GRADE <= ranking.MAX_EXPONENT < 101, "published grades are no exponents"
 
 
 def test_the_command_adds_to_its_json(tmp_path, corpus, monkeypatch):
-    def measured(name, config):
-        return None, {"quality": {"dim": config.dim}, "seconds": 0.0}
+    def measured(name, dim, seed):
+        return None, {"quality": {"dim": dim}, "seconds": 0.0}
 
     monkeypatch.setattr(study, "measure", measured)
     for name in ("one", "two"):

@@ -1,6 +1,4 @@
-"""Teachers that are not MI: chi-squared against SciPy, pointwise MI by hand, the random one, and
-their place in a run.
-"""
+"""Teachers of other scores: chi-squared against SciPy, pointwise MI by hand, random order."""
 
 from dataclasses import asdict
 
@@ -38,9 +36,9 @@ def test_random_teacher_keeps_to_the_words_of_the_label_and_follows_its_seed():
     first, again, other = (
         mig.teach(X, Y, variant="random", top_k=None, seed=s).scores for s in (0, 0, 1)
     )
-    wanted = mig.teach(X, Y, variant="raw", top_k=None).scores
+    expected = mig.teach(X, Y, variant="raw", top_k=None).scores
     assert (first != again).nnz == 0 and (first != other).nnz > 0
-    assert np.array_equal(first.toarray() > 0, wanted.toarray() > 0)
+    assert np.array_equal(first.toarray() > 0, expected.toarray() > 0)
 
 
 @pytest.mark.parametrize("variant", mig.OTHERS)

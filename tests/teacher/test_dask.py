@@ -1,9 +1,7 @@
-"""Mutual information over partitions: the bits of `mig.teach` on the stacked rows, however they are
-cut, stored and counted.
+"""Partitions give the bits of `mig.teach` on the stacked rows, however they are cut and stored.
 
-Realises METHOD sections 1 and 2 on Dask. Threads of this process count in most tests, a cluster of
-two worker processes in two of them. Interrupted runs are made by a partition that fails when it is
-asked for the second time.
+Most tests count in this process, a few on a cluster of two worker processes. A run is interrupted
+by a partition that fails when it is loaded the second time.
 """
 
 from __future__ import annotations
@@ -46,15 +44,13 @@ SMALL_MB = 0.004  # several blocks of labels
 
 
 def toy(seed: int = 0) -> tuple[sparse.csr_matrix, sparse.csr_matrix]:
-    """Counts X (N, V) up to 4 and int8 labels Y (N, L): ties, tokens and labels that are never,
-    always or once there.
-    """
+    """Counts X (N, V) and int8 labels Y (N, L), with ties, full, empty and nearly empty columns."""
     rng = np.random.default_rng(seed)
     y = rng.random((N, L)) < np.linspace(0.05, 0.5, L)
     x = rng.random((N, V)) < rng.random(V)
     x[:, 0], x[:, 3] = y[:, 4], x[:, 2]
     x[:, 5], x[:, 6], y[:, 7], y[:, 8] = False, True, False, True
-    # a label and a token in the last rows alone
+    # label 9 and token 7 are in the last rows only
     y[:80, 9], y[80:, 9], x[:85, 7] = False, True, False
     return sparse.csr_matrix(x * rng.integers(1, 5, x.shape)), sparse.csr_matrix(y.astype(np.int8))
 
@@ -68,10 +64,10 @@ def teach(partitions, **options) -> mig.Teacher:
     return teach_partitions(partitions, **{"progress": False, **options})
 
 
-def assert_same(found: mig.Teacher, wanted: mig.Teacher) -> None:
-    """Equal to the bit, the types of the arrays included."""
-    assert (found.variant, found.n_train) == (wanted.variant, wanted.n_train)
-    for a, b in ((found.scores, wanted.scores), (found.relevance, wanted.relevance)):
+def assert_same(result: mig.Teacher, expected: mig.Teacher) -> None:
+    """Equal bits and types of arrays."""
+    assert (result.variant, result.n_train) == (expected.variant, expected.n_train)
+    for a, b in ((result.scores, expected.scores), (result.relevance, expected.relevance)):
         assert a.shape == b.shape
         for part in ("indptr", "indices", "data"):
             got, want = getattr(a, part), getattr(b, part)
@@ -80,7 +76,7 @@ def assert_same(found: mig.Teacher, wanted: mig.Teacher) -> None:
 
 @pytest.fixture(autouse=True)
 def in_order(request):
-    """One task at a time, in this thread, unless a test says otherwise."""
+    """Tasks run one at a time in this thread, unless a test sets another scheduler."""
     with dask.config.set(scheduler="sync"):
         yield
 
@@ -103,22 +99,24 @@ def test_partitions_give_the_bits_of_the_stacked_rows(variant, at):
     x, y = toy()
     for top_k, relevance in ((4, "grade"), (None, "score")):
         options = {"variant": variant, "top_k": top_k, "relevance": relevance}
-        wanted = mig.teach(x, y, **options)
-        assert wanted.scores.nnz > 20 and wanted.taught[9], "a teacher that shows a difference"
-        assert_same(teach(cut(x, y, at), **options), wanted)
+        expected = mig.teach(x, y, **options)
+        assert expected.scores.nnz > 20 and expected.taught[9], (
+            "a teacher that would show a difference"
+        )
+        assert_same(teach(cut(x, y, at), **options), expected)
 
 
 @pytest.mark.parametrize("memory_mb", [1e-9, SMALL_MB])
 @pytest.mark.parametrize("min_documents", [1, 12])
 def test_blocks_of_labels_and_rare_tokens_change_no_bit(memory_mb, min_documents):
     x, y = toy()
-    wanted = mig.teach(x, y, min_documents=min_documents, relevance="score")
+    expected = mig.teach(x, y, min_documents=min_documents, relevance="score")
     ranges = list(blocks_of_labels(presence(x), presence(y), memory_mb))
     assert len(ranges) > 2
-    found = teach(
+    result = teach(
         cut(x, y, CUTS["four"]), min_documents=min_documents, relevance="score", memory_mb=memory_mb
     )
-    assert_same(found, wanted)
+    assert_same(result, expected)
 
 
 def test_min_documents_counts_documents_of_all_partitions():
@@ -126,11 +124,11 @@ def test_min_documents_counts_documents_of_all_partitions():
     parts = cut(x, y, list(range(10, N, 10)))
     most = max(column_counts(presence(a)).max() for a, _ in parts)
     assert most < 12, "every token is rare in every partition"
-    found = teach(parts, min_documents=12, top_k=None)
+    result = teach(parts, min_documents=12, top_k=None)
     seen = column_counts(presence(x))
-    assert set(found.scores.indices) <= set(np.flatnonzero(seen >= 12)) and found.scores.nnz > 20
-    assert set(teach(parts, top_k=None).scores.indices) > set(found.scores.indices)
-    assert_same(found, mig.teach(x, y, min_documents=12, top_k=None))
+    assert set(result.scores.indices) <= set(np.flatnonzero(seen >= 12)) and result.scores.nnz > 20
+    assert set(teach(parts, top_k=None).scores.indices) > set(result.scores.indices)
+    assert_same(result, mig.teach(x, y, min_documents=12, top_k=None))
 
 
 def test_an_entry_stored_twice_is_one_document_in_memory_and_on_disk(tmp_path):
@@ -153,12 +151,12 @@ def test_int8_labels_and_counts_beyond_127_do_not_wrap():
     y = sparse.csr_matrix((rng.random((700, 2)) < 0.6).astype(np.int8))
     x = sparse.csr_matrix((rng.random((700, 3)) < 0.5).astype(np.int8) * np.int8(100))
     assert (presence(x).T @ presence(y)).max() > 127
-    found = teach(cut(x, y, [300]), top_k=None, variant="raw")
-    assert_same(found, mig.teach(x, y, top_k=None, variant="raw"))
+    result = teach(cut(x, y, [300]), top_k=None, variant="raw")
+    assert_same(result, mig.teach(x, y, top_k=None, variant="raw"))
     both, info = (presence(x).T @ presence(y)).toarray(), dense_mutual_information(x, y)
     n_t, n_l = column_counts(x), column_counts(y)
-    wanted = np.where(both * 700 > n_t[:, None] * n_l, info, 0).T
-    np.testing.assert_array_equal(found.scores.toarray(), wanted)
+    expected = np.where(both * 700 > n_t[:, None] * n_l, info, 0).T
+    np.testing.assert_array_equal(result.scores.toarray(), expected)
 
 
 def test_files_delayed_and_memory_mix_and_survive_a_round_trip(tmp_path):
@@ -168,11 +166,11 @@ def test_files_delayed_and_memory_mix_and_survive_a_round_trip(tmp_path):
     assert partitions_in(tmp_path / "parts") == paths
     first = Partition.load(paths[0])
     assert (first.x != presence(x[:25])).nnz == 0 and (first.y != presence(y[:25])).nnz == 0
-    wanted = mig.teach(x, y)
-    assert_same(teach(tmp_path / "parts"), wanted)
+    expected = mig.teach(x, y)
+    assert_same(teach(tmp_path / "parts"), expected)
     late = dask.delayed((x[25:50], y[25:50])), dask.delayed(Partition.load)(paths[3])
     mixed = [str(paths[0]), late[0], Partition(x[50:75], y[50:75]), late[1]]
-    assert_same(teach(iter(mixed)), wanted)
+    assert_same(teach(iter(mixed)), expected)
     with pytest.raises(ValueError, match="parts is there already; give a new folder"):
         write_partitions(x, y, tmp_path / "parts", 30)
     assert len(write_partitions(x, y, tmp_path / "wide", 10 * N)) == 1, (
@@ -210,22 +208,20 @@ def test_a_cluster_of_two_processes_gives_the_same_bits(client, tmp_path, capfd)
     x, y = toy()
     paths = write_partitions(x, y, tmp_path / "parts", 30)
     mixed = [paths[0], (x[30:60], y[30:60]), dask.delayed(Partition.load)(paths[2])]
-    found = teach(mixed, client=client, memory_mb=SMALL_MB, min_documents=5, progress=True)
-    assert_same(found, mig.teach(x, y, min_documents=5))
+    result = teach(mixed, client=client, memory_mb=SMALL_MB, min_documents=5, progress=True)
+    assert_same(result, mig.teach(x, y, min_documents=5))
     bars = capfd.readouterr().err
     assert "scan: 100%" in bars and "count: 100%" in bars
 
 
 def counts_written(folder: Path) -> set[int]:
-    """Partitions whose counts are kept in a checkpoint."""
+    """Partitions whose counts are in a checkpoint."""
     return {int(path.stem.split("-")[2]) for path in folder.glob("counts-*")}
 
 
 @dask.delayed(pure=False)
 def fragile(part, calls: Path, fail_at: int):
-    """Partition number `part` of the toy; each call of any partition leaves a mark, and call
-    `fail_at` breaks down.
-    """
+    """Partition number `part` of the toy. Every call leaves a file; call number `fail_at` fails."""
     number = 1
     while (calls / f"{number}").exists():
         number += 1
@@ -236,7 +232,7 @@ def fragile(part, calls: Path, fail_at: int):
 
 
 def loads(calls: Path) -> np.ndarray:
-    """(4,) how often each partition was asked for."""
+    """(4,) how often each partition was loaded."""
     return np.bincount([int(mark.read_text()) for mark in calls.iterdir()], minlength=4)
 
 
@@ -246,19 +242,20 @@ def test_an_interrupted_run_counts_only_what_is_missing(tmp_path):
     parts = [fragile(i, calls, 8) for i in range(4)]
     with pytest.raises(RuntimeError, match="the disk went away"):
         teach(parts, checkpoint=tmp_path / "kept")
-    kept, before = counts_written(tmp_path / "kept"), loads(calls)
-    assert kept and before.tolist() == [2] * 4
+    finished, before = counts_written(tmp_path / "kept"), loads(calls)
+    assert finished and before.tolist() == [2] * 4
     assert_same(teach(parts, checkpoint=tmp_path / "kept"), mig.teach(*toy()))
-    again = loads(calls) - before
-    assert again.tolist() == [1 if i in kept else 2 for i in range(4)], (
-        "one scan each, one count of what was missing"
+    later = loads(calls) - before
+    assert later.tolist() == [1 if i in finished else 2 for i in range(4)], (
+        "all are scanned, only the missing ones counted"
     )
-    assert not counts_written(tmp_path / "kept"), "terms are dropped when their sum is safe"
+    assert not counts_written(tmp_path / "kept"), "counts are deleted once their block is written"
 
 
 def test_a_cluster_goes_on_where_it_was_interrupted(client, tmp_path):
-    """Partition 2 fails when it is counted and works in the next call: its failure, which `failure`
-    holds, is not reused.
+    """Partition 2 fails when it is counted and works in the next call.
+
+    The cluster still remembers its failure, which `failure` refers to, and must not reuse it.
     """
     (calls := tmp_path / "calls").mkdir()
     paths = write_partitions(*toy(), tmp_path / "parts", 30)
@@ -272,7 +269,7 @@ def test_a_cluster_goes_on_where_it_was_interrupted(client, tmp_path):
 
 @dask.delayed(pure=False)
 def last_of(path: Path, calls: Path) -> Partition:
-    """The partition at `path`, but for the second call, which breaks down."""
+    """The partition at `path`; the second call fails."""
     number = len(list(calls.iterdir())) + 1
     (calls / f"{number}").touch()
     if number == 2:
@@ -284,7 +281,7 @@ def test_finished_blocks_are_read_and_later_ones_made(tmp_path):
     x, y = toy()
     blocks = len(list(blocks_of_labels(presence(x), presence(y), SMALL_MB)))
     (calls := tmp_path / "calls").mkdir()
-    # four scans, four counts of each of two blocks, then it breaks in the third
+    # four scans, four counts for each of two blocks, then a failure in the third
     parts = [fragile(i, calls, 13) for i in range(4)]
     options = {
         "memory_mb": SMALL_MB,
@@ -299,11 +296,11 @@ def test_finished_blocks_are_read_and_later_ones_made(tmp_path):
         and len(list((tmp_path / "kept").glob("block-*"))) == 2
         and not counts_written(tmp_path / "kept")
     )
-    before, wanted = loads(calls), mig.teach(x, y, relevance="score", top_k=5)
-    assert_same(teach(parts, **options), wanted)
+    before, expected = loads(calls), mig.teach(x, y, relevance="score", top_k=5)
+    assert_same(teach(parts, **options), expected)
     assert (loads(calls) - before).tolist() == [1 + blocks - 2] * 4
     before = loads(calls)
-    assert_same(teach(parts, **options | {"top_k": 5}), wanted)
+    assert_same(teach(parts, **options | {"top_k": 5}), expected)
     assert (loads(calls) - before).tolist() == [1] * 4, "a finished run is only scanned"
 
 
@@ -441,15 +438,15 @@ def test_the_command_teaches_a_corpus_as_a_run_does(
     out = tmp_path / "out"
     call = [str(folder), "--out", str(out), *place]
     main([*call, "--partitions", "3", "--tokens", "900", "--backbone", backbone_folder])
-    found, wanted = mig_dask.load_teacher(out / "teacher.safetensors"), teacher_of(prepared)
-    assert_same(found, wanted)
-    assert asdict(TeacherConfig())["variant"] == found.variant and found.n_train == 60
+    result, expected = mig_dask.load_teacher(out / "teacher.safetensors"), teacher_of(prepared)
+    assert_same(result, expected)
+    assert asdict(TeacherConfig())["variant"] == result.variant and result.n_train == 60
     printed = capsys.readouterr().out.splitlines()
     assert (
         len(printed) == 1 and "60 documents" in printed[0] and "teacher.safetensors" in printed[0]
     )
     assert [p.name for p in out.iterdir()] == ["teacher.safetensors"], (
-        "the work folder goes when the teacher is safe"
+        "the work folder is deleted once the teacher is written"
     )
 
 

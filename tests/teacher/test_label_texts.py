@@ -1,6 +1,4 @@
-"""Label texts: the teacher of a label's own words by hand, what joins what, what a start plants,
-and where texts come from.
-"""
+"""Label texts: their teacher by hand, joined with the MIG teacher, planted, and where they lie."""
 
 from __future__ import annotations
 
@@ -32,24 +30,26 @@ WORDS = sparse.csr_matrix(np.array([[1, 1, 2, 0], [0, 0, 1, 0], [0, 0, 0, 0]]))
 
 
 def test_a_description_is_one_more_document_of_its_label_by_hand():
-    xlogx = lambda *p: sum(x * np.log(x) for x in p if x)  # noqa: E731
-    # 5 documents, one with the label; the token stands in it and in 1 (token 1) or 0 (token 2)
-    # others
+
+    def xlogx(*p):
+        return sum(x * np.log(x) for x in p if x)
+
+    # 5 documents, one of them with the label; token 1 is in it and in 1 other, token 2 in 0 others
     one = xlogx(1 / 5, 1 / 5, 3 / 5) - 2 * 0 - xlogx(1 / 5, 4 / 5) - xlogx(2 / 5, 3 / 5)
     none = -xlogx(1 / 5, 4 / 5)  # the token is the label: I = H
     # two of three labels have a text: a token of both weighs ln(1 + 2/2) / ln(1 + 2)
     shared = np.log(2) / np.log(3)
-    found = label_texts.scores_of(WORDS, COUNTS).toarray()
-    wanted = np.array(
+    scores = label_texts.scores_of(WORDS, COUNTS).toarray()
+    expected = np.array(
         [
             [0, one / np.sqrt(3), none * shared / np.sqrt(3), 0],
             [0, 0, none * shared, 0],
             [0, 0, 0, 0],
         ]
     )
-    np.testing.assert_allclose(found, wanted, atol=1e-12)
+    np.testing.assert_allclose(scores, expected, atol=1e-12)
     taught = label_texts.teach(WORDS, COUNTS, weight=3.0)
-    np.testing.assert_allclose(taught.scores.toarray(), 3 * wanted, atol=1e-12)
+    np.testing.assert_allclose(taught.scores.toarray(), 3 * expected, atol=1e-12)
     assert taught.relevance.max() == 1 and taught.taught.tolist() == [True, True, False]
     jaccard = label_texts.scores_of(WORDS, COUNTS, "jaccard").toarray()
     assert jaccard[1, 2] == pytest.approx(shared), "J of a token that is the label is 1"
@@ -164,7 +164,7 @@ def test_zero_shot_labels_are_found_by_their_words(ready, monkeypatch, tmp_path)
         )
         gap[start] = comet - other
     assert gap["lookup+score+text"] > 0.01 > 3 * abs(gap["lookup+score"]), (
-        f"its score follows its word: {gap}"
+        f"the label's score must follow its word: {gap}"
     )
 
 
@@ -174,9 +174,7 @@ def test_zero_shot_labels_are_found_by_their_words(ready, monkeypatch, tmp_path)
 def test_what_was_planted_for_labels_without_documents_outlives_training(
     unseen, loss, ready, tmp_path
 ):
-    """Left out of the loss, their rows stay to the bit; as negatives they are pushed down by every
-    document.
-    """
+    """Rows of labels left out of the loss keep their bits; as negatives they change."""
     model, teacher = build_model(ready, teacher_of(ready)), teacher_of(ready)
     starts.plant(model.decoder, "lookup", teacher, ready.train_labels)
     model.teacher_score, still = None, torch.from_numpy(ready.train_counts == 0)
@@ -229,7 +227,7 @@ def test_texts_lie_beside_the_corpus_and_win_over_its_own(described, tmp_path, m
         and read["heart"] == "of the heart"
     )
     assert Corpus.load(folder).fingerprint() == described.fingerprint(), (
-        "the file beside it changes no corpus"
+        "label_texts.json must not change the corpus's fingerprint"
     )
     write_json(folder / LABEL_TEXTS_FILE, ["rare tin"])
     with pytest.raises(DataError, match="does not map label names to texts"):

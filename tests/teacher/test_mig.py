@@ -1,8 +1,7 @@
-"""Mutual information, its graded relevance and the bare rankers, against scikit-learn, definitions
-and hand counts.
+"""Mutual information, relevance and bare rankers, against scikit-learn, definitions and by hand.
 
-Realises the checks of METHOD sections 1 and 2 and fault 1 of section 6 (test rows in the teacher).
-Toy corpora only; speed and memory on a real corpus are measured in benchmarks/bench_mig.py.
+docs/method.md, "Mutual information gain" and "The teacher", and fault 1 of "Faults of the published
+code" (test rows in the teacher). Speed and memory are measured in benchmarks/bench_mig.py.
 """
 
 from __future__ import annotations
@@ -35,9 +34,7 @@ N, V, L = 60, 17, 9
 
 
 def toy(seed: int = 0) -> tuple[sparse.csr_matrix, sparse.csr_matrix]:
-    """Counts X (N, V) and labels Y (N, L): tied tokens, tokens and labels that are never or always
-    there.
-    """
+    """Counts X (N, V) and labels Y (N, L): with ties, and columns that are all or never present."""
     rng = np.random.default_rng(seed)
     y = rng.random((N, L)) < np.linspace(0.05, 0.6, L)
     x = rng.random((N, V)) < rng.random(V)
@@ -97,14 +94,17 @@ def test_cells_without_a_common_document_have_their_closed_form():
     )
     apart = (both == 0) & (n_t > 0) & (n_l > 0)
     assert apart[1, 4] and apart.sum() > 3
-    f = lambda n: n * np.log(n) if n else 0.0  # noqa: E731
+
+    def f(n):
+        return n * np.log(n) if n else 0.0
+
     got = dense_mutual_information(x, y)
     for t, label in np.argwhere(apart):
         a, b = int(n_t[t, label]), int(n_l[t, label])
         assert got[t, label] == pytest.approx(
             (f(N - a - b) - f(N - a) - f(N - b) + f(N)) / N, abs=1e-12
         )
-    assert got[1, 4] == pytest.approx(got[0, 4], abs=1e-12), "presence and absence tell as much"
+    assert got[1, 4] == pytest.approx(got[0, 4], abs=1e-12), "absence has the same information"
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -172,7 +172,7 @@ def test_teacher_holds_at_most_k_tokens_a_label_as_csr():
     row = full.scores[2].toarray().ravel()
     assert set(teacher.scores[2].indices) == set(np.lexsort((np.arange(V), -row))[:3])
     assert not teacher.taught[7] and not teacher.taught[8], (
-        "a label on no or every document teaches nothing"
+        "a label of no or all documents has no token that speaks for it"
     )
 
 
@@ -241,8 +241,8 @@ IMPLEMENTATIONS = [
 )
 def test_every_implementation_gives_the_same_bits(impl, options):
     x, y = toy()
-    found, wanted = mig.teach(x, y, impl=impl, **options), mig.teach(x, y, **options)
-    for a, b in ((found.scores, wanted.scores), (found.relevance, wanted.relevance)):
+    result, expected = mig.teach(x, y, impl=impl, **options), mig.teach(x, y, **options)
+    for a, b in ((result.scores, expected.scores), (result.relevance, expected.relevance)):
         assert a.indptr.tolist() == b.indptr.tolist() and a.indices.tolist() == b.indices.tolist()
         assert a.shape == b.shape and a.data.tobytes() == b.data.tobytes()
 
@@ -256,7 +256,9 @@ def test_the_dense_reference_keeps_all_tokens_too():
 
 @pytest.mark.skipif(not machine.has_triton(), reason="triton is not installed")
 def test_auto_takes_the_kernels_on_a_named_gpu_within_their_limits():
-    chosen = lambda device, n=100, top_k=64: mig._implementation("auto", device, n, top_k)  # noqa: E731
+    def chosen(device, n=100, top_k=64):
+        return mig._implementation("auto", device, n, top_k)
+
     assert chosen("cuda") == chosen("cuda:0") == "triton"
     for outside in ((None,), ("cpu",), ("cuda", 2**24 + 1), ("cuda", 9, None), ("cuda", 9, 513)):
         assert chosen(*outside) == "torch", outside
@@ -281,7 +283,7 @@ def test_rare_tokens_can_be_left_out():
 
 
 def prepared(texts, labels, split) -> Inputs:
-    """A Prepared of word tokens: what prepare makes, without tokenizer and backbone."""
+    """Inputs over word tokens, as `prepare` makes them, without tokenizer and backbone."""
     corpus = Corpus.from_lists("toy", [str(i) for i in range(len(texts))], texts, labels, split)
     vocabulary = sorted({w for text in texts for w in text.split()} | {"unused"})
     from plantlib.data.tokens import Ragged
@@ -313,30 +315,33 @@ def test_teacher_does_not_change_with_test_labels_or_test_texts():
         ["only-test", "only-dev"],
     ]
     split = ["train"] * 5 + ["dev", "test", "test"]
-    plain = prepared(texts, labels, split)
+    inputs = prepared(texts, labels, split)
     other_texts = texts[:6] + ["pear pear apple", "green green tea"]
     other = prepared(other_texts, labels[:6] + [["g", "only-test"], ["r", "only-dev"]], split)
     assert (
-        plain.corpus.label_names == other.corpus.label_names
-        and plain.vocabulary == other.vocabulary
+        inputs.corpus.label_names == other.corpus.label_names
+        and inputs.vocabulary == other.vocabulary
     )
     for config in (TeacherConfig(), TeacherConfig(variant="jaccard", relevance="grade")):
-        a, b = plain.teacher(config), other.teacher(config)
+        a, b = inputs.teacher(config), other.teacher(config)
         assert (
             a.n_train == b.n_train == 5
             and (a.scores != b.scores).nnz == 0
             and (a.relevance != b.relevance).nnz == 0
         )
-        unseen = [plain.corpus.label_names.index(name) for name in ("only-test", "only-dev")]
+        unseen = [inputs.corpus.label_names.index(name) for name in ("only-test", "only-dev")]
         assert not a.taught[unseen].any() and a.taught.sum() == 2
-    everything = mig.teach(plain.counts, plain.corpus.labels)
-    assert everything.taught[unseen].all(), "the leak this test looks for would show"
+    everything = mig.teach(inputs.counts, inputs.corpus.labels)
+    assert everything.taught[unseen].all(), "a teacher of all rows would differ"
 
 
 def test_shuffled_keeps_the_rows_and_moves_their_meaning():
     teacher = mig.teach(*toy())
     shuffled, again = teacher.shuffled(1), teacher.shuffled(1)
-    rows = lambda t: [tuple(np.r_[r.indices, r.data]) for r in t.relevance]  # noqa: E731
+
+    def rows(teacher):
+        return [tuple(np.r_[row.indices, row.data]) for row in teacher.relevance]
+
     assert sorted(rows(shuffled)) == sorted(rows(teacher)) and rows(shuffled) == rows(
         again
     ) != rows(teacher)

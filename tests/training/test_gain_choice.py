@@ -198,31 +198,8 @@ def test_a_score_is_weighed_where_dev_is_cached(prepared):
         RunConfig(linear_weights=(1.0, 0.0))
 
 
-def test_records_from_before_the_choice_are_made_again_and_others_are_not(
-    prepared, chosen, tmp_path
-):
-    config, record = CONFIG.seeded(0), replace(chosen, params=dict(chosen.params))
-    assert finished(record.save(tmp_path), prepared, config) == record
-    del record.params["other_gains"]
-    path = record.save(tmp_path)
-    assert finished(path, prepared, config) is None
-    assert finished(path, prepared, replace(config, other_gains=())) == record
-    record.params["other_gains"] = list(CONFIG.other_gains)
-    del record.params["linear_weights"]
-    path = record.save(tmp_path)
-    assert finished(path, prepared, config) is None, "before the score was weighed"
-    assert finished(path, prepared, replace(config, linear_weights=())) == record
-    record.params["linear_weights"] = list(config.linear_weights)
-    del record.params["other_gains"]
-    for start in ("linear", "l2r+linear"):
-        other = replace(record, system=start)
-        assert finished(other.save(tmp_path), prepared, config) == other, (
-            "without a lookup there is no gain to choose"
-        )
-    ablation = replace(
-        record, system="linear score too", params=record.params | {"start_name": "lookup+linear"}
-    )
-    assert finished(ablation.save(tmp_path), prepared, config) is None
-    assert finished(chosen.save(tmp_path), prepared, replace(config, other_gains=())) is None, (
-        "nor the other way round"
-    )
+def test_a_record_with_other_choices_is_made_again(prepared, chosen, tmp_path):
+    path = chosen.save(tmp_path)
+    assert finished(path, prepared, CONFIG, 0) == chosen
+    for other in ({"other_gains": ()}, {"linear_weights": ()}, {"linear_weights": (1.0,)}):
+        assert finished(path, prepared, replace(CONFIG, **other), 0) is None

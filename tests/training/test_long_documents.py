@@ -40,13 +40,9 @@ def trainable(prepared, backbone_folder, *, keep=None, overlap=0) -> PlantModel:
     """A planted model whose backbone carries adapters that do something."""
     teacher = teacher_of(prepared)
     model = build_model(prepared, teacher, RunConfig(keep=keep))
-    starts.plant(
-        model.decoder,
-        "lookup+score",
-        teacher,
-        prepared.train_labels,
-        config=starts.StartConfig(init_std=0.3),
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(starts, "INIT_STD", 0.3)
+        starts.plant(model.decoder, "lookup+score", teacher, prepared.train_labels)
     use_score(model, ["lookup", "score"], teacher, prepared)
     model.attach_backbone(loading.load(backbone_folder, dropout=0.0, overlap=overlap))
     model.backbone = adapters.add_lora(

@@ -9,7 +9,7 @@ odd names goes the same road.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -19,23 +19,19 @@ import torch
 from companion.peers.runs import run_linear_score, run_peers
 from plantlib import Corpus, RunConfig, RunRecord, fit, prepare
 from plantlib.backbones import loading
-from plantlib.linear import score as linear_score
 from plantlib.linear.score import LinearConfig
 from plantlib.metrics.documents import evaluate
 from plantlib.planting import starts
 from plantlib.planting.l2r import L2RConfig
-from plantlib.training import artefacts, evaluation, runs, train
+from plantlib.training import artefacts, evaluation, runs, schedules, train
 from plantlib.training.ingredients import Ingredients, build_model, teacher_of, use_score
 from plantlib.training.options import TrainConfig
-from plantlib.training.records import load_all, plain
+from plantlib.training.records import load_all
 from plantlib.training.runs import run_grid, run_start
 from plantlib.utils.base import DataError
 
 STARTS = ("random", "lookup", "l2r", "closed_form", "shuffled", "lookup+score")
-QUICK = RunConfig(
-    train=TrainConfig(epochs=1, batch_size=16),
-    l2r=L2RConfig(epochs=1, list_size=16, labels_a_document=4),
-)
+QUICK = RunConfig(train=TrainConfig(epochs=1, batch_size=16), l2r=L2RConfig(epochs=1))
 
 
 @pytest.fixture(scope="module")
@@ -112,17 +108,20 @@ def test_second_call_reads_the_finished_records(grid, prepared, monkeypatch):
     )
 
 
-def test_a_record_that_does_not_know_an_option_had_its_default_with_its_own_seed(
-    grid, prepared, tmp_path
-):
-    record = replace(
-        grid[0][0], seed=1, params=dict(plain(asdict(QUICK.seeded(1)))) | {"inputs": prepared.key}
-    )
-    for name in ("linear", "static"):  # as of a run made before they existed
-        del record.params[name]
+def test_a_finished_record_has_the_same_seed_options_and_inputs(grid, prepared, tmp_path):
+    record = grid[0][0]
     path = record.save(tmp_path)
-    assert runs.finished(path, prepared, QUICK.seeded(1)) == record
-    assert runs.finished(path, prepared, QUICK.seeded(2)) is None
+    assert runs.finished(path, prepared, QUICK, 0) == record
+    assert runs.finished(path, prepared, QUICK, 1) is None
+    assert runs.finished(path, replace(prepared, key="another"), QUICK, 0) is None
+    assert runs.finished(path, prepared, replace(QUICK, static_dim=16), 0) is None
+    path.unlink()
+    assert runs.finished(path, prepared, QUICK, 0) is None
+    del record.params["static_dim"]
+    try:
+        assert not runs.made_with(record, prepared, QUICK, 0), "an option it does not state"
+    finally:
+        record.params["static_dim"] = QUICK.static_dim
 
 
 def test_runs_of_other_parameters_are_not_taken_for_finished(grid, prepared, tmp_path, monkeypatch):
@@ -137,33 +136,6 @@ def test_runs_of_other_parameters_are_not_taken_for_finished(grid, prepared, tmp
     )
     run_grid(prepared, ("random",), seeds=(0,), config=other, results=tmp_path, progress=False)
     assert made == [("random", 0)]
-
-
-def test_of_the_linear_score_only_what_the_problem_is_large_enough_for_is_compared(prepared):
-    cells = len(prepared.rows["train"]) * prepared.corpus.L
-    below, above = (LinearConfig(dense_cells=cells + d) for d in (1, -1))
-    told = lambda config: linear_score.settled(asdict(config), cells)  # noqa: E731
-    assert (
-        told(below)
-        == told(LinearConfig())
-        == told(replace(below, large_c=(9.0,), large_folds=9))
-        != told(above)
-    )
-    assert (
-        told(above) == told(replace(above, c=(9.0,), folds=9))
-        and linear_score.settled(None, cells) is None
-    )
-    assert told(below) != told(replace(below, c=(9.0,))) and told(above) != told(
-        replace(above, large_folds=9)
-    )
-    record, _ = run_start(
-        prepared, "linear", 0, config=replace(QUICK, linear=below), progress=False
-    )
-    as_made = [
-        runs.made_with(record, prepared, replace(QUICK, linear=c).seeded(0))
-        for c in (below, LinearConfig(), above)
-    ]
-    assert as_made == [True, True, False]
 
 
 def test_a_run_repeats_to_the_same_metrics(grid, prepared):
@@ -233,7 +205,7 @@ def test_the_untrained_linear_score_is_a_row_of_its_own(prepared, tmp_path, monk
         and record.system == "linear score"
         and record.teacher["linear"]
     )
-    linear = artefacts.linear_scores(prepared, LinearConfig(folds=2, seed=3), False)
+    linear = artefacts.linear_scores(prepared, LinearConfig(folds=2), 3, False)
     model = build_model(prepared, Ingredients(teacher_of(prepared), linear=linear))
     starts.plant(model.decoder, "lookup+linear", teacher_of(prepared), prepared.train_labels)
     use_score(model, ["lookup", "linear"], teacher_of(prepared), prepared)
@@ -267,8 +239,11 @@ def test_label_only_in_test_is_outside_the_label_space_and_counted(prepared, cor
         assert record.metrics["all/r@5"] < record.metrics["r@5"]
 
 
-def test_fit_returns_a_model_that_reads_text(corpus, backbone_folder, tmp_path, capsys):
-    config = RunConfig(train=TrainConfig(epochs=4, batch_size=8, lr_queries=0.05, lr_outputs=0.05))
+def test_fit_returns_a_model_that_reads_text(
+    corpus, backbone_folder, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(schedules, "LR_OUTPUTS", 0.05)
+    config = RunConfig(train=TrainConfig(epochs=4, batch_size=8, lr_queries=0.05))
     options = {"root": tmp_path, "max_tokens": None, "progress": False}
     model = fit(corpus, backbone=backbone_folder, start="lookup+score", config=config, **options)
     (best, chance), *_ = model.predict(["the pulse and the valve were seen", "a cough"], k=3)[0]

@@ -6,8 +6,6 @@ METHOD.md section 4, "optimisation (v1)". The runs are on the tiny corpus and th
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 
@@ -15,9 +13,8 @@ from plantlib.backbones import adapters, loading
 from plantlib.backbones.awd_lstm import AwdLstmConfig, AwdLstmModel
 from plantlib.planting import starts
 from plantlib.training import schedules, train
-from plantlib.training.ingredients import teacher_of
-from plantlib.training.options import SCHEDULES, RunConfig, TrainConfig
-from plantlib.training.runs import build_model, finished, run_start, use_score
+from plantlib.training.ingredients import build_model, teacher_of, use_score
+from plantlib.training.options import SCHEDULES, TrainConfig
 from plantlib.training.train import fine_tune
 
 
@@ -166,9 +163,11 @@ def test_interrupted_run_resumes_in_its_stage(prepared, backbone_folder, tmp_pat
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_schedules_warm_up_and_do_what_their_name_says(
-    schedule, prepared, backbone_folder, tmp_path
+    schedule, prepared, backbone_folder, tmp_path, monkeypatch
 ):
-    config = TrainConfig(schedule=schedule, warmup=0.25, lr_outputs=1.0)
+    monkeypatch.setattr(schedules, "WARMUP", 0.25)
+    monkeypatch.setattr(schedules, "LR_OUTPUTS", 1.0)
+    config = TrainConfig(schedule=schedule)
     trainer = train.PlantTrainer(
         model=model_of(prepared, backbone_folder),
         args=train._arguments(tmp_path, config),
@@ -199,39 +198,8 @@ def test_schedules_warm_up_and_do_what_their_name_says(
             "schedule='round' is not known; use one of linear, cosine, one_cycle, constant",
         ),
         ({"layer_decay": 0}, "layer_decay=0; give a number above 0"),
-        ({"epsilon": 0.0}, "epsilon=0.0; give a number above 0, 1e-8 as usual"),
     ],
 )
 def test_options_are_checked(options, message):
     with pytest.raises(ValueError, match=message):
         TrainConfig(**options)
-
-
-def test_records_from_before_these_options_still_count_as_finished(prepared, tmp_path):
-    """A record that does not know an option was made with its default."""
-    config = RunConfig(train=TrainConfig(epochs=1)).seeded(0)
-    record, _ = run_start(prepared, "random", 0, config=config, progress=False)
-    for name in ("stages", "schedule", "layer_decay"):
-        del record.params["train"][name]
-    del record.params["lora"], record.params["backbone"]
-    path = record.save(tmp_path)
-    assert finished(path, prepared, config) == record
-    assert (
-        finished(
-            path, prepared, RunConfig(train=TrainConfig(epochs=1, schedule="cosine")).seeded(0)
-        )
-        is None
-    )
-    del record.params["linear_epsilon"]
-    assert finished(record.save(tmp_path), prepared, config) == record, (
-        "it says nothing of a run without the linear score"
-    )
-    other = replace(config, linear=replace(config.linear, c=(1.0,)))
-    assert finished(record.save(tmp_path), prepared, other) == record
-    record.params["linear"]["retired"] = 1
-    assert finished(record.save(tmp_path), prepared, config) == record, "an option that is no more"
-    record.teacher["linear"] = {"svm": [1.0]}
-    path = record.save(tmp_path)
-    assert finished(path, prepared, replace(other, linear_epsilon=1e-8)) is None
-    assert finished(path, prepared, config) is None, "which was then trained with another epsilon"
-    assert finished(path, prepared, replace(config, linear_epsilon=1e-8)) == record

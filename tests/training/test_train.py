@@ -34,21 +34,21 @@ def fresh_model(prepared, seed=0, start="random"):
     """A model as `run_start` hands it to `fine_tune`: no backbone, random queries."""
     teacher = teacher_of(prepared)
     model = build_model(prepared, teacher)
-    starts.plant(
-        model.decoder, start, teacher, prepared.train_labels, config=starts.StartConfig(seed=seed)
-    )
+    starts.plant(model.decoder, start, teacher, prepared.train_labels, seed=seed)
     use_score(model, start.split("+"), teacher, prepared)
     return model
 
 
-def train_it(prepared, folder, model=None, **options):
+def train_it(prepared, folder, model=None, *, seed=0, lr_outputs=0.05, lr_gains=1e-2, **options):
     """(model, history) of a short run on the tiny corpus."""
     model = model or fresh_model(prepared)
-    config = TrainConfig(
-        **{"epochs": 3, "batch_size": 8, "lr_queries": 0.05, "lr_outputs": 0.05} | options
-    )
+    config = TrainConfig(**{"epochs": 3, "batch_size": 8, "lr_queries": 0.05} | options)
     parts = prepared.documents("train"), prepared.documents("dev"), prepared.train_counts
-    return model, fine_tune(model, *parts, folder, config=config, progress=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(schedules, "LR_OUTPUTS", lr_outputs)
+        patch.setattr(schedules, "LR_GAINS", lr_gains)
+        history = fine_tune(model, *parts, folder, config=config, seed=seed, progress=False)
+    return model, history
 
 
 def dev_metric(prepared, model, metric="ndcg@5") -> float:
@@ -56,12 +56,13 @@ def dev_metric(prepared, model, metric="ndcg@5") -> float:
     return evaluate(scores, labels, prepared.train_counts, 60)[metric]
 
 
-def test_a_larger_epsilon_leaves_rare_labels_nearer_to_their_start(prepared, tmp_path):
+def test_a_larger_epsilon_leaves_rare_labels_nearer_to_their_start(prepared, tmp_path, monkeypatch):
     moved = {}
     for epsilon in (1e-8, 1e-2):
         model = fresh_model(prepared)
         before = model.decoder.label_outputs.detach().clone().cpu()
-        train_it(prepared, tmp_path / str(epsilon), model, epsilon=epsilon, epochs=1)
+        monkeypatch.setattr(train, "EPSILON", epsilon)
+        train_it(prepared, tmp_path / str(epsilon), model, epochs=1)
         moved[epsilon] = (model.decoder.label_outputs.detach().cpu() - before).norm(dim=1).numpy()
     order = np.argsort(prepared.train_counts, kind="stable")
     share = moved[1e-2] / moved[1e-8]
@@ -85,14 +86,14 @@ def trained(prepared, tmp_path_factory):
 
 
 @pytest.mark.parametrize("backbone_state", ["none", "frozen", "open"])
-def test_every_trainable_parameter_is_in_one_group(backbone_state, prepared, backbone):
+def test_every_trainable_parameter_is_in_one_group(backbone_state, prepared, backbone, monkeypatch):
     model = fresh_model(prepared, start="lookup+score")
     if backbone_state != "none":
         model.attach_backbone(backbone)
         backbone.model.requires_grad_(backbone_state == "open")
-    config = TrainConfig(
-        lr_queries=1.0, lr_outputs=2.0, lr_gains=3.0, lr_backbone=4.0, weight_decay=0.5
-    )
+    for name, value in (("LR_OUTPUTS", 2.0), ("LR_GAINS", 3.0), ("WEIGHT_DECAY", 0.5)):
+        monkeypatch.setattr(schedules, name, value)
+    config = TrainConfig(lr_queries=1.0, lr_backbone=4.0)
     found = {}
     for group in schedules.parameter_groups(model, config):
         for parameter in group["params"]:
@@ -114,18 +115,20 @@ def test_every_trainable_parameter_is_in_one_group(backbone_state, prepared, bac
     )
 
 
-def test_trainer_uses_the_groups_and_warms_up(prepared, tmp_path):
+def test_trainer_uses_the_groups_and_warms_up(prepared, tmp_path, monkeypatch):
     """Learning rates reach AdamW by group and the schedule scales all of them: warm-up is a share
     of the steps.
     """
-    options = train._arguments(tmp_path, TrainConfig(epochs=5, batch_size=6, warmup=0.2))
+    monkeypatch.setattr(schedules, "WARMUP", 0.2)
+    monkeypatch.setattr(schedules, "LR_GAINS", 3.0)
+    options = train._arguments(tmp_path, TrainConfig(epochs=5, batch_size=6))
     assert options.get_warmup_steps(50) == 10
     trainer = train.PlantTrainer(
         model=fresh_model(prepared),
         args=options,
         train_dataset=prepared.documents("train"),
         eval_dataset=prepared.documents("dev"),
-        plant_config=TrainConfig(lr_queries=1.0, lr_gains=3.0),
+        plant_config=TrainConfig(lr_queries=1.0),
         train_counts=prepared.train_counts,
     )
     trainer.create_optimizer_and_scheduler(50)

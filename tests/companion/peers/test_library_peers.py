@@ -295,7 +295,7 @@ def long_run(start: str, seed: int, values: list[float]) -> RunRecord:
         system=start,
         seed=seed,
         metrics={},
-        params={"train": {"batch_size": 16}, "max_tokens": 8},
+        params={"train": {"batch_size": 16, "epochs": 20}, "max_tokens": 8},
         notebook="convergence",
         history=history,
         environment=environment,
@@ -325,10 +325,6 @@ def test_steps_to_the_best_of_random_worked_by_hand(tmp_path):
         and "`shuffled` never reaches it (best 20.0)" in said
     )
     plots.save(plots_claims.convergence(frame), tmp_path / "a.png")
-    untimed = convergence.sentence("toy", convergence.reached(frame.drop(columns="seconds")))
-    assert "after 14 steps and goes on" in untimed and "nan" not in untimed, (
-        "older runs on candidates kept no time"
-    )
     with pytest.raises(ValueError, match="no run of 'random'"):
         convergence.reached(frame[frame["start"] == "lookup"])
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from companion.peers import neural_peers
 from companion.peers.neural_peers import Caml, PlmIcd
+from plantlib.training import schedules
 
 LENGTHS = (5, 1, 12)
 
@@ -78,14 +79,8 @@ def test_no_document_reads_its_neighbour():
 
 
 def test_heads_learn_are_recorded_and_are_not_repeated(prepared, tmp_path, monkeypatch):
-    config = replace(
-        neural_peers.CONFIG,
-        epochs=6,
-        batch_size=4,
-        lr_queries=0.05,
-        lr_outputs=0.05,
-        lr_backbone=0.01,
-    )
+    monkeypatch.setattr(schedules, "LR_OUTPUTS", 0.05)
+    config = replace(neural_peers.CONFIG, epochs=6, batch_size=4, lr_queries=0.05, lr_backbone=0.01)
     records = neural_peers.run(prepared, config=config, results=tmp_path, progress=False)
     assert [r.system for r in records] == ["CAML head", "PLM-ICD head"] and {
         r.kind for r in records

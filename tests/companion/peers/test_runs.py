@@ -14,6 +14,7 @@ from companion.peers import runs as peer_runs
 from companion.peers import table as peer_table
 from plantlib.linear.score import LinearConfig
 from plantlib.teacher import mig
+from plantlib.training import artefacts
 
 CONFIG = LinearConfig(folds=2)
 
@@ -98,7 +99,7 @@ def test_the_linear_score_is_timed_when_all_of_it_was_made_now(prepared, tmp_pat
         set(made.times) == {"train", "train_cpu", "predict", "predict_cpu"}
         and made.times["train"] > 0
     )
-    cells = fresh.linear(CONFIG, False).tables[0].cells.nnz
+    cells = artefacts.linear_scores(fresh, CONFIG, 0, False).tables[0].cells.nnz
     assert made.model_size == {"word_cells": cells} and cells > 0
     assert peer_table.row_of([made])["model_mb"] == pytest.approx(8 * cells / 2**20, abs=0.01)
     (read,) = peer_runs.run_linear_score(fresh, config=CONFIG, progress=False)

@@ -138,15 +138,12 @@ def test_second_records_are_set_aside_and_ablations_left_out():
 def test_a_mean_over_unlike_options_is_said_to_be_one():
     alike = [record("lookup", seed) for seed in range(3)]
     for made in alike:
-        made.params["train"] = {"seed": made.seed, "epochs": 3}
+        made.params["train"] = {"epochs": 3}
         # what a run found out is no option of it
         made.params.update(
             {"gains_tried": {"4": 0.1 * made.seed, "1": 0.1}, "gain_chosen": float(made.seed > 0)}
         )
     assert "differ" not in report.groups(alike)[0].about()
-    for made, cells in zip(alike, (5e7, 5e7, 1e7), strict=True):
-        made.params["linear"] = {"dense_cells": cells}
-    assert "differ" not in report.groups(alike)[0].about(), "all lie below either threshold"
     alike[2].params["train"]["epochs"] = 4
     assert (
         "Runs of lookup differ in more than the seed: train.epochs."

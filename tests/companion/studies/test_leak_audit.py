@@ -41,7 +41,7 @@ def untrained(prepared, start: str, seed: int = 0, teacher=None):
     """Logits (20, L) of test documents where a start begins, and its model."""
     made = ingredients.ingredients(prepared, start, QUICK, progress=False, teacher=teacher)
     model = build_model(prepared, made.teacher)
-    options = {"planted": made.queries, "config": starts.StartConfig(seed=seed)}
+    options = {"planted": made.queries, "seed": seed}
     starts.plant(model.decoder, start, made.teacher, prepared.train_labels, **options)
     use_score(model, start.split("+"), made.teacher, prepared)
     return logits_of(model, prepared), model
