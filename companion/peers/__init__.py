@@ -1,3 +1,1 @@
-"""Other systems on the same split: SVMs, Parabel, Bonsai, PLT, XR-Linear, bare teachers, other
-heads.
-"""
+"""Other systems on the same documents, split and label space, for comparison."""

@@ -1,10 +1,9 @@
-"""What stands beside planting: the bare teachers without any training, tf-idf with a linear model,
-and their sum.
+"""Scores of the peers without attention: bare teachers, a linear SVM, and their sum.
 
-Realises the rows METHOD.md section 7 asks for: a companion that does not print "linear + planted
-score, no attention" cannot claim that planting attention helps. Words, not word pieces; vocabulary,
-idf, teacher and weights from training rows, the weight of the sum tuned on dev. Scores are handed
-to the same streaming evaluation as the models'.
+Without the row "linear plus planted score, no attention" a gain of planted attention would be
+unproven (docs/method.md, "Controls and peers"). They read words, not word pieces; vocabulary, idf,
+teacher and weights come from training rows, and dev chooses the weight of the sum. The scores are
+evaluated like those of the models.
 """
 
 from __future__ import annotations
@@ -24,10 +23,9 @@ Block = Callable[[np.ndarray], np.ndarray]  # rows (b,) -> scores (b, L)
 
 
 def bare_teacher(weights: sparse.csr_matrix, teacher: Teacher) -> Block:
-    """Scores of a teacher without training: the tf-idf weighted sum of its scores over a document's
-    tokens.
+    """Scores of a teacher without training: the sum of its scores, weighted by tf-idf.
 
-    weights (N, V) tf-idf rows of all documents; teacher.scores (L, V).
+    weights: (N, V) tf-idf of all documents, csr; teacher: its scores are (L, V).
     """
     by_token = teacher.scores.T.tocsr()
     return lambda rows: (weights[rows] @ by_token).toarray()
@@ -42,14 +40,22 @@ def linear_svm(
     seed: int = 0,
     progress=True,
 ) -> Block:
-    """One-vs-rest linear SVM (scikit-learn LinearSVC) on tf-idf; labels on every or no training row
-    score a constant.
+    """One-vs-rest linear SVMs (LinearSVC of scikit-learn) on tf-idf.
+
+    A label of all training rows, or of none, scores a constant.
+
+    Args:
+        weights: (N, V) tf-idf of all documents, csr.
+        labels: (N, L) csr.
+        rows: (n,) training rows.
+        c: cost of an error.
+        seed: of the solver.
+        progress: show a bar.
     """
-    x, y = weights[rows], labels[rows].tocsc()
-    coef, intercept = (
-        np.zeros((labels.shape[1], x.shape[1]), np.float32),
-        np.zeros(labels.shape[1], np.float32),
-    )
+    x = weights[rows]
+    y = labels[rows].tocsc()
+    coef = np.zeros((labels.shape[1], x.shape[1]), np.float32)
+    intercept = np.zeros(labels.shape[1], np.float32)
     for label in tqdm(
         range(labels.shape[1]), desc="linear SVM", unit="label", disable=not progress
     ):
@@ -60,7 +66,7 @@ def linear_svm(
 
 
 def added(first: Block, second: Block, weight: float) -> Block:
-    """first + weight x second."""
+    """The scores first + weight * second."""
     return lambda rows: first(rows) + weight * second(rows)
 
 
@@ -73,7 +79,17 @@ def scored(
     size: int = 256,
     edges: Edges = EDGES,
 ) -> Scores:
-    """Scores of the documents `rows`, `size` at a time."""
+    """Evaluate the scores of some documents.
+
+    Args:
+        block: function from rows (b,) to scores (b, L).
+        labels: (N, L) csr, all documents.
+        rows: (n,) documents to score.
+        train_counts: (L,) training documents per label.
+        auc: collect what the AUC needs.
+        size: documents scored at a time.
+        edges: bounds of the label buckets.
+    """
     evaluator = StreamingEvaluator(labels[rows], train_counts, 100, edges, 2048 if auc else None)
     for begin in range(0, len(rows), size):
         part = np.arange(begin, min(begin + size, len(rows)))

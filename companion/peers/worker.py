@@ -1,14 +1,14 @@
-"""One peer in a process of its own: reads a job's folder, trains, predicts, measures; run by path,
-never imported for work.
+"""Train, apply and measure one peer in a separate process; `library_peers.py` runs this file.
 
-It knows numpy, scipy and the library of the peer, nothing of plantlib, so that an interpreter of
-another environment (PECOS) can run it, and so that the peak memory it reports is the peer's and not
-that of PyTorch. METHOD.md section 7 names the peers.
+It imports numpy, scipy and the library of the peer, but nothing of plantlib. So an interpreter of
+another environment (PECOS) can run it, and the peak memory is that of the peer, without PyTorch.
+The peers are named in docs/method.md, "Controls and peers".
 
-The folder holds train_x, train_y, dev_x, test_x (`scipy.sparse.save_npz`: tf-idf (n, V), labels (n,
-L)) and job.json (engine, options, depth, threads, seed). It gets dev_scores.npz and
-test_scores.npz, the best `depth` labels a document, and report.json. Timed is the library alone:
-writing its input file and loading the data are not counted.
+The folder of a job holds train_x, dev_x, test_x (tf-idf (n, V)) and train_y (labels (n, L)), all as
+`scipy.sparse.save_npz` writes them, and job.json (engine, options, depth, threads, seed). The
+worker adds dev_scores.npz and test_scores.npz, with the best `depth` labels per document, and
+report.json. Times are those of the library: loading data and writing its input file are not
+counted.
 """
 
 from __future__ import annotations
@@ -18,31 +18,35 @@ import platform
 import resource
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy import sparse
 
-# Bonsai as omikuji's authors give it: a shallow, unbalanced tree; Parabel is the library's default
+# Parabel is the library's default; the options of Bonsai (a shallow, unbalanced tree) are those
+# that the authors of omikuji give
 OMIKUJI = {"Parabel": {}, "Bonsai": {"cluster_balanced": False, "cluster_k": 100, "max_depth": 3}}
 
 
 class OneVsRest:
-    """scikit-learn's linear models, a label at a time; a label on every or no training row scores a
-    constant.
+    """Linear models of scikit-learn, one per label.
+
+    A label of all training rows, or of none, scores a constant.
     """
 
     def __init__(self, job: dict, folder: Path):
-        # imported here, so that no second of it is counted as training
+        # imported here, so that the import is not timed as training
         from sklearn.linear_model import LogisticRegression
         from sklearn.svm import LinearSVC
 
-        c, seed = job["options"]["C"], job["seed"]
-        self.model = lambda: (
-            LinearSVC(C=c, random_state=seed)
-            if job["engine"].startswith("SVM")
-            else LogisticRegression(C=c, solver="liblinear", random_state=seed)
-        )
+        options = {"C": job["options"]["C"], "random_state": job["seed"]}
+        if job["engine"].startswith("SVM"):
+            self.model = partial(LinearSVC, **options)
+        else:
+            self.model = partial(LogisticRegression, solver="liblinear", **options)
 
     def fit(self, x: sparse.csr_matrix, y: sparse.csr_matrix) -> None:
         y = y.tocsc()
@@ -54,7 +58,8 @@ class OneVsRest:
                 self.intercept[label] = 1.0 if positive.all() else -1.0
                 continue
             model = self.model().fit(x, positive)
-            self.coef[label], self.intercept[label] = model.coef_[0], model.intercept_[0]
+            self.coef[label] = model.coef_[0]
+            self.intercept[label] = model.intercept_[0]
 
     def predict(self, x: sparse.csr_matrix, depth: int) -> sparse.csr_matrix:
         parts = [
@@ -68,29 +73,31 @@ class OneVsRest:
 
 
 class Omikuji:
-    """Parabel and Bonsai of omikuji; it draws its own random numbers and takes no seed."""
+    """Parabel and Bonsai of omikuji, which takes no seed."""
 
     def __init__(self, job: dict, folder: Path):
         import omikuji
 
-        self.library, self.options = omikuji.Model, OMIKUJI[job["engine"]] | job["options"]
-        self.threads, self.folder = job["threads"], folder
+        self.library = omikuji.Model
+        self.options = OMIKUJI[job["engine"]] | job["options"]
+        self.threads = job["threads"]
+        self.folder = folder
 
     def prepare(self, x: sparse.csr_matrix, y: sparse.csr_matrix) -> None:
-        """omikuji reads a text file: documents, features and labels in the first line, then a
-        document a line.
+        """Write the text file that omikuji reads.
+
+        Its first line holds the numbers of documents, features and labels; a document per line
+        follows.
         """
         used = np.flatnonzero((np.diff(x.indptr) > 0) & (np.diff(y.indptr) > 0))
         with open(self.folder / "train.txt", "w") as file:
             file.write(f"{len(used)} {x.shape[1]} {y.shape[1]}\n")
             for row in used:
                 words = slice(x.indptr[row], x.indptr[row + 1])
-                pairs = " ".join(
-                    f"{i}:{v:.6g}" for i, v in zip(x.indices[words], x.data[words], strict=True)
-                )
-                file.write(
-                    ",".join(map(str, y.indices[y.indptr[row] : y.indptr[row + 1]])) + f" {pairs}\n"
-                )
+                cells = zip(x.indices[words], x.data[words], strict=True)
+                features = " ".join(f"{i}:{v:.6g}" for i, v in cells)
+                labels = ",".join(map(str, y.indices[y.indptr[row] : y.indptr[row + 1]]))
+                file.write(f"{labels} {features}\n")
         self.labels = y.shape[1]
 
     def fit(self, x: sparse.csr_matrix, y: sparse.csr_matrix) -> None:
@@ -104,7 +111,8 @@ class Omikuji:
         self.model.init_prediction_thread_pool(self.threads)
 
     def predict(self, x: sparse.csr_matrix, depth: int) -> sparse.csr_matrix:
-        rows, beam = [], self.options.get("beam_size", 10)
+        rows = []
+        beam = self.options.get("beam_size", 10)
         for row in range(x.shape[0]):
             words = slice(x.indptr[row], x.indptr[row + 1])
             pairs = list(zip(x.indices[words].tolist(), x.data[words].tolist(), strict=True))
@@ -139,18 +147,17 @@ class Plt:
 
 
 class XRLinear:
-    """PECOS XR-Linear with its default tree: label features are sums of their documents (PIFA)."""
+    """XR-Linear of PECOS with its default tree; label features sum their documents (PIFA)."""
 
     def __init__(self, job: dict, folder: Path):
         from pecos.xmc import Indexer, LabelEmbeddingFactory
         from pecos.xmc.xlinear.model import XLinearModel
 
-        self.options, self.threads = job["options"], job["threads"]
-        self.library, self.embed, self.index = (
-            XLinearModel,
-            LabelEmbeddingFactory.create,
-            Indexer.gen,
-        )
+        self.options = job["options"]
+        self.threads = job["threads"]
+        self.library = XLinearModel
+        self.embed = LabelEmbeddingFactory.create
+        self.index = Indexer.gen
 
     def fit(self, x: sparse.csr_matrix, y: sparse.csr_matrix) -> None:
         x, y = x.astype(np.float32), y.astype(np.float32)
@@ -158,9 +165,8 @@ class XRLinear:
         self.model = self.library.train(x, y.tocsc(), C=tree, threads=self.threads, **self.options)
 
     def predict(self, x: sparse.csr_matrix, depth: int) -> sparse.csr_matrix:
-        return self.model.predict(
-            x.astype(np.float32), only_topk=depth, threads=self.threads
-        ).tocsr()
+        x = x.astype(np.float32)
+        return self.model.predict(x, only_topk=depth, threads=self.threads).tocsr()
 
     def size(self, folder: Path) -> int:
         self.model.save(str(folder / "model"))
@@ -176,7 +182,7 @@ ENGINES = {
 
 
 def best(scores: np.ndarray, depth: int) -> sparse.csr_matrix:
-    """The `depth` largest of each row of a dense block, as csr; zeros among them stay stored."""
+    """The `depth` largest scores of each row of (n, L), as csr; zeros among them are stored."""
     depth = min(depth, scores.shape[1])
     columns = np.argpartition(-scores, depth - 1, axis=1)[:, :depth]
     data = np.take_along_axis(scores, columns, 1).astype(np.float32)
@@ -185,7 +191,7 @@ def best(scores: np.ndarray, depth: int) -> sparse.csr_matrix:
 
 
 def from_pairs(rows: list, labels: int) -> sparse.csr_matrix:
-    """Lists of (label, score) as csr (n, labels)."""
+    """Lists of (label, score), one per document, as csr (n, labels)."""
     indptr = np.concatenate([[0], np.cumsum([len(row) for row in rows])])
     columns = np.array([label for row in rows for label, _ in row], np.int32)
     data = np.array([score for row in rows for _, score in row], np.float32)
@@ -194,53 +200,57 @@ def from_pairs(rows: list, labels: int) -> sparse.csr_matrix:
 
 def on_disk(path: Path) -> int:
     """Bytes of a file or of all files under a folder."""
-    return (
-        path.stat().st_size
-        if path.is_file()
-        else sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
-    )
+    files = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
+    return sum(file.stat().st_size for file in files)
 
 
 def peak_memory() -> float:
     """Largest resident memory of this process, MiB.
 
-    The kernel's count for this program alone where it can be read: getrusage also counts what the
-    process was before it became this program, which is the memory of the one that started it.
+    /proc counts this program alone. getrusage, used where there is no /proc, also counts the
+    process before it became this program, and so the memory of the program that started it.
     """
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.exists() else []
-    found = [int(line.split()[1]) for line in lines if line.startswith("VmHWM:")]
-    if found:
-        return round(found[0] / 1024, 1)
+    kilobytes = [int(line.split()[1]) for line in lines if line.startswith("VmHWM:")]
+    if kilobytes:
+        return round(kilobytes[0] / 1024, 1)
     unit = 2**20 if platform.system() == "Darwin" else 1024
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 1)
 
 
+def timed(function: Callable, *arguments) -> tuple[Any, float, float]:
+    """What the function returns, its seconds of wall time and of CPU."""
+    wall = time.perf_counter()
+    cpu = time.process_time()
+    result = function(*arguments)
+    return result, time.perf_counter() - wall, time.process_time() - cpu
+
+
 def work(folder: Path) -> dict:
-    """Do the job of a folder; what report.json holds."""
+    """Do the job of a folder; returns the contents of report.json (seconds, MiB)."""
+    # load the data
     job = json.loads((folder / "job.json").read_text())
     data = {
         name: sparse.load_npz(folder / f"{name}.npz").tocsr()
         for name in ("train_x", "train_y", "dev_x", "test_x")
     }
     before = peak_memory()
+    # train
     engine = ENGINES[job["engine"]](job, folder)
     if hasattr(engine, "prepare"):
         engine.prepare(data["train_x"], data["train_y"])
-    began, cpu = time.perf_counter(), time.process_time()
-    engine.fit(data["train_x"], data["train_y"])
-    trained, cpu = time.perf_counter() - began, time.process_time() - cpu
+    _, train, train_cpu = timed(engine.fit, data["train_x"], data["train_y"])
+    # predict; only test is timed
     sparse.save_npz(folder / "dev_scores.npz", engine.predict(data["dev_x"], job["depth"]))
-    began, cpu_predict = time.perf_counter(), time.process_time()
-    scores = engine.predict(data["test_x"], job["depth"])
-    predicted, cpu_predict = time.perf_counter() - began, time.process_time() - cpu_predict
+    scores, predict, predict_cpu = timed(engine.predict, data["test_x"], job["depth"])
     peak = peak_memory()
     sparse.save_npz(folder / "test_scores.npz", scores)
     return {
-        "train": round(trained, 3),
-        "train_cpu": round(cpu, 3),
-        "predict": round(predicted, 4),
-        "predict_cpu": round(cpu_predict, 4),
+        "train": round(train, 3),
+        "train_cpu": round(train_cpu, 3),
+        "predict": round(predict, 4),
+        "predict_cpu": round(predict_cpu, 4),
         "peak_memory_mb": peak,
         "data_mb": before,
         "model_mb": round(engine.size(folder) / 2**20, 3),
@@ -251,7 +261,7 @@ def work(folder: Path) -> dict:
 def main() -> None:
     folder = Path(sys.argv[1])
     report = work(folder)
-    # written last: its presence says that the job was done to its end
+    # written last: the file means that the job is complete
     (folder / "report.json").write_text(json.dumps(report))
 
 

@@ -1,9 +1,8 @@
-"""Backbones x starts x seeds on one corpus, from plain parameters: what notebook 08 and
-`companion.launch` run.
+"""A grid of backbones, starts and seeds on one corpus, for notebook 08 and `companion.launch`.
 
-Every run is that of `runs.run_start`; this file turns literals, as YAML and papermill hand them
-over, into options, states the memory a run will take before it starts, and refuses one that does
-not fit. Finished records are read, not repeated.
+It turns plain parameters, as YAML and papermill pass them, into the options of `runs.run_start`,
+prints the memory that a run is expected to take, and refuses a run that does not fit. Finished runs
+are not repeated.
 """
 
 from __future__ import annotations
@@ -52,12 +51,16 @@ def backbone_grid(
     notebook: str | None = "08_backbones",
     progress: bool = True,
 ) -> list[RunRecord]:
-    """Run the grid and return its records, backbone by backbone; see `prepare`, `TrainConfig` and
-    `BackboneOptions`.
+    """Run the grid and return its records, backbone by backbone.
 
-    Raises MemoryExceeded before any long work when a backbone does not fit into the memory of the
-    device.
+    The parameters are those of `prepare`, `run_grid`, `TrainConfig`, `BackboneOptions` (dtype,
+    quantise, gradient_checkpointing) and `LoraOptions` (lora_...).
+
+    Raises:
+        MemoryExceeded: a backbone does not fit into the memory of the device; raised before its
+            first run.
     """
+    # options from the plain parameters
     config = RunConfig(
         tuning=tuning,
         lora=LoraOptions(
@@ -81,6 +84,7 @@ def backbone_grid(
         "progress": progress,
     } | caps
     options["label_space"] = label_space
+    # one backbone after the other
     records: list[RunRecord] = []
     for name in backbones:
         with main_first():
@@ -108,7 +112,7 @@ def backbone_grid(
 
 
 def expected_memory(prepared: Inputs, config: RunConfig) -> memory.Estimate:
-    """What one run of `config` on this corpus will take."""
+    """The memory that one run of `config` on this corpus is expected to take."""
     return memory.estimate(
         loading.config_of(prepared.backbone, prepared.trust_remote_code),
         num_labels=prepared.corpus.L,

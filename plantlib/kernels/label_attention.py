@@ -1,14 +1,11 @@
-"""Fused planted label attention in Triton: two tensor-core products a tile, online softmax, O(B L)
-output.
+"""Planted label attention fused in Triton (docs/method.md, "Planted attention").
 
-Realises METHOD.md section 4 on a GPU with the signature and memory law of `label_attention_torch`.
-A program owns a block of columns of one document and walks its tokens; scores never leave the
-registers in the forward pass. Planted cells are sorted by tile and scattered into it by a product
-of two one-hot matrices, which costs no dense gather, adds up duplicates and holds for a gain of any
-sign. Inattention first writes the scores of as many labels as fit WORKSPACE and finds each row's
-K-th highest by its bits. The backward pass builds scores again and writes their gradients for as
-many labels as fit; library products finish it, so there are no atomics and two runs give equal
-bits. README.md beside this file says where these kernels have run.
+The functions have the signatures of `label_attention_torch`, and memory is bounded as there. This
+file launches the kernels of `label_attention_tiles.py` and sorts the planted cells by tile. With
+inattention the scores of as many labels as fit WORKSPACE are written first, and each row's K-th
+highest is found by its bits. The backward pass computes the scores again and writes their gradients
+for as many labels as fit; library products finish it, so there are no atomics and two runs give
+equal bits. README.md in this folder says where these kernels have run.
 """
 
 from __future__ import annotations
@@ -29,15 +26,15 @@ from plantlib.kernels.label_attention_tiles import (
 )
 from plantlib.kernels.label_attention_torch import Gradients, Problem, Rows
 
-# bytes of scores or their gradients alive at once, with inattention and in the backward pass
+# bytes of scores or of their gradients at a time, with inattention and in the backward pass
 WORKSPACE = 2**27
 MAX_DIM = 8192
-CELLS = 16  # planted cells scattered by one product
-SELECTED = 256  # scores of a row that one step of the selection reads
+CELLS = 16  # planted cells per product
+SELECTED = 256  # scores of a row per step of the selection
 
 
 class Blocks(NamedTuple):
-    """Columns, tokens and hidden units of a tile, and how the compiler is to schedule it."""
+    """Columns, tokens and hidden units of a tile, and the compiler's options for it."""
 
     columns: int
     tokens: int
@@ -47,22 +44,19 @@ class Blocks(NamedTuple):
 
 
 def blocks_for(dtype: torch.dtype, dim: int) -> Blocks:
-    """Tile sizes; all kernels use one, so that all build the same scores to the bit.
+    """Tile sizes; one for all kernels, so that all compute the same scores to the bit.
 
-    In half precision 64 x 256 and 128 x 128 are equal within the spread of results/bench/tiles.csv,
-    and ahead of the others; float32 was only seen to spill nothing.
+    In half precision 64 x 256 and 128 x 128 are the fastest and equal within the spread of
+    results/bench/tiles.csv. The float32 size was not timed; it spills no registers.
     """
     half = dtype != torch.float32
     hidden = max(16, min(64 if half else 32, triton.next_power_of_2(dim)))
-    # float32 products run on the ordinary units, where PyTorch is not told to allow TF32: smaller
-    # tiles
+    # unless PyTorch allows TF32, float32 products run on the ordinary units: smaller tiles
     return Blocks(64, 256, hidden, 8, 3) if half else Blocks(64, 64, hidden, 8, 3)
 
 
 class _Launch:
-    """Arguments common to the kernels of one call: blocks, cells sorted by tile, pointers that may
-    be absent.
-    """
+    """Arguments that the kernels of one call share; `by_tile` if a kernel has a grid of tiles."""
 
     def __init__(self, p: Problem, by_tile: bool = False):
         _check(p)
@@ -76,7 +70,7 @@ class _Launch:
         self.offsets = p.offsets.contiguous()
         self.labels = self.offsets if p.candidates is None else p.candidates.contiguous()
         self.cells = (self.offsets,) * 5  # any pointers: without cells none is read
-        # asked for where it is needed alone: the answer waits for the GPU
+        # computed only where it is needed, because the GPU has to be waited for
         self.tiles = self._tiles(p) if by_tile or p.cells is not None or p.keep is not None else 1
         if p.cells is not None:
             self.cells = (*self._by_tile(p), p.gain.detach().to(torch.float32).reshape(1))
@@ -101,35 +95,28 @@ class _Launch:
         return max(triton.cdiv(int(p.offsets.diff().max()) if self.batch else 0, self.at.tokens), 1)
 
     def _by_tile(self, p: Problem):
-        """Rows, tokens (places in their tile), values of the cells in the order of tiles; bounds
-        (tiles of all + 1).
+        """The cells in the order of tiles.
+
+        Returns:
+            Rows and tokens within the tile, values, and bounds: where the cells of each tile begin.
         """
         positions, columns, values = p.cells
         document = torch.searchsorted(p.offsets, positions, right=True) - 1
         place = positions - p.offsets[document]
-        key = (
-            document * self.blocks + columns // self.at.columns
-        ) * self.tiles + place // self.at.tokens
-        key, order = key.sort(stable=True)
+        block = document * self.blocks + columns // self.at.columns
+        key, order = (block * self.tiles + place // self.at.tokens).sort(stable=True)
         edges = torch.arange(self.batch * self.blocks * self.tiles + 1, device=key.device)
         bounds = torch.searchsorted(key, edges).to(torch.int32)
-        rows, tokens = (
-            (columns % self.at.columns)[order].int(),
-            (place % self.at.tokens)[order].int(),
-        )
+        rows = (columns % self.at.columns)[order].int()
+        tokens = (place % self.at.tokens)[order].int()
         return rows, tokens, values[order].to(torch.float32), bounds
 
     def arguments(self):
         return (self.hidden, self.queries, self.outputs, self.labels, self.offsets, *self.cells)
 
     def sizes(self, documents: int | None = None):
-        return (
-            self.columns,
-            self.size,
-            self.tiles,
-            self.batch if documents is None else documents,
-            self.blocks,
-        )
+        documents = self.batch if documents is None else documents
+        return self.columns, self.size, self.tiles, documents, self.blocks
 
     def kept(self, threshold: torch.Tensor | None):
         """Pointers to edges and last places; any pointer where all tokens are kept."""
@@ -156,55 +143,35 @@ def _check(p: Problem) -> None:
 
 
 def forward(p: Problem) -> Rows:
-    """Rows (B, C) as `label_attention_torch.forward` gives them; with inattention the thresholds
-    (2, B, C) as well.
-    """
+    """Rows as `label_attention_torch.forward` gives them; with inattention also thresholds."""
     launch = _Launch(p)
-    value, top, total = (
-        torch.empty(p.shape, dtype=torch.float32, device=p.hidden.device) for _ in range(3)
-    )
+    kind = {"dtype": torch.float32, "device": p.hidden.device}
+    value, top, total = (torch.empty(p.shape, **kind) for _ in range(3))
     if value.numel() == 0:
         return Rows(value, top, total)
     # Triton launches on the current GPU, which need not be the one that holds the tensors
     with torch.cuda.device_of(p.hidden):
         threshold = None if p.keep is None else _thresholds(p, launch)
-        _forward_kernel[launch.blocks * launch.batch,](
-            *launch.arguments(),
-            *launch.kept(threshold),
-            value,
-            top,
-            total,
-            *launch.sizes(),
-            KEPT=threshold is not None,
-            **launch.options,
-        )
+        inputs = (*launch.arguments(), *launch.kept(threshold))
+        options = launch.options | {"KEPT": threshold is not None}
+        grid = (launch.blocks * launch.batch,)
+        _forward_kernel[grid](*inputs, value, top, total, *launch.sizes(), **options)
     return Rows(value, top, total, threshold)
 
 
 def _thresholds(p: Problem, launch: _Launch) -> torch.Tensor:
-    """(2, B, C) int32: the K-th highest score in the order of its bits, the last place at which an
-    equal one is kept.
-    """
-    found = torch.full((2, *p.shape), -(2**31), dtype=torch.int32, device=p.hidden.device)
+    """(2, B, C) int32: the K-th highest score by its bits, the last place of a kept equal one."""
+    thresholds = torch.full((2, *p.shape), -(2**31), dtype=torch.int32, device=p.hidden.device)
     space = label_attention_torch.Workspace(p, torch.float32)
     for part in _parts(p, launch, 4):
         scores = space.take(part.columns, part.tokens)
         grid, sizes = launch.part(part)
         _score_kernel[grid](*launch.arguments(), scores, *sizes, **launch.options)
-        _select_kernel[part.columns, part.last - part.first](
-            scores,
-            launch.offsets,
-            *found,
-            launch.columns,
-            part.tokens,
-            part.low,
-            part.first,
-            part.begin,
-            p.keep,
-            BT=SELECTED,
-            num_warps=1,
-        )
-    return found
+        rows = (part.columns, part.last - part.first)
+        sizes = (launch.columns, part.tokens, part.low, part.first, part.begin, p.keep)
+        inputs = (scores, launch.offsets)
+        _select_kernel[rows](*inputs, *thresholds, *sizes, BT=SELECTED, num_warps=1)
+    return thresholds
 
 
 def backward(
@@ -215,41 +182,30 @@ def backward(
     wants_hidden: bool = True,
     wants_values: bool = False,
 ) -> Gradients:
-    """Gradients as `label_attention_torch.backward` gives them, by parts of columns that fit
-    WORKSPACE.
-    """
+    """Gradients as `label_attention_torch.backward` gives them, in parts that fit WORKSPACE."""
     launch = _Launch(p, by_tile=True)
+    # upstream gradients divided by the sums of exponentials
     scale = 1.0 / rows.total.masked_fill(rows.total == 0, 1.0)
     g = (grad_value.float() * scale).contiguous()
     shift = (grad_log_sum.float() * scale).contiguous()
     d_hidden = torch.zeros_like(launch.hidden, dtype=torch.float32) if wants_hidden else None
-    # a label of all labels is met by one part, a candidate by as many as there are documents
+    # without candidates one part writes all of a label's gradient, else each document adds to it
     whole = p.candidates is None
     kind = p.queries.dtype if whole else torch.float32
-    d_queries, d_outputs = (
-        torch.zeros_like(x, dtype=kind) for x in (launch.queries, launch.outputs)
-    )
+    heads = (launch.queries, launch.outputs)
+    d_queries, d_outputs = (torch.zeros_like(x, dtype=kind) for x in heads)
     d_gain = torch.zeros(launch.batch * launch.blocks * launch.tiles, device=p.hidden.device)
     d_values = torch.zeros_like(p.cells[2]) if wants_values else None
     space = label_attention_torch.Workspace(p, launch.hidden.dtype)
     for part in _parts(p, launch, 2 * launch.hidden.element_size()):
+        # gradients of scores and outputs
         d_scores, d_reads = space.take(2 * part.columns, part.tokens).split(part.columns)
         grid, sizes = launch.part(part)
+        inputs = (*launch.arguments(), *launch.kept(rows.threshold), rows.top, rows.value, g, shift)
+        options = launch.options | {"KEPT": rows.threshold is not None}
         with torch.cuda.device_of(p.hidden):
-            _backward_kernel[grid](
-                *launch.arguments(),
-                *launch.kept(rows.threshold),
-                rows.top,
-                rows.value,
-                g,
-                shift,
-                d_scores,
-                d_reads,
-                d_gain,
-                *sizes,
-                KEPT=rows.threshold is not None,
-                **launch.options,
-            )
+            _backward_kernel[grid](*inputs, d_scores, d_reads, d_gain, *sizes, **options)
+        # products with hidden states, queries and outputs
         if d_values is not None and (cells := space.cells(part)) is not None:
             label_attention_torch.grade_cells(p, d_scores, cells, d_values)
         h, labels = launch.hidden[part.begin : part.end], slice(part.low, part.high)
@@ -267,9 +223,7 @@ def backward(
 
 
 class _Part(NamedTuple):
-    """Documents [first, last), their tokens [begin, end) and columns [low, high) that one launch
-    reads.
-    """
+    """What one launch reads: documents [first, last), tokens [begin, end), columns [low, high)."""
 
     first: int
     last: int
@@ -288,36 +242,31 @@ class _Part(NamedTuple):
 
 
 def _parts(p: Problem, launch: _Launch, cell_bytes: int) -> Iterator[_Part]:
-    """All documents at once or, with candidates, one by one; as many columns as fit WORKSPACE at
-    `cell_bytes` a token.
+    """Parts of all documents or, with candidates, of one document each.
+
+    A part has as many columns as fit WORKSPACE at `cell_bytes` per column and token.
     """
     edges = p.offsets.tolist()
-    groups = (
-        [(0, launch.batch)] if p.candidates is None else [(b, b + 1) for b in range(launch.batch)]
-    )
+    groups = [(b, b + 1) for b in range(launch.batch)]
+    if p.candidates is None:
+        groups = [(0, launch.batch)]
     for first, last in groups:
         tokens = edges[last] - edges[first]
         if tokens:
             fit = WORKSPACE // (tokens * cell_bytes * launch.at.columns)
             step = max(fit, 1) * launch.at.columns
             for low in range(0, launch.columns, step):
-                yield _Part(
-                    first, last, edges[first], edges[last], low, min(low + step, launch.columns)
-                )
+                high = min(low + step, launch.columns)
+                yield _Part(first, last, edges[first], edges[last], low, high)
 
 
 def ahead_of_time_specs() -> list[tuple]:
-    """(name, kernel, signature, constants, warps, stages) of what a call launches, for
-    `compile.py`.
-    """
-    floats = dict.fromkeys(
-        "cell_values planted_gain value top total scale shift d_gain scores out_scores".split(),
-        "*fp32",
-    )
-    integers = dict.fromkeys("cell_rows cell_tokens bounds edge last".split(), "*i32") | {
-        "labels": "*i64",
-        "offsets": "*i64",
-    }
+    """(name, kernel, signature, constants, warps, stages) of all launches, for `compile.py`."""
+    floats = "cell_values planted_gain value top total scale shift d_gain scores out_scores"
+    types = dict.fromkeys(floats.split(), "*fp32")
+    types |= dict.fromkeys("cell_rows cell_tokens bounds edge last".split(), "*i32")
+    types |= dict.fromkeys(("labels", "offsets"), "*i64")
+    # (kernel, inattention, planted cells and candidates)
     launches = (
         (_forward_kernel, False, False),
         (_forward_kernel, False, True),
@@ -326,41 +275,25 @@ def ahead_of_time_specs() -> list[tuple]:
         (_score_kernel, True, True),
         (_forward_kernel, True, True),
     )
-    found = []
+    specs = []
     for dtype, short in (
         (torch.bfloat16, "bf16"),
         (torch.float16, "fp16"),
         (torch.float32, "fp32"),
     ):
-        types = (
-            dict.fromkeys("hidden queries outputs d_scores d_reads".split(), f"*{short}")
-            | floats
-            | integers
-        )
+        types |= dict.fromkeys("hidden queries outputs d_scores d_reads".split(), f"*{short}")
+        at = blocks_for(dtype, 4096)
+        sizes = dict(BL=at.columns, BT=at.tokens, BD=at.hidden, BC=CELLS, GROUP=GROUP)
+        product = "ieee" if short == "fp32" else "tf32"
         for kernel, keep, planted in launches:
-            at = blocks_for(dtype, 4096)
-            constants = dict(
-                CANDIDATES=planted,
-                PLANTED=planted,
-                KEPT=keep,
-                BL=at.columns,
-                BT=at.tokens,
-                BD=at.hidden,
-                BC=CELLS,
-                EVEN=True,
-                GROUP=GROUP,
-                UPCAST=False,
-                PRODUCT="ieee" if short == "fp32" else "tf32",
-            )
+            switches = dict(CANDIDATES=planted, PLANTED=planted, KEPT=keep, EVEN=True, UPCAST=False)
+            constants = sizes | switches | {"PRODUCT": product}
             constants = {k: v for k, v in constants.items() if k in kernel.arg_names}
-            signature = {
-                n: "constexpr" if n in constants else types.get(n, "i32") for n in kernel.arg_names
-            }
-            name = (
-                f"{kernel.fn.__name__.strip('_')}[{short}{', planted' * planted}{', keep' * keep}]"
-            )
-            found.append((name, kernel, signature, constants, at.warps, at.stages))
-    signature = {n: (floats | integers).get(n, "i32") for n in _select_kernel.arg_names} | {
-        "BT": "constexpr"
-    }
-    return [*found, ("select_kernel", _select_kernel, signature, {"BT": SELECTED}, 1, 1)]
+            kinds = types | dict.fromkeys(constants, "constexpr")
+            signature = {n: kinds.get(n, "i32") for n in kernel.arg_names}
+            options = f"{short}{', planted' * planted}{', keep' * keep}"
+            name = f"{kernel.fn.__name__.strip('_')}[{options}]"
+            specs.append((name, kernel, signature, constants, at.warps, at.stages))
+    kinds = types | {"BT": "constexpr"}
+    signature = {n: kinds.get(n, "i32") for n in _select_kernel.arg_names}
+    return [*specs, ("select_kernel", _select_kernel, signature, {"BT": SELECTED}, 1, 1)]

@@ -20,18 +20,9 @@ BLOCK = 512  # tokens whose logits over the vocabulary are held at once
 
 
 def load(name: str, num_tokens: int, trust_remote_code: bool = False) -> nn.Linear:
-    """The frozen output layer of a causal language model.
+    """The frozen output layer (D) -> (num_tokens) of the causal language model `name`.
 
-    Args:
-        name: folder, hub id or short name of the model.
-        num_tokens: rows of the layer that are used.
-        trust_remote_code: allow code that comes with a model.
-
-    Returns:
-        A layer (D) -> (num_tokens).
-
-    Raises:
-        ValueError: `name` is an adapter or not a causal language model with its head.
+    ValueError if `name` is an adapter, or not a causal language model with its head.
     """
     from transformers import AutoModelForCausalLM
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
@@ -74,15 +65,9 @@ def load(name: str, num_tokens: int, trust_remote_code: bool = False) -> nn.Line
 
 @torch.no_grad()
 def scored_tokens(head: nn.Linear, hidden: torch.Tensor, top_n: int) -> Scored:
-    """The `top_n` most likely tokens at each position.
+    """The `top_n` most likely tokens at each position of hidden states (S, D).
 
-    Args:
-        head: from `load`, (D) -> (V).
-        hidden: (S, D) hidden states.
-        top_n: tokens per position, at most V.
-
-    Returns:
-        ids and weights, (S, top_n) each; weights are probabilities among these tokens.
+    Returns ids and weights, (S, top_n) each; the weights are probabilities among these tokens.
     """
     n = min(top_n, head.out_features)
     blocks = hidden.detach().split(BLOCK)
@@ -101,15 +86,14 @@ def loss_sum(
     """The language model's loss, summed over next tokens within their documents.
 
     Args:
-        head: from `load`.
+        head: from `load`, (D) -> (V).
         hidden: (S, D) hidden states.
         token_ids: (S,) packed.
         offsets: (B+1,).
         backward: texts are read from their end, so the next token is the one before.
 
     Returns:
-        The sum of -ln p and the number of predicted tokens. Logits are computed again in the
-        backward pass.
+        The sum of -ln p and the number of predicted tokens.
     """
     document = torch.repeat_interleave(
         torch.arange(len(offsets) - 1, device=hidden.device), offsets.diff().to(hidden.device)
@@ -118,6 +102,7 @@ def loss_sum(
     inner = (document[1:] == document[:-1]).nonzero().squeeze(1)
     at, target = (inner + 1, token_ids[inner]) if backward else (inner, token_ids[inner + 1])
     total = hidden.new_zeros(())
+    # logits are computed again in the backward pass
     for places, ids in zip(at.split(BLOCK), target.split(BLOCK), strict=True):
         total = total + checkpoint(_block_loss, head, hidden[places], ids, use_reentrant=False)
     return total, len(at)

@@ -21,17 +21,10 @@ WORDS = "words.json"
 
 
 def save(model, folder: Path, write, state_dict=None, **kwargs) -> None:
-    """Save `model` to `folder`.
+    """Save `model` to `folder`; `write` is transformers' save_pretrained and gets `kwargs`.
 
-    Args:
-        model: a PlantModel.
-        folder: made if it does not exist.
-        write: transformers' save_pretrained, which gets `kwargs`.
-        state_dict: the weights to write, from a Trainer's checkpoint; then card and adapters are
-            left out.
-
-    Raises:
-        PrivacyError: trained on a credentialed corpus, and `folder` is outside the data folder.
+    state_dict: weights of a Trainer's checkpoint, which gets neither adapters nor a card. Raises
+    PrivacyError for a model of a credentialed corpus outside the data folder.
     """
     privacy.check_model_folder(model.record, folder)
     checkpoint = state_dict is not None
@@ -63,15 +56,9 @@ def _name_base(model) -> None:
 
 
 def load(read, path, backbone: str | None = None, *args, **kwargs):
-    """The model in the folder `path`.
+    """The model in the folder `path`; `read` is transformers' from_pretrained.
 
-    Args:
-        read: transformers' from_pretrained, which gets `args` and `kwargs`.
-        path: what `save` wrote.
-        backbone: folder or hub id of the adapters' backbone, by default the one they name.
-
-    Raises:
-        ValueError: the adapters' backbone is missing or another one.
+    backbone: see `PlantModel.from_pretrained`. args and kwargs go to `read`.
     """
     with without_library_bars():
         model = read(path, *args, **{"use_safetensors": True, "dtype": torch.float32} | kwargs)

@@ -125,8 +125,8 @@ def score(
     documents: list[Documents],
     train_counts: np.ndarray,
     *,
-    batch_size=16,
-    auc=True,
+    batch_size: int = 16,
+    auc: bool = True,
 ) -> Scores:
     """Scores of a split from summed logits.
 

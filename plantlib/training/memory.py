@@ -350,8 +350,8 @@ def backbone_activations(
     """
     mask = length if rows > 1 else 0
     dense_layers = min(widths.dense_layers, widths.layers)
-    all_layers = adapters
-    largest = 0
+    all_layers: float = adapters
+    largest: float = 0
     for dense, layers in ((True, dense_layers), (False, widths.layers - dense_layers)):
         if layers:
             layer = layer_bytes(widths, tuning == "full", dense, mask)

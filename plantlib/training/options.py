@@ -65,7 +65,7 @@ class TrainConfig:
     unseen: str = "negatives"
     patience: int = 2
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulation", "patience"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}; give at least 1")
@@ -120,7 +120,7 @@ class RunConfig:
     lora: LoraOptions = LoraOptions()
     backbone: BackboneOptions = BackboneOptions()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         adapters.check_tuning(self.tuning, self.backbone.quantise)
         if self.l2r_trainer not in TRAINERS:
             raise ValueError(

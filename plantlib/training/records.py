@@ -184,7 +184,7 @@ class RunRecord(Rich):
     per_document: dict[str, list[float | None]] = field(default_factory=dict)
     times: dict[str, float] = field(default_factory=dict)
     peak_memory_mb: float | None = None
-    model_size: dict[str, float] | float | None = None
+    model_size: Mapping[str, float] | float | None = None
     environment: dict[str, Any] = field(default_factory=environment)
     created: str = field(default_factory=lambda: datetime.now(UTC).date().isoformat())
 

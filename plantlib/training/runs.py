@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from transformers import TrainerCallback, set_seed
 
@@ -248,8 +249,8 @@ def record_of(
 
 def run_grid(
     inputs: Inputs,
-    starts=STARTS,
-    seeds=(0, 1, 2),
+    starts: Iterable[str] = STARTS,
+    seeds: Iterable[int] = (0, 1, 2),
     *,
     config: RunConfig | None = None,
     results: str | Path,
@@ -263,6 +264,7 @@ def run_grid(
     """
     config = config or RunConfig()
     records = []
+    starts = list(starts)
     for start in starts:
         check_start(start, config)
     jobs = [(start, seed) for seed in seeds for start in starts]
@@ -272,8 +274,15 @@ def run_grid(
             path = Path(results) / f"{run_name(inputs, start, seed, config.tuning)}.json"
             record = finished(path, inputs, config, seed)
             if record is None:
-                options = {"config": config, "results": results, "notebook": notebook}
-                record, _ = run_start(inputs, start, seed, progress=False, **options)
+                record, _ = run_start(
+                    inputs,
+                    start,
+                    seed,
+                    config=config,
+                    results=results,
+                    notebook=notebook,
+                    progress=False,
+                )
             records.append(record)
             bar.update()
     return records
@@ -297,7 +306,7 @@ def fit(
     start: str = "lookup+linear",
     seed: int = 0,
     config: RunConfig = RunConfig(),
-    **prepare_options,
+    **prepare_options: Any,
 ) -> PlantModel:
     """Train a model on a corpus: MI gain, learning to rank, planting, fine-tuning.
 

@@ -135,9 +135,8 @@ def test_overlap_lends_context(backbone_folder):
     ((first, *_),) = windows.spans(offsets, WINDOW, overlap=2)
     with torch.inference_mode():
         read = [2, *ids[first.first : first.last].tolist(), 3]
-        expected = whole.model(input_ids=torch.tensor([read])).last_hidden_state[0, 1:-1][
-            : first.end
-        ]
+        states = whole.model(input_ids=torch.tensor([read])).last_hidden_state
+        expected = states[0, 1:-1][: first.end]
     torch.testing.assert_close(result[: first.end].detach(), expected, rtol=1e-4, atol=1e-5)
     bare = windows.encode(loading.load(backbone_folder), torch.from_numpy(ids).long(), offsets)
     assert result.shape == bare.shape and not torch.allclose(result, bare, atol=1e-3)
@@ -249,7 +248,7 @@ def test_file_is_plain_safetensors(lengths, backbone, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("stored", "device", "wanted"),
+    ("stored", "device", "expected"),
     [
         ("bfloat16", "cuda", "bfloat16"),
         ("float16", "cuda", "float16"),
@@ -267,9 +266,8 @@ def test_features_are_made_where_the_machine_reads_fastest(prepared, monkeypatch
     moved = []
     monkeypatch.setattr(machine, "device", lambda: torch.device("meta"))
     monkeypatch.setattr(torch.nn.Module, "to", lambda self, where: moved.append(where) or self)
-    assert artefacts.reading_backbone(prepared).hidden_size == prepared.hidden_size and moved == [
-        torch.device("meta")
-    ]
+    assert artefacts.reading_backbone(prepared).hidden_size == prepared.hidden_size
+    assert moved == [torch.device("meta")]
 
 
 @pytest.mark.gpu

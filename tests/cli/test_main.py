@@ -1,8 +1,6 @@
-"""`plant` from end to end on a small table, as a person would call it: what is printed where, exit
-statuses, one-line errors.
+"""`plant` on a small table, as a person would call it: output, exit statuses, one-line errors.
 
-The backbone is the tiny one of conftest; a model is fitted once and read by most tests. One test
-starts a real process.
+The backbone is the tiny one of conftest. A model is fitted once, and most tests read it.
 """
 
 from __future__ import annotations
@@ -32,13 +30,13 @@ COLUMNS = ("--text", "note", "--labels", "codes", "--sep", ";")
 
 
 def write_table(path: Path, corpus: Corpus, splits: tuple[str, ...]) -> Path:
-    """note, codes, part of the documents of some splits."""
+    """A table with the columns case, note, codes and part of the documents of some splits."""
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["case", "note", "codes", "part"])
         for i in [i for i in range(corpus.N) if corpus.split[i] in splits]:
-            own = ";".join(corpus.label_names[j] for j in corpus.labels[i].indices)
-            writer.writerow([corpus.ids[i], corpus.texts[i], own, corpus.split[i]])
+            codes = ";".join(corpus.label_names[j] for j in corpus.labels[i].indices)
+            writer.writerow([corpus.ids[i], corpus.texts[i], codes, corpus.split[i]])
     return path
 
 
@@ -56,25 +54,10 @@ def shop(corpus, backbone_folder, tmp_path_factory):
     out = io.StringIO()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "stdout", out)
-        status = main.main(
-            [
-                "fit",
-                str(folder / "mine.csv"),
-                *COLUMNS,
-                "--split",
-                "part",
-                "--id",
-                "case",
-                "--epochs",
-                "3",
-                "--backbone",
-                backbone_folder,
-                "--artefacts",
-                str(folder / "work"),
-                "--out",
-                str(folder / "model"),
-            ]
-        )
+        files = ["--artefacts", str(folder / "work"), "--out", str(folder / "model")]
+        options = ["--split", "part", "--id", "case", "--epochs", "3", "--backbone"]
+        arguments = [str(folder / "mine.csv"), *COLUMNS, *options, backbone_folder, *files]
+        status = main.main(["fit", *arguments])
     assert status == 0
     (folder / "fit.out").write_text(out.getvalue(), encoding="utf-8")
     return folder
@@ -95,11 +78,11 @@ def numbers(printed: str) -> dict[str, float]:
     }
 
 
-def test_the_command_and_the_function_begin_alike():
-    asked = vars(main.parser().parse_args(["fit", "codiesp", "--out", "model"]))
+def test_the_command_and_the_function_have_the_same_defaults():
+    options = vars(main.parser().parse_args(["fit", "codiesp", "--out", "model"]))
     defaults = inspect.signature(fit).parameters
     for option in ("start", "backbone", "seed"):
-        assert asked[option] == defaults[option].default, option
+        assert options[option] == defaults[option].default, option
 
 
 def test_fit_saves_a_model_and_prints_only_results(shop):
@@ -113,15 +96,15 @@ def test_fit_saves_a_model_and_prints_only_results(shop):
         "start lookup+linear, backbone tiny-bert, seed 0, epoch " in printed
         and "RunRecord" not in printed
     )
-    assert numbers(printed)["p@1"] >= 0.9, "labels follow from words here"
+    assert numbers(printed)["p@1"] >= 0.9, "labels depend on words in this corpus"
     assert commands.is_model(shop / "model") and (shop / "model" / "README.md").is_file()
-    assert not [p for p in shop.iterdir() if p.name.startswith(".")], "nothing half-written is left"
+    assert not [p for p in shop.iterdir() if p.name.startswith(".")], (
+        "no temporary file may be left"
+    )
 
 
 def test_evaluate_gives_the_numbers_that_fit_gave(shop, capsys):
-    """The same documents through the saved folder, once as the marked split, once as a table of
-    their own.
-    """
+    """The test documents, read as a split of the table and as a separate table."""
     reached = numbers((shop / "fit.out").read_text())
     status, marked, _ = call(
         capsys, "evaluate", shop / "model", shop / "mine.csv", *COLUMNS, "--split", "part"
@@ -141,34 +124,19 @@ def test_evaluate_gives_the_numbers_that_fit_gave(shop, capsys):
 
 
 def test_evaluate_asks_a_held_out_table_for_no_split(shop, capsys):
-    """A split column that says only test, and labels that no training row of the table has, are
-    nothing to speak of.
-    """
-    status, alone, said = call(capsys, "evaluate", shop / "model", shop / "held.csv", *COLUMNS)
-    assert status == 0 and "never in train" not in said
-    status, marked, said = call(
-        capsys, "evaluate", shop / "model", shop / "held.csv", *COLUMNS, "--split", "part"
-    )
-    assert status == 0 and numbers(marked) == numbers(alone) and "never in train" not in said
+    """A table of test documents gives no warning about missing splits or unseen labels."""
+    command = ("evaluate", shop / "model", shop / "held.csv", *COLUMNS)
+    status, alone, err = call(capsys, *command)
+    assert status == 0 and "never in train" not in err
+    status, marked, err = call(capsys, *command, "--split", "part")
+    assert status == 0 and numbers(marked) == numbers(alone) and "never in train" not in err
     assert marked.startswith("held, test: 20 documents")
-    status, _, said = call(
-        capsys,
-        "evaluate",
-        shop / "model",
-        shop / "held.csv",
-        *COLUMNS,
-        "--split",
-        "part",
-        "--on",
-        "dev",
-    )
-    assert status == 1 and "no documents in split 'train'; it has test (20)" in said
+    status, _, err = call(capsys, *command, "--split", "part", "--on", "dev")
+    assert status == 1 and "no documents in split 'train'; it has test (20)" in err
 
 
 def test_evaluate_reads_the_parts_that_fit_read(shop, capsys, monkeypatch):
-    """--on train and --on dev of a corpus without dev are what `prepare` carves, drawn or marked, a
-    table or saved.
-    """
+    """--on gives the split of `prepare`: drawn or from a column, of a table or a saved corpus."""
     read = []
     monkeypatch.setattr(commands, "model_of", lambda options: None)
     monkeypatch.setattr(
@@ -183,14 +151,14 @@ def test_evaluate_reads_the_parts_that_fit_read(shop, capsys, monkeypatch):
             table = Corpus.from_csv(shop / "carve.csv", "note", "codes", id="case", **options)
         table.save(shop / "carve")
         fitted = table.labelled().with_dev()
-        own = [word for name, value in options.items() for word in (f"--{name}", value)]
+        split = [word for name, value in options.items() for word in (f"--{name}", value)]
         for part in ("train", "dev", "test"):
-            for named in ([shop / "carve.csv", *COLUMNS, "--id", "case", *own], [shop / "carve"]):
-                status, _, said = call(capsys, "evaluate", "model", *named, "--on", part)
+            for named in ([shop / "carve.csv", *COLUMNS, "--id", "case", *split], [shop / "carve"]):
+                status, _, err = call(capsys, "evaluate", "model", *named, "--on", part)
                 assert (
                     status == 0
                     and read[-1] == {fitted.ids[i] for i in fitted.rows(part)}
-                    and "never in train" not in said
+                    and "never in train" not in err
                 )
     assert len(read) == 12
 
@@ -250,14 +218,14 @@ def test_predict_writes_files_and_reads_folders_tables_and_stdin(shop, capsys, m
 def test_predict_reads_a_table_as_fit_does(shop, capsys):
     notes = ["valve and pulse", None, "rash with itch", float("nan"), " "]
     pd.DataFrame({"case": list("abcde"), "text": notes}).to_parquet(shop / "gaps.parquet")
-    status, out, said = call(
+    status, out, err = call(
         capsys, "predict", shop / "model", shop / "gaps.parquet", "-k", 1, "--id", "case"
     )
     assert status == 0 and [line.split("\t")[:2] for line in out.splitlines()] == [
         ["a", "heart"],
         ["c", "skin"],
     ]
-    assert "3 of 5 documents are blank and were left out" in said
+    assert "3 of 5 documents are blank and were left out" in err
     pd.DataFrame({"n": np.array([None, "cough and smoke"], object)}).to_parquet(
         shop / "null.parquet"
     )
@@ -288,7 +256,7 @@ def test_explain_prints_words_and_writes_a_page_that_fetches_nothing(shop, capsy
     assert {"valve", "pulse"} & {line.split("\t")[0] for line in lines[1:4]}
     logit, attention, rest = (float(cell.split()[-1]) for cell in lines[0].split("\t")[1:])
     assert logit == pytest.approx(attention + rest, abs=2e-4), (
-        "attention is said to be a part of the reason"
+        "attention is one of two parts of the logit"
     )
     assert all(
         line.endswith("\tlinear score") and float(line.split("\t")[1]) > 0 for line in lines[4:]
@@ -301,7 +269,7 @@ def test_explain_prints_words_and_writes_a_page_that_fetches_nothing(shop, capsy
 
 
 @pytest.mark.parametrize(
-    "arguments, said",
+    "arguments, message",
     [
         (
             ["predict", "nowhere", "notes.txt"],
@@ -334,13 +302,14 @@ def test_explain_prints_words_and_writes_a_page_that_fetches_nothing(shop, capsy
     ],
     ids=lambda x: " ".join(x)[:60] if isinstance(x, list) else "",
 )
-def test_what_cannot_be_used_is_one_line_and_status_1(shop, capsys, monkeypatch, arguments, said):
+def test_what_cannot_be_used_is_one_line_and_status_1(
+    shop, capsys, monkeypatch, arguments, message
+):
     monkeypatch.chdir(shop)
     status, out, err = call(capsys, *arguments)
-    told = [line for line in err.splitlines() if line.startswith("plant: error: ")]
-    assert (
-        status == 1 and out == "" and len(told) == 1 and said in told[0] and "Traceback" not in err
-    )
+    errors = [line for line in err.splitlines() if line.startswith("plant: error: ")]
+    assert status == 1 and out == "" and len(errors) == 1
+    assert message in errors[0] and "Traceback" not in err
     assert not (shop / "new").exists()
 
 
@@ -355,13 +324,14 @@ def test_a_credentialed_model_is_refused_before_it_is_trained(
     monkeypatch.setattr(runs, "fit", train)
     monkeypatch.setenv("PLANT_HOME", str(tmp_path / "home"))
     for name in ("open", "secret"):
-        made = dataclasses.replace(corpus, name=name, manifest={"credentialed": name == "secret"})
-        made.save(tmp_path / "home" / name)
-    status, _, said = call(capsys, "fit", "secret", "--out", tmp_path / "model")
-    assert status == 1 and "it trains" not in said
+        manifest = {"credentialed": name == "secret"}
+        copy = dataclasses.replace(corpus, name=name, manifest=manifest)
+        copy.save(tmp_path / "home" / name)
+    status, _, err = call(capsys, "fit", "secret", "--out", tmp_path / "model")
+    assert status == 1 and "it trains" not in err
     assert (
         "trained on secret, a credentialed corpus, and model lies outside the data folder: give"
-        " --out a folder below" in said
+        " --out a folder below" in err
     )
     for name, out in (("secret", tmp_path / "home" / "model"), ("open", tmp_path / "model")):
         assert "it trains" in call(capsys, "fit", name, "--out", out)[2]
@@ -488,7 +458,7 @@ def test_memory_is_the_memory_estimator(capsys):
 
 @pytest.fixture
 def experiment(tmp_path):
-    """A checkout with one grid notebook and its YAML; the notebook writes a record a seed."""
+    """A checkout with one grid notebook and its YAML; the notebook writes one record per seed."""
     import nbformat
 
     environment = {
@@ -505,15 +475,15 @@ def experiment(tmp_path):
     RunRecord("a", "planted", data, "random", 0, {}, environment=environment).save(
         tmp_path / "template"
     )
-    body = (
-        "import json, pathlib\nraw ="
-        " json.loads(pathlib.Path('../template/a.json').read_text())\nfolder ="
-        " pathlib.Path(results)\nfolder.mkdir(parents=True, exist_ok=True)\nfor seed in seeds:\n   "
-        " (folder / f's{seed}.json').write_text(json.dumps(raw | {'id': f's{seed}'}))"
-    )
-    cells = [
-        nbformat.v4.new_code_cell(text) for text in ("results = ''\nseeds = [0]\nepochs = 4", body)
-    ]
+    parameters = "results = ''\nseeds = [0]\nepochs = 4"
+    body = """\
+import json, pathlib
+raw = json.loads(pathlib.Path('../template/a.json').read_text())
+folder = pathlib.Path(results)
+folder.mkdir(parents=True, exist_ok=True)
+for seed in seeds:
+    (folder / f's{seed}.json').write_text(json.dumps(raw | {'id': f's{seed}'}))"""
+    cells = [nbformat.v4.new_code_cell(text) for text in (parameters, body)]
     cells[0].metadata["tags"] = ["parameters"]
     kernel = {"kernelspec": {"name": "python3", "language": "python", "display_name": "Python 3"}}
     (tmp_path / "notebooks").mkdir()
@@ -522,9 +492,9 @@ def experiment(tmp_path):
         tmp_path / "notebooks" / "grid.ipynb",
     )
     (tmp_path / "runs").mkdir()
-    parameters = "{seeds: [0], results: results/runs}"
+    values = "{seeds: [0], results: results/runs}"
     (tmp_path / "runs" / "g.yaml").write_text(
-        f"notebook: notebooks/grid.ipynb\nparameters: {parameters}\n"
+        f"notebook: notebooks/grid.ipynb\nparameters: {values}\n"
     )
     return tmp_path
 
@@ -539,9 +509,9 @@ def test_run_changes_parameters_without_touching_committed_records(experiment, c
         and sorted(p.stem for p in folder.iterdir()) == ["s1", "s2"]
     )
     assert not (experiment / "results" / "runs").exists()
-    for wrong, said in (("seeds=1", "write seeds=[1]"), ("epoch=1", "has no parameter epoch")):
+    for wrong, message in (("seeds=1", "write seeds=[1]"), ("epoch=1", "has no parameter epoch")):
         status, out, err = call(capsys, "run", "runs/g.yaml", wrong)
-        assert status == 1 and out == "" and said in err
+        assert status == 1 and out == "" and message in err
 
 
 def test_a_changed_id_is_a_file_name_of_bounded_length():

@@ -1,8 +1,7 @@
-"""Explanations and rich forms: words merged by hand, other gains and K, long documents read by
-window, pages that stand alone.
+"""Explanations and rich forms: words by hand, other gains and K, long documents, pages.
 
-METHOD.md section 4. The numbers of `hand` can be worked on paper; what a model explains is held to
-its own logits.
+The numbers of `hand` can be checked on paper; a model's explanations are checked against its logits
+(docs/method.md, "Planted attention").
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ import torch
 
 from plantlib.backbones import loading, windows
 from plantlib.model.explanation import DocumentExplanation, Explanation
-from plantlib.model.explanation import Explanation as passed_on
 from plantlib.teacher import mig
 from plantlib.training.ingredients import teacher_of
 from plantlib.training.records import RunRecord
@@ -30,8 +28,9 @@ TEXT = "The cardio-myopathy, café."
 
 
 def hand(**changes) -> Explanation:
-    """Pieces The|cardio|-|myo|pathy|,|caf|é|é|. with e^score 1 1 2 3 2 1 1 2 2 1 (sum 16); é came
-    as two bytes.
+    """Tokens The|cardio|-|myo|pathy|,|caf|é|é|. with e^score 1 1 2 3 2 1 1 2 2 1 (sum 16).
+
+    The é is two tokens, one per byte.
     """
     spans = [
         (0, 3),
@@ -104,13 +103,12 @@ def test_logit_and_score_by_hand():
     assert explanation.logit == pytest.approx(
         3 / 16 * 4 + 0.25
     ) and explanation.score == pytest.approx(1 / (1 + math.exp(-(2 * 1 - 1))))
-    assert passed_on is Explanation
 
 
 def test_other_gains_and_other_k():
     assert hand().at(gain=0).logit == pytest.approx(1 / 14 * 4 + 0.25)
     kept = hand().at(keep=2)
-    # 3 is the best; of the four equal ones the earliest
+    # token 3 is the best, then the earliest of four equal ones
     assert np.flatnonzero(kept.attention).tolist() == [2, 3] and kept.attention[3] == pytest.approx(
         3 / 5
     )
@@ -133,7 +131,7 @@ def test_forms_are_deterministic_and_the_plain_one_holds_no_text():
         and "cardio-myopathy 0.50" in both._repr_markdown_()
     )
     html = first._repr_html_()
-    # the two bytes of é are one mark, their attention summed
+    # the two tokens of é are one mark with the sum of their attention
     assert html.count("<span") == 9 and 'title="0.250">é</span>' in html
     assert re.sub("<[^>]+>", "", html).endswith(TEXT)
 
@@ -170,7 +168,7 @@ def test_a_long_document_is_read_window_by_window_to_the_models_logit(
     )
     explanation = model.explain(LONG, ["heart", "skin"])
     assert len(sizes) == math.ceil(len(explanation[0].spans) / WINDOW) and set(sizes) == {1}, (
-        "one window at a time"
+        "windows must be read one at a time"
     )
     tokens = model.tokenise([LONG])
     with torch.inference_mode():

@@ -1,9 +1,8 @@
-"""PlantModel: saved and loaded to the bit, predictions a person can read, explanations that point
-into the text.
+"""PlantModel: saving and loading to the bit, predictions, explanations, and the loss.
 
-METHOD.md sections 4 and 5. Every test works on one small model with all its parts filled (planted
-table, teacher score, calibration) over the tiny backbone; the loss on sparse labels is held to
-PyTorch's on dense ones.
+docs/method.md, "Planted attention" and "Choosing on dev, reading test once". The model is small and
+has all its parts (planted table, teacher score, calibration); its backbone is the tiny one. The
+loss on sparse labels is compared with PyTorch's on dense ones.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ TEXTS = [
 
 
 def planted_model(prepared, backbone, *, start="lookup+score", keep=None, seed=0) -> PlantModel:
-    """A model over `backbone` with teacher, calibration and random queries, saved nowhere yet."""
+    """A model over `backbone` with teacher, calibration and random queries."""
     teacher = teacher_of(prepared)
     model = build_model(prepared, teacher, RunConfig(keep=keep))
     with pytest.MonkeyPatch.context() as patch:
@@ -88,9 +87,7 @@ def test_saved_and_loaded_to_the_bit(start, prepared, backbone, tmp_path):
 
 
 def test_rotary_backbone_survives_saving(prepared, tmp_path):
-    """Llama keeps its rotary frequencies out of the file: they must be made anew on loading, not
-    left empty.
-    """
+    """Llama's rotary frequencies are not in the file, so they must be computed on loading."""
     from transformers import LlamaConfig, LlamaModel
 
     torch.manual_seed(0)
@@ -123,12 +120,12 @@ def test_bfloat16_backbone_keeps_a_float32_head(tuned, prepared, backbone_folder
         assert {p.dtype for n, p in result.named_parameters() if n.startswith("decoder.")} == {
             torch.float32
         }
-        own = {
+        of_backbone = {
             p.dtype
             for n, p in result.named_parameters()
             if n.startswith("backbone.") and "lora_" not in n
         }
-        assert own == {torch.bfloat16}
+        assert of_backbone == {torch.bfloat16}
     torch.testing.assert_close(logits_of(loaded), logits_of(model), rtol=1e-3, atol=1e-3)
 
 
@@ -205,9 +202,7 @@ def test_very_long_text_is_read_in_windows_to_its_end(model):
 
 @pytest.mark.parametrize("keep", [None, 2], ids=["all", "keep 2"])
 def test_explanation_is_what_the_model_did(keep, prepared, backbone):
-    """Attention sums to one, spans index the text, attention times outputs and the bias give back
-    the logit.
-    """
+    """Attention sums to one, spans index the text, and the parts add up to the logit."""
     model = planted_model(prepared, backbone, start="lookup", keep=keep)
     text = "Pulse and valve, seen today; itch?"
     result = model.explain(text, "heart")
@@ -284,14 +279,9 @@ def test_sparse_bce_equals_dense_bce(batch, labels):
 
 @pytest.mark.parametrize("contexts", ["mixed", "sum"])
 def test_labels_left_out_of_the_loss_are_not_there_for_it(contexts):
-    """Loss and gradients are those of a decoder that has the other labels alone; theirs are exactly
-    zero.
-    """
-    generator, keep, still = (
-        torch.Generator().manual_seed(0),
-        torch.tensor([0, 2, 3]),
-        torch.tensor([1, 4]),
-    )
+    """Loss and gradients are those of a decoder of the other labels; theirs are exactly zero."""
+    generator = torch.Generator().manual_seed(0)
+    keep, still = torch.tensor([0, 2, 3]), torch.tensor([1, 4])
     hidden = torch.randn(9, 4, generator=generator)
     packed = Packed(
         hidden.requires_grad_(), torch.zeros(9, dtype=torch.long), torch.tensor([0, 5, 9])
@@ -302,16 +292,16 @@ def test_labels_left_out_of_the_loss_are_not_there_for_it(contexts):
     with torch.no_grad():
         for name, p in whole.named_parameters():
             p.normal_(generator=generator) if p.dim() else p.fill_(1.0)
-            own = dict(part.named_parameters())[name]
-            own.copy_(p[keep] if p.shape[:1] == (5,) else p)
+            p = p[keep] if p.shape[:1] == (5,) else p
+            dict(part.named_parameters())[name].copy_(p)
     rows, columns = torch.tensor([0, 1, 1]), torch.tensor([0, 0, 2])
     loss, _ = whole.loss(packed, rows, keep[columns], z, still=still)
     expected, _ = part.loss(packed, rows, columns, z[:, keep])
     torch.testing.assert_close(loss, expected)
     shared = ["label_queries", "label_outputs", "label_bias", "teacher_gain"]
     result = torch.autograd.grad(loss, [getattr(whole, n) for n in shared] + [hidden])
-    asked = torch.autograd.grad(expected, [getattr(part, n) for n in shared] + [hidden])
-    for name, a, b in zip([*shared, "hidden"], result, asked, strict=True):
+    expected = torch.autograd.grad(expected, [getattr(part, n) for n in shared] + [hidden])
+    for name, a, b in zip([*shared, "hidden"], result, expected, strict=True):
         if a.shape[:1] == (5,):
             assert not a[still].any(), name
             a = a[keep]
@@ -319,7 +309,7 @@ def test_labels_left_out_of_the_loss_are_not_there_for_it(contexts):
 
 
 def test_cached_features_give_nearly_the_same_logits(model, prepared):
-    """float16 features on one side, the backbone on the other."""
+    """Logits from float16 features and from the backbone."""
     batch = prepared.documents("test").collate([80, 7, 95])
     text = [prepared.corpus.texts[i] for i in (80, 7, 95)]
     with torch.inference_mode():

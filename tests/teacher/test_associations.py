@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import sparse, stats
 
-from plantlib.kernels.counts import RELEVANCES
+from plantlib.kernels.counts import RELEVANCES, VARIANTS
 from plantlib.teacher import mig
 from plantlib.teacher.mig import TeacherConfig
 from plantlib.training.ingredients import teacher_of
@@ -33,12 +33,31 @@ def test_pointwise_mi_by_hand():
 
 
 def test_random_teacher_keeps_to_the_words_of_the_label_and_follows_its_seed():
-    first, again, other = (
+    first, same, other = (
         mig.teach(X, Y, variant="random", top_k=None, seed=s).scores for s in (0, 0, 1)
     )
     expected = mig.teach(X, Y, variant="raw", top_k=None).scores
-    assert (first != again).nnz == 0 and (first != other).nnz > 0
+    assert (first != same).nnz == 0 and (first != other).nnz > 0
     assert np.array_equal(first.toarray() > 0, expected.toarray() > 0)
+
+
+@pytest.mark.parametrize("variant", mig.OTHERS)
+def test_memory_and_rare_tokens_are_treated_as_for_mutual_information(variant):
+    """Tokens in fewer than 4 documents are left out; every label is a block if memory is small."""
+    options = {"variant": variant, "top_k": None}
+    one, many = (mig.teach(X, Y, memory_mb=mb, **options).scores for mb in (256.0, 1e-9))
+    assert (one.toarray() > 0).tolist() == (many.toarray() > 0).tolist()
+    if variant != "random":  # which draws its scores block by block
+        assert (one != many).nnz == 0
+    rare = np.flatnonzero(np.asarray((X > 0).sum(0)).ravel() < 4)
+    common = mig.teach(X, Y, min_documents=4, **options).scores
+    assert not set(common.indices) & set(rare) and set(one.indices) & set(rare)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_seed_is_for_the_random_teacher_only(variant):
+    first, other = (mig.teach(X, Y, variant=variant, seed=seed).scores for seed in (0, 1))
+    assert (first != other).nnz == 0
 
 
 @pytest.mark.parametrize("variant", mig.OTHERS)

@@ -28,6 +28,7 @@ from plantlib.linear import terms
 from plantlib.linear.terms import centroids
 from plantlib.teacher import mig
 from plantlib.teacher.mig import TeacherConfig
+from plantlib.training.ingredients import teacher_of
 from plantlib.training.inputs import Inputs
 
 N, V, L = 60, 17, 9
@@ -323,7 +324,7 @@ def test_teacher_does_not_change_with_test_labels_or_test_texts():
         and inputs.vocabulary == other.vocabulary
     )
     for config in (TeacherConfig(), TeacherConfig(variant="jaccard", relevance="grade")):
-        a, b = inputs.teacher(config), other.teacher(config)
+        a, b = teacher_of(inputs, config), teacher_of(other, config)
         assert (
             a.n_train == b.n_train == 5
             and (a.scores != b.scores).nnz == 0

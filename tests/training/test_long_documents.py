@@ -1,23 +1,30 @@
-"""Long documents: windows streamed one at a time are one document's attention, gradients included,
-in the memory of one window.
+"""Long documents: windows that are read one at a time give the attention over the whole document.
 
-METHOD.md section 4, "stateful decoder, exact form", on a backbone that is trained: what is kept
-between windows is (B, L), what a window computed is computed again in the backward pass.
+docs/method.md, "Long documents", for a backbone that is trained. Gradients are the same too, and
+memory holds one window: between windows (B, L) numbers are kept, and a window is read again in the
+backward pass.
 """
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
+import numpy as np
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaModel
 
+from plantlib import prepare
 from plantlib.backbones import adapters, loading
+from plantlib.backbones.features import standard_of
 from plantlib.kernels.attention_bce import sparse_bce
 from plantlib.model.plant_model import PlantConfig, PlantModel
 from plantlib.planting import starts
 from plantlib.training import artefacts
-from plantlib.training.ingredients import teacher_of
+from plantlib.training.ingredients import build_model, teacher_of, use_score
 from plantlib.training.options import RunConfig
-from plantlib.training.runs import build_model, use_score
 from tests.conftest import WINDOW, save_backbone, tiny_tokenizer
 
 LENGTHS = {
@@ -28,7 +35,7 @@ LENGTHS = {
 
 
 def packed(lengths, vocabulary=60, seed=0):
-    """token_ids (S,), offsets (B+1) and two positive cells a document."""
+    """Token ids (S,), offsets (B + 1,), and two positive labels per document."""
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(5, vocabulary, (sum(lengths),), generator=generator)
     offsets = torch.tensor([0, *lengths]).cumsum(0)
@@ -37,7 +44,7 @@ def packed(lengths, vocabulary=60, seed=0):
 
 
 def trainable(prepared, backbone_folder, *, keep=None, overlap=0) -> PlantModel:
-    """A planted model whose backbone carries adapters that do something."""
+    """A planted model whose backbone has adapters with random weights."""
     teacher = teacher_of(prepared)
     model = build_model(prepared, teacher, RunConfig(keep=keep))
     with pytest.MonkeyPatch.context() as patch:
@@ -55,6 +62,7 @@ def trainable(prepared, backbone_folder, *, keep=None, overlap=0) -> PlantModel:
 
 
 def gradients(model, loss) -> dict[str, torch.Tensor]:
+    """The gradient of each trained parameter by name."""
     model.zero_grad()
     loss.backward()
     return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
@@ -64,104 +72,117 @@ def gradients(model, loss) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("keep", [None, 4], ids=["all", "keep 4"])
 @pytest.mark.parametrize("lengths", LENGTHS.values(), ids=list(LENGTHS))
 def test_streamed_equals_read_at_once(lengths, keep, overlap, prepared, backbone_folder):
-    """Logits, loss and every gradient; the other side encodes all windows first and attends to them
-    together.
-    """
+    """Logits and every gradient, against a model that encodes all windows first."""
     model = trainable(prepared, backbone_folder, keep=keep, overlap=overlap)
     ids, offsets, cells = packed(lengths)
     at_once = model(ids, offsets, hidden_states=model.encode(ids, offsets), **cells)
-    wanted = gradients(model, at_once.loss)
+    expected = gradients(model, at_once.loss)
     logits = model.decoder.finish(model.stream(ids, offsets), model.teacher_score(ids, offsets))
     torch.testing.assert_close(logits.detach(), at_once.logits.detach(), rtol=1e-4, atol=1e-4)
-    found = gradients(
-        model, sparse_bce(logits, **{k.removeprefix("label_"): v for k, v in cells.items()})
-    )
-    assert set(found) == set(wanted) and any("lora_" in name for name in found)
-    for name, gradient in wanted.items():
+    loss = sparse_bce(logits, rows=cells["label_rows"], columns=cells["label_columns"])
+    streamed = gradients(model, loss)
+    assert set(streamed) == set(expected) and any("lora_" in name for name in streamed)
+    for name, gradient in expected.items():
         torch.testing.assert_close(
-            found[name], gradient, rtol=1e-3, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}"
+            streamed[name], gradient, rtol=1e-3, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}"
         )
 
 
 def test_only_long_documents_are_streamed(prepared, backbone_folder, monkeypatch):
-    model, streamed = trainable(prepared, backbone_folder), []
-    honest = model.stream
-    monkeypatch.setattr(model, "stream", lambda *a: streamed.append(1) or honest(*a))
-    for lengths, wanted in (((WINDOW, 2), 0), ((WINDOW + 1, 2), 1)):
+    model = trainable(prepared, backbone_folder)
+    stream = model.stream
+    calls = []
+    monkeypatch.setattr(model, "stream", lambda *a: calls.append(1) or stream(*a))
+    for lengths, count in (((WINDOW, 2), 0), ((WINDOW + 1, 2), 1)):
         ids, offsets, cells = packed(lengths)
         output = model(ids, offsets, **cells)
-        assert (
-            len(streamed) == wanted
-            and output.loss.requires_grad
-            and not output.logits.requires_grad
-        )
-        torch.testing.assert_close(
-            model(ids, offsets).logits.detach(), output.logits, rtol=1e-4, atol=1e-4
-        )
+        assert len(calls) == count
+        assert output.loss.requires_grad and not output.logits.requires_grad
+        logits = model(ids, offsets).logits.detach()
+        torch.testing.assert_close(logits, output.logits, rtol=1e-4, atol=1e-4)
 
 
-def test_window_is_read_again_in_the_backward_pass_and_not_before(prepared, backbone_folder):
-    """Two forward passes a window where gradients are wanted, one where they are not; one window of
-    each document at a time.
+def test_a_window_is_read_again_in_the_backward_pass_and_not_before(prepared, backbone_folder):
+    """One window of each document at a time, in two forward passes where gradients are computed
+    and in one where they are not.
     """
     model = trainable(prepared, backbone_folder)
     ids, offsets, cells = packed((4 * WINDOW, WINDOW))
-    sizes = []
+    shapes = []
     model.backbone.register_forward_pre_hook(
-        lambda m, a, k: sizes.append(tuple(k["input_ids"].shape)), with_kwargs=True
+        lambda module, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)),
+        with_kwargs=True,
     )
     loss = model(ids, offsets, **cells).loss
-    assert sizes == [(2, WINDOW + 2)] + 3 * [(1, WINDOW + 2)]
+    assert shapes == [(2, WINDOW + 2)] + 3 * [(1, WINDOW + 2)]
     loss.backward()
-    assert len(sizes) == 8
+    assert len(shapes) == 8
     with torch.inference_mode():
         model.eval()(ids, offsets)
-    assert len(sizes) == 12
+    assert len(shapes) == 12
 
 
 def saved_bytes(model, lengths, streamed: bool) -> int:
-    """Bytes that autograd keeps between forward and backward, parameters not counted, each storage
-    once.
-    """
+    """Bytes of the storages that autograd keeps for the backward pass, parameters left out."""
     ids, offsets, cells = packed(lengths)
-    known, kept = {p.untyped_storage().data_ptr() for p in model.parameters()}, {}
+    parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    saved = {}
 
     def pack(tensor):
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in known:
-            kept[storage.data_ptr()] = storage.nbytes()
+        if storage.data_ptr() not in parameters:
+            saved[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         hidden = None if streamed else model.encode(ids, offsets)
         loss = model(ids, offsets, hidden_states=hidden, **cells).loss
     assert loss.requires_grad
-    return sum(kept.values())
+    return sum(saved.values())
 
 
-def test_memory_kept_is_that_of_states_and_not_of_windows(prepared, backbone_folder):
+def test_memory_grows_by_states_and_not_by_windows(prepared, backbone_folder):
     model = trainable(prepared, backbone_folder)
-    short, long = (saved_bytes(model, (n * WINDOW,), streamed=True) for n in (10, 40))
-    whole = saved_bytes(model, (40 * WINDOW,), streamed=False)
-    state = 2 * 7 * 4  # log_sum_exp and value of one document
-    assert long < whole / 10
-    # what grows with a window: its ids and a few (B, L) states, none of hidden size x tokens
+    short = saved_bytes(model, (10 * WINDOW,), streamed=True)
+    long = saved_bytes(model, (40 * WINDOW,), streamed=True)
+    at_once = saved_bytes(model, (40 * WINDOW,), streamed=False)
+    assert long < at_once / 10
+    # a window adds its ids and a few (B, L) states, and no tensor of tokens x hidden size
+    state = 2 * 7 * 4  # log_sum_exp and value of one document, 7 labels, float32
     assert (long - short) / 30 < 12 * state + 20 * WINDOW
 
 
+STEPS = """
+import resource, sys, torch
+from plantlib.backbones import adapters, loading
+from plantlib.model.plant_model import PlantConfig, PlantModel
+
+backbone = loading.load(sys.argv[1])
+config = PlantConfig(hidden_size=128, num_tokens=backbone.num_tokens, num_labels=500)
+model = PlantModel(config).attach_backbone(backbone)
+model.backbone = adapters.add_lora(model.backbone.requires_grad_(False))
+model.train()
+
+def step(tokens):
+    ids, offsets = torch.randint(5, 60, (tokens,)), torch.tensor([0, tokens])
+    cells = {"label_rows": torch.tensor([0]), "label_columns": torch.tensor([3])}
+    model(ids, offsets, **cells).loss.backward()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+before = step(2_000)
+after = step(20_000)
+print((after - before) // 1024)
+assert all(p.grad is not None for p in model.backbone.parameters() if p.requires_grad)
+"""
+
+
 def test_twenty_thousand_tokens_train_within_a_stated_memory(tmp_path):
-    """Forward and backward through every window of one document: 20,000 tokens take at most 40 MiB
-    more than 2,000.
+    """A forward and backward pass through every window of one document of 20,000 tokens takes at
+    most 40 MiB more than 2,000 tokens.
 
-    In a process of its own, with an allocator that gives freed blocks back, so that the peak is
-    what was in use.
+    It runs in its own process, and the allocator gives freed blocks back, so the peak is what was
+    in use.
     """
-    import os
-    import subprocess
-    import sys
-
-    from transformers import LlamaConfig, LlamaModel
-
     torch.manual_seed(0)
     tokenizer = tiny_tokenizer(10**30)
     config = LlamaConfig(
@@ -174,41 +195,22 @@ def test_twenty_thousand_tokens_train_within_a_stated_memory(tmp_path):
         pad_token_id=0,
     )
     folder = save_backbone(tmp_path / "llama", LlamaModel(config), tokenizer)
-    code = f"""
-import resource, torch
-from plantlib.backbones import adapters, loading
-from plantlib.model.plant_model import PlantConfig, PlantModel
-backbone = loading.load({folder!r})
-model = PlantModel(PlantConfig(hidden_size=128, num_tokens=backbone.num_tokens, num_labels=500)).attach_backbone(backbone)
-model.backbone = adapters.add_lora(model.backbone.requires_grad_(False))
-model.train()
-def step(tokens):
-    ids, offsets = torch.randint(5, 60, (tokens,)), torch.tensor([0, tokens])
-    model(ids, offsets, label_rows=torch.tensor([0]), label_columns=torch.tensor([3])).loss.backward()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-before = step(2_000)
-after = step(20_000)
-print((after - before) // 1024)
-assert all(p.grad is not None for p in model.backbone.parameters() if p.requires_grad)
-"""
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=600, env=environment
+        [sys.executable, "-c", STEPS, folder],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env=environment,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert int(done.stdout.split()[-1]) < 40
 
 
 def test_states_of_an_unusual_spread_are_standardised(tmp_path, corpus):
-    """A backbone whose states are ten times larger is read at the usual spread, saved with it, and
-    explained with it.
+    """Hidden states ten times the usual size are scaled to the usual spread, in the saved model
+    too.
     """
-    import numpy as np
-    from transformers import LlamaConfig, LlamaModel
-
-    from plantlib import prepare
-    from plantlib.backbones.features import standard_of
-
     torch.manual_seed(0)
     tokenizer = tiny_tokenizer()
     config = LlamaConfig(
@@ -224,24 +226,23 @@ def test_states_of_an_unusual_spread_are_standardised(tmp_path, corpus):
     backbone.norm.weight.data *= 10
     folder = save_backbone(tmp_path / "llama", backbone, tokenizer)
     for frozen in (True, False):
-        prepared = prepare(
-            corpus,
-            backbone=folder,
-            max_tokens=None,
-            root=tmp_path / str(frozen),
-            frozen=frozen,
-            progress=False,
-        )
+        reading = {"max_tokens": None, "root": tmp_path / str(frozen), "frozen": frozen}
+        prepared = prepare(corpus, backbone=folder, progress=False, **reading)
         assert artefacts.standard(prepared) is not None
-        model = build_model(prepared, teacher_of(prepared)).attach_backbone(artefacts.load_backbone(prepared))
+        model = build_model(prepared, teacher_of(prepared))
+        model.attach_backbone(artefacts.load_backbone(prepared))
         ids, offsets, _ = packed((30, 12))
         states = model.standardise(model.encode(ids, offsets)).detach().numpy()
         assert np.abs(states.mean(0)).max() < 0.3 and 0.2 < states.std(0).mean() < 0.4
     model.save_pretrained(tmp_path / "m")
     loaded = PlantModel.from_pretrained(tmp_path / "m")
     assert loaded.config.standardised and torch.equal(loaded.hidden_scale, model.hidden_scale)
+    assert not PlantModel(PlantConfig(num_labels=2)).config.standardised
+
+    # no scaling for a usual spread; a constant dimension has scale 0
     usual = np.random.default_rng(0).normal(0, 0.3, (50, 4))
     assert standard_of(usual) is None and standard_of(np.zeros((0, 4))) is None
-    odd = standard_of(np.column_stack([usual * 20 + 5, np.ones(50)]))
-    assert odd.scale[-1] == 0 and np.allclose((odd.shift[:4]), (usual * 20 + 5).mean(0), atol=1e-4)
-    assert not PlantModel(PlantConfig(num_labels=2)).config.standardised
+    large = usual * 20 + 5
+    standard = standard_of(np.column_stack([large, np.ones(50)]))
+    assert standard.scale[-1] == 0
+    assert np.allclose(standard.shift[:4], large.mean(0), atol=1e-4)

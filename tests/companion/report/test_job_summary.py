@@ -1,4 +1,4 @@
-"""The end of `make reproduce`: its sentence, its table and their width, from made and real records."""
+"""The end of `make reproduce`: its sentence, its table and their width."""
 
 from __future__ import annotations
 
