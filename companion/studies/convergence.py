@@ -1,4 +1,4 @@
-"""How fast a start learns: steps and seconds until it reaches the best dev value of random attention.
+"""How fast a start learns: steps and seconds to the best dev value of random attention.
 
 The convergence study of docs/method.md, "Controls and peers": a head start must show in the number
 of steps, not only in the result. `run` trains until dev stops it; everything else reads the
@@ -94,21 +94,21 @@ def sets(records: Iterable[RunRecord], long: bool = True) -> dict[str, list[RunR
 
 
 def steps(records: Iterable[RunRecord]) -> pandas.DataFrame:
-    """The history of planted runs: start, seed, allowed, epoch, step (optimiser steps), seconds
-    (wall) and dev metrics.
+    """The history of planted runs, a row per run and epoch.
 
-    allowed: epochs that the run might have trained for.
+    Columns: start, seed, allowed (most epochs), step (optimiser steps), epoch, seconds (wall time)
+    and the dev metrics.
     """
     import pandas as pd
 
     rows = []
     for record in records:
-        # a run on candidates has its options side by side, and batches of one size
+        # the options of a run on candidates are not nested, and its batches have a fixed size
         train = record.params.get("train", record.params)
         batch = train.get("batch_size", BATCH_SIZE) * train.get("accumulation", 1)
-        an_epoch = math.ceil(record.dataset["train"] / batch)
+        per_epoch = math.ceil(record.dataset["train"] / batch)
         about = {"start": record.system, "seed": record.seed, "allowed": train["epochs"]}
-        rows += [{**about, "step": an_epoch * e["epoch"], **e} for e in record.history]
+        rows += [{**about, "step": per_epoch * e["epoch"], **e} for e in record.history]
     return pd.DataFrame(rows)
 
 
@@ -143,29 +143,25 @@ def reached(
     rows = []
     for start, part in frame.groupby("start", sort=False):
         part = part[part["seed"].isin(target.index)]
-        first = (
-            part[part[metric] >= part["seed"].map(target)]
-            .sort_values("step")
-            .groupby("seed")
-            .first()
+        enough = part[part[metric] >= part["seed"].map(target)]
+        first = enough.sort_values("step").groupby("seed").first()
+        rows.append(
+            {
+                "start": start,
+                "seeds": part["seed"].nunique(),
+                "reached": len(first),
+                "best": part.groupby("seed")[metric].max().mean(),
+                "ended": _ended(part, metric),
+                "steps": first["step"].mean(),
+                "seconds": first["seconds"].mean(),
+                "share": (first["step"] / base_steps).mean(),
+            }
         )
-        row = {"start": start, "seeds": part["seed"].nunique(), "reached": len(first)}
-        row |= {
-            "best": part.groupby("seed")[metric].max().mean(),
-            "ended": _ended(part, metric),
-            "steps": first["step"].mean(),
-            "seconds": first["seconds"].mean(),
-            "share": (first["step"] / base_steps).mean(),
-        }
-        rows.append(row)
     return pd.DataFrame(rows).set_index("start")
 
 
 def _ended(part: pandas.DataFrame, metric: str) -> int:
-    """Number of seeds whose best epoch is the last one allowed.
-
-    Where a record does not say how many epochs were allowed, its last epoch counts as such.
-    """
+    """Number of seeds whose best epoch is the last one allowed."""
     best = part.loc[part.groupby("seed")[metric].idxmax()].set_index("seed")
     last = part.groupby("seed")["epoch"].max()
     return int(((best["epoch"] == last) & (last >= best["allowed"])).sum())

@@ -1,10 +1,9 @@
-"""What a teacher that has seen the test rows would gain: METHOD.md section 6, fault 1, measured on
-purpose and nowhere else.
+"""What a teacher gains that counts the test rows: fault 1 of the published code, measured.
 
-The published code counts mutual information over every row of the file. Here the same run is made
-twice, with the teacher of the training rows and with the teacher of all rows, over a label space
-that also holds labels without a training document. The leaky teacher exists in this module alone
-and is reached by the name `leaky` alone; its records carry that word.
+The published code counts mutual information over every row of the file (docs/method.md, "Faults of
+the published code"). Here each run is made twice, with a teacher of the training rows and with one
+of all rows, in a label space that includes labels without a training document. The leaking teacher
+exists only in this module, as `leaky`, and its records have that word in the name of their system.
 """
 
 from __future__ import annotations
@@ -48,7 +47,16 @@ def every_label(
     test_documents: int | None = None,
     **options,
 ) -> Inputs:
-    """`prepare` with the wider label space; its features are those of the usual one."""
+    """`prepare` with every label of the documents, those without a training document too.
+
+    Args:
+        corpus: a `Corpus`, or the name or folder of one.
+        train_documents, dev_documents, test_documents: most documents per split, None for all.
+        options: further options of `prepare`.
+
+    Returns:
+        Inputs that share the cached features of `prepare`'s usual label space.
+    """
     corpus = Corpus.load(corpus) if isinstance(corpus, str) else corpus
     caps = {
         "train_documents": train_documents,
@@ -69,7 +77,7 @@ def every_label(
 
 
 def leaky(prepared: Inputs, config: TeacherConfig = TeacherConfig()) -> Teacher:
-    """The teacher that counts train, dev and test rows; for the audit only."""
+    """A teacher that counts train, dev and test rows; for this audit only."""
     rows = np.concatenate(list(prepared.rows.values()))
     return mig.teach(prepared.counts[rows], prepared.corpus.labels[rows], **asdict(config))
 
@@ -83,15 +91,22 @@ def audit(
     config: RunConfig | None = None,
     progress: bool = True,
 ) -> list[RunRecord]:
-    """Each start and seed with the clean and with the leaky teacher; records that stand in
-    `results` are read.
+    """The records of each start and seed with the clean and with the leaking teacher.
 
-    starts: any of `planting`; `l2r` and `closed_form` are the published ways of planting MI.
+    Args:
+        prepared: as `every_label` returns it.
+        results: folder of the records; a run whose record is there is not repeated.
+        starts: names of starts; `l2r` and `closed_form` are the published ways of planting.
+        seeds: of the runs.
+        config: options of the runs.
+        progress: show bars.
     """
-    config, records, starts = config or RunConfig(), [], list(starts)
+    config = config or RunConfig()
+    records = []
+    starts = list(starts)
     for start in starts:
-        planting.parts_of(start)  # a misspelt start is an error before the first run, not after it
-    # artefacts of the leaky side have names of their own
+        planting.parts_of(start)  # a misspelt start is an error before the first run
+    # another key, so that the two sides do not share artefacts
     leaking = replace(prepared, key=fingerprint_of(prepared.key, "leaky"))
     sides = {"clean": prepared, "leaky": leaking}
     jobs = [(start, seed, side) for seed in seeds for start in starts for side in sides]
@@ -118,72 +133,64 @@ def audit(
 
 
 def gains(records: Iterable[RunRecord], metric: str = "rp@5") -> pandas.DataFrame:
-    """One row a data set, start, seed and bucket: labels' `metric` under the clean and the leaky
-    teacher, and the gain.
+    """The metric under both teachers, a row per data set, start, seed and label bucket.
+
+    Columns: data, start, seed, bucket, clean, leaky, and gain (leaky - clean); fractions.
     """
     import pandas as pd
 
-    found: dict[tuple, dict[str, RunRecord]] = {}
+    # both sides of each run
+    sides: dict[tuple, dict[str, RunRecord]] = {}
     for record in [r for r in records if r.notebook == NOTEBOOK]:
         side, start = record.system.split(" ", 1)
         read = f"{report.tokens_of(record)} tokens, {report.backbone_of(record)}"
         data = f"{record.dataset['name']}, {record.dataset['train']:,} documents, {read}"
-        found.setdefault((data, start, record.seed), {})[side] = record
+        sides.setdefault((data, start, record.seed), {})[side] = record
+    # what they differ by
     rows = []
-    for (data, start, seed), pair in sorted(found.items()):
+    for (data, start, seed), pair in sorted(sides.items()):
         for bucket in BUCKETS if len(pair) == 2 else ():
-            clean, tainted = (
-                pair[side].metrics.get(f"{bucket}/{metric}") for side in ("clean", "leaky")
-            )
-            if clean is not None and tainted is not None:
-                rows.append(
-                    {
-                        "data": data,
-                        "start": start,
-                        "seed": seed,
-                        "bucket": bucket,
-                        "clean": clean,
-                        "leaky": tainted,
-                        "gain": tainted - clean,
-                    }
-                )
+            name = f"{bucket}/{metric}"
+            values = {side: pair[side].metrics.get(name) for side in ("clean", "leaky")}
+            if None not in values.values():
+                about = {"data": data, "start": start, "seed": seed, "bucket": bucket}
+                rows.append(about | values | {"gain": values["leaky"] - values["clean"]})
     return pd.DataFrame(rows)
 
 
 def paragraph(frame: pandas.DataFrame, metric: str = "RP@5") -> str:
-    """What the numbers say, a data set after the other, from the frame alone."""
+    """`gains` in words, one data set and start after the other; metric: its name in the text."""
     if frame.empty:
         return (
             "No audit runs yet: `python -m companion.studies.leak_audit codiesp --train 500` makes"
             " them."
         )
-    parts, concluded, several = [], [], frame["data"].nunique() > 1
+    numbers = []
+    conclusions = []
+    several = frame["data"].nunique() > 1
     for (data, start), rows in frame.groupby(["data", "start"], sort=False):
         mean = 100 * rows.groupby("bucket")[["clean", "leaky", "gain"]].mean()
-        said = [
+        by_bucket = [
             f"{b} {mean.loc[b, 'clean']:.1f} to {mean.loc[b, 'leaky']:.1f}"
             f" ({_signed(mean.loc[b, 'gain'])})"
             for b in BUCKETS
             if b in mean.index
         ]
-        parts.append(f"On {data}, `{start}`, {_seeds(rows)}: {'; '.join(said)}.")
-        concluded.append((f"on {data}, " if several else "") + f"`{start}` {_where(mean['gain'])}")
+        numbers.append(f"On {data}, `{start}`, {_seeds(rows)}: {'; '.join(by_bucket)}.")
+        place = f"on {data}, " if several else ""
+        conclusions.append(f"{place}`{start}` {_where(mean['gain'])}")
     return (
         f"{metric} among the labels of a bucket, from the teacher of the training rows to the"
-        f" teacher of all rows, nothing else changed. {' '.join(parts)} What a teacher that has"
-        f" counted the test rows gains depends on the start: {'; '.join(concluded)}. Gains of this"
-        " kind measure what the teacher was told, not what the model learnt."
+        f" teacher of all rows, nothing else changed. {' '.join(numbers)} What a teacher gains by"
+        f" counting the test rows depends on the start: {'; '.join(conclusions)}. Such gains come"
+        " from the test labels, not from what the model has learned."
     )
 
 
 def _where(gain: pandas.Series) -> str:
-    """Where one start gains most and where not at all; gain: points by bucket, means over its seeds
-    alone.
-    """
-    most, nothing = (
-        gain.idxmax(),
-        [b for b in BUCKETS if b in gain.index and round(gain[b], 1) <= 0],
-    )
+    """Where one start gains most, and where it gains nothing; gain: points by bucket."""
+    most = gain.idxmax()
+    nothing = [b for b in BUCKETS if b in gain.index and round(gain[b], 1) <= 0]
     if most in nothing:
         return "gains nothing on labels of any bucket"
     rest = f", nothing on {' and '.join(nothing)}" if nothing else ""
@@ -191,7 +198,7 @@ def _where(gain: pandas.Series) -> str:
 
 
 def _signed(points: float) -> str:
-    """With its sign, but for what rounds to nothing: "-0.0" would tell of a loss."""
+    """Points with their sign; "0.0" where they round to zero, as "-0.0" looks like a loss."""
     return f"{points:+.1f}" if round(points, 1) else "0.0"
 
 
@@ -201,7 +208,7 @@ def _seeds(rows: pandas.DataFrame) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """`python -m companion.studies.leak_audit codiesp --train 500`"""
+    """Run the audit of a data set and print `paragraph`."""
     parser = argparse.ArgumentParser(
         prog="python -m companion.studies.leak_audit", description=__doc__.split("\n")[0]
     )
@@ -213,18 +220,15 @@ def main(arguments: list[str] | None = None) -> None:
         "--starts",
         nargs="+",
         default=list(STARTS),
-        help="l2r and closed_form too: the published ways",
+        help="starts to audit; l2r and closed_form are the published ones",
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--results", default="results/runs")
     options = parser.parse_args(arguments)
     caps = {f"{s}_documents": getattr(options, s) for s in ("train", "dev", "test")}
     prepared = every_label(options.dataset, max_tokens=options.tokens, **caps)
-    print(
-        paragraph(
-            gains(audit(prepared, options.results, starts=options.starts, seeds=options.seeds))
-        )
-    )
+    records = audit(prepared, options.results, starts=options.starts, seeds=options.seeds)
+    print(paragraph(gains(records)))
 
 
 if __name__ == "__main__":

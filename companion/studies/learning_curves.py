@@ -1,12 +1,10 @@
-"""How many documents a start needs: test metrics by number of training documents, nested subsets,
-one label space.
+"""How many documents a start needs: test metrics by number of training documents.
 
-The data-efficiency claim of METHOD.md section 7. Every size reads the same dev and test documents
-and the same hidden states; the teacher, the linear score and the label counts come from the subset
-alone, and labels that a subset has no document of stay in the label space. `needed` says how many
-documents the unplanted model takes to match a planted one. `lookup+linear` against `random`
-measures the whole start, its linear score included; the control for what planting adds to it is the
-row `linear`.
+The learning curves of docs/method.md, "Controls and peers". The subsets are nested. Every size has
+the same label space, dev and test documents and hidden states; the teacher, the linear score and
+the label counts come from the subset. `needed` says how many documents the unplanted model needs to
+match a planted one. `lookup+linear` against `random` measures the whole start, with its linear
+score; what planting adds to that score is the difference to the row `linear`.
 
     python -m companion.studies.learning_curves codiesp --tokens 128 --steps 5
 """
@@ -37,17 +35,19 @@ if TYPE_CHECKING:
     import pandas
 
 
-# what the records say they were made by; `report.groups` leaves them out of the main tables
+# `RunRecord.notebook` of these runs; `report.groups` leaves them out of the main tables
 NOTEBOOK = "learning_curves"
-END = "-curve"  # of a record's id
+END = "-curve"  # end of their ids
 STARTS = ("random", "lookup", "linear", "lookup+linear")
 PEERS = ("SVM", "SVM + J")
 BASELINE = "random"
 
 
 def fewer(prepared: Inputs, documents: int, seed: int = 0) -> Inputs:
-    """The first `documents` training rows in hash order, so that a smaller subset lies inside a
-    larger one of the same seed.
+    """`prepared` with the first `documents` training rows in hash order.
+
+    A smaller subset lies inside a larger one of the same seed. DataError where there are not so
+    many training documents.
     """
     rows = prepared.rows["train"]
     if not 1 <= documents <= len(rows):
@@ -75,27 +75,35 @@ def run(
     peers: bool = True,
     progress: bool = True,
 ) -> list[RunRecord]:
-    """Every size with every start and seed, and the linear peers; a seed draws its own subsets.
-    Finished records are read.
+    """The records of every size, start and seed, and of the linear peers.
 
-    Beside starts from the linear score stands the score itself, untrained. A record of another
-    label space (the corpus under another cap) is left where it stands, see `runs.record_path`.
+    For starts with the linear score the untrained score is recorded too. Records of the same name
+    but of another corpus are kept, see `records.record_path`.
+
+    Args:
+        prepared: the corpus with all its training documents.
+        results: folder of the records; a run whose record is there is not repeated.
+        sizes: numbers of training documents; `subsets.sizes` when None.
+        starts: names of starts.
+        seeds: of the runs; each seed draws other subsets.
+        config: options of the runs.
+        peers: run the linear peers too.
+        progress: show a bar.
     """
-    # one gain at every size: what is compared are sizes, and a choice among few documents is noise
-    config, results, made = (
-        config or RunConfig(other_gains=(), linear_weights=()),
-        Path(results),
-        [],
-    )
-    sizes, starts = list(sizes or subsets.sizes(len(prepared.rows["train"]))), list(starts)
-    scored = next((s for s in starts if "linear" in s.split("+")), None)
+    # dev chooses no gain: among few documents that would add noise to the comparison of sizes
+    config = config or RunConfig(other_gains=(), linear_weights=())
+    results = Path(results)
+    sizes = list(sizes or subsets.sizes(len(prepared.rows["train"])))
+    starts = list(starts)
+    with_score = next((s for s in starts if "linear" in s.split("+")), None)
+    records = []
     jobs = [(size, seed, start) for size in sizes for seed in seeds for start in starts]
     with tqdm(total=len(jobs), desc="learning curve", unit="run", disable=not progress) as bar:
         for size, seed, start in jobs:
             part = fewer(prepared, size, seed)
             path = record_path(part, start, seed, results, END)
-            found = runs.finished(path, part, config, seed)
-            if not found:
+            record = runs.finished(path, part, config, seed)
+            if record is None:
                 options = {
                     "config": config,
                     "results": results,
@@ -103,112 +111,115 @@ def run(
                     "notebook": NOTEBOOK,
                     "progress": False,
                 }
-                found, _ = runs.run_start(part, start, seed, **options)
-            made.append(found)
+                record, _ = runs.run_start(part, start, seed, **options)
+            records.append(record)
             if peers and start == starts[0]:
-                made += _peers(part, seed, results)
-            if start == scored:
-                made.append(_untrained(part, seed, results, config))
+                records += _peers(part, seed, results)
+            if start == with_score:
+                records.append(_untrained(part, seed, results, config))
             bar.update()
-    return made
+    return records
 
 
 def _untrained(part: Inputs, seed: int, results: Path, config: RunConfig) -> RunRecord:
-    """The linear score that this subset's runs begin from, read where it stands."""
+    """The record of the linear score that the runs on this subset begin from."""
     path = record_path(part, peer_runs.LINEAR_SCORE, seed, results, END)
-    found = RunRecord.load(path) if path.exists() else None
-    if found is None or not peer_runs.same_score(found, part, config.linear, seed):
-        (made,) = peer_runs.run_linear_score(
+    record = RunRecord.load(path) if path.exists() else None
+    if record is None or not peer_runs.same_score(record, part, config.linear, seed):
+        (run,) = peer_runs.run_linear_score(
             part, [seed], config=config.linear, notebook=NOTEBOOK, progress=False
         )
-        found = replace(made, id=path.stem)
-        found.save(results)
-    return found
+        record = replace(run, id=path.stem)
+        record.save(results)
+    return record
 
 
 def _peers(part: Inputs, seed: int, results: Path) -> list[RunRecord]:
-    """The linear peers on one subset, read where they stand."""
+    """The records of the linear peers on one subset."""
     paths = {name: record_path(part, name, seed, results, END) for name in PEERS}
-    found = [RunRecord.load(path) for path in paths.values() if path.exists()]
-    if len(found) == len(paths) and all(
-        record.params.get("inputs") == part.key for record in found
-    ):
-        return found
-    made = []
+    records = [RunRecord.load(path) for path in paths.values() if path.exists()]
+    if len(records) == len(paths) and all(r.params.get("inputs") == part.key for r in records):
+        return records
+    records = []
     for record in peer_runs.run_peers(part, notebook=NOTEBOOK, progress=False):
         if record.system in paths:
             params = record.params | {"inputs": part.key}
-            made.append(replace(record, id=paths[record.system].stem, seed=seed, params=params))
-            made[-1].save(results)
-    return made
+            records.append(replace(record, id=paths[record.system].stem, seed=seed, params=params))
+            records[-1].save(results)
+    return records
 
 
 def frame(
     records: Iterable[RunRecord], metrics: Iterable[str] = ("ndcg@5", "p@1", "few/rp@5")
 ) -> pandas.DataFrame:
-    """One row a record of a learning curve: data, system, seed, documents and metrics (fractions).
+    """One row per record of a learning curve: data, system, seed, documents, metrics (fractions).
 
-    Where there are curves of a data set over several label spaces (caps) each is a data set of its
-    own, told by its labels; where one was read in several ways (tokens, backbone) each is one too,
-    with the peers in all of them.
+    Curves that do not share a label space, a number of tokens read or a backbone get different
+    names in the column data. The peers are repeated for every reading of their data set.
     """
     import pandas as pd
 
+    # how each label space is called, and how its documents were read
     records = [r for r in records if r.notebook == NOTEBOOK]
-    names, readings = _names(records), {}
-    for r in [r for r in records if r.kind == "planted"]:
-        readings.setdefault(_space(r), set()).add(_reading(r))
+    names = _names(records)
+    readings: dict[tuple[str, str], set[str]] = {}
+    for r in records:
+        if r.kind == "planted":
+            readings.setdefault(_space(r), set()).add(_reading(r))
+    # a row per record and reading
     rows = []
     for r in records:
-        name, several = names[_space(r)], readings.get(_space(r), set())
-        own = {_reading(r)} if r.kind == "planted" else several
-        for data in sorted(f"{name}, {reading}" for reading in own) if len(several) > 1 else [name]:
-            rows.append(
-                {
-                    "data": data,
-                    "system": r.system,
-                    "seed": r.seed,
-                    "documents": r.dataset["train"],
-                    **{m: r.metrics.get(m) for m in metrics},
-                }
-            )
+        name = names[_space(r)]
+        every = readings.get(_space(r), set())
+        data = [name]
+        if len(every) > 1:
+            data = sorted(f"{name}, {x}" for x in ([_reading(r)] if r.kind == "planted" else every))
+        about = {"system": r.system, "seed": r.seed, "documents": r.dataset["train"]}
+        values = {metric: r.metrics.get(metric) for metric in metrics}
+        rows += [{"data": one} | about | values for one in data]
     return pd.DataFrame(rows, columns=["data", "system", "seed", "documents", *metrics])
 
 
 def _space(record: RunRecord) -> tuple[str, str]:
-    """Name and fingerprint of what the subsets of a curve were drawn from: of its dev, test and
-    label space too.
-    """
+    """Name and fingerprint of the corpus that the subsets of a curve were drawn from."""
     return record.dataset["name"], record.dataset["fingerprint"]
 
 
 def _names(records: list[RunRecord]) -> dict[tuple[str, str], str]:
-    """What each `_space` is called: its name; with its labels beside others of that name, and its
-    fingerprint if as many.
+    """A name for each `_space`.
+
+    Spaces of one data set are distinguished by their number of labels, and by their fingerprint
+    where that is equal too.
     """
-    labels, found = {_space(r): r.dataset["labels"] for r in records}, {}
+    labels = {_space(r): r.dataset["labels"] for r in records}
+    names = {}
     for (name, fingerprint), count in labels.items():
-        beside = [n for (other, mark), n in labels.items() if other == name and mark != fingerprint]
-        told = f", {count:,} labels" if beside else ""
-        found[name, fingerprint] = (
-            name + told + (f" ({fingerprint[:6]})" if count in beside else "")
-        )
-    return found
+        others = [n for (other, mark), n in labels.items() if other == name and mark != fingerprint]
+        long = f"{name}, {count:,} labels" if others else name
+        names[name, fingerprint] = f"{long} ({fingerprint[:6]})" if count in others else long
+    return names
 
 
 def _reading(record: RunRecord) -> str:
+    """How a planted run read its documents."""
     return f"{report.tokens_of(record)} tokens, {report.backbone_of(record)}"
 
 
 def needed(
     table: pandas.DataFrame, metric: str = "ndcg@5", baseline: str = BASELINE
 ) -> pandas.DataFrame:
-    """One row a data set, system and size: the documents the baseline needs for the same mean
-    metric.
+    """The documents that the baseline needs to reach the mean metric of each system and size.
 
-    Between two sizes the baseline is taken to be linear in the logarithm of documents; infinite
-    where its best is lower. What a start saves is saved by all of it: of `lookup+linear` most may
-    be its linear score's, which the row `linear` tells.
+    Args:
+        table: as `frame` returns it.
+        metric: one of its metrics.
+        baseline: a system.
+
+    Returns:
+        A DataFrame with data, system, documents, the metric, baseline needs (interpolated linearly
+        in the logarithm of documents; infinite where the baseline does not reach the metric) and
+        times as many. A saving is that of the whole start; the row `linear` shows how much of that
+        of `lookup+linear` is due to the linear score.
     """
     import pandas as pd
 
@@ -220,60 +231,59 @@ def needed(
         base = means[baseline].sort_index()
         for (system, documents), value in means.items():
             if system != baseline:
-                found = _crossing(np.log(base.index.to_numpy(float)), base.to_numpy(float), value)
+                needs = _crossing(np.log(base.index.to_numpy(float)), base.to_numpy(float), value)
                 rows.append(
                     {
                         "data": data,
                         "system": system,
                         "documents": documents,
                         metric: value,
-                        "baseline needs": found,
-                        "times as many": found / documents,
+                        "baseline needs": needs,
+                        "times as many": needs / documents,
                     }
                 )
     return pd.DataFrame(rows)
 
 
-def _crossing(logs: np.ndarray, values: np.ndarray, wanted: float) -> float:
-    """The first number of documents at which the line through the points reaches `wanted`."""
-    above = np.flatnonzero(values >= wanted)
+def _crossing(logs: np.ndarray, values: np.ndarray, target: float) -> float:
+    """The least number of documents at which the line through the points reaches `target`.
+
+    logs: logarithms of documents, ascending; values: the metric at each.
+    """
+    above = np.flatnonzero(values >= target)
     if not len(above):
         return float("inf")
     i = above[0]
     if i == 0:
         return float(np.exp(logs[0]))
-    share = (wanted - values[i - 1]) / (values[i] - values[i - 1])
+    share = (target - values[i - 1]) / (values[i] - values[i - 1])
     return float(np.exp(logs[i - 1] + share * (logs[i] - logs[i - 1])))
 
 
 def sentence(table: pandas.DataFrame, metric: str = "ndcg@5", baseline: str = BASELINE) -> str:
-    """What the curves say, a data set after the other, from the frame alone."""
+    """`needed` in words, one data set and system after the other."""
     if table.empty:
         return (
             "No learning curves yet: `python -m companion.studies.learning_curves codiesp --steps"
             " 5` makes them."
         )
-    said = []
-    for (data, system), rows in needed(table, metric, baseline).groupby(
-        ["data", "system"], sort=False
-    ):
-        most = int(
-            table[(table["data"] == data) & (table["system"] == baseline)]["documents"].max()
-        )
+    parts = []
+    most = table[table["system"] == baseline].groupby("data")["documents"].max()
+    results = needed(table, metric, baseline)
+    for (data, system), rows in results.groupby(["data", "system"], sort=False):
         each = [
-            f"{n:,}: " + (f"more than {most:,}" if np.isinf(x) else f"{x:,.0f}")
+            f"{n:,}: " + (f"more than {most[data]:,}" if np.isinf(x) else f"{x:,.0f}")
             for n, x in zip(rows["documents"], rows["baseline needs"], strict=True)
         ]
-        said.append(f"{data}, `{system}`: " + ", ".join(each))
+        parts.append(f"{data}, `{system}`: {', '.join(each)}")
     return (
-        f"Documents that `{baseline}` needs to reach the {metric} of a system at a size. "
-        + "; ".join(said)
-        + "."
+        f"Documents that `{baseline}` needs to reach the {metric} of a system trained on so many:"
+        f" {'; '.join(parts)}."
     )
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """`python -m companion.studies.learning_curves codiesp --tokens 128`"""
+    """Run the curves of a data set and print `sentence` of all that are recorded."""
     parser = argparse.ArgumentParser(
         prog="python -m companion.studies.learning_curves", description=__doc__.split("\n")[0]
     )
@@ -282,7 +292,7 @@ def main(arguments: list[str] | None = None) -> None:
     for split in ("train", "dev", "test"):
         parser.add_argument(f"--{split}", type=int)
     parser.add_argument("--first", type=int, default=25, help="documents of the smallest subset")
-    parser.add_argument("--steps", type=int, default=5, help="sizes, geometric")
+    parser.add_argument("--steps", type=int, default=5, help="number of sizes, in equal ratios")
     parser.add_argument("--starts", nargs="+", default=list(STARTS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--results", default="results/runs")

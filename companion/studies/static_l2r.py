@@ -1,5 +1,8 @@
-"""How well the static L2R model ranks tokens, measured on a corpus: `python -m
-companion.studies.static_l2r`.
+"""How well the static L2R model ranks tokens, measured on whole corpora.
+
+    python -m companion.studies.static_l2r codiesp eurlex57k --out results/static_l2r.json
+
+The model is described in docs/method.md, "The first version (v1)".
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""The model people keep: it predicts, explains, saves and loads."""
+"""PlantModel: prediction, explanation, saving and loading."""

@@ -1,1 +1,1 @@
-"""What the training rows teach: mutual information gain, label descriptions, the same on Dask."""
+"""The teacher: which tokens speak for which labels, from training rows and label texts."""

@@ -145,9 +145,9 @@ def test_words_are_dropped_everywhere_or_nowhere():
     torch.manual_seed(0)
     seen = torch.stack([word_dropout(torch.ones(2, 4, 5), ids, 9, 0.4, True) for _ in range(200)])
     for word in (1, 2, 3):
-        own = seen[:, ids == word]
-        assert (own == own[:, :1, :1]).all(), "one draw per word and batch"
-        assert own.unique().tolist() == pytest.approx([0.0, 1 / 0.6])
+        factors = seen[:, ids == word]
+        assert (factors == factors[:, :1, :1]).all(), "one draw per word and batch"
+        assert factors.unique().tolist() == pytest.approx([0.0, 1 / 0.6])
     assert seen.mean() == pytest.approx(1.0, abs=0.1)
     assert torch.equal(word_dropout(seen[0], ids, 9, 0.4, False), seen[0])
 
@@ -212,7 +212,9 @@ def test_weight_drop_survives(how):
         )
         runs, drop = [], nn.functional.dropout
         with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(nn.functional, "dropout", lambda *given: runs.append(1) or drop(*given))
+            patched.setattr(
+                nn.functional, "dropout", lambda *arguments: runs.append(1) or drop(*arguments)
+            )
             result = gradients(lambda: model(ids, mask).last_hidden_state)
         assert len(runs) == 2 * len(model.layers), "every layer must run twice"
         tolerance = {}
@@ -332,9 +334,11 @@ def test_state_is_carried_over_windows(pretrained, corpus, tmp_path):
             np.testing.assert_allclose(many, one, rtol=2e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize(("tuning", "again"), [("frozen", False), ("full", False), ("full", True)])
-def test_it_goes_the_whole_road(tuning, again, pretrained, corpus, tmp_path):
-    """again: in the backward pass windows are read again, and layers within them too."""
+@pytest.mark.parametrize(
+    ("tuning", "recompute"), [("frozen", False), ("full", False), ("full", True)]
+)
+def test_it_serves_as_a_backbone(tuning, recompute, pretrained, corpus, tmp_path):
+    """recompute: in the backward pass windows are read again, and layers within them too."""
     _, folder, _ = pretrained
     prepared = prepare(
         corpus,
@@ -343,9 +347,9 @@ def test_it_goes_the_whole_road(tuning, again, pretrained, corpus, tmp_path):
         frozen=tuning == "frozen",
         root=tmp_path,
         progress=False,
-        window=7 if again else None,
+        window=7 if recompute else None,
     )
-    options = BackboneOptions(dropout=None, gradient_checkpointing=again)
+    options = BackboneOptions(dropout=None, gradient_checkpointing=recompute)
     config = RunConfig(tuning=tuning, train=TrainConfig(epochs=1), backbone=options)
     record, model = run_start(prepared, "lookup", 0, config=config, progress=False)
     assert record.metrics["p@1"] > 0 and (record.model_size["trained_in_backbone"] > 0) == (

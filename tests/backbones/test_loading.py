@@ -398,11 +398,11 @@ def test_adapters_are_saved_as_peft_saves_them(tmp_path):
     ids = torch.arange(1, 9)[None]
     expected = adapted.eval()(input_ids=ids).last_hidden_state
     folder = tmp_path / "a"
-    for again in (
+    for loaded in (
         adapters.load_adapter(tiny("Llama"), folder),
         PeftModel.from_pretrained(tiny("Llama"), folder),
     ):
-        torch.testing.assert_close(again.eval()(input_ids=ids).last_hidden_state, expected)
+        torch.testing.assert_close(loaded.eval()(input_ids=ids).last_hidden_state, expected)
     with pytest.raises(ValueError, match="has no adapter_config.json"):
         adapters.load_adapter(tiny("Llama"), tmp_path)
     (tmp_path / "a" / "adapter_model.safetensors").rename(tmp_path / "a" / "adapter_model.bin")

@@ -107,12 +107,12 @@ def test_logit_and_score_by_hand():
 
 def test_other_gains_and_other_k():
     assert hand().at(gain=0).logit == pytest.approx(1 / 14 * 4 + 0.25)
-    kept = hand().at(keep=2)
+    of_two = hand().at(keep=2)
     # token 3 is the best, then the earliest of four equal ones
-    assert np.flatnonzero(kept.attention).tolist() == [2, 3] and kept.attention[3] == pytest.approx(
-        3 / 5
-    )
-    assert kept.at(gain=0).keep == 2 and kept.at(keep=None).attention == pytest.approx(
+    assert np.flatnonzero(of_two.attention).tolist() == [2, 3] and of_two.attention[
+        3
+    ] == pytest.approx(3 / 5)
+    assert of_two.at(gain=0).keep == 2 and of_two.at(keep=None).attention == pytest.approx(
         hand().attention
     )
     with pytest.raises(ValueError, match="keep=0.*at least 1"):
@@ -190,8 +190,8 @@ def test_several_labels_are_the_single_ones(prepared, backbone):
         np.testing.assert_array_equal(one.relevance, alone.relevance)
     ids, table = model.tokenise([LONG]).flat, teacher_of(prepared).relevance
     for one in several:
-        own = table[model.config.label2id[one.label]].toarray()[0]
-        np.testing.assert_allclose(one.relevance, own[ids], rtol=1e-6)
+        row = table[model.config.label2id[one.label]].toarray()[0]
+        np.testing.assert_allclose(one.relevance, row[ids], rtol=1e-6)
     with pytest.raises(KeyError, match="'bone' is not explained here; there are skin, heart"):
         several["bone"]
 

@@ -179,10 +179,10 @@ def test_predict_gives_sorted_probabilities(model, k):
 
 
 def test_predict_does_not_depend_on_the_batch_or_on_training_mode(model):
-    once = model.predict(TEXTS, k=2)
+    first = model.predict(TEXTS, k=2)
     model.train()
-    again = model.predict(TEXTS, k=2, batch=1)
-    for (a, x), (b, y) in zip(sum(once, []), sum(again, []), strict=True):
+    second = model.predict(TEXTS, k=2, batch=1)
+    for (a, x), (b, y) in zip(sum(first, []), sum(second, []), strict=True):
         assert a == b and x == pytest.approx(y, abs=1e-5)
 
 

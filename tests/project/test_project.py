@@ -5,8 +5,11 @@ Reads files only. Catches what breaks a fresh clone: a dependency without a pin,
 that has drifted, a module that has outgrown its size, a path of one machine in a tracked file.
 """
 
+import ast
+import importlib.util
 import re
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -85,8 +88,64 @@ def tracked() -> list[Path]:
 
 
 def test_modules_keep_their_size():
-    sizes = {p.name: len(p.read_text().splitlines()) for p in (ROOT / "plantlib").rglob("*.py")}
+    sizes = {
+        str(path.relative_to(ROOT)): len(path.read_text().splitlines())
+        for package in ("plantlib", "companion")
+        for path in (ROOT / package).rglob("*.py")
+    }
     assert {name: n for name, n in sizes.items() if n > 500} == {}
+
+
+# every module of plantlib in a process that can import none of these
+ALONE = """
+import importlib, pkgutil, sys
+
+EXPERIMENTS = {"companion", "papermill", "seaborn", "omikuji", "dask", "distributed", "napkinxc"}
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in EXPERIMENTS:
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Absent())
+import plantlib
+for module in pkgutil.walk_packages(plantlib.__path__, "plantlib."):
+    if module.name not in sys.argv[1:]:
+        importlib.import_module(module.name)
+"""
+
+
+def test_plantlib_works_without_the_experiments():
+    kernels = []  # of Triton, an optional package
+    if importlib.util.find_spec("triton") is None:
+        names = ("cooccurrence", "label_attention", "label_attention_tiles", "listwise")
+        kernels = [f"plantlib.kernels.{name}" for name in names]
+    done = subprocess.run(
+        [sys.executable, "-c", ALONE, *kernels], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_tests_mirror_the_rooms():
+    rooms = {path.parent.name for path in (ROOT / "plantlib").glob("*/__init__.py")}
+    tested = {path.parent.name for path in (ROOT / "tests").glob("*/test_*.py")}
+    beside = {"benchmarks", "companion", "data_scripts", "project"}
+    assert tested - beside == rooms
+
+
+def test_imports_of_plantlib_stand_at_the_top():
+    """Only the lazy `__init__`, the command line and kernels of an optional package import later."""
+    later = []
+    for path in (ROOT / "plantlib").rglob("*.py"):
+        if path.name == "__init__.py" or path.parent.name == "cli":
+            continue
+        tree = ast.parse(path.read_text())
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node not in tree.body:
+                if (node.module or "").split(".")[0] in ("plantlib", "companion"):
+                    later += [f"{path.name}: {node.module}.{name.name}" for name in node.names]
+    optional = {"cooccurrence", "label_attention", "listwise"}
+    assert [name for name in later if name.rpartition(".")[2] not in optional] == []
 
 
 def test_no_tracked_file_is_large_or_names_a_machine():

@@ -101,12 +101,12 @@ def test_a_start_with_text_teaches_labels_without_documents(ready, monkeypatch, 
     names, vocabulary = ready.corpus.label_names, ready.vocabulary
     unseen, head = names.index("only test"), names.index("heart")
     assert ready.train_counts[unseen] == 0 and not teacher.taught[unseen]
-    made = {
+    teachers = {
         start: with_label_texts(ready, teacher, start.split("+"), config)
         for start in ("text", "lookup+text", "score+text", "lookup+score+text")
     }
     comet = vocabulary.index("comet")
-    for start, t in made.items():
+    for start, t in teachers.items():
         assert t.relevance[unseen, comet] == 1 and t.scores[unseen, comet] > 0, start
         assert (t.relevance[head].nnz > 0) == ("lookup" in start) and (t.scores[head].nnz > 0) == (
             "score" in start
@@ -136,12 +136,12 @@ def test_documents_outside_train_change_nothing(
         progress=False,
         root=tmp_path,
     )
-    made = [
+    teachers = [
         with_label_texts(p, teacher_of(p), ["lookup", "text"], TeacherConfig())
         for p in (ready, other)
     ]
-    assert (made[0].scores != made[1].scores).nnz == 0 and (
-        made[0].relevance != made[1].relevance
+    assert (teachers[0].scores != teachers[1].scores).nnz == 0 and (
+        teachers[0].relevance != teachers[1].relevance
     ).nnz == 0
 
 
@@ -217,8 +217,8 @@ def test_a_start_with_text_trains_with_labels_without_documents_still(ready, tmp
 def test_texts_lie_beside_the_corpus_and_win_over_its_own(described, tmp_path, monkeypatch):
     monkeypatch.setenv("PLANT_HOME", str(tmp_path))
     folder = described.save(tmp_path / "tiny")
-    own = dict(zip(described.label_names, label_texts.read(described), strict=True))
-    assert own["rare tin"] == "tin" and own["lung"] is None
+    by_name = dict(zip(described.label_names, label_texts.read(described), strict=True))
+    assert by_name["rare tin"] == "tin" and by_name["lung"] is None
     write_label_texts(folder, {"rare tin": "tin. stannum", "lung": "", "unknown": "x"})
     read = dict(zip(described.label_names, label_texts.read(described), strict=True))
     assert (

@@ -145,11 +145,11 @@ def test_top_tokens_breaks_ties_by_the_smaller_id_and_stays_sparse(k):
     scores = np.array([[0.2, 0.5, 0.5, 0.1, 0.5], [0, 0, 0, 0, 0], [0.3, 0.3, 0.3, 0.3, 0.0]])
     best, ranks = mig.top_tokens(sparse.csr_matrix(scores), k)
     assert sparse.issparse(best) and sparse.issparse(ranks) and best.shape == scores.shape
-    for row, kept, rank in zip(scores, best.toarray(), ranks.toarray(), strict=True):
+    for row, best_of_row, rank in zip(scores, best.toarray(), ranks.toarray(), strict=True):
         order = [t for t in sorted(range(5), key=lambda t: (-row[t], t)) if row[t] > 0][:k]
-        assert np.flatnonzero(kept).tolist() == sorted(order)
+        assert np.flatnonzero(best_of_row).tolist() == sorted(order)
         assert [int(rank[t]) for t in order] == list(range(1, len(order) + 1)) and (
-            kept[order] == row[order]
+            best_of_row[order] == row[order]
         ).all()
 
 
@@ -338,14 +338,14 @@ def test_teacher_does_not_change_with_test_labels_or_test_texts():
 
 def test_shuffled_keeps_the_rows_and_moves_their_meaning():
     teacher = mig.teach(*toy())
-    shuffled, again = teacher.shuffled(1), teacher.shuffled(1)
+    shuffled, same = teacher.shuffled(1), teacher.shuffled(1)
 
     def rows(teacher):
         return [tuple(np.r_[row.indices, row.data]) for row in teacher.relevance]
 
-    assert sorted(rows(shuffled)) == sorted(rows(teacher)) and rows(shuffled) == rows(
-        again
-    ) != rows(teacher)
+    assert sorted(rows(shuffled)) == sorted(rows(teacher)) and rows(shuffled) == rows(same) != rows(
+        teacher
+    )
     assert (shuffled.taught == teacher.taught).all() and rows(teacher.shuffled(2)) != rows(shuffled)
 
 
