@@ -1,12 +1,12 @@
-"""The decoder of METHOD.md section 4 on candidates: (B, C) logits, factorised queries and outputs,
-gradients a row.
+"""The decoder on candidates: (B, C) logits, factorised queries and outputs, gradients by row;
+docs/method.md, "Candidate labels".
 
-Q = A B and W = A' B' with A, A' (L, r), B, B' (r, D). A step touches the rows of A of its own
-candidates, in the optimiser too (sparse gradients), so its time and memory do not grow with L; only
-the tables do, r numbers a label. Both factors start from random values or from the singular vectors
-of planted queries, never from zeros (METHOD.md section 6, fault 6). Attention is `kernels.attend`
-with candidates; where candidates come from is in `candidates.py`, training in
-`candidate_training.py`.
+Q = A B and W = A' B' with A, A' (L, r) and B, B' (r, D). A step touches only the rows of A of its
+own candidates, in the optimiser too (sparse gradients), so its time and memory do not grow with L;
+only the tables do, by r numbers per label. Both factors start from random values or from the
+singular vectors of planted queries, never both from zero, where neither could move (docs/method.md,
+"Faults of the published code"). Attention is `kernels.attend` with candidates. Where candidates
+come from is in `candidates.lists`, training in `candidates.training`.
 """
 
 from __future__ import annotations
@@ -29,15 +29,18 @@ LOOKUP_GAIN = starts.StartConfig.lookup_gain  # gamma at the start, as without c
 
 @dataclass(frozen=True)
 class CandidateConfig:
-    """Options of a decoder on candidates: `width` C places in training and prediction, `rank` r of
-    the factors.
+    """Options of a run on candidates.
+
+    width: C, places in training and prediction.
+    rank: r of the factors.
+    epochs: passes over the training documents.
+    rare: logits that are added to labels of few documents where the linear score lists candidates;
+    at the end of training dev chooses how much of it is added to their biases.
     """
 
     width: int = 128
     rank: int = 32
     epochs: int = 4
-    # logits for labels of few documents where the linear score lists candidates, at most so many in
-    # the end
     rare: float = 0.0
 
     def __post_init__(self):
@@ -51,8 +54,8 @@ class CandidateConfig:
 class CandidateDecoder(nn.Module):
     """Planted label attention over each document's own candidates.
 
-    num_labels L, hidden_size D, rank r. The rows of L-sized tables get sparse gradients; use
-    `optimisers`.
+    num_labels: L. hidden_size: D. rank: r. impl: of the kernels. The rows of L-sized tables get
+    sparse gradients: train with `optimisers`.
     """
 
     def __init__(self, num_labels: int, hidden_size: int, rank: int, impl: str = "auto"):
@@ -75,24 +78,31 @@ class CandidateDecoder(nn.Module):
         relevance: sparse.csr_matrix | None = None,
         scores: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Logits (B, C) of candidates (B, C), minus infinity where a place is -1; relevance G csr
-        (L, V); scores (B, C): the teacher's or the linear score, added with a learned gain.
+        """Logits of documents on their candidates.
+
+        Args:
+            packed: B documents.
+            candidates: (B, C) label ids, -1 in unused places.
+            relevance: G (L, V) csr to plant; None plants nothing.
+            scores: (B, C), the teacher's or the linear score, added with a trained gain.
+
+        Returns:
+            (B, C), minus infinity in unused places.
         """
+        # the labels of this batch; an unused place must add none, or a step would move it
         absent = candidates < 0
-        # a label that stands nowhere here must not be among those that a step moves
         present = candidates[~absent] if not absent.all() else candidates.new_zeros(1)
         labels = torch.unique(present)
         places = torch.searchsorted(labels, candidates.masked_fill(absent, labels[0]))
+        # their planted cells
         cells = None
         if relevance is not None:
-            found = lists.planted_cells(
+            arrays = lists.planted_cells(
                 relevance, labels.cpu().numpy(), packed.token_ids.cpu().numpy()
             )
-            cells = (
-                Cells(*(torch.from_numpy(x).to(labels.device) for x in found))
-                if len(found[0])
-                else None
-            )
+            if len(arrays[0]):
+                cells = Cells(*(torch.from_numpy(x).to(labels.device) for x in arrays))
+        # attention, bias and score
         value, _ = kernels.attend(
             packed.hidden_states,
             packed.offsets,
@@ -109,17 +119,20 @@ class CandidateDecoder(nn.Module):
         return logits.masked_fill(absent, float("-inf"))
 
     def hold(self, still: torch.Tensor) -> None:
-        """Drop the gradients of outputs and biases of the labels `still` (L,) bool: a step then
-        leaves them as they are.
+        """Drop the gradients of outputs and biases of the labels `still` (L,) bool, so that a step
+        does not move them.
         """
         for table in (self.output_rows.weight, self.label_bias.weight):
-            found = table.grad.coalesce()
-            moved = ~still[found.indices()[0]]
-            kept = found.indices()[:, moved], found.values()[moved]
-            table.grad = torch.sparse_coo_tensor(*kept, table.shape, check_invariants=False)
+            gradient = table.grad.coalesce()
+            moved = ~still[gradient.indices()[0]]
+            indices = gradient.indices()[:, moved]
+            values = gradient.values()[moved]
+            table.grad = torch.sparse_coo_tensor(
+                indices, values, table.shape, check_invariants=False
+            )
 
     def optimisers(self, learning_rate: float) -> list[torch.optim.Optimizer]:
-        """Adam for what all labels share, SparseAdam for the rows."""
+        """SparseAdam for the rows of labels, Adam for what all labels share."""
         rows = [self.query_rows.weight, self.output_rows.weight, self.label_bias.weight]
         shared = [self.query_basis, self.output_basis, self.planted_gain, self.score_gain]
         return [
@@ -135,17 +148,23 @@ def plant(
     queries: torch.Tensor | None = None,
     seed: int = 0,
 ) -> None:
-    """Set every value for `start`; labels Y (n, L) of the training rows.
+    """Set every value of `decoder` for `start`.
 
-    Random factors have a product of std `starts.INIT_STD`; queries, planted ones (L, D), take their
-    place. The random values of a seed are the same for all starts. From the linear score the rows
-    of the output factor and the bias are zero, so that attention adds nothing before it has learnt
-    something; the basis stays random, or neither factor would ever move.
+    The random values of a seed are the same for all starts. With the linear score the rows of the
+    output factor and the bias are zero, so that attention adds nothing before it is trained; the
+    basis stays random, or neither factor would ever move.
+
+    Args:
+        decoder: of L labels and hidden size D; it is changed in place.
+        labels: (n, L) csr, training rows of Y; the bias is their log-odds.
+        start: a start that `parts_of` knows.
+        queries: (L, D) planted queries; random factors when None.
+        seed: of the random values.
     """
     parts = parts_of(start)
     generator = torch.Generator().manual_seed(seed)
     rank = decoder.query_basis.shape[0]
-    # a product of two such factors has standard deviation INIT_STD
+    # the product of two such factors has standard deviation INIT_STD
     std = (starts.INIT_STD / rank**0.5) ** 0.5
     with torch.no_grad():
         for table in (
@@ -169,14 +188,12 @@ def plant(
 
 
 def parts_of(start: str) -> list[str]:
-    """The parts of a start that candidates know; one score is added to the logits, the teacher's or
-    the linear one.
+    """The parts of a start that candidates know, with the teacher's or the linear score, not both;
+    ValueError for others.
     """
     parts = starts.parts_of(start)
-    if set(parts) - {"random", "lookup", "shuffled", "score", "linear"} or {
-        "score",
-        "linear",
-    } <= set(parts):
+    unknown = set(parts) - {"random", "lookup", "shuffled", "score", "linear"}
+    if unknown or {"score", "linear"} <= set(parts):
         raise ValueError(
             f"start {start!r} is not one of candidates; use random, lookup, shuffled, score,"
             " linear, or lookup or shuffled with one of score, linear"
@@ -185,8 +202,8 @@ def parts_of(start: str) -> list[str]:
 
 
 def factors(queries: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """A (L, r), B (r, D): the best rank-r product for Q (L, D), the singular values shared between
-    both; O(L D^2).
+    """A (L, r) and B (r, D), the best product of rank r for Q (L, D), with the singular values
+    shared between both; O(L D^2).
     """
     values, vectors = torch.linalg.eigh(queries.T.double() @ queries.double())
     basis, root = vectors[:, -rank:].flip(1), values[-rank:].flip(0).clamp(min=0) ** 0.25
@@ -195,7 +212,9 @@ def factors(queries: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tenso
 
 
 def candidate_bce(logits: torch.Tensor, positive: torch.Tensor) -> torch.Tensor:
-    """Binary cross-entropy over the places in use, summed over candidates, mean over documents."""
+    """Binary cross-entropy of logits (B, C) over the places in use, summed over candidates, mean
+    over documents; positive (B, C) bool.
+    """
     used = logits > float("-inf")
     loss = functional.binary_cross_entropy_with_logits(
         logits[used], positive[used].to(logits.dtype), reduction="sum"
@@ -204,5 +223,5 @@ def candidate_bce(logits: torch.Tensor, positive: torch.Tensor) -> torch.Tensor:
 
 
 def table_bytes(num_labels: int, hidden_size: int, rank: int) -> int:
-    """Bytes of the float32 parameters."""
+    """Bytes of the float32 parameters of a CandidateDecoder."""
     return 4 * (num_labels * (2 * rank + 1) + 2 * rank * hidden_size + 2)

@@ -1,8 +1,9 @@
-"""One run of the decoder on candidates, to a RunRecord: a ranking, a start, the best epoch by dev.
+"""One run of the decoder on candidates: rank labels, plant a start, train, choose the epoch on dev,
+read test once and write a record; docs/method.md, "Candidate labels".
 
-The counterpart of `runs.run_start` for corpora where every document against every label is too
-much, on the cached features of a frozen backbone. The record states recall@C of the candidates,
-which bounds every other number; labels outside a document's candidates are missed.
+The counterpart of `training.runs.run_start` for corpora where scoring every document against every
+label is too much, on the cached features of a frozen backbone. The record states recall@C of the
+candidates, which bounds every other number: gold labels outside a document's candidates are missed.
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ from plantlib.utils.progress import tqdm
 # times the learning rate where training begins from the linear score, whose ranking larger steps
 # would spoil
 LINEAR_RATE = 0.1
-RARE_LOSS = 0.002  # of dev's nDCG@5, what raising labels of few documents in the end may cost
-RAISED = ", rare raised"  # what the name of a start is followed by where rare labels are
+RARE_LOSS = 0.002  # of dev's nDCG@5, that raising labels of few documents may cost at most
+RAISED = ", rare raised"  # follows the start in the record's system where rare labels are raised
 
 
 def data_of(
@@ -53,39 +54,43 @@ def data_of(
     seed: int = 0,
     progress: bool = True,
 ) -> tuple[CandidateData, LinearScore | None]:
-    """Rankings, scores and packed features of a prepared corpus for `start`, and the linear score
-    where it plants one.
+    """What a run of `start` reads, and the linear score where the start plants it.
+
+    Args:
+        prepared: the corpus, with cached features.
+        config: width of the lists, and what is added to rare labels when they are ranked.
+        start: a start that `candidates.decoder.parts_of` knows.
+        seed: of the permutation of `shuffled`.
+        progress: show bars.
+
+    Raises:
+        DataError: the corpus was prepared without features.
     """
     if prepared.features is None:
         raise DataError("candidates are trained on cached features; call prepare(..., frozen=True)")
-    parts, train, counts = (
-        candidate_decoder.parts_of(start),
-        prepared.rows["train"],
-        prepared.counts,
-    )
+    # the teacher that is planted, and hidden states
+    parts = candidate_decoder.parts_of(start)
+    train, counts = prepared.rows["train"], prepared.counts
+    teacher = mig.teach(counts[train], prepared.train_labels, variant="raw", relevance="score")
+    relevance = (teacher.shuffled(seed) if "shuffled" in parts else teacher).relevance
     features = replace(prepared.features, standard=artefacts.standard(prepared))
-    taught = mig.teach(counts[train], prepared.train_labels, variant="raw", relevance="score")
-    relevance = (taught.shuffled(seed) if "shuffled" in parts else taught).relevance
 
     def packed(rows: np.ndarray) -> Packed:
         tokens = prepared.tokens.select(rows)
+        hidden = torch.from_numpy(features.documents(rows))
         ids = torch.from_numpy(tokens.flat.astype(np.int64))
-        return Packed(
-            torch.from_numpy(features.documents(rows)), ids, torch.from_numpy(tokens.offsets)
-        )
+        return Packed(hidden, ids, torch.from_numpy(tokens.offsets))
 
+    # lists by the linear score or by the teachers
     if "linear" in parts:
-        # one linear score for all seeds: candidates stay the same, and it is the longest step of a
-        # large corpus
-        linear = artefacts.linear_scores(prepared, LinearConfig(), progress)
+        # one linear score for all seeds: candidates stay the same, and fitting it takes longest on
+        # a large corpus
+        linear = artefacts.linear_scores(prepared, LinearConfig(), progress=progress)
         added = config.rare * rare(prepared.train_counts, prepared.edges)
         return CandidateData.of_linear(packed, linear, relevance, config, progress, added), linear
-    both = (
-        taught,
-        mig.teach(counts[train], prepared.train_labels, variant="jaccard", relevance="score"),
-    )
+    other = mig.teach(counts[train], prepared.train_labels, variant="jaccard", relevance="score")
     data = CandidateData.of_teachers(
-        packed, counts, train, prepared.corpus.L, both, relevance, config, progress
+        packed, counts, train, prepared.corpus.L, (teacher, other), relevance, config, progress
     )
     return data if "score" in parts else replace(data, scores=None), None
 
@@ -100,23 +105,42 @@ def run_candidates(
     notebook: str | None = None,
     progress: bool = True,
 ) -> tuple[RunRecord, CandidateDecoder]:
-    """Rank, plant, train, keep the epoch with the best dev nDCG@5, read test once; the record is
-    saved when asked.
+    """Rank, plant, train, keep the epoch with the best dev nDCG@5, read test once.
 
-    A run that begins from a score may keep epoch 0, the score itself. With `config.rare` and the
-    linear score, labels of few documents keep their score and are raised in the end as far as dev
-    allows (`rare_labels.py`). A killed run goes on after its last whole epoch.
+    A run that begins from a score may keep epoch 0, the score itself. With `config.rare` labels of
+    few documents keep their linear score and are raised at the end as far as dev allows
+    (`raise_rare`). A killed run goes on after its last whole epoch.
+
+    Args:
+        prepared: the corpus, with cached features.
+        config: width, rank, epochs and `rare`; the defaults when None.
+        start: random, lookup, shuffled, score, linear, or two of them joined by "+".
+        seed: of everything random but the linear score.
+        results: folder that receives the record; None saves none.
+        notebook: stated in the record.
+        progress: show bars.
+
+    Returns:
+        The record and the decoder as it was at the chosen epoch.
+
+    Raises:
+        ValueError: a start that candidates do not know, or `rare` without the linear score.
+        DataError: a training document has more labels than `width`, or there are no features.
     """
-    began, cpu, config = time.perf_counter(), time.process_time(), config or CandidateConfig()
+    began = time.perf_counter()
+    cpu = time.process_time()
+    config = config or CandidateConfig()
     labels, rows = prepared.corpus.labels, prepared.rows
     parts = check_start(start, config)
     check_width(prepared.train_labels, config.width)
+    # rank and plant
     torch.manual_seed(seed)
     data, linear = data_of(prepared, config, start, seed, progress)
     times = {"teacher": round(time.perf_counter() - began, 2)}
     decoder = CandidateDecoder(labels.shape[1], prepared.hidden_size, config.rank)
     candidate_decoder.plant(decoder, prepared.train_labels, start, seed=seed)
     decoder.to(machine.device())
+    # train, from the last whole epoch where a run was killed
     run_id = run_id_of(prepared, start, config, seed)
     folder = (
         prepared.root
@@ -125,32 +149,25 @@ def run_candidates(
     )
     kept = Kept(decoder, folder)
     resumed = bool(kept.history)
-    clock, before = (
-        time.perf_counter(),
-        kept.history[-1].get("seconds", 0.0) if kept.history else 0.0,
-    )
+    clock = time.perf_counter()
+    before = kept.history[-1]["seconds"] if kept.history else 0.0
 
     def after_epoch(epoch: int, loss: float | None) -> None:
         seconds = round(before + time.perf_counter() - clock, 2)
         dev = score(decoder, data, rows["dev"], config, prepared.train_counts, edges=prepared.edges)
-        found = evaluate(dev, labels[rows["dev"]], prepared.train_counts, len(rows["train"]))
-        row = {"epoch": epoch, "seconds": seconds} | (
-            {} if loss is None else {"train_loss": round(loss, 4)}
-        )
-        kept.offer(
-            row
-            | {
-                name: round(found[name], 6)
-                for name in HISTORY_METRICS
-                if np.isfinite(found.get(name, np.nan))
-            }
-        )
+        metrics = evaluate(dev, labels[rows["dev"]], prepared.train_counts, len(rows["train"]))
+        row = {"epoch": epoch, "seconds": seconds}
+        if loss is not None:
+            row["train_loss"] = round(loss, 4)
+        for name in HISTORY_METRICS:
+            if np.isfinite(metrics.get(name, np.nan)):
+                row[name] = round(metrics[name], 6)
+        kept.offer(row)
 
     if {"linear", "score"} & set(parts) and not kept.history:
         after_epoch(0, None)
     rate = LEARNING_RATE * (LINEAR_RATE if "linear" in parts else 1.0)
-    # where labels of few documents are raised their outputs and biases do not learn, so that the
-    # score speaks for them
+    # the outputs and biases of labels that are raised are not trained: only the score ranks them
     still = rare(prepared.train_counts, prepared.edges) if config.rare else None
     fit(
         decoder,
@@ -165,17 +182,19 @@ def run_candidates(
         after_epoch=after_epoch,
         still=still,
     )
+    # the best epoch, and rare labels raised
     kept.restore()
     about = raise_rare(decoder, data, prepared, config) if config.rare else {}
     times["fine_tune"] = round(time.perf_counter() - began - times["teacher"], 2)
     if not resumed:  # what a killed process spent is not known
         times["train_cpu"] = round(time.process_time() - cpu, 2)
-    found = {
+    # judge and record
+    scores = {
         s: score(decoder, data, rows[s], config, prepared.train_counts, edges=prepared.edges)
         for s in ("dev", "test")
     }
     record = _record(
-        prepared, config, start, seed, run_id, data, found, kept, times, linear, notebook
+        prepared, config, start, seed, run_id, data, scores, kept, times, linear, notebook
     )
     record = replace(record, params=record.params | about)
     if results is not None:
@@ -187,14 +206,16 @@ def run_candidates(
 def raise_rare(
     decoder: CandidateDecoder, data: CandidateData, prepared: Inputs, config: CandidateConfig
 ) -> dict:
-    """Add to the biases of labels of few documents what dev allows; what the record says of it."""
-    which, dev = rare(prepared.train_counts, prepared.edges), prepared.rows["dev"]
+    """Add to the biases of labels of few documents what dev allows; the entries of the record's
+    params.
+    """
+    which = rare(prepared.train_counts, prepared.edges)
+    dev = prepared.rows["dev"]
     listed = ranking(decoder, data, dev, config)
     added, tried = choose(listed, prepared.corpus.labels[dev], which, config.rare, RARE_LOSS)
     with torch.no_grad():
-        decoder.label_bias.weight += (
-            added * torch.from_numpy(which).to(decoder.label_bias.weight)[:, None]
-        )
+        bias = decoder.label_bias.weight
+        bias += added * torch.from_numpy(which).to(bias)[:, None]
     return {"rare_added": added, "rare_tried": tried}
 
 
@@ -208,19 +229,19 @@ def candidate_grid(
     notebook: str | None = None,
     progress: bool = True,
 ) -> list[RunRecord]:
-    """Every start with every seed; runs whose record stands in `results` with the same parameters
-    are read, not repeated.
+    """A record of every start with every seed; those that are in the folder `results` with the same
+    options and inputs are read, the others are made.
     """
-    config, records = config or CandidateConfig(), []
+    config = config or CandidateConfig()
     for start in starts:
-        # a misspelt start is an error before the first run, not after it
-        check_start(start, config)
-    wanted = asdict(config) | {"inputs": prepared.key}
+        check_start(start, config)  # before the first run
+    params = asdict(config) | {"inputs": prepared.key}
+    records = []
     jobs = [(start, seed) for seed in seeds for start in starts]
     for start, seed in tqdm(jobs, desc="runs", unit="run", disable=not progress):
         path = Path(results) / f"{run_id_of(prepared, start, config, seed)}.json"
         record = RunRecord.load(path) if path.exists() else None
-        if record is None or record.seed != seed or not agrees(record, wanted):
+        if record is None or record.seed != seed or not agrees(record, params):
             record, _ = run_candidates(
                 prepared,
                 config,
@@ -235,8 +256,8 @@ def candidate_grid(
 
 
 def check_start(start: str, config: CandidateConfig) -> list[str]:
-    """The parts of a start; ValueError for one that candidates do not know, or that lists none by a
-    linear score to raise.
+    """The parts of a start; ValueError for one that candidates do not know, or that has no linear
+    score while `config.rare` asks for one.
     """
     parts = candidate_decoder.parts_of(start)
     if config.rare and "linear" not in parts:
@@ -248,7 +269,7 @@ def check_start(start: str, config: CandidateConfig) -> list[str]:
 
 
 def check_width(labels: sparse.csr_matrix, width: int) -> None:
-    """DataError where a training document has more labels than candidate places; labels (n, L)."""
+    """Raise DataError where a document of labels (n, L) has more than `width` of them."""
     most = int(np.diff(labels.indptr).max(initial=0))
     if most > width:
         raise DataError(
@@ -258,43 +279,45 @@ def check_width(labels: sparse.csr_matrix, width: int) -> None:
 
 
 def run_id_of(prepared: Inputs, start: str, config: CandidateConfig, seed: int) -> str:
-    """The name of a run, with its number of candidates, and whether rare labels are raised."""
+    """The id of a run, which states its number of candidates and whether rare labels are raised."""
     return run_name(prepared, f"{start}-{config.width}c{'-rare' if config.rare else ''}", seed)
 
 
 class Kept:
-    """The best epoch of a decoder by dev nDCG@5, the earliest if tied, on disk beside the history."""
+    """The best epoch of a decoder by dev nDCG@5, the earliest if tied, kept on disk with the
+    history.
+
+    decoder: the one that is trained. folder: receives the files; the history of an earlier, killed
+    run is read from it.
+    """
 
     def __init__(self, decoder: CandidateDecoder, folder: Path):
-        self.decoder, self.best, self.log = (
-            decoder,
-            folder / "best.safetensors",
-            folder / "history.json",
-        )
-        done = folder / "epoch.safetensors"
-        self.history: list[dict] = (
-            read_json(self.log) if self.log.exists() and done.exists() else []
-        )
+        self.decoder = decoder
+        self.best = folder / "best.safetensors"
+        self.log = folder / "history.json"
+        resumes = self.log.exists() and (folder / "epoch.safetensors").exists()
+        self.history: list[dict] = read_json(self.log) if resumes else []
 
     def offer(self, row: dict) -> None:
-        """Add an epoch's row, and keep the decoder if none before was as good."""
-        # an epoch that a kill cut off after this point is done again
+        """Add an epoch's row to the history, and keep the decoder if no earlier epoch was as
+        good.
+        """
+        # an epoch that was killed after this point is trained again
         before = [r for r in self.history if r["epoch"] < row["epoch"]]
         if all(row["ndcg@5"] > r["ndcg@5"] for r in before):
+            tensors = {n: p.detach().contiguous() for n, p in self.decoder.named_parameters()}
             with atomic_path(self.best) as path:
-                save_file(
-                    {name: p.detach().contiguous() for name, p in self.decoder.named_parameters()},
-                    path,
-                )
+                save_file(tensors, path)
         self.history = [*before, row]
         write_json(self.log, self.history)
 
     @property
     def chosen(self) -> int:
+        """The best epoch."""
         return max(self.history, key=lambda row: (row["ndcg@5"], -row["epoch"]))["epoch"]
 
     def restore(self) -> None:
-        """Put the best epoch back into the decoder."""
+        """Load the best epoch into the decoder."""
         self.decoder.load_state_dict(load_file(self.best))
 
 
@@ -305,15 +328,15 @@ def _record(
     seed,
     run_id,
     data,
-    found: dict[str, Scores],
+    scores: dict[str, Scores],
     kept: Kept,
     times,
     linear,
     notebook,
 ) -> RunRecord:
-    """Threshold from dev, metrics and recall@C of test."""
+    """The record of a run: threshold from dev, metrics and recall@C of test."""
     labels, test = prepared.corpus.labels, prepared.rows["test"]
-    judged = judge(prepared, found["dev"], found["test"])
+    judged = judge(prepared, scores["dev"], scores["test"])
     width = min(config.width, data.ranked.shape[1])
     reach = candidates.recall(data.ranked[test], labels[test], (width,))
     judged["metrics"] |= {f"recall@{c} of candidates": value for c, value in reach.items()}
@@ -348,7 +371,7 @@ def _record(
     )
 
 
-SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)  # of what was asked for, that dev chooses among
+SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)  # shares of `rare` that dev chooses among
 
 
 def rare(train_counts: np.ndarray, edges: Edges = EDGES) -> np.ndarray:
@@ -364,16 +387,23 @@ def choose(
     loss: float,
     shares: Iterable[float] = SHARES,
 ) -> tuple[float, dict[str, float]]:
-    """(what to add, dev's nDCG@5 of each share of `most`): the largest that costs at most `loss` of
-    the nDCG@5 without it.
+    """Choose on dev how far labels are raised: as far as it costs at most `loss` of nDCG@5.
 
-    ranking and Y: dev's candidates with their scores and its gold labels; which: (L,) bool, the
-    labels to raise.
+    Args:
+        ranking: dev's candidates with their scores.
+        Y: (n, L) gold labels of dev.
+        which: (L,) bool, the labels to raise.
+        most: logits to add at most.
+        loss: of nDCG@5 that it may cost.
+        shares: of `most`, to try; 0 is always tried.
+
+    Returns:
+        The logits to add, and dev's nDCG@5 of each value tried.
     """
     values = sorted({0.0, *(share * most for share in shares)})
-    found = {
+    tried = {
         value: mean(ndcg_at_k(ranking.raised(value * which), Y, min(5, ranking.k)))
         for value in values
     }
-    kept = [value for value in values if found[value] >= found[0.0] - loss]
-    return max(kept), {f"{value:g}": round(metric, 6) for value, metric in found.items()}
+    allowed = [value for value in values if tried[value] >= tried[0.0] - loss]
+    return max(allowed), {f"{value:g}": round(metric, 6) for value, metric in tried.items()}

@@ -1,11 +1,11 @@
-"""Training and prediction of a decoder on candidates: data, epochs that survive a kill, the k best
-labels of a document.
+"""Training and prediction of a decoder on candidates: data, epochs that survive a kill, and the k
+best labels of a document; docs/method.md, "Candidate labels".
 
-Candidates come from a ranking that knows no label of the document: the sparse teacher's (MI and J
-in turns) or the linear score's, where training documents are ranked and scored by the table that
-has not seen them. Adam with sparse rows has two optimisers and draws its own lists of negatives,
-which transformers' Trainer does not know, so the loop is here. The decoder is in
-`candidate_decoder.py`, a whole run with its record in `candidate_runs.py`.
+Candidates come from a ranking that knows no label of the document: the teachers' (MI and J in
+turns), or the linear score's, where training documents are ranked and scored by the table that has
+not seen them. The training loop is here and not transformers' Trainer, which knows neither the two
+optimisers of sparse rows nor lists of negatives drawn per epoch. The decoder is in
+`candidates.decoder`, a whole run with its record in `candidates.runs`.
 """
 
 from __future__ import annotations
@@ -34,19 +34,21 @@ from plantlib.utils.io import atomic_path
 from plantlib.utils.progress import tqdm
 
 BLOCK = 512  # documents scored on all labels at a time
-CHOICE = 2  # times width: how deep the list is that negatives are drawn from
+CHOICE = 2  # times width: depth of the list that negatives are drawn from
 BATCH_SIZE = 16  # documents, as without candidates
 LEARNING_RATE = 1e-2  # as without candidates
 
 
 @dataclass(frozen=True, eq=False)
 class CandidateData:
-    """Documents with what candidates need.
+    """N documents as the decoder on candidates reads them.
 
-    packed: rows -> hidden states; relevance G csr (L, V) of the planted cells; ranked (N, CHOICE *
-    width) label ids, best first, -1 where there are no more; scores: (rows, ids (b, C)) -> (b, C)
-    what is added to the logits, None for nothing; unlisted: whether true labels outside the first
-    `width` of a document's list are trained.
+    packed: from rows to their hidden states.
+    relevance: G (L, V) csr, the planted cells.
+    ranked: (N, CHOICE * width) label ids, best first, -1 where there are no more.
+    scores: from rows (b,) and label ids (b, C) to the (b, C) scores that are added to the logits;
+    None adds nothing.
+    unlisted: whether gold labels outside the first `width` of a document's list are trained.
     """
 
     packed: Callable[[np.ndarray], Packed]
@@ -67,8 +69,20 @@ class CandidateData:
         config: CandidateConfig,
         progress: bool = True,
     ) -> CandidateData:
-        """Ranked by MI and J in turns and scored by MI; counts (N, V) of all documents, taught (MI,
-        J) of training rows.
+        """Documents ranked by MI and J in turns and scored by MI.
+
+        Args:
+            packed: see the class.
+            counts: (N, V) token counts.
+            train: (n,) training rows.
+            num_labels: L.
+            taught: the teachers MI and J of the training rows.
+            relevance: G (L, V) csr to plant.
+            config: width of the lists.
+            progress: show a bar.
+
+        Raises:
+            ValueError: the teachers are of another label space.
         """
         weights, depth, first = tfidf(counts, train), CHOICE * config.width, taught[0]
         if num_labels != first.num_labels:
@@ -77,6 +91,7 @@ class CandidateData:
             )
         ids = [candidates.Ranker.of(t.scores).rank(weights, depth, progress)[0] for t in taught]
         ranked = candidates.interleaved(*ids, depth)
+        # scores over their standard deviation, measured on 512 training documents
         sample = candidates.pair_scores(first.scores, weights[train[:512]], ranked[train[:512]])
         above = sample[sample > 0]
         spread = float(above.std()) if above.size and above.std() > 0 else 1.0
@@ -96,30 +111,33 @@ class CandidateData:
         progress: bool = True,
         added: np.ndarray | float = 0.0,
     ) -> CandidateData:
-        """Ranked and scored by the linear score over words. A block of documents meets all labels:
-        for L up to some 10^5.
+        """Documents ranked and scored by the linear score over words.
 
-        added (L,): what a label has on top of its score where lists are ranked, and there alone.
+        All labels of a block of documents are scored, which is affordable for L up to some 10^5. A
+        gold label outside a document's candidates is left out of training: the score knows next to
+        nothing of it, often because the folds it came from held no document of the label, and in
+        trials its low score taught the decoder to trust the other scores less.
 
-        A true label outside a document's candidates is left out of training: the score knows next
-        to nothing of it, often for want of a document in the folds it came from, and in trials its
-        low score taught the decoder to trust the others less.
+        Args:
+            packed: see the class.
+            linear: the score, fitted on the training rows of N documents.
+            relevance: G (L, V) csr to plant.
+            config: width of the lists.
+            progress: show a bar.
+            added: (L,) is added to the scores by which lists are ranked, not to those of the
+                logits.
         """
-        documents, depth = (
-            linear.tfidf.shape[0],
-            min(CHOICE * config.width, len(linear.tables[0].intercept)),
-        )
-        ranked, listed = (
-            np.empty((documents, depth), np.int32),
-            np.empty((documents, depth), np.float32),
-        )
+        documents = linear.tfidf.shape[0]
+        depth = min(CHOICE * config.width, len(linear.tables[0].intercept))
+        ranked = np.empty((documents, depth), np.int32)
+        listed = np.empty((documents, depth), np.float32)
         for begin in tqdm(
             range(0, documents, BLOCK), desc="candidates", unit="block", disable=not progress
         ):
             rows = np.arange(begin, min(begin + BLOCK, documents))
-            found = linear.scores(rows)
-            ranked[rows] = best_of(found + np.float32(added), depth)
-            listed[rows] = np.take_along_axis(found, ranked[rows], 1)
+            block = linear.scores(rows)
+            ranked[rows] = best_of(block + np.float32(added), depth)
+            listed[rows] = np.take_along_axis(block, ranked[rows], 1)
 
         def scores(rows: np.ndarray, ids: np.ndarray) -> np.ndarray:
             return candidates.listed_scores(ranked[rows], listed[rows], ids)
@@ -127,11 +145,10 @@ class CandidateData:
         return cls(packed, relevance, ranked, scores, unlisted=False)
 
     def logits(self, decoder: CandidateDecoder, rows: np.ndarray, ids: np.ndarray) -> torch.Tensor:
-        """(b, C) logits of documents `rows` on candidates ids (b, C), where the decoder is."""
-        device, packed = decoder.planted_gain.device, self.packed(rows)
-        packed = Packed(
-            *(part.to(device) for part in (packed.hidden_states, packed.token_ids, packed.offsets))
-        )
+        """(b, C) logits of documents `rows` (b,) on labels ids (b, C), on the decoder's device."""
+        device = decoder.planted_gain.device
+        packed = self.packed(rows)
+        packed = Packed(*(part.to(device) for part in packed[:3]))
         added = None if self.scores is None else torch.from_numpy(self.scores(rows, ids)).to(device)
         return decoder(packed, torch.from_numpy(ids).long().to(device), self.relevance, added)
 
@@ -157,19 +174,32 @@ def fit(
     after_epoch: Callable[[int, float], None] | None = None,
     still: np.ndarray | None = None,
 ) -> list[float]:
-    """Train on positives and the ranker's negatives; the mean loss of every epoch. labels Y (N, L),
-    training rows read.
+    """Train on gold labels and the ranker's negatives.
 
-    rate: the learning rate, which falls to zero in a straight line.
-    folder keeps the last whole epoch, from which a killed run goes on to the same numbers.
-    after_epoch: called with the epoch, from 1, and its loss. still: (L,) bool, labels whose outputs
-    and biases do not learn.
+    Args:
+        decoder: trained in place.
+        data: N documents.
+        train: (n,) training rows.
+        labels: Y (N, L) csr, of which training rows are read.
+        config: epochs, and width of the lists.
+        rate: the learning rate, which falls linearly to zero.
+        seed: of the order of documents and the negatives.
+        folder: keeps the last whole epoch, from which a killed run goes on to the same numbers.
+        progress: show a bar.
+        after_epoch: called with the epoch, from 1, and its loss.
+        still: (L,) bool, labels whose outputs and biases are not trained.
+
+    Returns:
+        The mean loss of every epoch.
     """
-    optimisers, batches = decoder.optimisers(rate), -(-len(train) // BATCH_SIZE)
+    # go on after the last whole epoch
+    optimisers = decoder.optimisers(rate)
     path = None if folder is None else Path(folder) / "epoch.safetensors"
-    held = None if still is None else torch.from_numpy(still).to(decoder.planted_gain.device)
     losses = load_epoch(path, decoder, optimisers) if path is not None and path.exists() else []
-    steps, done = config.epochs * batches, len(losses) * batches
+    held = None if still is None else torch.from_numpy(still).to(decoder.planted_gain.device)
+    batches = -(-len(train) // BATCH_SIZE)
+    steps = config.epochs * batches
+    done = len(losses) * batches
     with tqdm(
         total=steps, initial=done, desc="candidates", unit="step", disable=not progress
     ) as bar:
@@ -206,19 +236,22 @@ def epoch_batches(
     epoch: int,
     seed: int = 0,
 ) -> Iterator:
-    """(rows, ids, positive) of an epoch's batches; its order and negatives depend on seed and epoch
-    alone.
+    """Rows (b,), candidates (b, C) and which of them are gold (b, C) of every batch of an epoch.
+
+    Order and negatives depend on seed and epoch alone.
     """
     rng = np.random.default_rng([seed, epoch])
     order = rng.permutation(train)
     for begin in range(0, len(order), BATCH_SIZE):
         rows = order[begin : begin + BATCH_SIZE]
-        given = (data.ranked[rows], labels[rows], config.width, rng)
-        yield rows, *candidates.training_candidates(*given, unlisted=data.unlisted)
+        ids, positive = candidates.training_candidates(
+            data.ranked[rows], labels[rows], config.width, rng, unlisted=data.unlisted
+        )
+        yield rows, ids, positive
 
 
 def save_epoch(path: Path, decoder: CandidateDecoder, optimisers, losses: list[float]) -> None:
-    """Parameters and optimiser state after an epoch, one safetensors file."""
+    """Write parameters, optimiser state and the losses so far as one safetensors file."""
     tensors = {f"decoder.{name}": p.detach().contiguous() for name, p in decoder.named_parameters()}
     for i, optimiser in enumerate(optimisers):
         for k, state in optimiser.state_dict()["state"].items():
@@ -231,7 +264,7 @@ def save_epoch(path: Path, decoder: CandidateDecoder, optimisers, losses: list[f
 
 
 def load_epoch(path: Path, decoder: CandidateDecoder, optimisers) -> list[float]:
-    """Put back what `save_epoch` wrote; the losses of the epochs done."""
+    """Restore what `save_epoch` wrote; returns the losses so far."""
     with safe_open(path, "pt") as file:
         with torch.no_grad():
             for name, p in decoder.named_parameters():
@@ -260,8 +293,8 @@ def predict(
     config: CandidateConfig,
     k: int = 100,
 ) -> TopK:
-    """The k best labels of documents among their first `width` candidates; no true label is taken,
-    none is needed.
+    """The k best labels of documents `rows` among their first `width` candidates; gold labels are
+    not read.
     """
     return TopK.concat([whole.cut(k) for whole in _rankings(decoder, data, rows, config)])
 
@@ -269,7 +302,7 @@ def predict(
 def ranking(
     decoder: CandidateDecoder, data: CandidateData, rows: np.ndarray, config: CandidateConfig
 ) -> TopK:
-    """All `width` candidates of documents with their logits, best first."""
+    """All `width` candidates of documents `rows` with their logits, best first."""
     return TopK.concat(list(_rankings(decoder, data, rows, config)))
 
 
@@ -282,8 +315,10 @@ def score(
     k: int = 100,
     edges: Edges = EDGES,
 ) -> Scores:
-    """What `predict` gives, and the best labels of each frequency bucket among all `width`
-    candidates, not among k of them.
+    """The k best labels of documents `rows`, and the best of each frequency bucket among all
+    `width` candidates.
+
+    train_counts: (L,) training documents per label. edges: bounds of the buckets.
     """
     masks = frequency_buckets(train_counts, edges)
     places, buckets = [], {name: [] for name in masks}

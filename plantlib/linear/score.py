@@ -1,13 +1,12 @@
-"""A document's linear score over words: one-vs-rest SVM, teachers and label centroids, stacked into
-one table.
+"""A document's linear score over words: one-vs-rest SVMs, teachers and label centroids, stacked
+into one table; docs/method.md, "The linear score".
 
-The peer of METHOD.md section 7 ("linear + planted score, no attention") as something a decoder can
-start from. Every term is linear in the tf-idf weights of a document, so with fixed weights they
-fold into one (L, V) table and one intercept a label: z[b, l] = <tfidf[b], M[l]> + m[l]. The weights
-of the terms (`stacking.py`) are those under which the sum predicts training documents it has not
-seen (out of fold); the same out-of-fold scores are what training documents carry while the decoder
-is trained on top, since a linear model knows its own documents by heart. Only training rows are
-read. Not here: the module that scores text (`word_score.py`).
+Every term is linear in the tf-idf weights of a document, so with fixed weights they fold into one
+(L, V) table and one intercept per label: u[b, l] = <tfidf[b], M[l]> + m[l]. The weights of the
+terms (`linear.stacking`) are those under which the sum predicts training documents that it has not
+seen (out of fold). While a decoder is trained on top, training documents carry the same out-of-fold
+scores, since a linear model knows its own documents by heart. Only training rows are read. The
+module that scores text is in `planting.scores`.
 """
 
 from __future__ import annotations
@@ -33,7 +32,6 @@ from plantlib.utils.progress import tqdm
 
 TERMS = ("svm", "jaccard", "raw", "ppmi", "centroid")
 
-
 # the SVMs' costs: short texts want a small one, long ones a large one, and the stack weighs them
 COSTS = (0.3, 3.0)
 # smaller SVM weights are dropped at a cost of 1; the threshold grows as weights do, as cost ** 0.7
@@ -41,8 +39,7 @@ PRUNE = 0.03
 TOP_K = 64  # tokens per label of MI and J, as the teacher has; PPMI and centroids keep 4 times it
 MIN_DOCUMENTS = 2  # training documents that a word of the score has at least
 # Above so many cells of (n, L) the SVMs of many labels are solved together (`solver.py`) instead of
-# one by one by LIBLINEAR, at one cost and on fewer folds, so that large problems take hours at
-# most.
+# one by one by LIBLINEAR, at one cost and on fewer folds, so that a large problem stays affordable.
 LARGE_CELLS = 1.5e7
 LARGE_COSTS = (1.0,)
 LARGE_FOLDS = 3
@@ -50,7 +47,10 @@ LARGE_FOLDS = 3
 
 @dataclass(frozen=True)
 class LinearConfig:
-    """folds: parts of the training rows for out-of-fold scores, where the problem is not large."""
+    """Option of the linear score.
+
+    folds: parts of the training rows for out-of-fold scores; large problems have LARGE_FOLDS.
+    """
 
     folds: int = 5
 
@@ -60,7 +60,7 @@ class LinearConfig:
 
 
 def is_large(cells: int) -> bool:
-    """Whether (n, L) of so many cells is a large problem."""
+    """Whether a problem with so many cells of (n, L) is a large one."""
     return cells > LARGE_CELLS
 
 
@@ -77,16 +77,17 @@ def svm_name(c: float) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """z = weights @ cells.T + intercept: cells csr (L, V) float32, intercept (L,) float32."""
+    """Scores weights (b, V) @ cells.T + intercept.
+
+    cells: (L, V) csr float32. intercept: (L,) float32.
+    """
 
     cells: sparse.csr_matrix
     intercept: np.ndarray
 
     @cached_property
     def by_word(self) -> sparse.csr_matrix:
-        """The cells as csr (V, L): a product with `cells.T` would turn the whole table round for
-        every batch.
-        """
+        """The cells as csr (V, L), kept: `weights @ cells.T` would transpose them per batch."""
         return self.cells.T.tocsr()
 
     def scores(self, weights: sparse.csr_matrix) -> np.ndarray:
@@ -96,11 +97,13 @@ class Table:
 
 @dataclass(frozen=True, eq=False)
 class LinearScore:
-    """What the stack has learnt: `tables[0]` from all training rows, `tables[k]` from all but part
-    k.
+    """A fitted linear score of N documents.
 
-    part (N,): 0 for documents that no table has seen, else the part a training row belongs to.
-    stack: the weights of the terms. tfidf (N, V).
+    words: the V words. idf: (V,).
+    tables: `tables[0]` from all training rows, `tables[k]` from all but those of part k.
+    part: (N,), the part of a training row, 0 for the other documents.
+    stack: the weights of the terms.
+    tfidf: (N, V) csr.
     """
 
     words: list[str]
@@ -111,8 +114,8 @@ class LinearScore:
     tfidf: sparse.csr_matrix
 
     def scores(self, rows) -> np.ndarray:
-        """(b, L) float32 of documents `rows`; a training row is scored by the table that has not
-        seen it.
+        """(b, L) float32 of documents `rows` (b,); a training row is scored by the table that has
+        not seen it.
         """
         rows = np.asarray(rows)
         out = np.empty((len(rows), len(self.tables[0].intercept)), np.float32)
@@ -132,10 +135,24 @@ def fit(
     folder: str | Path | None = None,
     progress: bool = True,
 ) -> LinearScore:
-    """Fit the stack on `train_rows`; words: `tokens.Words` of all N documents, labels Y (N, L).
+    """Fit terms and stack on training rows.
 
-    folder keeps the tables of finished parts, so that a killed fit goes on with the next part.
+    Args:
+        words: `tokens.Words` of all N documents.
+        labels: Y (N, L) csr.
+        train_rows: (n,) documents to fit on.
+        config: into how many folds they are cut.
+        seed: of the folds, the solver and the stack's sample.
+        folder: receives the tables of finished parts, so that a killed fit goes on with the next.
+        progress: show a bar.
+
+    Returns:
+        The fitted score.
+
+    Raises:
+        ValueError: there are fewer training documents than folds.
     """
+    # cut the rows into folds
     train_rows = np.asarray(train_rows)
     large = is_large(len(train_rows) * labels.shape[1])
     folds = LARGE_FOLDS if large else config.folds
@@ -148,11 +165,12 @@ def fit(
     part = np.zeros(weights.shape[0], np.int32)
     part[train_rows] = fold + 1
     parts: list[dict[str, Table]] = []
+    # the terms of every part
     names = columns_of(large)
     steps = (folds + 1) * labels.shape[1] * max(sum(name.startswith("svm") for name in names), 1)
     with tqdm(total=steps, desc="linear score", unit="label", disable=not progress) as bar:
-        # all rows last: they may begin from what the folds found, no fold may begin from what has
-        # seen its documents
+        # all rows come last: their SVMs may begin from those of the folds; those of a fold must not
+        # begin from any that have seen its documents
         for k in [*range(folds), -1]:
             rows = train_rows[fold != k]
             path = folder and Path(folder) / f"part{k + 1}.safetensors"
@@ -162,45 +180,44 @@ def fit(
                     labels[rows],
                     path,
                     bar,
-                    parts=folds + 1,
+                    count=folds + 1,
                     large=large,
                     seed=seed,
                     before=parts if large and k < 0 else (),
                 )
             )
+    # weigh the terms out of fold, and fold each part into one table
     parts = [parts.pop(), *parts]
     counts = [column_counts(labels[train_rows[fold != k]]) for k in range(-1, folds)]
-    found = stacking.fit(
+    stack = stacking.fit(
         parts[1:], counts[1:], weights[train_rows], labels[train_rows], fold, names, seed=seed
     )
-    tables = [_fold_up(part, found, count) for part, count in zip(parts, counts, strict=True)]
+    tables = [_fold_up(terms, stack, n) for terms, n in zip(parts, counts, strict=True)]
     idf = smooth_idf(words.counts[train_rows]).astype(np.float32)
-    return LinearScore(words.names, idf, tables, part, found, weights)
+    return LinearScore(words.names, idf, tables, part, stack, weights)
 
 
 def folds_of(weights: sparse.csr_matrix, folds: int, seed: int = 0) -> np.ndarray:
-    """(n,) fold of every row of weights (n, V), drawn evenly; rows of the same words, copies of a
-    text, share one.
-    """
+    """(n,) fold of every row of weights (n, V), drawn evenly; copies of a text share one."""
     fold = np.random.default_rng(seed).permutation(weights.shape[0]) % folds
     first: dict[bytes, int] = {}
     for i, (begin, end) in enumerate(pairwise(weights.indptr)):
-        read = weights.indices[begin:end].tobytes() + weights.data[begin:end].tobytes()
-        fold[i] = fold[first.setdefault(read, i)]
+        content = weights.indices[begin:end].tobytes() + weights.data[begin:end].tobytes()
+        fold[i] = fold[first.setdefault(content, i)]
     return fold
 
 
-def _part(weights, labels, path: Path | None, bar, *, parts: int, **options) -> dict[str, Table]:
-    """The terms of one of `parts` parts of the rows, read from `path` where they stand; options as
-    for `terms_of`.
+def _part(weights, labels, path: Path | None, bar, *, count: int, **options) -> dict[str, Table]:
+    """The terms of one of `count` parts of the rows, read from `path` if it exists and else written
+    to it; options as for `terms_of`.
     """
     if path is not None and path.exists():
-        bar.update(bar.total // parts)
+        bar.update(bar.total // count)
         return load_tables(path)
-    found = terms_of(weights, labels, bar=bar, **options)
+    tables = terms_of(weights, labels, bar=bar, **options)
     if path is not None:
-        save_tables(found, path)
-    return found
+        save_tables(tables, path)
+    return tables
 
 
 def terms_of(
@@ -212,10 +229,22 @@ def terms_of(
     bar=None,
     before=(),
 ) -> dict[str, Table]:
-    """Every term from training rows alone: weights (n, V) tf-idf, labels (n, L); before: parts
-    whose SVMs are a start.
+    """Every term from n training rows.
+
+    Args:
+        weights: (n, V) csr, tf-idf.
+        labels: (n, L) csr.
+        large: solve the SVMs of many labels together.
+        seed: of LIBLINEAR.
+        bar: a progress bar that counts labels per SVM.
+        before: terms of other parts, whose SVMs are averaged to begin from.
+
+    Returns:
+        {name: table} in the order of `columns_of`.
     """
-    x, nothing, found = presence(weights != 0), np.zeros(labels.shape[1], np.float32), {}
+    x = presence(weights != 0)
+    no_intercept = np.zeros(labels.shape[1], np.float32)
+    tables = {}
     makers = {
         "jaccard": lambda: mig.teach(x, labels, variant="jaccard", top_k=TOP_K).scores,
         "raw": lambda: mig.teach(x, labels, variant="raw", top_k=TOP_K).scores,
@@ -224,17 +253,17 @@ def terms_of(
     }
     for term in TERMS:
         if term != "svm":
-            found[term] = Table(_float32(makers[term]()), nothing)
+            tables[term] = Table(_float32(makers[term]()), no_intercept)
             continue
         for c in LARGE_COSTS if large else COSTS:
             name = svm_name(c)
             start = mean_of([part[name] for part in before])
-            found[name] = svm(weights, labels, c, large=large, seed=seed, bar=bar, start=start)
-    return found
+            tables[name] = svm(weights, labels, c, large=large, seed=seed, bar=bar, start=start)
+    return tables
 
 
 def mean_of(tables: list[Table]) -> Table | None:
-    """The mean of tables of one size, None of none."""
+    """The mean of tables of one size; None without any."""
     if not tables:
         return None
     cells = sum(table.cells for table in tables) / len(tables)
@@ -252,50 +281,58 @@ def svm(
     bar=None,
     start: Table | None = None,
 ) -> Table:
-    """One-vs-rest SVM of cost `c` with pruned weights; a label on no row scores -1, on every row 1.
+    """One-vs-rest SVMs with pruned weights; a label on no row scores -1, on every row 1.
 
-    start: where the SVMs of a large problem begin, those of nearly the same rows; it saves steps
-    and changes no optimum.
+    Args:
+        weights: (n, V) csr, tf-idf.
+        labels: (n, L) csr.
+        c: cost of an error.
+        large: solve blocks of labels together instead of one by one by LIBLINEAR.
+        seed: of LIBLINEAR.
+        prune: weights up to prune * c ** 0.7 are dropped.
+        bar: a progress bar that counts labels.
+        start: SVMs of nearly the same rows that those of a large problem begin from; it saves steps
+            and changes no optimum.
+
+    Returns:
+        (L, V) weights and (L,) intercepts.
     """
     prune = prune * c**0.7
     columns = labels.tocsc()
-    solve, blocks = (
-        _together(weights, columns, c, start) if large else _one_by_one(weights, columns, c, seed)
-    )
+    if large:
+        solve, blocks = _together(weights, columns, c, start)
+    else:
+        solve, blocks = _one_by_one(weights, columns, c, seed)
 
-    def one(block: np.ndarray):
-        solved = [
-            (np.flatnonzero(np.abs(coef) > prune), coef, intercept)
-            for coef, intercept in solve(block)
-        ]
-        return [
-            (kept.astype(np.int32), coef[kept].astype(np.float32), intercept)
-            for kept, coef, intercept in solved
-        ]
+    def pruned(block: np.ndarray) -> list[tuple[np.ndarray, np.ndarray, float]]:
+        """Words, weights and intercept of every label of a block."""
+        rows = []
+        for coef, intercept in solve(block):
+            words = np.flatnonzero(np.abs(coef) > prune)
+            rows.append((words.astype(np.int32), coef[words].astype(np.float32), intercept))
+        return rows
 
-    # liblinear and SciPy's products let go of the interpreter while they work, so threads share one
-    # copy of the documents
-    found = [None] * labels.shape[1]
+    # LIBLINEAR and SciPy's products release the interpreter while they work, so threads can share
+    # one copy of the documents
+    by_label = [None] * labels.shape[1]
     with ThreadPoolExecutor(_threads()) as pool:
-        for block, rows in zip(blocks, pool.map(one, blocks), strict=True):
+        for block, rows in zip(blocks, pool.map(pruned, blocks), strict=True):
             for label, row in zip(block, rows, strict=True):
-                found[label] = row
+                by_label[label] = row
             if bar is not None:
                 bar.update(len(block))
-    indptr = np.cumsum([0, *(len(kept) for kept, _, _ in found)])
-    cells = sparse.csr_matrix(
-        (
-            np.concatenate([v for _, v, _ in found]),
-            np.concatenate([k for k, _, _ in found]),
-            indptr,
-        ),
-        shape=(labels.shape[1], weights.shape[1]),
-    )
-    return Table(cells, np.array([b for _, _, b in found], np.float32))
+    # one table of all labels
+    words, values, intercepts = zip(*by_label, strict=True)
+    indptr = np.cumsum([0, *(len(row) for row in words)])
+    shape = (labels.shape[1], weights.shape[1])
+    cells = sparse.csr_matrix((np.concatenate(values), np.concatenate(words), indptr), shape=shape)
+    return Table(cells, np.array(intercepts, np.float32))
 
 
 def _one_by_one(weights, columns: sparse.csc_matrix, c: float, seed: int):
-    """(block of labels -> [(weights (V,), intercept)], blocks): LIBLINEAR, a label a block."""
+    """A function from a block of labels to [(weights (V,), intercept)], and the blocks: LIBLINEAR,
+    one label per block.
+    """
 
     def solve(block: np.ndarray):
         return [
@@ -307,25 +344,24 @@ def _one_by_one(weights, columns: sparse.csc_matrix, c: float, seed: int):
 
 
 def _together(weights, columns: sparse.csc_matrix, c: float, start: Table | None):
-    """The same for many labels at once; labels of like frequency, which take as many steps, share a
-    block.
+    """The same by `linear.solver`; labels of similar frequency share a block, since they take as
+    many steps.
     """
-    documents, counts = solver.Documents.of(weights), np.diff(columns.indptr)
+    documents = solver.Documents.of(weights)
+    counts = np.diff(columns.indptr)
 
     def solve(block: np.ndarray):
+        # labels on no row or on every row are constants
         constant = (counts[block] == 0) | (counts[block] == len(documents))
         solved = np.zeros((weights.shape[1] + 1, len(block)), np.float32)
         solved[-1] = np.where(counts[block] == 0, -1, 1)
         if not constant.all():
-            asked = block[~constant]
-            begin = (
-                None
-                if start is None
-                else np.vstack([start.cells[asked].toarray().T, start.intercept[asked]])
-            )
-            solved[:, ~constant] = solver.solve(
-                documents, columns[:, asked].toarray() > 0, c, start=begin
-            )
+            mixed = block[~constant]
+            begin = None
+            if start is not None:
+                begin = np.vstack([start.cells[mixed].toarray().T, start.intercept[mixed]])
+            positive = columns[:, mixed].toarray() > 0
+            solved[:, ~constant] = solver.solve(documents, positive, c, start=begin)
         return [(w[:-1], float(w[-1])) for w in solved.T]
 
     order, size = np.argsort(-counts, kind="stable"), solver.block_of(len(documents))
@@ -333,8 +369,8 @@ def _together(weights, columns: sparse.csc_matrix, c: float, start: Table | None
 
 
 def _fold_up(part: dict[str, Table], stack: Stack, counts: np.ndarray) -> Table:
-    """The weighted sum of terms as one table; counts (L,): documents a label that the terms were
-    made from.
+    """The weighted sum of a part's terms as one table; counts (L,): training documents per label of
+    that part.
     """
     weights, shift = stack.of_labels(counts)
     cells = sum(sparse.diags(w) @ part[term].cells for term, w in weights.items()).tocsr()
@@ -345,48 +381,44 @@ def _fold_up(part: dict[str, Table], stack: Stack, counts: np.ndarray) -> Table:
 
 
 def save_tables(tables: dict[str, Table], path: str | Path) -> None:
-    """Tables as one safetensors file."""
+    """Write tables as one safetensors file."""
     from safetensors.numpy import save_file
 
     arrays = {}
     for name, table in tables.items():
-        cells = table.cells
         arrays |= {
-            f"{name}.indptr": cells.indptr.astype(np.int64),
-            f"{name}.indices": cells.indices.astype(np.int32),
+            f"{name}.indptr": table.cells.indptr.astype(np.int64),
+            f"{name}.indices": table.cells.indices.astype(np.int32),
+            f"{name}.data": table.cells.data,
+            f"{name}.intercept": table.intercept,
         }
-        arrays |= {f"{name}.data": cells.data, f"{name}.intercept": table.intercept}
+    arrays = {key: np.ascontiguousarray(array) for key, array in arrays.items()}
     width = {name: str(table.cells.shape[1]) for name, table in tables.items()}
     with atomic_path(path) as temporary:
-        save_file(
-            {k: np.ascontiguousarray(v) for k, v in arrays.items()}, temporary, metadata=width
-        )
+        save_file(arrays, temporary, metadata=width)
 
 
 def word_cells(score: LinearScore | None) -> dict[str, int]:
-    """What a RunRecord's model_size says of the table that a model carries beside its trained
-    parameters.
+    """The entry of a record's model_size for the table that a model carries beside its trained
+    parameters; none without a score.
     """
     return {} if score is None else {"word_cells": int(score.tables[0].cells.nnz)}
 
 
 def load_tables(path: str | Path) -> dict[str, Table]:
-    """What `save_tables` wrote."""
+    """Read what `save_tables` wrote."""
     from safetensors import safe_open
 
+    tables = {}
     with safe_open(path, "numpy") as file:
-        width = {name: int(v) for name, v in file.metadata().items()}
-        get = lambda name: [
-            file.get_tensor(f"{name}.{part}") for part in ("data", "indices", "indptr", "intercept")
-        ]  # noqa: E731
-        found = {}
-        for name in width:
-            data, indices, indptr, intercept = get(name)
-            found[name] = Table(
-                sparse.csr_matrix((data, indices, indptr), shape=(len(intercept), width[name])),
-                intercept,
+        for name, width in file.metadata().items():
+            data, indices, indptr, intercept = (
+                file.get_tensor(f"{name}.{part}")
+                for part in ("data", "indices", "indptr", "intercept")
             )
-    return found
+            shape = (len(intercept), int(width))
+            tables[name] = Table(sparse.csr_matrix((data, indices, indptr), shape=shape), intercept)
+    return tables
 
 
 def _float32(cells) -> sparse.csr_matrix:

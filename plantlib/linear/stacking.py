@@ -1,11 +1,11 @@
-"""Weights of the linear score's terms: how much each counts for a label with so many training
-documents.
+"""Weights of the linear score's terms, by how many training documents a label has;
+docs/method.md, "The linear score".
 
-The terms of `linear_score.py` have scales that depend on a label's frequency (MI grows with it, the
-SVM's margin too), so one weight a term fits the labels in the middle alone. Weights are piecewise
-linear in the logarithm of a label's documents, never negative, and fitted by logistic regression to
-training documents that the terms have not seen (out of fold). With fixed weights the sum folds into
-one table.
+The scales of the terms depend on a label's frequency (MI grows with it, and so does the SVM's
+margin), so that one weight per term would fit labels of medium frequency alone. Weights are
+piecewise linear in the logarithm of a label's documents and never negative. They are fitted by
+logistic regression to training documents that the terms have not seen (out of fold). With fixed
+weights the sum folds into one table.
 """
 
 from __future__ import annotations
@@ -22,7 +22,11 @@ STEPS = 200  # of the optimiser
 
 @dataclass(frozen=True, eq=False)
 class Stack:
-    """weights (T, K) >= 0 of T terms and intercept (K,) at `knots`, K numbers of documents a label."""
+    """Weights of T terms at K knots.
+
+    terms: T names. knots: K numbers of documents per label.
+    weights: (T, K), 0 or more. intercept: (K,).
+    """
 
     terms: tuple[str, ...]
     knots: tuple[int, ...]
@@ -30,35 +34,38 @@ class Stack:
     intercept: np.ndarray
 
     def of_labels(self, counts: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """({term: (L,)}, intercept (L,)) for labels with `counts` (L,) training documents."""
+        """{term: weights (L,)} and intercept (L,) of labels with `counts` (L,) training
+        documents.
+        """
         hats = hats_of(counts, self.knots)
-        return {
-            term: hats @ w for term, w in zip(self.terms, self.weights, strict=True)
-        }, hats @ self.intercept
+        weights = {term: hats @ w for term, w in zip(self.terms, self.weights, strict=True)}
+        return weights, hats @ self.intercept
 
     def about(self) -> dict:
-        """What a run's record says: knots, and the weights of every term at them."""
-        rounded = lambda values: [float(f"{v:.4g}") for v in values]  # noqa: E731
-        found = {term: rounded(w) for term, w in zip(self.terms, self.weights, strict=True)}
-        return {"documents": list(self.knots), **found, "intercept": rounded(self.intercept)}
+        """For a run's record: the knots, and the weights of every term at them, to 4 digits."""
+
+        def rounded(values) -> list[float]:
+            return [float(f"{v:.4g}") for v in values]
+
+        weights = {term: rounded(w) for term, w in zip(self.terms, self.weights, strict=True)}
+        return {"documents": list(self.knots), **weights, "intercept": rounded(self.intercept)}
 
 
 def hats_of(counts: np.ndarray, knots: tuple[int, ...]) -> sparse.csr_matrix:
-    """(n, K) interpolation weights of each count between its two neighbouring knots, on a
-    logarithmic scale; rows sum to 1.
+    """(n, K) csr, weights of the two neighbouring knots of each count (n,) for linear interpolation
+    on a logarithmic scale; rows sum to 1.
     """
-    counts, places = np.asarray(counts), np.log2(np.asarray(knots, float))
+    counts = np.asarray(counts)
+    places = np.log2(np.asarray(knots, float))
     if len(knots) == 1:
         return sparse.csr_matrix(np.ones((len(counts), 1)))
     at = np.log2(np.clip(counts, knots[0], knots[-1]))
     left = np.clip(np.searchsorted(places, at, side="right") - 1, 0, len(knots) - 2)
     share = (at - places[left]) / (places[left + 1] - places[left])
     rows = np.arange(len(counts))
-    cells = (
-        np.concatenate([1 - share, share]),
-        (np.concatenate([rows, rows]), np.concatenate([left, left + 1])),
-    )
-    return sparse.csr_matrix(cells, shape=(len(counts), len(knots)))
+    values = np.concatenate([1 - share, share])
+    places_of_values = (np.concatenate([rows, rows]), np.concatenate([left, left + 1]))
+    return sparse.csr_matrix((values, places_of_values), shape=(len(counts), len(knots)))
 
 
 def fit(
@@ -75,64 +82,92 @@ def fit(
 ) -> Stack:
     """Logistic regression of labels on out-of-fold terms.
 
-    parts[k]: the terms made without fold k, counts[k] (L,) their documents a label; weights (n, V),
-    labels (n, L) and fold (n,) of the training rows. Of a document all positive cells are read, the `sample` highest of
-    every term's sum and `sample` random others, weighted to stand for all. Labels that a part knows
-    no document of say nothing about its terms and are left out.
+    Of a document all positive cells are read, the `sample` cells with the highest sum of terms and
+    `sample` random others, weighted to stand for all others. A label without a document in a part
+    is left out there: it says nothing about that part's terms.
+
+    Args:
+        parts: for every fold the terms {name: table} made without it.
+        counts: for every fold (L,) training documents per label of that part.
+        weights: (n, V) csr, tf-idf of the training rows.
+        labels: (n, L) csr.
+        fold: (n,) of the training rows.
+        terms: T names to weigh.
+        seed: of the documents and cells that are drawn.
+        documents: how many are read at most.
+        sample: see above.
+
+    Returns:
+        The weights at KNOTS.
     """
+    # draw cells: terms, label or not, weight, and documents of the label
     rng = np.random.default_rng(seed)
     rows = np.sort(rng.permutation(len(fold))[:documents])
     x, y, w, n = [], [], [], []
     for row in rows:
-        part, known = parts[fold[row]], counts[fold[row]]
-        found = np.stack([part[t].scores(weights[row])[0] for t in terms], 1)
-        cells, weight = sampled(found, labels[row].indices, sample, rng)
+        part = parts[fold[row]]
+        known = counts[fold[row]]
+        scores = np.stack([part[t].scores(weights[row])[0] for t in terms], 1)
+        cells, weight = sampled(scores, labels[row].indices, sample, rng)
         used = known[cells] > 0
-        cells, weight = cells[used], weight[used]
-        x.append(found[cells])
+        cells = cells[used]
+        x.append(scores[cells])
         y.append(np.isin(cells, labels[row].indices))
-        w.append(weight)
+        w.append(weight[used])
         n.append(known[cells])
     x, y, w, n = (np.concatenate(v) for v in (x, y, w, n))
-    return Stack(
-        terms, KNOTS, *logistic(x.astype(np.float64), y, w / len(rows), hats_of(n, KNOTS), RIDGE)
-    )
+    # fit
+    hats = hats_of(n, KNOTS)
+    by_knot, intercept = logistic(x.astype(np.float64), y, w / len(rows), hats, RIDGE)
+    return Stack(terms, KNOTS, by_knot, intercept)
 
 
 def sampled(terms: np.ndarray, gold: np.ndarray, sample: int, rng) -> tuple[np.ndarray, np.ndarray]:
-    """Cells of one document and the number of cells each stands for."""
+    """Labels (m,) of one document and how many labels each stands for.
+
+    terms: (L, T) scores. gold: the document's labels. sample: how many of the highest and how many
+    random others.
+    """
     count = len(terms)
-    first = (terms / np.maximum(np.abs(terms).max(0), 1e-12)).sum(1)
-    sure = np.union1d(np.argpartition(-first, min(sample, count - 1))[:sample], gold)
+    total = (terms / np.maximum(np.abs(terms).max(0), 1e-12)).sum(1)
+    sure = np.union1d(np.argpartition(-total, min(sample, count - 1))[:sample], gold)
     rest = np.setdiff1d(np.arange(count), sure)
     drawn = rng.choice(rest, min(sample, len(rest)), replace=False)
-    weight = np.concatenate(
-        [np.ones(len(sure)), np.full(len(drawn), len(rest) / max(len(drawn), 1))]
-    )
+    stands_for = len(rest) / max(len(drawn), 1)
+    weight = np.concatenate([np.ones(len(sure)), np.full(len(drawn), stands_for)])
     return np.concatenate([sure, drawn]), weight
 
 
 def logistic(x, y, w, hats: sparse.csr_matrix, ridge: float) -> tuple[np.ndarray, np.ndarray]:
-    """(weights (T, K) >= 0, intercept (K,)): weighted logistic regression of y (n,) on terms x (n,
-    T) times hats (n, K).
+    """Weighted logistic regression of labels on terms times hats, by L-BFGS.
+
+    Args:
+        x: (n, T) terms. y: (n,) bool. w: (n,) weights.
+        hats: (n, K) csr, see `hats_of`.
+        ridge: weight of the squared differences between neighbouring knots.
+
+    Returns:
+        Weights (T, K), 0 or more, and intercept (K,).
     """
-    knots, total = hats.shape[1], max(w.sum(), 1e-12)
+    # one column per term and knot, and one intercept per knot; terms are scaled to one spread
+    knots = hats.shape[1]
+    total = max(w.sum(), 1e-12)
     centre = (w @ x) / total
     spread = np.maximum(np.sqrt(w @ (x - centre) ** 2 / total), 1e-12)
     columns = [sparse.diags(column) @ hats for column in (x / spread).T]
     design = sparse.hstack([*columns, hats], format="csr")
-    turned, width = design.T.tocsr(), design.shape[1]
-    # neighbouring knots of one term, and of the intercept
-    steps = (
-        sparse.block_diag([np.diff(np.eye(knots), axis=0)] * (width // knots), format="csr")
-        if knots > 1
-        else None
-    )
+    transposed = design.T.tocsr()
+    width = design.shape[1]
+    # differences between neighbouring knots of every term and of the intercept
+    steps = None
+    if knots > 1:
+        difference = np.diff(np.eye(knots), axis=0)
+        steps = sparse.block_diag([difference] * (width // knots), format="csr")
 
     def loss(theta):
         s = design @ theta
         value = w @ (np.logaddexp(0, s) - y * s)
-        slope = turned @ (w * (1 / (1 + np.exp(-s)) - y))
+        slope = transposed @ (w * (1 / (1 + np.exp(-s)) - y))
         if steps is not None:
             change = steps @ theta
             value, slope = value + ridge * change @ change, slope + 2 * ridge * (steps.T @ change)
@@ -140,7 +175,7 @@ def logistic(x, y, w, hats: sparse.csr_matrix, ridge: float) -> tuple[np.ndarray
 
     start = np.append(np.full(width - knots, 0.1), np.full(knots, -3.0))
     bounds = [(0.0, None)] * (width - knots) + [(None, None)] * knots
-    found = optimize.minimize(
+    fitted = optimize.minimize(
         loss, start, jac=True, bounds=bounds, method="L-BFGS-B", options={"maxiter": STEPS}
     )
-    return found.x[:-knots].reshape(-1, knots) / spread[:, None], found.x[-knots:]
+    return fitted.x[:-knots].reshape(-1, knots) / spread[:, None], fitted.x[-knots:]

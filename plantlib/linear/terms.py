@@ -13,8 +13,9 @@ from plantlib.teacher.mig import Teacher
 
 
 def ppmi(x: sparse.csr_matrix, y: sparse.csr_matrix) -> Teacher:
-    """Positive pointwise MI of token and label, all tokens of each label: x (n, V), y (n, L)
-    training rows.
+    """Positive pointwise MI of token and label, all tokens of each label.
+
+    x: (n, V) token presence or counts. y: (n, L) labels of the same training rows.
     """
     x, y = presence(x), presence(y)
     margins = Margins.of(x.shape[0], column_counts(x), column_counts(y))
@@ -23,8 +24,10 @@ def ppmi(x: sparse.csr_matrix, y: sparse.csr_matrix) -> Teacher:
 
 
 def centroids(weights: sparse.csr_matrix, y: sparse.csr_matrix) -> Teacher:
-    """Label centroids (Rocchio): the unit-length mean tf-idf vector of a label's training
-    documents, (L, V).
+    """Label centroids (Rocchio): the mean tf-idf vector of a label's documents, at length one,
+    (L, V).
+
+    weights: (n, V) tf-idf. y: (n, L) labels of the same training rows.
     """
     total = (presence(y).T.astype(np.float64) @ weights).tocsr()
     norm = np.sqrt(np.asarray(total.multiply(total).sum(1))).ravel().clip(min=1e-12)
@@ -35,8 +38,9 @@ def centroids(weights: sparse.csr_matrix, y: sparse.csr_matrix) -> Teacher:
 def one_against_rest(
     x: sparse.csr_matrix, positive: np.ndarray, c: float, seed: int
 ) -> tuple[np.ndarray, float]:
-    """(weights (V,), intercept) of one LinearSVC: x (n, V), positive (n,) bool; on no row it scores
-    -1, on every row 1.
+    """Weights (V,) and intercept of one LinearSVC; a label on no row scores -1, on every row 1.
+
+    x: (n, V) csr. positive: (n,) bool. c: cost. seed: of LIBLINEAR.
     """
     from sklearn.svm import LinearSVC
 

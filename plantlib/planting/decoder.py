@@ -1,20 +1,19 @@
-"""LabelDecoder: planted label attention, inattention and the exact streaming state; METHOD.md
-section 4.
+"""LabelDecoder: planted label attention, inattention and streaming; docs/method.md, "Planted
+attention" and "The decoder".
 
-    A[b,:,l]    = softmax over real tokens of ( <H[b,t], Q[l]> + gamma G[ids[b,t], l] + rho
-    L2R[ids[b,t], l] )
-    logit[b,l]  = sum_t A[b,t,l] <H[b,t], W[l]> + beta[l] + delta z[b,l] + lambda u[b,l]
-z is the teacher's score of a document over tokens, u the linear score over words; both are options
-of a start. The three summands of the score share one softmax (`contexts="mixed"`), or have one each
-over the same H and W and the three contexts are summed (`"sum"`, as first published). Without an
-L2R table there is no rho. Every start uses this module with the same parameters and shapes; only
-the values they begin from differ (`l2r.plant`). It knows nothing of backbones and files. No tensor
-of size (B, L, D) or (B, T, L) is ever built; see `kernels`.
+    A[b,:,l]   = softmax over real tokens of
+                 <H[b,t], Q[l]> + gamma G[ids[b,t], l] + rho L2R[ids[b,t], l]
+    logit[b,l] = sum_t A[b,t,l] <H[b,t], W[l]> + beta[l] + delta z[b,l] + lambda u[b,l]
+
+z is the teacher's score of a document over tokens, u the linear score over words; a run has them
+where its start plants them. The summands of the score share one softmax (`contexts="mixed"`), or
+have one each over the same H and W whose contexts are summed ("sum", as first published). Without
+an L2R table there is no rho. All starts use this module with the same parameters and shapes; only
+the values they begin from differ (`planting.starts`). It knows nothing of backbones and files. No
+tensor of size (B, L, D) or (B, T, L) is ever built; see `kernels`.
 """
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,61 +24,43 @@ from plantlib import kernels
 from plantlib.kernels import Cells
 from plantlib.kernels.attention_bce import left_out, sparse_bce
 from plantlib.kernels.reference import keep_top_k
+from plantlib.planting.contexts import (
+    AttentionState,
+    Branch,
+    Packed,
+    Scored,
+    branch_scores,
+    joined,
+    l2r_cells,
+    parted,
+    scaled_sum,
+)
+
+__all__ = [
+    "AttentionState",
+    "LabelDecoder",
+    "Packed",
+    "PlantedTable",
+    "Scored",
+    "check_decoder",
+    "merge",
+    "pack",
+]
 
 CONTEXTS = ("mixed", "sum")
 STATEFUL = ("exact", "v1")
-
-
-class Scored(NamedTuple):
-    """Whose L2R score a position takes: ids (S, n) of tokens and their weights (S, n), which sum to
-    one.
-    """
-
-    ids: torch.Tensor
-    weights: torch.Tensor
-
-
-class Packed(NamedTuple):
-    """B documents without padding: hidden_states (S, D), token_ids (S,), offsets (B+1); scored
-    None: the tokens read.
-    """
-
-    hidden_states: torch.Tensor
-    token_ids: torch.Tensor
-    offsets: torch.Tensor
-    scored: Scored | None = None
-
-
-class Branch(NamedTuple):
-    """One softmax: queries (L, D), planted cells with their gain, and inattention's K."""
-
-    queries: torch.Tensor
-    cells: Cells | None
-    gain: torch.Tensor | None
-    keep: int | None
-
-
-class AttentionState(NamedTuple):
-    """What a document leaves behind when a segment has been read, (B, L) each: O(L) memory for any
-    length.
-
-    `log_sum_exp` = m + ln s and `value` = o / s of the online softmax triple (running max m, sum s,
-    value o). With inattention, the best K scores and outputs so far, (B, L, K), are carried
-    instead. Three contexts stand side by side, (B, 3 L). `stateful="v1"` carries the logits but for
-    their bias, (B, L), as `value`.
-    """
-
-    log_sum_exp: torch.Tensor
-    value: torch.Tensor
-    kept_scores: torch.Tensor | None = None
-    kept_outputs: torch.Tensor | None = None
-    # (2,) sum and number of the language model's losses of a model that streams with one; no part
-    # of attention
-    lm_loss: torch.Tensor | None = None
+L2R_FROM = ("read", "likely", "expected")  # the token whose L2R score a position takes
 
 
 def check_decoder(contexts: str, stateful: str, keep, num_l2r_cells: int) -> None:
-    """ValueError for options of a decoder that are unknown or contradict one another."""
+    """Raise ValueError for options of a decoder that are unknown or contradict one another.
+
+    Args:
+        contexts: one of CONTEXTS.
+        stateful: one of STATEFUL.
+        keep: inattention's K, one number per context, or None.
+        num_l2r_cells: cells of the L2R table; "sum" needs some.
+    """
     for name, value, known in (("contexts", contexts, CONTEXTS), ("stateful", stateful, STATEFUL)):
         if value not in known:
             raise ValueError(f"{name}={value!r} is not known; use one of {', '.join(known)}")
@@ -91,8 +72,8 @@ def check_decoder(contexts: str, stateful: str, keep, num_l2r_cells: int) -> Non
     several = isinstance(keep, (list, tuple))
     if several and (contexts != "sum" or len(keep) != 3):
         raise ValueError(
-            f"keep={list(keep)}: give three numbers with contexts='sum', a K a context, and else"
-            " one or None"
+            f"keep={list(keep)}: give three numbers with contexts='sum', one K per context, and"
+            " otherwise one number or None"
         )
     if any(k is not None and k < 1 for k in (keep if several else [keep])):
         raise ValueError(
@@ -100,103 +81,13 @@ def check_decoder(contexts: str, stateful: str, keep, num_l2r_cells: int) -> Non
         )
 
 
-def l2r_cells(table, packed: Packed) -> Cells | None:
-    """L2R cells of packed tokens, or of the tokens that stand for them, weighted: the expected
-    score where they are several.
-
-    table: a `decoder.PlantedTable`.
-    """
-    if packed.scored is None:
-        return table.cells(packed.token_ids)
-    ids, weights = packed.scored
-    cells = table.cells(ids.flatten())
-    if cells is None:
-        return None
-    return Cells(
-        cells.positions // ids.shape[1],
-        cells.labels,
-        cells.values * weights.flatten()[cells.positions],
-    )
-
-
-def scaled_sum(*parts: tuple[Cells | None, torch.Tensor]) -> Cells | None:
-    """Cells of values times gains of several tables together, sorted by label; differentiable in
-    the gains.
-    """
-    parts = [(cells, gain) for cells, gain in parts if cells is not None]
-    if not parts:
-        return None
-    positions, labels = (
-        torch.cat([getattr(cells, name) for cells, _ in parts]) for name in ("positions", "labels")
-    )
-    values = torch.cat([gain * cells.values for cells, gain in parts])
-    labels, order = labels.sort(stable=True)
-    return Cells(positions[order], labels, values[order])
-
-
-def branch_scores(branch: Branch, outputs, hidden, labels: torch.Tensor | None = None):
-    """Attention scores and outputs of every token, (S, L) each: for explanations and inattention's
-    state.
-    """
-    num_labels = len(outputs)
-    queries = branch.queries if labels is None else branch.queries[labels]
-    outputs = outputs if labels is None else outputs[labels]
-    scores = hidden @ queries.T
-    if branch.cells is not None:
-        where, label, value = branch.cells
-        if labels is not None:
-            column = torch.full((num_labels,), -1, device=hidden.device)
-            column[labels] = torch.arange(len(labels), device=hidden.device)
-            inside = column[label] >= 0
-            where, label, value = where[inside], column[label[inside]], value[inside]
-        scores = scores.index_put(
-            (where, label), branch.gain * value.to(scores.dtype), accumulate=True
-        )
-    return scores, hidden @ outputs.T
-
-
-def joined(states: list[AttentionState]) -> AttentionState:
-    """The states of several contexts side by side; kept tokens are filled up to the longest list."""
-    if len(states) == 1:
-        return states[0]
-    parts = [torch.cat([getattr(s, name) for s in states], 1) for name in ("log_sum_exp", "value")]
-    if all(s.kept_scores is None for s in states):
-        return AttentionState(*parts)
-    shape, widest = (
-        states[0].log_sum_exp.shape,
-        max(s.kept_scores.shape[2] for s in states if s.kept_scores is not None),
-    )
-    for name, fill in (("kept_scores", float("-inf")), ("kept_outputs", 0.0)):
-        kept = [
-            parts[0].new_zeros(*shape, 0) if getattr(s, name) is None else getattr(s, name)
-            for s in states
-        ]
-        parts.append(
-            torch.cat([nn.functional.pad(k, (0, widest - k.shape[2]), value=fill) for k in kept], 1)
-        )
-    return AttentionState(*parts)
-
-
-def parted(state: AttentionState, keeps: list[int | None]) -> list[AttentionState]:
-    """The states of the contexts that `joined` put together."""
-    if len(keeps) == 1:
-        return [state]
-    chunks = [
-        [None] * len(keeps) if part is None else part.chunk(len(keeps), 1) for part in state[:4]
-    ]
-    return [
-        AttentionState(
-            log_sum,
-            value,
-            *((None, None) if keep is None or s is None else (s[..., :keep], o[..., :keep])),
-        )
-        for (log_sum, value, s, o), keep in zip(zip(*chunks, strict=True), keeps, strict=True)
-    ]
-
-
 def pack(hidden_states: torch.Tensor, token_ids: torch.Tensor, mask: torch.Tensor) -> Packed:
-    """Drop padding and special tokens: hidden_states (B, T, D), token_ids (B, T), mask (B, T) true
-    on real tokens.
+    """Drop padding and special tokens.
+
+    Args:
+        hidden_states: (B, T, D).
+        token_ids: (B, T).
+        mask: (B, T), true on real tokens.
     """
     mask = mask.bool()
     offsets = torch.cat([mask.new_zeros(1, dtype=torch.long), mask.sum(1).cumsum(0)])
@@ -204,11 +95,11 @@ def pack(hidden_states: torch.Tensor, token_ids: torch.Tensor, mask: torch.Tenso
 
 
 class PlantedTable(nn.Module):
-    """The teacher's relevance G as token -> (label, value) lists, so that the cells of a document
-    are found by its ids.
+    """A table over tokens and labels, such as the teacher's relevance G, as lists of (label, value)
+    per token, so that the cells of a document are found by its token ids.
 
-    Buffers, saved with the model: indptr (V+1), labels (M,), values (M,). Replaceable, never
-    trained.
+    Buffers that are saved with the model and never trained: planted_indptr (V+1), planted_labels
+    (M,), planted_values (M,).
     """
 
     def __init__(self, num_tokens: int, num_cells: int):
@@ -218,16 +109,15 @@ class PlantedTable(nn.Module):
         self.register_buffer("planted_values", torch.zeros(num_cells))
 
     def load_relevance(self, relevance: sparse.csr_matrix) -> None:
-        """Fill the table from G, csr (L, V)."""
+        """Fill the table from G, csr (L, V); ValueError where V or the number of cells differs."""
         by_token = relevance.T.tocsr()
         by_token.sort_indices()
-        if by_token.shape[0] + 1 != len(self.planted_indptr) or by_token.nnz != len(
-            self.planted_labels
-        ):
+        num_tokens, num_cells = len(self.planted_indptr) - 1, len(self.planted_labels)
+        if by_token.shape[0] != num_tokens or by_token.nnz != num_cells:
             raise ValueError(
-                f"the table holds {len(self.planted_indptr) - 1} tokens and"
-                f" {len(self.planted_labels)} cells, the teacher {by_token.shape[0]} and"
-                f" {by_token.nnz}; build the model from this teacher's sizes"
+                f"the table holds {num_tokens} tokens and {num_cells} cells, the teacher"
+                f" {by_token.shape[0]} and {by_token.nnz}; build the model from this teacher's"
+                " sizes"
             )
         self.planted_indptr.copy_(torch.from_numpy(by_token.indptr.astype(np.int64)))
         self.planted_labels.copy_(torch.from_numpy(by_token.indices.astype(np.int32)))
@@ -235,30 +125,34 @@ class PlantedTable(nn.Module):
 
     def cells(self, token_ids: torch.Tensor) -> Cells | None:
         """Planted cells of packed tokens (S,), sorted by label; None where there are none."""
+        device = token_ids.device
         first = self.planted_indptr[token_ids]
         count = self.planted_indptr[token_ids + 1] - first
         total = int(count.sum())
         if total == 0:
             return None
-        positions = torch.repeat_interleave(
-            torch.arange(len(token_ids), device=token_ids.device), count
-        )
-        within = torch.arange(total, device=token_ids.device) - torch.repeat_interleave(
-            count.cumsum(0) - count, count
-        )
+        # the list of each token, one after the other
+        positions = torch.repeat_interleave(torch.arange(len(token_ids), device=device), count)
+        begin_of_list = torch.repeat_interleave(count.cumsum(0) - count, count)
+        within = torch.arange(total, device=device) - begin_of_list
         index = first[positions] + within
         labels, order = self.planted_labels[index].long().sort(stable=True)
         return Cells(positions[order], labels, self.planted_values[index][order])
 
 
 class LabelDecoder(nn.Module):
-    """One query, one output vector and one bias a label over the tokens of a document.
+    """One query, one output vector and one bias per label over the tokens of a document.
 
-    num_labels L, hidden_size D, num_tokens V and num_cells M size the planted table, num_l2r_cells
-    that of the static L2R scores (none: no such term). keep is inattention's K, or three of them
-    for the learned, lookup and L2R context. stateful: "exact" streams to the attention over the
-    whole document; "v1" adds the sigmoid of the logits after the previous segment, detached, to
-    those of the current one, so that the last segment decides and alone is trained.
+    num_labels: L.
+    hidden_size: D.
+    num_tokens, num_cells: V and M of the planted table.
+    keep: inattention's K, or three of them for the learned, the lookup and the L2R context.
+    impl: of the kernels.
+    num_l2r_cells: cells of the table of static L2R scores; with 0 there is no such term.
+    contexts: "mixed" for one softmax, "sum" for three.
+    stateful: "exact" streams to the attention over the whole document. "v1" adds the sigmoid of the
+    logits after the previous segment, detached, to those of the current one, so that the last
+    segment decides and alone is trained.
     """
 
     def __init__(
@@ -291,16 +185,15 @@ class LabelDecoder(nn.Module):
 
     @property
     def num_contexts(self) -> int:
+        """How many softmaxes there are."""
         return 3 if self.contexts == "sum" else 1
 
     @property
     def keeps(self) -> list[int | None]:
         """Inattention's K of every softmax."""
-        return (
-            list(self.keep)
-            if isinstance(self.keep, (list, tuple))
-            else [self.keep] * self.num_contexts
-        )
+        if isinstance(self.keep, (list, tuple)):
+            return list(self.keep)
+        return [self.keep] * self.num_contexts
 
     def branches(self, packed: Packed) -> list[Branch]:
         """The softmaxes over a packed batch: one, or those of the learned, the lookup and the L2R
@@ -323,19 +216,26 @@ class LabelDecoder(nn.Module):
         return [Branch(*parts, keep) for parts, keep in zip(planted, keeps, strict=True)]
 
     def forward(self, packed: Packed, teacher_scores=None, linear_scores=None) -> torch.Tensor:
-        """Logits (B, L) of packed documents; teacher_scores z and linear_scores u (B, L), or None
-        where none is planted.
+        """Logits (B, L) of packed documents.
+
+        teacher_scores, linear_scores: z and u, (B, L) each; None where none is planted.
         """
         return self.finish(self.read(packed), teacher_scores, linear_scores)
 
     def loss(
         self, packed: Packed, rows, columns, teacher_scores=None, linear_scores=None, still=None
     ):
-        """(binary cross-entropy summed over labels, mean over B; logits (B, L) without a graph).
+        """The loss and the logits in one pass: the numbers of `forward` and a loss after it, with
+        three quarters of the products.
 
-        rows, columns (P,): the positive cells of (B, L). The same numbers as `forward` and the loss
-        after it, at three quarters of the products where gradients are wanted. still (U,): labels
-        that the loss leaves out.
+        Args:
+            packed: B documents.
+            rows, columns: (P,) each, the positive cells of (B, L).
+            teacher_scores, linear_scores: (B, L) each, or None.
+            still: (U,) labels that the loss leaves out.
+
+        Returns:
+            Binary cross-entropy summed over labels, mean over B, and logits (B, L) without a graph.
         """
         if self.contexts == "sum":
             logits = left_out(self(packed, teacher_scores, linear_scores), still)
@@ -360,15 +260,17 @@ class LabelDecoder(nn.Module):
         )
 
     def read(self, packed: Packed, state: AttentionState | None = None) -> AttentionState:
-        """Read one segment of B documents after `state`; equal to reading all segments at once, but
-        for stateful="v1".
+        """Read one segment of B documents after `state`, that of the segments before, None at the
+        beginning.
+
+        Segment by segment gives the state of all segments at once, except with stateful="v1".
         """
-        hidden, branches = packed.hidden_states.to(self.label_queries.dtype), self.branches(packed)
+        hidden = packed.hidden_states.to(self.label_queries.dtype)
+        branches = self.branches(packed)
         if self.stateful == "v1":
-            found = joined([self._read_branch(b, hidden, packed, None) for b in branches])
-            return self._run_on(
-                found, packed, self.start_state(len(packed.offsets) - 1) if state is None else state
-            )
+            segment = joined([self._read_branch(b, hidden, packed, None) for b in branches])
+            before = self.start_state(len(packed.offsets) - 1) if state is None else state
+            return self._run_on(segment, packed, before)
         states = [None] * len(branches) if state is None else parted(state, self.keeps)
         return joined(
             [self._read_branch(b, hidden, packed, s) for b, s in zip(branches, states, strict=True)]
@@ -377,6 +279,7 @@ class LabelDecoder(nn.Module):
     def _read_branch(
         self, branch: Branch, hidden, packed: Packed, state: AttentionState | None
     ) -> AttentionState:
+        """One softmax over a segment, merged with `state`."""
         if branch.keep is not None and state is not None:
             if state.kept_scores is None:
                 raise ValueError(
@@ -394,27 +297,22 @@ class LabelDecoder(nn.Module):
             branch.keep,
             impl=self.impl,
         )
-        return (
-            AttentionState(log_sum, value)
-            if state is None
-            else merge(state, AttentionState(log_sum, value))
-        )
+        segment = AttentionState(log_sum, value)
+        return segment if state is None else merge(state, segment)
 
     def _run_on(
-        self, found: AttentionState, packed: Packed, state: AttentionState
+        self, segment: AttentionState, packed: Packed, state: AttentionState
     ) -> AttentionState:
         """The published running state: this segment's logits plus the sigmoid of those before it,
         detached.
         """
-        before = (
-            torch.sigmoid(state.value + self.label_bias)
-            .masked_fill(state.log_sum_exp.isinf(), 0.0)
-            .detach()
-        )
-        read = (packed.offsets.diff() > 0)[:, None].to(before.device)
-        # of a document that has been read to its end nothing changes
-        value = torch.where(read, self._summed(found.value) + before, state.value)
-        log_sum = torch.where(read, found.log_sum_exp[:, : len(self.label_bias)], state.log_sum_exp)
+        before = torch.sigmoid(state.value + self.label_bias)
+        before = before.masked_fill(state.log_sum_exp.isinf(), 0.0).detach()
+        # a document without tokens in this segment has ended: its state stays
+        goes_on = (packed.offsets.diff() > 0)[:, None].to(before.device)
+        value = torch.where(goes_on, self._summed(segment.value) + before, state.value)
+        log_sum = segment.log_sum_exp[:, : len(self.label_bias)]
+        log_sum = torch.where(goes_on, log_sum, state.log_sum_exp)
         return AttentionState(log_sum.detach(), value)
 
     def _summed(self, value: torch.Tensor) -> torch.Tensor:
@@ -436,7 +334,9 @@ class LabelDecoder(nn.Module):
     def _read_kept(
         self, branch: Branch, hidden, packed: Packed, state: AttentionState
     ) -> AttentionState:
-        (scores, outputs), keep = branch_scores(branch, self.label_outputs, hidden), branch.keep
+        """Inattention over a segment: the K best tokens of the state and the segment together."""
+        scores, outputs = branch_scores(branch, self.label_outputs, hidden)
+        keep = branch.keep
         kept_scores, kept_outputs = [], []
         for b in range(len(packed.offsets) - 1):
             part = slice(int(packed.offsets[b]), int(packed.offsets[b + 1]))
@@ -457,8 +357,9 @@ class LabelDecoder(nn.Module):
     def token_scores(
         self, hidden: torch.Tensor, cells: Cells | None, labels: torch.Tensor | None = None
     ):
-        """Scores of learned and lookup attention and outputs of every token, (S, L) each, with
-        `cells` of the planted table.
+        """Scores of learned and lookup attention and outputs of every token, (S, L) each.
+
+        hidden: (S, D). cells: of the planted table. labels: (U,) ids to compute; all when None.
         """
         branch = Branch(self.label_queries, cells, self.planted_gain, None)
         return branch_scores(branch, self.label_outputs, hidden, labels)
@@ -466,22 +367,19 @@ class LabelDecoder(nn.Module):
     def attention(
         self, packed: Packed, label: int
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """(attention, planted score, output) of every token of one document for one label, (T,)
+        """Attention, planted score and output of every token of one document for one label, (T,)
         each.
 
         Attention is the sum over contexts of gain times softmax: the logit is sum_t attention_t
-        output_t, and what is added.
+        output_t plus `offset`.
         """
-        hidden, column = packed.hidden_states.to(self.label_queries.dtype), torch.tensor([label])
+        hidden = packed.hidden_states.to(self.label_queries.dtype)
+        column = torch.tensor([label]).to(hidden.device)
         gains = self.context_gain if self.contexts == "sum" else self.label_bias.new_ones(1)
-        attention, planted = (
-            torch.zeros(len(hidden)).to(hidden),
-            torch.zeros(len(hidden)).to(hidden),
-        )
+        attention = torch.zeros(len(hidden)).to(hidden)
+        planted = torch.zeros_like(attention)
         for branch, gain in zip(self.branches(packed), gains, strict=True):
-            scores, outputs = branch_scores(
-                branch, self.label_outputs, hidden, column.to(hidden.device)
-            )
+            scores, outputs = branch_scores(branch, self.label_outputs, hidden, column)
             planted += scores[:, 0] - hidden @ branch.queries[label]
             attention += gain * torch.softmax(keep_top_k(scores[:, 0], branch.keep), 0)
         return attention, planted, outputs[:, 0]
@@ -504,6 +402,3 @@ class LabelDecoder(nn.Module):
 def merge(a: AttentionState, b: AttentionState) -> AttentionState:
     """The state after two segments, differentiable; a segment without tokens changes nothing."""
     return AttentionState(*kernels.merge(a.log_sum_exp, a.value, b.log_sum_exp, b.value))
-
-
-L2R_FROM = ("read", "likely", "expected")

@@ -1,10 +1,10 @@
-"""L2R: pretrain label queries from the teacher's graded relevance, by gradient or in closed form;
-plant them.
+"""Learning to rank tokens: pretrain label queries from the teacher's graded relevance, by gradient
+or in closed form; docs/method.md, "Learning to rank".
 
-Realises METHOD.md section 3. Every trainer takes the hidden states of training documents and the
-teacher, and ends in label queries Q (L, D); `Planted` carries Q with the label and token
-vocabularies inside one safetensors file, checked when it meets a model. `lookup` has no model: the
-teacher itself is planted as a bias. Nothing here sees dev or test labels.
+Every trainer takes the hidden states of training documents and the teacher, and gives label queries
+Q (L, D). `Planted` is one safetensors file with Q, the labels and the tokens it was made for; both
+are checked when it meets a model. `lookup` has no model of this kind: the teacher itself is planted
+as a bias. Nothing here reads dev or test labels.
 """
 
 from __future__ import annotations
@@ -50,8 +50,12 @@ class L2RConfig:
 
 @dataclass(frozen=True, eq=False)
 class Planted:
-    """Pretrained label queries (L, D) with the vocabularies they were made for and how well they
-    learnt.
+    """Pretrained label queries.
+
+    label_queries: (L, D).
+    label_names, tokens: what rows of Q and the teacher's columns stand for.
+    trainer: one of TRAINERS.
+    quality: "ndcg@25" of the teacher's relevance on held-out documents.
     """
 
     label_queries: torch.Tensor
@@ -107,18 +111,21 @@ class Planted:
 
 
 def check_same(what: str, planted: list[str], wanted: list[str]) -> None:
-    """Order and names of two vocabularies must agree."""
+    """Raise ValueError unless two vocabularies have the same names in the same order.
+
+    what: "labels" or "tokens", for the message.
+    """
     if planted == wanted:
         return
-    first = next(
-        (i for i, (a, b) in enumerate(zip(planted, wanted, strict=False)) if a != b),
-        min(len(planted), len(wanted)),
+    pairs = enumerate(zip(planted, wanted, strict=False))
+    shorter = min(len(planted), len(wanted))
+    first = next((i for i, (a, b) in pairs if a != b), shorter)
+    ours, theirs = (
+        repr(names[first]) if first < len(names) else "nothing" for names in (planted, wanted)
     )
-    name = lambda names: repr(names[first]) if first < len(names) else "nothing"  # noqa: E731
     raise ValueError(
         f"{what} differ: the planted file has {len(planted)}, this corpus {len(wanted)}; first"
-        f" difference at {first}: {name(planted)} against {name(wanted)}; pretrain again on this"
-        " corpus"
+        f" difference at {first}: {ours} against {theirs}; pretrain again on this corpus"
     )
 
 
@@ -136,11 +143,25 @@ def pretrain(
     seed: int = 0,
     progress: bool = True,
 ) -> Planted:
-    """Train label queries on the documents `rows` and report teacher nDCG@25 on `held_out`
-    documents.
+    """Train label queries and measure how well they rank the tokens of other documents.
 
-    labels Y (N, L) chooses lists worth learning (a document's own labels first); only its training
-    rows are read.
+    Args:
+        trainer: one of TRAINERS.
+        features: hidden states of N documents.
+        rows: training documents.
+        teacher: relevance G (L, V).
+        label_names, tokens: the L labels and V tokens, kept with the queries.
+        labels: Y (N, L), from which a document's own labels are taken first; only `rows` are read.
+        held_out: documents for the quality; None measures nothing.
+        config: options of the gradient trainers.
+        seed: of the random queries, the lists and the documents that are measured.
+        progress: show a bar.
+
+    Returns:
+        The queries with their vocabularies and quality.
+
+    Raises:
+        ValueError: the trainer is not known.
     """
     if trainer not in TRAINERS:
         raise ValueError(f"trainer={trainer!r} is not known; use one of {', '.join(TRAINERS)}")
@@ -149,11 +170,9 @@ def pretrain(
     else:
         queries = _by_gradient(trainer, features, rows, teacher, labels, config, seed, progress)
     queries = rescale(queries, features, rows, seed)
-    quality = (
-        {}
-        if held_out is None
-        else {"ndcg@25": teacher_ndcg(queries, features, held_out, teacher, seed=seed)}
-    )
+    quality = {}
+    if held_out is not None:
+        quality["ndcg@25"] = teacher_ndcg(queries, features, held_out, teacher, seed=seed)
     return Planted(queries, label_names, tokens, trainer, quality)
 
 
@@ -162,12 +181,24 @@ def closed_form(
 ) -> torch.Tensor:
     """Ridge regression of G on centred hidden states in one pass: Q' = (H'H + lambda I)^-1 (S'G).
 
-    S_v sums the centred states of token v's occurrences: (V, D), so no (tokens, L) target is ever
-    built.
+    Row v of S (V, D) sums the centred states of token v's occurrences, so no (tokens, L) target is
+    ever built.
+
+    Args:
+        features: hidden states of N documents.
+        rows: training documents.
+        teacher: relevance G (L, V).
+        progress: show a bar for 5,000 documents or more.
+
+    Returns:
+        (L, D) queries.
     """
     dim, vocabulary = features.hidden_size, teacher.relevance.shape[1]
-    gram, total = np.zeros((dim, dim)), np.zeros(dim)
-    sums, occurrences = np.zeros((vocabulary, dim), np.float32), np.zeros(vocabulary)
+    # sums over tokens: H'H, H'1, the states of each token and its occurrences
+    gram = np.zeros((dim, dim))
+    total = np.zeros(dim)
+    sums = np.zeros((vocabulary, dim), np.float32)
+    occurrences = np.zeros(vocabulary)
     for batch in tqdm(
         np.array_split(rows, max(len(rows) // 64, 1)),
         desc="closed form",
@@ -182,6 +213,7 @@ def closed_form(
         )
         sums += one_hot @ h
         occurrences += np.bincount(ids, minlength=vocabulary)
+    # centre what was summed, then solve
     n = max(occurrences.sum(), 1.0)
     mean = total / n
     gram -= n * np.outer(mean, mean)
@@ -196,8 +228,10 @@ def closed_form(
 def rescale(
     queries: torch.Tensor, features: Features, rows: np.ndarray, seed: int = 0
 ) -> torch.Tensor:
-    """Scale each query so that its scores over tokens have standard deviation SPREAD: rankings
-    keep, softmax gets a scale.
+    """Scale each query (L, D) so that its scores over tokens have standard deviation SPREAD.
+
+    Rankings stay; the softmax gets a scale. It is measured on up to 200 documents of `rows`, drawn
+    by `seed`. Returns (L, D).
     """
     sample = np.random.default_rng(seed).permutation(rows)[:200]
     h = torch.from_numpy(features.documents(sample))
@@ -208,42 +242,55 @@ def rescale(
 
 
 def _lists(
-    i: int, features: Features, relevance: sparse.csr_matrix, by_token: sparse.csr_matrix, own, rng
-):
-    """Labels (n,) and token positions (n, list_size), relevance and mask of the lists drawn from
-    document i.
+    i: int,
+    features: Features,
+    relevance: sparse.csr_matrix,
+    by_token: sparse.csr_matrix,
+    gold: np.ndarray,
+    rng: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None:
+    """The lists drawn from document i, None where no label has a relevant token in it.
+
+    relevance is G (L, V), by_token its transpose, gold the document's labels. Returns labels (n,),
+    and (n, LIST_SIZE) each: token positions, relevance, mask.
     """
     ids = features.tokens[i]
     if len(ids) == 0:
         return None
+    # labels with a relevant token here, the document's own ones first
     candidates = np.unique(by_token[np.unique(ids)].indices)
     candidates = candidates[np.diff(relevance.indptr)[candidates] > 0]
-    own = np.intersect1d(own, candidates)
-    others = np.setdiff1d(candidates, own)
+    gold = np.intersect1d(gold, candidates)
+    others = np.setdiff1d(candidates, gold)
     rng.shuffle(others)
-    labels = np.concatenate([rng.permutation(own), others])[:LABELS_PER_DOCUMENT]
+    labels = np.concatenate([rng.permutation(gold), others])[:LABELS_PER_DOCUMENT]
     if len(labels) == 0:
         return None
+    # relevant tokens first, the rest of each list at random
     graded = relevance[labels][:, ids].toarray().astype(np.float32)  # (n, T) of this document alone
     size = min(LIST_SIZE, len(ids))
-    # relevant tokens first, the rest of the list by chance
     keys = rng.random(graded.shape) + (graded > 0)
     positions = np.argpartition(-keys, size - 1, axis=1)[:, :size]
     chosen = np.take_along_axis(graded, positions, 1)
-    pad = LIST_SIZE - size
-    mask = np.pad(np.ones_like(chosen, bool), ((0, 0), (0, pad)))
-    return labels, np.pad(positions, ((0, 0), (0, pad))), np.pad(chosen, ((0, 0), (0, pad))), mask
+    # fill up to LIST_SIZE
+    pad = ((0, 0), (0, LIST_SIZE - size))
+    mask = np.pad(np.ones_like(chosen, bool), pad)
+    return labels, np.pad(positions, pad), np.pad(chosen, pad), mask
 
 
 def _by_gradient(
     trainer, features, rows, teacher, labels, config: L2RConfig, seed: int, progress
 ) -> torch.Tensor:
-    """Adam on one of the listwise losses; each step takes lists from a batch of documents."""
+    """(L, D) by Adam on one of the listwise losses; each step takes the lists of a batch of
+    documents.
+    """
     generator = torch.Generator().manual_seed(seed)
     queries = torch.randn(teacher.num_labels, features.hidden_size, generator=generator) * 0.02
     queries.requires_grad_()
     optimizer = torch.optim.Adam([queries], lr=LEARNING_RATE)
-    rng, by_token = np.random.default_rng(seed), teacher.relevance.T.tocsr()
+    rng = np.random.default_rng(seed)
+    relevance = teacher.relevance
+    by_token = relevance.T.tocsr()
     steps = config.epochs * -(-len(rows) // DOCUMENTS_PER_BATCH)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.05, steps)
     bar = tqdm(total=steps, desc=f"L2R {trainer}", unit="step", disable=not progress)
@@ -252,10 +299,10 @@ def _by_gradient(
         for begin in range(0, len(order), DOCUMENTS_PER_BATCH):
             batch = order[begin : begin + DOCUMENTS_PER_BATCH]
             drawn = [
-                (i, _lists(i, features, teacher.relevance, by_token, labels[i].indices, rng))
-                for i in batch
+                (i, _lists(i, features, relevance, by_token, labels[i].indices, rng)) for i in batch
             ]
-            loss = _batch_loss(trainer, queries, features, [d for d in drawn if d[1] is not None])
+            drawn = [(i, lists) for i, lists in drawn if lists is not None]
+            loss = _batch_loss(trainer, queries, features, drawn)
             if loss is not None:
                 optimizer.zero_grad()
                 loss.backward()
@@ -268,7 +315,8 @@ def _by_gradient(
     return queries.detach() * torch.from_numpy(teacher.taught)[:, None]
 
 
-def _batch_loss(trainer, queries, features, drawn):
+def _batch_loss(trainer: str, queries, features: Features, drawn) -> torch.Tensor | None:
+    """Loss of the lists (document, `_lists` of it) of a batch; None without any."""
     if not drawn:
         return None
     scores, relevance, masks = [], [], []
@@ -284,8 +332,21 @@ def _batch_loss(trainer, queries, features, drawn):
 def teacher_ndcg(
     queries, features: Features, rows: np.ndarray, teacher: Teacher, k: int = 25, seed: int = 0
 ) -> float:
-    """Mean nDCG@k of the queries' token ranking against G in documents the queries have not seen."""
-    rng, by_token = np.random.default_rng(seed), teacher.relevance.T.tocsr()
+    """Mean nDCG@k of the queries' token ranking against G in up to 100 of the documents `rows`.
+
+    Args:
+        queries: (L, D).
+        features: hidden states of N documents.
+        rows: documents that the queries have not been trained on.
+        teacher: relevance G (L, V).
+        k: cut.
+        seed: draws the documents and up to LABELS_PER_DOCUMENT labels of each.
+
+    Returns:
+        A fraction; nan where no document has a token of any label.
+    """
+    rng = np.random.default_rng(seed)
+    by_token = teacher.relevance.T.tocsr()
     values = []
     for i in rng.permutation(rows)[:100]:
         ids = features.tokens[i]

@@ -1,11 +1,11 @@
-"""Listwise ranking losses over rows of scores: `approx_ndcg`, `lambdarank`, `listnet`; METHOD.md
-section 3.
+"""Listwise ranking losses over rows of scores: `approx_ndcg`, `lambdarank`, `listnet`;
+docs/method.md, "Learning to rank".
 
 All take scores (R, T), relevance (R, T) >= 0 and an optional mask (R, T), true where an item is
 real, and return the mean over the rows that have a relevant item. Rows without one give zero loss
-and finite gradients. Ideal DCG comes from the SORTED relevance, and every quotient is row by row.
-The pairs of the first two are walked in `kernels/`. They do not know labels, documents or how lists
-are made (`l2r.py`).
+and finite gradients. The ideal DCG comes from the sorted relevance, and every quotient is taken row
+by row. The pairs of the first two are walked in `kernels/`. The losses know neither labels nor
+documents nor how lists are made (`planting.l2r`).
 """
 
 from __future__ import annotations
@@ -19,9 +19,8 @@ from plantlib.kernels.machine import implementation
 GAINS = ("linear", "exponential")
 MAX_EXPONENT = 30.0  # 2^30 still leaves float32 sums exact enough; published grades reach 101
 
-
-# where the pairwise losses live, by implementation; imported when first used, since triton may not
-# be there
+# the modules of the pairwise losses by implementation, imported when first used: triton may not be
+# installed
 KERNELS = {
     "reference": "plantlib.kernels.reference",
     "torch": "plantlib.kernels.listwise_torch",
@@ -40,12 +39,23 @@ def approx_ndcg(
     k: int | None = None,
     impl: str = "auto",
 ):
-    """1 - approxNDCG (Qin, Liu, Li 2010): ranks are smoothed, rank_i = 1 + sum_j sigmoid(alpha (s_j
-    - s_i)).
+    """1 - approxNDCG (Qin, Liu, Li 2010) with smooth ranks rank_i = 1 + sum_j sigmoid(alpha (s_j -
+    s_i)).
 
-    k truncates the ideal DCG only, since a smooth rank has no cut. Returns a scalar in [0, 1] for k
-    = None. impl: "auto", "triton", "torch" or "reference"; half-precision scores are computed in
-    float32.
+    Args:
+        scores: (R, T); half precision is computed in float32.
+        relevance: (R, T), 0 or more.
+        mask: (R, T) bool, true where an item is real; all when None.
+        alpha: steepness of the sigmoid.
+        gains: "linear" takes the relevance as gain, "exponential" 2^relevance - 1.
+        k: cut of the ideal DCG alone, since a smooth rank has no cut.
+        impl: "auto", "triton", "torch" or "reference".
+
+    Returns:
+        Scalar, in [0, 1] with k=None.
+
+    Raises:
+        ValueError: shapes differ, or an option is not known.
     """
     return _by_pairs("approx_ndcg_rows", scores, relevance, mask, gains, k, impl, alpha=alpha)
 
@@ -64,32 +74,39 @@ def lambdarank(
     """LambdaRank (Burges 2010) as a loss whose gradient is the lambda: |delta NDCG| weighs each
     pair's log-loss.
 
-    The weights come from the current ranks and are constants to autograd. k truncates the ideal DCG
-    (v1 uses 15). impl as in `approx_ndcg`.
+    The weights come from the current ranks and are constants to autograd.
+
+    Args:
+        scores, relevance, mask, gains, impl: as in `approx_ndcg`.
+        sigma: steepness of the pairs' log-loss.
+        k: cut of the ideal DCG (`v1` uses 15).
+
+    Returns:
+        Scalar, 0 or more.
     """
     return _by_pairs("lambdarank_rows", scores, relevance, mask, gains, k, impl, sigma=sigma)
 
 
 def listnet(scores, relevance, mask=None, *, gains: str = "linear"):
-    """Cross-entropy of the softmax over scores against gains normalised to one (ListNet's top-one
-    probabilities).
+    """ListNet (Cao et al. 2007): cross-entropy of the softmax over scores against gains normalised
+    to one.
 
-    The entropy of the target is subtracted, so that the minimum is zero.
+    The entropy of the target is subtracted, so that the minimum is zero. Arguments as in
+    `approx_ndcg`; a scalar.
     """
     scores, gain, mask = _prepare(scores, relevance, mask, gains)
     target = gain / _safe(gain.sum(-1))[:, None]
     log_p = torch.log_softmax(scores.masked_fill(~mask, -1e30), -1)
-    loss = torch.special.xlogy(target, target).sum(-1) - (
-        target * log_p.masked_fill(~mask, 0.0)
-    ).sum(-1)
-    return _mean_over_taught(loss, gain)
+    cross_entropy = -(target * log_p.masked_fill(~mask, 0.0)).sum(-1)
+    entropy = -torch.special.xlogy(target, target).sum(-1)
+    return _mean_over_taught(cross_entropy - entropy, gain)
 
 
 LOSSES = {"approx_ndcg": approx_ndcg, "lambdarank": lambdarank, "listnet": listnet}
 
 
 def ideal_dcg(gain: torch.Tensor, k: int | None = None) -> torch.Tensor:
-    """(R,) DCG of the gains in their best order, cut after k."""
+    """(R,) DCG of the gains (R, T) in their best order, cut after k."""
     best = gain.sort(-1, descending=True).values[:, :k]
     positions = torch.arange(2, best.shape[1] + 2, device=gain.device, dtype=gain.dtype)
     return (best / torch.log2(positions)).sum(-1)
@@ -98,7 +115,9 @@ def ideal_dcg(gain: torch.Tensor, k: int | None = None) -> torch.Tensor:
 def ndcg(
     scores, relevance, mask=None, *, k: int | None = 25, gains: str = "linear"
 ) -> torch.Tensor:
-    """(R,) exact nDCG@k of each row; nan where a row has no relevant item."""
+    """(R,) exact nDCG@k of each row, nan where a row has no relevant item; arguments as in
+    `approx_ndcg`.
+    """
     scores, gain, mask = _prepare(scores, relevance, mask, gains)
     order = scores.masked_fill(~mask, float("-inf")).argsort(dim=-1, descending=True, stable=True)
     ranked = gain.gather(-1, order)[:, :k]
@@ -111,7 +130,9 @@ def ndcg(
 def _by_pairs(
     op: str, scores, relevance, mask, gains: str, k: int | None, impl: str, **sharpness: float
 ):
-    """Mean row loss of the op `op` of `plantlib.kernels`; autocast does not reach into it."""
+    """Mean row loss of the function `op` of an implementation, outside autocast; sharpness: alpha
+    or sigma.
+    """
     ((name, value),) = sharpness.items()
     if not value > 0:
         raise ValueError(f"{name}={value} must be above 0: the losses push better items up")
@@ -119,13 +140,15 @@ def _by_pairs(
         scores = scores.float()
     with torch.autocast(scores.device.type, enabled=False):
         scores, gain, mask = _prepare(scores, relevance, mask, gains)
-        rows = getattr(import_module(KERNELS[implementation(impl, scores)]), op)
-        return _mean_over_taught(rows(scores, gain, mask, _safe(ideal_dcg(gain, k)), value), gain)
+        row_losses = getattr(import_module(KERNELS[implementation(impl, scores)]), op)
+        losses = row_losses(scores, gain, mask, _safe(ideal_dcg(gain, k)), value)
+        return _mean_over_taught(losses, gain)
 
 
 def _prepare(scores, relevance, mask, gains: str):
-    """Checked (scores, gains, mask); masked places hold score 0 and gain 0, so that no infinity
-    meets a gradient.
+    """Checked scores, gains and mask, (R, T) each.
+
+    Masked places hold score 0 and gain 0: an infinite score there would make gradients nan.
     """
     if gains not in GAINS:
         raise ValueError(f"gains={gains!r} is not known; use one of {', '.join(GAINS)}")
@@ -151,12 +174,11 @@ def _prepare(scores, relevance, mask, gains: str):
 
 
 def _safe(x: torch.Tensor) -> torch.Tensor:
+    """`x` with 1 where it is 0 or less, to divide by."""
     return torch.where(x > 0, x, torch.ones_like(x))
 
 
 def _mean_over_taught(loss: torch.Tensor, gain: torch.Tensor) -> torch.Tensor:
-    """Mean over rows with a relevant item; an exact zero, still part of the graph, when there is
-    none.
-    """
+    """Mean over rows with a relevant item; without any an exact zero that autograd can use."""
     taught = (gain > 0).any(-1)
     return torch.where(taught, loss, torch.zeros_like(loss)).sum() / taught.sum().clamp(min=1)

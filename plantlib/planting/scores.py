@@ -1,9 +1,9 @@
-"""WordScore: the linear score of `linear_score.py` as a module of a PlantModel, from raw text to z
-(B, L).
+"""Document scores that a start can plant as a term of the logit: the teacher's over tokens, and the
+linear score over words; docs/method.md, "The teacher" and "The linear score".
 
-Realises METHOD.md section 4, "the teacher's own document score can be planted as well", with words
-instead of word pieces and the linear model beside the teachers. Buffers and a word list only, saved
-with the model; nothing here is trained: its gain is the decoder's `linear_gain`.
+Both are modules of a PlantModel with buffers only: they are saved with it and not trained. Their
+gains are the decoder's `teacher_gain` and `linear_gain`. How the linear score is fitted is in
+`linear.score`.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from plantlib.teacher.mig import Teacher
 
 
 class TeacherScore(nn.Module):
-    """z[b, l]: the teacher's own score of a document, the tf-idf weighted sum of MI over its
-    tokens.
+    """z[b, l]: the teacher's score of a document, the tf-idf weighted sum of MI over its tokens.
 
-    Divided by one number, the standard deviation of the scores on training documents, so that a
-    planted gain of 1 is of the size of a logit. Buffers only; what it knows comes from training
-    rows.
+    Divided by one number, the standard deviation of the scores of training documents, so that with
+    a gain of 1 it is of the size of a logit.
+
+    num_tokens: V. num_labels: L. num_cells: cells of the teacher's scores.
     """
 
     def __init__(self, num_tokens: int, num_labels: int, num_cells: int):
@@ -39,6 +39,7 @@ class TeacherScore(nn.Module):
         """Fill from a teacher and the token counts (n, V) of the training rows."""
         self.idf.copy_(torch.from_numpy(smooth_idf(counts).astype(np.float32)))
         self.table.load_relevance(teacher.scores)
+        # the spread of the scores on unit-length tf-idf rows
         weighted = counts.astype(np.float64)
         weighted.data = (1 + np.log(weighted.data)) * self.idf.numpy()[weighted.indices]
         norm = np.sqrt(np.asarray(weighted.multiply(weighted).sum(1))).clip(min=1e-12)
@@ -47,21 +48,23 @@ class TeacherScore(nn.Module):
     def weights(
         self, token_ids: torch.Tensor, offsets: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """(document, token, weight), (M,) each: the tf-idf weight of every token a document has,
-        over `scale`.
+        """Document, token and weight, (M,) each: the tf-idf weight over `scale` of every distinct
+        token of a document.
+
+        token_ids: (S,) packed. offsets: (B+1).
         """
-        batch, vocabulary = len(offsets) - 1, len(self.idf)
-        document = torch.repeat_interleave(
-            torch.arange(batch, device=token_ids.device), offsets.diff().to(token_ids.device)
-        )
+        batch, vocabulary, device = len(offsets) - 1, len(self.idf), token_ids.device
+        lengths = offsets.diff().to(device)
+        document = torch.repeat_interleave(torch.arange(batch, device=device), lengths)
         keys, counts = torch.unique(document * vocabulary + token_ids, return_counts=True)
-        document, token = keys // vocabulary, keys % vocabulary
+        document = keys // vocabulary
+        token = keys % vocabulary
         weight = (1 + counts.to(self.idf.dtype).log()) * self.idf[token]
         norm = self.idf.new_zeros(batch).index_add_(0, document, weight**2).sqrt().clamp(min=1e-12)
         return document, token, weight / norm[document] / self.scale
 
     def forward(self, token_ids: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
-        """token_ids (S,) packed, offsets (B+1) -> z (B, L)."""
+        """z (B, L) of packed token_ids (S,) with offsets (B+1)."""
         batch = len(offsets) - 1
         document, token, weight = self.weights(token_ids, offsets)
         z = self.idf.new_zeros(batch * self.num_labels)
@@ -73,8 +76,8 @@ class TeacherScore(nn.Module):
 
 
 def _spread(weights: sparse.csr_matrix, by_token: sparse.csr_matrix, rows: int = 512) -> float:
-    """Standard deviation of the non-zero scores weights @ by_token, block by block of rows; 1 where
-    there is no spread.
+    """Standard deviation of the non-zero scores weights (n, V) @ by_token (V, L), 1 where there is
+    none; `rows` documents at a time.
     """
     count, total, squares, largest = 0, 0.0, 0.0, 0.0
     for begin in range(0, weights.shape[0], rows):
@@ -82,13 +85,14 @@ def _spread(weights: sparse.csr_matrix, by_token: sparse.csr_matrix, rows: int =
         count, total, squares = count + data.size, total + data.sum(), squares + (data**2).sum()
         largest = max(largest, np.abs(data).max(initial=0.0))
     spread = float(np.sqrt(max(squares / count - (total / count) ** 2, 0.0))) if count else 0.0
-    # equal scores have no spread to divide by (rounding may leave a trace of one)
+    # equal scores have no spread, but rounding may leave a trace of one
     return spread if spread > 1e-6 * largest else 1.0
 
 
 class WordScore(TeacherScore):
-    """z[b, l] = <tfidf[b], M[l]> + m[l] over packed word ids; num_words V, num_labels L, num_cells
-    of M.
+    """The linear score u[b, l] = <tfidf[b], M[l]> + m[l], from raw text to (B, L).
+
+    num_words: words of the score. num_labels: L. num_cells: cells of M.
     """
 
     def __init__(self, num_words: int, num_labels: int, num_cells: int):
@@ -97,7 +101,7 @@ class WordScore(TeacherScore):
         self.place: dict[str, int] = {}
 
     def load_linear(self, linear: LinearScore) -> None:
-        """Fill from a fitted stack: the table made from all training rows."""
+        """Fill from a fitted score: the table made from all training rows."""
         table = linear.tables[0]
         self.idf.copy_(torch.from_numpy(linear.idf))
         self.intercept.copy_(torch.from_numpy(table.intercept))
@@ -105,7 +109,7 @@ class WordScore(TeacherScore):
         self.set_words(linear.words)
 
     def set_words(self, words: list[str]) -> None:
-        """Name the word ids; the module must have been built for as many."""
+        """Name the word ids; ValueError unless the module was built for as many words."""
         if len(words) != len(self.idf):
             raise ValueError(
                 f"{len(words)} words for a score over {len(self.idf)}; load the word list it was"
@@ -115,38 +119,41 @@ class WordScore(TeacherScore):
 
     @property
     def words(self) -> list[str]:
+        """The words by id."""
         return list(self.place)
 
     def word_ids(self, texts: list[str]) -> Ragged:
-        """Ids of the known words of every text, in order of reading."""
+        """Ids of the known words of every text, in reading order; ValueError without a word
+        list.
+        """
         if not self.place:
             raise ValueError("this score has no word list; fill it with load_linear or set_words")
         analyse = word_analyser()
-        return Ragged.from_lists(
-            [
-                np.array([self.place[w] for w in analyse(text) if w in self.place], np.int32)
-                for text in texts
-            ]
-        )
+        known = [[self.place[w] for w in analyse(text) if w in self.place] for text in texts]
+        return Ragged.from_lists([np.array(ids, np.int32) for ids in known])
 
     def forward(self, word_ids: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
-        """word_ids (S,) packed, offsets (B+1) -> z (B, L)."""
+        """u (B, L) of packed word_ids (S,) with offsets (B+1)."""
         return super().forward(word_ids, offsets) + self.intercept
 
     def parts(self, text: str, columns: list[int], k: int = 10) -> list[list[tuple[str, float]]]:
-        """Per label of `columns` the k words of `text` that add most to its z, with what they add;
-        its intercept is in none.
+        """Per label of `columns` the k words of `text` that add most to its score, with what each
+        adds; the intercept is not part of it.
         """
-        read = self.word_ids([text])
-        ids, offsets = torch.from_numpy(read.flat.astype(np.int64)), torch.from_numpy(read.offsets)
-        _, words, weight = self.weights(ids.to(self.idf.device), offsets.to(self.idf.device))
-        cells, names, found = self.table.cells(words), self.words, []
-        for column in columns if cells is not None else ():
-            own = cells.labels == column
-            positions = cells.positions[own]
-            added = weight[positions] * cells.values[own]
+        device = self.idf.device
+        packed = self.word_ids([text])
+        ids = torch.from_numpy(packed.flat.astype(np.int64)).to(device)
+        _, words, weight = self.weights(ids, torch.from_numpy(packed.offsets).to(device))
+        cells = self.table.cells(words)
+        if cells is None:
+            return [[] for _ in columns]
+        names, best_words = self.words, []
+        for column in columns:
+            of_label = cells.labels == column
+            positions = cells.positions[of_label]
+            added = weight[positions] * cells.values[of_label]
             best = added.argsort(descending=True, stable=True)[:k].tolist()
-            found.append(
+            best_words.append(
                 [(names[int(words[positions[i]])], float(added[i])) for i in best if added[i] > 0]
             )
-        return found or [[] for _ in columns]
+        return best_words

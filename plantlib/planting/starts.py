@@ -1,14 +1,21 @@
-"""Starts: the values a LabelDecoder begins from. Everything else about a run is the same, but for
-`score`, which adds a term.
+"""Starts: the values a LabelDecoder begins from; docs/method.md, "Starts".
 
-Realises METHOD.md section 4, "initialisations that differ ONLY in where Q and gamma start". A start
-is one name or several joined by "+": `random`; `l2r` or `closed_form` (planted queries); `lookup`
-(the teacher as attention bias); `shuffled` (the lookup of a teacher permuted among labels, the
-control); `score` (the teacher's own document score as a term of the logit); `linear` (SVM, teachers
-and centroids over words as a term of the logit: training begins from that sum, exactly); `v1`
-(lookup and the scores of a static L2R model beside learned attention, as first published);
-`outputs` (W and beta in closed form: `planted_outputs`); `text` (labels with no or few documents
-are taught by their own words too, in the attention and in the score: `label_texts`).
+A start is one name, or several joined by "+":
+
+    random              nothing is planted
+    l2r, closed_form    pretrained label queries
+    lookup              the teacher as a bias of attention
+    shuffled            the control: the lookup of a teacher permuted among labels
+    score               the teacher's own score of a document as a term of the logit
+    linear              the linear score over words as a term of the logit; training begins from
+                        exactly that sum
+    v1                  lookup and the scores of a static L2R model beside learned attention, as
+                        first published
+    outputs             W and beta in closed form (`planting.outputs`)
+    text                labels with few or no documents are taught by their own words too, in
+                        attention and score (`teacher.label_texts`)
+
+Nothing else about a run depends on its start, except that `score` and `linear` add a term.
 """
 
 from __future__ import annotations
@@ -36,7 +43,7 @@ STARTS = (
     "text",
     "outputs",
 )
-SCORED = {"score", "text"}  # these plant the document score
+SCORED = {"score", "text"}  # starts that plant the teacher's document score
 QUERY_STARTS = ("l2r", "closed_form")
 LOOKUP_STARTS = ("lookup", "shuffled", "v1")
 
@@ -51,10 +58,10 @@ INIT_STD = 0.02
 
 @dataclass(frozen=True)
 class StartConfig:
-    """Sizes of the initial values, the same for every start.
+    """Options of what a start plants.
 
-    v1_lookup, v1_l2r: whether `v1` plants that ingredient; one that is off starts as `random` has
-    it, its gain at zero.
+    v1_lookup, v1_l2r: whether `v1` plants that ingredient; the gain of one that is off begins at
+    zero, as in `random`.
     """
 
     lookup_gain: float = 4.0  # gamma of `lookup`, `shuffled` and `v1`
@@ -64,12 +71,12 @@ class StartConfig:
 
 @dataclass(frozen=True)
 class V1Config:
-    """What the first version does differently, each apart; no start sets any of it, so that starts
-    of one grid compare.
+    """What the first version does differently, one option each. They hold for all starts of a grid,
+    so that these compare.
 
-    contexts, stateful: see `decoder.LabelDecoder`. l2r_from: whose L2R score a position takes, see
-    `lm_head`. l2r_table: train the static L2R model whatever the start, so that all starts have its
-    parameters.
+    contexts, stateful: see `decoder.LabelDecoder`. l2r_from: the token whose L2R score a position
+    takes, see `model.lm_head`. l2r_table: train the static L2R model for every start, so that all
+    have its parameters.
     """
 
     contexts: str = "mixed"
@@ -90,7 +97,7 @@ class V1Config:
 
 
 def parts_of(start: str) -> list[str]:
-    """The parts of a start name; raises ValueError for an unknown or contradictory one."""
+    """The parts of a start's name; ValueError for one that is unknown or contradicts itself."""
     parts = start.split("+")
     unknown = [p for p in parts if p not in STARTS]
     if unknown:
@@ -98,10 +105,14 @@ def parts_of(start: str) -> list[str]:
             f"start {start!r}: {unknown[0]!r} is not known; use {', '.join(STARTS)}, or several"
             " joined by '+'"
         )
-    repeated = len(set(parts)) < len(parts)
-    clash = sum(p in LOOKUP_STARTS for p in parts) > 1 or {"shuffled", "text"} <= set(parts)
-    clash = clash or {"linear", "outputs"} <= set(parts)
-    if repeated or sum(p in QUERY_STARTS for p in parts) > 1 or clash:
+    names = set(parts)
+    if (
+        len(names) < len(parts)
+        or len(names & set(QUERY_STARTS)) > 1
+        or len(names & set(LOOKUP_STARTS)) > 1
+        or {"shuffled", "text"} <= names
+        or {"linear", "outputs"} <= names
+    ):
         raise ValueError(
             f"start {start!r} plants the same values twice; name each part once, and one of l2r,"
             " closed_form, one of lookup, shuffled, v1, and neither shuffled beside text nor"
@@ -121,18 +132,29 @@ def plant(
     l2r_table: sparse.csr_matrix | None = None,
     seed: int = 0,
 ) -> None:
-    """Set every value of `decoder` for `start`; labels are the training rows of Y (n, L), for the
-    bias only.
+    """Set every value of `decoder` for `start`.
 
-    l2r_table, csr (L, V): scores of the static L2R model, for a decoder that has a place for them
-    (`v1` needs one).
+    Random values come from one generator in one order, so two starts of one seed share all values
+    that they do not plant.
 
-    The random values come from one generator in one order, so two starts of one seed share all they
-    do not plant.
+    Args:
+        decoder: of L labels, V tokens and hidden size D; it is changed in place.
+        start: one name of STARTS, or several joined by "+".
+        teacher: relevance G (L, V), planted by `lookup`.
+        labels: (n, L) csr, training rows of Y; the bias is their log-odds.
+        planted: pretrained queries (L, D), for `l2r` and `closed_form`.
+        config: options of what is planted.
+        l2r_table: (L, V) csr, scores of the static L2R model, for a decoder with such a table;
+            `v1` needs one.
+        seed: of the random values and of the permutation of `shuffled`.
+
+    Raises:
+        ValueError: the start is unknown, or something it plants is missing or of another size.
     """
+    # what the start needs is there
     parts = parts_of(start)
-    wanted = next((p for p in parts if p in QUERY_STARTS), None)
-    if wanted and planted is None:
+    plants_queries = bool(set(QUERY_STARTS) & set(parts))
+    if plants_queries and planted is None:
         raise ValueError(
             f"start {start!r} needs pretrained queries; run l2r.pretrain and pass planted="
         )
@@ -144,6 +166,7 @@ def plant(
             " static_l2r.pretrain, size the decoder by num_l2r_cells and pass l2r_table=, or do"
             " without both"
         )
+    # random values, the prior and the gains
     lookup, l2r = gains_of(parts, config)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -154,22 +177,21 @@ def plant(
         if decoder.l2r is not None:
             decoder.l2r_gain.fill_(l2r)
         if decoder.contexts == "sum":
-            # a context counts from the start where something is planted in it; the others wait at
-            # zero
+            # a context with nothing planted begins at zero
             decoder.context_gain.copy_(torch.tensor([1.0, float(lookup > 0), float(l2r > 0)]))
         decoder.teacher_gain.fill_(SCORE_GAIN if SCORED & set(parts) else 0.0)
         decoder.linear_gain.fill_(LINEAR_GAIN if "linear" in parts else 0.0)
         if "linear" in parts:
-            # the linear score knows how frequent a label is, and attention adds nothing until it
-            # has learnt something
+            # the linear score knows how frequent a label is, and attention adds nothing before it
+            # is trained
             decoder.label_bias.zero_()
             decoder.label_outputs.zero_()
         if "text" in parts:
-            # random outputs of a label that no document trains would be noise for good
-            decoder.label_outputs[torch.from_numpy(np.flatnonzero(column_counts(labels) == 0))] = (
-                0.0
-            )
-        if wanted:
+            # no document would ever correct the random outputs of a label without documents
+            untrained = np.flatnonzero(column_counts(labels) == 0)
+            decoder.label_outputs[torch.from_numpy(untrained)] = 0.0
+        # planted queries
+        if plants_queries:
             if planted.label_queries.shape != decoder.label_queries.shape:
                 raise ValueError(
                     f"planted queries are {tuple(planted.label_queries.shape)}, the decoder wants"
@@ -177,22 +199,26 @@ def plant(
                     " corpus and backbone"
                 )
             decoder.label_queries.copy_(planted.label_queries)
-    decoder.planted.load_relevance(
-        (teacher.shuffled(seed) if "shuffled" in parts else teacher).relevance
-    )
+    # planted tables
+    looked_up = teacher.shuffled(seed) if "shuffled" in parts else teacher
+    decoder.planted.load_relevance(looked_up.relevance)
     if l2r_table is not None:
         decoder.l2r.load_relevance(l2r_table)
 
 
 def gains_of(parts: list[str], config: StartConfig) -> tuple[float, float]:
-    """(gamma, rho) at the start."""
+    """Gamma and rho of a start with these parts."""
     v1 = "v1" in parts
     lookup = {"lookup", "shuffled", "text"} & set(parts) or (v1 and config.v1_lookup)
-    return config.lookup_gain if lookup else 0.0, L2R_GAIN if v1 and config.v1_l2r else 0.0
+    gamma = config.lookup_gain if lookup else 0.0
+    rho = L2R_GAIN if v1 and config.v1_l2r else 0.0
+    return gamma, rho
 
 
 def prior_log_odds(labels: sparse.csr_matrix) -> torch.Tensor:
-    """(L,) log-odds of each label among training documents, half a document added to both sides."""
+    """(L,) log-odds of each label among the training rows (n, L), half a document added to both
+    sides.
+    """
     n = labels.shape[0]
     count = column_counts(labels)
     return torch.from_numpy(np.log((count + 0.5) / (n - count + 0.5)).astype(np.float32))

@@ -1,13 +1,14 @@
 """The static L2R model of the first version: score <E_t, F_l> + b_t + c_l of a token and a label,
-trained outside documents.
+trained outside documents; docs/method.md, "The first version (v1)".
 
-Realises METHOD.md section 3, "v1", dimension 400. E_t is the token's training documents in d
-directions of the document space: those that carry most of the shown grades. F begins as the ridge
-regression of the grades on E and is trained by LambdaRank on lists of a label's graded tokens among
-tokens that the model ranks high and tokens by chance. Quality is that of HELD-OUT TOKENS: a fifth
-of the vocabulary, none of whose grades, for any label, enters directions, F, b or lists; every
-label then ranks all of them. Only the best K tokens per label are planted, as CSR; scores of all
-tokens exist for a block of labels at a time. No backbone is needed.
+E_t holds the training documents of token t in d directions of the document space: those that carry
+most of the shown grades. F begins as the ridge regression of the grades on E and is trained by
+LambdaRank on lists of a label's graded tokens, tokens that the model ranks high, and random tokens.
+
+Quality is measured on held-out tokens: the grades of a fifth of the vocabulary, for any label,
+enter neither directions nor F, b or lists; every label then ranks all of those tokens. Only the K
+best tokens per label are planted, as CSR; scores of all tokens exist for a block of labels at a
+time. No backbone is needed.
 """
 
 from __future__ import annotations
@@ -54,39 +55,52 @@ PLANTED_TOKENS = 64  # K of the table that is planted, as many as the teacher's
 def embed(
     counts, grades: sparse.csr_matrix, shown: np.ndarray, *, dim: int = DIM, seed: int = 0
 ) -> torch.Tensor:
-    """E (V, d) = A'U of all tokens: A (n, V) presence / sqrt(n_t), U (n, d) orthonormal, d `dim` or
-    what there is.
+    """E (V, d) = A'U of all tokens: A (n, V) is presence / sqrt(n_t), U (n, d) is orthonormal.
 
-    U spans the left singular vectors of A G' over the `shown` tokens alone, each label's grades at
-    length one. A product of the two sparse factors, by a randomised range finder: (n, L) is never
-    made.
+    U spans the leading left singular vectors of A G' over the `shown` tokens, with each label's
+    grades at length one. It comes from the two sparse factors by a randomised range finder: (n, L)
+    is never made.
+
+    Args:
+        counts: (n, V) csr, token counts of the training rows.
+        grades: (L, V) csr.
+        shown: (V,) bool, tokens whose grades may be read.
+        dim: d, or as many as n, L and the tokens allow.
+        seed: of the range finder.
+
+    Returns:
+        (V, d) with a mean squared length of 1.
     """
+    # A and the labels' grades at length one
     present = presence(counts).astype(np.float32)
-    a = (
-        present
-        @ sparse.diags((1 / np.sqrt(np.maximum(column_counts(present), 1))).astype(np.float32))
-    ).tocsr()
-    own = grades[:, shown].astype(np.float32)
-    length = np.sqrt(np.asarray(own.multiply(own).sum(1)).ravel()).clip(min=1e-12)
-    factors = [a[:, shown].tocsr(), (sparse.diags((1 / length).astype(np.float32)) @ own).T.tocsr()]
-    rank = max(min(dim, a.shape[0] - 1, factors[-1].shape[1]), 1)
-    found = (a.T @ directions(factors, rank, seed)).astype(np.float32)
-    return torch.from_numpy(found / max(float(np.sqrt(np.square(found).sum(1).mean())), 1e-12))
+    per_document = 1 / np.sqrt(np.maximum(column_counts(present), 1))
+    a = (present @ sparse.diags(per_document.astype(np.float32))).tocsr()
+    graded = grades[:, shown].astype(np.float32)
+    length = np.sqrt(np.asarray(graded.multiply(graded).sum(1)).ravel()).clip(min=1e-12)
+    graded = (sparse.diags((1 / length).astype(np.float32)) @ graded).T.tocsr()
+    # project all tokens onto the directions
+    rank = max(min(dim, a.shape[0] - 1, graded.shape[1]), 1)
+    u = directions([a[:, shown].tocsr(), graded], rank, seed)
+    embeddings = (a.T @ u).astype(np.float32)
+    scale = max(float(np.sqrt(np.square(embeddings).sum(1).mean())), 1e-12)
+    return torch.from_numpy(embeddings / scale)
 
 
 def directions(
     factors: list[sparse.csr_matrix], rank: int, seed: int, powers: int = 1
 ) -> np.ndarray:
-    """(n, rank) orthonormal, about the leading left singular vectors of the product of sparse
-    factors (Halko et al. 2011).
+    """(n, rank) orthonormal: about the leading left singular vectors of the product of sparse
+    factors, by a randomised range finder (Halko et al. 2011) with `powers` power iterations.
     """
-    forward = lambda m: functools.reduce(lambda right, left: left @ right, factors[::-1], m)  # noqa: E731
-    back = lambda m: functools.reduce(lambda right, left: left.T @ right, factors, m)  # noqa: E731
-    draw = (
-        np.random.default_rng(seed)
-        .standard_normal((factors[-1].shape[1], rank + 10))
-        .astype(np.float32)
-    )
+
+    def forward(m):
+        return functools.reduce(lambda right, left: left @ right, factors[::-1], m)
+
+    def back(m):
+        return functools.reduce(lambda right, left: left.T @ right, factors, m)
+
+    size = (factors[-1].shape[1], rank + 10)
+    draw = np.random.default_rng(seed).standard_normal(size).astype(np.float32)
     basis = np.linalg.qr(forward(draw))[0]
     for _ in range(powers):
         basis = np.linalg.qr(forward(np.linalg.qr(back(basis))[0]))[0]
@@ -95,8 +109,8 @@ def directions(
 
 
 def frequency(counts: sparse.csr_matrix) -> torch.Tensor:
-    """(V,) standardised logarithm of document frequency: the feature that b_t is a multiple of,
-    known without labels.
+    """(V,) standardised logarithm of document frequency, from counts (n, V): b_t is a multiple of
+    it.
     """
     value = np.log1p(column_counts(presence(counts)))
     return torch.from_numpy(((value - value.mean()) / max(value.std(), 1e-12)).astype(np.float32))
@@ -104,11 +118,15 @@ def frequency(counts: sparse.csr_matrix) -> torch.Tensor:
 
 @dataclass(frozen=True, eq=False)
 class StaticL2R:
-    """E (V, d), F (L, d), b (V,), c (L,), the vocabularies they were made for and how well held-out
-    tokens were ranked.
+    """A trained model.
 
-    c places zero between a label's K-th and (K+1)-th token, so a positive score is one that is
-    planted.
+    token_embeddings: E (V, d).
+    label_embeddings: F (L, d).
+    token_bias: b (V,).
+    label_bias: c (L,), which places zero at a label's (K+1)-th token, so that positive scores are
+    those that are planted.
+    label_names, tokens: what the rows of F and E stand for.
+    quality: how well held-out tokens are ranked, see `pretrain`.
     """
 
     token_embeddings: torch.Tensor
@@ -120,19 +138,17 @@ class StaticL2R:
     quality: dict = field(default_factory=dict)
 
     def scores(self, begin: int, end: int) -> torch.Tensor:
-        """(end - begin, V) scores of a block of labels."""
+        """(end - begin, V) scores of the labels begin to end - 1."""
         f = self.label_embeddings[begin:end]
         return f @ self.token_embeddings.T + self.token_bias + self.label_bias[begin:end, None]
 
     def table(self) -> sparse.csr_matrix:
-        """What is planted, csr (L, V): a label's tokens of positive score, the best at 1, the first
-        one left out at 0.
-        """
+        """What is planted, csr (L, V): a label's tokens of positive score, over its best score."""
         rows, columns, values = [], [], []
         for begin in range(0, len(self.label_embeddings), BLOCK):
             s = self.scores(begin, min(begin + BLOCK, len(self.label_embeddings)))
             s = s / s.amax(1, keepdim=True).clamp(min=1e-12)
-            # what rounding leaves of the zero is no token to plant
+            # the token at zero may be rounded to just above it
             row, column = (s > 1e-6).nonzero(as_tuple=True)
             values.append(s[row, column].numpy())
             rows.append(row.numpy() + begin)
@@ -195,33 +211,50 @@ def pretrain(
     seed: int = 0,
     progress: bool = True,
 ) -> StaticL2R:
-    """Measure on held-out tokens, then train on all: counts (n, V) and labels (n, L) of the
-    TRAINING rows.
+    """Measure on held-out tokens, then train on all.
 
-    The model that is measured never saw a grade of a held-out token; the one returned is made the
-    same way from all grades.
+    The model that is measured has seen no grade of a held-out token; the one returned is made in
+    the same way from all grades.
+
+    Args:
+        counts: (n, V) token counts of the training rows.
+        labels: (n, L) of the same rows.
+        label_names, tokens: the L labels and V tokens, kept with the model.
+        dim: d.
+        seed: of directions, held-out tokens and lists.
+        progress: show a bar.
+
+    Returns:
+        The model. Its `quality` holds nDCG@CUT before ("start") and after training ("trained") and
+        of a random order ("chance"), and the sizes.
+
+    Raises:
+        ValueError: dim is below 1.
     """
     if dim < 1:
         raise ValueError(f"dim={dim}; give at least 1")
     teacher = mig.teach(counts, labels, variant="jaccard", top_k=TEACHER_TOKENS, relevance="grade")
     grades = teacher.relevance.astype(np.float32)
-    feature, seen = frequency(counts), column_counts(presence(counts)) > 0
+    feature = frequency(counts)
+    seen = column_counts(presence(counts)) > 0
+    # the measured model, on a part of the tokens
     quality = _measured(counts, feature, grades, seen, dim, seed, progress)
+    # the model itself, on all tokens
     embeddings = embed(counts, grades, seen, dim=dim, seed=seed)
     start = begin(embeddings, grades, seen)
     label, bias = _train(
         embeddings, feature, start, grades, seen, seed, progress, "static L2R, all tokens"
     )
-    # what no training document has is never planted
+    # a token of no training document is never planted
     token_bias = torch.where(torch.from_numpy(seen), bias * feature, float("-inf"))
-    found = StaticL2R(
+    model = StaticL2R(
         embeddings, label, token_bias, torch.zeros(len(label)), label_names, tokens, quality
     )
-    return replace(found, label_bias=zero_points(found, grades, PLANTED_TOKENS))
+    return replace(model, label_bias=zero_points(model, grades, PLANTED_TOKENS))
 
 
 def _measured(counts, feature, grades, seen, dim: int, seed: int, progress: bool) -> dict:
-    """Quality of a model that is shown a part of the tokens, on the others."""
+    """Quality, on held-out tokens, of a model that is trained on the others."""
     held_out = hold_out(seen, seed)
     shown = seen & ~held_out
     embeddings = embed(counts, grades, shown, dim=dim, seed=seed)
@@ -241,16 +274,14 @@ def _measured(counts, feature, grades, seen, dim: int, seed: int, progress: bool
 
 
 def hold_out(seen: np.ndarray, seed: int = 0) -> np.ndarray:
-    """(V,) bool: the tokens whose grades are asked but never shown, drawn by token from those that
-    occur.
-    """
+    """(V,) bool: a share HELD_OUT of the tokens `seen` (V,) in training, drawn token by token."""
     drawn = np.random.default_rng(seed).random(len(seen)) < HELD_OUT
     return drawn & seen
 
 
 def begin(embeddings, grades: sparse.csr_matrix, shown: np.ndarray):
-    """(F, u) before training: ridge regression of the shown tokens' grades on E, each label's
-    scores at one spread; no b.
+    """F (L, d) and u = 0 before training: ridge regression of the shown tokens' grades (L, V) on E,
+    each label's scores scaled to standard deviation SPREAD.
     """
     e = embeddings[torch.from_numpy(shown)].numpy()
     gram = (e.T @ e).astype(np.float64)
@@ -266,14 +297,16 @@ def begin(embeddings, grades: sparse.csr_matrix, shown: np.ndarray):
 
 
 def _train(embeddings, feature, start, grades, shown, seed: int, progress: bool, what: str):
-    """(F, u) after training on lists of shown tokens; b_t = u feature_t. E stays, so that unseen
-    tokens stay in its space.
+    """F (L, d) and u after training on lists of shown tokens; b_t = u feature_t.
+
+    E is not trained, so that tokens that are not shown keep their places in it.
     """
     tokens = torch.from_numpy(np.flatnonzero(shown))
     e, x, shown_grades = embeddings[tokens], feature[tokens], grades[:, shown].tocsr()
     label, bias = (part.clone().requires_grad_() for part in start)
     optimizer = torch.optim.Adam([label, bias], lr=LEARNING_RATE)
-    taught, rng = np.flatnonzero(np.diff(shown_grades.indptr)), np.random.default_rng(seed)
+    taught = np.flatnonzero(np.diff(shown_grades.indptr))
+    rng = np.random.default_rng(seed)
     steps = EPOCHS * -(-len(taught) // LABELS_PER_BATCH)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.05, max(steps, 1))
     bar = tqdm(total=steps, desc=what, unit="step", disable=not progress)
@@ -304,29 +337,30 @@ def _loss(rows, label, bias, e, x, grades, rng) -> torch.Tensor:
 
 
 def lists(ranked, graded, rng) -> torch.Tensor:
-    """(R, T) distinct tokens of each label: its best grades, then those the model ranks highest,
-    then tokens by chance.
+    """(R, T) distinct tokens of each label: its best grades, then those that the model ranks
+    highest, then random ones.
+
+    ranked: (R, V) the model's scores. graded: (R, V) grades.
     """
     chance = torch.from_numpy(rng.random(ranked.shape, dtype=np.float32))
-    # one key orders the three kinds: grades above 10, the mined ones in (5, 10], chance below 1
+    # one key orders the three kinds: grades above 10, mined tokens at 5, random ones below 1
     key = torch.where(graded > 0, 0.0, chance)
     best = ranked.masked_fill(graded > 0, float("-inf")).topk(min(MINED, ranked.shape[1]), dim=1)
     key.scatter_(
         1, best.indices, torch.where(best.values.isinf(), key.gather(1, best.indices), 5.0 + 1e-3)
     )
-    kept = graded.topk(min(GRADED, graded.shape[1]), dim=1)
-    key.scatter_add_(1, kept.indices, torch.where(kept.values > 0, 10.0 + kept.values, 0.0))
+    top = graded.topk(min(GRADED, graded.shape[1]), dim=1)
+    key.scatter_add_(1, top.indices, torch.where(top.values > 0, 10.0 + top.values, 0.0))
     return key.topk(min(GRADED + MINED + NEGATIVES, ranked.shape[1]), dim=1).indices
 
 
 def held_out_ndcg(
     embeddings, feature, label, bias, grades, held_out: np.ndarray
 ) -> dict[str, float]:
-    """Mean nDCG of every label's ranking of ALL held-out tokens, labels without a graded one left
-    out.
+    """Mean nDCG@CUT of every label's ranking of all held-out tokens; labels without a graded one
+    are left out.
 
-    `ndcg_exponential` has the gains that are trained, 2^grade - 1; `ndcg_linear` the grades
-    themselves.
+    "ndcg_exponential" has the gains of training, 2^grade - 1, "ndcg_linear" the grades themselves.
     """
     where = torch.from_numpy(np.flatnonzero(held_out))
     e, x = embeddings[where], feature[where]
@@ -334,30 +368,33 @@ def held_out_ndcg(
 
 
 def chance_ndcg(grades, held_out: np.ndarray, seed: int = 0) -> dict[str, float]:
-    """The same of a random order: what the numbers begin from."""
-    asked, rng = grades[:, held_out].tocsr(), np.random.default_rng(seed)
-    return _ndcg(asked, lambda a, b: torch.from_numpy(rng.random((b - a, asked.shape[1]))))
+    """The same for a random order."""
+    graded = grades[:, held_out].tocsr()
+    rng = np.random.default_rng(seed)
+    return _ndcg(graded, lambda a, b: torch.from_numpy(rng.random((b - a, graded.shape[1]))))
 
 
-def _ndcg(asked: sparse.csr_matrix, scores) -> dict[str, float]:
-    found = {"exponential": [], "linear": []}
-    for a in range(0, asked.shape[0], BLOCK):
-        b = min(a + BLOCK, asked.shape[0])
-        relevance, s = torch.from_numpy(asked[a:b].toarray()), scores(a, b)
+def _ndcg(graded: sparse.csr_matrix, scores) -> dict[str, float]:
+    """Mean nDCG@CUT against graded (L, tokens); scores(a, b) gives those of labels a to b - 1."""
+    by_gain = {"exponential": [], "linear": []}
+    for a in range(0, graded.shape[0], BLOCK):
+        b = min(a + BLOCK, graded.shape[0])
+        relevance = torch.from_numpy(graded[a:b].toarray())
+        s = scores(a, b)
         for gains, scale in (("exponential", TOP_GRADE), ("linear", 1.0)):
-            found[gains].append(ranking.ndcg(s, scale * relevance, k=CUT, gains=gains))
+            by_gain[gains].append(ranking.ndcg(s, scale * relevance, k=CUT, gains=gains))
     return {
         f"ndcg_{name}": round(float(torch.cat(values).nanmean()), 4)
-        for name, values in found.items()
+        for name, values in by_gain.items()
     }
 
 
 def zero_points(model: StaticL2R, grades: sparse.csr_matrix, keep: int) -> torch.Tensor:
-    """(L,) c that puts each label's (K+1)-th best token at zero; minus infinity for a label without
-    teacher.
+    """(L,) c that puts each label's (K+1)-th best token at zero, K `keep`; minus infinity for a
+    label without a teacher.
     """
     points, taught = [], torch.from_numpy(np.diff(grades.indptr) > 0)
-    # of a vocabulary smaller than K all tokens but the last are planted
+    # where the vocabulary is smaller than K, all tokens but the last are planted
     place = min(keep + 1, int(model.token_bias.isfinite().sum()))
     for a in range(0, len(grades.indptr) - 1, BLOCK):
         s = model.scores(a, min(a + BLOCK, grades.shape[0]))

@@ -194,9 +194,7 @@ def plant_and_fine_tune(run: Run) -> tuple[list[dict], dict]:
     """(history, what dev chose): the gain of planted attention where there is a choice, the epoch."""
     gains = run.config.gains_for(run.parts)
     if len(gains) > 1:
-        gain, tried = train.choose(
-            gains, run.plant, run.fine_tune, run.folder, CHOSEN_BY
-        )
+        gain, tried = train.choose(gains, run.plant, run.fine_tune, run.folder, CHOSEN_BY)
         history = run.fine_tune(train.folder_of(run.folder, gain))
         return history, {"gain_chosen": gain, "gains_tried": tried}
     run.plant(gains[0])
