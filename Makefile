@@ -27,7 +27,7 @@ reproduce: $(READY)  ## the main job on a real corpus; DATASET=codiesp|eurlex57k
 	$(BIN)/python -m companion.reproduce $(if $(DATASET),--dataset "$(DATASET)") $(if $(TRAIN),--train $(TRAIN)) --tokens $(TOKENS) $(ARGS)
 
 test: $(READY)   ## lint, unit tests, end-to-end slice, notebooks against their stored outputs
-	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports && $(BIN)/mypy
 	$(BIN)/python -m pytest -m "not network and not gpu" tests
 	$(BIN)/python -m pytest --nbval --nbval-sanitize-with notebooks/sanitize.cfg --nbval-cell-timeout 600 notebooks
 data-check: $(READY) ## what is built under $$PLANT_HOME or data/ against the published counts

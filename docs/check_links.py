@@ -33,7 +33,7 @@ class Page(HTMLParser):
 
 
 def problems(site: Path) -> list[str]:
-    """One line a dead link, a missing anchor or a resource from elsewhere; empty when all is well."""
+    """One line per dead link, missing anchor or resource from elsewhere."""
     site = site.resolve()
     pages = {
         path: Page(path) for path in sorted(site.rglob("*.html")) if "_static" not in path.parts

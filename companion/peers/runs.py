@@ -110,7 +110,9 @@ def run_linear_score(
             _import_first()
             stood = _finished_parts(prepared)
             linear, took = timed(
-                lambda seed=seed: artefacts.linear_scores(prepared, config, seed, progress)
+                lambda seed=seed: artefacts.linear_scores(
+                    prepared, config, seed=seed, progress=progress
+                )
             )
             made_now = len(_finished_parts(prepared) - stood) == len(linear.tables)
             found = _peer_record(

@@ -1,11 +1,11 @@
-"""Does attention look at the right words? Token weights against gold evidence spans, document by
-document and label by label.
+"""Does attention look at the right words? Token weights compared with gold evidence spans.
 
-A corpus with `evidence` says which characters justify each label. Attention of a label is held
-against them: area under the curve (does a marked token rank above an unmarked one), precision among
-as many tokens as are marked, and a weighted intersection over union. Only documents of dev and test
-are read, which never train. `python -m companion.studies.evidence` compares the starts before and
-after training and writes numbers alone; no text leaves this module. METHOD.md sections 4 and 5.
+A corpus with `evidence` says which characters justify each label. The attention of a label is
+compared with them by the area under the curve (does a marked token weigh more than an unmarked
+one), the precision among as many tokens as are marked, and a weighted intersection over union. Only
+dev and test documents are read (docs/method.md, "Controls and peers"). `python -m
+companion.studies.evidence` compares the starts before and after training; it writes numbers, no
+text.
 """
 
 from __future__ import annotations
@@ -47,18 +47,17 @@ RANDOM_BEFORE, RANDOM_AFTER = "random, before training", "random, after training
 
 
 def gold_spans(corpus: Corpus, row: int, label: str) -> list[tuple[int, int]]:
-    """Character spans [start, end) that justify `label` in document `row`; none where the corpus
-    marks none.
-    """
+    """Character spans [start, end) that justify `label` in document `row`; [] without any."""
     if corpus.evidence is None:
         return []
-    frame = corpus.evidence
-    own = frame[(frame["id"] == corpus.ids[row]) & (frame["label"] == label)]
-    return sorted({(int(a), int(b)) for a, b in zip(own["start"], own["end"], strict=True)})
+    return gold_spans_of(corpus.evidence[corpus.evidence["id"] == corpus.ids[row]], label)
 
 
 def token_marks(spans: list[tuple[int, int]], gold: list[tuple[int, int]]) -> np.ndarray:
-    """(T,) bool: tokens that share a character with a gold span; spans are the tokens' own."""
+    """(T,) bool: tokens that share a character with a gold span.
+
+    spans: characters [begin, end) of the tokens; gold: those of the evidence.
+    """
     marks = np.zeros(len(spans), bool)
     for start, end in gold:
         marks |= np.array([begin < end and start < stop for begin, stop in spans], bool)
@@ -66,24 +65,30 @@ def token_marks(spans: list[tuple[int, int]], gold: list[tuple[int, int]]) -> np
 
 
 def agreement(weights: np.ndarray, marks: np.ndarray) -> dict[str, float]:
-    """auc, precision and iou of token weights (T,), which need not sum to one, against marks (T,);
-    nan without both kinds.
+    """How well token weights agree with marks.
 
-    auc: chance that a marked token weighs more than an unmarked one, equal weights half. precision:
-    share of marked ones among the n heaviest tokens, n marked in all; where the last places are
-    tied, the expected share. iou: sum min / sum max of the weights (as shares) and of 1/n on the
-    marked tokens, 1 when they are the same distribution.
+    Args:
+        weights: (T,) non-negative; they need not sum to one.
+        marks: (T,) bool, the tokens of the evidence; n of them are marked.
+
+    Returns:
+        auc, the chance that a marked token weighs more than an unmarked one (ties count half);
+        precision, the share of marked tokens among the n heaviest (the expected share where the
+        last places are tied); iou, sum of minima over sum of maxima of the normalised weights and
+        of 1/n on marked tokens. All are nan where all tokens or none are marked.
     """
-    weights, marks = np.asarray(weights, np.float64), np.asarray(marks, bool)
-    n, total = int(marks.sum()), weights.sum()
+    weights = np.asarray(weights, np.float64)
+    marks = np.asarray(marks, bool)
+    n = int(marks.sum())
     if not 0 < n < len(marks):
         return dict.fromkeys(MEASURES, float("nan"))
+    total = weights.sum()
     share = weights / total if total > 0 else np.full(len(weights), 1 / len(weights))
-    wanted = marks / n
+    even = marks / n
     return {
         "auc": _auc(weights, marks),
         "precision": _precision(weights, marks, n),
-        "iou": float(np.minimum(share, wanted).sum() / np.maximum(share, wanted).sum()),
+        "iou": float(np.minimum(share, even).sum() / np.maximum(share, even).sum()),
     }
 
 
@@ -96,17 +101,24 @@ def _auc(weights: np.ndarray, marks: np.ndarray) -> float:
 
 def _precision(weights: np.ndarray, marks: np.ndarray, n: int) -> float:
     last = np.sort(weights)[-n]
-    above, tied = weights > last, weights == last
+    above = weights > last
+    tied = weights == last
     return float((marks[above].sum() + (n - above.sum()) * marks[tied].mean()) / n)
 
 
 def pairs(prepared: Inputs, split: str) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """(row, label columns, marks (labels, T)) of documents of `split` whose evidence lies in the
-    tokens read.
+    """Documents and labels whose evidence lies in the tokens read.
 
-    Raises DataError for the training split and for a corpus without evidence.
+    Args:
+        prepared: a corpus with evidence.
+        split: "dev" or "test".
+
+    Yields:
+        Row of the document, columns of its labels (labels,), marks (labels, T) bool.
+
+    Raises:
+        DataError: another split, or a corpus without evidence.
     """
-
     corpus = prepared.corpus
     if corpus.evidence is None:
         raise DataError(
@@ -114,16 +126,15 @@ def pairs(prepared: Inputs, split: str) -> Iterator[tuple[int, np.ndarray, np.nd
             " evidence="
         )
     if split not in ("dev", "test"):
-        raise DataError(
-            f"split={split!r}: evidence is compared on dev or test, whose documents do not train"
-        )
+        raise DataError(f"split={split!r}: use dev or test, documents that no model is trained on")
     tokenizer = loading.tokenizer_of(prepared.backbone, prepared.trust_remote_code)
     column = {name: i for i, name in enumerate(corpus.label_names)}
     by_document = dict(tuple(corpus.evidence.groupby("id")))
     for row in prepared.rows[split]:
-        own = by_document.get(corpus.ids[row])
-        if own is None or not len(prepared.tokens[row]):
+        evidence = by_document.get(corpus.ids[row])
+        if evidence is None or not len(prepared.tokens[row]):
             continue
+        # characters of the tokens read
         spans = tokenizer(
             corpus.texts[row],
             add_special_tokens=False,
@@ -132,26 +143,27 @@ def pairs(prepared: Inputs, split: str) -> Iterator[tuple[int, np.ndarray, np.nd
             truncation=prepared.max_tokens is not None,
             max_length=prepared.max_tokens,
         )["offset_mapping"]
-        labels = sorted(
-            {name for name in own["label"]}
-            & {corpus.label_names[j] for j in corpus.labels[row].indices}
-        )
-        marks = np.array([token_marks(spans, gold_spans_of(own, name)) for name in labels]).reshape(
-            len(labels), len(spans)
-        )
-        kept = marks.any(1) & ~marks.all(1)
-        if kept.any():
-            yield int(row), np.array([column[name] for name in labels])[kept], marks[kept]
+        # gold labels with evidence, of which some but not all tokens are marked
+        gold = {corpus.label_names[j] for j in corpus.labels[row].indices}
+        labels = sorted(gold & set(evidence["label"]))
+        marks = [token_marks(spans, gold_spans_of(evidence, name)) for name in labels]
+        marks = np.array(marks).reshape(len(labels), len(spans))
+        usable = marks.any(1) & ~marks.all(1)
+        if usable.any():
+            yield int(row), np.array([column[name] for name in labels])[usable], marks[usable]
 
 
 def gold_spans_of(own: pandas.DataFrame, label: str) -> list[tuple[int, int]]:
-    """The spans of one label among one document's evidence rows."""
+    """The spans of one label in `own`, the evidence rows of one document."""
     part = own[own["label"] == label]
     return sorted({(int(a), int(b)) for a, b in zip(part["start"], part["end"], strict=True)})
 
 
 def attention_of(decoder, hidden: np.ndarray, ids: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """(labels, T) attention of a decoder over one document's hidden states (T, D)."""
+    """(labels, T) attention of a decoder over one document.
+
+    hidden: (T, D) hidden states; ids: (T,) token ids; columns: (labels,).
+    """
     import torch
 
     with torch.inference_mode():
@@ -161,29 +173,43 @@ def attention_of(decoder, hidden: np.ndarray, ids: np.ndarray, columns: np.ndarr
 
 
 def measure(prepared: Inputs, split: str, decoders: dict, teacher) -> pandas.DataFrame:
-    """One row a (system, document, label) with its measures; the teacher alone weighs tokens by its
-    relevance.
+    """The agreement of every system with the evidence.
+
+    Args:
+        prepared: a corpus with evidence.
+        split: "dev" or "test".
+        decoders: name -> decoder.
+        teacher: it weighs tokens by their relevance, without hidden states.
+
+    Returns:
+        A DataFrame with a row per system, document and label: count (training documents of the
+        label), share and marked (tokens of the evidence), and MEASURES.
+
+    Raises:
+        DataError: no evidence lies in the tokens read.
     """
     import pandas as pd
 
-    # at the spread the decoders were trained on
-    rows, features = [], replace(prepared.features, standard=artefacts.standard(prepared))
+    # hidden states are standardised as in training
+    features = replace(prepared.features, standard=artefacts.standard(prepared))
+    rows = []
     for row, columns, marks in pairs(prepared, split):
-        ids, hidden = prepared.tokens[row], features.document(row)
+        ids = prepared.tokens[row]
+        hidden = features.document(row)
         weights = {
             name: attention_of(decoder, hidden, ids, columns) for name, decoder in decoders.items()
         }
         weights[TEACHER] = teacher.relevance[columns][:, ids].toarray()
-        for name, values in weights.items():
-            for j, (column, own) in enumerate(zip(columns, marks, strict=True)):
+        for name, of_labels in weights.items():
+            for column, values, marked in zip(columns, of_labels, marks, strict=True):
                 rows.append(
                     {
                         "system": name,
                         "document": row,
                         "count": int(prepared.train_counts[column]),
-                        "share": own.mean(),
-                        "marked": int(own.sum()),
-                        **agreement(values[j], own),
+                        "share": marked.mean(),
+                        "marked": int(marked.sum()),
+                        **agreement(values, marked),
                     }
                 )
     if not rows:
@@ -194,11 +220,12 @@ def measure(prepared: Inputs, split: str, decoders: dict, teacher) -> pandas.Dat
 
 
 def systems(prepared: Inputs, seed: int, config, progress: bool = True) -> dict:
-    """The decoders of one seed: starts before their training and after it; trained ones are kept
-    and read again.
-    """
+    """The decoders of one seed, name -> decoder: starts before and after their training.
 
-    teacher, found = teacher_of(prepared, config.teacher), {}
+    Trained decoders are cached under artefacts/.
+    """
+    teacher = teacher_of(prepared, config.teacher)
+    decoders = {}
     options = {
         "teacher_config": config.teacher,
         "config": config.l2r,
@@ -221,16 +248,16 @@ def systems(prepared: Inputs, seed: int, config, progress: bool = True) -> dict:
             config=config.start,
             seed=seed,
         )
-        found[f"{start}, before training"] = model.decoder.eval()
+        decoders[f"{start}, before training"] = model.decoder.eval()
     for start in TRAINED:
-        found[f"{start}, after training"] = _trained(
+        decoders[f"{start}, after training"] = _trained(
             prepared, start, seed, config, teacher, progress
         )
-    return found
+    return decoders
 
 
 def _trained(prepared: Inputs, start: str, seed: int, config, teacher, progress: bool):
-    """The decoder of a start after its run, from artefacts/ where the same run has left it."""
+    """The decoder of a start after its run; cached under artefacts/."""
     from safetensors.torch import load_file, save_file
 
     key = fingerprint_of(prepared.key, start, asdict(config), seed)
@@ -245,14 +272,12 @@ def _trained(prepared: Inputs, start: str, seed: int, config, teacher, progress:
 
 
 def summary(frame: pandas.DataFrame) -> dict:
-    """Means over documents and labels a system: over all pairs and by the label's training
-    documents.
-    """
+    """System -> bucket -> measure: means over documents and labels, of all and of each bucket."""
     result = {}
-    for name, own in frame.groupby("system", sort=False):
-        parts = {"all": own} | {
-            b: own[own["count"].between(low, high or np.inf)] for b, (low, high) in BUCKETS.items()
-        }
+    for name, rows in frame.groupby("system", sort=False):
+        parts = {"all": rows}
+        for bucket, (low, high) in BUCKETS.items():
+            parts[bucket] = rows[rows["count"].between(low, high or np.inf)]
         result[name] = {
             bucket: {m: float(part[m].mean()) for m in MEASURES}
             for bucket, part in parts.items()
@@ -262,37 +287,37 @@ def summary(frame: pandas.DataFrame) -> dict:
 
 
 def difference(frame: pandas.DataFrame, system: str, baseline: str) -> dict[str, dict[str, float]]:
-    """Paired bootstrap over documents of `system` minus `baseline`; labels and seeds of a document
-    averaged first.
-    """
+    """Measure -> paired bootstrap of `system` minus `baseline` over documents.
 
+    The labels and seeds of a document are averaged first.
+    """
     by_document = frame.groupby(["system", "document"])[list(MEASURES)].mean()
-    return {
-        m: paired_bootstrap(
-            by_document.loc[system][m].to_numpy(), by_document.loc[baseline][m].to_numpy()
-        )
-        for m in MEASURES
-    }
+    one = by_document.loc[system]
+    other = by_document.loc[baseline]
+    return {m: paired_bootstrap(one[m].to_numpy(), other[m].to_numpy()) for m in MEASURES}
 
 
 def report(prepared: Inputs, seeds: list[int], split: str, config, progress: bool = True) -> dict:
-    """Everything results/evidence.json holds; see `main`."""
+    """Measure every system with every seed; returns the contents of results/evidence.json.
+
+    config: options of the runs.
+    """
     import pandas as pd
 
-    began, frames = time.perf_counter(), []
+    # measure
+    began = time.perf_counter()
+    frames = []
     teacher = teacher_of(prepared, config.teacher)
     for seed in seeds:
-        frames.append(
-            measure(prepared, split, systems(prepared, seed, config, progress), teacher).assign(
-                seed=seed
-            )
-        )
+        decoders = systems(prepared, seed, config, progress)
+        frames.append(measure(prepared, split, decoders, teacher).assign(seed=seed))
         if progress:
             print(f"seed {seed}: {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
-    frame, first = pd.concat(frames), frames[0][frames[0]["system"] == TEACHER]
-    compared = [
-        name for name in frame["system"].unique() if name not in (RANDOM_BEFORE, RANDOM_AFTER)
-    ]
+    # summarise
+    frame = pd.concat(frames)
+    first = frames[0][frames[0]["system"] == TEACHER]
+    randoms = (RANDOM_BEFORE, RANDOM_AFTER)
+    compared = [name for name in frame["system"].unique() if name not in randoms]
     return plain(
         {
             "schema": 1,
@@ -316,8 +341,7 @@ def report(prepared: Inputs, seeds: list[int], split: str, config, progress: boo
             "by_seed": {str(seed): summary(part) for seed, part in zip(seeds, frames, strict=True)},
             "mean": summary(frame),
             "difference": {
-                base: {name: difference(frame, name, base) for name in compared}
-                for base in (RANDOM_BEFORE, RANDOM_AFTER)
+                base: {name: difference(frame, name, base) for name in compared} for base in randoms
             },
             "params": asdict(config),
             "environment": environment(),
@@ -329,8 +353,10 @@ def report(prepared: Inputs, seeds: list[int], split: str, config, progress: boo
 
 
 def table(found: dict) -> pandas.DataFrame:
-    """One row a (system, bucket): mean of each measure and its smallest and largest seed, from what
-    `report` returns.
+    """A row per system and bucket: system, bucket, and '<measure>', '<measure> min' and 'max'.
+
+    These are the mean over all seeds and the lowest and highest mean of a seed. found: as `report`
+    returns it.
     """
     import pandas as pd
 
@@ -338,11 +364,10 @@ def table(found: dict) -> pandas.DataFrame:
     for system, buckets in found["mean"].items():
         for bucket, means in buckets.items():
             seeds = pd.DataFrame([by[system][bucket] for by in found["by_seed"].values()])
-            spread = {
-                f"{m} {what}": getattr(seeds[m], what)()
-                for m in MEASURES
-                for what in ("min", "max")
-            }
+            spread = {}
+            for measure in MEASURES:
+                spread[f"{measure} min"] = seeds[measure].min()
+                spread[f"{measure} max"] = seeds[measure].max()
             rows.append({"system": system, "bucket": bucket, **means, **spread})
     return pd.DataFrame(rows)
 
@@ -351,50 +376,45 @@ def draw(
     source: str | Path = "results/evidence.json",
     target: str | Path = "results/figures/evidence.png",
 ) -> Path:
-    """The committed numbers as a figure: all labels, a row a system."""
-
-    found = read_json(source)
-    rows = table(found)
-    ax = plots.evidence_agreement(
-        rows[rows["bucket"] == "all"], chance=found["pairs"]["chance precision"]
-    )
-    about = found["dataset"]
+    """Draw the numbers of `source`, all labels, a row per system; returns `target`."""
+    numbers = read_json(source)
+    pairs = numbers["pairs"]
+    rows = table(numbers)
+    ax = plots.evidence_agreement(rows[rows["bucket"] == "all"], chance=pairs["chance precision"])
     ax.figure.suptitle(
-        f"{about['name']}, {found['split']}: {found['pairs']['labels']:,} marked labels of "
-        f"{found['pairs']['documents']} documents, {len(found['seeds'])} seed(s)"
+        f"{numbers['dataset']['name']}, {numbers['split']}: {pairs['labels']:,} marked labels of "
+        f"{pairs['documents']} documents, {len(numbers['seeds'])} seed(s)"
     )
     plots.save(ax, target)
     return Path(target)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the comparison; exit status 1 with one line when something is wrong."""
+    """Run the comparison; exit status 1 and one line of error where something is wrong."""
     parser = argparse.ArgumentParser(
         prog="python -m companion.studies.evidence", description=__doc__.split("\n")[0]
     )
-    parser.add_argument("--dataset", default="codiesp-es", help="a corpus whose evidence is marked")
+    parser.add_argument("--dataset", default="codiesp-es", help="a corpus with evidence")
     parser.add_argument("--backbone", default="minilm")
-    parser.add_argument("--tokens", type=int, default=256, help="tokens read of each document")
+    parser.add_argument("--tokens", type=int, default=256, help="tokens read per document")
     parser.add_argument(
-        "--epochs", type=int, default=4, help="most epochs a run trains; the best on dev is kept"
+        "--epochs", type=int, default=4, help="most epochs per run; the best on dev is kept"
     )
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds")
     parser.add_argument("--split", default="test", choices=("dev", "test"))
     parser.add_argument("--out", default="results/evidence.json")
     options = parser.parse_args(arguments)
-
     try:
         config = RunConfig(train=TrainConfig(epochs=options.epochs))
         prepared = prepare(options.dataset, backbone=options.backbone, max_tokens=options.tokens)
-        # a corpus without evidence is an error before the long work
-        next(pairs(prepared, options.split), None)
-        found = report(prepared, list(range(options.seeds)), options.split, config)
-        write_json(options.out, found)
+        next(pairs(prepared, options.split), None)  # fails here if the corpus has no evidence
+        numbers = report(prepared, list(range(options.seeds)), options.split, config)
+        write_json(options.out, numbers)
     except (OSError, ValueError) as error:
         print(f"evidence: {error}", file=sys.stderr)
         return 1
-    shown = table(found)
-    print(shown[shown["bucket"] == "all"].set_index("system")[list(MEASURES)].round(3).to_string())
+    rows = table(numbers)
+    print(rows[rows["bucket"] == "all"].set_index("system")[list(MEASURES)].round(3).to_string())
     return 0
 
 

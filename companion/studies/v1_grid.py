@@ -1,9 +1,9 @@
-"""The first version's runs from plain parameters: AWD-LSTMs of a corpus's own text, `v1` and each
-ingredient off, the ensemble.
+"""A grid of runs of the first version on AWD-LSTMs, for notebook 09 and `runs/awd-*.yaml`.
 
-Realises METHOD.md section 4 as notebook 09 and `runs/awd-*.yaml` ask for it. The published PLANT
-stands on four ingredients; a row of `ABLATIONS` takes one away and leaves parameters, data order
-and budget as they are. Language models and finished records are read, not made again.
+The language models are trained on the text of the corpus. The first version has four ingredients
+(docs/method.md, "The first version (v1)"); a row of `ABLATIONS` leaves one out, with the same
+parameters, data order and number of epochs. With a forward and a backward model their sum is
+evaluated too. Finished language models and runs are not repeated.
 """
 
 from __future__ import annotations
@@ -28,8 +28,7 @@ from plantlib.utils.distributed import is_main, main_first
 from plantlib.utils.io import fingerprint_of, read_json, write_json
 from plantlib.utils.progress import tqdm
 
-# system of the record -> (start, what is changed of the run); "stateful" takes the running state
-# away, or puts it in
+# system of the record -> (start, changed options); "stateful" switches between the two states
 ABLATIONS = {
     "v1": ("v1", {}),
     "random": ("random", {}),
@@ -40,7 +39,7 @@ ABLATIONS = {
 }
 
 
-# what the method leaves open, one choice changed at a time; not part of a grid unless asked for
+# choices that the method leaves open, one changed at a time; not part of a grid by default
 VARIANTS = {
     "v1-k4": ("v1", {"keep": 4}),
     "v1-k16": ("v1", {"keep": 16}),
@@ -58,16 +57,24 @@ def language_model(
     root: str | Path | None = None,
     progress: bool = True,
 ) -> tuple[str, dict]:
-    """(folder, what pretraining found) of one direction; both directions share the tokenizer of the
-    same text.
+    """Train the language model of one direction, unless it exists.
+
+    Both directions have the same tokenizer.
+
+    Args:
+        corpus: its training and unlabelled text is read.
+        direction: "forward" or "backward".
+        config: options of the pretraining.
+        root: folder of intermediate artefacts; artefacts/ of the checkout when None.
+        progress: show bars.
+
+    Returns:
+        The folder of the model, and the report of its pretraining.
     """
     config = replace(config, direction=direction)
     key = fingerprint_of(corpus.fingerprint(), asdict(config))
-    folder = (
-        artefacts.root_of(privacy.artefacts_root(corpus, root))
-        / "awd"
-        / f"{corpus.name}-{direction}-{key}"
-    )
+    artefacts_folder = artefacts.root_of(privacy.artefacts_root(corpus, root))
+    folder = artefacts_folder / "awd" / f"{corpus.name}-{direction}-{key}"
     with main_first():
         if not (folder / "pretraining.json").exists():
             folder.parent.mkdir(parents=True, exist_ok=True)
@@ -77,7 +84,7 @@ def language_model(
 
 
 def changed(config: RunConfig, changes: dict) -> RunConfig:
-    """The run of a row of SYSTEMS: `changes` as there."""
+    """`config` with the changes of a row of SYSTEMS."""
     start = {k: v for k, v in changes.items() if k.startswith("v1_")}
     v1 = {k: v for k, v in changes.items() if k in ("contexts", "l2r_from")}
     config = replace(config, start=replace(config.start, **start), v1=replace(config.v1, **v1))
@@ -102,16 +109,32 @@ def run_system(
     again: bool = False,
     progress: bool = True,
 ) -> tuple[RunRecord, object]:
-    """One row of SYSTEMS as a record of that name; (record, None) where it is finished already,
-    unless `again`.
+    """Run a row of SYSTEMS.
+
+    Args:
+        prepared: the corpus as the language model reads it.
+        system: name of the row.
+        seed: of the run.
+        config: options of the runs, without the changes of the row.
+        results: folder of the records.
+        notebook: named in the record.
+        again: run it even where its record is there.
+        progress: show bars.
+
+    Returns:
+        The record, and the model; None instead of a model where the run was finished already.
+
+    Raises:
+        ValueError: an unknown system.
     """
     if system not in SYSTEMS:
         raise ValueError(f"system {system!r} is not known; use {', '.join(SYSTEMS)}")
     start, changes = SYSTEMS[system]
-    config, run_id = changed(config, changes), run_name(prepared, system, seed, config.tuning)
-    found = None if again else finished(Path(results) / f"{run_id}.json", prepared, config, seed)
-    if found:
-        return found, None
+    config = changed(config, changes)
+    run_id = run_name(prepared, system, seed, config.tuning)
+    record = None if again else finished(Path(results) / f"{run_id}.json", prepared, config, seed)
+    if record is not None:
+        return record, None
     record, model = run_start(
         prepared, start, seed, config=config, run_id=run_id, notebook=notebook, progress=progress
     )
@@ -159,9 +182,18 @@ def awd_grid(
     notebook: str | None = "09_awd_lstm",
     progress: bool = True,
 ) -> tuple[list[RunRecord], list[dict]]:
-    """(records, what each language model found); with two directions the sum of both is a record of
-    every system and seed.
+    """Run every system with every seed on the language model of every direction.
+
+    With two directions the sum of both is recorded too. The parameters are those of
+    `PretrainConfig` (lm_...), `prepare`, `RunConfig`, `V1Config` and `TrainConfig`.
+
+    Returns:
+        The records, and the reports of the language models.
+
+    Raises:
+        ValueError: an unknown system.
     """
+    # options from the plain parameters
     unknown = [system for system in systems if system not in SYSTEMS]
     if unknown:
         raise ValueError(f"system {unknown[0]!r} is not known; use {', '.join(SYSTEMS)}")
@@ -191,12 +223,14 @@ def awd_grid(
             keep_epochs=keep_epochs,
         ),
     )
+    # language models, and the corpus as each of them reads it
     caps = {"train": train_documents, "dev": dev_documents, "test": test_documents}
     corpus = Corpus.load(dataset).with_dev().subset(**caps)
-    models, ready = [], {}
+    models = []
+    ready = {}
     for direction in directions:
-        folder, found = language_model(corpus, direction, pretraining, root, progress)
-        models.append({"direction": direction, "model": Path(folder).name} | found)
+        folder, pretrained = language_model(corpus, direction, pretraining, root, progress)
+        models.append({"direction": direction, "model": Path(folder).name} | pretrained)
         ready[direction] = prepare(
             dataset,
             backbone=folder,
@@ -207,14 +241,14 @@ def awd_grid(
             progress=progress,
             **{f"{split}_documents": cap for split, cap in caps.items()},
         )
-    # beside the records; a lesson's temporary folder keeps none, a credentialed corpus none outside
+    # their reports, beside a folder runs/ of records; those of a credentialed corpus only inside
     # the data folder
-    if Path(results).name == "runs" and (
-        privacy.inside_data(results) or not privacy.is_credentialed(corpus)
-    ):
+    may_write = privacy.inside_data(results) or not privacy.is_credentialed(corpus)
+    if Path(results).name == "runs" and may_write:
         path = Path(results).parent / f"awd-pretraining-{corpus.name}.json"
-        told = {m["model"]: {k: v for k, v in m.items() if k != "model"} for m in models}
-        write_json(path, (read_json(path) if path.exists() else {}) | told)
+        reports = {m["model"]: {k: v for k, v in m.items() if k != "model"} for m in models}
+        write_json(path, (read_json(path) if path.exists() else {}) | reports)
+    # the runs
     records = []
     jobs = [(seed, system) for seed in seeds for system in systems]
     for seed, system in tqdm(jobs, desc="runs", unit="run", disable=not progress):
@@ -225,26 +259,28 @@ def awd_grid(
 def _both(
     ready: dict[str, Inputs], system: str, seed: int, config: RunConfig, results: Path, notebook
 ) -> list[RunRecord]:
-    """Records of every direction and, of two, of their sum; directions are trained again where the
-    sum alone is missing.
+    """The records of every direction and, of two directions, of their sum.
+
+    The sum needs the models, so directions are trained again where only its record is missing.
     """
+    # each direction
     options = {"results": results, "notebook": notebook, "progress": False}
-    made = {
-        d: run_system(prepared, system, seed, config, **options) for d, prepared in ready.items()
-    }
-    records = [record for record, _ in made.values()]
+    models = {}
+    records = []
+    for direction, prepared in ready.items():
+        record, models[direction] = run_system(prepared, system, seed, config, **options)
+        records.append(record)
     if len(ready) < 2:
         return records
+    # the sum, unless its record is there
     path = results / f"{records[0].id}-ensemble.json"
-    if path.exists() and all(model is None for _, model in made.values()):
-        found = RunRecord.load(path)
-        if found.params["made_of"] == made_of(records):
-            return [*records, found]
-    made = {
-        d: found
-        if found[1] is not None
-        else run_system(ready[d], system, seed, config, again=True, **options)
-        for d, found in made.items()
-    }
-    members = [(ready[d], model) for d, (_, model) in made.items()]
+    if path.exists() and not any(models.values()):
+        ensemble = RunRecord.load(path)
+        if ensemble.params["made_of"] == made_of(records):
+            return [*records, ensemble]
+    for direction, model in models.items():
+        if model is None:
+            again = run_system(ready[direction], system, seed, config, again=True, **options)
+            models[direction] = again[1]
+    members = [(ready[direction], model) for direction, model in models.items()]
     return [*records, run_ensemble(members, results=results, notebook=notebook)[0]]

@@ -173,7 +173,7 @@ class Corpus(Rich):
         rows: np.ndarray | None = None,
         columns: np.ndarray | None = None,
         *,
-        split=None,
+        split: np.ndarray | None = None,
         **manifest: Any,
     ) -> Corpus:
         """A new corpus of some rows and columns, with evidence and manifest in step."""

@@ -229,15 +229,17 @@ class _LabelAttention(torch.autograd.Function):
         options = (wants_context, grades and not wants_context) if backend == "torch" else ()
         with torch.autocast(hidden.device.type, enabled=False):
             rows = _backend(backend).forward(problem, *options)
-        ctx.save_for_backward(*inputs, rows.value, rows.top, rows.total, rows.threshold, rows.kept)
+        ctx.save_for_backward(
+            *inputs, rows.value, rows.top, rows.total, rows.threshold, rows.weights
+        )
         ctx.keep, ctx.backend, ctx.context = keep, backend, rows.context
         return rows.value, rows.top + rows.total.log()
 
     @staticmethod
     def backward(ctx, grad_value, grad_log_sum):
-        *inputs, value, top, total, threshold, kept = ctx.saved_tensors
+        *inputs, value, top, total, threshold, weights = ctx.saved_tensors
         problem = _problem(ctx.keep, *inputs)
-        rows = label_attention_torch.Rows(value, top, total, threshold, ctx.context, kept)
+        rows = label_attention_torch.Rows(value, top, total, threshold, ctx.context, weights)
         # the context becomes a gradient, so a second backward pass has to do without it
         ctx.context = None
         wants_hidden, wants_values = ctx.needs_input_grad[0], ctx.needs_input_grad[11]

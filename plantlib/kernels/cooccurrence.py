@@ -141,12 +141,12 @@ def _shorten(row, label, thresholds, filled, K, CAP: tl.constexpr):
     higher = keys > edge
     above = tl.sum(higher.to(tl.int32), 0)
     tie = (keys == edge).to(tl.int32)
-    kept = (higher | ((tie > 0) & (tl.cumsum(tie, 0) <= K - above))).to(tl.int32)
+    keep = (higher | ((tie > 0) & (tl.cumsum(tie, 0) <= K - above))).to(tl.int32)
     # no thread may write before all have read
     tl.debug_barrier()
-    tl.store(row + tl.cumsum(kept, 0) - 1, keys, mask=kept > 0)
+    tl.store(row + tl.cumsum(keep, 0) - 1, keys, mask=keep > 0)
     tl.store(thresholds + label, edge)
-    tl.store(filled + label, tl.sum(kept, 0))
+    tl.store(filled + label, tl.sum(keep, 0))
     return above
 
 

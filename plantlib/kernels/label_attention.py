@@ -118,7 +118,7 @@ class _Launch:
         documents = self.batch if documents is None else documents
         return self.columns, self.size, self.tiles, documents, self.blocks
 
-    def kept(self, threshold: torch.Tensor | None):
+    def selection(self, threshold: torch.Tensor | None):
         """Pointers to edges and last places; any pointer where all tokens are kept."""
         return (self.offsets, self.offsets) if threshold is None else tuple(threshold)
 
@@ -152,7 +152,7 @@ def forward(p: Problem) -> Rows:
     # Triton launches on the current GPU, which need not be the one that holds the tensors
     with torch.cuda.device_of(p.hidden):
         threshold = None if p.keep is None else _thresholds(p, launch)
-        inputs = (*launch.arguments(), *launch.kept(threshold))
+        inputs = (*launch.arguments(), *launch.selection(threshold))
         options = launch.options | {"KEPT": threshold is not None}
         grid = (launch.blocks * launch.batch,)
         _forward_kernel[grid](*inputs, value, top, total, *launch.sizes(), **options)
@@ -201,7 +201,14 @@ def backward(
         # gradients of scores and outputs
         d_scores, d_reads = space.take(2 * part.columns, part.tokens).split(part.columns)
         grid, sizes = launch.part(part)
-        inputs = (*launch.arguments(), *launch.kept(rows.threshold), rows.top, rows.value, g, shift)
+        inputs = (
+            *launch.arguments(),
+            *launch.selection(rows.threshold),
+            rows.top,
+            rows.value,
+            g,
+            shift,
+        )
         options = launch.options | {"KEPT": rows.threshold is not None}
         with torch.cuda.device_of(p.hidden):
             _backward_kernel[grid](*inputs, d_scores, d_reads, d_gain, *sizes, **options)

@@ -339,11 +339,11 @@ def _forward_kernel(
             scores = _plant(
                 scores, cell_rows, cell_tokens, cell_values, bounds, tile, gain, BL, BT, BC, PRODUCT
             )
-        kept = inside[None, :] & (scores == scores)
+        attended = inside[None, :] & (scores == scores)
         if KEPT:
-            kept = kept & _kept(scores, places, edge + out, last + out, column < columns)
+            attended = attended & _kept(scores, places, edge + out, last + out, column < columns)
         # NaN scores stay, so that broken input shows
-        scores = tl.where(kept | (scores != scores) & inside[None, :], scores, float("-inf"))
+        scores = tl.where(attended | (scores != scores) & inside[None, :], scores, float("-inf"))
         higher = tl.maximum(m, tl.max(scores, 1))
         safe = tl.where(higher == float("-inf"), 0.0, higher)
         e = tl.exp(scores - safe[:, None])
@@ -419,12 +419,12 @@ def _backward_kernel(
                 scores, cell_rows, cell_tokens, cell_values, bounds, tile, gain, BL, BT, BC, PRODUCT
             )
         at = b.to(tl.int64) * columns + column
-        kept = inside[None, :]
+        attended = inside[None, :]
         if KEPT:
-            kept = kept & _kept(scores, places, edge + at, last + at, is_column)
+            attended = attended & _kept(scores, places, edge + at, last + at, is_column)
         m = tl.load(top + at, mask=is_column, other=0.0)
         g = tl.load(scale + at, mask=is_column, other=0.0)
-        e = tl.where(kept, tl.exp(scores - tl.where(m == float("-inf"), 0.0, m)[:, None]), 0.0)
+        e = tl.where(attended, tl.exp(scores - tl.where(m == float("-inf"), 0.0, m)[:, None]), 0.0)
         centred = reads - tl.load(value + at, mask=is_column, other=0.0)[:, None]
         ds = e * (g[:, None] * centred + tl.load(shift + at, mask=is_column, other=0.0)[:, None])
         to = (column - block0 * BL).to(tl.int64)[:, None] * S + (begin - token0 + places)[None, :]
@@ -432,7 +432,7 @@ def _backward_kernel(
         tl.store(d_scores + to, ds.to(d_scores.dtype.element_ty), mask=mask)
         tl.store(d_reads + to, (e * g[:, None]).to(d_reads.dtype.element_ty), mask=mask)
         if PLANTED:
-            # built again rather than kept, because scores and outputs fill the registers
+            # built again rather than stored, because scores and outputs fill the registers
             planted = tl.zeros((BL, BT), tl.float32)
             planted = _plant(
                 planted, cell_rows, cell_tokens, cell_values, bounds, tile, 1.0, BL, BT, BC, PRODUCT

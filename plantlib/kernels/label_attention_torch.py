@@ -25,7 +25,9 @@ class Sizes(NamedTuple):
     block: int  # labels per block
     chunk: int  # tokens per chunk
     cells: int  # scores of a block; a long document narrows it
-    kept: int  # weights that the forward pass leaves to the backward pass, for any number of labels
+    weights: (
+        int  # weights that the forward pass leaves to the backward pass, for any number of labels
+    )
 
 
 # on a CPU a block must repay the packing of its product and be small beside the inputs; on a GPU it
@@ -69,7 +71,7 @@ class Rows(NamedTuple):
     threshold: torch.Tensor | None = None  # of the Triton kernels with inattention
     context: torch.Tensor | None = None  # (L, D), see `forward`
     # (first columns, S) exp(score - top), 0 where inattention leaves a token out
-    kept: torch.Tensor | None = None
+    weights: torch.Tensor | None = None
 
 
 class Gradients(NamedTuple):
@@ -137,7 +139,7 @@ def block_of(p: Problem, edges: list[int]) -> int:
 
 def fitting(p: Problem) -> int:
     """How many first columns, in whole blocks, leave their weights to the backward pass."""
-    fit, columns = sizes_of(p.hidden).kept // max(len(p.hidden), 1), p.shape[1]
+    fit, columns = sizes_of(p.hidden).weights // max(len(p.hidden), 1), p.shape[1]
     # tested first, because a GPU, which keeps none, would have to wait for the offsets
     if not fit or fit >= columns:
         return min(fit, columns)
@@ -246,7 +248,7 @@ def forward(p: Problem, keep_context: bool = False, keep_weights: bool = False) 
         keep_context: for a single document and all labels, return sum_t exp(score - top) H_t
             (L, D) as well. Up to a factor per label it is the gradient of the outputs, so
             `backward` saves one product of eight.
-        keep_weights: return the weights of as many first columns as `Sizes.kept` allows. Callers
+        keep_weights: return the weights of as many first columns as `Sizes.weights` allows. Callers
             request one of the two: together they take too much memory.
 
     Returns:
@@ -256,7 +258,7 @@ def forward(p: Problem, keep_context: bool = False, keep_weights: bool = False) 
     value, total = (p.hidden.new_zeros(p.shape, dtype=kind) for _ in range(2))
     top = p.hidden.new_full(p.shape, float("-inf"), dtype=kind)
     context = p.outputs.new_empty(p.outputs.shape, dtype=kind) if keep_context else None
-    kept = p.hidden.new_empty((fitting(p) if keep_weights else 0, len(p.hidden)), dtype=kind)
+    saved = p.hidden.new_empty((fitting(p) if keep_weights else 0, len(p.hidden)), dtype=kind)
     for tile in tiles(p):
         # scores and outputs; with a context the outputs follow from it
         h, size = space.hidden(tile), tile.high - tile.low
@@ -272,15 +274,15 @@ def forward(p: Problem, keep_context: bool = False, keep_weights: bool = False) 
             keep_highest(weights, p.keep)
             highest = torch.amax(weights, 1, out=top[b, columns])
             sums = torch.sum(exp_(weights, highest), 1, out=total[b, columns])
-            if tile.high <= len(kept):
-                kept[columns, tile.begin : tile.end][:, span] = weights
+            if tile.high <= len(saved):
+                saved[columns, tile.begin : tile.end][:, span] = weights
             if context is None:
                 read_sum = read[:, span].mul_(weights).sum(1)
             else:
                 weighted = torch.mm(weights, h, out=context[columns])
                 read_sum = weighted.mul(tile.stacked[size:]).sum(1)
             torch.div(read_sum, safe(sums), out=value[b, columns])
-    return Rows(value, top, total, context=context, kept=kept if len(kept) else None)
+    return Rows(value, top, total, context=context, weights=saved if len(saved) else None)
 
 
 def backward(
@@ -314,15 +316,15 @@ def backward(
     d_gain = zero_gain(p)
     d_values = torch.zeros_like(p.cells[2]) if wants_values else None
     for tile in tiles(p):
-        # scores or kept weights, and outputs
+        # scores or saved weights, and outputs
         columns, size = slice(tile.low, tile.high), tile.high - tile.low
-        is_kept = rows.kept is not None and tile.high <= len(rows.kept)
-        weights = rows.kept[columns, tile.begin : tile.end] if is_kept else None
+        has_weights = rows.weights is not None and tile.high <= len(rows.weights)
+        weights = rows.weights[columns, tile.begin : tile.end] if has_weights else None
         h, scores, read, cells = space.read(tile, weights)
         # turn scores into dv and outputs into ds, document by document
         for b, span in space.spans(tile):
             weights, reads = scores[:, span], read[:, span]
-            if not is_kept:
+            if not has_weights:
                 keep_highest(weights, p.keep)
                 exp_(weights, rows.top[b, columns])
             upstream = g[b, columns, None]

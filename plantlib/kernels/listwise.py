@@ -56,12 +56,12 @@ def _ranks_kernel(
     base = row.to(tl.int64) * T
     items = first + tl.arange(0, BI)
     length = tl.load(real + row)
-    own = tl.load(scores + base + items, mask=items < length, other=0.0)
+    item_score = tl.load(scores + base + items, mask=items < length, other=0.0)
     ahead = tl.zeros((BI, BJ), tl.float32)
     for start in range(0, tl.where(first < tl.load(positives + row), length, 0), BJ):
         others = start + tl.arange(0, BJ)
-        theirs = tl.load(scores + base + others, mask=others < length, other=float("-inf"))
-        x = alpha * (theirs[None, :] - own[:, None])
+        other_score = tl.load(scores + base + others, mask=others < length, other=float("-inf"))
+        x = alpha * (other_score[None, :] - item_score[:, None])
         ahead += _sigmoid(x, tl.exp(-tl.abs(x)))
     tl.store(ranks + base + items, 0.5 + tl.sum(ahead, 1), mask=items < T)
 
@@ -85,16 +85,16 @@ def _rank_gradient_kernel(
     length, bound = tl.load(real + row), tl.load(positives + row)
     # a block without gain is moved by the positive items alone
     bound = tl.where(first < bound, length, bound)
-    own = tl.load(scores + base + items, mask=items < length, other=0.0)
-    own_slope = tl.load(slopes + base + items, mask=items < length, other=0.0)
+    item_score = tl.load(scores + base + items, mask=items < length, other=0.0)
+    item_slope = tl.load(slopes + base + items, mask=items < length, other=0.0)
     total = tl.zeros((BI, BJ), tl.float32)
     for start in range(0, tl.where(first < length, bound, 0), BJ):
         others = start + tl.arange(0, BJ)
-        theirs = tl.load(scores + base + others, mask=others < length, other=float("-inf"))
+        other_score = tl.load(scores + base + others, mask=others < length, other=float("-inf"))
         slope = tl.load(slopes + base + others, mask=others < length, other=0.0)
-        x = alpha * (theirs[None, :] - own[:, None])
+        x = alpha * (other_score[None, :] - item_score[:, None])
         e = tl.exp(-tl.abs(x))
-        total += e / ((1.0 + e) * (1.0 + e)) * (slope[None, :] - own_slope[:, None])
+        total += e / ((1.0 + e) * (1.0 + e)) * (slope[None, :] - item_slope[:, None])
     tl.store(
         gradient + base + items,
         tl.where(items < length, alpha * tl.sum(total, 1), 0.0),
@@ -124,22 +124,22 @@ def _lambda_kernel(
     length, bound = tl.load(real + row), tl.load(positives + row)
     # items without gain lose to positive items and beat none
     bound = tl.where(first < bound, length, bound if GRADIENT else 0)
-    own = tl.load(scores + base + items, mask=items < length, other=0.0)
-    own_gain = tl.load(gain + base + items, mask=items < length, other=0.0)
-    own_discount = tl.load(discount + base + items, mask=items < length, other=0.0)
+    item_score = tl.load(scores + base + items, mask=items < length, other=0.0)
+    item_gain = tl.load(gain + base + items, mask=items < length, other=0.0)
+    item_discount = tl.load(discount + base + items, mask=items < length, other=0.0)
     losses = tl.zeros((BI, BJ), tl.float32)
     pulls = tl.zeros((BI, BJ), tl.float32)
     for start in range(0, tl.where(first < length, bound, 0), BJ):
         others = start + tl.arange(0, BJ)
         real_other = others < length
-        theirs = tl.load(scores + base + others, mask=real_other, other=0.0)
-        their_gain = tl.load(gain + base + others, mask=real_other, other=0.0)
-        their_discount = tl.load(discount + base + others, mask=real_other, other=0.0)
-        better = their_gain[None, :] - own_gain[:, None]
-        apart = their_discount[None, :] - own_discount[:, None]
+        other_score = tl.load(scores + base + others, mask=real_other, other=0.0)
+        other_gain = tl.load(gain + base + others, mask=real_other, other=0.0)
+        other_discount = tl.load(discount + base + others, mask=real_other, other=0.0)
+        better = other_gain[None, :] - item_gain[:, None]
+        apart = other_discount[None, :] - item_discount[:, None]
         real_pair = real_other[None, :] & (items < length)[:, None]
         weight = tl.where(real_pair, tl.abs(better * apart), 0.0)
-        ahead = theirs[None, :] - own[:, None]
+        ahead = other_score[None, :] - item_score[:, None]
         # sigma (worse - better score), whichever of the two is this program's
         x = sigma * tl.where(better > 0, -ahead, ahead)
         e = tl.exp(-tl.abs(x))

@@ -1,11 +1,10 @@
-"""approxNDCG and LambdaRank by blocks of pairs, without (R, T, T) (docs/method.md, "Learning to
-rank").
+"""approxNDCG and LambdaRank in PyTorch by blocks of pairs (docs/method.md, "Learning to rank").
 
-They compute what `reference.approx_ndcg_rows` and `lambdarank_rows` define. Items are sorted by
-gain, so only the P items of positive gain are an "i": a smooth rank matters to DCG where there is
-gain, and a pair needs a better item. Time is O(R P T), memory O(R T) plus WORKSPACES tiles. Loss
-and gradient are computed together, in closed form, and the backward pass is one multiplication.
-Second derivatives are refused.
+They compute what `reference.approx_ndcg_rows` and `lambdarank_rows` define, without (R, T, T).
+Items are sorted by gain, so only the P items of positive gain are an "i": a smooth rank matters to
+DCG where there is gain, and a pair needs a better item. Time is O(R P T), memory O(R T) plus
+WORKSPACES tiles. Loss and gradient are computed together, in closed form, and the backward pass is
+one multiplication. Second derivatives are refused.
 """
 
 from __future__ import annotations

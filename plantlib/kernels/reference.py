@@ -19,8 +19,8 @@ def keep_top_k(scores: torch.Tensor, k: int | None) -> torch.Tensor:
     if k is None or scores.shape[-1] <= k:
         return scores
     order = torch.argsort(scores, dim=-1, descending=True, stable=True)
-    kept = torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, order[..., :k], True)
-    return scores.masked_fill(~kept, float("-inf"))
+    attended = torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, order[..., :k], True)
+    return scores.masked_fill(~attended, float("-inf"))
 
 
 def planted_scores(cells, num_tokens: int, num_labels: int, dtype: torch.dtype) -> torch.Tensor:
@@ -55,10 +55,10 @@ def label_attention(
     outputs = hidden_states @ label_outputs.T  # (S, L)
     values, log_sums = [], []
     for begin, end in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
-        kept = keep_top_k(scores[begin:end].T, keep)  # (L, T)
-        weights = torch.softmax(kept, dim=-1) if end > begin else kept
+        attended = keep_top_k(scores[begin:end].T, keep)  # (L, T)
+        weights = torch.softmax(attended, dim=-1) if end > begin else attended
         values.append((weights * outputs[begin:end].T).sum(-1))
-        log_sums.append(torch.logsumexp(kept, dim=-1))
+        log_sums.append(torch.logsumexp(attended, dim=-1))
     value, log_sum = torch.stack(values), torch.stack(log_sums)
     if candidates is not None:
         absent = candidates < 0

@@ -52,7 +52,9 @@ STATEFUL = ("exact", "v1")
 L2R_FROM = ("read", "likely", "expected")  # the token whose L2R score a position takes
 
 
-def check_decoder(contexts: str, stateful: str, keep, num_l2r_cells: int) -> None:
+def check_decoder(
+    contexts: str, stateful: str, keep: int | list | tuple | None, num_l2r_cells: int
+) -> None:
     """Raise ValueError for options of a decoder that are unknown or contradict one another.
 
     Args:
@@ -70,12 +72,13 @@ def check_decoder(contexts: str, stateful: str, keep, num_l2r_cells: int) -> Non
             " use 'mixed'"
         )
     several = isinstance(keep, (list, tuple))
-    if several and (contexts != "sum" or len(keep) != 3):
+    ks = list(keep) if isinstance(keep, (list, tuple)) else [keep]
+    if several and (contexts != "sum" or len(ks) != 3):
         raise ValueError(
-            f"keep={list(keep)}: give three numbers with contexts='sum', one K per context, and"
+            f"keep={ks}: give three numbers with contexts='sum', one K per context, and"
             " otherwise one number or None"
         )
-    if any(k is not None and k < 1 for k in (keep if several else [keep])):
+    if any(k is not None and k < 1 for k in ks):
         raise ValueError(
             f"keep={keep}: inattention keeps at least 1 token; use None to attend to all"
         )
@@ -102,7 +105,11 @@ class PlantedTable(nn.Module):
     (M,), planted_values (M,).
     """
 
-    def __init__(self, num_tokens: int, num_cells: int):
+    planted_indptr: torch.Tensor
+    planted_labels: torch.Tensor
+    planted_values: torch.Tensor
+
+    def __init__(self, num_tokens: int, num_cells: int) -> None:
         super().__init__()
         self.register_buffer("planted_indptr", torch.zeros(num_tokens + 1, dtype=torch.long))
         self.register_buffer("planted_labels", torch.zeros(num_cells, dtype=torch.int32))
@@ -215,7 +222,12 @@ class LabelDecoder(nn.Module):
         )
         return [Branch(*parts, keep) for parts, keep in zip(planted, keeps, strict=True)]
 
-    def forward(self, packed: Packed, teacher_scores=None, linear_scores=None) -> torch.Tensor:
+    def forward(
+        self,
+        packed: Packed,
+        teacher_scores: torch.Tensor | None = None,
+        linear_scores: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Logits (B, L) of packed documents.
 
         teacher_scores, linear_scores: z and u, (B, L) each; None where none is planted.
@@ -223,8 +235,14 @@ class LabelDecoder(nn.Module):
         return self.finish(self.read(packed), teacher_scores, linear_scores)
 
     def loss(
-        self, packed: Packed, rows, columns, teacher_scores=None, linear_scores=None, still=None
-    ):
+        self,
+        packed: Packed,
+        rows: torch.Tensor,
+        columns: torch.Tensor,
+        teacher_scores: torch.Tensor | None = None,
+        linear_scores: torch.Tensor | None = None,
+        still: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """The loss and the logits in one pass: the numbers of `forward` and a loss after it, with
         three quarters of the products.
 
@@ -277,7 +295,7 @@ class LabelDecoder(nn.Module):
         )
 
     def _read_branch(
-        self, branch: Branch, hidden, packed: Packed, state: AttentionState | None
+        self, branch: Branch, hidden: torch.Tensor, packed: Packed, state: AttentionState | None
     ) -> AttentionState:
         """One softmax over a segment, merged with `state`."""
         if branch.keep is not None and state is not None:
@@ -332,12 +350,15 @@ class LabelDecoder(nn.Module):
         return AttentionState(empty, torch.zeros_like(empty), none, none)
 
     def _read_kept(
-        self, branch: Branch, hidden, packed: Packed, state: AttentionState
+        self, branch: Branch, hidden: torch.Tensor, packed: Packed, state: AttentionState
     ) -> AttentionState:
         """Inattention over a segment: the K best tokens of the state and the segment together."""
         scores, outputs = branch_scores(branch, self.label_outputs, hidden)
         keep = branch.keep
-        kept_scores, kept_outputs = [], []
+        assert keep is not None and state.kept_scores is not None
+        assert state.kept_outputs is not None
+        best_scores = []
+        best_outputs = []
         for b in range(len(packed.offsets) - 1):
             part = slice(int(packed.offsets[b]), int(packed.offsets[b + 1]))
             s = torch.cat([state.kept_scores[b], scores[part].T], -1)  # (L, K + T)
@@ -347,16 +368,17 @@ class LabelDecoder(nn.Module):
                 o = nn.functional.pad(o, (0, keep - o.shape[-1]))
             # a stable sort keeps the earlier token where scores are equal, as the kernel does
             best = torch.argsort(s, dim=-1, descending=True, stable=True)[:, :keep]
-            kept_scores.append(s.gather(-1, best))
-            kept_outputs.append(o.gather(-1, best))
-        kept_scores, kept_outputs = torch.stack(kept_scores), torch.stack(kept_outputs)
+            best_scores.append(s.gather(-1, best))
+            best_outputs.append(o.gather(-1, best))
+        kept_scores = torch.stack(best_scores)
+        kept_outputs = torch.stack(best_outputs)
         log_sum = torch.logsumexp(kept_scores, -1)
         weights = torch.exp(kept_scores - torch.where(log_sum.isinf(), 0.0, log_sum)[..., None])
         return AttentionState(log_sum, (weights * kept_outputs).sum(-1), kept_scores, kept_outputs)
 
     def token_scores(
         self, hidden: torch.Tensor, cells: Cells | None, labels: torch.Tensor | None = None
-    ):
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Scores of learned and lookup attention and outputs of every token, (S, L) each.
 
         hidden: (S, D). cells: of the planted table. labels: (U,) ids to compute; all when None.
@@ -385,15 +407,20 @@ class LabelDecoder(nn.Module):
         return attention, planted, outputs[:, 0]
 
     def finish(
-        self, state: AttentionState, teacher_scores=None, linear_scores=None
+        self,
+        state: AttentionState,
+        teacher_scores: torch.Tensor | None = None,
+        linear_scores: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Logits (B, L) of documents that have been read to the end."""
         value = state.value if self.stateful == "v1" else self._summed(state.value)
         return value + self.offset(teacher_scores, linear_scores)
 
-    def offset(self, teacher_scores=None, linear_scores=None) -> torch.Tensor:
+    def offset(
+        self, teacher_scores: torch.Tensor | None = None, linear_scores: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """What is added to attention's part of the logits, (L,) or (B, L)."""
-        added = self.label_bias
+        added: torch.Tensor = self.label_bias
         if teacher_scores is not None:
             added = added + self.teacher_gain * teacher_scores
         return added if linear_scores is None else added + self.linear_gain * linear_scores

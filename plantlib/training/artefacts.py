@@ -1,9 +1,9 @@
 """Where the files of a run lie, and how each is made once: tokens, hidden states, queries.
 
 A file is named by the fingerprint of what it was made from, so a later run reads it instead of
-computing it again. `load_or_make` is the one road to all of them: one lock per file, so that two
-processes never make the same file at once; the writers put a temporary name in place when it is
-whole (`utils.io.atomic_path`).
+computing it again. Every file has one lock (`locked`), so that two processes never make it at the
+same time. Files are written under a temporary name that differs per process, and renamed when they
+are whole (`utils.io.atomic_path`).
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ def root_of(root: str | Path | None = None) -> Path:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the lock of `path`; another process that holds it is waited for, and that is said.
+    """Hold the lock of `path`, and say so when another process has to be waited for.
 
-    The lock is a file of its own in the folder `locks` beside the artefact's folder.
+    The lock is a file in the folder `locks` beside the artefact's folder.
     """
     lock_path = path.parent.parent / "locks" / f"{path.parent.name}-{path.name}.lock"
     lock_path.parent.mkdir(parents=True, exist_ok=True)
@@ -100,7 +100,7 @@ def load_backbone(inputs: Inputs, **options) -> loading.Backbone:
     return loading.load(inputs.backbone, **reading | options)
 
 
-def reading_backbone(inputs: Inputs) -> loading.Backbone:
+def frozen_backbone(inputs: Inputs) -> loading.Backbone:
     """The frozen backbone, on the GPU where there is one, in the type of its stored weights."""
     device = machine.device()
     config = loading.config_of(inputs.backbone, inputs.trust_remote_code)
@@ -115,27 +115,27 @@ def features(inputs: Inputs, progress: bool = True) -> Features:
     return _features(inputs, inputs.tokens, path, inputs.key, progress)
 
 
-def listening_features(inputs: Inputs, progress: bool = True) -> Features:
+def train_dev_features(inputs: Inputs, progress: bool = True) -> Features:
     """Hidden states of train and dev documents alone, for L2R pretraining of a run that trains its
     backbone.
 
-    The other documents count as empty, so that row numbers stay; half of the forward passes are
+    Test documents are read as empty ones: row numbers stay the same, and their forward passes are
     saved.
     """
     used = np.zeros(len(inputs.tokens), bool)
     used[inputs.rows["train"]] = True
     used[inputs.rows["dev"]] = True
-    nothing = np.zeros(0, np.int32)
-    tokens = Ragged.from_lists([inputs.tokens[i] if used[i] else nothing for i in range(len(used))])
+    empty = np.zeros(0, np.int32)
+    tokens = Ragged.from_lists([inputs.tokens[i] if used[i] else empty for i in range(len(used))])
     key = f"{inputs.key}-train-dev"
     path = inputs.root / "features" / f"{inputs.corpus.name}-{key}.safetensors"
     return _features(inputs, tokens, path, key, progress)
 
 
 def _features(inputs: Inputs, tokens: Ragged, path: Path, key: str, progress: bool) -> Features:
-    # a killed computation goes on from its last stretch, so both cases are `cached_features`
+    # `cached_features` opens a finished file and goes on with one that a kill cut off
     def compute(path: Path) -> Features:
-        backbone = partial(reading_backbone, inputs)
+        backbone = partial(frozen_backbone, inputs)
         return cached_features(backbone, tokens, path, key=key, progress=progress)
 
     return load_or_make(path, compute, compute)
@@ -143,31 +143,35 @@ def _features(inputs: Inputs, tokens: Ragged, path: Path, key: str, progress: bo
 
 @lru_cache(maxsize=4)
 def standard(inputs: Inputs) -> Standard | None:
-    """How hidden states are brought to a usual spread, from a sample of training documents.
+    """The shift and scale that bring hidden states to unit spread, measured on training documents.
 
-    None where their spread is usual already. The last few corpora are remembered.
+    None where the spread is near 1 already (`features.standard_of`). The result is remembered for the
+    last few corpora, since a backbone that is not cached has to run for it.
     """
     sample = inputs.rows["train"][:STANDARD_SAMPLE]
     if inputs.features is not None:
         return standard_of(inputs.features.documents(sample))
-    backbone = reading_backbone(inputs)
+    backbone = frozen_backbone(inputs)
     return standard_of(
         np.concatenate([hidden_states(backbone, [inputs.tokens[i]])[0] for i in sample])
     )
 
 
 def linear_scores(
-    inputs: Inputs, config: LinearConfig, seed: int = 0, progress: bool = True
+    inputs: Inputs, config: LinearConfig, *, seed: int = 0, progress: bool = True
 ) -> LinearScore:
-    """The linear score over words of the training rows; a killed fit goes on with the next part."""
-    found_words = words(inputs.corpus.texts, inputs.rows["train"], MIN_DOCUMENTS)
+    """The linear score over words of the training rows.
+
+    Finished folds are kept, so a fit that was killed goes on with the next fold.
+    """
+    word_counts = words(inputs.corpus.texts, inputs.rows["train"], MIN_DOCUMENTS)
     # the score reads words, not tokens, so it is named by the corpus alone where all rows train
-    rows = inputs.corpus.fingerprint() if inputs.train_rows is None else inputs.key
-    name = f"{inputs.corpus.name}-{fingerprint_of(rows, asdict(config), seed)}"
+    documents = inputs.corpus.fingerprint() if inputs.train_rows is None else inputs.key
+    name = f"{inputs.corpus.name}-{fingerprint_of(documents, asdict(config), seed)}"
     folder = inputs.root / "linear" / name
     with locked(folder):
         return linear_score.fit(
-            found_words,
+            word_counts,
             inputs.corpus.labels,
             inputs.rows["train"],
             config=config,
@@ -189,6 +193,9 @@ def label_queries(
 ) -> Planted:
     """Label queries (L, D) pretrained by `trainer` to rank tokens as `teacher` does.
 
+    The file is named by `inputs.key` and `teacher_config`; a caller that hands over another teacher
+    gives `inputs` another key.
+
     Raises:
         ValueError: the file holds queries of other labels or tokens.
     """
@@ -199,7 +206,7 @@ def label_queries(
         return planted
 
     def make(path: Path) -> Planted:
-        states = inputs.features or listening_features(inputs, progress)
+        states = inputs.features or train_dev_features(inputs, progress)
         planted = l2r.pretrain(
             trainer,
             replace(states, standard=standard(inputs)),
@@ -221,7 +228,7 @@ def label_queries(
 
 
 def static_model(
-    inputs: Inputs, dim: int = static_l2r.DIM, seed: int = 0, progress: bool = True
+    inputs: Inputs, dim: int = static_l2r.DIM, *, seed: int = 0, progress: bool = True
 ) -> StaticL2R:
     """The static L2R model of the training rows, over the backbone's tokens.
 

@@ -1,8 +1,8 @@
 """Scores of a split, and what is decided and measured by them: docs/method.md, "Choosing on dev,
 reading test once".
 
-Threshold and calibration come from dev; test is scored once, in `judge`'s caller. No (N, L) matrix
-of scores exists: they leave the model as the best k places and as ranks.
+Threshold and calibration come from dev; test is scored once, after training. A matrix (N, L) of
+scores never exists: what is kept of a document are its best k labels and the ranks of its gold ones.
 """
 
 from __future__ import annotations
@@ -59,6 +59,7 @@ def score(
         for begin in tqdm(range(0, len(order), batch_size), desc="batches", disable=not progress):
             part = order[begin : begin + batch_size]
             batch = documents.collate([int(row) for row in documents.rows[part]])
+            # without labels the model computes no loss
             batch = {
                 name: value.to(device)
                 for name, value in batch.items()
@@ -70,7 +71,7 @@ def score(
 
 
 def judge(inputs: Inputs, dev: Scores, test: Scores) -> dict:
-    """The threshold that dev decides, and what test then measures.
+    """Choose the threshold of F1 on dev, then measure test.
 
     Returns:
         the fields dataset, threshold, metrics and per_document of a RunRecord.

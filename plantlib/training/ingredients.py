@@ -1,4 +1,4 @@
-"""What a start plants, and a PlantModel of a corpus's sizes before it is planted.
+"""What a start plants, and the model it is planted in.
 
 `runs.run_start` plants, trains and records. Not here: the values that a start sets
 (`planting.starts`), and the files the ingredients are kept in (`artefacts`).
@@ -35,7 +35,7 @@ from plantlib.utils.distributed import main_first
 
 @dataclass(eq=False)
 class Ingredients:
-    """What a start plants; what its parts do not name is None.
+    """What a start plants. What the start does not name is None.
 
     Attributes:
         teacher: relevance (L, V) for attention, scores (L, V) for the document score.
@@ -98,8 +98,8 @@ def ingredients(
     teacher = teacher_of(inputs, config.teacher) if teacher is None else teacher
     if not teacher.scores.nnz and parts != ["random"]:
         raise DataError(
-            "no token speaks for any label of the training rows, so nothing can be planted; check"
-            " texts and labels"
+            "no token of the training documents is associated with a label, so nothing can be"
+            " planted; check texts and labels"
         )
     made = Ingredients(teacher, seconds=seconds)
     seconds["teacher"] = time.perf_counter() - began
@@ -119,15 +119,18 @@ def ingredients(
                 progress=progress,
             )
         if config.v1.wants_table(start):
-            made.static = artefacts.static_model(inputs, config.static_dim, seed, progress)
+            made.static = artefacts.static_model(
+                inputs, config.static_dim, seed=seed, progress=progress
+            )
     seconds["l2r"] = time.perf_counter() - began
 
     # the linear score
     began = time.perf_counter()
     if "linear" in parts:
-        made.linear = artefacts.linear_scores(inputs, config.linear, seed, progress)
+        made.linear = artefacts.linear_scores(inputs, config.linear, seed=seed, progress=progress)
     seconds["linear"] = time.perf_counter() - began
 
+    # queries are pretrained on counted words alone; texts of labels join for what is planted
     if "text" in parts:
         made.teacher = with_label_texts(inputs, teacher, parts, config.teacher)
     return made
@@ -241,7 +244,7 @@ def with_label_texts(
     if not by_text.scores.nnz:
         raise DataError(
             f"no label of {inputs.corpus.name!r} with at most {label_texts.FEW} training documents"
-            f" has a text; start without 'text', or lay {LABEL_TEXTS_FILE} beside the corpus"
+            f" has a text; start without 'text', or put {LABEL_TEXTS_FILE} into the corpus's folder"
         )
     vocabulary = max(int((column_counts(counts) > 0).sum()), 1)
     both = label_texts.joined(teacher, by_text, vocabulary=vocabulary, **options)

@@ -1,6 +1,6 @@
-"""What a run reads: token ids, rows by split and sparse labels. Nothing here opens a file.
+"""What a run reads: token ids, rows by split and sparse labels. Nothing here reads a document.
 
-`prepare.prepare` makes an `Inputs`; `artefacts` computes and keeps what is made of it.
+`prepare.prepare` makes an `Inputs`; `artefacts` keeps what is computed from it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ LABEL_SPACES = {
 
 
 class Documents(torch.utils.data.Dataset):
-    """Rows of a corpus as the collator reads them.
+    """Rows of a corpus for the trainer: an item is a row number, `collate` reads the documents.
 
     Args:
         tokens: token ids of all N documents.
@@ -108,11 +108,12 @@ class Inputs:
         features: hidden states of the frozen backbone, or None when the backbone is trained.
         root: folder of intermediate artefacts (`artefacts`).
         max_tokens: tokens read per document, None for all.
-        window, overlap: tokens the backbone reads at a time, and reads again around a window.
-        key: fingerprint of all of this, for the names of artefacts.
+        window: tokens the backbone reads at a time.
+        overlap: tokens on each side of a window that are read with it as context.
+        key: fingerprint of texts, labels, backbone and reading, for the names of artefacts.
         label_space: a key of `LABEL_SPACES`.
-        label_space_stated: what records say of the label space, where `LABEL_SPACES` does not.
-        train_rows: training rows, where they are fewer than the corpus's.
+        label_space_stated: how records describe the label space, if not as `LABEL_SPACES` does.
+        train_rows: the training rows, if they are fewer than those of the corpus.
     """
 
     corpus: Corpus

@@ -1,12 +1,13 @@
-"""`prepare`: a corpus capped, split, tokenised and read by the frozen backbone, once.
+"""Make a corpus ready to train on: split it, cap it, tokenise it, read it with the backbone.
 
-Not here: the values (`inputs.Inputs`) and the files (`artefacts`).
+Not here: what comes out of it (`inputs.Inputs`), and the files it is kept in (`artefacts`).
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -37,8 +38,10 @@ def prepare(
     label_space: str = "seen",
     progress: bool = True,
 ) -> Inputs:
-    """Cap, tokenise and read a corpus once. A corpus without dev split gets one from its training
-    rows.
+    """Make a corpus ready to train on.
+
+    A corpus without a dev split gets one from its training rows. What is computed is kept on disk,
+    so a second call reads it.
 
     Args:
         corpus: a `Corpus`, or the name or folder of one.
@@ -51,9 +54,9 @@ def prepare(
         window: tokens the backbone reads at a time, as many as it can when None.
         overlap: tokens read again around a window.
         trust_remote_code: run code that a backbone's folder brings along.
-        label_space: "seen", labels with a training document after the cap; "train", before the cap
-            (the space stays while the rows shrink); "all", every label of the corpus, those without
-            a training document too. Gold labels outside the space are counted, not hidden.
+        label_space: "seen", labels with a training document after the caps; "train", labels with
+            one before the caps, so that runs of different caps have the same labels; "all", every
+            label of the corpus. Gold labels outside the space still count in recall.
         progress: show progress bars.
 
     Raises:
@@ -68,21 +71,22 @@ def prepare(
         )
     # documents and labels
     corpus = Corpus.load(corpus) if isinstance(corpus, str) else corpus
-    whole = corpus.labelled().with_dev()
+    uncapped = corpus.labelled().with_dev()
     caps = {"train": train_documents, "dev": dev_documents, "test": test_documents}
-    capped = whole.subset(**caps, seed=subset_seed)
+    capped = uncapped.subset(**caps, seed=subset_seed)
     for split in ("train", "dev", "test"):
         capped.rows(split)  # an empty split is an error before any long work
     if label_space == "train":
-        within = whole.seen_in_train().subset(**caps, seed=subset_seed)
+        # labels are chosen first, rows are capped afterwards
+        within = uncapped.seen_in_train().subset(**caps, seed=subset_seed)
     else:
         within = capped.seen_in_train() if label_space == "seen" else capped
     _check_labels(within)
     extra_gold = np.diff(capped.labels.indptr) - np.diff(within.labels.indptr)
-    # how the backbone reads them
+    # token ids
     tokenizer = loading.tokenizer_of(backbone, trust_remote_code)
-    reading = [window, overlap] if window or overlap else []
-    key = fingerprint_of(within.fingerprint(), loading.fingerprint(backbone), max_tokens, *reading)
+    windows = [window, overlap] if window or overlap else []
+    key = fingerprint_of(within.fingerprint(), loading.fingerprint(backbone), max_tokens, *windows)
     config = loading.config_of(backbone, trust_remote_code)
     root = artefacts.root_of(privacy.artefacts_root(within, root))
     inputs = Inputs(
@@ -100,6 +104,7 @@ def prepare(
         trust_remote_code=trust_remote_code,
         label_space=label_space,
     )
+    # hidden states, where the backbone stays frozen
     return replace(inputs, features=artefacts.features(inputs, progress)) if frozen else inputs
 
 
@@ -112,7 +117,9 @@ def _check_labels(corpus: Corpus) -> None:
             )
 
 
-def _tokens(corpus: Corpus, tokenizer, max_tokens, root: Path, key: str, progress: bool) -> Ragged:
+def _tokens(
+    corpus: Corpus, tokenizer: Any, max_tokens: int | None, root: Path, key: str, progress: bool
+) -> Ragged:
     path = root / "tokens" / f"{corpus.name}-{key}.safetensors"
     with artefacts.locked(path):
         tokens = cached_tokens(

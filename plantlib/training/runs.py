@@ -52,8 +52,8 @@ class Run:
     Attributes:
         made: what the start plants.
         model: planted and trained in place.
-        folder: of its checkpoints.
-        chosen: what dev chose beside the epoch, for the record.
+        folder: where its checkpoints are kept.
+        progress: show progress bars.
     """
 
     inputs: Inputs
@@ -137,7 +137,7 @@ def run_start(
         results: folder the record is saved in; None saves nothing.
         run_id: name of the record, and of its file; `run_name` when None.
         notebook: stated in the record.
-        made: what is planted, in the place of the `ingredients` of the start.
+        made: what is planted; `ingredients` of the start when None.
 
     Returns:
         the record, and the model at its best dev epoch.
@@ -191,14 +191,19 @@ def check_start(start: str, config: RunConfig) -> None:
 
 
 def plant_and_fine_tune(run: Run) -> tuple[list[dict], dict]:
-    """(history, what dev chose): the gain of planted attention where there is a choice, the epoch."""
+    """Plant and train; where there are several gains, dev chooses one after an epoch of each.
+
+    Returns:
+        the history, one dict per epoch, and what the record says of the choice.
+    """
     gains = run.config.gains_for(run.parts)
     if len(gains) > 1:
         gain, tried = train.choose(gains, run.plant, run.fine_tune, run.folder, CHOSEN_BY)
+        # goes on from the checkpoint of the epoch that this gain has had
         history = run.fine_tune(train.folder_of(run.folder, gain))
         return history, {"gain_chosen": gain, "gains_tried": tried}
     run.plant(gains[0])
-    if not run.cached:
+    if not run.cached:  # several gains are tried on frozen backbones alone
         config = run.config
         load = partial(artefacts.load_backbone, run.inputs)
         adapters.open_backbone(run.model, load, config.tuning, config.lora, config.backbone)
@@ -206,7 +211,11 @@ def plant_and_fine_tune(run: Run) -> tuple[list[dict], dict]:
 
 
 def choose_linear_weight(run: Run) -> dict:
-    """Multiply the trained gain of the linear score by what dev chooses; what the record says."""
+    """Multiply the gain of the linear score by the factor that dev chooses among a few.
+
+    Returns:
+        what the record says of the choice; empty where there is none.
+    """
     weights = run.config.weights_for(run.parts)
     if not weights:
         return {}
@@ -308,7 +317,7 @@ def fit(
 ) -> PlantModel:
     """Train a model on a corpus: MI gain, learning to rank, planting, fine-tuning.
 
-    A killed call goes on from its last checkpoint when it is made again.
+    The same call after a kill goes on from the last checkpoint.
 
     Args:
         corpus: a `Corpus`, or the name or folder of one.

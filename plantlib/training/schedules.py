@@ -147,13 +147,16 @@ class Inattention(TrainerCallback):
         if epoch >= self.epochs:
             return self.keep
         share = epoch / self.epochs
-        fall = lambda k: (
-            k if k is None or k >= self.begin else round(self.begin ** (1 - share) * k**share)
-        )  # noqa: E731
+
+        def annealed(k: int | None) -> int | None:
+            if k is None or k >= self.begin:
+                return k
+            return round(self.begin ** (1 - share) * k**share)
+
         return (
-            [fall(k) for k in self.keep]
+            [annealed(k) for k in self.keep]
             if isinstance(self.keep, (list, tuple))
-            else fall(self.keep)
+            else annealed(self.keep)
         )
 
     def on_epoch_begin(self, args, state, control, **kwargs):

@@ -315,7 +315,7 @@ def _arguments(folder: Path, config: TrainConfig, seed: int = 0) -> TrainingArgu
 
 
 def _schedule(config: TrainConfig) -> str:
-    """transformers' name of a schedule; the one-cycle is made by `PlantTrainer.create_scheduler`."""
+    """The name that transformers has for a schedule; `PlantTrainer` makes the one-cycle itself."""
     return {"one_cycle": "constant", "constant": "constant_with_warmup"}.get(
         config.schedule, config.schedule
     )

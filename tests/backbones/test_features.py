@@ -266,7 +266,7 @@ def test_features_are_made_where_the_machine_reads_fastest(prepared, monkeypatch
     moved = []
     monkeypatch.setattr(machine, "device", lambda: torch.device("meta"))
     monkeypatch.setattr(torch.nn.Module, "to", lambda self, where: moved.append(where) or self)
-    assert artefacts.reading_backbone(prepared).hidden_size == prepared.hidden_size
+    assert artefacts.frozen_backbone(prepared).hidden_size == prepared.hidden_size
     assert moved == [torch.device("meta")]
 
 

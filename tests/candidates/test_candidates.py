@@ -461,9 +461,10 @@ def test_a_killed_run_goes_on_to_the_same_numbers(prepared, tmp_path, monkeypatc
         "history.json",
     ]
     again, _ = candidate_runs.run_candidates(prepared, config, start, progress=False)
-    without_times = lambda history: [
-        {k: v for k, v in row.items() if k != "seconds"} for row in history
-    ]  # noqa: E731
+
+    def without_times(history):
+        return [{k: v for k, v in row.items() if k != "seconds"} for row in history]
+
     assert without_times(again.history) == without_times(whole.history)
     assert again.metrics == whole.metrics and not folder.exists()
     gains = whole.params["final_gains"]

@@ -175,7 +175,7 @@ def test_a_model_that_begins_from_the_linear_score_has_twins_too(prepared, backb
     made = build_model(
         prepared,
         Ingredients(
-            teacher, linear=artefacts.linear_scores(prepared, LinearConfig(folds=2), False)
+            teacher, linear=artefacts.linear_scores(prepared, LinearConfig(folds=2), progress=False)
         ),
     )
     plant(made.decoder, "lookup+linear", teacher, prepared.train_labels)

@@ -41,7 +41,7 @@ def decoder(keep=None, dtype=torch.float32, gain=1.5, impl="auto") -> LabelDecod
 
 
 def documents(lengths, dtype=torch.float32, ties=False, seed=2) -> Packed:
-    """Packed random documents; with ties, every token of a document has one of two hidden states."""
+    """Packed random documents; with ties, every token has one of two hidden states."""
     generator = torch.Generator().manual_seed(seed)
     offsets = torch.tensor([0, *lengths]).cumsum(0)
     hidden = torch.randn(int(offsets[-1]), DIM, generator=generator, dtype=torch.float64)

@@ -65,7 +65,7 @@ def small_lists():
 
 @pytest.fixture(scope="module")
 def world() -> World:
-    """Each label has four tokens of its own; the other tokens are noise; three documents are empty."""
+    """Each label has four tokens, the other tokens are noise, and three documents are empty."""
     rng = np.random.default_rng(0)
     y = rng.random((N, L)) < 0.2
     documents = []

@@ -209,12 +209,13 @@ def test_shuffled_plants_the_same_lists_under_other_labels(teacher, labels, plan
     plain, moved = (
         decoder_of(s, teacher, labels, planted).planted.cells(ids) for s in ("lookup", "shuffled")
     )
-    lists = lambda c: sorted(
-        tuple(
-            zip(c.positions[c.labels == k].tolist(), c.values[c.labels == k].tolist(), strict=True)
-        )  # noqa: E731
-        for k in range(L)
-    )
+
+    def lists(cells):
+        by_label = [
+            (cells.positions[cells.labels == k], cells.values[cells.labels == k]) for k in range(L)
+        ]
+        return sorted(tuple(zip(p.tolist(), v.tolist(), strict=True)) for p, v in by_label)
+
     assert lists(plain) == lists(moved) and not torch.equal(plain.positions, moved.positions)
 
 

@@ -134,7 +134,7 @@ def test_tests_mirror_the_rooms():
 
 
 def test_imports_of_plantlib_stand_at_the_top():
-    """Only the lazy `__init__`, the command line and kernels of an optional package import later."""
+    """Only lazy `__init__`s, the command line and kernels of optional packages import later."""
     later = []
     for path in (ROOT / "plantlib").rglob("*.py"):
         if path.name == "__init__.py" or path.parent.name == "cli":

@@ -205,7 +205,7 @@ def test_the_untrained_linear_score_is_a_row_of_its_own(prepared, tmp_path, monk
         and record.system == "linear score"
         and record.teacher["linear"]
     )
-    linear = artefacts.linear_scores(prepared, LinearConfig(folds=2), 3, False)
+    linear = artefacts.linear_scores(prepared, LinearConfig(folds=2), seed=3, progress=False)
     model = build_model(prepared, Ingredients(teacher_of(prepared), linear=linear))
     starts.plant(model.decoder, "lookup+linear", teacher_of(prepared), prepared.train_labels)
     use_score(model, ["lookup", "linear"], teacher_of(prepared), prepared)

@@ -149,7 +149,7 @@ def test_fine_tuning_learns(prepared, tmp_path):
 
 
 def test_model_is_left_at_its_best_dev_epoch(prepared, tmp_path, monkeypatch):
-    """Dev metrics are dictated; the weights must be those the model had at the second evaluation."""
+    """Dev metrics are dictated; the weights must be those of the second evaluation."""
     seen, dictated, honest = [], iter([0.2, 0.9, 0.5, 0.4]), train.evaluate
 
     def evaluate_as_told(*args, **kwargs):

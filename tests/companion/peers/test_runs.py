@@ -99,7 +99,7 @@ def test_the_linear_score_is_timed_when_all_of_it_was_made_now(prepared, tmp_pat
         set(made.times) == {"train", "train_cpu", "predict", "predict_cpu"}
         and made.times["train"] > 0
     )
-    cells = artefacts.linear_scores(fresh, CONFIG, 0, False).tables[0].cells.nnz
+    cells = artefacts.linear_scores(fresh, CONFIG, progress=False).tables[0].cells.nnz
     assert made.model_size == {"word_cells": cells} and cells > 0
     assert peer_table.row_of([made])["model_mb"] == pytest.approx(8 * cells / 2**20, abs=0.01)
     (read,) = peer_runs.run_linear_score(fresh, config=CONFIG, progress=False)
