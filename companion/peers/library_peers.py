@@ -1,12 +1,10 @@
-"""Peers of other libraries on the same documents, split and label space: one process each, one
-record each.
+"""Peers of other libraries on the same documents, split and label space.
 
-Realises METHOD.md section 7: one-vs-rest models of scikit-learn, Parabel and Bonsai of omikuji,
-napkinXC's PLT, XR-Linear of PECOS. All read the tf-idf of whole documents that
-`peer_runs.run_peers` reads; vocabulary and idf come from training rows. Of several options the best
-on dev is kept: the costs of logistic regression and of the tuned SVM. The plain SVM has C = 1, the
-others their library's defaults. Test is read once. What a peer does in its process:
-`peer_worker.py`.
+The linear peers of docs/method.md, "Controls and peers": one-vs-rest models of scikit-learn,
+Parabel and Bonsai of omikuji, PLT of napkinXC, XR-Linear of PECOS. All read the tf-idf of whole
+documents, as `peers.runs.run_peers` does; vocabulary and idf come from training rows. Dev chooses
+the costs of logistic regression and of the tuned SVM; the plain SVM has C = 1, the others have the
+defaults of their library. Test is read once. Each peer runs in a process of `worker.py`.
 """
 
 from __future__ import annotations
@@ -45,31 +43,28 @@ class PecosUnavailable(RuntimeError):
 
 
 def interpreter(root: str | Path | None = None, base: str = sys.executable) -> Path:
-    """The Python that can import pecos, its environment made under `root`/pecos where it is missing
-    (about a minute).
+    """A Python that can import pecos.
 
-    $PLANT_PECOS names one that is there already. PecosUnavailable with the installer's own words
-    where it fails.
+    $PLANT_PECOS names one; without it an environment is made under `root`/pecos, in about a minute.
+
+    Args:
+        root: folder of intermediate artefacts; artefacts/ of the checkout when None.
+        base: the Python that makes the environment.
+
+    Raises:
+        PecosUnavailable: the environment cannot be made; the message holds that of the installer.
     """
     named = os.environ.get("PLANT_PECOS")
     if named:
         _check(Path(named))
         return Path(named)
-
     folder = artefacts.root_of(root) / "pecos"
     python = folder / "bin" / "python"
     if not (folder / ".ready").is_file():
         shutil.rmtree(folder, ignore_errors=True)
         _call([base, "-m", "venv", str(folder)], "make a virtual environment")
-        pip = [
-            str(python),
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            "--disable-pip-version-check",
-            "--only-binary=:all:",
-        ]
+        options = ["--quiet", "--disable-pip-version-check", "--only-binary=:all:"]
+        pip = [str(python), "-m", "pip", "install", *options]
         _call([*pip, *PINS], f"install {', '.join(PINS)}")
         _call([*pip, "--no-deps", LIBPECOS], f"install {LIBPECOS}")
         _check(python)
@@ -82,6 +77,7 @@ def _check(python: Path) -> None:
 
 
 def _call(command: list[str], what: str) -> None:
+    """Run a command; PecosUnavailable with its last lines of error where it fails."""
     try:
         done = subprocess.run(command, capture_output=True, text=True)
     except OSError as error:
@@ -89,31 +85,29 @@ def _call(command: list[str], what: str) -> None:
             f"could not {what}: {error.strerror} ({Path(command[0]).name}); set PLANT_PECOS"
         ) from error
     if done.returncode:
-        errors = [
-            line
-            for line in done.stderr.splitlines()
-            if line.strip() and not line.startswith("WARNING")
-        ]
-        said = " / ".join(errors[-2:])[-300:] or f"exit status {done.returncode}"
+        lines = [line for line in done.stderr.splitlines() if line.strip()]
+        errors = [line for line in lines if not line.startswith("WARNING")]
+        reason = " / ".join(errors[-2:])[-300:] or f"exit status {done.returncode}"
         raise PecosUnavailable(
-            f"could not {what} for Python {sys.version_info[0]}.{sys.version_info[1]}: {said}."
+            f"could not {what} for Python {sys.version_info[0]}.{sys.version_info[1]}: {reason}."
             f" XR-Linear is not run; {LIBPECOS} has wheels up to Python 3.12: set PLANT_PECOS to"
             " the python of an environment that has it"
         )
 
 
-NOTEBOOK = "peers"  # what these records say they were made by
+NOTEBOOK = "peers"  # `RunRecord.notebook` of these runs
 
 
-# one-vs-rest visits every training document for every label: beyond this many visits the trees are
-# the peers
+# most labels x training documents for one-vs-rest models, which read every document for every label
 ONE_VS_REST_CELLS = 20_000_000
 
 
 @dataclass(frozen=True)
 class Peer:
-    """A peer's engine, the options tried for it (the best on dev is kept) and how many labels a
-    document it scores.
+    """How a peer is run.
+
+    library: its package; grid: the options tried, of which dev chooses; one_vs_rest: it trains one
+    model per label; depth: number of labels scored per document.
     """
 
     library: str
@@ -147,10 +141,14 @@ def words_only(
     test: int | None = None,
     seed: int = 0,
 ) -> Inputs:
-    """The corpus after the same caps and label space as `prepare`, without any backbone:
-    what linear peers need.
+    """As `prepare` with the same caps, but without a backbone: all that linear peers need.
 
-    Its `tokens` are empty: nothing that reads a backbone's tokens may be asked of it.
+    The tokens of the backbone are empty, so nothing may be run on them.
+
+    Args:
+        corpus: a `Corpus`, or the name or folder of one.
+        train, dev, test: most documents per split, None for all.
+        seed: by which capped documents are drawn.
     """
     corpus = Corpus.load(corpus) if isinstance(corpus, str) else corpus
     corpus = corpus.labelled().with_dev().subset(train=train, dev=dev, test=test, seed=seed)
@@ -175,21 +173,24 @@ def words_only(
 def possible(
     prepared: Inputs, names: Iterable[str] = tuple(PEERS)
 ) -> tuple[list[str], dict[str, str]]:
-    """(peers that fit this corpus, what was left out and why)."""
+    """(peers that fit the size of this corpus, {peer that does not: why}).
+
+    ValueError for an unknown peer.
+    """
     visits = prepared.corpus.L * len(prepared.rows["train"])
-    found, out = [], {}
+    fitting = []
+    left_out = {}
     for name in names:
         if name not in PEERS:
             raise ValueError(f"peer {name!r} is not known; use some of {', '.join(PEERS)}")
         if PEERS[name].one_vs_rest and visits > ONE_VS_REST_CELLS:
-            out[name] = (
+            left_out[name] = (
                 f"{prepared.corpus.L:,} labels x {len(prepared.rows['train']):,} documents are too"
-                " many for one model a label in minutes; Parabel, Bonsai and XR-Linear are the"
-                " peers here"
+                " many for one model per label; use Parabel, Bonsai and XR-Linear"
             )
         else:
-            found.append(name)
-    return found, out
+            fitting.append(name)
+    return fitting, left_out
 
 
 def run(
@@ -202,22 +203,32 @@ def run(
     root: str | Path | None = None,
     progress: bool = True,
 ) -> tuple[list[RunRecord], dict[str, str]]:
-    """Records of the peers, and for each that could not be run the reason; records that stand in
-    `results` are read.
+    """Run peers on a corpus.
+
+    Args:
+        prepared: the corpus.
+        names: some of PEERS; all when None.
+        results: folder of the records; a peer whose record is there is not repeated. Nothing is
+            saved when None.
+        seed: of the libraries that take one.
+        threads: of the libraries that use several.
+        root: folder of the environment of PECOS, see `interpreter`.
+        progress: show a bar.
+
+    Returns:
+        The records, and {peer that was not run: why}.
     """
     chosen, left_out = possible(prepared, tuple(PEERS) if names is None else names)
-    records, data = [], None
+    records = []
+    data = None
     with tqdm(total=len(chosen), desc="peers", unit="peer", disable=not progress) as bar:
         for name in chosen:
             bar.set_postfix_str(name)
             record = finished(prepared, name, seed, threads, results)
             if record is None:
                 try:
-                    python = (
-                        interpreter(root)
-                        if PEERS[name].library == "libpecos"
-                        else Path(sys.executable)
-                    )
+                    pecos = PEERS[name].library == "libpecos"
+                    python = interpreter(root) if pecos else Path(sys.executable)
                     data = data or Job.data_of(prepared)
                     record = train(prepared, name, data, python, seed, threads)
                 except (PecosUnavailable, WorkerFailed) as error:
@@ -233,7 +244,7 @@ def run(
 
 
 def params_of(name: str, options: dict, seed: int, threads: int) -> dict:
-    """What a record says of how it was made."""
+    """`RunRecord.params` of a peer."""
     peer = PEERS[name]
     seeded = None if peer.library in ("omikuji", "libpecos") else seed
     return {
@@ -250,26 +261,26 @@ def params_of(name: str, options: dict, seed: int, threads: int) -> dict:
 def finished(
     prepared: Inputs, name: str, seed: int, threads: int, results: str | Path | None
 ) -> RunRecord | None:
-    """The record of an earlier call on this corpus with these settings."""
+    """The record of an earlier call on this corpus with these settings; None without one."""
     if results is None or not (path := record_path(prepared, name, seed, results)).is_file():
         return None
     record = RunRecord.load(path)
-    wanted = params_of(name, record.params.get("options", {}), seed, threads)
-    same = all(record.params.get(k) == v for k, v in wanted.items())
-    return (
-        record if same and record.dataset["fingerprint"] == prepared.corpus.fingerprint() else None
-    )
+    params = params_of(name, record.params.get("options", {}), seed, threads)
+    same_params = all(record.params.get(k) == v for k, v in params.items())
+    same_corpus = record.dataset["fingerprint"] == prepared.corpus.fingerprint()
+    return record if same_params and same_corpus else None
 
 
 class WorkerFailed(RuntimeError):
-    """A peer's process did not come to its end; the message holds its last line."""
+    """The process of a peer failed; the message holds its last line of error."""
 
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """What every peer of a corpus reads: tf-idf of train, dev and test and the labels of train.
+    """What every peer of a corpus reads.
 
-    place: where its files lie while a process reads them; None is the system's temporary folder.
+    arrays: train_x, dev_x and test_x, tf-idf (n, V), and train_y, labels (n, L), all csr.
+    place: folder of the files that a process reads; None is the system's temporary folder.
     """
 
     arrays: dict[str, sparse.csr_matrix]
@@ -277,36 +288,40 @@ class Job:
 
     @classmethod
     def data_of(cls, prepared: Inputs) -> Job:
+        """The job of a corpus."""
         rows = prepared.rows
-        weights = tfidf(words(prepared.corpus.texts, rows["train"]).counts, rows["train"]).astype(
-            np.float32
-        )
+        counts = words(prepared.corpus.texts, rows["train"]).counts
+        weights = tfidf(counts, rows["train"]).astype(np.float32)
         arrays = {f"{split}_x": weights[rows[split]] for split in ("train", "dev", "test")}
-        # what is made of credentialed text stays in the data folder
+        # files made of credentialed text stay in the data folder
         place = privacy.artefacts_root(prepared.corpus, None)
         return cls(arrays | {"train_y": prepared.train_labels.astype(np.float32)}, place)
 
     def work(
         self, name: str, options: dict, python: Path, seed: int, threads: int
     ) -> tuple[dict, dict]:
-        """(report, {"dev": scores, "test": scores}) of one process."""
+        """Run a peer in a process; returns (report, {"dev": scores, "test": scores}).
+
+        The report and the scores, csr (n, L), are those of `worker.work`. WorkerFailed where the
+        process fails.
+        """
         if self.place is not None:
             self.place.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix="peer-", dir=self.place))
         try:
+            # hand over the data
             for part, matrix in self.arrays.items():
                 sparse.save_npz(folder / f"{part}.npz", matrix)
-            depth = PEERS[name].depth
             job = {
                 "engine": name,
                 "options": options,
-                "depth": depth,
+                "depth": PEERS[name].depth,
                 "seed": seed,
                 "threads": threads,
             }
             write_json(folder / "job.json", job)
-            # run from there: a script's own folder is looked at first for imports, and plantlib has
-            # a `pecos` too
+            # run a copy: Python looks for imports in the folder of the script first, and a module
+            # of this package may have the name of a library
             worker = shutil.copy(Path(__file__).with_name("worker.py"), folder)
             done = subprocess.run(
                 [str(python), str(worker), str(folder)], capture_output=True, text=True
@@ -316,6 +331,7 @@ class Job:
                 raise WorkerFailed(
                     f"{name} ended with status {done.returncode}: {last}; install the extra `peers`"
                 )
+            # read what it found
             scores = {
                 s: sparse.load_npz(folder / f"{s}_scores.npz").tocsr() for s in ("dev", "test")
             }
@@ -327,16 +343,28 @@ class Job:
 def train(
     prepared: Inputs, name: str, data: Job, python: Path, seed: int = 0, threads: int = 1
 ) -> RunRecord:
-    """Every option of the grid, the best dev nDCG@5 kept; its test scores are read then and only
-    then.
+    """The record of a peer: every option of its grid is trained, dev's nDCG@5 chooses.
+
+    Only the test scores of the chosen options are read.
+
+    Args:
+        prepared: the corpus.
+        name: of PEERS.
+        data: `Job.data_of(prepared)`.
+        python: the interpreter that can import the library.
+        seed: of the library.
+        threads: of the library.
     """
-    dev, found = prepared.corpus.labels[prepared.rows["dev"]], []
+    # try the options
+    dev = prepared.corpus.labels[prepared.rows["dev"]]
+    tried = []
     for options in PEERS[name].grid:
         report, scores = data.work(name, options, python, seed, threads)
         read = collect(scores["dev"], dev, prepared)
         value = evaluate(read, dev, prepared.train_counts, len(prepared.rows["train"]))["ndcg@5"]
-        found.append((value, options, report, scores["test"], read))
-    _, options, report, scores, read = max(found, key=lambda item: item[0])
+        tried.append((value, options, report, scores["test"], read))
+    _, options, report, scores, read = max(tried, key=lambda item: item[0])
+    # judge the best
     test = prepared.corpus.labels[prepared.rows["test"]]
     times = {k: report[k] for k in ("train", "train_cpu", "predict", "predict_cpu")}
     return RunRecord(
@@ -356,8 +384,15 @@ def train(
 def collect(
     scores: sparse.csr_matrix, labels: sparse.csr_matrix, prepared: Inputs, size: int = 256
 ) -> Scores:
-    """Metrics' input from csr scores; labels that a peer did not score stay unscored, so there is
-    no AUC.
+    """Scores of a split for the metrics.
+
+    Labels that a peer did not score stay unscored, so there is no AUC.
+
+    Args:
+        scores: (n, L) csr.
+        labels: (n, L) csr.
+        prepared: the corpus.
+        size: documents at a time.
     """
     evaluator = StreamingEvaluator(
         labels, prepared.train_counts, 100, prepared.edges, auc_bins=None

@@ -1,13 +1,13 @@
-"""Published label-attention heads on the same frozen features, trainer and dev selection as the
-planted runs.
+"""Published heads with label attention, on the frozen features that planted runs read.
 
-CAML (arXiv 1802.05695): a convolution over the tokens, then one attention a label over its filters.
-PLM-ICD (arXiv 2107.03126), whose head is LAAT's (arXiv 2007.06351): scores from tanh(V h), values
-from h itself. Both are published with a (B, L, D) context; what follows it is linear, so query and
-output vectors a label say the same (METHOD.md section 4) and the blocked attention of `kernels`
-computes it in (B, L): the folded equivalent, equal to the published form (tested). Not published:
-frozen MiniLM states instead of word embeddings (CAML) or a tuned model (PLM-ICD), label biases that
-begin at the log-odds.
+They have the trainer of planted runs, and dev chooses the epoch. CAML (arXiv 1802.05695): a
+convolution over the tokens, then one attention per label over its filters. PLM-ICD (arXiv
+2207.05289), with the head of LAAT (arXiv 2007.06351): scores come from tanh(V h), values from h.
+Both are published with a context of size (B, L, D). What follows it is linear, so one query and one
+output vector per label give the same result (docs/method.md, "Planted attention"), and the blocked
+attention of `kernels` needs only (B, L); a test compares it with the published form. Different from
+the publications are the frozen hidden states, in place of word embeddings (CAML) or a tuned model
+(PLM-ICD), and the label biases, which begin at the log-odds.
 """
 
 from __future__ import annotations
@@ -35,13 +35,14 @@ from plantlib.training.options import TrainConfig
 from plantlib.training.records import RunRecord, agrees, run_name
 from plantlib.utils.io import fingerprint_of
 
-# a head that begins from nothing: more epochs than the planted runs have, stopped on dev
+# a randomly initialised head gets more epochs than planted runs have; dev stops it
 CONFIG = TrainConfig(epochs=20, patience=4, lr_backbone=1e-3)
 
 
 class LabelHead(nn.Module):
-    """Per-label queries and outputs over what `encode` makes of packed hidden states; trains on
-    cached features alone.
+    """Queries and outputs per label over what `encode` makes of packed hidden states.
+
+    It is trained on cached features; it has no backbone.
     """
 
     def __init__(self, num_labels: int, query_size: int, output_size: int):
@@ -49,43 +50,47 @@ class LabelHead(nn.Module):
         self.label_queries = nn.Parameter(torch.empty(num_labels, query_size))
         self.label_outputs = nn.Parameter(torch.empty(num_labels, output_size))
         self.label_bias = nn.Parameter(torch.zeros(num_labels))
-        self.backbone = None  # the trainer asks
+        self.backbone = None  # read by the trainer
 
     def encode(
         self, hidden: torch.Tensor, offsets: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """What is scored (S, query_size) and what is read (S, output_size); None where both are the
-        same.
+        """Keys (S, query_size) and values (S, output_size) of the attention.
+
+        hidden: (S, D) packed hidden states; offsets: (B + 1,) where each document begins. Values
+        are None where they equal the keys.
         """
         raise NotImplementedError
 
     def forward(
         self, token_ids, offsets, hidden_states, label_rows=None, label_columns=None, **_
     ) -> PlantOutput:
-        """As `PlantModel.forward`: packed hidden states (S, D), offsets (B+1); loss where positive
-        cells are given.
+        """As `PlantModel.forward`: logits (B, L), or the loss where positive cells are given.
+
+        offsets: (B + 1,); hidden_states: (S, D) packed; label_rows, label_columns: positive cells.
         """
-        scored, read = self.encode(hidden_states, offsets)
-        queries, outputs = self.label_queries, self.label_outputs
-        if read is not None:
-            # one (S, query_size + output_size) input: queries see its first part, outputs its
-            # second
-            scored = torch.cat([scored, read], 1)
+        keys, values = self.encode(hidden_states, offsets)
+        queries = self.label_queries
+        outputs = self.label_outputs
+        # the kernels read one input: queries see its first columns, outputs its last
+        if values is not None:
+            keys = torch.cat([keys, values], 1)
             queries = nn.functional.pad(queries, (0, outputs.shape[1]))
             outputs = nn.functional.pad(outputs, (queries.shape[1] - outputs.shape[1], 0))
+        # logits, or the loss
         if label_rows is None:
-            value, _ = kernels.attend(scored, offsets, queries, outputs, label_bias=self.label_bias)
-            return PlantOutput(logits=value)
+            logits, _ = kernels.attend(keys, offsets, queries, outputs, label_bias=self.label_bias)
+            return PlantOutput(logits=logits)
         added = self.label_bias.expand(len(offsets) - 1, -1)
         return PlantOutput(
             *kernels.attend_bce(
-                scored, offsets, queries, outputs, label_rows, label_columns, added=added
+                keys, offsets, queries, outputs, label_rows, label_columns, added=added
             )
         )
 
 
 class Caml(LabelHead):
-    """Convolution over `width` tokens to `filters` filters, tanh, one attention a label."""
+    """Convolution over `width` tokens to `filters` filters, tanh, one attention per label."""
 
     def __init__(
         self,
@@ -102,16 +107,12 @@ class Caml(LabelHead):
             nn.init.xavier_uniform_(weight)
 
     def encode(self, hidden, offsets):
-        # documents side by side, so that no filter reads over the end of one into the next
+        # one row per document, so that no filter reads across the end of a document
         parts = self.dropout(hidden).split(offsets.diff().tolist())
-        filtered = (
-            self.convolution(pad_sequence(parts, batch_first=True).transpose(1, 2))
-            .tanh()
-            .transpose(1, 2)
-        )
-        return torch.cat(
-            [row[: len(part)] for row, part in zip(filtered, parts, strict=True)]
-        ), None
+        rows = pad_sequence(parts, batch_first=True).transpose(1, 2)
+        filtered = self.convolution(rows).tanh().transpose(1, 2)
+        real = [row[: len(part)] for row, part in zip(filtered, parts, strict=True)]
+        return torch.cat(real), None
 
 
 class PlmIcd(LabelHead):
@@ -139,30 +140,39 @@ def run(
     results: str | Path | None = None,
     progress: bool = True,
 ) -> list[RunRecord]:
-    """Every head with every seed; records that stand in `results` and were made so are read, not
-    repeated.
+    """The records of every head with every seed.
+
+    Args:
+        prepared: a corpus with cached features.
+        names: some of HEADS.
+        seeds: of the runs.
+        config: options of the training.
+        results: folder of the records; a head whose record is there with the same options is not
+            repeated. Nothing is saved when None.
+        progress: show bars.
+
+    Raises:
+        ValueError: no cached features, or an unknown head.
     """
     if prepared.features is None:
         raise ValueError("the heads are trained on cached features; call prepare(..., frozen=True)")
-    made = []
+    records = []
     for name, seed in [(n, s) for s in seeds for n in names]:
         if name not in HEADS:
             raise ValueError(f"head {name!r} is not known; use some of {', '.join(HEADS)}")
         path = Path(results or ".") / f"{run_name(prepared, name, seed)}.json"
-        found = RunRecord.load(path) if results is not None and path.is_file() else None
-        wanted = params_of(prepared, config)
-        if found is None or found.seed != seed or not agrees(found, wanted):
-            found = run_head(prepared, name, config, seed=seed, progress=progress)
+        record = RunRecord.load(path) if results is not None and path.is_file() else None
+        params = params_of(prepared, config)
+        if record is None or record.seed != seed or not agrees(record, params):
+            record = run_head(prepared, name, config, seed=seed, progress=progress)
             if results is not None:
-                found.save(results)
-        made.append(found)
-    return made
+                record.save(results)
+        records.append(record)
+    return records
 
 
 def params_of(prepared: Inputs, config: TrainConfig) -> dict:
-    """What a record says of how it was made; `read` is not `max_tokens`, which only planted records
-    carry.
-    """
+    """`RunRecord.params` of a head; `read` are tokens, as `max_tokens` marks planted records."""
     backbone = f"{Path(prepared.backbone).name}, frozen"
     return {
         "train": asdict(config),
@@ -175,18 +185,18 @@ def params_of(prepared: Inputs, config: TrainConfig) -> dict:
 def run_head(
     prepared: Inputs, name: str, config: TrainConfig, seed: int = 0, progress: bool = True
 ) -> RunRecord:
-    """Train on train, stop and choose the epoch on dev, read test once."""
+    """Train a head; dev stops the training and chooses the epoch, test is read once."""
+    # the model
     set_seed(seed)
     model = HEADS[name](prepared.corpus.L, prepared.hidden_size)
     with torch.no_grad():
         model.label_bias.copy_(prior_log_odds(prepared.train_labels))
     run_id = run_name(prepared, name, seed)
-    folder = (
-        prepared.root
-        / "checkpoints"
-        / f"{run_id}-{fingerprint_of(prepared.key, name, asdict(config), seed)}"
-    )
-    began, cpu = time.perf_counter(), time.process_time()
+    # train it
+    key = fingerprint_of(prepared.key, name, asdict(config), seed)
+    folder = prepared.root / "checkpoints" / f"{run_id}-{key}"
+    wall = time.perf_counter()
+    cpu = time.process_time()
     parts = {split: prepared.documents(split) for split in ("train", "dev", "test")}
     epochs = train.fine_tune(
         model,
@@ -198,7 +208,8 @@ def run_head(
         seed=seed,
         progress=progress,
     )
-    times = {"train": time.perf_counter() - began, "train_cpu": time.process_time() - cpu}
+    times = {"train": time.perf_counter() - wall, "train_cpu": time.process_time() - cpu}
+    # judge it
     model.eval()
     record = _record(prepared, model, name, seed, run_id, config, epochs, times)
     shutil.rmtree(folder, ignore_errors=True)
@@ -216,9 +227,10 @@ def _record(
     times,
 ) -> RunRecord:
     dev, _ = evaluation.score(model, prepared.documents("dev"), prepared.train_counts, auc=False)
-    began, cpu = time.perf_counter(), time.process_time()
+    wall = time.perf_counter()
+    cpu = time.process_time()
     test, _ = evaluation.score(model, prepared.documents("test"), prepared.train_counts, auc=False)
-    times |= {"predict": time.perf_counter() - began, "predict_cpu": time.process_time() - cpu}
+    times |= {"predict": time.perf_counter() - wall, "predict_cpu": time.process_time() - cpu}
     size = sum(p.numel() for p in model.parameters())
     return RunRecord(
         id=run_id,

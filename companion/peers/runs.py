@@ -1,14 +1,13 @@
-"""The rows without attention as run records: bare teachers, the SVM, and the SVM plus a teacher;
-METHOD.md section 7.
+"""The peers without attention as run records: bare teachers, the SVM, sums of both, linear score.
 
-On the documents and label space of a `Prepared` corpus, whole documents in words; evaluated as the
-models are. The scores themselves are made in `peers.py`, those of other libraries in
-`library_peers.py`.
+They read the words of whole documents and are evaluated like the models, on the same documents and
+label space (docs/method.md, "Controls and peers"). `bare.py` makes the scores; the peers of other
+libraries are in `library_peers.py`.
 
-Wall seconds: `train`, and `predict` of all test documents, from tf-idf to the scores of all labels;
-`train_cpu` and `predict_cpu` are CPU seconds of the process. Counting words and tf-idf, which every
-row needs, are in each row's `train`; choosing the weight of a sum on dev is not. `peak_memory_mb`
-is that of the whole calling process.
+Times of a record: `train`, and `predict` of all test documents from tf-idf to the scores of all
+labels, in seconds of wall time; `train_cpu` and `predict_cpu` are CPU seconds of the process.
+Counting words and tf-idf, which every peer needs, are part of each `train`; choosing the weight of
+a sum on dev is not. `peak_memory_mb` is that of the calling process.
 """
 
 from __future__ import annotations
@@ -43,42 +42,51 @@ def run_peers(
     notebook: str | None = None,
     progress: bool = True,
 ) -> list[RunRecord]:
-    """The rows without attention on the same documents and label space: bare teachers, SVM, SVM + w
-    x J and + w x MI.
+    """The records of the bare teachers, the SVM, "SVM + J" and "SVM + MI".
 
-    A sum costs what the SVM and its teacher cost.
+    The time of a sum is that of the SVM and its teacher together.
+
+    Args:
+        prepared: the corpus.
+        results: folder that the records are saved to; nothing is saved when None.
+        notebook: named in the records.
+        progress: show a bar.
     """
+    # bare teachers and SVM, each with its time
     _import_first()
     (weights, x, y), reading = timed(lambda: _read(prepared))
-    rows, labels = prepared.rows["train"], prepared.corpus.labels
+    rows = prepared.rows["train"]
+    labels = prepared.corpus.labels
     teachers = {
         "J": lambda: mig.teach(x, y, variant="jaccard", top_k=64),
         "MI": lambda: mig.teach(x, y, variant="raw", top_k=64),
         "PPMI": lambda: ppmi(x, y),
         "centroid": lambda: centroids(weights[rows], y),
     }
-    made = {
+    bare = {
         name: timed(lambda teach=teach: peers.bare_teacher(weights, teach()))
         for name, teach in teachers.items()
     }
-    svm, of_svm = timed(lambda: peers.linear_svm(weights, labels, rows, progress=progress))
+    svm, svm_seconds = timed(lambda: peers.linear_svm(weights, labels, rows, progress=progress))
 
-    def row(
-        system: str, kind: str, block: peers.Block, params: dict, took: np.ndarray
+    # their records, and those of the sums
+    def record(
+        system: str, kind: str, block: peers.Block, params: dict, seconds: np.ndarray
     ) -> RunRecord:
-        return _peer_record(
-            prepared, system, kind, block, params, reading + took, results, notebook
-        )
+        seconds = reading + seconds
+        return _peer_record(prepared, system, kind, block, params, seconds, results, notebook)
 
     records = [
-        row(f"bare {name}", "teacher", block, {}, took) for name, (block, took) in made.items()
+        record(f"bare {name}", "teacher", block, {}, seconds)
+        for name, (block, seconds) in bare.items()
     ]
-    records.append(row("SVM", "linear", svm, {"C": 1.0}, of_svm))
+    records.append(record("SVM", "linear", svm, {"C": 1.0}, svm_seconds))
     for name in ("J", "MI"):
-        block, took = made[name]
+        block, seconds = bare[name]
         weight = tuned_weight(prepared, svm, block)
-        both, params = peers.added(svm, block, weight), {"C": 1.0, "weight": weight}
-        records.append(row(f"SVM + {name}", "linear", both, params, of_svm + took))
+        both = peers.added(svm, block, weight)
+        params = {"C": 1.0, "weight": weight}
+        records.append(record(f"SVM + {name}", "linear", both, params, svm_seconds + seconds))
     return records
 
 
@@ -91,49 +99,54 @@ def run_linear_score(
     notebook: str | None = None,
     progress: bool = True,
 ) -> list[RunRecord]:
-    """The score that `linear` begins from, nothing trained on top: what attention adds is the
-    difference to it.
+    """The records of the linear score (docs/method.md, "The linear score"), without attention.
 
-    A seed draws the folds of the stack, as it does in a run of that seed; finished records are
-    read. A record knows the seconds of training where every part of the score was made for it: what
-    a run left on disk is read in a fraction of them.
+    The starts with `linear` begin from it, so attention adds the difference to it. Its seconds of
+    training are recorded only where every part of the score was made in this call; parts that an
+    earlier run left on disk are read in a fraction of the time.
+
+    Args:
+        prepared: the corpus.
+        seeds: each draws the folds as in a run with that seed.
+        config: options of the score.
+        results: folder of the records; a score whose record is there is not repeated. Nothing is
+            saved when None.
+        notebook: named in the records.
+        progress: show bars.
     """
-    config, records = config or LinearConfig(), []
+    config = config or LinearConfig()
+    records = []
     for seed in seeds:
-        path = (
-            None
-            if results is None
-            else Path(results) / f"{run_name(prepared, LINEAR_SCORE, seed)}.json"
-        )
-        found = RunRecord.load(path) if path is not None and path.exists() else None
-        if found is None or not same_score(found, prepared, config, seed):
+        path = Path(results or ".") / f"{run_name(prepared, LINEAR_SCORE, seed)}.json"
+        record = RunRecord.load(path) if results is not None and path.exists() else None
+        if record is None or not same_score(record, prepared, config, seed):
             _import_first()
-            stood = _finished_parts(prepared)
-            linear, took = timed(
+            before = _finished_parts(prepared)
+            linear, seconds = timed(
                 lambda seed=seed: artefacts.linear_scores(
                     prepared, config, seed=seed, progress=progress
                 )
             )
-            made_now = len(_finished_parts(prepared) - stood) == len(linear.tables)
-            found = _peer_record(
+            all_new = len(_finished_parts(prepared) - before) == len(linear.tables)
+            record = _peer_record(
                 prepared,
                 LINEAR_SCORE,
                 "linear",
                 linear.scores,
                 params_of(prepared, config),
-                took if made_now else None,
+                seconds if all_new else None,
                 results,
                 notebook,
                 seed=seed,
                 teacher={"linear": linear.stack.about()},
                 size=word_cells(linear),
             )
-        records.append(found)
+        records.append(record)
     return records
 
 
 def params_of(prepared: Inputs, config: LinearConfig) -> dict:
-    """What a record of the linear score says of how it was made."""
+    """`RunRecord.params` of the linear score."""
     return {"linear": asdict(config), "inputs": prepared.key}
 
 
@@ -149,33 +162,32 @@ def tuned_weight(
     metric: str = "ndcg@5",
     grid=(0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0),
 ) -> float:
-    """The weight of `second` with the best dev metric; both blocks are evaluated on dev only."""
-    dev, labels = prepared.rows["dev"], prepared.corpus.labels
-    value = lambda w: evaluate(  # noqa: E731
-        peers.scored(
-            peers.added(first, second, w),
-            labels,
-            dev,
-            prepared.train_counts,
-            auc=False,
-            edges=prepared.edges,
-        ),
-        labels[dev],
-        prepared.train_counts,
-        len(prepared.rows["train"]),
-    )[metric]
+    """The weight of `second` with which the sum has the best dev metric.
+
+    first, second: functions from rows (b,) to scores (b, L); grid: the weights tried.
+    """
+    dev = prepared.rows["dev"]
+    labels = prepared.corpus.labels
+    counts = prepared.train_counts
+
+    def value(weight: float) -> float:
+        both = peers.added(first, second, weight)
+        scores = peers.scored(both, labels, dev, counts, auc=False, edges=prepared.edges)
+        return evaluate(scores, labels[dev], counts, len(prepared.rows["train"]))[metric]
+
     return max(grid, key=value)
 
 
 def timed(make: Callable[[], Any]) -> tuple[Any, np.ndarray]:
-    """(what `make()` gives, (2,) wall seconds and CPU seconds of this process that it took)."""
-    wall, cpu = time.perf_counter(), time.process_time()
-    made = make()
-    return made, np.array([time.perf_counter() - wall, time.process_time() - cpu])
+    """(result of `make()`, (2,) seconds it took: wall time, CPU time of this process)."""
+    wall = time.perf_counter()
+    cpu = time.process_time()
+    result = make()
+    return result, np.array([time.perf_counter() - wall, time.process_time() - cpu])
 
 
 def _import_first() -> None:
-    """What is imported while the rows are made, so that no second of it is counted as training."""
+    """Import what the peers need, so that the import is not timed as training."""
     import sklearn.feature_extraction.text
     import sklearn.svm  # noqa: F401
 
@@ -188,7 +200,7 @@ def _read(prepared: Inputs) -> tuple[sparse.csr_matrix, sparse.csr_matrix, spars
 
 
 def _finished_parts(prepared: Inputs) -> set[Path]:
-    """The files of linear scores that `Prepared.linear` keeps, one a table."""
+    """The files of linear scores under artefacts/, one per table."""
     return set((prepared.root / "linear").glob("*/part*.safetensors"))
 
 
@@ -205,20 +217,24 @@ def _peer_record(
     teacher: dict | None = None,
     size: dict | None = None,
 ) -> RunRecord:
-    """took: (2,) seconds of making `block` as `timed` gives them, None where not known; size: the
-    record's model_size.
-    """
-    rows, labels, spent = prepared.rows, prepared.corpus.labels, []
+    """Evaluate a peer on dev and test and record it.
 
-    def watched(part: np.ndarray) -> np.ndarray:
+    block: function from rows (b,) to scores (b, L); took: (2,) seconds of training as `timed`
+    returns them, None where they are unknown; size: `RunRecord.model_size`.
+    """
+    rows = prepared.rows
+    labels = prepared.corpus.labels
+    counts = prepared.train_counts
+    predicting = np.zeros(2)
+
+    def timed_block(part: np.ndarray) -> np.ndarray:
+        nonlocal predicting
         scores, seconds = timed(lambda: block(part))
-        spent.append(seconds)
+        predicting = predicting + seconds
         return scores
 
-    dev = peers.scored(
-        block, labels, rows["dev"], prepared.train_counts, auc=False, edges=prepared.edges
-    )
-    test = peers.scored(watched, labels, rows["test"], prepared.train_counts, edges=prepared.edges)
+    dev = peers.scored(block, labels, rows["dev"], counts, auc=False, edges=prepared.edges)
+    test = peers.scored(timed_block, labels, rows["test"], counts, edges=prepared.edges)
     record = RunRecord(
         id=run_name(prepared, system, seed),
         kind=kind,
@@ -227,7 +243,7 @@ def _peer_record(
         teacher=teacher or {},
         params=params | {"text": "whole document, words"},
         notebook=notebook,
-        times=_seconds("train", took) | _seconds("predict", sum(spent)),
+        times=_seconds("train", took) | _seconds("predict", predicting),
         peak_memory_mb=peak_memory(),
         model_size=size,
         **judge(prepared, dev, test),
@@ -238,5 +254,5 @@ def _peer_record(
 
 
 def _seconds(stage: str, took: np.ndarray | None) -> dict[str, float]:
-    """A stage's entries of `times`: none where its seconds are not known."""
+    """The entries of a stage in `RunRecord.times`, none where its seconds are unknown."""
     return {} if took is None else {stage: round(took[0], 4), f"{stage}_cpu": round(took[1], 4)}

@@ -1,8 +1,8 @@
-"""All peers of a data set in one call, and results/peers.csv: what each is worth and what it costs.
+"""All peers of a data set in one call, and results/peers.csv with their metrics and costs.
 
-`python -m companion.peers.table codiesp --train 500` runs what is missing and rewrites the table
-from the run records; a peer without a record stays in the table as "not run". METHOD.md section 7
-says why the rows stand there. Nothing here trains itself.
+`python -m companion.peers.table codiesp --train 500` runs the peers without a record and rewrites
+the table from the records; a peer that cannot be run is listed as "not run". The peers are those of
+docs/method.md, "Controls and peers".
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ NOTEBOOK = "peers"
 PLANTED = ("random", "lookup+score", "linear", "lookup+linear", "lookup+linear, rare raised")
 
 
-# of a planted run; one on candidates times its linear score as part of `teacher`
+# stages of a planted run that are its training; runs on candidates time the linear score in
+# `teacher`
 TRAINING = ("teacher", "l2r", "linear", "fine_tune")
 METRICS = (
     "p@1",
@@ -43,11 +44,11 @@ METRICS = (
     "micro_f1",
     "macro_f1",
 )
-# of a linear score's table in a model: a float32 weight and the int32 number of its label
+# per cell of a linear score: a float32 weight and the int32 number of its label
 CELL_BYTES = 8
 
 
-# name -> what stands in it; metrics are percent on test, document level, means over seeds
+# column -> what it holds; metrics are percent on test per document, means over seeds
 COLUMNS = {
     "dataset": "data set",
     "train": "training documents",
@@ -63,85 +64,81 @@ COLUMNS = {
         "percent on test; few/r@15 ranks few labels among themselves, few/overall_r@15 among all",
     ),
     "train_s": (
-        "wall seconds of training on a machine that did other work too: rows that ran at different"
-        " times do not compare by it, SVM + J may show fewer than SVM. Features of a frozen"
-        " backbone are not counted; choosing options on dev is in planted runs and heads, not in"
-        " linear peers. A planted run counts making its linear score, or reading it where an"
-        " earlier run left it on disk; the row of the linear score itself is blank where it was"
-        " read. Where train_cpu_s is blank, a bare teacher shows the seconds of all four together,"
-        " the SVM and its sums those of the SVM alone"
+        "wall seconds of training on a machine that did other work too, so rows that ran at"
+        " different times cannot be compared by it. Features of a frozen backbone are not counted;"
+        " choosing options on dev is counted for planted runs and heads, not for linear peers. A"
+        " planted run counts making its linear score, or reading it where an earlier run left it"
+        " on disk; the row of the linear score is blank where it was read. Where train_cpu_s is"
+        " blank, a bare teacher has the seconds of all four together, the SVM and its sums those"
+        " of the SVM"
     ),
     "train_cpu_s": (
-        "CPU seconds of training: the number to compare, blank where not measured. Peers of other"
-        " libraries (they have a peak_memory_mb): the library alone; bare teachers, the linear"
+        "CPU seconds of training, the number to compare; blank where not measured. Peers of other"
+        " libraries (those with a peak_memory_mb): the library alone; bare teachers, the linear"
         " score, the SVM of any other run and its sums: with counting words and tf-idf"
     ),
     "predict_ms": (
-        "CPU milliseconds a test document, from tf-idf or the features of a frozen backbone to"
-        " scores; with choosing the best labels for peers of other libraries and heads, without it"
+        "CPU milliseconds per test document, from tf-idf or the features of a frozen backbone to"
+        " scores; with choosing the best labels for peers of other libraries and heads, without"
         " for the rest"
     ),
     "peak_memory_mb": (
-        "largest resident MiB, data and library included, of peers measured in a process of their"
-        " own (those of other libraries); blank for what ran in a process that did more, whose"
-        " memory says little of it"
+        "largest resident MiB with data and library, of peers measured in a separate process"
+        " (those of other libraries); blank for peers of a process that did more"
     ),
     "model_mb": (
-        "MiB of the trained model: on disk for the trees, float32 weights else, 8 bytes a cell of a"
-        " linear score's table where the record counts its cells (planted runs made before cells"
-        " were counted do not: theirs is what is trained alone). Planted cells and a frozen"
-        " backbone are not counted"
+        "MiB of the trained model: on disk for the trees, float32 weights for the others, and 8"
+        " bytes per cell of the linear score where the record counts its cells. Planted cells and a"
+        " frozen backbone are not counted"
     ),
-    "run": "id of the first record: the row's metrics and costs are of one record a seed",
+    "run": "id of the first record; metrics and costs are those of one record per seed",
     "device": "where it ran",
 }
 
 
 def plain_rows(prepared: Inputs, results: Path, progress: bool = True) -> None:
-    """The rows of `peer_runs.run_peers` (bare teachers, SVM and their sum), where this data set has
-    none yet.
-    """
+    """Run the peers of `runs.run_peers`, unless this data set has their records.
 
-    known = load_all(results) if results.is_dir() else []
-    # a learning curve's subsets carry the fingerprint of the whole corpus, and their rows are no
-    # rows of the table
+    They are left out where one-vs-rest models take too long.
+    """
+    # subsets of a learning curve have the same fingerprint, but fewer training documents
     same = {"fingerprint": prepared.corpus.fingerprint(), "train": len(prepared.rows["train"])}
-    there = [
-        r
-        for r in known
-        if r.system == "SVM + J" and shown(r) and all(r.dataset[k] == v for k, v in same.items())
-    ]
-    if not there and not library_peers.possible(prepared, ["SVM"])[1]:
-        peer_runs.run_peers(
-            prepared, results=results, notebook=library_peers.NOTEBOOK, progress=progress
-        )
+    recorded = any(
+        record.system == "SVM + J"
+        and shown(record)
+        and all(record.dataset[key] == value for key, value in same.items())
+        for record in (load_all(results) if results.is_dir() else [])
+    )
+    if not recorded and not library_peers.possible(prepared, ["SVM"])[1]:
+        notebook = library_peers.NOTEBOOK
+        peer_runs.run_peers(prepared, results=results, notebook=notebook, progress=progress)
 
 
 def frame(records: Iterable[RunRecord]) -> pandas.DataFrame:
-    """The rows of peers.csv, a data set after the other; columns are described by `COLUMNS`."""
+    """The rows of peers.csv, data set by data set; the columns are those of `COLUMNS`.
+
+    Data sets without a record of a peer are left out.
+    """
     import pandas as pd
 
     by_data: dict[tuple, list[RunRecord]] = {}
     for record in [r for r in records if shown(r)]:
-        by_data.setdefault(
-            (record.dataset["name"], record.dataset["train"], record.dataset["fingerprint"]), []
-        ).append(record)
+        key = tuple(record.dataset[name] for name in ("name", "train", "fingerprint"))
+        by_data.setdefault(key, []).append(record)
     rows = []
     for _, part in sorted(by_data.items()):
         if not any(r.notebook == NOTEBOOK for r in part):
             continue
-        for system in report.in_order({r.system for r in part}):
+        systems = {r.system for r in part}
+        for system in report.in_order(systems):
             rows.append(row_of([r for r in part if r.system == system]))
-        rows += [
-            missing(part[0].dataset, name)
-            for name in expected()
-            if name not in {r.system for r in part}
-        ]
+        data = part[0].dataset
+        rows += [missing(data, name) for name in expected() if name not in systems]
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
 def shown(record: RunRecord) -> bool:
-    """Peers, and of the planted runs those of the main table that the peers are read against."""
+    """Whether a record belongs in the table: peers, and the planted runs they are compared with."""
     main = not (record.notebook or "-").startswith(report.ELSEWHERE)
     return main and (
         record.kind != "planted"
@@ -150,89 +147,78 @@ def shown(record: RunRecord) -> bool:
 
 
 def expected() -> tuple[str, ...]:
-    """Systems that every data set should have a row of."""
-
-    return (*PEERS, "CAML head", "PLM-ICD head")
+    """The peers that every data set should have."""
+    return (*PEERS, *neural_peers.HEADS)
 
 
 def row_of(records: list[RunRecord]) -> dict:
-    """Means over the seeds of one system, metrics and costs of one record a seed.
+    """The row of one system: means over its seeds, with one record per seed.
 
-    Of two the one measured in a process of its own, else the one that knows CPU seconds: wall
-    seconds are the machine's too.
+    Of two records of a seed the one measured in a separate process counts, else the one with CPU
+    seconds.
     """
-    one = {
-        r.seed: r for r in sorted(records, key=lambda r: (own_process(r), "train_cpu" in r.times))
-    }
-    own, data = list(one.values()), records[0].dataset
+    # one record per seed
+    best_last = sorted(records, key=lambda r: (own_process(r), "train_cpu" in r.times))
+    records = list({r.seed: r for r in best_last}.values())
+    first = records[0]
+    data = first.dataset
+    # what they cost
     train = [
         r.times.get("train") if r.kind != "planted" else sum(r.times.get(k, 0) for k in TRAINING)
-        for r in own
+        for r in records
     ]
-    cpu, predict = (
-        [r.times.get("train_cpu") for r in own],
-        [r.times.get("predict_cpu") for r in own],
-    )
-    row = {
+    memory = [r.peak_memory_mb if own_process(r) else None for r in records]
+    predict_cpu = [r.times.get("predict_cpu") for r in records]
+    return {
         "dataset": data["name"],
-        "kind": own[0].kind,
-        "system": own[0].system,
-        "seeds": len(own),
+        "kind": first.kind,
+        "system": first.system,
+        "seeds": len(records),
         "status": "run",
-    }
-    row |= {name: data[name] for name in ("train", "dev", "test", "labels")}
-    row |= {m: _mean([r.metrics.get(m) for r in own], 100, 2) for m in METRICS}
-    row |= {
+        **{name: data[name] for name in ("train", "dev", "test", "labels")},
+        **{m: _mean([r.metrics.get(m) for r in records], 100, 2) for m in METRICS},
         "train_s": _mean(train, 1, 2),
-        "train_cpu_s": _mean(cpu, 1, 2),
-        "predict_ms": _mean(predict, 1000 / data["test"], 3),
-        "peak_memory_mb": _mean([r.peak_memory_mb if own_process(r) else None for r in own], 1, 0),
-        "model_mb": _mean(map(_model_mb, own), 1, 2),
-        "run": own[0].id,
-        "device": device_of(own[0]),
+        "train_cpu_s": _mean([r.times.get("train_cpu") for r in records], 1, 2),
+        "predict_ms": _mean(predict_cpu, 1000 / data["test"], 3),
+        "peak_memory_mb": _mean(memory, 1, 0),
+        "model_mb": _mean(map(_model_mb, records), 1, 2),
+        "run": first.id,
+        "device": device_of(first),
     }
-    return row
 
 
 def own_process(record: RunRecord) -> bool:
-    """Whether a record was measured in a process that did nothing else: those of
-    `library_peers.py`, which name a library.
-    """
+    """Whether a record was measured in a separate process; those of `library_peers.py` were."""
     return "library" in record.params
 
 
 def missing(data: dict, name: str) -> dict:
-    """The row of a peer without a record."""
-
-    wide = (
-        name in PEERS
-        and PEERS[name].one_vs_rest
-        and data["labels"] * data["train"] > ONE_VS_REST_CELLS
-    )
+    """The row of a peer without a record; data: `RunRecord.dataset` of its data set."""
+    too_many = data["labels"] * data["train"] > ONE_VS_REST_CELLS
+    too_long = too_many and name in PEERS and PEERS[name].one_vs_rest
     row = {"dataset": data["name"], "system": name, "seeds": 0}
-    row["status"] = "not run: one model a label takes too long here" if wide else "not run"
+    row["status"] = "not run: one model a label takes too long here" if too_long else "not run"
     return row | {k: data[k] for k in ("train", "dev", "test", "labels")}
 
 
 def _model_mb(record: RunRecord) -> float | None:
+    """MiB of the trained model; None where the record does not say."""
     size = record.model_size if isinstance(record.model_size, dict) else {}
     if "model_mb" in size:
         return size["model_mb"]
-    known = [
-        each * size[name]
-        for name, each in (("trained_parameters", 4), ("word_cells", CELL_BYTES))
-        if name in size
-    ]
+    bytes_of = {"trained_parameters": 4, "word_cells": CELL_BYTES}
+    known = [each * size[name] for name, each in bytes_of.items() if name in size]
     return sum(known) / 2**20 if known else None
 
 
 def _mean(values: Iterable[float | None], factor: float, digits: int) -> float | None:
+    """factor * mean of the values that are not None, rounded; None without any."""
     known = [v for v in values if v is not None]
     return round(factor * sum(known) / len(known), digits) if known else None
 
 
 def write(records: Iterable[RunRecord], path: str | Path | None = None) -> Path:
-    """results/peers.csv from run records, atomically."""
+    """Write `frame` to results/peers.csv, or to `path`; returns the path."""
     path = Path(path or checkout() / "results" / "peers.csv")
     with atomic_path(path) as temporary:
         frame(records).to_csv(temporary, index=False)
@@ -240,31 +226,14 @@ def write(records: Iterable[RunRecord], path: str | Path | None = None) -> Path:
 
 
 def shortened(table: pandas.DataFrame) -> pandas.DataFrame:
-    """What a reader compares first: quality and costs, without the columns that say where a row
-    comes from.
-    """
-    names = [
-        "dataset",
-        "train",
-        "system",
-        "seeds",
-        "p@1",
-        "p@5",
-        "ndcg@5",
-        "psp@5",
-        "few/r@15",
-        "train_cpu_s",
-        "predict_ms",
-        "peak_memory_mb",
-        "model_mb",
-        "status",
-    ]
-    return table[names]
+    """The columns of `frame` that a reader compares first: quality and costs."""
+    quality = ["p@1", "p@5", "ndcg@5", "psp@5", "few/r@15"]
+    costs = ["train_cpu_s", "predict_ms", "peak_memory_mb", "model_mb"]
+    return table[["dataset", "train", "system", "seeds", *quality, *costs, "status"]]
 
 
 def main() -> None:
-    """`python -m companion.peers.table DATASET [--train N] [--only NAME ...]`"""
-
+    """Run the peers of a data set that have no record, and rewrite the table."""
     parser = argparse.ArgumentParser(
         prog="python -m companion.peers.table", description=__doc__.split("\n")[0]
     )
@@ -281,20 +250,21 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--results", type=Path, default=checkout() / "results" / "runs")
     options = parser.parse_args()
-    wanted = expected() if options.only is None else options.only
-    heads, libraries = (
-        [n for n in wanted if n in expected()[-2:]],
-        [n for n in wanted if n not in expected()[-2:]],
-    )
+    names = expected() if options.only is None else options.only
+    heads = [name for name in names if name in neural_peers.HEADS]
+    libraries = [name for name in names if name not in neural_peers.HEADS]
+    # peers that read words
     caps = {s: getattr(options, s) for s in ("train", "dev", "test")}
-    prepared, left_out = library_peers.words_only(options.dataset, **caps), {}
+    prepared = library_peers.words_only(options.dataset, **caps)
+    left_out = {}
     if options.only is None:
         plain_rows(prepared, options.results)
     if libraries:
-        made, left_out = library_peers.run(
+        records, left_out = library_peers.run(
             prepared, libraries, results=options.results, threads=options.threads
         )
-        print(*made, sep="\n")
+        print(*records, sep="\n")
+    # heads on frozen features
     if heads:
         read = prepare(
             options.dataset,

@@ -365,9 +365,9 @@ def table(found: dict) -> pandas.DataFrame:
         for bucket, means in buckets.items():
             seeds = pd.DataFrame([by[system][bucket] for by in found["by_seed"].values()])
             spread = {}
-            for measure in MEASURES:
-                spread[f"{measure} min"] = seeds[measure].min()
-                spread[f"{measure} max"] = seeds[measure].max()
+            for name in MEASURES:
+                spread[f"{name} min"] = seeds[name].min()
+                spread[f"{name} max"] = seeds[name].max()
             rows.append({"system": system, "bucket": bucket, **means, **spread})
     return pd.DataFrame(rows)
 
@@ -378,12 +378,12 @@ def draw(
 ) -> Path:
     """Draw the numbers of `source`, all labels, a row per system; returns `target`."""
     numbers = read_json(source)
-    pairs = numbers["pairs"]
+    counts = numbers["pairs"]
     rows = table(numbers)
-    ax = plots.evidence_agreement(rows[rows["bucket"] == "all"], chance=pairs["chance precision"])
+    ax = plots.evidence_agreement(rows[rows["bucket"] == "all"], chance=counts["chance precision"])
     ax.figure.suptitle(
-        f"{numbers['dataset']['name']}, {numbers['split']}: {pairs['labels']:,} marked labels of "
-        f"{pairs['documents']} documents, {len(numbers['seeds'])} seed(s)"
+        f"{numbers['dataset']['name']}, {numbers['split']}: {counts['labels']:,} marked labels of "
+        f"{counts['documents']} documents, {len(numbers['seeds'])} seed(s)"
     )
     plots.save(ax, target)
     return Path(target)

@@ -274,7 +274,7 @@ def _both(
         return records
     # the sum, unless its record is there
     path = results / f"{records[0].id}-ensemble.json"
-    if path.exists() and not any(models.values()):
+    if path.exists() and all(model is None for model in models.values()):
         ensemble = RunRecord.load(path)
         if ensemble.params["made_of"] == made_of(records):
             return [*records, ensemble]

@@ -145,8 +145,8 @@ def _features(inputs: Inputs, tokens: Ragged, path: Path, key: str, progress: bo
 def standard(inputs: Inputs) -> Standard | None:
     """The shift and scale that bring hidden states to unit spread, measured on training documents.
 
-    None where the spread is near 1 already (`features.standard_of`). The result is remembered for the
-    last few corpora, since a backbone that is not cached has to run for it.
+    None where the spread is near 1 already (`features.standard_of`). The result is remembered for
+    the last few corpora, since a backbone that is not cached has to run for it.
     """
     sample = inputs.rows["train"][:STANDARD_SAMPLE]
     if inputs.features is not None:

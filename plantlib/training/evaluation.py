@@ -1,8 +1,8 @@
 """Scores of a split, and what is decided and measured by them: docs/method.md, "Choosing on dev,
 reading test once".
 
-Threshold and calibration come from dev; test is scored once, after training. A matrix (N, L) of
-scores never exists: what is kept of a document are its best k labels and the ranks of its gold ones.
+Threshold and calibration come from dev; test is scored once, after training. An (N, L) matrix of
+scores never exists: of a document its best k labels and the ranks of its gold labels are kept.
 """
 
 from __future__ import annotations

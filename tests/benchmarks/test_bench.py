@@ -22,13 +22,16 @@ pytestmark = pytest.mark.skipif(
 @pytest.mark.parametrize("op", ["label_attention", "label_attention_bce"])
 def test_contenders_compute_the_same_values_and_gradients(op):
     _, forms, baseline = bench.operations(quick=True)[op]
-    found = {}
+    results = {}
     for name in set(forms) - {"published"}:  # it has projections of its own
-        made = bench.inputs(op, bench.QUICK[0])
-        bench.once(forms[name], made)
-        found[name] = [forms[name](made).detach(), *(leaf.grad for leaf in made["leaves"][:3])]
-    for name, values in found.items():
-        for a, b in zip(values, found[baseline], strict=True):
+        inputs = bench.inputs(op, bench.QUICK[0])
+        bench.once(forms[name], inputs)
+        results[name] = [
+            forms[name](inputs).detach(),
+            *(leaf.grad for leaf in inputs["leaves"][:3]),
+        ]
+    for name, values in results.items():
+        for a, b in zip(values, results[baseline], strict=True):
             torch.testing.assert_close(
                 a, b, rtol=1e-4, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}"
             )
@@ -37,18 +40,20 @@ def test_contenders_compute_the_same_values_and_gradients(op):
 def test_ranking_contenders_agree():
     for op in ("approx_ndcg", "lambdarank"):
         (shape,), forms, _ = bench.operations(quick=True)[op]
-        made = bench.inputs(op, shape)
-        assert forms["ours"](made).item() == pytest.approx(forms["pairwise"](made).item(), rel=1e-5)
+        inputs = bench.inputs(op, shape)
+        assert forms["ours"](inputs).item() == pytest.approx(
+            forms["pairwise"](inputs).item(), rel=1e-5
+        )
 
 
 def test_quick_run_writes_every_contender_and_column(tmp_path, capsys):
     out = tmp_path / "kernels.csv"
     bench.main(["--quick", "--repetitions", "1", "--out", str(out)])
     rows = list(csv.DictReader(out.open()))
-    wanted = [
+    expected = [
         (op, name) for op, (_, forms, _) in bench.operations(quick=True).items() for name in forms
     ]
-    assert [(r["op"], r["implementation"]) for r in rows] == wanted and list(
+    assert [(r["op"], r["implementation"]) for r in rows] == expected and list(
         rows[0]
     ) == bench.COLUMNS
     for row in rows:
@@ -96,8 +101,8 @@ def test_bars_follow_the_rows():
     row = dict(op="label_attention", shape="B=1 T=3 D=2 L=9", time_ratio=1.0, cpu_ms=1.0)
     measured = (("eager", 10, 60), ("sdpa", 8, 10), ("ours", 8, 6))
     rows = [row | dict(implementation=n, both_ms=t, extra_mib=m) for n, t, m in measured]
-    found = {what.split(": ")[1]: value <= most for what, value, most in bench.bars(rows)}
-    assert found == {
+    results = {what.split(": ")[1]: value <= most for what, value, most in bench.bars(rows)}
+    assert results == {
         "time / eager": False,
         "time / sdpa": True,
         "memory / eager": True,
@@ -133,10 +138,10 @@ def test_what_ran_out_of_memory_has_no_ratio():
             extra_mib=bench.OUT_OF_MEMORY,
         ),
     ]
-    found = {
+    results = {
         what.split(": ")[1]: bench.verdict(value, most) for what, value, most in bench.bars(rows)
     }
-    assert found == {
+    assert results == {
         "time / published": "yes",
         "forward time / its limit": "yes",
         "forward memory / inputs and outputs": "yes",

@@ -1,6 +1,4 @@
-"""Corpus, its files, its choices of rows, users' tables with every mistake they may hold, and the
-atomic writes.
-"""
+"""Corpus: its files, its choices of rows, users' tables with their mistakes, and atomic writes."""
 
 from __future__ import annotations
 
@@ -56,9 +54,9 @@ def test_labels_are_canonical_and_products_do_not_wrap():
     y = csr_matrix(
         (np.array([3, 1, 1], np.int8), np.array([1, 0, 1]), np.array([0, 3])), shape=(1, 2)
     )
-    made = Corpus("x", ["a"], ["t"], y, ["p", "q"], np.array(["train"]))
-    assert made.labels.toarray().tolist() == [[1, 1]]
-    assert made.labels.has_sorted_indices and made.labels.nnz == 2
+    result = Corpus("x", ["a"], ["t"], y, ["p", "q"], np.array(["train"]))
+    assert result.labels.toarray().tolist() == [[1, 1]]
+    assert result.labels.has_sorted_indices and result.labels.nnz == 2
     many = Corpus.from_lists(
         "m", [str(i) for i in range(300)], ["t"] * 300, [["a"]] * 300, ["train"] * 300
     )
@@ -95,41 +93,45 @@ def test_parts_that_do_not_fit_are_refused(change, message):
 
 
 def test_rows_name_the_splits_there_are():
-    made = corpus()
+    result = corpus()
     assert (
-        made.rows("test").tolist() == list(range(0, 60, 3)) and made.rows("test").dtype == np.int64
+        result.rows("test").tolist() == list(range(0, 60, 3))
+        and result.rows("test").dtype == np.int64
     )
     with pytest.raises(DataError, match=r"split 'dev'; it has train \(40\), test \(20\); with_dev"):
-        made.rows("dev")
+        result.rows("dev")
 
 
 def test_subsets_are_nested_and_keep_the_label_space():
-    made = corpus()
-    small, large = made.subset(train=7, test=5, seed=3), made.subset(train=20, seed=3)
-    train = [{c.ids[i] for i in c.rows("train")} for c in (small, large, made)]
+    result = corpus()
+    small, large = result.subset(train=7, test=5, seed=3), result.subset(train=20, seed=3)
+    train = [{c.ids[i] for i in c.rows("train")} for c in (small, large, result)]
     assert train[0] < train[1] < train[2] and len(train[0]) == 7 and len(train[1]) == 20
-    assert small.L == made.L and len(small.rows("test")) == 5 and len(large.rows("test")) == 20
-    assert small.ids == [i for i in made.ids if i in set(small.ids)]
+    assert small.L == result.L and len(small.rows("test")) == 5 and len(large.rows("test")) == 20
+    assert small.ids == [i for i in result.ids if i in set(small.ids)]
     assert {small.ids[i] for i in small.rows("train")} != {
-        c for c in made.subset(train=7, seed=4).ids
+        c for c in result.subset(train=7, seed=4).ids
     }
-    assert made.subset(train=40, dev=9) is made
+    assert result.subset(train=40, dev=9) is result
     for i, key in enumerate(small.ids):
-        assert small.labels[i].indices.tolist() == made.labels[made.ids.index(key)].indices.tolist()
+        assert (
+            small.labels[i].indices.tolist()
+            == result.labels[result.ids.index(key)].indices.tolist()
+        )
 
 
 def test_subset_does_not_depend_on_row_order():
-    made = corpus()
+    result = corpus()
     order = np.arange(60)[::-1]
     turned = Corpus(
         "toy",
-        [made.ids[i] for i in order],
-        [made.texts[i] for i in order],
-        made.labels[order],
-        made.label_names,
-        made.split[order],
+        [result.ids[i] for i in order],
+        [result.texts[i] for i in order],
+        result.labels[order],
+        result.label_names,
+        result.split[order],
     )
-    assert set(made.subset(train=9).ids) == set(turned.subset(train=9).ids)
+    assert set(result.subset(train=9).ids) == set(turned.subset(train=9).ids)
 
 
 @pytest.mark.parametrize("cap", [0, -1, 2.5, True])
@@ -139,35 +141,37 @@ def test_caps_that_are_no_caps(cap):
 
 
 def test_seen_in_train_drops_and_counts():
-    made = with_evidence().seen_in_train()
-    assert "rare" not in made.label_names and made.L == 7
-    assert made.manifest["label_space"] == {
+    result = with_evidence().seen_in_train()
+    assert "rare" not in result.label_names and result.L == 7
+    assert result.manifest["label_space"] == {
         "labels_before": 8,
         "labels": 7,
         "labels_dropped": 1,
         "occurrences_dropped": {"dev": 0, "test": 1},
     }
-    assert made.evidence["id"].tolist() == ["d1", "d4"] and made.label_texts == {"l1": "label one"}
-    assert made.manifest["counts"]["labels"] == 7
-    assert made.seen_in_train() is made
+    assert result.evidence["id"].tolist() == ["d1", "d4"] and result.label_texts == {
+        "l1": "label one"
+    }
+    assert result.manifest["counts"]["labels"] == 7
+    assert result.seen_in_train() is result
 
 
 def test_with_dev_carves_once_and_says_so():
-    made = corpus()
-    carved = made.with_dev(0.25, seed=1)
+    result = corpus()
+    carved = result.with_dev(0.25, seed=1)
     assert (
         len(carved.rows("dev")) == 10
         and len(carved.rows("train")) == 30
         and len(carved.rows("test")) == 20
     )
     assert "carved" in carved.manifest["notes"][-1] and carved.with_dev() is carved
-    assert not (made.split == "dev").any()
+    assert not (result.split == "dev").any()
     with pytest.raises(DataError, match="leaves dev or train empty"):
-        made.with_dev(0.001)
+        result.with_dev(0.001)
 
 
 def repeated(copies: list[int]) -> Corpus:
-    """Training documents alone: text j stands copies[j] times."""
+    """Training documents alone: text j occurs copies[j] times."""
     texts = [f"text {j}" for j, n in enumerate(copies) for _ in range(n)]
     ids = [f"d{i}" for i in range(len(texts))]
     return Corpus.from_lists("twice", ids, texts, [["l"]] * len(texts), ["train"] * len(texts))
@@ -193,21 +197,21 @@ def test_with_dev_keeps_copies_of_a_text_on_one_side(copies, dev):
 
 
 def test_with_dev_draws_as_before_where_no_text_repeats():
-    """The dev documents of committed runs: the first of the hash order, whatever the texts are."""
-    made = corpus()
-    train = made.rows("train")
-    drawn = train[hash_order([made.ids[i] for i in train], 3, "carve dev")[:8]]
-    assert made.with_dev(0.2, seed=3).rows("dev").tolist() == sorted(drawn.tolist())
+    """Dev documents of committed runs stay: they are the first of the hash order."""
+    result = corpus()
+    train = result.rows("train")
+    drawn = train[hash_order([result.ids[i] for i in train], 3, "carve dev")[:8]]
+    assert result.with_dev(0.2, seed=3).rows("dev").tolist() == sorted(drawn.tolist())
 
 
 def test_derived_corpora_leave_the_manifest_of_the_first_alone():
-    made = corpus()
-    made.subset(train=3).with_dev(0.5)
-    assert made.manifest["notes"] == [] and "label_space" not in made.manifest
+    result = corpus()
+    result.subset(train=3).with_dev(0.5)
+    assert result.manifest["notes"] == [] and "label_space" not in result.manifest
 
 
 def test_fingerprint_is_the_same_in_another_process_and_changes_with_the_data():
-    made = corpus()
+    result = corpus()
     code = (
         "import sys; sys.path[:0] = sys.argv[1:]; from tests.data.test_corpus import corpus;"
         " print(corpus().fingerprint())"
@@ -219,20 +223,18 @@ def test_fingerprint_is_the_same_in_another_process_and_changes_with_the_data():
         check=True,
         env={"PYTHONHASHSEED": "7"},
     ).stdout.strip()
-    assert made.fingerprint() == other and len(other) == 16
+    assert result.fingerprint() == other and len(other) == 16
     changed = [
-        dataclasses.replace(made, texts=["other", *made.texts[1:]]),
-        dataclasses.replace(made, split=np.array(["dev", *made.split[1:]])),
-        dataclasses.replace(made, label_names=["z", *made.label_names[1:]]),
-        dataclasses.replace(made, labels=made.labels[np.arange(60)[::-1]]),
+        dataclasses.replace(result, texts=["other", *result.texts[1:]]),
+        dataclasses.replace(result, split=np.array(["dev", *result.split[1:]])),
+        dataclasses.replace(result, label_names=["z", *result.label_names[1:]]),
+        dataclasses.replace(result, labels=result.labels[np.arange(60)[::-1]]),
     ]
-    assert len({made.fingerprint(), *(c.fingerprint() for c in changed)}) == 5
+    assert len({result.fingerprint(), *(c.fingerprint() for c in changed)}) == 5
 
 
 def test_hash_order_is_frozen():
-    """A changed order would change every capped run: this value may only change with a note in the
-    log.
-    """
+    """Another order would change every capped run; log a change of this value."""
     assert hash_order([str(i) for i in range(8)], 0, "subset train").tolist() == [
         4,
         0,
@@ -246,8 +248,8 @@ def test_hash_order_is_frozen():
 
 
 def test_save_and_load_give_the_same_corpus(tmp_path):
-    made = with_evidence()
-    folder = made.save(tmp_path / "deep" / "toy")
+    result = with_evidence()
+    folder = result.save(tmp_path / "deep" / "toy")
     back = Corpus.load(folder)
     assert sorted(p.name for p in folder.iterdir()) == [
         "documents.parquet",
@@ -255,12 +257,13 @@ def test_save_and_load_give_the_same_corpus(tmp_path):
         "labels.parquet",
         "manifest.json",
     ]
-    assert back.fingerprint() == made.fingerprint() and back.label_texts == made.label_texts
-    assert (back.labels != made.labels).nnz == 0 and back.labels.dtype == made.labels.dtype
-    pd.testing.assert_frame_equal(back.evidence, made.evidence, check_dtype=False)
-    assert Corpus.load("toy", root=tmp_path / "deep").ids == made.ids
+    assert back.fingerprint() == result.fingerprint() and back.label_texts == result.label_texts
+    assert (back.labels != result.labels).nnz == 0 and back.labels.dtype == result.labels.dtype
+    pd.testing.assert_frame_equal(back.evidence, result.evidence, check_dtype=False)
+    assert Corpus.load("toy", root=tmp_path / "deep").ids == result.ids
     assert (
-        made.subset(train=5).save(folder) == folder and len(Corpus.load(folder).rows("train")) == 5
+        result.subset(train=5).save(folder) == folder
+        and len(Corpus.load(folder).rows("train")) == 5
     )
     assert [p.name for p in (tmp_path / "deep").iterdir()] == ["toy"]
 
@@ -277,8 +280,8 @@ def test_a_changed_or_torn_folder_is_refused(tmp_path):
 
 
 def test_saved_corpora_without_documents_in_a_split_or_without_labels(tmp_path):
-    made = Corpus.from_lists("x", ["a", "b"], ["t", "u"], [["l"], []], ["train", "unlabelled"])
-    back = Corpus.load(made.save(tmp_path / "x"))
+    result = Corpus.from_lists("x", ["a", "b"], ["t", "u"], [["l"], []], ["train", "unlabelled"])
+    back = Corpus.load(result.save(tmp_path / "x"))
     assert (
         back.labels.toarray().tolist() == [[1], [0]]
         and back.summary().loc["unlabelled", "labels/doc"] == 0
@@ -289,28 +292,28 @@ def test_near_duplicates_finds_repeats_and_only_these():
     words = [" ".join(f"w{(i * 37 + j * j) % 400}" for j in range(60)) for i in range(6)]
     near = " ".join(words[1].split()[:-2] + ["changed", "end"])
     texts = [*words[:4], words[0].upper().replace(" ", ", "), near, words[4], words[5]]
-    made = Corpus.from_lists(
+    result = Corpus.from_lists(
         "x", [str(i) for i in range(8)], texts, [["l"]] * 8, ["train"] * 4 + ["test"] * 3 + ["dev"]
     )
-    assert made.near_duplicates() == {
+    assert result.near_duplicates() == {
         "dev": {"documents": 1, "exact": 0, "near": 0},
         "test": {"documents": 3, "exact": 1, "near": 1},
     }
-    assert made.near_duplicates(threshold=0.99)["test"]["near"] == 0
+    assert result.near_duplicates(threshold=0.99)["test"]["near"] == 0
 
 
 def test_repr_summary_and_html_are_short_and_stable():
-    made = corpus()
-    assert repr(made) == "Corpus(toy: 60 documents (train 40, test 20), 8 labels)"
-    synthetic = dataclasses.replace(made, manifest={"synthetic": True})
+    result = corpus()
+    assert repr(result) == "Corpus(toy: 60 documents (train 40, test 20), 8 labels)"
+    synthetic = dataclasses.replace(result, manifest={"synthetic": True})
     assert repr(synthetic).endswith("8 labels, synthetic)")
-    assert made.summary().loc["train"].to_dict() == {
+    assert result.summary().loc["train"].to_dict() == {
         "documents": 40,
         "labels used": 7,
         "labels/doc": 1.85,
         "median words": 4.0,
     }
-    assert "<table" in made._repr_html_()
+    assert "<table" in result._repr_html_()
 
 
 def read(tmp_path, content: str, **kwargs) -> Corpus:
@@ -328,23 +331,27 @@ ROWS = (
 def test_from_csv_reads_trims_and_collapses(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        made = read(tmp_path, ROWS, split="split", id="id")
-    assert made.ids == list("abcd") and made.split.tolist() == ["train", "train", "dev", "test"]
-    assert made.label_names == ["x", "y", "z"] and made.labels.toarray()[1].tolist() == [0, 1, 1]
-    assert made.name == "mine" and made.manifest["sources"] == {
+        result = read(tmp_path, ROWS, split="split", id="id")
+    assert result.ids == list("abcd") and result.split.tolist() == ["train", "train", "dev", "test"]
+    assert result.label_names == ["x", "y", "z"] and result.labels.toarray()[1].tolist() == [
+        0,
+        1,
+        1,
+    ]
+    assert result.name == "mine" and result.manifest["sources"] == {
         "mine.csv": sha256(tmp_path / "mine.csv")
     }
 
 
 def test_from_csv_reads_na_and_leading_zeros_as_text(tmp_path):
-    made = read(
+    result = read(
         tmp_path,
         "id,text,labels\n007,a note,NA;null\n008,other,NA\n009,a third,null\n",
         id="id",
         test_fraction=0,
     )
-    assert made.ids == ["007", "008", "009"] and made.label_names == ["NA", "null"]
-    assert made.labels.toarray().tolist() == [[1, 1], [1, 0], [0, 1]]
+    assert result.ids == ["007", "008", "009"] and result.label_names == ["NA", "null"]
+    assert result.labels.toarray().tolist() == [[1, 1], [1, 0], [0, 1]]
 
 
 def test_from_csv_copes_with_a_byte_order_mark_and_odd_line_ends(tmp_path):
@@ -442,17 +449,18 @@ def test_oddities_are_mended_and_counted_once(tmp_path, text, options, message):
     with pytest.warns(UserWarning) as caught:
         read(tmp_path, text, **options)
     assert len(caught) == 1 and message in str(caught[0].message)
+    assert caught[0].filename == __file__, "the warning names the line that read the table"
 
 
 def test_label_names_with_spaces_are_not_taken_for_separated(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        made = read(
+        result = read(
             tmp_path,
             "text,labels\na,heart failure\nb,septic shock\nc,renal colic\n",
             test_fraction=0,
         )
-    assert made.L == 3
+    assert result.L == 3
 
 
 def test_from_pandas_takes_lists_gaps_and_numbers():
@@ -464,8 +472,8 @@ def test_from_pandas_takes_lists_gaps_and_numbers():
         }
     )
     with pytest.warns(UserWarning, match="1 of 4 documents have no text"):
-        made = Corpus.from_pandas(frame, "note", "codes", id="k", test_fraction=0)
-    assert made.ids == ["1", "2", "3"] and made.labels.toarray().tolist() == [
+        result = Corpus.from_pandas(frame, "note", "codes", id="k", test_fraction=0)
+    assert result.ids == ["1", "2", "3"] and result.labels.toarray().tolist() == [
         [1, 1, 0],
         [0, 1, 0],
         [0, 0, 1],
@@ -479,9 +487,11 @@ def test_from_pandas_takes_nullable_strings():
         {"t": pd.array(["a", pd.NA, "c"], "string"), "l": pd.array(["x", "x", pd.NA], "string")}
     )
     with pytest.warns(UserWarning) as caught:
-        made = Corpus.from_pandas(frame, "t", "l", test_fraction=0)
+        result = Corpus.from_pandas(frame, "t", "l", test_fraction=0)
     assert (
-        made.ids == ["0", "2"] and made.labels.toarray().tolist() == [[1], [0]] and len(caught) == 2
+        result.ids == ["0", "2"]
+        and result.labels.toarray().tolist() == [[1], [0]]
+        and len(caught) == 2
     )
 
 

@@ -1,6 +1,4 @@
-"""Credentialed text stays in the data folder: a canary phrase goes the whole road and must be found
-in nothing outside it.
-"""
+"""Credentialed text stays in the data folder: nothing outside it may hold a canary phrase."""
 
 from __future__ import annotations
 
@@ -29,9 +27,7 @@ CANARY = "the violet heron counted seven brass kettles by moonlight"
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):
-    """A data folder with one credentialed corpus whose first document holds the canary, and an open
-    one.
-    """
+    """A data folder with a credentialed corpus, whose first text has the canary, and an open one."""
     monkeypatch.setenv("PLANT_HOME", str(tmp_path / "home"))
     texts = [f"{'cough' if i % 2 else 'rash'} seen on day {i}" for i in range(30)]
     texts[0] = f"cough and fever today {CANARY} no more"
@@ -97,9 +93,12 @@ def test_the_canary_reaches_no_record_card_model_or_artefact(home, backbone_fold
         not any(b"heron" in p.read_bytes() for p in outside)
         and privacy.scan([out, tmp_path / "card"]) == []
     )
-    told = dataclasses.replace(record, params={**record.params, "example": CANARY})
+    with_canary = dataclasses.replace(record, params={**record.params, "example": CANARY})
     named = dataclasses.replace(record, system=CANARY)
-    for write in (lambda: told.save(out), lambda: saving.write_card(named, tmp_path / "card")):
+    for write in (
+        lambda: with_canary.save(out),
+        lambda: saving.write_card(named, tmp_path / "card"),
+    ):
         with pytest.raises(PrivacyError, match="credentialed"):
             write()
     assert "heron" not in (tmp_path / "card" / "README.md").read_text()
@@ -129,15 +128,15 @@ def test_a_record_that_cannot_be_compared_is_refused(home, monkeypatch, tmp_path
 
 
 def notebook(folder, *sources_of_cells: str):
-    made = nbformat.v4.new_notebook(
+    notebook_node = nbformat.v4.new_notebook(
         metadata={"kernelspec": {"name": "python3", "display_name": "p", "language": "python"}}
     )
-    made.cells = [
+    notebook_node.cells = [
         nbformat.v4.new_code_cell('dataset = "open"', metadata={"tags": ["parameters"]}),
         *(nbformat.v4.new_code_cell(source) for source in sources_of_cells),
     ]
     path = folder / "show.ipynb"
-    nbformat.write(made, path)
+    nbformat.write(notebook_node, path)
     return path
 
 
@@ -160,9 +159,9 @@ def test_executed_notebooks_leave_without_the_canary(home, tmp_path, capsys):
     )
     stored = output.read_text()
     assert "heron" not in stored and stored.count(privacy.WITHHELD) == 3 and "numbers 2" in stored
-    kept = nbformat.read(path, 4)
-    kept.metadata["widgets"] = {"state": {"value": CANARY}}
-    nbformat.write(kept, path)
+    stored_notebook = nbformat.read(path, 4)
+    stored_notebook.metadata["widgets"] = {"state": {"value": CANARY}}
+    nbformat.write(stored_notebook, path)
     with pytest.raises(RuntimeError):
         runner.run_notebook(path, {"dataset": "secret"}, output, progress=False)
     assert "heron" not in output.read_text(), "what a text box held"
@@ -221,9 +220,9 @@ def test_runs_on_credentialed_data_fail_early_and_say_why(tmp_path, monkeypatch,
         runner, "run_notebook", lambda *a, **k: pytest.fail("a notebook was started")
     )
     assert runner.main([str(path) for path in rows]) == 1
-    said = capsys.readouterr().err.strip().splitlines()
-    assert len(said) == len(rows) and all(
-        "is not built and needs your own credentials" in line for line in said
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == len(rows) and all(
+        "is not built and needs your own credentials" in line for line in lines
     )
 
 

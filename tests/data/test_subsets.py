@@ -1,6 +1,4 @@
-"""Few-shot subsets: counts by hand, nestedness, a fixed label space, and a teacher that sees the
-subset alone.
-"""
+"""Few-shot subsets and learning curves: counts by hand, nesting, label space, and the teacher."""
 
 from __future__ import annotations
 
@@ -33,14 +31,14 @@ def test_one_shot_keeps_the_first_document_of_each_label():
     for seed in range(8):
         one = subsets.k_shot(corpus, 1, seed)
         order = [corpus.ids[i] for i in subsets.hash_order(corpus.ids[:5], seed, "subset train")]
-        own = {
+        labels_of = {
             corpus.ids[i]: [corpus.label_names[j] for j in corpus.labels[i].indices]
             for i in range(5)
         }
-        first = {label: next(d for d in order if label in own[d]) for label in "abc"}
+        first = {label: next(d for d in order if label in labels_of[d]) for label in "abc"}
         assert train_ids(one) == set(first.values())
     assert train_ids(subsets.k_shot(corpus, 4)) == {"d0", "d1", "d2", "d3"}, (
-        "all but the one without labels"
+        "all but the document without labels"
     )
 
 
@@ -50,17 +48,17 @@ def test_shots_are_nested_and_give_every_label_its_share(corpus, seed):
     counts = column_counts(full.labels[full.rows("train")])
     inner: set[str] = set()
     for k in subsets.SHOTS:
-        made = subsets.k_shot(corpus, k, seed)
-        found = column_counts(made.labels[made.rows("train")])
-        assert (found >= np.minimum(counts, k)).all() and (found <= counts).all()
-        assert inner <= train_ids(made)
-        inner = train_ids(made)
+        subset = subsets.k_shot(corpus, k, seed)
+        subset_counts = column_counts(subset.labels[subset.rows("train")])
+        assert (subset_counts >= np.minimum(counts, k)).all() and (subset_counts <= counts).all()
+        assert inner <= train_ids(subset)
+        inner = train_ids(subset)
         for split in ("dev", "test"):
-            assert [made.ids[i] for i in made.rows(split)] == [
+            assert [subset.ids[i] for i in subset.rows(split)] == [
                 full.ids[i] for i in full.rows(split)
             ]
-        assert made.label_names == full.label_names
-        assert made.seen_in_train().label_names == full.seen_in_train().label_names
+        assert subset.label_names == full.label_names
+        assert subset.seen_in_train().label_names == full.seen_in_train().label_names
     assert len(train_ids(subsets.k_shot(corpus, 1, seed))) < len(
         train_ids(subsets.k_shot(corpus, 5, seed))
     )
@@ -78,12 +76,12 @@ def test_a_curve_is_geometric_nested_and_keeps_the_training_labels(corpus):
     curve = list(subsets.learning_curve(corpus, first=5, steps=4))
     assert (
         [size for size, _ in curve]
-        == [len(train_ids(made)) for _, made in curve]
+        == [len(train_ids(subset)) for _, subset in curve]
         == [5, 11, 26, 60]
     )
-    for _, made in curve:
-        assert inner < train_ids(made) and made.label_names == space
-        inner = train_ids(made)
+    for _, subset in curve:
+        assert inner < train_ids(subset) and subset.label_names == space
+        inner = train_ids(subset)
     assert "only test" not in space and "rare tin" in space
     for first, steps in ((61, 3), (0, 3), (5, 1)):
         with pytest.raises(DataError, match="wanted 2 steps or more"):
@@ -94,16 +92,15 @@ def test_a_carved_dev_split_is_the_same_for_every_size():
     corpus = dataclasses.replace(
         hand(), split=np.array(["train"] * 6 + ["test"]), texts=[f"text {i}" for i in range(7)]
     )
-    made = [subsets.k_shot(corpus, k) for k in (1, 4)] + [
-        made for _, made in subsets.learning_curve(corpus, 1, 2)
-    ]
-    assert len({tuple(c.ids[i] for i in c.rows("dev")) for c in made}) == 1
+    corpora = [subsets.k_shot(corpus, k) for k in (1, 4)]
+    corpora += [subset for _, subset in subsets.learning_curve(corpus, 1, 2)]
+    assert len({tuple(c.ids[i] for i in c.rows("dev")) for c in corpora}) == 1
 
 
 @pytest.fixture(scope="module")
 def curve_end(corpus):
     """The smallest subset of a curve: some labels have no document in it."""
-    return next(made for _, made in subsets.learning_curve(corpus, first=6, steps=3))
+    return next(subset for _, subset in subsets.learning_curve(corpus, first=6, steps=3))
 
 
 @pytest.fixture(scope="module")
@@ -156,11 +153,12 @@ def test_labels_without_a_document_in_the_subset_stay_and_count(
 
 def test_the_teacher_sees_the_subset_alone(small, corpus, curve_end, backbone_folder, tmp_path):
     inside = train_ids(curve_end)
-    # everything the subset leaves out is turned upside down: texts swapped, labels moved
+    # texts and labels outside the subset change: texts are swapped, labels moved
     out = [i for i in corpus.rows("train") if corpus.ids[i] not in inside]
     texts, labels = list(corpus.texts), corpus.labels.tolil()
     for i, j in zip(out, reversed(out), strict=True):
-        texts[i], labels[i] = corpus.texts[j] + " pulse gold comet", corpus.labels.tolil()[out[0]]
+        texts[i] = corpus.texts[j] + " pulse gold comet"
+        labels[i] = corpus.labels.tolil()[out[0]]
     labels[out[-1]] = np.ones(corpus.L, int)
     other = dataclasses.replace(corpus, texts=texts, labels=labels.tocsr()).subset(train=6)
     other = other._derive(
@@ -181,6 +179,6 @@ def test_the_teacher_sees_the_subset_alone(small, corpus, curve_end, backbone_fo
         first.relevance != second.relevance
     ).nnz == 0
     assert (np.diff(first.scores.indptr)[small.train_counts == 0] == 0).all(), (
-        "no document, nothing to teach from"
+        "a label without documents has no teacher"
     )
     assert first.scores.nnz > 0

@@ -1,8 +1,7 @@
-"""Ragged token ids, tokenising without special tokens, and the word vocabulary of the linear peers.
+"""Ragged token ids, tokenising without special tokens, and the words that linear models read.
 
-Realises the first arrow of the data flow and fault 5 of METHOD section 6 (special tokens counted).
-The tokenizer is built here from a dozen words: nothing is downloaded. Windows of long documents are
-tested elsewhere.
+docs/method.md, "Faults of the published code", 5: special tokens are not counted. The tokenizer is
+built here from a dozen words, so nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -93,7 +92,7 @@ def test_counts_equal_bincount(ragged):
     counts = ragged.counts(6)
     assert counts.format == "csr" and np.issubdtype(counts.dtype, np.integer)
     np.testing.assert_array_equal(counts.toarray(), [np.bincount(d, minlength=6) for d in ragged])
-    assert counts.data.min() > 0 and counts.nnz == 5, "one cell a token and document"
+    assert counts.data.min() > 0 and counts.nnz == 5, "one cell per token and document"
 
 
 def test_tokenise_adds_no_special_tokens(tokenizer):
@@ -152,24 +151,24 @@ def test_no_words_is_a_clear_error(texts, least):
 def test_tfidf_equals_scikit_learn_fitted_on_training_rows():
     texts = ["red red apple", "red wine wine wine", "apple tea", "zebra zebra red tea tea", "zebra"]
     train = np.array([0, 1, 2])
-    made = words(texts, train, min_documents=1)
+    vocabulary = words(texts, train, min_documents=1)
     oracle = TfidfVectorizer(sublinear_tf=True).fit([texts[i] for i in train])
     np.testing.assert_allclose(
-        tfidf(made.counts, train).toarray(), oracle.transform(texts).toarray(), atol=1e-12
+        tfidf(vocabulary.counts, train).toarray(), oracle.transform(texts).toarray(), atol=1e-12
     )
 
 
 def test_tokens_are_made_once_and_read_after(tmp_path):
-    made, wanted = [], Ragged.from_lists([[3, 1], [], [2]])
+    calls, expected = [], Ragged.from_lists([[3, 1], [], [2]])
 
     def make():
-        made.append(1)
-        return wanted
+        calls.append(1)
+        return expected
 
     for _ in range(2):
-        found = cached_tokens(tmp_path / "deep" / "t.safetensors", make)
-        assert np.array_equal(found.flat, wanted.flat) and np.array_equal(
-            found.offsets, wanted.offsets
+        tokens = cached_tokens(tmp_path / "deep" / "t.safetensors", make)
+        assert np.array_equal(tokens.flat, expected.flat) and np.array_equal(
+            tokens.offsets, expected.offsets
         )
-        assert found.flat.dtype == np.int32 and found.offsets.dtype == np.int64
-    assert len(made) == 1 and [p.name for p in (tmp_path / "deep").iterdir()] == ["t.safetensors"]
+        assert tokens.flat.dtype == np.int32 and tokens.offsets.dtype == np.int64
+    assert len(calls) == 1 and [p.name for p in (tmp_path / "deep").iterdir()] == ["t.safetensors"]

@@ -1,9 +1,8 @@
-"""Blocked label attention against its specification: values, every gradient, inattention, size of
-what it allocates.
+"""Label attention in PyTorch against its specification: values, gradients, inattention, memory.
 
-METHOD.md section 4. `kernels.reference` is the definition, the tests hold `impl="torch"` to it in
-float64 on shapes that break careless code; each id says why the shape is there. In float32 the
-yardstick is the reference's own rounding error.
+docs/method.md, "Planted attention" and "The decoder". `impl="torch"` is compared with
+`kernels.reference` in float64 on shapes that break careless code; the id of a shape says why it was
+chosen. In float32 the rounding error may be twice that of the reference.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ SHAPES = {
     "prime sizes": ([7, 13, 5], 31, 11),
     "one label": ([4, 9], 1, 8),
     "one token": ([1], 5, 8),
-    "one token a document": ([1, 1, 1], 6, 4),
+    "one token per document": ([1, 1, 1], 6, 4),
     "one hidden unit": ([3, 4], 5, 1),
     "empty document in the middle": ([5, 0, 6], 9, 8),
     "empty documents at both ends": ([0, 5, 0], 9, 8),
@@ -38,35 +37,35 @@ CASES = [pytest.param(*shape, id=name) for name, shape in SHAPES.items()]
 
 
 @pytest.fixture(params=["nothing", "a block", "what fits"])
-def kept(request, monkeypatch):
-    """A function that sets how many weights stay for the backward pass: none, those of the first
-    block, the default.
-    """
+def set_weights(request, monkeypatch):
+    """A function that sets how many weights the forward pass saves for the backward pass."""
 
-    def keep(made) -> None:
-        cells = {
+    def set_for(inputs) -> None:
+        weights = {
             "nothing": 0,
-            "a block": SIZES.block * len(made["hidden_states"]),
-            "what fits": SIZES.kept,
+            "a block": SIZES.block * len(inputs["hidden_states"]),
+            "what fits": SIZES.weights,
         }[request.param]
-        monkeypatch.setitem(label_attention_torch.SIZES, "cpu", SIZES._replace(kept=cells))
+        monkeypatch.setitem(label_attention_torch.SIZES, "cpu", SIZES._replace(weights=weights))
 
-    return keep
+    return set_for
 
 
 def problem(lengths, num_labels, dim, *, cells="some", dtype=torch.float64, seed=0, scale=1.0):
-    """Arguments of `attend` by name; cells: None, "some", or "duplicate" (the same cell planted up
-    to three times).
+    """Arguments of `attend` by name.
+
+    cells: None, "some", or "duplicate" (the same cell planted up to three times).
     """
     generator = torch.Generator().manual_seed(seed)
-    randn = lambda *size: torch.randn(*size, generator=generator, dtype=torch.float64)  # noqa: E731
+
+    def randn(*size: int) -> torch.Tensor:
+        return torch.randn(*size, generator=generator, dtype=torch.float64)
+
     offsets = torch.tensor([0, *lengths]).cumsum(0)
     tokens, planted = int(offsets[-1]), None
-    made = {
+    inputs = {
         "hidden_states": randn(tokens, dim) * scale,
         "label_queries": randn(num_labels, dim) * scale,
-    }
-    made |= {
         "label_outputs": randn(num_labels, dim),
         "gain": torch.tensor(1.7, dtype=torch.float64),
     }
@@ -76,19 +75,20 @@ def problem(lengths, num_labels, dim, *, cells="some", dtype=torch.float64, seed
         flat = flat.repeat(3) if cells == "duplicate" else flat.unique()
         labels, order = (flat % num_labels).sort(stable=True)
         planted = Cells((flat // num_labels)[order], labels, randn(len(flat)))
-    made = {name: value.to(dtype).requires_grad_() for name, value in made.items()}
-    return made | {
+    inputs = {name: value.to(dtype).requires_grad_() for name, value in inputs.items()}
+    return inputs | {
         "offsets": offsets,
         "cells": planted and planted._replace(values=planted.values.to(dtype)),
     }
 
 
-def run(impl, made, keep=None, upstream=2):
-    """Value, log-sum and the gradients of GRADIENTS; upstream: gradients reach value (0), log-sum
-    (1) or both (2).
+def run(impl, inputs, keep=None, upstream=2):
+    """Value, log-sum and the gradients of GRADIENTS.
+
+    upstream: whether the gradient comes from the value (0), the log-sum (1) or both (2).
     """
-    made = dict(made) | {n: made[n].detach().clone().requires_grad_() for n in GRADIENTS}
-    value, log_sum = kernels.attend(**made, keep=keep, impl=impl)
+    inputs = dict(inputs) | {n: inputs[n].detach().clone().requires_grad_() for n in GRADIENTS}
+    value, log_sum = kernels.attend(**inputs, keep=keep, impl=impl)
     generator = torch.Generator().manual_seed(9)
     weights = [
         torch.randn(value.shape, generator=generator, dtype=torch.float64).to(value)
@@ -98,31 +98,35 @@ def run(impl, made, keep=None, upstream=2):
     parts = [(value * weights[0]).sum(), (log_sum[finite] * weights[1][finite]).sum()]
     (parts[0] + parts[1] if upstream == 2 else parts[upstream]).backward()
     gradients = {
-        n: torch.zeros_like(made[n]) if made[n].grad is None else made[n].grad for n in GRADIENTS
+        n: torch.zeros_like(inputs[n]) if inputs[n].grad is None else inputs[n].grad
+        for n in GRADIENTS
     }
     return {"value": value.detach(), "log_sum": log_sum.detach()} | gradients
 
 
 def test_larger_tiles_give_the_same(monkeypatch):
-    """The sizes of a GPU, on a CPU: one tile where there were many."""
-    made = problem([300, 290, 0, 513, 20], SIZES.block + 3, 3)
-    found = run("torch", made)
+    """With the sizes of a GPU there is one tile instead of many."""
+    inputs = problem([300, 290, 0, 513, 20], SIZES.block + 3, 3)
+    result = run("torch", inputs)
     monkeypatch.setitem(label_attention_torch.SIZES, "cpu", label_attention_torch.SIZES["cuda"])
     for name, value in run("torch", problem([300, 290, 0, 513, 20], SIZES.block + 3, 3)).items():
-        torch.testing.assert_close(value, found[name], rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(value, result[name], rtol=1e-9, atol=1e-9)
 
 
-def check_equal(made, keep=None, upstream=2, tolerance=1e-9):
-    found, wanted = run("torch", made, keep, upstream), run("reference", made, keep, upstream)
-    for name in wanted:
+def check_equal(inputs, keep=None, upstream=2, tolerance=1e-9):
+    result, expected = (
+        run("torch", inputs, keep, upstream),
+        run("reference", inputs, keep, upstream),
+    )
+    for name in expected:
         torch.testing.assert_close(
-            found[name],
-            wanted[name],
+            result[name],
+            expected[name],
             rtol=tolerance,
             atol=tolerance,
             msg=lambda m, n=name: f"{n}: {m}",
         )
-    return found
+    return result
 
 
 @pytest.mark.parametrize(
@@ -130,80 +134,80 @@ def check_equal(made, keep=None, upstream=2, tolerance=1e-9):
 )
 @pytest.mark.parametrize("cells", [None, "some"], ids=["bare", "planted"])
 @pytest.mark.parametrize(("lengths", "num_labels", "dim"), CASES)
-def test_equals_reference(lengths, num_labels, dim, cells, keep, kept):
-    made = problem(lengths, num_labels, dim, cells=cells)
-    kept(made)
-    found = check_equal(made, keep)
-    assert all(x.isfinite().all() for n, x in found.items() if n != "log_sum")
+def test_equals_reference(lengths, num_labels, dim, cells, keep, set_weights):
+    inputs = problem(lengths, num_labels, dim, cells=cells)
+    set_weights(inputs)
+    result = check_equal(inputs, keep)
+    assert all(x.isfinite().all() for n, x in result.items() if n != "log_sum")
     empty = torch.tensor(lengths) == 0
-    assert (found["value"][empty] == 0).all() and (found["log_sum"][empty] == float("-inf")).all()
-    assert found["log_sum"][~empty].isfinite().all()
+    assert (result["value"][empty] == 0).all() and (result["log_sum"][empty] == float("-inf")).all()
+    assert result["log_sum"][~empty].isfinite().all()
 
 
 def test_ties_are_resolved_by_position_in_the_rows_that_have_them_alone():
-    """Rows of one block: without ties, tied at the edge, all equal, with fewer finite scores than
-    are kept.
-    """
+    """Rows without ties, tied at the edge, all equal, and with fewer finite scores than keep."""
     low = float("-inf")
     scores = torch.tensor(
         [[5.0, 1.0, 4.0, 2.0, 3.0], [1.0, 2.0, 1.0, 3.0, 1.0], [0.0] * 5, [1.0, low, low, low, low]]
     )
     for rows in ([0], [0, 1], [0, 1, 2, 3]):
-        found = scores[rows].clone()
-        label_attention_torch.keep_highest(found, 3)
-        kept = [found[i].isfinite().nonzero().squeeze(1).tolist() for i in range(len(rows))]
-        assert kept == [[0, 2, 4], [0, 1, 3], [0, 1, 2], [0]][: len(rows)]
-        assert torch.equal(found[found.isfinite()], scores[rows][found.isfinite()])
+        result = scores[rows].clone()
+        label_attention_torch.keep_highest(result, 3)
+        finite = [result[i].isfinite().nonzero().squeeze(1).tolist() for i in range(len(rows))]
+        assert finite == [[0, 2, 4], [0, 1, 3], [0, 1, 2], [0]][: len(rows)]
+        assert torch.equal(result[result.isfinite()], scores[rows][result.isfinite()])
 
 
 @pytest.mark.parametrize("upstream", [0, 1], ids=["only value", "only log-sum"])
 @pytest.mark.parametrize("keep", [None, 2])
 def test_each_output_has_its_own_gradient(upstream, keep):
-    found = check_equal(problem([5, 0, 7], 9, 4), keep, upstream)
-    assert bool(found["label_outputs"].any()) == (upstream == 0)
+    result = check_equal(problem([5, 0, 7], 9, 4), keep, upstream)
+    assert bool(result["label_outputs"].any()) == (upstream == 0)
 
 
 @pytest.mark.parametrize("keep", [None, 2])
 def test_duplicate_cells_add_up(keep):
-    made = problem([5, 6], 9, 4, cells="duplicate")
-    check_equal(made, keep)
+    inputs = problem([5, 6], 9, 4, cells="duplicate")
+    check_equal(inputs, keep)
     once = problem([5, 6], 9, 4, cells="duplicate")
     keys = once["cells"].positions * 9 + once["cells"].labels
     unique, where = keys.unique(return_inverse=True)
     total = torch.zeros(len(unique), dtype=torch.float64).index_add_(0, where, once["cells"].values)
     labels, order = (unique % 9).sort(stable=True)
     once["cells"] = Cells((unique // 9)[order], labels, total[order])
-    torch.testing.assert_close(run("torch", made, keep)["value"], run("torch", once, keep)["value"])
+    torch.testing.assert_close(
+        run("torch", inputs, keep)["value"], run("torch", once, keep)["value"]
+    )
 
 
 def test_gradcheck():
-    made = problem([3, 0, 4], 5, 3)
+    inputs = problem([3, 0, 4], 5, 3)
 
     def function(hidden_states, label_queries, label_outputs, gain):
         value, log_sum = kernels.attend(
             hidden_states,
-            made["offsets"],
+            inputs["offsets"],
             label_queries,
             label_outputs,
-            made["cells"],
+            inputs["cells"],
             gain,
             impl="torch",
         )
         return value, log_sum[[0, 2]]
 
-    assert torch.autograd.gradcheck(function, [made[n] for n in GRADIENTS])
+    assert torch.autograd.gradcheck(function, [inputs[n] for n in GRADIENTS])
 
 
 def test_reference_is_the_formula():
-    """The specification itself, once, by loops over documents, labels and tokens."""
-    made = problem([3, 2], 4, 5)
-    value, log_sum = kernels.attend(**made, impl="reference")
-    h, q, w, c = (made[n] for n in ("hidden_states", "label_queries", "label_outputs", "cells"))
+    """The specification against loops over documents, labels and tokens."""
+    inputs = problem([3, 2], 4, 5)
+    value, log_sum = kernels.attend(**inputs, impl="reference")
+    h, q, w, c = (inputs[n] for n in ("hidden_states", "label_queries", "label_outputs", "cells"))
     for b, (begin, end) in enumerate([(0, 3), (3, 5)]):
         for label in range(4):
             planted = {int(p): float(v) for p, k, v in zip(*c, strict=True) if k == label}
             scores = torch.stack(
-                [h[t] @ q[label] + made["gain"] * planted.get(t, 0.0) for t in range(begin, end)]
+                [h[t] @ q[label] + inputs["gain"] * planted.get(t, 0.0) for t in range(begin, end)]
             )
             weights = scores.exp() / scores.exp().sum()
             torch.testing.assert_close(value[b, label], weights @ (h[begin:end] @ w[label]))
@@ -212,20 +216,18 @@ def test_reference_is_the_formula():
 
 @pytest.mark.parametrize("keep", [1, 3, 8])
 def test_inattention_keeps_exactly_k_tokens(keep):
-    """Each token's output is its own unit vector, so the gradient of the value shows which tokens
-    were read.
-    """
+    """Each token has another unit vector, so the gradient shows which tokens were read."""
     tokens, num_labels = 8, 5
-    made = problem([tokens], num_labels, tokens, cells="some")
-    made["hidden_states"] = torch.eye(tokens, dtype=torch.float64)
+    inputs = problem([tokens], num_labels, tokens, cells="some")
+    inputs["hidden_states"] = torch.eye(tokens, dtype=torch.float64)
     weights = torch.autograd.grad(
-        kernels.attend(**made, keep=keep, impl="torch")[0].sum(), made["label_outputs"]
+        kernels.attend(**inputs, keep=keep, impl="torch")[0].sum(), inputs["label_outputs"]
     )[0]
     assert (weights > 0).sum(1).tolist() == [keep] * num_labels
     torch.testing.assert_close(weights.sum(1), torch.ones(num_labels, dtype=torch.float64))
     scores = (
-        made["label_queries"]
-        + 1.7 * reference.planted_scores(made["cells"], tokens, num_labels, torch.float64).T
+        inputs["label_queries"]
+        + 1.7 * reference.planted_scores(inputs["cells"], tokens, num_labels, torch.float64).T
     )
     best = scores.topk(keep, 1).indices.sort(1).values
     assert torch.equal((weights > 0).nonzero()[:, 1].view(num_labels, keep), best)
@@ -233,7 +235,7 @@ def test_inattention_keeps_exactly_k_tokens(keep):
 
 @pytest.mark.parametrize("impl", ["torch", "reference"])
 @pytest.mark.parametrize(
-    ("scores", "keep", "kept"),
+    ("scores", "keep", "places"),
     [
         ([1.0, 1.0, 1.0, 1.0], 2, [0, 1]),
         ([0.0, 2.0, 1.0, 1.0, 1.0], 3, [1, 2, 3]),
@@ -241,7 +243,7 @@ def test_inattention_keeps_exactly_k_tokens(keep):
     ],
     ids=["all equal", "tie at the edge", "tie at the top"],
 )
-def test_ties_go_to_the_earlier_token(impl, scores, keep, kept):
+def test_ties_go_to_the_earlier_token(impl, scores, keep, places):
     tokens = len(scores)
     hidden = torch.cat([torch.tensor(scores)[:, None], torch.eye(tokens)], 1).double()
     query = torch.tensor([[1.0] + [0.0] * tokens]).double()
@@ -250,11 +252,11 @@ def test_ties_go_to_the_earlier_token(impl, scores, keep, kept):
         hidden, torch.tensor([0, tokens]), query, outputs, keep=keep, impl=impl
     )
     weights = torch.autograd.grad(value.sum(), outputs)[0][0, 1:]
-    assert weights.nonzero().ravel().tolist() == kept
+    assert weights.nonzero().ravel().tolist() == places
 
 
 class Largest(TorchDispatchMode):
-    """Remembers the largest number of elements any operation returned in storage of its own."""
+    """Remembers the largest number of elements that an operation returned."""
 
     def __init__(self, ignored=()):
         super().__init__()
@@ -271,42 +273,42 @@ class Largest(TorchDispatchMode):
 @pytest.mark.parametrize("keep", [None, 4])
 @pytest.mark.parametrize("tokens", [3000, 6000])
 def test_memory_law(tokens, keep):
-    """Nothing of size (B, L, D) or (S, L) in either pass; the largest is an input, an output, one
-    block or what is kept.
+    """Nothing of size (B, L, D) or (S, L) in either pass.
+
+    The largest tensors are inputs, outputs, one block and the saved weights.
     """
     num_labels, dim, lengths = 5 * SIZES.block + 9, 6, [tokens // 6] * 6
-    made = problem(lengths, num_labels, dim, cells=None, dtype=torch.float32)
+    inputs = problem(lengths, num_labels, dim, cells=None, dtype=torch.float32)
     with Largest() as largest:
-        run("torch", made, keep)
+        run("torch", inputs, keep)
     block = 2 * SIZES.block * max(SIZES.chunk, *lengths)
-    assert largest.numel <= max(tokens * dim, 6 * num_labels, block, num_labels * dim, SIZES.kept)
+    most = max(tokens * dim, 6 * num_labels, block)
+    assert largest.numel <= max(most, num_labels * dim, SIZES.weights)
     assert largest.numel < tokens * num_labels / 4
     with Largest() as largest, torch.no_grad():
-        kernels.attend(**made, keep=keep, impl="torch")
-    # without a backward pass to come nothing is kept
-    assert largest.numel <= max(tokens * dim, 6 * num_labels, block)
+        kernels.attend(**inputs, keep=keep, impl="torch")
+    # no weights are saved where no backward pass follows
+    assert largest.numel <= most
     with Largest() as largest:
-        run("reference", made, keep)
-    assert largest.numel >= tokens * num_labels  # the measure does see such a tensor
+        run("reference", inputs, keep)
+    assert largest.numel >= tokens * num_labels  # the measure sees such a tensor
 
 
 @pytest.mark.parametrize("keep", [None, 2])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_scores_of_ten_thousand_do_not_overflow(dtype, keep):
-    made = problem([5, 7, 1], 6, 4, dtype=dtype, scale=100.0)
-    assert (made["hidden_states"] @ made["label_queries"].T).abs().max() > 1e4
-    found = run("torch", made, keep)
-    assert all(x.isfinite().all() for x in found.values())
-    check_equal(made | {"cells": None}, keep, tolerance=1e-9 if dtype == torch.float64 else 1e-2)
+    inputs = problem([5, 7, 1], 6, 4, dtype=dtype, scale=100.0)
+    assert (inputs["hidden_states"] @ inputs["label_queries"].T).abs().max() > 1e4
+    result = run("torch", inputs, keep)
+    assert all(x.isfinite().all() for x in result.values())
+    check_equal(inputs | {"cells": None}, keep, tolerance=1e-9 if dtype == torch.float64 else 1e-2)
 
 
 def long_document(seed=0):
-    """One document longer than two widths: its context is kept and becomes the gradient of the
-    outputs.
-    """
-    made = problem([97], SIZES.block + 5, 4, seed=seed)
-    assert len(made["hidden_states"]) >= 2 * made["hidden_states"].shape[1]
-    return made
+    """One document longer than two widths: its context becomes the gradient of the outputs."""
+    inputs = problem([97], SIZES.block + 5, 4, seed=seed)
+    assert len(inputs["hidden_states"]) >= 2 * inputs["hidden_states"].shape[1]
+    return inputs
 
 
 @pytest.mark.parametrize("keep", [None, 9])
@@ -314,114 +316,112 @@ def test_a_long_document_through_its_context(keep):
     check_equal(long_document(), keep)
 
 
-def test_weights_are_kept_in_whole_blocks_or_of_all_labels(monkeypatch):
-    made = problem([6, 2], 2 * SIZES.block + 77, 3, cells=None)
+def test_weights_are_saved_in_whole_blocks_or_of_all_labels(monkeypatch):
+    inputs = problem([6, 2], 2 * SIZES.block + 77, 3, cells=None)
     names = ("hidden_states", "offsets", "label_queries", "label_outputs")
-    p = label_attention_torch.Problem(*(made[name].detach() for name in names))
+    p = label_attention_torch.Problem(*(inputs[name].detach() for name in names))
     for labels, expected in (
         (SIZES.block - 1, 0),
         (2 * SIZES.block + 76, 2 * SIZES.block),
         (2 * SIZES.block + 77,) * 2,
     ):
-        monkeypatch.setitem(label_attention_torch.SIZES, "cpu", SIZES._replace(kept=8 * labels))
-        found = label_attention_torch.forward(p, keep_weights=True).kept
-        assert (0 if found is None else len(found)) == expected
-    assert label_attention_torch.forward(p).kept is None
+        monkeypatch.setitem(label_attention_torch.SIZES, "cpu", SIZES._replace(weights=8 * labels))
+        result = label_attention_torch.forward(p, keep_weights=True).weights
+        assert (0 if result is None else len(result)) == expected
+    assert label_attention_torch.forward(p).weights is None
     scores = p.queries @ p.hidden.T
-    wanted = torch.cat(
+    expected = torch.cat(
         [part.sub(part.amax(1, keepdim=True)).exp() for part in scores.split([6, 2], 1)], 1
     )
-    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(result, expected)
 
 
 @pytest.mark.parametrize("of", ["a long document", "several"])
-def test_a_second_backward_pass_finds_the_same_gradients(of, kept):
-    made = long_document() if of == "a long document" else problem([9, 0, 13], SIZES.block + 5, 4)
-    kept(made)
-    value, _ = kernels.attend(**made, impl="torch")
-    wanted = [made[n] for n in GRADIENTS]
-    first = torch.autograd.grad(value.square().sum(), wanted, retain_graph=True)
-    second = torch.autograd.grad(value.square().sum(), wanted)
+def test_a_second_backward_pass_gives_the_same_gradients(of, set_weights):
+    inputs = long_document() if of == "a long document" else problem([9, 0, 13], SIZES.block + 5, 4)
+    set_weights(inputs)
+    value, _ = kernels.attend(**inputs, impl="torch")
+    leaves = [inputs[n] for n in GRADIENTS]
+    first = torch.autograd.grad(value.square().sum(), leaves, retain_graph=True)
+    second = torch.autograd.grad(value.square().sum(), leaves)
     for a, b in zip(first, second, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("frozen", GRADIENTS[:3])
 def test_frozen_inputs_get_no_gradient_and_change_no_other(frozen):
-    made, wanted = long_document(), run("torch", long_document())
-    made[frozen] = made[frozen].detach()
-    value, log_sum = kernels.attend(**made, impl="torch")
+    inputs, expected = long_document(), run("torch", long_document())
+    inputs[frozen] = inputs[frozen].detach()
+    value, log_sum = kernels.attend(**inputs, impl="torch")
     generator = torch.Generator().manual_seed(9)
     weights = [torch.randn(value.shape, generator=generator, dtype=torch.float64) for _ in range(2)]
     ((value * weights[0]).sum() + (log_sum * weights[1]).sum()).backward()
     for name in GRADIENTS:
         if name == frozen:
-            assert made[name].grad is None
+            assert inputs[name].grad is None
         else:
-            torch.testing.assert_close(made[name].grad, wanted[name], rtol=1e-12, atol=1e-12)
+            torch.testing.assert_close(inputs[name].grad, expected[name], rtol=1e-12, atol=1e-12)
 
 
 def test_two_runs_give_equal_bits():
-    made = problem([300, 290, 0, 20], SIZES.block + 3, 7, dtype=torch.float32)
-    first, second = run("torch", made), run("torch", made)
+    inputs = problem([300, 290, 0, 20], SIZES.block + 3, 7, dtype=torch.float32)
+    first, second = run("torch", inputs), run("torch", inputs)
     assert all(torch.equal(first[n], second[n]) for n in first)
 
 
 @pytest.mark.parametrize("keep", [None, 3])
 def test_poisoned_memory_does_not_show(monkeypatch, keep):
-    made = problem([5, 0, 7], 9, 4)
-    clean, empty, new_empty = run("torch", made, keep), torch.empty, torch.Tensor.new_empty
+    inputs = problem([5, 0, 7], 9, 4)
+    clean, empty, new_empty = run("torch", inputs, keep), torch.empty, torch.Tensor.new_empty
     monkeypatch.setattr(torch, "empty", lambda *a, **k: empty(*a, **k).fill_(float("nan")))
     monkeypatch.setattr(
         torch.Tensor, "new_empty", lambda *a, **k: new_empty(*a, **k).fill_(float("nan"))
     )
-    poisoned, whole = run("torch", made, keep), run("torch", long_document(), keep)
+    poisoned, of_long = run("torch", inputs, keep), run("torch", long_document(), keep)
     assert all(torch.equal(clean[n], poisoned[n]) for n in clean)
-    assert all(x.isfinite().all() for x in whole.values())
+    assert all(x.isfinite().all() for x in of_long.values())
 
 
 def test_compile_and_autocast_change_nothing():
-    made = problem([5, 0, 7], 9, 4, dtype=torch.float32)
-    plain = kernels.attend(**made, impl="torch")[0]
+    inputs = problem([5, 0, 7], 9, 4, dtype=torch.float32)
+    plain = kernels.attend(**inputs, impl="torch")[0]
     compiled = torch.compile(
-        lambda: kernels.attend(**made, impl="torch")[0] * 2.0, backend="eager"
+        lambda: kernels.attend(**inputs, impl="torch")[0] * 2.0, backend="eager"
     )()
     with torch.autocast("cpu", torch.bfloat16):
-        mixed = kernels.attend(**made, impl="torch")[0]
+        mixed = kernels.attend(**inputs, impl="torch")[0]
     torch.testing.assert_close(compiled, plain * 2.0)
     assert torch.equal(mixed, plain)
     with torch.autocast("cpu", torch.bfloat16):
-        torch.autograd.grad(mixed.sum(), made["label_queries"])
+        torch.autograd.grad(mixed.sum(), inputs["label_queries"])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_inputs_are_summed_in_float32(dtype):
-    made = problem([40, 30], 9, 16, dtype=dtype)
-    cells = made["cells"]._replace(values=made["cells"].values.double())
+    inputs = problem([40, 30], 9, 16, dtype=dtype)
+    cells = inputs["cells"]._replace(values=inputs["cells"].values.double())
     exact = run(
-        "reference", made | {n: made[n].detach().double() for n in GRADIENTS} | {"cells": cells}
+        "reference", inputs | {n: inputs[n].detach().double() for n in GRADIENTS} | {"cells": cells}
     )
-    found = run("torch", made)
-    assert found["value"].dtype == torch.float32 and found["label_queries"].dtype == dtype
-    torch.testing.assert_close(found["value"].double(), exact["value"], rtol=1e-5, atol=1e-5)
+    result = run("torch", inputs)
+    assert result["value"].dtype == torch.float32 and result["label_queries"].dtype == dtype
+    torch.testing.assert_close(result["value"].double(), exact["value"], rtol=1e-5, atol=1e-5)
 
 
-def run_loss(impl, made, keep=None, factor=1.0):
-    """Loss, logits and every gradient of `attend_bce`; `added` and the positive cells are drawn
-    here.
-    """
+def run_loss(impl, inputs, keep=None, factor=1.0):
+    """Loss, logits and every gradient of `attend_bce` with random `added` and positive cells."""
     generator = torch.Generator().manual_seed(4)
-    shape = (len(made["offsets"]) - 1, len(made["label_queries"]))
+    shape = (len(inputs["offsets"]) - 1, len(inputs["label_queries"]))
     gold = torch.rand(shape, generator=generator) < 0.3
-    leaves = {n: made[n].detach().clone().requires_grad_() for n in GRADIENTS}
+    leaves = {n: inputs[n].detach().clone().requires_grad_() for n in GRADIENTS}
     leaves["added"] = torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_()
     rows, columns = gold.nonzero(as_tuple=True)
     loss, logits = kernels.attend_bce(
         **leaves,
-        offsets=made["offsets"],
+        offsets=inputs["offsets"],
         rows=rows,
         columns=columns,
-        cells=made["cells"],
+        cells=inputs["cells"],
         keep=keep,
         impl=impl,
     )
@@ -433,23 +433,21 @@ def run_loss(impl, made, keep=None, factor=1.0):
 @pytest.mark.parametrize("keep", [None, 3], ids=["all", "keep 3"])
 @pytest.mark.parametrize(("lengths", "num_labels", "dim"), CASES)
 def test_loss_in_one_pass_equals_attention_then_loss(lengths, num_labels, dim, keep):
-    made = problem(lengths, num_labels, dim)
-    found, wanted = (
-        run_loss("torch", made, keep, factor=0.3),
-        run_loss("reference", made, keep, factor=0.3),
-    )
-    for name in wanted:
+    inputs = problem(lengths, num_labels, dim)
+    result = run_loss("torch", inputs, keep, factor=0.3)
+    expected = run_loss("reference", inputs, keep, factor=0.3)
+    for name in expected:
         torch.testing.assert_close(
-            found[name], wanted[name], rtol=1e-9, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}"
+            result[name], expected[name], rtol=1e-9, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}"
         )
 
 
 def test_loss_without_gradients_is_the_same_number():
-    made = problem([5, 0, 7], 9, 4)
+    inputs = problem([5, 0, 7], 9, 4)
     with torch.no_grad():
         shape, rows = (3, 9), torch.tensor([0, 2])
         arguments = dict(
-            made,
+            inputs,
             rows=rows,
             columns=rows,
             added=torch.zeros(shape, dtype=torch.float64),
@@ -463,9 +461,9 @@ def test_loss_without_gradients_is_the_same_number():
 
 
 def test_a_loss_hands_its_gradients_out_once():
-    made = problem([5, 7], 9, 4)
+    inputs = problem([5, 7], 9, 4)
     arguments = dict(
-        made,
+        inputs,
         rows=torch.tensor([0]),
         columns=torch.tensor([1]),
         added=torch.zeros(2, 9, dtype=torch.float64),
@@ -478,11 +476,11 @@ def test_a_loss_hands_its_gradients_out_once():
 
 def test_documents_do_not_touch_each_other():
     """With all tokens of one document NaN, every other document keeps its values to the bit."""
-    made = problem([4, 6, 3], 7, 5)
-    clean, _ = kernels.attend(**made, impl="torch")
-    poisoned = made["hidden_states"].detach().clone()
+    inputs = problem([4, 6, 3], 7, 5)
+    clean, _ = kernels.attend(**inputs, impl="torch")
+    poisoned = inputs["hidden_states"].detach().clone()
     poisoned[4:10] = float("nan")
-    value, log_sum = kernels.attend(**made | {"hidden_states": poisoned}, impl="torch")
+    value, log_sum = kernels.attend(**inputs | {"hidden_states": poisoned}, impl="torch")
     assert value[1].isnan().all() and log_sum[1].isnan().all()
     assert torch.equal(value[[0, 2]], clean[[0, 2]])
 
@@ -490,14 +488,14 @@ def test_documents_do_not_touch_each_other():
 @pytest.mark.parametrize("keep", [None, 3])
 @pytest.mark.parametrize(("lengths", "num_labels", "dim"), [CASES[0], CASES[10], CASES[11]])
 def test_float32_error_at_most_twice_the_reference(lengths, num_labels, dim, keep):
-    """Root mean square errors against float64 over twenty draws (the gain is one number a draw)."""
+    """Root mean square errors against float64 over twenty draws (the gain is one number each)."""
     squares = {}
     for seed in range(20):
         exact = run("reference", problem(lengths, num_labels, dim, seed=seed), keep)
-        made = problem(lengths, num_labels, dim, dtype=torch.float32, seed=seed)
+        inputs = problem(lengths, num_labels, dim, dtype=torch.float32, seed=seed)
         for impl in ("torch", "reference"):
-            for name, found in run(impl, made, keep).items():
-                error = (found.double() - exact[name]).square().mean()
+            for name, result in run(impl, inputs, keep).items():
+                error = (result.double() - exact[name]).square().mean()
                 squares[name, impl] = squares.get((name, impl), 0.0) + float(error)
     for name in exact:
         assert squares[name, "torch"] ** 0.5 <= 2 * squares[name, "reference"] ** 0.5, (

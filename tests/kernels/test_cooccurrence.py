@@ -1,10 +1,9 @@
-"""Counts -> mutual information -> best tokens in Triton: the bits of the CPU path, in shapes that
-break careless kernels.
+"""The Triton kernels of mutual information give the bits of the CPU path.
 
-METHOD.md section 1. There is no tolerance: tokens, float64 scores and the order of ties must be
-those of `mig`. Here the kernels run in Triton's interpreter on small tiles, so that small shapes
-cross tile borders; they are compiled for two GPU targets without a GPU, and meet a real one under
-`-m gpu`.
+docs/method.md, "Mutual information gain". There is no tolerance: tokens, float64 scores and the
+order of ties must be those of `mig`. The kernels run in Triton's interpreter on small tiles, so
+that small shapes cross tile borders. They are compiled for two GPU targets without a GPU, and run
+on one under `-m gpu`.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ if not machine.has_triton():
 TILE = 16
 INTERPRETED = pytest.mark.skipif(
     not machine.interpreted() and not torch.cuda.is_available(),
-    reason="neither Triton's interpreter nor a GPU is there",
+    reason="needs Triton's interpreter or a GPU",
 )
 
 
@@ -51,24 +50,20 @@ def matrices(x, y):
 
 
 def drawn(documents: int, tokens: int, labels: int, seed: int = 0):
-    """Independent X (N, V) and Y (N, L) of uneven frequencies."""
+    """Random, independent X (N, V) and Y (N, L) of uneven frequencies."""
     rng = np.random.default_rng(seed)
     x = rng.random((documents, tokens)) < rng.uniform(0.1, 0.9, tokens)
     return matrices(x, rng.random((documents, labels)) < rng.uniform(0.1, 0.7, labels))
 
 
 def copies():
-    """Three kinds of token, each many times, shuffled: every edge is a tie, and ties cross tile
-    borders.
-    """
+    """Three kinds of token, repeated and shuffled: every edge is a tie, across tile borders."""
     x, y = drawn(40, 3, 4, seed=2)
     return x[:, np.random.default_rng(0).integers(0, 3, 3 * TILE + 5)], y
 
 
 def rising():
-    """Each token agrees with the label a little better than the one before: every tile overturns
-    the list.
-    """
+    """Each token agrees with the label a little better, so every tile replaces the list."""
     documents = 6 * TILE
     label = np.arange(documents) < documents // 2
     x = np.repeat(label[:, None], 90, 1)
@@ -78,9 +73,7 @@ def rising():
 
 
 def late():
-    """A list full of equal tokens before the better ones come, for two labels whose lists are
-    neighbours in memory.
-    """
+    """Equal tokens fill the lists of two neighbouring labels before the better ones come."""
     documents = 4 * TILE
     label = np.arange(documents) < documents // 2
     x = np.repeat(label[:, None], 6 * TILE, 1)
@@ -89,9 +82,7 @@ def late():
 
 
 def hardly_associated():
-    """C N just above n_t n_l: mutual information rounds to 0, and such a token is kept all the
-    same.
-    """
+    """C N just above n_t n_l: mutual information rounds to 0, but the token is kept."""
     n, n_l = 10_007, 5_000
     x = np.zeros((n, 12), np.int32)
     for token in range(12):
@@ -103,7 +94,7 @@ def hardly_associated():
 
 
 CASES = {
-    "60 documents: words not full; tokens and labels never and always there": (toy(), 3),
+    "60 documents: words not full; tokens and labels in none and all of them": (toy(), 3),
     "64 documents: words full": (drawn(64, 20, 5), 4),
     "300 documents: three steps of words, the last not full": (drawn(300, 20, 5), 4),
     "one document: N = 1 is an integer Triton would make a constant": (drawn(1, 9, 3), 2),
@@ -111,7 +102,7 @@ CASES = {
     "one label": (drawn(30, 19, 1), 5),
     "one token": (drawn(30, 1, 5), 5),
     "one token, one label, one place": (matrices([[1], [0]], [[1], [0]]), 1),
-    "a label more and a token more than a tile": (drawn(30, TILE + 1, TILE + 1), 6),
+    "one label and one token more than a tile": (drawn(30, TILE + 1, TILE + 1), 6),
     "a label in every document": (matrices(toy()[0].toarray(), np.ones((60, 2))), 4),
     "labels without documents": (matrices(toy()[0].toarray(), np.zeros((60, 3))), 4),
     "no token anywhere": (matrices(np.zeros((20, 5)), toy()[1].toarray()[:20]), 4),
@@ -126,11 +117,11 @@ CASES = {
 }
 
 
-def same_bits(found: sparse.csr_matrix, wanted: sparse.csr_matrix) -> None:
-    assert found.shape == wanted.shape and found.dtype == wanted.dtype == np.float64
-    np.testing.assert_array_equal(found.indptr, wanted.indptr)
-    np.testing.assert_array_equal(found.indices, wanted.indices)
-    np.testing.assert_array_equal(found.data.view(np.int64), wanted.data.view(np.int64))
+def same_bits(result: sparse.csr_matrix, expected: sparse.csr_matrix) -> None:
+    assert result.shape == expected.shape and result.dtype == expected.dtype == np.float64
+    np.testing.assert_array_equal(result.indptr, expected.indptr)
+    np.testing.assert_array_equal(result.indices, expected.indices)
+    np.testing.assert_array_equal(result.data.view(np.int64), expected.data.view(np.int64))
 
 
 def on_cpu(x, y, variant, top_k) -> sparse.csr_matrix:
@@ -140,14 +131,14 @@ def on_cpu(x, y, variant, top_k) -> sparse.csr_matrix:
 @INTERPRETED
 @pytest.mark.parametrize(("corpus", "top_k"), CASES.values(), ids=CASES)
 def test_equals_the_cpu_path_to_the_bit(corpus, top_k):
-    found = cooccurrence.top_associations(*corpus, variant="jaccard", top_k=top_k)
-    same_bits(found, on_cpu(*corpus, "jaccard", top_k))
-    assert found.has_sorted_indices
+    result = cooccurrence.top_associations(*corpus, variant="jaccard", top_k=top_k)
+    same_bits(result, on_cpu(*corpus, "jaccard", top_k))
+    assert result.has_sorted_indices
 
 
 def test_the_cases_are_what_they_say():
     scores = {name: on_cpu(*corpus, "jaccard", None) for name, (corpus, _) in CASES.items()}
-    sizes = {name: np.diff(found.indptr) for name, found in scores.items()}
+    sizes = {name: np.diff(result.indptr) for name, result in scores.items()}
     assert sizes["fewer positive tokens than K"].max() < 100 and sizes["one token"].max() == 1
     assert sizes["a label in every document"].max() == sizes["labels without documents"].max() == 0
     assert (scores["mutual information rounded to zero"].data == 0).any()
@@ -185,9 +176,9 @@ def test_neither_uninitialised_memory_nor_a_second_run_shows(monkeypatch):
     empty = torch.empty
 
     def poisoned(*shape, **options):
-        made = empty(*shape, **options)
-        return made.fill_(
-            float("nan") if made.is_floating_point() else torch.iinfo(made.dtype).max // 2
+        tensor = empty(*shape, **options)
+        return tensor.fill_(
+            float("nan") if tensor.is_floating_point() else torch.iinfo(tensor.dtype).max // 2
         )
 
     monkeypatch.setattr(torch, "empty", poisoned)
@@ -197,7 +188,7 @@ def test_neither_uninitialised_memory_nor_a_second_run_shows(monkeypatch):
 @INTERPRETED
 def test_no_table_of_tokens_by_labels_is_stored():
     x, y = drawn(9, 9 * TILE, TILE)
-    # bytes are the interpreter's own copies of arguments
+    # uint8 tensors are the interpreter's copies of arguments
     with Largest(ignored=(torch.uint8,)) as largest:
         cooccurrence.top_associations(x, y, variant="jaccard", top_k=2)
     assert largest.numel <= max(TILE * cooccurrence.capacity(2), x.nnz) < 9 * TILE * TILE
@@ -205,10 +196,10 @@ def test_no_table_of_tokens_by_labels_is_stored():
 
 def test_bitmaps_hold_every_bit_and_chunks_do_not_show(monkeypatch):
     x = presence(drawn(70, 11, 1)[0])
-    wanted = cooccurrence.bitmap(x, "cpu")
+    expected = cooccurrence.bitmap(x, "cpu")
     monkeypatch.setattr(cooccurrence, "ENTRIES", 7)
-    assert torch.equal(cooccurrence.bitmap(x, "cpu"), wanted) and wanted.shape == (3, 11)
-    bits = (wanted.numpy()[:, None, :] >> np.arange(32)[None, :, None]) & 1
+    assert torch.equal(cooccurrence.bitmap(x, "cpu"), expected) and expected.shape == (3, 11)
+    bits = (expected.numpy()[:, None, :] >> np.arange(32)[None, :, None]) & 1
     np.testing.assert_array_equal(bits.reshape(96, 11)[:70], x.toarray())
     assert not bits.reshape(96, 11)[70:].any()
 
@@ -239,22 +230,19 @@ arch = int(sys.argv[1])
 for name, kernel, signature, constants, warps, stages in ahead_of_time_specs():
     source = triton.compiler.ASTSource(kernel, signature=signature, constexprs=constants)
     options = {"num_warps": warps, "num_stages": stages}
-    made = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
-    ptx = made.asm["ptx"]
+    compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+    ptx = compiled.asm["ptx"]
     wrong = re.findall(r"\\b(?:atom|red)\\.\\S+|\\b(?:fma|mul)\\.\\S*f64|ld\\.global\\.nc", ptx)
     right = "mma" in ptx and "div.rn.f64" in ptx
-    print(name, made.metadata.shared, _registers(ptx)["spilled_bytes"], right, *wrong)
+    print(name, compiled.metadata.shared, _registers(ptx)["spilled_bytes"], right, *wrong)
 """
 
 
 @pytest.mark.parametrize("arch", [80, 90])
 def test_kernels_compile_without_a_gpu(arch, tmp_path):
-    """Small in shared memory, next to nothing spilled, no atomics, and in float64 nothing a
-    compiler could contract.
-    """
-    environment = {n: v for n, v in os.environ.items() if n != "TRITON_INTERPRET"} | {
-        "TRITON_CACHE_DIR": str(tmp_path)
-    }
+    """Little shared memory, hardly any spill, no atomics, no contracted float64 operation."""
+    environment = {n: v for n, v in os.environ.items() if n != "TRITON_INTERPRET"}
+    environment["TRITON_CACHE_DIR"] = str(tmp_path)
     command = [sys.executable, "-c", AHEAD_OF_TIME, str(arch)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -277,15 +265,15 @@ def test_on_a_gpu_equals_the_cpu_path_to_the_bit(variant, top_k):
     rng = np.random.default_rng(0)
     x = sparse.random(5_003, 3_001, 0.02, "csr", rng=rng)
     y = sparse.random(5_003, 517, 0.01, "csr", rng=rng)
-    # whole, and cut to sizes of 1, which a launcher would make constants
+    # also with sizes of 1, which a launcher would make constants
     for corpus in (
         (x.ceil(), y.ceil()),
         (x.ceil()[:, :1], y.ceil()[:, :1]),
         (x.ceil()[:1], y.ceil()[:1]),
     ):
-        found = cooccurrence.top_associations(*corpus, variant=variant, top_k=top_k, device="cuda")
-        same_bits(found, on_cpu(*corpus, variant, top_k))
+        result = cooccurrence.top_associations(*corpus, variant=variant, top_k=top_k, device="cuda")
+        same_bits(result, on_cpu(*corpus, variant, top_k))
         same_bits(
             cooccurrence.top_associations(*corpus, variant=variant, top_k=top_k, device="cuda"),
-            found,
+            result,
         )

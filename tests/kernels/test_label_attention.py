@@ -1,10 +1,9 @@
-"""Fused label attention in Triton against its specification; here in the interpreter, compiled
-where there is a GPU.
+"""Label attention in Triton against its specification, in the interpreter or on a GPU.
 
-METHOD.md section 4. Every gradient, in float32, bfloat16 and float16, is held to a float64
-yardstick: its error may be at most twice the reference's own in the same precision. Small tiles
-make small shapes cross tile borders; each id says why a shape is there. What the interpreter cannot
-see, the ahead-of-time compiler must: `test_compiles`.
+docs/method.md, "Planted attention". In float32, bfloat16 and float16 the error of values and
+gradients against float64 may be at most twice that of the reference in the same precision. Small
+tiles make small shapes cross tile borders; the id of a shape says why it was chosen. What the
+interpreter cannot find, the ahead-of-time compiler finds (`test_compiles`).
 """
 
 from __future__ import annotations
@@ -43,8 +42,7 @@ SHAPES = {
     "keep more than a tile, of two documents": ([2 * TILE + 5, TILE + 9], 3, 4, TILE + 3),
 }
 KINDS = [torch.float32, torch.bfloat16, torch.float16]
-# in half precision the reference rounds scores before it ranks them and may keep other tokens than
-# float64 does
+# in half precision the reference ranks rounded scores and may keep other tokens than float64
 CASES = [
     pytest.param(*shape, kind, id=f"{name}, {str(kind).split('.')[1]}")
     for name, shape in SHAPES.items()
@@ -59,95 +57,93 @@ def small_tiles(monkeypatch):
     )
 
 
-def cast(made: dict, dtype, device=DEVICE) -> dict:
-    """The same numbers in another precision."""
+def cast(inputs: dict, dtype, device=DEVICE) -> dict:
+    """The same numbers in another precision, on `device`."""
     moved = {
         n: v.detach().to(device, dtype) if v.is_floating_point() else v.to(device)
-        for n, v in made.items()
+        for n, v in inputs.items()
         if isinstance(v, torch.Tensor)
     }
-    cells = made["cells"]
-    return made | moved | {"cells": cells and type(cells)(*(x.to(device) for x in cells))}
+    cells = inputs["cells"]
+    return inputs | moved | {"cells": cells and type(cells)(*(x.to(device) for x in cells))}
 
 
 def squared_errors(dtype, lengths, labels, dim, keep, seeds=6):
-    """Sum over draws of the squared errors of (kernel, reference) by name, both in `dtype`, against
-    float64.
-    """
+    """(name, implementation) -> squared errors in `dtype` against float64, summed over seeds."""
     total = {}
     for seed in range(seeds):
-        made = cast(problem(lengths, labels, dim, seed=seed), dtype)
-        exact = run("reference", cast(made, torch.float64), keep)
+        inputs = cast(problem(lengths, labels, dim, seed=seed), dtype)
+        exact = run("reference", cast(inputs, torch.float64), keep)
         for impl in ("triton", "reference"):
-            for name, found in run(impl, made, keep).items():
-                wanted = exact[name]
-                finite = wanted.isfinite()
-                assert torch.equal(finite, found.isfinite()), (name, impl)
-                error = float((found.double() - wanted)[finite].square().sum())
+            for name, result in run(impl, inputs, keep).items():
+                expected = exact[name]
+                finite = expected.isfinite()
+                assert torch.equal(finite, result.isfinite()), (name, impl)
+                error = float((result.double() - expected)[finite].square().sum())
                 total[name, impl] = total.get((name, impl), 0.0) + error
     return total
 
 
 @pytest.mark.parametrize(("lengths", "labels", "dim", "keep", "dtype"), CASES)
 def test_error_is_at_most_twice_that_of_the_reference(lengths, labels, dim, keep, dtype):
-    found = squared_errors(dtype, lengths, labels, dim, keep)
+    result = squared_errors(dtype, lengths, labels, dim, keep)
     floor = torch.finfo(torch.float32).eps ** 2 * 16
     for name in ("value", "log_sum", *GRADIENTS[:3]):
-        assert found[name, "triton"] <= 4 * found[name, "reference"] + floor, (name, found)
+        assert result[name, "triton"] <= 4 * result[name, "reference"] + floor, (name, result)
 
 
 @pytest.mark.parametrize("dtype", KINDS, ids=lambda d: str(d).split(".")[1])
 def test_error_of_the_gain(dtype):
-    """One number a draw, so the yardstick needs more draws."""
-    found = squared_errors(dtype, [5, 7], 9, 8, None, seeds=30)
-    assert found["gain", "triton"] <= 4 * found["gain", "reference"]
+    """The gain is one number per draw, so more draws are needed."""
+    result = squared_errors(dtype, [5, 7], 9, 8, None, seeds=30)
+    assert result["gain", "triton"] <= 4 * result["gain", "reference"]
 
 
 @pytest.mark.parametrize("cells", [None, "duplicate"])
 @pytest.mark.parametrize("gain", [1.7, -2.5], ids=["gain for", "gain against"])
 def test_planted_cells_are_added_exactly(cells, gain):
-    made = cast(problem([TILE + 3, 5], TILE + 2, 5, cells=cells), torch.float32)
-    made["gain"] = torch.tensor(gain, device=DEVICE)
-    found, wanted = run("triton", made), run("reference", made)
-    for name in wanted:
-        torch.testing.assert_close(found[name], wanted[name], rtol=2e-5, atol=2e-5)
+    inputs = cast(problem([TILE + 3, 5], TILE + 2, 5, cells=cells), torch.float32)
+    inputs["gain"] = torch.tensor(gain, device=DEVICE)
+    result, expected = run("triton", inputs), run("reference", inputs)
+    for name in expected:
+        torch.testing.assert_close(result[name], expected[name], rtol=2e-5, atol=2e-5)
 
 
 @pytest.mark.parametrize("candidates", [False, True], ids=["all labels", "candidates"])
 @pytest.mark.parametrize("keep", [None, 3])
 def test_gradients_of_planted_values(monkeypatch, keep, candidates):
-    """Of every cell, tile borders and parts of columns between them; several gains need them."""
+    """Gradients of every cell, with cells in several tiles and parts of columns."""
     monkeypatch.setattr(label_attention, "WORKSPACE", 1)
-    found = {}
+    result = {}
     for impl in ("triton", "reference"):
-        made = (
+        inputs = (
             candidate_problem()
             if candidates
             else cast(problem([TILE + 3, 0, 5], 2 * TILE + 1, 5), torch.float32)
         )
-        cells = made["cells"]
+        cells = inputs["cells"]
         values = cells.values.clone().requires_grad_()
-        made["cells"] = type(cells)(cells.positions, cells.labels, values)
-        value, log_sum = kernels.attend(**made, keep=keep, impl=impl)
+        inputs["cells"] = type(cells)(cells.positions, cells.labels, values)
+        value, log_sum = kernels.attend(**inputs, keep=keep, impl=impl)
         weights = torch.randn(value.shape, generator=torch.Generator().manual_seed(2)).to(value)
         finite = log_sum.isfinite()
         ((value * weights).sum() + (log_sum[finite] * weights[finite]).sum()).backward()
-        found[impl] = values.grad
-    assert found["reference"].abs().sum() > 0
-    torch.testing.assert_close(found["triton"], found["reference"], rtol=2e-5, atol=2e-5)
+        result[impl] = values.grad
+    assert result["reference"].abs().sum() > 0
+    torch.testing.assert_close(result["triton"], result["reference"], rtol=2e-5, atol=2e-5)
 
 
 @pytest.mark.parametrize("dtype", KINDS[1:], ids=lambda d: str(d).split(".")[1])
 def test_gradients_of_planted_values_in_half_precision(dtype):
-    """No further from float64 than the reference in the same precision, within a factor of two."""
+    """Their error against float64 is at most twice that of the reference in that precision."""
     squared = dict.fromkeys(("triton", "reference"), 0.0)
     for seed in range(6):
-        made, grads = cast(problem([TILE + 3, 5], TILE + 1, 8, seed=seed), dtype), {}
+        inputs, grads = cast(problem([TILE + 3, 5], TILE + 1, 8, seed=seed), dtype), {}
         for impl, kind in (("exact", torch.float64), ("triton", dtype), ("reference", dtype)):
-            given = cast(made, kind)
-            values = given["cells"].values.detach().to(kind).clone().requires_grad_()
-            given["cells"] = given["cells"]._replace(values=values)
-            kernels.attend(**given, impl="reference" if impl == "exact" else impl)[
+            cast_inputs = cast(inputs, kind)
+            values = cast_inputs["cells"].values.detach().to(kind).clone().requires_grad_()
+            cast_inputs["cells"] = cast_inputs["cells"]._replace(values=values)
+            kernels.attend(**cast_inputs, impl="reference" if impl == "exact" else impl)[
                 0
             ].sum().backward()
             grads[impl] = values.grad.double()
@@ -157,33 +153,35 @@ def test_gradients_of_planted_values_in_half_precision(dtype):
 
 
 def candidate_problem(seed=0):
-    made = cast(problem([TILE + 1, 0, 5], 2 * TILE, 6, seed=seed), torch.float32)
+    inputs = cast(problem([TILE + 1, 0, 5], 2 * TILE, 6, seed=seed), torch.float32)
     generator = torch.Generator().manual_seed(seed)
-    made["candidates"] = torch.stack(
+    inputs["candidates"] = torch.stack(
         [torch.randperm(2 * TILE, generator=generator)[: TILE + 2] for _ in range(3)]
     ).to(DEVICE)
-    made["candidates"][0, 1] = made["candidates"][2, -2:] = -1
-    return made
+    inputs["candidates"][0, 1] = inputs["candidates"][2, -2:] = -1
+    return inputs
 
 
 @pytest.mark.parametrize("keep", [None, 2])
 @pytest.mark.parametrize("impl", ["triton", "torch"])
 def test_candidates_equal_the_columns_of_all_labels(impl, keep):
-    found, wanted = (
+    result, expected = (
         run(impl, candidate_problem(), keep),
         run("reference", candidate_problem(), keep),
     )
-    for name in wanted:
+    for name in expected:
         torch.testing.assert_close(
-            found[name], wanted[name], rtol=2e-5, atol=2e-5, msg=lambda m, n=name: f"{n}: {m}"
+            result[name], expected[name], rtol=2e-5, atol=2e-5, msg=lambda m, n=name: f"{n}: {m}"
         )
     absent = candidate_problem()["candidates"] < 0
-    assert (found["value"][absent] == 0).all() and (found["log_sum"][absent] == float("-inf")).all()
+    assert (result["value"][absent] == 0).all() and (
+        result["log_sum"][absent] == float("-inf")
+    ).all()
 
 
 @pytest.mark.parametrize("impl", ["triton", "torch", "reference"])
 def test_state_carried_over_segments_equals_one_reading(impl):
-    """Gradients too: through both segments, as if the document had been read at once."""
+    """Values and gradients of two segments are those of the whole document."""
     whole = cast(problem([2 * TILE + 3, 6], 7, 5, cells=None), torch.float32)
     cut = [TILE - 2, 4]
     parts = {
@@ -208,9 +206,11 @@ def test_state_carried_over_segments_equals_one_reading(impl):
         state = (log_sum, value)
     (value * torch.arange(7.0, device=DEVICE)).sum().backward()
     wanted_parts = {n: whole[n].clone().requires_grad_() for n in parts}
-    wanted, wanted_sum = kernels.attend(**wanted_parts, offsets=whole["offsets"], impl="reference")
-    ((wanted + bias.detach()) * torch.arange(7.0, device=DEVICE)).sum().backward()
-    torch.testing.assert_close(value, wanted + bias.detach(), rtol=1e-5, atol=1e-5)
+    expected, wanted_sum = kernels.attend(
+        **wanted_parts, offsets=whole["offsets"], impl="reference"
+    )
+    ((expected + bias.detach()) * torch.arange(7.0, device=DEVICE)).sum().backward()
+    torch.testing.assert_close(value, expected + bias.detach(), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(log_sum, wanted_sum, rtol=1e-5, atol=1e-5)
     for name in parts:
         torch.testing.assert_close(parts[name].grad, wanted_parts[name].grad, rtol=1e-4, atol=1e-4)
@@ -219,15 +219,15 @@ def test_state_carried_over_segments_equals_one_reading(impl):
 
 @pytest.mark.parametrize("keep", [None, 2])
 def test_poisoned_memory_does_not_show_and_two_runs_give_equal_bits(monkeypatch, keep):
-    made = cast(problem([TILE + 1, 0, 5], TILE + 1, 5), torch.float32)
-    first, empty, new_empty = run("triton", made, keep), torch.empty, torch.Tensor.new_empty
+    inputs = cast(problem([TILE + 1, 0, 5], TILE + 1, 5), torch.float32)
+    first, empty, new_empty = run("triton", inputs, keep), torch.empty, torch.Tensor.new_empty
 
     def poison(x):
         return x.fill_(float("nan")) if x.is_floating_point() else x.fill_(-(2**31))
 
     monkeypatch.setattr(torch, "empty", lambda *a, **k: poison(empty(*a, **k)))
     monkeypatch.setattr(torch.Tensor, "new_empty", lambda *a, **k: poison(new_empty(*a, **k)))
-    second = run("triton", made, keep)
+    second = run("triton", inputs, keep)
     assert all(torch.equal(first[n], second[n]) for n in first)
 
 
@@ -240,40 +240,41 @@ def test_ties_go_to_the_earlier_token(scores):
     tokens = len(scores)
     hidden = torch.cat([torch.tensor(scores)[:, None], torch.eye(tokens)], 1).to(DEVICE)
     query = torch.tensor([[1.0] + [0.0] * tokens], device=DEVICE)
-    kept = {}
+    places = {}
     for impl in ("triton", "torch", "reference"):
         outputs = torch.zeros(1, tokens + 1, device=DEVICE, requires_grad=True)
         value, _ = kernels.attend(
             hidden, torch.tensor([0, tokens], device=DEVICE), query, outputs, keep=2, impl=impl
         )
-        kept[impl] = torch.autograd.grad(value.sum(), outputs)[0][0, 1:].nonzero().ravel().tolist()
-    assert kept["triton"] == kept["torch"] == kept["reference"]
+        weights = torch.autograd.grad(value.sum(), outputs)[0][0, 1:]
+        places[impl] = weights.nonzero().ravel().tolist()
+    assert places["triton"] == places["torch"] == places["reference"]
 
 
 def test_gradients_in_parts_equal_gradients_at_once(monkeypatch):
-    made = cast(problem([9, 4], 3 * TILE + 1, 5), torch.float32)
-    whole = run("triton", made)
+    inputs = cast(problem([9, 4], 3 * TILE + 1, 5), torch.float32)
+    whole = run("triton", inputs)
     monkeypatch.setattr(label_attention, "WORKSPACE", 1)  # one block of labels at a time
-    parts = run("triton", made)
+    parts = run("triton", inputs)
     for name in whole:
-        # a GPU's library adds up in another order where a product has another size
+        # on a GPU the library adds in another order if a product has another size
         close = 1e-6 if DEVICE == "cpu" else 1e-5
         torch.testing.assert_close(parts[name], whole[name], rtol=close, atol=close)
 
 
 @pytest.mark.parametrize("keep", [None, 3])
 def test_memory_law(monkeypatch, keep):
-    """No tensor of (S, L) or (B, L, D): inputs, outputs, gradients and one workspace alone."""
-    made = cast(problem([6, 10], 3 * TILE, 4, cells=None), torch.float32)
+    """No tensor of (S, L) or (B, L, D): only inputs, outputs, gradients and one workspace."""
+    inputs = cast(problem([6, 10], 3 * TILE, 4, cells=None), torch.float32)
     monkeypatch.setattr(label_attention, "WORKSPACE", 2 * 16 * 4 * TILE)
     spaces = []
     take = Workspace.take
     monkeypatch.setattr(
         Workspace, "take", lambda self, *size: spaces.append(take(self, *size)) or spaces[-1]
     )
-    # bytes are the interpreter's own copies of arguments
+    # uint8 tensors are the interpreter's copies of arguments
     with Largest(ignored=(torch.uint8,)) as largest:
-        run("triton", made, keep)
+        run("triton", inputs, keep)
     assert len(spaces) > 2 and len({s.untyped_storage().data_ptr() for s in spaces[-3:]}) == 1, (
         "parts share their memory"
     )
@@ -281,7 +282,7 @@ def test_memory_law(monkeypatch, keep):
 
 
 def test_refusals_name_the_fix():
-    for made, message in (
+    for inputs, message in (
         (cast(problem([200], 2, 4), torch.float64), "not torch.float64; use impl='torch'"),
         (
             cast(problem([2], 2, label_attention.MAX_DIM + 1), torch.float32),
@@ -289,7 +290,7 @@ def test_refusals_name_the_fix():
         ),
     ):
         with pytest.raises(ValueError, match=message):
-            kernels.attend(**made, impl="triton")
+            kernels.attend(**inputs, impl="triton")
 
 
 @pytest.mark.parametrize("arch", [80, 90])
@@ -313,6 +314,6 @@ def test_compiles(arch):
 )
 def test_compiled_kernels_at_real_sizes(monkeypatch, lengths, labels, dim, keep, dtype):
     monkeypatch.undo()
-    found = squared_errors(dtype, lengths, labels, dim, keep, seeds=1)
+    result = squared_errors(dtype, lengths, labels, dim, keep, seeds=1)
     for name in ("value", "log_sum", *GRADIENTS):
-        assert found[name, "triton"] <= 4 * found[name, "reference"] + 1e-8, (name, found)
+        assert result[name, "triton"] <= 4 * result[name, "reference"] + 1e-8, (name, result)

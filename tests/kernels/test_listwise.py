@@ -1,10 +1,9 @@
-"""approxNDCG and LambdaRank by blocks and by Triton kernels against their specification in
-`kernels.reference`.
+"""approxNDCG and LambdaRank in PyTorch blocks and in Triton against `kernels.reference`.
 
-METHOD.md section 3. PyTorch's blocks are held to float64 on shapes that break careless code;
-Triton's kernels run in its interpreter on a few items, are compiled for two GPU targets without a
-GPU, and meet a real one under `-m gpu`. In float32 the yardstick is the reference's own rounding
-error.
+docs/method.md, "Learning to rank". The PyTorch form is compared in float64 on shapes that break
+careless code. Triton's kernels run in the interpreter on a few items, are compiled for two GPU
+targets without a GPU, and run on one under `-m gpu`. In float32 the rounding error may be twice
+that of the reference.
 """
 
 from __future__ import annotations
@@ -15,10 +14,10 @@ import sys
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from plantlib.kernels import listwise_torch, machine
 from plantlib.planting import ranking
+from tests.kernels.test_attention import Largest
 
 SMALL_TILE = 2**10
 LOSSES = pytest.mark.parametrize("name", ["approx_ndcg", "lambdarank"])
@@ -50,9 +49,7 @@ CASES = [pytest.param(*shape, id=name) for name, shape in SHAPES.items()]
 
 
 def problem(rows: int, items: int, kind: str = "some", *, seed: int = 0, dtype=torch.float64):
-    """Scores, relevance 0..4 and a mask of `kind`; values are float32's, so that every dtype sees
-    the same problem.
-    """
+    """Scores, relevance 0 to 4 and mask (rows, items); all values are exact in float32."""
     g = torch.Generator().manual_seed(seed)
     scores = torch.randn(rows, items, generator=g)
     relevance = torch.randint(0, 5, (rows, items), generator=g).float()
@@ -67,29 +64,27 @@ def problem(rows: int, items: int, kind: str = "some", *, seed: int = 0, dtype=t
         relevance[::2], mask[1::3] = 0.0, False
     elif kind in ("zero", "equal"):
         relevance = torch.full_like(relevance, 2.0 * (kind == "equal"))
-    elif kind in ("tied", "masked"):
-        scores, mask = (
-            (scores, mask & False) if kind == "masked" else (torch.zeros_like(scores), mask)
-        )
+    elif kind == "tied":
+        scores = torch.zeros_like(scores)
+    elif kind == "masked":
+        mask = torch.zeros_like(mask)
     return scores.to(dtype), relevance.to(dtype), mask
 
 
-def run(name: str, impl: str, made, **options):
-    """Loss and gradient; the upstream gradient is 3, so that one ignored in the backward pass
-    shows.
-    """
-    scores = made[0].clone().requires_grad_()
-    loss = getattr(ranking, name)(scores, *made[1:], impl=impl, **options)
+def run(name: str, impl: str, inputs, **options):
+    """Loss and gradient; the upstream gradient is 3, so a backward pass must not ignore it."""
+    scores = inputs[0].clone().requires_grad_()
+    loss = getattr(ranking, name)(scores, *inputs[1:], impl=impl, **options)
     (3 * loss).backward()
     return loss.detach(), scores.grad
 
 
-def check_equal(name, impl, made, tolerance: float, **options):
-    found, wanted = run(name, impl, made, **options), run(name, "reference", made, **options)
-    for x, y in zip(found, wanted, strict=True):
+def check_equal(name, impl, inputs, tolerance: float, **options):
+    result, expected = run(name, impl, inputs, **options), run(name, "reference", inputs, **options)
+    for x, y in zip(result, expected, strict=True):
         torch.testing.assert_close(x, y, rtol=tolerance, atol=tolerance)
-    assert all(x.isfinite().all() for x in found)
-    return found
+    assert all(x.isfinite().all() for x in result)
+    return result
 
 
 @LOSSES
@@ -111,7 +106,7 @@ def test_size_of_tiles_changes_nothing(monkeypatch, name, tile):
 @pytest.mark.parametrize("tile", [1, 30, 200, 4000])
 def test_tiles_cover_each_positive_item_once_and_fit_the_workspace(monkeypatch, tile):
     monkeypatch.setattr(listwise_torch, "TILE", tile)
-    # fewer positives, yet more items: a tile sized by its first row would overflow
+    # later rows have fewer positives but more items: a tile sized by its first row would overflow
     positives, real = [70, 9, 9, 2, 1, 0], [70, 9, 12, 90, 90, 95]
     seen = []
     for rows, items, columns in listwise_torch._tiles(positives, real):
@@ -135,7 +130,10 @@ def test_tiles_cover_each_positive_item_once_and_fit_the_workspace(monkeypatch, 
 def test_gradcheck(monkeypatch, name, k):
     monkeypatch.setattr(listwise_torch, "TILE", 40)
     scores, relevance, mask = problem(4, 9)
-    loss = lambda s: getattr(ranking, name)(s, relevance, mask, k=k, impl="torch")  # noqa: E731
+
+    def loss(s):
+        return getattr(ranking, name)(s, relevance, mask, k=k, impl="torch")
+
     assert torch.autograd.gradcheck(loss, (scores.requires_grad_(),), eps=1e-7, atol=1e-6)
 
 
@@ -162,14 +160,14 @@ def test_triton_equals_reference(name, rows, items, kind, gains):
 @LOSSES
 @IMPLEMENTATIONS
 def test_float32_error_at_most_twice_the_reference(name, impl):
-    """Root mean square errors against float64 over several draws; the loss is one number a draw."""
+    """Root mean square errors against float64; the loss is one number per draw."""
     rows, items, draws = (1, 17, 12) if impl == "triton" else (4, 90, 20)
     squares = torch.zeros(2, 2, dtype=torch.float64)
     for seed in range(draws):
         exact = run(name, "reference", problem(rows, items, "dense", seed=seed))
-        made = problem(rows, items, "dense", seed=seed, dtype=torch.float32)
+        inputs = problem(rows, items, "dense", seed=seed, dtype=torch.float32)
         for i, which in enumerate((impl, "reference")):
-            for j, (x, y) in enumerate(zip(run(name, which, made), exact, strict=True)):
+            for j, (x, y) in enumerate(zip(run(name, which, inputs), exact, strict=True)):
                 squares[i, j] += (x.double() - y).square().mean()
     assert (squares[0].sqrt() <= 2 * squares[1].sqrt()).all(), squares.sqrt()
 
@@ -180,16 +178,16 @@ def test_float32_error_at_most_twice_the_reference(name, impl):
 def test_extreme_scores_stay_right(name, impl, scale):
     scores, relevance, mask = problem(2, 13, "uneven", dtype=torch.float32)
     loss, gradient = run(name, impl, (scores * scale, relevance, mask))
-    wanted = run(name, "reference", (scores * scale, relevance, mask))
-    torch.testing.assert_close(loss, wanted[0], rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(gradient, wanted[1], rtol=1e-4, atol=1e-6)
+    expected = run(name, "reference", (scores * scale, relevance, mask))
+    torch.testing.assert_close(loss, expected[0], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(gradient, expected[1], rtol=1e-4, atol=1e-6)
 
 
 @LOSSES
 @IMPLEMENTATIONS
 def test_uninitialised_memory_is_not_read(monkeypatch, name, impl):
-    made = problem(3, 17, "uneven", dtype=torch.float32)
-    wanted = run(name, impl, made)
+    inputs = problem(3, 17, "uneven", dtype=torch.float32)
+    expected = run(name, impl, inputs)
     for maker in ("empty", "empty_like"):
         original = getattr(torch, maker)
 
@@ -198,37 +196,37 @@ def test_uninitialised_memory_is_not_read(monkeypatch, name, impl):
             return out.fill_(float("nan")) if out.is_floating_point() else out
 
         monkeypatch.setattr(torch, maker, poisoned)
-    assert torch.empty(2).isnan().all() and torch.empty_like(made[0]).isnan().all()
-    for x, y in zip(run(name, impl, made), wanted, strict=True):
+    assert torch.empty(2).isnan().all() and torch.empty_like(inputs[0]).isnan().all()
+    for x, y in zip(run(name, impl, inputs), expected, strict=True):
         assert torch.equal(x, y)
 
 
 @LOSSES
 @IMPLEMENTATIONS
 def test_two_runs_give_equal_bits_and_need_no_gradient(name, impl):
-    made = problem(2, 19, dtype=torch.float32)
-    first, second = run(name, impl, made), run(name, impl, made)
+    inputs = problem(2, 19, dtype=torch.float32)
+    first, second = run(name, impl, inputs), run(name, impl, inputs)
     assert torch.equal(first[0], second[0]) and torch.equal(first[1], second[1])
-    bare = getattr(ranking, name)(*made, impl=impl)
+    bare = getattr(ranking, name)(*inputs, impl=impl)
     assert not bare.requires_grad and torch.equal(bare, first[0])
 
 
 @LOSSES
 @pytest.mark.parametrize("impl", ["torch", "reference"])
 def test_compile_and_autocast_change_nothing(name, impl):
-    made = problem(4, 30, dtype=torch.float32)
-    wanted = run(name, impl, made)
+    inputs = problem(4, 30, dtype=torch.float32)
+    expected = run(name, impl, inputs)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        cast = run(name, impl, made)
-    scores = made[0].clone().requires_grad_()
-    # the operations around the loss are compiled, the loss itself is left as it is
+        cast = run(name, impl, inputs)
+    scores = inputs[0].clone().requires_grad_()
+    # the operations around the loss are compiled, the loss is not
     step = torch.compile(
-        lambda s: 3 * getattr(ranking, name)(s * 1.0, *made[1:], impl=impl), backend="aot_eager"
+        lambda s: 3 * getattr(ranking, name)(s * 1.0, *inputs[1:], impl=impl), backend="aot_eager"
     )
     loss = step(scores)
     loss.backward()
-    for found in (cast, (loss.detach() / 3, scores.grad)):
-        for x, y in zip(found, wanted, strict=True):
+    for result in (cast, (loss.detach() / 3, scores.grad)):
+        for x, y in zip(result, expected, strict=True):
             torch.testing.assert_close(x, y, rtol=1e-6, atol=0)
 
 
@@ -237,9 +235,9 @@ def test_compile_and_autocast_change_nothing(name, impl):
 def test_half_precision_is_computed_in_float32(name, dtype):
     scores, relevance, mask = problem(3, 20, dtype=torch.float32)
     loss, gradient = run(name, "torch", (scores.to(dtype), relevance, mask))
-    wanted = run(name, "torch", (scores.to(dtype).float(), relevance, mask))
-    assert torch.equal(loss, wanted[0]) and gradient.dtype == dtype
-    assert torch.equal(gradient, wanted[1].to(dtype))
+    expected = run(name, "torch", (scores.to(dtype).float(), relevance, mask))
+    assert torch.equal(loss, expected[0]) and gradient.dtype == dtype
+    assert torch.equal(gradient, expected[1].to(dtype))
 
 
 @LOSSES
@@ -250,23 +248,10 @@ def test_second_derivatives_are_refused(name):
         torch.autograd.grad(loss, scores, create_graph=True)
 
 
-class Largest(TorchDispatchMode):
-    """Remembers the largest number of elements any operation returned."""
-
-    numel = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        for x in out if isinstance(out, (tuple, list)) else (out,):
-            if isinstance(x, torch.Tensor):
-                self.numel = max(self.numel, x.numel())
-        return out
-
-
 @LOSSES
 @pytest.mark.parametrize(("rows", "items"), [(40, 100), (3, 3000), (9, 400)])
 def test_memory_law(monkeypatch, name, rows, items):
-    """No tensor above max(R T, tile) in either pass, while the reference does make (R, T, T)."""
+    """No tensor above max(R T, tile) in either pass; the reference makes (R, T, T)."""
     monkeypatch.setattr(listwise_torch, "TILE", SMALL_TILE)
     for impl, low, high in (
         ("torch", 0, max(rows * items, SMALL_TILE)),
@@ -286,19 +271,19 @@ from plantlib.kernels.listwise import ahead_of_time_specs
 for name, kernel, signature, constants, warps, stages in ahead_of_time_specs():
     source = triton.compiler.ASTSource(kernel, signature=signature, constexprs=constants)
     options = {"num_warps": warps, "num_stages": stages}
-    made = triton.compile(source, target=GPUTarget("cuda", int(sys.argv[1]), 32), options=options)
-    assert len(made.asm["cubin"]) > 1000, name
-    print(name, "atom" in made.asm["ptx"], ".local" in made.asm["ptx"])
+    target = GPUTarget("cuda", int(sys.argv[1]), 32)
+    code = triton.compile(source, target=target, options=options).asm
+    assert len(code["cubin"]) > 1000, name
+    print(name, "atom" in code["ptx"], ".local" in code["ptx"])
 """
 
 
 @TRITON
 @pytest.mark.parametrize("capability", [80, 90])
 def test_kernels_compile_without_a_gpu(capability, tmp_path):
-    """No atomics and nothing spilled out of the registers, either."""
-    environment = {n: v for n, v in os.environ.items() if n != "TRITON_INTERPRET"} | {
-        "TRITON_CACHE_DIR": str(tmp_path)
-    }
+    """No atomics, and no registers are spilled."""
+    environment = {n: v for n, v in os.environ.items() if n != "TRITON_INTERPRET"}
+    environment["TRITON_CACHE_DIR"] = str(tmp_path)
     command = [sys.executable, "-c", AHEAD_OF_TIME, str(capability)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -315,7 +300,7 @@ def test_kernels_compile_without_a_gpu(capability, tmp_path):
     ("rows", "items", "kind"), [*CASES, pytest.param(2, 3001, "dense", id="long")]
 )
 def test_on_a_gpu_equals_reference(name, impl, rows, items, kind):
-    made = tuple(x.cuda() for x in problem(rows, items, kind, dtype=torch.float32))
-    check_equal(name, impl, made, 2e-5)
-    first, second = run(name, impl, made), run(name, impl, made)
+    inputs = tuple(x.cuda() for x in problem(rows, items, kind, dtype=torch.float32))
+    check_equal(name, impl, inputs, 2e-5)
+    first, second = run(name, impl, inputs), run(name, impl, inputs)
     assert torch.equal(first[0], second[0]) and torch.equal(first[1], second[1])

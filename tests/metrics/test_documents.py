@@ -1,5 +1,6 @@
-"""Metrics and statistics against napkinxc, scikit-learn and slow loops, on random inputs with ties
-and empty rows.
+"""Metrics and statistics against napkinxc, scikit-learn and slow loops.
+
+docs/method.md, "Metrics". The inputs are random, with ties and documents without labels.
 """
 
 from __future__ import annotations
@@ -15,19 +16,14 @@ N, L = 60, 40
 
 
 def make(seed: int, ties: bool = True) -> tuple[sparse.csr_matrix, np.ndarray, np.ndarray]:
-    """Y with empty rows, scores with many ties (a coarse grid), training counts that reach every
-    bucket.
-    """
+    """Y with empty rows, scores with many ties, training counts (L,) of every bucket."""
     rng = np.random.default_rng(seed)
     gold = (rng.random((N, L)) < rng.random((1, L)) * 0.3) * 1.0
     gold[[0, 7, N - 1]] = 0
     scores = rng.standard_normal((N, L)) + gold
     scores = np.round(scores, 1) if ties else scores
-    return (
-        sparse.csr_matrix(gold),
-        scores.astype(np.float32),
-        rng.choice([0, 1, 5, 6, 50, 51, 300], L),
-    )
+    counts = rng.choice([0, 1, 5, 6, 50, 51, 300], L)
+    return sparse.csr_matrix(gold), scores.astype(np.float32), counts
 
 
 def slow_ranking(scores: np.ndarray) -> list[list[int]]:
@@ -50,8 +46,8 @@ def test_topk_is_the_sorted_list_with_ties_by_label(k):
     scores[4, :20] = -0.0
     scores[5, 2:] = -np.inf
     topk = TopK.from_dense(scores, k)
-    for row, (want, ids) in enumerate(zip(slow_ranking(scores), topk.ids, strict=True)):
-        used = [j for j in want if scores[row, j] > -np.inf][:k]
+    for row, (expected, ids) in enumerate(zip(slow_ranking(scores), topk.ids, strict=True)):
+        used = [j for j in expected if scores[row, j] > -np.inf][:k]
         assert ids.tolist() == used + [-1] * (k - len(used))
         assert topk.scores[row, : len(used)].tolist() == scores[row, used].tolist()
         assert (topk.scores[row, len(used) :] == -np.inf).all()
@@ -125,13 +121,13 @@ def test_average_precision_equals_scikit_learn(seed):
 
     Y, scores, counts = make(seed, ties=False)
     result = streamed(Y, scores, counts)
-    got = documents.average_precision(result.gold_ranks, Y)
+    measured = documents.average_precision(result.gold_ranks, Y)
     some = np.flatnonzero(np.diff(Y.indptr))
-    want = [average_precision_score(Y[i].toarray().ravel(), scores[i]) for i in some]
-    np.testing.assert_allclose(got[some], want)
-    assert np.isnan(got).sum() == N - some.size
+    expected = [average_precision_score(Y[i].toarray().ravel(), scores[i]) for i in some]
+    np.testing.assert_allclose(measured[some], expected)
+    assert np.isnan(measured).sum() == N - some.size
     whole = label_ranking_average_precision_score(Y[some].toarray(), scores[some])
-    assert documents.mean(got) == pytest.approx(whole)
+    assert documents.mean(measured) == pytest.approx(whole)
     assert documents.mean(
         documents.average_precision_at_k(TopK.from_dense(scores, L), Y, L)
     ) == pytest.approx(whole)
@@ -144,18 +140,20 @@ def test_f1_equals_scikit_learn(seed):
     Y, scores, _ = make(seed)
     Y = documents.restrict_gold(Y, np.arange(L) != 5)
     for threshold in (-0.5, 0.7, 1.95, 99.0):
-        got = documents.f1_scores(documents.label_counts(TopK.from_dense(scores, L), Y, threshold))
+        measured = documents.f1_scores(
+            documents.label_counts(TopK.from_dense(scores, L), Y, threshold)
+        )
         predicted, gold = scores.astype(float) >= threshold, Y.toarray() > 0
         seen = gold.any(0)
-        assert got["micro_f1"] == pytest.approx(
+        assert measured["micro_f1"] == pytest.approx(
             f1_score(gold, predicted, average="micro", zero_division=0)
         )
         by_label = f1_score(gold, predicted, average=None, zero_division=0)
-        assert got["macro_f1"] == pytest.approx(by_label[seen].mean())
-        assert got["macro_f1_all"] == pytest.approx(by_label.mean()) and not seen.all()
+        assert measured["macro_f1"] == pytest.approx(by_label[seen].mean())
+        assert measured["macro_f1_all"] == pytest.approx(by_label.mean()) and not seen.all()
         tp = (predicted & gold).sum(0)
         p, r = (tp / (predicted.sum(0) + 1e-10)).mean(), (tp / (gold.sum(0) + 1e-10)).mean()
-        assert got["macro_f1_pr"] == pytest.approx(2 * p * r / (p + r + 1e-10))
+        assert measured["macro_f1_pr"] == pytest.approx(2 * p * r / (p + r + 1e-10))
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -167,8 +165,8 @@ def test_tuned_threshold_is_the_best_of_all_cuts(seed):
         t: documents.f1_scores(documents.label_counts(topk, Y, t))["micro_f1"]
         for t in np.unique(topk.scores)
     }
-    got = documents.f1_scores(documents.label_counts(topk, Y, cut))["micro_f1"]
-    assert got == pytest.approx(max(value.values())) and got > value[min(value)]
+    measured = documents.f1_scores(documents.label_counts(topk, Y, cut))["micro_f1"]
+    assert measured == pytest.approx(max(value.values())) and measured > value[min(value)]
     with pytest.raises(ValueError, match="micro_f1"):
         documents.tune_threshold(topk, Y, by="accuracy")
     with pytest.raises(ValueError, match="no gold label"):
@@ -200,28 +198,26 @@ def test_a_data_set_has_buckets_of_its_own():
     edges, counts = buckets.edges_of({"bucket_edges": [0, 7, 7]}), np.array([0, 1, 7, 8, 60])
     assert buckets.edges_of({}) == buckets.EDGES
     assert buckets.in_words(edges) == "few, head: labels with 1 to 7, more training documents"
-    Y, scores = (
-        sparse.csr_matrix([[1, 0, 1, 0, 1], [0, 0, 0, 1, 0]]),
-        np.array([[5, 4, 3, 2, 1.0], [1, 2, 3, 4, 5]]),
-    )
+    Y = sparse.csr_matrix([[1, 0, 1, 0, 1], [0, 0, 0, 1, 0]])
+    scores = np.array([[5, 4, 3, 2, 1.0], [1, 2, 3, 4, 5]])
     evaluator = documents.StreamingEvaluator(Y, counts, 5, edges)
     evaluator.update(np.arange(2), scores)
-    found = documents.evaluate(evaluator.result(), Y, counts, 100, 0.5)
+    metrics = documents.evaluate(evaluator.result(), Y, counts, 100, 0.5)
     assert (
-        found["zero/p@1"] == 1
-        and found["few/p@1"] == 0
-        and found["few/rp@5"] == 1
-        and np.isnan(found["medium/rp@5"])
+        metrics["zero/p@1"] == 1
+        and metrics["few/p@1"] == 0
+        and metrics["few/rp@5"] == 1
+        and np.isnan(metrics["medium/rp@5"])
     )
-    assert found["head/p@1"] == 0 and found["head/p@5"] == pytest.approx(1 / 5)
+    assert metrics["head/p@1"] == 0 and metrics["head/p@5"] == pytest.approx(1 / 5)
 
 
 def test_precision_in_a_bucket_is_over_documents_with_such_labels():
     Y, counts = sparse.csr_matrix([[1, 0], [0, 1], [0, 0]]), np.array([3, 100])
     evaluator = documents.StreamingEvaluator(Y, counts, 2)
     evaluator.update(np.arange(3), np.array([[1, 0.0], [0, 1], [1, 1]]))
-    found = documents.evaluate(evaluator.result(), Y, counts, 100)
-    assert found["few/p@1"] == found["head/p@1"] == 1 and found["p@1"] == pytest.approx(2 / 3)
+    metrics = documents.evaluate(evaluator.result(), Y, counts, 100)
+    assert metrics["few/p@1"] == metrics["head/p@1"] == 1 and metrics["p@1"] == pytest.approx(2 / 3)
 
 
 @pytest.mark.parametrize(
@@ -238,8 +234,8 @@ def test_streaming_equals_the_dense_answer(kind, monkeypatch):
     result = streamed(Y, scores, counts, order=order, wrap=wrap, k=17)
     assert (result.topk.ids == TopK.from_dense(scores, 17).ids).all()
     ranking = slow_ranking(scores)
-    want = [ranking[i].index(j) + 1 for i, j in zip(*Y.nonzero(), strict=True)]
-    assert result.gold_ranks.tolist() == want
+    expected = [ranking[i].index(j) + 1 for i, j in zip(*Y.nonzero(), strict=True)]
+    assert result.gold_ranks.tolist() == expected
     whole = TopK.from_dense(scores, L)
     for name, mask in result.masks.items():
         exact = documents.restrict(whole, mask)
@@ -261,10 +257,8 @@ def test_auc_equals_scikit_learn_within_its_bound():
         both = (gold.sum(0) > 0) & (gold.sum(0) < N)
         auc = streamed(Y, scores, counts, auc_bins=bins, block=N if ties else 16).auc
         slack = 1e-12
-        micro, macro = (
-            roc_auc_score(gold.ravel(), scores.ravel()),
-            roc_auc_score(gold[:, both], scores[:, both]),
-        )
+        micro = roc_auc_score(gold.ravel(), scores.ravel())
+        macro = roc_auc_score(gold[:, both], scores[:, both])
         assert abs(auc["micro_auc"] - micro) <= (0 if ties else auc["micro_auc_error"]) + slack
         assert abs(auc["macro_auc"] - macro) <= (0 if ties else auc["macro_auc_error"]) + slack
         assert 0 < auc["micro_auc_error"] < (0.02 if bins == 64 else 0.05)
@@ -304,8 +298,8 @@ def test_evaluate_agrees_with_its_parts_and_accounts_for_all_labels():
     result = streamed(Y, scores, counts)
     extra = np.zeros(N, int)
     extra[:10] = 3
-    got = documents.evaluate(result, Y, counts, 1000, threshold=0.9, extra_gold=extra)
-    assert set(got) >= {
+    measured = documents.evaluate(result, Y, counts, 1000, threshold=0.9, extra_gold=extra)
+    assert set(measured) >= {
         "p@1",
         "p@3",
         "p@5",
@@ -338,33 +332,31 @@ def test_evaluate_agrees_with_its_parts_and_accounts_for_all_labels():
         "head/macro_f1",
         "few/overall_r@15",
     }
-    assert all(type(value) is float for value in got.values())
-    assert got["documents_without_gold"] == (np.diff(Y.indptr) == 0).sum() >= 3
+    assert all(type(value) is float for value in measured.values())
+    assert measured["documents_without_gold"] == (np.diff(Y.indptr) == 0).sum() >= 3
     for name in ("r@15", "ndcg@5", "rp@5", "map"):
-        assert got[f"all/{name}"] < got[name]
+        assert measured[f"all/{name}"] < measured[name]
     few = result.masks["few"]
     dense = TopK.from_dense(scores[:, few], 15)
-    assert got["few/r@15"] == pytest.approx(
+    assert measured["few/r@15"] == pytest.approx(
         documents.mean(documents.recall_at_k(dense, Y[:, few], 15))
     )
     first = np.argsort(-scores, axis=1, kind="stable")[:, :15]
     gold = [np.flatnonzero(row * few) for row in Y.toarray()]
-    found = [
-        len(set(places) & set(own)) / len(own)
-        for places, own in zip(first, gold, strict=True)
-        if len(own)
+    recalls = [
+        len(set(places) & set(labels)) / len(labels)
+        for places, labels in zip(first, gold, strict=True)
+        if len(labels)
     ]
-    assert (
-        got["few/overall_r@15"] == pytest.approx(np.mean(found))
-        and got["few/overall_r@15"] < got["few/r@15"]
-    )
+    assert measured["few/overall_r@15"] == pytest.approx(np.mean(recalls))
+    assert measured["few/overall_r@15"] < measured["few/r@15"]
     from sklearn.metrics import f1_score
 
     chosen = Y.toarray()[:, few].any(0)
     by_label = f1_score(
         Y.toarray()[:, few], scores.astype(float)[:, few] >= 0.9, average=None, zero_division=0
     )
-    assert got["few/macro_f1"] == pytest.approx(by_label[chosen].mean())
+    assert measured["few/macro_f1"] == pytest.approx(by_label[chosen].mean())
 
 
 def test_evaluate_of_a_bare_topk_is_a_lower_bound_in_buckets():
@@ -380,12 +372,12 @@ def test_evaluate_of_a_bare_topk_is_a_lower_bound_in_buckets():
 def test_per_document_is_json_and_averages_to_the_metric():
     Y, scores, counts = make(4)
     result = streamed(Y, scores, counts)
-    got, table = documents.per_document(result, Y), documents.evaluate(result, Y, counts, 1000)
-    assert set(got) == {"p@1", "p@5", "ndcg@5", "few/rp@5"}
-    for name, values in got.items():
+    measured, table = documents.per_document(result, Y), documents.evaluate(result, Y, counts, 1000)
+    assert set(measured) == {"p@1", "p@5", "ndcg@5", "few/rp@5"}
+    for name, values in measured.items():
         assert len(values) == N and all(v is None or round(v, 4) == v for v in values)
         assert statistics.mean_sd(values)[0] == pytest.approx(table[name], abs=1e-4)
-    assert got["ndcg@5"][0] is None and got["p@1"][0] == 0.0
+    assert measured["ndcg@5"][0] is None and measured["p@1"][0] == 0.0
 
 
 def test_perfect_scores_give_one_and_order_of_documents_does_not_matter():
@@ -409,11 +401,13 @@ def test_perfect_scores_give_one_and_order_of_documents_does_not_matter():
     best = documents.evaluate(streamed(Y, rarest, counts), Y, counts, 1000)
     assert best["psp@1"] == pytest.approx(1) and best["psp@5"] == pytest.approx(1)
     order = np.random.default_rng(1).permutation(N)
-    there = documents.evaluate(streamed(Y, scores, counts, block=N), Y, counts, 1000, threshold=1.0)
-    back = documents.evaluate(
+    in_order = documents.evaluate(
+        streamed(Y, scores, counts, block=N), Y, counts, 1000, threshold=1.0
+    )
+    shuffled = documents.evaluate(
         streamed(Y[order], scores[order], counts, block=N), Y[order], counts, 1000, threshold=1.0
     )
-    assert there == pytest.approx(back)
+    assert in_order == pytest.approx(shuffled)
 
 
 def test_a_worse_label_never_helps():
@@ -436,20 +430,20 @@ def test_a_worse_label_never_helps():
 def test_paired_bootstrap_is_paired_deterministic_and_covers():
     rng = np.random.default_rng(0)
     difficulty = rng.standard_normal(400)
-    a, b = (
-        difficulty + 0.1 + 0.5 * rng.standard_normal(400),
-        difficulty + 0.5 * rng.standard_normal(400),
+    a = difficulty + 0.1 + 0.5 * rng.standard_normal(400)
+    b = difficulty + 0.5 * rng.standard_normal(400)
+    measured = statistics.paired_bootstrap(a, b)
+    assert (
+        measured == statistics.paired_bootstrap(a, b) != statistics.paired_bootstrap(a, b, seed=1)
     )
-    got = statistics.paired_bootstrap(a, b)
-    assert got == statistics.paired_bootstrap(a, b) != statistics.paired_bootstrap(a, b, seed=1)
     se = (a - b).std(ddof=1) / 20
-    assert got["mean_difference"] == pytest.approx((a - b).mean())
-    assert got["high"] - got["low"] == pytest.approx(2 * 1.96 * se, rel=0.05)
-    # unpaired, the spread of the documents themselves would drown the difference
-    assert got["p_value"] < 0.05 and got["low"] > 0
+    assert measured["mean_difference"] == pytest.approx((a - b).mean())
+    assert measured["high"] - measured["low"] == pytest.approx(2 * 1.96 * se, rel=0.05)
+    # unpaired, the spread over documents would hide the difference
+    assert measured["p_value"] < 0.05 and measured["low"] > 0
     opposite = statistics.paired_bootstrap(b, a)
     assert (
-        opposite["mean_difference"] == pytest.approx(-got["mean_difference"])
+        opposite["mean_difference"] == pytest.approx(-measured["mean_difference"])
         and opposite["p_value"] < 0.05
     )
     assert statistics.paired_bootstrap(a, a)["p_value"] == 1.0
@@ -459,8 +453,8 @@ def test_paired_bootstrap_is_paired_deterministic_and_covers():
 
 
 def test_paired_bootstrap_with_undefined_documents_and_seeds():
-    got = statistics.paired_bootstrap([1, None, 0.5, 1], [0, 0, None, 1], samples=100)
-    assert (got["n"], got["dropped"], got["mean_difference"]) == (2, 2, 0.5)
+    measured = statistics.paired_bootstrap([1, None, 0.5, 1], [0, 0, None, 1], samples=100)
+    assert (measured["n"], measured["dropped"], measured["mean_difference"]) == (2, 2, 0.5)
     seeds = np.array([[1.0, 0, 1], [0, 0, 1]])
     same = statistics.paired_bootstrap(seeds, [0, 0, 0], samples=200)
     assert same == statistics.paired_bootstrap([0.5, 0, 1], [0, 0, 0], samples=200)

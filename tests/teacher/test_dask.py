@@ -171,7 +171,7 @@ def test_files_delayed_and_memory_mix_and_survive_a_round_trip(tmp_path):
     late = dask.delayed((x[25:50], y[25:50])), dask.delayed(Partition.load)(paths[3])
     mixed = [str(paths[0]), late[0], Partition(x[50:75], y[50:75]), late[1]]
     assert_same(teach(iter(mixed)), expected)
-    with pytest.raises(ValueError, match="parts is there already; give a new folder"):
+    with pytest.raises(ValueError, match="parts exists; give a new folder"):
         write_partitions(x, y, tmp_path / "parts", 30)
     assert len(write_partitions(x, y, tmp_path / "wide", 10 * N)) == 1, (
         "fewer rows than a partition holds"
