@@ -27,7 +27,7 @@ CANARY = "the violet heron counted seven brass kettles by moonlight"
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):
-    """A data folder with a credentialed corpus, whose first text has the canary, and an open one."""
+    """A data folder with a credentialed corpus, the canary in its first text, and an open one."""
     monkeypatch.setenv("PLANT_HOME", str(tmp_path / "home"))
     texts = [f"{'cough' if i % 2 else 'rash'} seen on day {i}" for i in range(30)]
     texts[0] = f"cough and fever today {CANARY} no more"

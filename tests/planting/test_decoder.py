@@ -1,8 +1,8 @@
 """LabelDecoder: segments equal the whole document, padding is never read, the planted table finds
 its cells.
 
-METHOD.md section 4: the streaming state is exact for any cut, with inattention too, and so are the
-gradients through it. The planted table is checked against the dense gather it replaces.
+docs/method.md, "The decoder" and "Long documents": the streaming state is exact for any cut, with
+inattention too, and so are its gradients. The planted table is checked against a dense gather.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """L2R pretraining on synthetic hidden states whose teacher can be learnt: trainers, scale, files,
 seeds and leaks.
 
-Realises the checks of METHOD section 3. Hidden states are token embeddings plus noise, so label
-queries that rank tokens as the teacher does exist; no backbone is loaded. The losses themselves are
-tested in test_ranking.py.
+docs/method.md, "Learning to rank". Hidden states are token embeddings plus noise, so there are label
+queries that rank tokens as the teacher does; no backbone is loaded. test_ranking.py tests the losses.
 """
 
 from __future__ import annotations

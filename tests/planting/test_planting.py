@@ -1,7 +1,7 @@
 """Starts: what each of them plants and that nothing else differs; the teacher's document score;
 gradients at the start.
 
-Realises the checks of METHOD section 4 and faults 6 and 9 of section 6. The decoder itself and its
+docs/method.md, "Planted attention", "Starts" and "Faults of the published code". The decoder and its
 kernels are tested elsewhere; no backbone is loaded.
 """
 

@@ -1,8 +1,8 @@
 """Listwise losses against autograd's finite differences, scikit-learn, loops and the faults of the
 published code.
 
-Realises the checks of METHOD section 3 and faults 2 to 5 of section 6. Every check runs in float64
-unless it is about float32 behaviour; how lists are drawn from documents is tested in test_l2r.py.
+docs/method.md, "Learning to rank" and "Faults of the published code". Every check runs in float64
+unless it is about float32; test_l2r.py tests how lists are drawn from documents.
 """
 
 from __future__ import annotations
