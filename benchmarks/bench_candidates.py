@@ -1,15 +1,14 @@
-"""Time and memory a document of the decoder on candidates against the one on all labels ->
-results/bench/candidates.csv.
+"""The decoder on candidates against the decoder on all labels -> results/bench/candidates.csv.
 
-    python benchmarks/bench_candidates.py                  # generated labels, 4k to 1M; each size
-    in a process of its own
-    python benchmarks/bench_candidates.py recall eurlex57k # recall@C of MI, J and both on a
-    corpus's dev split, whole documents
+    python benchmarks/bench_candidates.py                   # 4k to 1M generated labels
+    python benchmarks/bench_candidates.py recall eurlex57k  # recall@C on a corpus's dev split
 
-Generated: tokens of documents and of labels follow one Zipf law over 30,000 tokens, 16 tokens a
-label. A training step is forward, backward and optimiser. Times are CPU time of this one thread, so
-other work on the machine does not enter. MiB are the peak of the steps beyond what was resident
-before them (tables and optimiser state made).
+Time and memory are per document; every size runs in a process by itself. Tokens of generated
+documents and labels follow one Zipf law over 30,000 tokens, with 16 tokens per label. A training
+step is forward, backward and optimiser. Times are CPU time of one thread, so other work on the
+machine does not count. MiB are the peak of the steps beyond what was resident before them, tables
+and optimiser state included. Recall compares rankings by MI, by J and by both, over whole
+documents.
 """
 
 from __future__ import annotations
@@ -41,9 +40,14 @@ from plantlib.planting.decoder import LabelDecoder, Packed
 from plantlib.teacher import mig
 
 SIZES = (4_000, 16_000, 64_000, 256_000, 1_000_000)
-# all labels cost in proportion; more would not fit beside Adam's state
+# the cost of all labels is proportional; more would not fit beside Adam's state
 WHOLE = (4_000, 16_000, 64_000)
-VOCABULARY, TOKENS, BATCH, D, A_LABEL, STEPS = 30_000, 128, 16, 128, 16, 4
+VOCABULARY = 30_000
+TOKENS = 128  # per document
+BATCH = 16
+D = 128
+LABEL_TOKENS = 16  # per label
+STEPS = 4
 COLUMNS = [
     "kind",
     "corpus",
@@ -60,22 +64,22 @@ COLUMNS = [
 
 
 def zipf(rng: np.random.Generator, shape) -> np.ndarray:
-    """Token ids by a Zipf law."""
+    """Random token ids by a Zipf law."""
     p = 1 / (np.arange(VOCABULARY) + 10.0)
     return np.searchsorted(np.cumsum(p / p.sum()), rng.random(shape)).astype(np.int64)
 
 
 def teacher_of(num_labels: int, rng) -> sparse.csr_matrix:
-    """Scores csr (L, V), A_LABEL tokens a label; the rarer the token, the higher."""
-    tokens = zipf(rng, (num_labels, A_LABEL))
+    """Scores csr (L, V) with LABEL_TOKENS tokens per label, higher for rarer tokens."""
+    tokens = zipf(rng, (num_labels, LABEL_TOKENS))
     values = np.log(tokens + 10.0) * rng.uniform(0.5, 1, tokens.shape)
-    indptr = np.arange(num_labels + 1) * A_LABEL
-    made = sparse.csr_matrix(
+    indptr = np.arange(num_labels + 1) * LABEL_TOKENS
+    scores = sparse.csr_matrix(
         (values.ravel().astype(np.float32), tokens.ravel().astype(np.int32), indptr),
         shape=(num_labels, VOCABULARY),
     )
-    made.sum_duplicates()
-    return made
+    scores.sum_duplicates()
+    return scores
 
 
 def batches(rng):
@@ -83,23 +87,20 @@ def batches(rng):
     for _ in range(STEPS + 1):
         ids = zipf(rng, (BATCH, TOKENS))
         rows = np.repeat(np.arange(BATCH), TOKENS)
-        weights = sparse.coo_matrix(
-            (np.ones(ids.size, np.float32), (rows, ids.ravel())), (BATCH, VOCABULARY)
-        ).tocsr()
-        packed = Packed(
-            torch.randn(ids.size, D),
-            torch.from_numpy(ids.ravel()),
-            torch.arange(BATCH + 1) * TOKENS,
-        )
-        yield packed, weights, rng
+        cells = (np.ones(ids.size, np.float32), (rows, ids.ravel()))
+        weights = sparse.coo_matrix(cells, (BATCH, VOCABULARY)).tocsr()
+        hidden = torch.randn(ids.size, D)
+        offsets = torch.arange(BATCH + 1) * TOKENS
+        yield Packed(hidden, torch.from_numpy(ids.ravel()), offsets), weights
 
 
 def timed(prepare, step, rng) -> dict:
-    """Medians of ranking and stepping, and the peak of the steps; the first batch warms up and
-    makes optimiser state.
+    """Medians of ranking and stepping, and the peak of the steps.
+
+    The first batch, which creates the optimiser state, is not counted.
     """
     ranking, stepping, resident = [], [], 0.0
-    for i, (packed, weights, _) in enumerate(batches(rng)):
+    for i, (packed, weights) in enumerate(batches(rng)):
         begin = time.process_time()
         ready = prepare(weights)
         middle = time.process_time()
@@ -118,33 +119,29 @@ def timed(prepare, step, rng) -> dict:
 
 
 def candidate_row(num_labels: int, config: CandidateConfig) -> dict:
-    """The decoder on candidates, factorised, SparseAdam."""
+    """The row of the factorised decoder on candidates with SparseAdam."""
     rng = np.random.default_rng(0)
     scores = teacher_of(num_labels, rng)
-    ranker, decoder = (candidates.Ranker.of(scores), CandidateDecoder(num_labels, D, config.rank))
+    ranker = candidates.Ranker.of(scores)
+    decoder = CandidateDecoder(num_labels, D, config.rank)
     plant(decoder, sparse.csr_matrix((8, num_labels), dtype=np.int32))
     optimisers = decoder.optimisers(1e-3)
 
     def step(packed, weights, ranked):
-        gold = sparse.csr_matrix(
-            (
-                np.ones(4 * BATCH),
-                (np.repeat(np.arange(BATCH), 4), rng.integers(0, num_labels, 4 * BATCH)),
-            ),
-            (BATCH, num_labels),
-        )
+        # four gold labels per document
+        rows, columns = np.repeat(np.arange(BATCH), 4), rng.integers(0, num_labels, 4 * BATCH)
+        gold = sparse.csr_matrix((np.ones(4 * BATCH), (rows, columns)), (BATCH, num_labels))
         ids, positive = candidates.training_candidates(ranked, gold, config.width, rng)
         z = torch.from_numpy(candidates.pair_scores(scores, weights, ids))
-        loss = candidate_bce(
-            decoder(packed, torch.from_numpy(ids).long(), scores, z), torch.from_numpy(positive)
-        )
+        logits = decoder(packed, torch.from_numpy(ids).long(), scores, z)
+        loss = candidate_bce(logits, torch.from_numpy(positive))
         for optimiser in optimisers:
             optimiser.zero_grad()
         loss.backward()
         for optimiser in optimisers:
             optimiser.step()
 
-    found = timed(lambda w: ranker.rank(w, CHOICE * config.width)[0], step, rng)
+    measured = timed(lambda w: ranker.rank(w, CHOICE * config.width)[0], step, rng)
     table = table_bytes(num_labels, D, config.rank) / 2**20
     return {
         "kind": "candidates",
@@ -152,12 +149,12 @@ def candidate_row(num_labels: int, config: CandidateConfig) -> dict:
         "width": config.width,
         "rank": config.rank,
         "table_mib": round(table, 1),
-        **found,
+        **measured,
     }
 
 
 def whole_row(num_labels: int) -> dict:
-    """The decoder on all labels, Adam; nothing to rank."""
+    """The row of the decoder on all labels with Adam; there is nothing to rank."""
     rng = np.random.default_rng(0)
     scores = teacher_of(num_labels, rng)
     decoder = LabelDecoder(num_labels, D, VOCABULARY, scores.nnz)
@@ -165,24 +162,23 @@ def whole_row(num_labels: int) -> dict:
     optimiser = torch.optim.Adam(decoder.parameters(), lr=1e-3)
 
     def step(packed, weights, _):
-        rows, columns = (
-            torch.arange(BATCH).repeat_interleave(4),
-            torch.from_numpy(rng.integers(0, num_labels, 4 * BATCH)),
-        )
+        rows = torch.arange(BATCH).repeat_interleave(4)
+        columns = torch.from_numpy(rng.integers(0, num_labels, 4 * BATCH))
         optimiser.zero_grad()
         decoder.loss(packed, rows, columns)[0].backward()
         optimiser.step()
 
-    found = timed(lambda w: None, step, rng)
+    measured = timed(lambda w: None, step, rng)
     table = 4 * num_labels * (2 * D + 1) / 2**20
-    return {"kind": "all labels", "labels": num_labels, "table_mib": round(table, 1), **found}
+    return {"kind": "all labels", "labels": num_labels, "table_mib": round(table, 1), **measured}
 
 
 def recall_rows(
     name: str, widths: tuple[int, ...] = (50, 100, 200, 500), per_token: int = 512
 ) -> list[dict]:
-    """recall@C of each ranker on dev documents of a corpus, words of whole documents, labels seen
-    in train.
+    """Rows of recall@C of each ranker on dev documents, for labels seen in train.
+
+    The rankers read the words of whole documents.
     """
     from plantlib import Corpus
     from plantlib.data.tokens import tfidf, words
@@ -198,12 +194,10 @@ def recall_rows(
         ids[ranker] = candidates.Ranker.of(teacher.scores, per_token).rank(weights, depth)[0]
         print(ranker, round(1e3 * (time.process_time() - began) / len(dev), 2), "ms a document")
     ids["MI and J"] = candidates.interleaved(ids["MI"], ids["J"], depth)
-    for ranker, found in ids.items():
+    for ranker, lists in ids.items():
         about = {"kind": "recall", "corpus": f"{name} dev", "ranker": ranker, "labels": corpus.L}
-        rows += [
-            about | {"width": c, "recall": round(r, 4)}
-            for c, r in candidates.recall(found, gold, widths).items()
-        ]
+        recalls = candidates.recall(lists, gold, widths)
+        rows += [about | {"width": c, "recall": round(r, 4)} for c, r in recalls.items()]
     return rows
 
 
@@ -212,27 +206,23 @@ def main() -> int:
     parser.add_argument("what", nargs="*", default=["sizes"], help="nothing, or: recall CORPUS ...")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, default=ROOT / "results/bench/candidates.csv")
-    given = parser.parse_args()
-    if given.one:
+    options = parser.parse_args()
+    if options.one:
         torch.manual_seed(0)
-        form, size = given.one[0], int(given.one[1])
-        append(
-            [candidate_row(size, CandidateConfig()) if form == "candidates" else whole_row(size)],
-            given.out,
-            COLUMNS,
-        )
-    elif given.what[0] == "recall":
-        for name in given.what[1:]:
-            append(recall_rows(name), given.out, COLUMNS)
+        form, size = options.one[0], int(options.one[1])
+        candidate = form == "candidates"
+        row = candidate_row(size, CandidateConfig()) if candidate else whole_row(size)
+        append([row], options.out, COLUMNS)
+    elif options.what[0] == "recall":
+        for name in options.what[1:]:
+            append(recall_rows(name), options.out, COLUMNS)
     else:
+        command = [sys.executable, __file__, "--out", str(options.out), "--one"]
         for form, sizes in (("all", WHOLE), ("candidates", SIZES)):
             for size in sizes:
                 print(form, size, flush=True)
-                subprocess.run(
-                    [sys.executable, __file__, "--one", form, str(size), "--out", str(given.out)],
-                    check=True,
-                )
-    print(given.out.read_text())
+                subprocess.run([*command, form, str(size)], check=True)
+    print(options.out.read_text())
     return 0
 
 

@@ -1,12 +1,11 @@
-"""MIG on one core: `plantlib.teacher.mig.teach` against the published algorithm, one row appended
-to results/bench/mig.csv.
+"""Mutual information on one core against the published algorithm -> results/bench/mig.csv.
 
     python benchmarks/bench_mig.py [--dataset eurlex57k]
 
-X is word presence and Y the labels of the training rows; where the data set is not at hand, Zipf
-data of its size is made instead and the row says so. `teach` runs in a process of its own: CPU
-seconds and peak memory beyond the inputs. The published algorithm visits 4 N V L cells: it is timed
-on a sample and extrapolated.
+X is word presence and Y the labels of the training rows. If the data set cannot be read, random
+data of its size with Zipf frequencies takes its place and the row says so. `mig.teach` runs in a
+process by itself, which gives CPU seconds and peak memory beyond the inputs. The published
+algorithm visits 4 N V L cells, so it is timed on a sample and extrapolated.
 """
 
 from __future__ import annotations
@@ -45,31 +44,27 @@ def training_rows(dataset: str, min_documents: int) -> tuple[sparse.csr_matrix, 
     """Word counts X (N, V) and labels Y (N, L) of a corpus's training rows, seen labels only."""
     corpus = Corpus.load(dataset).labelled().seen_in_train()
     rows = corpus.rows("train")
-    return (
-        words([corpus.texts[i] for i in rows], np.arange(len(rows)), min_documents).counts,
-        corpus.labels[rows],
-    )
+    texts = [corpus.texts[i] for i in rows]
+    return words(texts, np.arange(len(rows)), min_documents).counts, corpus.labels[rows]
 
 
-def zipf_rows(shape=EURLEX57K, tokens_a_document=185, labels_a_document=5, seed=0):
-    """X and Y of EURLEX57K's size with Zipf frequencies and no association at all."""
+def zipf_rows(shape=EURLEX57K, document_tokens=185, document_labels=5, seed=0):
+    """X and Y of the size of EURLEX57K with Zipf frequencies and without association."""
     rng = np.random.default_rng(seed)
 
-    def draw(columns: int, a_document: int) -> sparse.csr_matrix:
+    def draw(columns: int, per_document: int) -> sparse.csr_matrix:
         p = 1 / np.arange(1, columns + 1)
-        cells = rng.choice(columns, (shape[0], a_document), p=p / p.sum())
-        rows = np.repeat(np.arange(shape[0]), a_document)
+        cells = rng.choice(columns, (shape[0], per_document), p=p / p.sum())
+        rows = np.repeat(np.arange(shape[0]), per_document)
         return presence(
             sparse.csr_matrix((np.ones(cells.size), (rows, cells.ravel())), (shape[0], columns))
         )
 
-    return draw(shape[1], 2 * tokens_a_document), draw(shape[2], labels_a_document)
+    return draw(shape[1], 2 * document_tokens), draw(shape[2], document_labels)
 
 
 def published_counts(x: sparse.csr_matrix, y: sparse.csr_matrix) -> np.ndarray:
-    """One pass of the published algorithm over the documents, for at most 200 labels: dense joint
-    counts (V, L, 2, 2).
-    """
+    """Joint counts (V, L, 2, 2), dense, by the published pass over the documents."""
     joint = np.zeros((x.shape[1], y.shape[1], 2, 2))
     for i in range(x.shape[0]):
         token, label = x[i].toarray()[0] > 0, y[i].toarray()[0] > 0
@@ -88,14 +83,20 @@ def published_information(joint: np.ndarray, n: int) -> np.ndarray:
 
 
 def time_published(x, y, documents=100, tokens=2_000, seed=0) -> tuple[float, float]:
-    """CPU seconds on a random sample, and extrapolated: counting in N V L, closing in V L. Values
-    are checked with MIG's.
+    """CPU seconds of the published algorithm on a random sample, and extrapolated to x and y.
+
+    Counting grows with N V L and the rest with V L. The values are compared with ours.
     """
     rng = np.random.default_rng(seed)
-    pick = lambda size, wanted: np.sort(rng.choice(size, min(size, wanted), replace=False))  # noqa: E731
+
+    def pick(size: int, most: int) -> np.ndarray:
+        return np.sort(rng.choice(size, min(size, most), replace=False))
+
+    # a sample of documents, tokens and labels
     rows = pick(x.shape[0], documents)
     sx = presence(x[rows][:, pick(x.shape[1], tokens)])
     sy = presence(y[rows][:, pick(y.shape[1], LABELS_AT_ONCE)])
+    # time both steps, check the values
     began = time.process_time()
     joint = published_counts(sx, sy)
     counting = time.process_time() - began
@@ -107,9 +108,7 @@ def time_published(x, y, documents=100, tokens=2_000, seed=0) -> tuple[float, fl
 
 
 def measure(folder: Path) -> None:
-    """In a process of its own: print CPU seconds of `teach` and the peak MiB it adds to the loaded
-    inputs.
-    """
+    """Print CPU seconds of `teach` and the peak MiB that it adds to the inputs in `folder`."""
     x, y = (sparse.load_npz(folder / f"{name}.npz") for name in "xy")
     before, began = peak_mib(), time.process_time()
     mig.teach(x, y, variant="jaccard", top_k=64, relevance="grade")
@@ -117,6 +116,7 @@ def measure(folder: Path) -> None:
 
 
 def time_teach(x, y) -> tuple[float, float]:
+    """CPU seconds and MiB of `teach`, measured in another process."""
     with tempfile.TemporaryDirectory() as folder:
         sparse.save_npz(f"{folder}/x.npz", x, compressed=False)
         sparse.save_npz(f"{folder}/y.npz", y, compressed=False)
@@ -126,18 +126,15 @@ def time_teach(x, y) -> tuple[float, float]:
 
 def main(arguments=None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--dataset", default="eurlex57k", help="a corpus by name, or 'zipf' for generated data"
-    )
-    parser.add_argument(
-        "--min-documents",
-        type=int,
-        default=2,
-        help="words in fewer training documents are left out",
-    )
+    corpus_help = "a corpus by name, or 'zipf' for generated data"
+    parser.add_argument("--dataset", default="eurlex57k", help=corpus_help)
+    words_help = "leave out words of fewer training documents"
+    parser.add_argument("--min-documents", type=int, default=2, help=words_help)
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
-    if (options := parser.parse_args(arguments)).measure:
+    options = parser.parse_args(arguments)
+    if options.measure:
         return measure(options.measure)
+    # inputs
     dataset = options.dataset
     try:
         x, y = zipf_rows() if dataset == "zipf" else training_rows(dataset, options.min_documents)
@@ -147,30 +144,24 @@ def main(arguments=None) -> None:
             file=sys.stderr,
         )
         dataset, (x, y) = "zipf", zipf_rows()
-    (seconds, mib), (sample, whole) = time_teach(x, y), time_published(x, y)
+    # measurements and the row
+    seconds, mib = time_teach(x, y)
+    sample, extrapolated = time_published(x, y)
     about = environment()
-    made_with = (
-        " ".join(f"{p} {version(p)}" for p in ("plantlib", "numpy", "scipy"))
-        + f" python {about['python']}"
-    )
-    row = dict(
-        zip(
-            COLUMNS,
-            (
-                datetime.date.today().isoformat(),
-                about["cpu"],
-                dataset,
-                *x.shape,
-                y.shape[1],
-                round(seconds, 2),
-                round(mib),
-                round(sample, 2),
-                round(whole / seconds),
-                made_with,
-            ),
-            strict=True,
-        )
-    )
+    versions = [f"{package} {version(package)}" for package in ("plantlib", "numpy", "scipy")]
+    row = {
+        "date": datetime.date.today().isoformat(),
+        "device": about["cpu"],
+        "dataset": dataset,
+        "N": x.shape[0],
+        "V": x.shape[1],
+        "L": y.shape[1],
+        "seconds": round(seconds, 2),
+        "mib": round(mib),
+        "baseline_seconds_sample": round(sample, 2),
+        "ratio_extrapolated": round(extrapolated / seconds),
+        "versions": " ".join([*versions, f"python {about['python']}"]),
+    }
     append([row], ROOT / "results/bench/mig.csv", COLUMNS)
     print("\n".join(f"{name:24} {value}" for name, value in row.items()))
 

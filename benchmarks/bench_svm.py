@@ -1,13 +1,12 @@
-"""SVMs of many labels at once against LIBLINEAR label by label, from all negatives and from a
-sample -> results/bench/svm.csv.
+"""SVMs of many labels together against LIBLINEAR label by label -> results/bench/svm.csv.
 
-    python benchmarks/bench_svm.py                                # EURLEX57K, 5,000 training
-    documents, dev 1,500
+    python benchmarks/bench_svm.py   # EURLEX57K, 5,000 training documents, 1,500 of dev
     python benchmarks/bench_svm.py --train 20000 --solvers together
 
-One cost of 1, one thread, CPU seconds; quality is that of the SVMs alone on dev. The sample of a
-label: its documents, a tenth of the others, half of them those nearest to its centroid; `weighted`,
-where the distant half stands for all it was drawn from.
+The cost is 1, and times are CPU seconds of one thread. Quality is that of the SVMs alone on dev.
+LIBLINEAR reads all documents, or per label a sample: its documents and a tenth of the others, half
+of them those nearest to the label's centroid. With `weighted` the random half is weighted like all
+documents it was drawn from.
 """
 
 from __future__ import annotations
@@ -56,28 +55,25 @@ SHARE = 0.1  # of the negatives
 def sampled(
     weights: sparse.csr_matrix, labels: sparse.csr_matrix, weighted: bool
 ) -> linear_score.Table:
-    """LIBLINEAR on a sample of every label's negatives."""
+    """LIBLINEAR on a sample of the negatives of each label."""
     n, columns, by_word = weights.shape[0], labels.tocsc(), weights.T.tocsr()
-    centroids, half = (
-        terms.centroids(weights, labels).scores.tocsr(),
-        int(SHARE * weights.shape[0] / 2),
-    )
+    centroids = terms.centroids(weights, labels).scores.tocsr()
+    half = int(SHARE * n / 2)
     cells, intercept = [], []
     for label in tqdm(range(labels.shape[1]), desc="sample", unit="label"):
+        # the negatives nearest to the centroid, and random others
         positive = columns[:, [label]].toarray().ravel() > 0
         near = np.where(positive, -1, (centroids[label] @ by_word).toarray().ravel())
         hard = np.argpartition(-near, half)[:half]
         drawn = np.random.default_rng([0, label]).choice(n, half, replace=False)
         easy = np.setdiff1d(drawn, [*hard, *np.flatnonzero(positive)])
         rows = np.concatenate([np.flatnonzero(positive), hard, easy])
-        stands_for = np.ones(len(rows))
+        row_weights = np.ones(len(rows))
         if weighted:
-            stands_for[len(rows) - len(easy) :] = (n - positive.sum() - len(hard)) / max(
-                len(easy), 1
-            )
-        model = LinearSVC(random_state=0).fit(
-            weights[rows], positive[rows], sample_weight=stands_for
-        )
+            others = n - positive.sum() - len(hard)
+            row_weights[len(rows) - len(easy) :] = others / max(len(easy), 1)
+        svm = LinearSVC(random_state=0)
+        model = svm.fit(weights[rows], positive[rows], sample_weight=row_weights)
         cells.append(sparse.csr_matrix(model.coef_[0].astype(np.float32)))
         intercept.append(model.intercept_[0])
     return linear_score.Table(sparse.vstack(cells, "csr"), np.array(intercept, np.float32))
@@ -94,7 +90,7 @@ def tables_of(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Fit, score dev, add one row a solver."""
+    """Fit the SVMs, score dev, and append one row per solver."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -103,13 +99,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--dev", type=int, default=1500)
     parser.add_argument("--solvers", nargs="+", default=SOLVERS, choices=SOLVERS)
     options = parser.parse_args(arguments)
+    # tf-idf weights, and the labels that occur in train
     corpus = Corpus.load(options.dataset).with_dev().subset(options.train, options.dev, 1)
     train, dev = corpus.rows("train"), corpus.rows("dev")
-    weights, counts = (
-        tfidf(words(corpus.texts, train).counts, train),
-        column_counts(corpus.labels[train]),
-    )
+    weights = tfidf(words(corpus.texts, train).counts, train)
+    counts = column_counts(corpus.labels[train])
     labels, counts = corpus.labels[:, counts > 0], counts[counts > 0]
+    # one row per solver
     for solver in options.solvers:
         began = time.process_time()
         table = tables_of(solver, weights[train], labels[train])
@@ -117,7 +113,7 @@ def main(arguments: list[str] | None = None) -> None:
         scored = peers.scored(
             lambda part, table=table: table.scores(weights[part]), labels, dev, counts, auc=False
         )
-        found = evaluate(scored, labels[dev], counts, len(train))
+        metrics = evaluate(scored, labels[dev], counts, len(train))
         row = {
             "date": datetime.date.today().isoformat(),
             "device": environment()["cpu"],
@@ -126,7 +122,7 @@ def main(arguments: list[str] | None = None) -> None:
             "labels": labels.shape[1],
             "solver": solver,
             "cpu_seconds": seconds,
-            **{m: round(float(found[m]), 4) for m in METRICS},
+            **{m: round(float(metrics[m]), 4) for m in METRICS},
             "versions": " ".join(f"{p} {version(p)}" for p in ("scikit-learn", "scipy", "numpy")),
         }
         append([row], ROOT / "results" / "bench" / "svm.csv", COLUMNS)

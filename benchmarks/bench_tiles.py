@@ -1,11 +1,10 @@
-"""Tile sizes of the fused label attention on this GPU, one row a size appended to
-results/bench/tiles.csv.
+"""Tile sizes of the label attention kernels on this GPU -> results/bench/tiles.csv.
 
     python benchmarks/bench_tiles.py [--repetitions 10]
 
-The size in `kernels/label_attention.py` is the choice made from these rows. Sizes are compiled
-first, in several processes at a time, so that the card waits for nothing. limit_share: the products
-of the pass (forward 2, backward 6 with the two that build scores and outputs again) over its time
+`blocks_for` in `kernels/label_attention.py` holds the size chosen from these rows. Sizes are
+compiled first, in several processes, so that the GPU does not wait. limit_share is the arithmetic
+of a pass (2 products forward, 6 backward, two of which recompute scores and outputs) over its time
 and the rate of one large product.
 """
 
@@ -23,10 +22,10 @@ from pathlib import Path
 import torch
 from bench_kernels import inputs, matmul_rate
 from common import append
-from tqdm import tqdm
 
 from plantlib.kernels import label_attention
 from plantlib.kernels.label_attention_torch import Problem
+from plantlib.utils.progress import tqdm
 
 COLUMNS = (
     "date device kernel shape dtype columns tokens hidden warps stages workspace_mib ms limit_share"
@@ -34,7 +33,8 @@ COLUMNS = (
 ).split()
 ROOT = Path(__file__).resolve().parent.parent
 B, T, D, L = 8, 512, 4096, 8921
-CELLS, KEEP = 4000, 64  # planted cells a document; tokens kept
+CELLS = 4000  # planted cells per document
+KEEP = 64  # tokens kept by inattention
 SIZES = [
     label_attention.Blocks(*size)
     for size in (
@@ -50,26 +50,21 @@ KERNELS = ("forward", "forward, planted", "forward, 64 kept", "backward", "backw
 
 
 def problem(kernel: str) -> Problem:
-    """Random inputs of the bars' shape in bfloat16; planted cells or inattention where the name
-    says so.
-    """
+    """Random bfloat16 inputs for a name of KERNELS, with planted cells or inattention."""
     torch.manual_seed(0)
-    made = inputs("label_attention", (B, T, D, L))
+    tensors = inputs("label_attention", (B, T, D, L))
     cells = gain = None
     if "planted" in kernel:
         labels = torch.randint(L, (B * CELLS,), device="cuda").sort().values
-        cells = (
-            torch.randint(B * T, (B * CELLS,), device="cuda"),
-            labels,
-            torch.rand(B * CELLS, device="cuda"),
-        )
+        positions = torch.randint(B * T, (B * CELLS,), device="cuda")
+        cells = (positions, labels, torch.rand(B * CELLS, device="cuda"))
         gain = torch.ones((), device="cuda")
-    h, q, w = (made[name].detach() for name in "hqw")
-    return Problem(h, made["offsets"], q, w, cells, gain, KEEP if "kept" in kernel else None)
+    h, q, w = (tensors[name].detach() for name in "hqw")
+    return Problem(h, tensors["offsets"], q, w, cells, gain, KEEP if "kept" in kernel else None)
 
 
 def passes(kernel: str, size: label_attention.Blocks):
-    """The pass as a function, with tiles of `size`."""
+    """A function that runs the pass with tiles of `size`."""
     label_attention.blocks_for = lambda *_: size
     p = problem(kernel)
     if kernel.startswith("forward"):
@@ -80,55 +75,50 @@ def passes(kernel: str, size: label_attention.Blocks):
 
 
 def compiles(kernel: str, size: label_attention.Blocks) -> str:
-    """Empty, or why this size cannot run here."""
+    """The reason why this size cannot run here, or the empty string."""
     try:
         passes(kernel, size)()
         torch.cuda.synchronize()
-    # a compiler that refuses a size has many ways to say so; the row is left out and the reason
-    # printed
+    # the compiler refuses a size with many kinds of errors
     except Exception as error:
         return f"{kernel} {size}: {type(error).__name__}: {str(error).splitlines()[0]}"
     return ""
 
 
 def milliseconds(function, repetitions: int) -> float:
-    """Median by the card's clock, after two passes that do not count."""
-    function(), function()
-    found = []
+    """Median by the GPU's clock, after two passes that do not count."""
+    function()
+    function()
+    times = []
     for _ in range(repetitions):
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         begin.record()
         function()
         end.record()
         torch.cuda.synchronize()
-        found.append(begin.elapsed_time(end))
-    return statistics.median(found)
+        times.append(begin.elapsed_time(end))
+    return statistics.median(times)
 
 
 def main(arguments=None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--repetitions", type=int, default=10, help="timed passes a size; the median counts"
-    )
+    parser.add_argument("--repetitions", type=int, default=10, help="timed passes per size")
     parser.add_argument("--out", type=Path, default=ROOT / "results/bench/tiles.csv")
     options = parser.parse_args(arguments)
     if not torch.cuda.is_available():
         parser.error(
             "this benchmark measures a GPU and there is none; bench_kernels.py measures CPUs too"
         )
-    wanted = list(product(KERNELS, SIZES))
+    # compile all sizes
+    pairs = list(product(KERNELS, SIZES))
     with concurrent.futures.ProcessPoolExecutor(8, multiprocessing.get_context("spawn")) as pool:
-        refused = dict(
-            zip(
-                wanted,
-                tqdm(pool.map(compiles, *zip(*wanted, strict=True)), total=len(wanted)),
-                strict=True,
-            )
-        )
+        results = pool.map(compiles, *zip(*pairs, strict=True))
+        reasons = list(tqdm(results, total=len(pairs)))
+    # time those that compile
     rate, rows = matmul_rate(False), []
-    for (kernel, size), why in refused.items():
-        if why:
-            print(why)
+    for (kernel, size), reason in zip(pairs, reasons, strict=True):
+        if reason:
+            print(reason)
             continue
         ms = milliseconds(passes(kernel, size), options.repetitions)
         flop = 2 * B * T * L * D * (2 if kernel.startswith("forward") else 6)
@@ -149,13 +139,9 @@ def main(arguments=None) -> None:
         )
     append(rows, options.out, COLUMNS)
     for row in sorted(rows, key=lambda r: (r["kernel"], r["ms"])):
-        size = label_attention.Blocks(
-            **{name: row[name] for name in label_attention.Blocks._fields}
-        )
-        print(
-            f"{row['kernel']:20} {row['ms']:8.3f} ms  {row['limit_share']:5.2f} of the limit "
-            f" {size}"
-        )
+        size = label_attention.Blocks(*(row[name] for name in label_attention.Blocks._fields))
+        share = f"{row['limit_share']:5.2f} of the limit"
+        print(f"{row['kernel']:20} {row['ms']:8.3f} ms  {share}  {size}")
 
 
 if __name__ == "__main__":

@@ -1,14 +1,12 @@
 """Labels without a training document, with and without label text -> results/zero_shot.json.
 
-    python benchmarks/bench_zero_shot.py bare codiesp eurlex57k     # teachers over words, no
-    training
-    python benchmarks/bench_zero_shot.py trained codiesp            # frozen MiniLM, 128 tokens, 2
-    seeds
+    python benchmarks/bench_zero_shot.py bare codiesp eurlex57k  # teachers over words, untrained
+    python benchmarks/bench_zero_shot.py trained codiesp  # frozen MiniLM, 128 tokens, 2 seeds
     python benchmarks/bench_zero_shot.py trained eurlex57k --train 1000 --dev 500 --test 2000
 
-The label space is every label of the corpus, so that zero-shot labels can be ranked; recall@15 and
-RP@5 of the zero bucket rank them among themselves, nDCG@5 among all labels. Texts come from
-terminologies; test is read once, options were chosen on dev.
+The label space is every label of the corpus, so labels without a training document can be ranked.
+recall@15 and RP@5 of the zero bucket rank these labels among themselves, nDCG@5 ranks all labels.
+Label texts come from terminologies. Options were chosen on dev, and test is read once.
 """
 
 from __future__ import annotations
@@ -37,40 +35,36 @@ STARTS = ("lookup+score", "lookup+score+text")
 
 
 def bare_rows(name: str) -> list[dict]:
-    """Rows of the MI teacher, the label text and their sum over whole documents' words."""
+    """Rows of the MI teacher, the label texts and their sum, over words of whole documents."""
     corpus = Corpus.load(name).labelled().with_dev()
-    train, test, texts = corpus.rows("train"), corpus.rows("test"), label_texts.read(corpus)
-    words = [text or "" for text in texts]
-    # a zero-shot label's words may stand in no training document
+    train, test = corpus.rows("train"), corpus.rows("test")
+    words = [text or "" for text in label_texts.read(corpus)]
+    # words of a zero-shot label may occur in no training document
     vectorizer = CountVectorizer(token_pattern=WORD, dtype=np.int32)
     vectorizer.fit([*(corpus.texts[i] for i in train), *words])
     x, held = (
         vectorizer.transform([corpus.texts[i] for i in rows]).tocsr() for rows in (train, test)
     )
-    y, weights = (
-        corpus.labels[train],
-        TfidfTransformer(sublinear_tf=True).fit(x).transform(held).tocsr(),
-    )
+    y = corpus.labels[train]
+    weights = TfidfTransformer(sublinear_tf=True).fit(x).transform(held).tocsr()
     counts, gold = column_counts(y), corpus.labels[test]
     teacher = mig.teach(x, y, variant="raw", relevance="score")
     text = label_texts.teach(vectorizer.transform(words).tocsr(), x)
     both = label_texts.joined(teacher, label_texts.limited(text, counts), vocabulary=x.shape[1])
     rows = []
-    for system, taught in (("bare MI", teacher), ("bare text", text), ("bare MI + text", both)):
-        scores = peers.scored(
-            peers.bare_teacher(weights, taught), gold, np.arange(len(test)), counts, auc=False
-        )
-        found = evaluate(scores, gold, counts, len(train))
-        rows.append(
-            row_of(corpus, counts, gold, system, 0, found, {"text": "whole documents, words"})
-        )
+    params = {"text": "whole documents, words"}
+    for system, scorer in (("bare MI", teacher), ("bare text", text), ("bare MI + text", both)):
+        score = peers.bare_teacher(weights, scorer)
+        scores = peers.scored(score, gold, np.arange(len(test)), counts, auc=False)
+        metrics = evaluate(scores, gold, counts, len(train))
+        rows.append(row_of(corpus, counts, gold, system, 0, metrics, params))
     return rows
 
 
 def row_of(
-    corpus: Corpus, counts: np.ndarray, gold, system: str, seed: int, found: dict, params: dict
+    corpus: Corpus, counts: np.ndarray, gold, system: str, seed: int, metrics: dict, params: dict
 ) -> dict:
-    """One result as it is stored."""
+    """One result, as results/zero_shot.json stores it."""
     unseen = counts == 0
     return {
         "dataset": corpus.name,
@@ -84,24 +78,21 @@ def row_of(
         "documents": {"train": int((corpus.split == "train").sum()), "test": gold.shape[0]},
         "labels_with_text": sum(t is not None for t in label_texts.read(corpus)),
         "params": params,
-        "metrics": {m: None if np.isnan(found[m]) else round(float(found[m]), 4) for m in METRICS},
+        "metrics": {
+            m: None if np.isnan(metrics[m]) else round(float(metrics[m]), 4) for m in METRICS
+        },
     }
 
 
 def trained_rows(
     name: str, tokens: int, seeds: int, epochs: int, caps: dict, starts
 ) -> Iterator[dict]:
-    """Rows of the starts with and without label text, fine-tuned on cached features of frozen
-    MiniLM.
-    """
+    """Rows of the starts, fine-tuned on cached features of frozen MiniLM."""
     prepared = prepare(name, backbone="minilm", max_tokens=tokens, label_space="all", **caps)
-    config, gold = (
-        RunConfig(train=TrainConfig(epochs=epochs)),
-        prepared.corpus.labels[prepared.rows["test"]],
-    )
-    for seed, start in tqdm(
-        [(seed, start) for seed in range(seeds) for start in starts], desc=name, unit="run"
-    ):
+    config = RunConfig(train=TrainConfig(epochs=epochs))
+    gold = prepared.corpus.labels[prepared.rows["test"]]
+    pairs = [(seed, start) for seed in range(seeds) for start in starts]
+    for seed, start in tqdm(pairs, desc=name, unit="run"):
         record, _ = runs.run_start(prepared, start, seed, config=config, progress=False)
         params = {
             "backbone": "minilm, frozen",
@@ -116,10 +107,13 @@ def trained_rows(
 
 
 def merged(old: list[dict], new: list[dict]) -> list[dict]:
-    """New rows in the place of those of the same data set, documents, system and seed."""
-    key = lambda r: (r["dataset"], r["documents"]["train"], r["system"], r["seed"])  # noqa: E731
-    made = {key(r) for r in new}
-    return sorted([*(r for r in old if key(r) not in made), *new], key=key)
+    """All rows; a new one replaces that of the same data set, documents, system and seed."""
+
+    def key(row: dict) -> tuple:
+        return row["dataset"], row["documents"]["train"], row["system"], row["seed"]
+
+    new_keys = {key(row) for row in new}
+    return sorted([*(row for row in old if key(row) not in new_keys), *new], key=key)
 
 
 def main() -> int:
@@ -131,24 +125,21 @@ def main() -> int:
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--starts", default=",".join(STARTS), help="starts, separated by commas")
     for split in ("train", "dev", "test"):
-        parser.add_argument(
-            f"--{split}", type=int, help=f"at most so many {split} documents, of `trained`"
-        )
+        about = f"at most so many {split} documents, with `trained`"
+        parser.add_argument(f"--{split}", type=int, help=about)
     parser.add_argument("--out", type=Path, default=Path("results/zero_shot.json"))
-    given = parser.parse_args()
-    caps = {f"{split}_documents": getattr(given, split) for split in ("train", "dev", "test")}
-    for name in given.datasets:
-        new = (
-            bare_rows(name)
-            if given.what == "bare"
-            else trained_rows(
-                name, given.tokens, given.seeds, given.epochs, caps, given.starts.split(",")
-            )
-        )
-        # row by row: what is finished stays when the rest is stopped
+    options = parser.parse_args()
+    caps = {f"{split}_documents": getattr(options, split) for split in ("train", "dev", "test")}
+    for name in options.datasets:
+        if options.what == "bare":
+            new = bare_rows(name)
+        else:
+            starts = options.starts.split(",")
+            new = trained_rows(name, options.tokens, options.seeds, options.epochs, caps, starts)
+        # written row by row, so finished rows survive an interruption
         for row in new:
-            old = read_json(given.out)["rows"] if given.out.exists() else []
-            write_json(given.out, {"schema": 1, "split": "test", "rows": merged(old, [row])})
+            old = read_json(options.out)["rows"] if options.out.exists() else []
+            write_json(options.out, {"schema": 1, "split": "test", "rows": merged(old, [row])})
             print(name, row["system"], row["seed"], row["metrics"], flush=True)
     return 0
 

@@ -117,6 +117,7 @@ def read(folder: Path) -> tuple[dict[str, Any], str | None]:
     """
     import pyarrow.parquet as pq
 
+    # check the folder
     missing = [f for f in ("documents.parquet", "labels.parquet") if not (folder / f).is_file()]
     if missing:
         raise DataError(
@@ -128,6 +129,7 @@ def read(folder: Path) -> tuple[dict[str, Any], str | None]:
             f"{folder} has format {manifest.get('format')}, wanted {FORMAT}: delete it and load"
             " again"
         )
+    # read the tables
     documents = pq.read_table(folder / "documents.parquet")
     names = pq.read_table(folder / "labels.parquet")
     described = zip(names["name"].to_pylist(), names["text"].to_pylist(), strict=True)

@@ -60,6 +60,7 @@ class _Launch:
 
     def __init__(self, p: Problem, by_tile: bool = False):
         _check(p)
+        # sizes and tensors
         self.batch, self.columns = p.shape
         self.size = p.hidden.shape[1]
         self.at = blocks_for(p.hidden.dtype, self.size)
@@ -74,6 +75,7 @@ class _Launch:
         self.tiles = self._tiles(p) if by_tile or p.cells is not None or p.keep is not None else 1
         if p.cells is not None:
             self.cells = (*self._by_tile(p), p.gain.detach().to(torch.float32).reshape(1))
+        # compile-time options
         exact = p.hidden.dtype == torch.float32 and not torch.backends.cuda.matmul.allow_tf32
         self.options = dict(
             CANDIDATES=p.candidates is not None,

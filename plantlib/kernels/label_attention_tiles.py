@@ -318,11 +318,13 @@ def _forward_kernel(
     UPCAST: tl.constexpr,
     GROUP: tl.constexpr,
 ):
+    # this program's columns and document
     block, b = _place(batch, blocks, GROUP)
     column = block * BL + tl.arange(0, BL)
     rows = _rows(labels, column, b, columns, CANDIDATES)
     begin, end = _span(offsets, b)
     out = b.to(tl.int64) * columns + column
+    # running maximum, sum of exponentials and weighted outputs
     m = tl.full((BL,), float("-inf"), tl.float32)
     s = tl.zeros((BL,), tl.float32)
     o = tl.zeros((BL,), tl.float32)
@@ -339,6 +341,7 @@ def _forward_kernel(
             scores = _plant(
                 scores, cell_rows, cell_tokens, cell_values, bounds, tile, gain, BL, BT, BC, PRODUCT
             )
+        # mask, then the step of the running softmax
         attended = inside[None, :] & (scores == scores)
         if KEPT:
             attended = attended & _kept(scores, places, edge + out, last + out, column < columns)
@@ -399,6 +402,7 @@ def _backward_kernel(
     UPCAST: tl.constexpr,
     GROUP: tl.constexpr,
 ):
+    # this program's columns, document and tile of tokens
     block, b = _place(batch, blocks_here, GROUP)
     block, b, t = block0 + block, b0 + b, tl.program_id(1)
     column = block * BL + tl.arange(0, BL)
@@ -409,6 +413,7 @@ def _backward_kernel(
     tokens = begin + places
     inside = tokens < end
     if t * BT < end - begin:
+        # scores and outputs again
         scores, reads = _tile(
             hidden, queries, outputs, rows, tokens, end, D, BL, BT, BD, EVEN, PRODUCT, UPCAST, True
         )
@@ -418,6 +423,7 @@ def _backward_kernel(
             scores = _plant(
                 scores, cell_rows, cell_tokens, cell_values, bounds, tile, gain, BL, BT, BC, PRODUCT
             )
+        # weights e, gradients of scores and outputs
         at = b.to(tl.int64) * columns + column
         attended = inside[None, :]
         if KEPT:

@@ -49,10 +49,12 @@ def label_attention(
     value[b, l] = sum_t softmax_t(<H_t, Q_l> + gain * planted[t, l]) <H_t, W_l>. Arguments and
     results as `attention.planted_attention`.
     """
+    # scores and outputs of every token and label
     scores = hidden_states @ label_queries.T  # (S, L)
     if cells is not None:
         scores = scores + gain * planted_scores(cells, *scores.shape, scores.dtype)
     outputs = hidden_states @ label_outputs.T  # (S, L)
+    # softmax over the tokens of each document
     values, log_sums = [], []
     for begin, end in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
         attended = keep_top_k(scores[begin:end].T, keep)  # (L, T)
@@ -60,6 +62,7 @@ def label_attention(
         values.append((weights * outputs[begin:end].T).sum(-1))
         log_sums.append(torch.logsumexp(attended, dim=-1))
     value, log_sum = torch.stack(values), torch.stack(log_sums)
+    # candidates, earlier tokens, bias
     if candidates is not None:
         absent = candidates < 0
         value = value.gather(1, candidates.clamp(min=0)).masked_fill(absent, 0.0)

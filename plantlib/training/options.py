@@ -1,4 +1,8 @@
-"""Every option of a run: what is taught, planted and trained. Not here: what the options do."""
+"""The options of a run: `RunConfig` holds them all, and `TrainConfig` those of fine-tuning.
+
+docs/method.md, "Training", "Starts" and "The decoder". Options of single parts are defined beside
+those parts and gathered here. The code that acts on them is in `runs`, `train` and `schedules`.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +19,19 @@ from plantlib.planting.starts import StartConfig, V1Config
 from plantlib.planting.static_l2r import DIM
 from plantlib.teacher.mig import TeacherConfig
 
-# "head"; "last 2": the head and the two deepest layers; "all"
+# "head" trains the head alone, "last 2" the head and the two deepest layers, "all" everything
 STAGE = re.compile(r"head|all|last [1-9]\d*")
 SCHEDULES = ("linear", "cosine", "one_cycle", "constant")
+LOSSES = ("bce", "approx_ndcg")
+UNSEEN = ("negatives", "still")  # see `TrainConfig.unseen`
+HISTORY_METRICS = ("p@1", "p@5", "ndcg@5", "psp@5", "map", "few/rp@5")  # of dev, in every record
+# the dev metric that chooses epoch and gains: it reflects the order of the best labels, and
+# frequent labels more than rare ones
+CHOSEN_BY = "ndcg@5"
 
 
 def check_stages(stages: Iterable[str]) -> None:
-    """ValueError for a stage that is not known."""
+    """ValueError for a stage that `STAGE` does not match."""
     for stage in stages:
         if not STAGE.fullmatch(stage):
             raise ValueError(
@@ -30,24 +40,36 @@ def check_stages(stages: Iterable[str]) -> None:
             )
 
 
-LOSSES = ("bce", "approx_ndcg")  # over the labels of a document
-UNSEEN = ("negatives", "still")
-HISTORY_METRICS = ("p@1", "p@5", "ndcg@5", "psp@5", "map", "few/rp@5")
-CHOSEN_BY = (
-    "ndcg@5"  # the dev metric that chooses epoch and gains: it sees order and frequent labels
-)
-
-
 @dataclass(frozen=True)
 class TrainConfig:
-    """Options of one fine-tuning run.
+    """Options of fine-tuning; docs/method.md, "Training".
 
-    layer_decay: the backbone's rate is divided by it per layer further down (2.6 as first
-    published). stages: what is trained from which epoch on, see `schedules`; all from the start by
-    default. keep_from, keep_epochs: inattention's K falls from keep_from to the run's K over so
-    many epochs; fixed by default. lm_weight: of the language model's own loss beside the labels',
-    while a backbone is trained. unseen: labels without a training document are "negatives"
-    everywhere, or "still": out of the loss, so that what was planted for them stays.
+    Attributes:
+        epochs: passes over the training documents, at most; see patience.
+        batch_size: documents per batch and device.
+        accumulation: batches per optimizer step.
+        lr_queries: learning rate of the label queries.
+        lr_backbone: learning rate of the backbone's deepest layer, where the backbone is trained.
+        layer_decay: divides the backbone's rate once per layer further down; 1 gives all layers one
+            rate, v1 used 2.6.
+        schedule: how the rates change after warm-up: "linear", "cosine" and "one_cycle" fall to
+            zero, "constant" stays.
+        stages: gradual unfreezing, one stage per epoch: "head", "last N" or "all"; the last one
+            holds to the end. () trains everything from the first epoch.
+        keep_from: inattention's K in the first epoch, in tokens, from where it falls to
+            `RunConfig.keep`; None keeps K fixed.
+        keep_epochs: epochs over which K falls; 0 with keep_from=None.
+        lm_weight: weight of the language model's own loss beside that of the labels, while a
+            backbone is trained; 0 leaves it out.
+        loss: "bce", binary cross-entropy summed over labels, or "approx_ndcg" over the labels of
+            each document.
+        unseen: what labels without a training document are in the loss: "negatives" of every
+            document, or "still", left out, so that their planted values stay.
+        patience: epochs without a better dev metric after which training stops.
+
+    Raises:
+        ValueError: an option is out of range or unknown, or one of keep_from and keep_epochs is
+            missing.
     """
 
     epochs: int = 4
@@ -86,7 +108,7 @@ class TrainConfig:
         ):
             raise ValueError(
                 f"keep_from={self.keep_from}, keep_epochs={self.keep_epochs}: annealing wants both,"
-                " 1 or more; else neither"
+                " each 1 or more; otherwise set neither"
             )
         for name, known in (("loss", LOSSES), ("unseen", UNSEEN)):
             if getattr(self, name) not in known:
@@ -99,24 +121,45 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Everything a fine-tuning run can be asked for."""
+    """Every option of a run from a corpus to a trained model.
+
+    Attributes:
+        teacher: how tokens are scored and kept for each label.
+        l2r: training of label queries by learning to rank.
+        start: values that a start plants, such as the gain of the lookup.
+        linear: the linear score over words.
+        other_gains: initial gains of the lookup that are tried beside start.lookup_gain; dev
+            chooses one after an epoch of each. Used with a linear score and a frozen backbone; ()
+            tries none.
+        linear_weights: multiples of the linear score's trained gain; dev chooses one after
+            training. Used with a frozen backbone; () leaves the gain as trained.
+        train: fine-tuning.
+        l2r_trainer: the loss, or "closed_form", that pretrains the label queries of the start
+            `l2r`; one of `planting.l2r.TRAINERS`.
+        keep: inattention's K, the tokens that each label attends to per document; None attends to
+            all. With v1.contexts="sum" three values, one per context.
+        v1: options of the first version.
+        static_dim: dimension of the static L2R model, where v1 needs one; 400 as first published.
+        tuning: what is trained of the backbone: "frozen" nothing, "lora" adapters, "full" all.
+        lora: rank, alpha, dropout and targets of the adapters.
+        backbone: how a backbone is loaded for training.
+
+    Raises:
+        ValueError: an option is out of range or unknown, or two options exclude each other.
+    """
 
     teacher: TeacherConfig = TeacherConfig()
     l2r: L2RConfig = L2RConfig()
     start: StartConfig = StartConfig()
     linear: LinearConfig = LinearConfig()
-    # of a lookup beside the linear score: dev chooses among them and start.lookup_gain
     other_gains: tuple[float, ...] = (1.0,)
-    # of the gain that the linear score has after training there: dev chooses one; () leaves the
-    # gain as trained
     linear_weights: tuple[float, ...] = (1.0, 1.5, 2.0, 3.0)
     train: TrainConfig = TrainConfig()
     l2r_trainer: str = "approx_ndcg"
-    # inattention's K, or three with v1.contexts="sum"
     keep: int | tuple[int | None, ...] | None = None
     v1: V1Config = V1Config()
-    static_dim: int = DIM  # d of the static L2R model
-    tuning: str = "frozen"  # or "lora", "full": what is trained of the backbone
+    static_dim: int = DIM
+    tuning: str = "frozen"
     lora: LoraOptions = LoraOptions()
     backbone: BackboneOptions = BackboneOptions()
 
@@ -129,7 +172,7 @@ class RunConfig:
         check_decoder(self.v1.contexts, self.v1.stateful, self.keep, 1)
         if self.train.lm_weight and self.tuning == "frozen":
             raise ValueError(
-                "lm_weight wants a backbone that is trained; use tuning='full' or 'lora', or"
+                "lm_weight needs a backbone that is trained; use tuning='full' or 'lora', or"
                 " lm_weight=0"
             )
         if any(gain < 0 for gain in self.other_gains):
@@ -144,20 +187,21 @@ class RunConfig:
             )
 
     def gains_for(self, parts: list[str]) -> list[float]:
-        """Lookup gains among which dev chooses for a start of these parts; one means that there is
-        no choice.
+        """Initial gains of the lookup to try for a start; dev chooses if there are several.
 
-        The first one is `start.lookup_gain`.
+        Args:
+            parts: the names that the start joins by "+".
+
+        Returns:
+            `start.lookup_gain` first, then `other_gains` where `has_gains`; no gain twice.
         """
-        return list(
-            dict.fromkeys(
-                [self.start.lookup_gain, *(self.other_gains if self.has_gains(parts) else ())]
-            )
-        )
+        others = self.other_gains if self.has_gains(parts) else ()
+        return list(dict.fromkeys([self.start.lookup_gain, *others]))
 
     def has_gains(self, parts: list[str]) -> bool:
-        """Whether there is a choice: training begins from the linear score, and a trial changes
-        nothing but the head.
+        """Whether a start of these parts tries several gains of its lookup.
+
+        It does where training begins from the linear score and changes the head alone.
         """
         return (
             bool({"lookup", "shuffled"} & set(parts))
@@ -166,13 +210,16 @@ class RunConfig:
         )
 
     def weights_for(self, parts: list[str]) -> tuple[float, ...]:
-        """Multiples of the linear score's trained gain among which dev chooses; each reads dev, so
-        on cached features alone.
+        """Multiples of the linear score's trained gain to try for a start of these parts.
+
+        Each one is judged by scoring dev again, so there are none unless features are cached.
         """
         return self.linear_weights if "linear" in parts and self.tuning == "frozen" else ()
 
     def train_for(self, parts: list[str]) -> TrainConfig:
-        """Training options for a start of these parts: what labels without documents were taught by
-        their words stays.
+        """Options of fine-tuning for a start of these parts.
+
+        With `text`, labels without a training document are left out of the loss, so that what
+        their descriptions planted stays.
         """
         return replace(self.train, unseen="still") if "text" in parts else self.train

@@ -1,7 +1,7 @@
 """The record of one run: options, metrics, history and environment, as one small JSON file.
 
-A record holds no text of any document. Not here: tables that compare records
-(`companion.report.compare`).
+A record holds no text of any document and no path of the machine. Tables that compare records are
+in `companion.report.compare`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from plantlib.training.inputs import Inputs
 from plantlib.utils.io import atomic_path, read_json
 from plantlib.utils.reprs import Card, Rich
 
-SCHEMA = 2
+SCHEMA = 2  # version of the file format; others are refused
+# what was trained: a planted model, a linear model, a bare teacher score, a neural peer
 KINDS = ("planted", "linear", "teacher", "neural")
 _DATASET_KEYS = (
     "name",
@@ -41,19 +42,23 @@ _DATASET_KEYS = (
 )
 _ENVIRONMENT_KEYS = ("python", "torch", "transformers", "cpu", "cores", "commit", "dirty")
 _ABSOLUTE_PATH = re.compile(r"(?:^|[\s'\"=:(,])(?:~?/[\w.~-]+){2,}|\b[A-Za-z]:\\")
-_LONGEST_STRING = 500
+_LONGEST_STRING = 500  # characters; a longer string may be the text of a document
 
 
 def environment() -> dict[str, Any]:
-    """Versions, processor, cores, GPU, code state; no name of machine or user.
+    """The software and hardware of this process, without the name of machine or user.
 
-    dirty: whether a tracked file differs from the commit; what runs write, results/ of the
-    checkout, says nothing of the code and is left out. Outside a git checkout dirty is None and the
-    commit what $PLANT_COMMIT says, else 'unknown'.
+    Returns:
+        python, torch, transformers: versions, None for a package that is not installed.
+        cpu: system, architecture and model.
+        cores: cores that this process may use.
+        gpu: name, or None.
+        commit: of the git checkout; outside one, $PLANT_COMMIT or 'unknown'.
+        dirty: whether a tracked file outside the checkout's results/ differs from the commit; None
+            outside a checkout.
     """
     commit = _git("rev-parse", "HEAD")
-    # an exclusion alone would mean the folder that git is called in, which is not the whole
-    # checkout
+    # without ":(top)" git would look at this file's folder alone
     status = _git(
         "status", "--porcelain", "--untracked-files=no", "--", ":(top)", ":(top,exclude)results"
     )
@@ -74,15 +79,14 @@ def environment() -> dict[str, Any]:
 
 
 def device_of(record: RunRecord) -> str:
-    """What a record was trained on, in words: the GPU its machine had, for a model that uses one,
-    or the cores.
-    """
-    about = record.environment
-    gpu = about.get("gpu") if record.kind in ("planted", "neural") else None
-    return gpu or f"{about['cores']} cores of {about['cpu']}"
+    """The device a run was trained on: the GPU, if its kind uses one, else cores and processor."""
+    environment = record.environment
+    gpu = environment.get("gpu") if record.kind in ("planted", "neural") else None
+    return gpu or f"{environment['cores']} cores of {environment['cpu']}"
 
 
 def _git(*arguments: str) -> str:
+    """Output of a git command in this checkout, empty if it fails."""
     command = ["git", "-C", str(Path(__file__).parent), *arguments]
     try:
         return subprocess.run(
@@ -93,24 +97,24 @@ def _git(*arguments: str) -> str:
 
 
 def _gpu_name() -> str | None:
-    """The GPU that PyTorch sees, None without one or where PyTorch was not imported."""
+    """The GPU that PyTorch sees; None without one, or if PyTorch is not imported."""
     torch = sys.modules.get("torch")
     return torch.cuda.get_device_name() if torch is not None and torch.cuda.is_available() else None
 
 
 def _cpu_name() -> str:
     info = Path("/proc/cpuinfo")
-    found = (
-        re.search(r"model name\s*:\s*(.+)", info.read_text(errors="replace"))
-        if info.exists()
-        else None
-    )
-    return found[1].strip() if found else platform.processor()
+    if info.exists():
+        match = re.search(r"model name\s*:\s*(.+)", info.read_text(errors="replace"))
+        if match:
+            return match[1].strip()
+    return platform.processor()
 
 
 def plain(value: Any) -> Any:
-    """What JSON can hold: numpy to Python, tuples to lists, keys to str, nan and infinities to
-    None.
+    """A value as JSON can hold it; ValueError for a type that has no such form.
+
+    Numpy becomes Python, tuples become lists, keys become str, nan and infinities become None.
     """
     if hasattr(value, "tolist"):
         return plain(value.tolist())
@@ -129,24 +133,25 @@ def plain(value: Any) -> Any:
 
 
 def _strings(value: Any) -> Iterator[str]:
+    """Every string in a value that is plain, keys included."""
     if isinstance(value, str):
         yield value
-    for item in (
-        [*value, *value.values()]
-        if isinstance(value, dict)
-        else value
-        if isinstance(value, list)
-        else ()
-    ):
-        yield from _strings(item)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from _strings(key)
+            yield from _strings(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _strings(item)
 
 
 def _refuse_leaks(value: Any, where: str) -> None:
+    """ValueError for a string that may be a document's text or a path of the machine."""
     for text in _strings(value):
         if len(text) > _LONGEST_STRING:
             raise ValueError(
-                f"{where} holds {len(text)} characters, wanted {_LONGEST_STRING} at most: no texts"
-                " here"
+                f"{where} holds {len(text)} characters in one string, wanted {_LONGEST_STRING} at"
+                " most: a record holds no texts of documents"
             )
         if _ABSOLUTE_PATH.search(text):
             raise ValueError(
@@ -157,15 +162,35 @@ def _refuse_leaks(value: Any, where: str) -> None:
 
 @dataclass(frozen=True, repr=False)
 class RunRecord(Rich):
-    """One run. Values are made JSON-plain on construction (nan becomes None) and checked;
-    ValueError says what to fix.
+    """What one run was, and its results. Values are made `plain` on construction.
 
-    dataset: name, fingerprint, train/dev/test (documents), labels (count), label_space (in words),
-    synthetic (bool). system: the start or baseline ('random', 'l2r', 'linear'); params: every
-    hyper-parameter; teacher: its settings. history: a dict an epoch (epoch, dev metrics,
-    train_loss, seconds); metrics: test, from `metrics.evaluate`; per_document: from
-    `metrics.per_document`; times: stage -> seconds; model_size: a number, or several by name.
-    created: UTC date.
+    Attributes:
+        id: name of the run and of its file.
+        kind: one of KINDS.
+        dataset: name, fingerprint, train, dev and test (documents), labels (count), label_space
+            (in words) and synthetic (whether the texts are).
+        system: the start or baseline, such as 'random', 'lookup+linear' or 'SVM'.
+        seed: of everything that is drawn.
+        metrics: test metrics by name, from `metrics.documents.evaluate`; None where a metric is
+            undefined.
+        params: every hyper-parameter, and the values that dev chose.
+        notebook: the notebook that made the run, if any.
+        backbone: name of the pretrained model, if any.
+        teacher: the teacher's options and sizes.
+        history: one dict per epoch: epoch, dev metrics, train_loss, seconds.
+        chosen_epoch: the epoch that dev chose, from 1.
+        threshold: score from which F1 counts a label as predicted, chosen on dev.
+        per_document: metric name -> one value per test document, from
+            `metrics.documents.per_document`.
+        times: stage -> seconds.
+        peak_memory_mb: largest resident memory of the process, MiB.
+        model_size: one number, or several by name, such as trained parameters.
+        environment: see `environment`.
+        created: UTC date, ISO format.
+
+    Raises:
+        ValueError: a value that JSON cannot hold, text of a document, an absolute path, an id that
+            is no file name, an unknown kind, a missing key, or per_document of another length.
     """
 
     id: str
@@ -189,10 +214,13 @@ class RunRecord(Rich):
     created: str = field(default_factory=lambda: datetime.now(UTC).date().isoformat())
 
     def __post_init__(self) -> None:
+        # make plain
         for item in fields(self):
             value = plain(getattr(self, item.name))
             _refuse_leaks(value, f"{item.name} of run {str(self.id)[:80]!r}")
             object.__setattr__(self, item.name, value)
+
+        # check
         if not re.fullmatch(r"[\w.@+-]{1,120}", str(self.id)):
             raise ValueError(
                 f"run id {self.id!r}: wanted 1 to 120 letters, digits or . _ - @ + (it is a file"
@@ -200,10 +228,10 @@ class RunRecord(Rich):
             )
         if self.kind not in KINDS:
             raise ValueError(f"run {self.id}: kind {self.kind!r}, wanted one of {', '.join(KINDS)}")
-        for name, wanted in (("dataset", _DATASET_KEYS), ("environment", _ENVIRONMENT_KEYS)):
-            if missing := [key for key in wanted if key not in getattr(self, name)]:
+        for name, keys in (("dataset", _DATASET_KEYS), ("environment", _ENVIRONMENT_KEYS)):
+            if missing := [key for key in keys if key not in getattr(self, name)]:
                 raise ValueError(
-                    f"run {self.id}: {name} lacks {', '.join(missing)}; wanted {', '.join(wanted)}"
+                    f"run {self.id}: {name} lacks {', '.join(missing)}; wanted {', '.join(keys)}"
                 )
         for name, values in self.per_document.items():
             if len(values) != self.dataset["test"]:
@@ -213,11 +241,19 @@ class RunRecord(Rich):
                 )
 
     def save(self, folder: str | Path) -> Path:
-        """Writes <folder>/<id>.json atomically, one field a line, and returns its path."""
+        """Write <folder>/<id>.json atomically, one field per line.
+
+        Returns:
+            the path of the file.
+
+        Raises:
+            PrivacyError: the record may hold text of a credentialed data set; see
+                `data.privacy.check_record`.
+        """
         data = {"schema": SCHEMA} | {item.name: getattr(self, item.name) for item in fields(self)}
         lines = [
-            f"{json.dumps(key)}: {json.dumps(x, ensure_ascii=False, allow_nan=False)}"
-            for key, x in data.items()
+            f"{json.dumps(key)}: {json.dumps(value, ensure_ascii=False, allow_nan=False)}"
+            for key, value in data.items()
         ]
         path = Path(folder) / f"{self.id}.json"
         privacy.check_record(self, path)
@@ -227,10 +263,14 @@ class RunRecord(Rich):
 
     @classmethod
     def load(cls, path: str | Path) -> RunRecord:
-        """ValueError if the file is no record, of another schema, lacks a key or has an unknown
-        one.
+        """Read a record.
+
+        Raises:
+            ValueError: the file is no record, has another schema, or lacks a key or has an unknown
+                one.
         """
-        data, name = read_json(path), Path(path).name
+        data = read_json(path)
+        name = Path(path).name
         schema = data.get("schema") if isinstance(data, dict) else None
         if schema != SCHEMA:
             raise ValueError(
@@ -238,7 +278,8 @@ class RunRecord(Rich):
                 " run it again, or check out the version that wrote it"
             )
         names = {item.name for item in fields(cls)}
-        missing, unknown = sorted(names - set(data)), sorted(set(data) - names - {"schema"})
+        missing = sorted(names - set(data))
+        unknown = sorted(set(data) - names - {"schema"})
         if missing or unknown:
             raise ValueError(
                 f"{name} lacks {missing} and has unknown keys {unknown}: run it again with this"
@@ -247,9 +288,9 @@ class RunRecord(Rich):
         return cls(**{key: data[key] for key in names})
 
     def __repr__(self) -> str:
-        shown = {key: self.metrics.get(key) for key in ("p@1", "ndcg@5", "few/rp@5")}
+        metrics = {key: self.metrics.get(key) for key in ("p@1", "ndcg@5", "few/rp@5")}
         numbers = "".join(
-            f", {key}={value:.4f}" for key, value in shown.items() if value is not None
+            f", {key}={value:.4f}" for key, value in metrics.items() if value is not None
         )
         dataset = self.dataset["name"]
         return (
@@ -264,12 +305,15 @@ class RunRecord(Rich):
             f" {data['train']} training and {data['test']} test documents, label space:"
             f" {data['label_space']}"
         )
-        rows = [[key, "-" if x is None else f"{x:.4f}"] for key, x in sorted(self.metrics.items())]
+        rows = [
+            [key, "-" if value is None else f"{value:.4f}"]
+            for key, value in sorted(self.metrics.items())
+        ]
         return Card(self.id, about, ["metric", "test"], rows)
 
 
 def load_all(folder: str | Path) -> list[RunRecord]:
-    """Every record of a folder, by file name."""
+    """Every record of a folder, ordered by file name."""
     return [RunRecord.load(path) for path in sorted(Path(folder).glob("*.json"))]
 
 
@@ -282,30 +326,47 @@ def agrees(record: RunRecord, params: Mapping[str, Any]) -> bool:
 
 
 def run_name(inputs: Inputs, system: str, seed: int, tuning: str = "frozen") -> str:
-    """Id of a run: data set, training documents, tokens read, backbone and what is trained of it,
-    system, seed.
+    """Id of a run, which is also its file name.
+
+    It joins the data set, the number of training documents, the tokens read per document, the
+    backbone, what is trained of it, the system and the seed.
+
+    Args:
+        inputs: a corpus made ready by `prepare`.
+        system: the start or baseline.
+        seed: of the run.
+        tuning: as `RunConfig.tuning`.
     """
-    read = f"{inputs.max_tokens}t" if inputs.max_tokens else "all"
-    read += "" if inputs.label_space == "seen" else f"-{inputs.label_space}-labels"
+    tokens = f"{inputs.max_tokens}t" if inputs.max_tokens else "all"
+    tokens += "" if inputs.label_space == "seen" else f"-{inputs.label_space}-labels"
     backbone = Path(inputs.backbone).name + ("" if tuning == "frozen" else f"-{tuning}")
-    # the id is a file name; a user's table may be called anything, a peer has spaces in its name
+    # names of users' tables and of peers may have characters that a file name cannot
     name, backbone, system = (
         re.sub(r"[^\w.@+-]+", "_", part) for part in (inputs.corpus.name, backbone, system)
     )
-    name, backbone = name[:40], backbone[:40]
-    return f"{name}-{len(inputs.rows['train'])}d-{read}-{backbone}-{system}-s{seed}"
+    documents = len(inputs.rows["train"])
+    return f"{name[:40]}-{documents}d-{tokens}-{backbone[:40]}-{system}-s{seed}"
 
 
 def record_path(inputs: Inputs, system: str, seed: int, results: str | Path, end: str = "") -> Path:
-    """Where the record of a system on this corpus stands: named by `run_name` and `end`.
+    """Path of the record of a system on this corpus.
 
-    A name tells how many training documents there are, not how many of dev and test, nor what they
-    were drawn from: where another corpus has it, this one's fingerprint is added.
+    `run_name` states neither the number of dev and test documents nor the corpus that a subset was
+    drawn from. If another corpus has that name already, this one's fingerprint is added to it.
+
+    Args:
+        inputs: a corpus made ready by `prepare`.
+        system: the start or baseline.
+        seed: of the run.
+        results: folder of records.
+        end: appended to the name.
     """
-    stem, fingerprint = run_name(inputs, system, seed), inputs.corpus.fingerprint()
-    plain, own = (Path(results) / f"{stem}{mark}{end}.json" for mark in ("", f"-{fingerprint[:6]}"))
-    taken = plain.exists() and RunRecord.load(plain).dataset["fingerprint"] != fingerprint
-    return own if taken or own.exists() else plain
+    stem = run_name(inputs, system, seed)
+    fingerprint = inputs.corpus.fingerprint()
+    short = Path(results) / f"{stem}{end}.json"
+    marked = Path(results) / f"{stem}-{fingerprint[:6]}{end}.json"
+    taken = short.exists() and RunRecord.load(short).dataset["fingerprint"] != fingerprint
+    return marked if taken or marked.exists() else short
 
 
 def peak_memory() -> float:

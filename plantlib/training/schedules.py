@@ -1,11 +1,9 @@
-"""Learning rates by group and depth, and gradual unfreezing, as the first published PLANT trains:
-by depth, stage by stage.
+"""Learning rates by group and depth, gradual unfreezing, and annealed inattention.
 
-Realises METHOD.md section 4, "optimisation: discriminative learning rates and gradual unfreezing
-(v1)". Depth is read from the names of the backbone's parameters: embeddings are depth 0, layer i is
-depth i + 1, what comes after the layers belongs to the last. A stage names what is trained from its
-epoch on; the callback only switches gradients, the optimizer knows all from the start, so a killed
-run resumes in the right stage.
+docs/method.md, "Training" and "The first version (v1)". A parameter's depth is read from its name:
+embeddings have depth 0, layer i has depth i + 1, and what follows the layers has the last one's.
+The optimizer holds every parameter from the start and a stage only switches gradients on and off,
+so a killed run resumes in the right stage.
 """
 
 from __future__ import annotations
@@ -21,106 +19,128 @@ from plantlib.training.options import TrainConfig, check_stages
 if TYPE_CHECKING:
     import torch
 
+LR_OUTPUTS = 1e-2  # of label outputs and biases; the default of the queries
+LR_GAINS = 1e-2  # of the gains; the same for every start
+WEIGHT_DECAY = 0.0  # it would pull planted values towards zero
+WARMUP = 0.1  # share of the steps in which the rates rise
+HEAD_GROUPS = {"label_queries": "queries", "label_outputs": "outputs", "label_bias": "outputs"}
+
 
 def depths(names: Iterable[str]) -> dict[str, int]:
-    """Depth of each backbone parameter, 0 for embeddings, as the names say it; adapters lie where
-    their layer lies.
-    """
+    """Depth of each backbone parameter, by name; an adapter has the depth of its layer."""
     names = list(names)
-    numbers = {
-        n: int(found[1]) + 1 for n in names if (found := re.search(r"\blayers?\.(\d+)\.", n))
+    layer_depths = {
+        name: int(match[1]) + 1
+        for name in names
+        if (match := re.search(r"\blayers?\.(\d+)\.", name))
     }
-    deepest = max(numbers.values(), default=1)
-    return {n: numbers.get(n, 0 if "embed" in n else deepest) for n in names}
+    deepest = max(layer_depths.values(), default=1)
+    return {name: layer_depths.get(name, 0 if "embed" in name else deepest) for name in names}
 
 
 def layer_rates(names: Iterable[str], rate: float, decay: float) -> dict[str, float]:
-    """Learning rate of each backbone parameter: `rate` in the deepest layer, divided by `decay` a
-    layer further down.
+    """Learning rate of each backbone parameter, by name.
+
+    Args:
+        names: the parameters.
+        rate: rate of the deepest layer.
+        decay: divides the rate once per layer further down.
     """
-    found = depths(names)
-    deepest = max(found.values(), default=0)
-    return {name: rate / decay ** (deepest - depth) for name, depth in found.items()}
-
-
-LR_OUTPUTS = 1e-2  # of label outputs and biases, as large as that of the queries by default
-LR_GAINS = 1e-2  # of the gains, which no start slows down
-WEIGHT_DECAY = 0.0  # it would pull what was planted towards zero
-WARMUP = 0.1  # share of the steps in which the rates rise
+    depth_of = depths(names)
+    deepest = max(depth_of.values(), default=0)
+    return {name: rate / decay ** (deepest - depth) for name, depth in depth_of.items()}
 
 
 def parameter_groups(model, config: TrainConfig, head_rate: float = 1.0) -> list[dict]:
-    """Optimizer groups: queries, outputs and bias, gains, backbone by depth; every trainable
-    parameter is in exactly one.
+    """Optimizer groups: queries, outputs with biases, gains, and the backbone by depth.
 
-    head_rate: multiplies the rates of queries and outputs.
+    Args:
+        model: its trainable parameters are each put into exactly one group.
+        config: rates of queries and backbone.
+        head_rate: multiplies the rates of queries and outputs.
+
+    Returns:
+        one dict per group that is not empty, as torch optimizers take them: params, lr and
+        weight_decay.
     """
     rates = {
         "queries": head_rate * config.lr_queries,
         "outputs": head_rate * LR_OUTPUTS,
         "gains": LR_GAINS,
     }
+
+    # sort the trainable parameters by the last part of their names
     groups: dict[str, list] = {"queries": [], "outputs": [], "gains": []}
     backbone: dict[str, torch.nn.Parameter] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         last = name.rsplit(".", 1)[-1]
-        kind = {
-            "label_queries": "queries",
-            "label_outputs": "outputs",
-            "label_bias": "outputs",
-        }.get(last)
-        kind = kind or ("gains" if last.endswith("_gain") else None)
-        if kind:
-            groups[kind].append(parameter)
+        group = "gains" if last.endswith("_gain") else HEAD_GROUPS.get(last)
+        if group:
+            groups[group].append(parameter)
         else:
             backbone[name] = parameter
-    found = [
-        {"params": p, "lr": rates[k], "weight_decay": 0.0 if k == "gains" else WEIGHT_DECAY}
-        for k, p in groups.items()
-        if p
+    head = [
+        {
+            "params": parameters,
+            "lr": rates[group],
+            "weight_decay": 0.0 if group == "gains" else WEIGHT_DECAY,
+        }
+        for group, parameters in groups.items()
+        if parameters
     ]
+
+    # the backbone has one group per rate
     by_rate: dict[float, list] = {}
     for name, rate in layer_rates(backbone, config.lr_backbone, config.layer_decay).items():
         by_rate.setdefault(rate, []).append(backbone[name])
-    return found + [
-        {"params": p, "lr": rate, "weight_decay": WEIGHT_DECAY}
-        for rate, p in sorted(by_rate.items())
+    return head + [
+        {"params": parameters, "lr": rate, "weight_decay": WEIGHT_DECAY}
+        for rate, parameters in sorted(by_rate.items())
     ]
 
 
 def trained_in(stage: str, names: Iterable[str]) -> set[str]:
-    """Which backbone parameters are trained in a stage."""
-    found = depths(names)
+    """The backbone parameters that a stage trains; stage: "head", "last N" or "all"."""
+    depth_of = depths(names)
     if stage == "all":
-        return set(found)
+        return set(depth_of)
     if stage == "head":
         return set()
-    lowest = max(found.values(), default=0) - int(stage.split()[1])
-    return {name for name, depth in found.items() if depth > lowest}
+    lowest = max(depth_of.values(), default=0) - int(stage.split()[1])
+    return {name for name, depth in depth_of.items() if depth > lowest}
 
 
 class Unfreeze(TrainerCallback):
-    """Stage i from epoch i on, the last one to the end: switches `requires_grad` of what training
-    may touch at all.
+    """Gradual unfreezing: switches `requires_grad` of the backbone's parameters at each epoch.
+
+    Parameters that are frozen when the callback is made stay frozen.
+
+    Args:
+        model: its backbone's parameters are switched.
+        stages: stage i holds in epoch i, counted from 0, and the last one to the end.
+
+    Raises:
+        ValueError: an unknown stage.
     """
 
     def __init__(self, model, stages: tuple[str, ...]):
         check_stages(stages)
         self.stages = stages
         self.parameters = {
-            n.removeprefix("backbone."): p
-            for n, p in model.named_parameters()
-            if n.startswith("backbone.") and p.requires_grad
+            name.removeprefix("backbone."): parameter
+            for name, parameter in model.named_parameters()
+            if name.startswith("backbone.") and parameter.requires_grad
         }
 
     def enter(self, epoch: int) -> None:
         """Switch to the stage of an epoch, counted from 0."""
-        wanted = trained_in(self.stages[min(epoch, len(self.stages) - 1)], self.parameters)
+        stage = self.stages[min(epoch, len(self.stages) - 1)]
+        trained = trained_in(stage, self.parameters)
         for name, parameter in self.parameters.items():
-            parameter.requires_grad_(name in wanted)
-            if name not in wanted:
+            parameter.requires_grad_(name in trained)
+            if name not in trained:
                 parameter.grad = None
 
     def on_epoch_begin(self, args, state, control, **kwargs):
@@ -132,18 +152,24 @@ class Unfreeze(TrainerCallback):
 
 
 class Inattention(TrainerCallback):
-    """Anneals inattention's K: from `begin` tokens down to the decoder's own K, by equal factors
-    over `epochs` epochs.
+    """Anneals inattention's K from `begin` tokens to the decoder's K, by equal factors per epoch.
 
-    Dev is always read with the K that the model will be used with, so that the choice of the epoch
-    is one about that model.
+    Dev is always read with the decoder's K, so the epoch is chosen for the model that is used.
+
+    Args:
+        decoder: a `LabelDecoder`; its `keep` is K, or one K per context.
+        begin: K of the first epoch, in tokens.
+        epochs: epochs over which K falls.
     """
 
     def __init__(self, decoder, begin: int, epochs: int):
-        self.decoder, self.begin, self.epochs, self.keep = decoder, begin, epochs, decoder.keep
+        self.decoder = decoder
+        self.begin = begin
+        self.epochs = epochs
+        self.keep = decoder.keep
 
     def keep_of(self, epoch: int) -> int | list:
-        """K in an epoch, counted from 0; the decoder's own one from `epochs` on."""
+        """K in an epoch, counted from 0; the decoder's K from epoch `epochs` on."""
         if epoch >= self.epochs:
             return self.keep
         share = epoch / self.epochs
@@ -153,11 +179,9 @@ class Inattention(TrainerCallback):
                 return k
             return round(self.begin ** (1 - share) * k**share)
 
-        return (
-            [annealed(k) for k in self.keep]
-            if isinstance(self.keep, (list, tuple))
-            else annealed(self.keep)
-        )
+        if isinstance(self.keep, (list, tuple)):
+            return [annealed(k) for k in self.keep]
+        return annealed(self.keep)
 
     def on_epoch_begin(self, args, state, control, **kwargs):
         self.decoder.keep = self.keep_of(int(round(state.epoch or 0)))
@@ -167,14 +191,20 @@ class Inattention(TrainerCallback):
 
 
 def one_cycle(optimizer, steps: int, warmup: float):
-    """Rates rise over the first share of the steps and fall as a cosine, momentum the other way
-    round; one step an update.
+    """PyTorch's one-cycle schedule: rates rise, then fall as a cosine; momentum does the opposite.
+
+    Args:
+        optimizer: the rate of each of its groups is the highest of the cycle.
+        steps: optimizer steps of the whole training.
+        warmup: how long the rates rise: a share of the steps, or a number of steps if above 1.
+
+    Returns:
+        the scheduler, to be stepped once per optimizer step.
     """
     from torch.optim.lr_scheduler import OneCycleLR
 
     rates = [group["lr"] for group in optimizer.param_groups]
-    # a number of steps, as for the other schedules, or a share of them; a rise of one step would
-    # divide by its length of zero
     share = warmup / steps if warmup > 1 else max(warmup, 0.01)
+    # OneCycleLR divides by the length of the rise less one, so the rise has two steps at least
     share = min(max(share, 2 / (steps + 1)), 1.0)
     return OneCycleLR(optimizer, rates, total_steps=steps + 1, pct_start=share)

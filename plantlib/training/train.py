@@ -1,10 +1,9 @@
-"""Fine-tuning on transformers.Trainer: parameter groups, dev evaluation by streaming top-k, early
-stopping, resume.
+"""Fine-tuning on transformers.Trainer, and the choices on dev that belong to it.
 
-Realises METHOD.md section 4, "optimisation", and section 5, "select on dev, touch test once".
-Labels go to the loss as positive cells, never dense. Checkpoints, schedules, devices and
-distribution are the Trainer's; this file adds what is particular to PLANT: packed batches, learning
-rates by group, and an evaluation that never holds (N, L) scores.
+docs/method.md, "Training" and "Choosing on dev, reading test once". The Trainer handles
+checkpoints, schedules, devices and distribution. Added here: packed batches whose labels are
+positive cells, learning rates by group, an evaluation that never holds (N, L) scores, resuming
+after a kill, and the choice of gains.
 """
 
 from __future__ import annotations
@@ -40,17 +39,23 @@ from plantlib.utils.io import read_json
 from plantlib.utils.progress import tqdm
 
 EPSILON = 1e-8  # of AdamW, PyTorch's default
-# Where training begins from the linear score the head takes smaller steps: that score is better
-# than what few documents would teach.
-LINEAR_RATE = 0.3  # times the rates of queries and outputs
-# AdamW takes full steps where gradients are far above its epsilon, however small they are: a label
-# that no document of a batch has is pushed down as far as others are up. A larger epsilon leaves
-# such labels nearer to their start.
+# Times the rates of queries and outputs where training begins from the linear score: that score is
+# better than what few documents teach, so the head takes smaller steps.
+LINEAR_RATE = 0.3
+# Of AdamW where training begins from the linear score. AdamW takes full steps while gradients are
+# far above its epsilon, so with a tiny one a label that no document of a batch has is pushed down
+# as far as others are pushed up. A larger one leaves such labels nearer to their start.
 LINEAR_EPSILON = 1e-4
 
 
 class PlantTrainer(Trainer):
-    """Trainer with PLANT's parameter groups and a streaming evaluation; see `fine_tune`."""
+    """Trainer with PLANT's parameter groups and a streaming evaluation; see `fine_tune`.
+
+    Args:
+        plant_config: options of fine-tuning.
+        train_counts: (L,) training documents per label.
+        from_linear: use LINEAR_RATE and LINEAR_EPSILON.
+    """
 
     def __init__(
         self,
@@ -61,12 +66,12 @@ class PlantTrainer(Trainer):
         **kwargs,
     ):
         super().__init__(*args, **kwargs)
-        self.plant_config, self.train_counts = plant_config, train_counts
+        self.plant_config = plant_config
+        self.train_counts = train_counts
         self.from_linear = from_linear
-        # the loss is a mean over documents, not over "items" that Trainer would count from a labels
-        # field
+        # the loss is a mean over documents; Trainer would count items in a field "labels"
         self.model_accepts_loss_kwargs = False
-        # asked now: a stage may switch off for an epoch what the next one trains
+        # listed before training, because a stage may freeze what a later one trains
         self.frozen = frozen_names(self.model)
 
     def create_optimizer(self, model=None):
@@ -79,7 +84,7 @@ class PlantTrainer(Trainer):
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer=None):
-        """transformers' schedules by name, and the one-cycle of PyTorch."""
+        """The schedule of the options: one of transformers', or PyTorch's one-cycle."""
         if self.plant_config.schedule != "one_cycle":
             return super().create_scheduler(num_training_steps, optimizer)
         if self.lr_scheduler is None:
@@ -91,7 +96,7 @@ class PlantTrainer(Trainer):
     def evaluate(
         self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Metrics of a split, from scores that leave the model only as top-k and ranks."""
+        """Metrics of a split by name, computed from top-k lists and ranks of gold labels."""
         documents = eval_dataset if eval_dataset is not None else self.eval_dataset
         scores, labels = score(
             self.model,
@@ -100,8 +105,12 @@ class PlantTrainer(Trainer):
             self.args.per_device_eval_batch_size,
             auc=False,
         )
-        found = evaluate(scores, labels, self.train_counts, len(self.train_dataset))
-        metrics = {f"{metric_key_prefix}_{k}": v for k, v in found.items() if np.isfinite(v)}
+        values = evaluate(scores, labels, self.train_counts, len(self.train_dataset))
+        metrics = {
+            f"{metric_key_prefix}_{name}": value
+            for name, value in values.items()
+            if np.isfinite(value)
+        }
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics
@@ -109,9 +118,7 @@ class PlantTrainer(Trainer):
         return metrics
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        """A checkpoint holds what is trained: a frozen backbone of gigabytes is not written again
-        every epoch.
-        """
+        """Write a checkpoint without the frozen backbone, which may be gigabytes per epoch."""
         state = self.model.state_dict() if state_dict is None else state_dict
         super()._save(
             output_dir,
@@ -119,9 +126,7 @@ class PlantTrainer(Trainer):
         )
 
     def _issue_warnings_after_load(self, load_result) -> None:
-        """What a checkpoint leaves out is what is frozen; anything else that is missing or unknown
-        is an error.
-        """
+        """Accept a checkpoint that lacks frozen parameters; ValueError for other differences."""
         missing = set(load_result.missing_keys) - self.frozen
         if missing or load_result.unexpected_keys:
             raise ValueError(
@@ -132,7 +137,7 @@ class PlantTrainer(Trainer):
 
 
 def frozen_names(model: PlantModel) -> set[str]:
-    """Parameters and buffers of the backbone that training leaves as they are."""
+    """Names of the backbone's parameters and buffers that training does not change."""
     if model.backbone is None:
         return set()
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
@@ -140,10 +145,12 @@ def frozen_names(model: PlantModel) -> set[str]:
 
 
 class StepBar(TrainerCallback):
-    """A bar over a Trainer's steps with time left, from where a resumed run begins."""
+    """A progress bar over a Trainer's steps; a resumed run starts it where it resumes."""
 
     def __init__(self, description: str, show: bool):
-        self.description, self.show, self.bar = description, show, None
+        self.description = description
+        self.show = show
+        self.bar = None
 
     def on_train_begin(self, args, state, control, **kwargs):
         options = {
@@ -162,22 +169,21 @@ class StepBar(TrainerCallback):
 
 
 class _Progress(StepBar):
-    """The bar with the dev metric, and wall seconds in the log at each evaluation."""
+    """A step bar that shows the dev metric, and logs wall seconds at each evaluation."""
 
     def __init__(self, metric: str, show: bool):
         super().__init__("fine-tune", show)
         self.metric = metric
 
     def on_train_begin(self, args, state, control, **kwargs):
-        # a resumed run goes on counting where its last epoch ended
-        self.begin = time.perf_counter() - max(
-            (row.get("seconds", 0.0) for row in state.log_history), default=0.0
-        )
+        # a resumed run counts on from the seconds of its last epoch
+        elapsed = max((row.get("seconds", 0.0) for row in state.log_history), default=0.0)
+        self.began = time.perf_counter() - elapsed
         super().on_train_begin(args, state, control, **kwargs)
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
         if state.log_history:
-            state.log_history[-1]["seconds"] = round(time.perf_counter() - self.begin, 2)
+            state.log_history[-1]["seconds"] = round(time.perf_counter() - self.began, 2)
         if self.bar is not None and metrics:
             self.bar.set_postfix({f"dev {self.metric}": f"{metrics[f'eval_{self.metric}']:.3f}"})
 
@@ -196,11 +202,28 @@ def fine_tune(
     progress: bool = True,
     callbacks: Iterable[TrainerCallback] = (),
 ) -> list[dict]:
-    """Train `model` in place, leave it at its best dev epoch, return one dict an epoch (dev
-    metrics, loss, seconds).
+    """Train `model` in place and leave it at its best dev epoch.
 
-    from_linear: training begins from the linear score, with LINEAR_RATE and LINEAR_EPSILON. folder
-    keeps the checkpoints; with resume a killed run goes on from the last one, to the same numbers.
+    Args:
+        model: planted, with a backbone or for cached features.
+        train: training documents.
+        dev: dev documents; their `CHOSEN_BY` chooses the epoch.
+        train_counts: (L,) training documents per label.
+        folder: where checkpoints are written.
+        config: options of fine-tuning.
+        from_linear: training begins from the linear score; use LINEAR_RATE and LINEAR_EPSILON.
+        seed: of data order and dropout.
+        resume: continue from the last checkpoint in `folder`, to the numbers of a run that was
+            never interrupted.
+        progress: show a progress bar.
+        callbacks: further callbacks of the Trainer.
+
+    Returns:
+        one dict per epoch, see `history`.
+
+    Raises:
+        ValueError: keep_from is set and the model has no inattention, or a checkpoint in `folder`
+            does not fit the model.
     """
     folder = Path(folder)
     trainer = PlantTrainer(
@@ -218,36 +241,38 @@ def fine_tune(
             *callbacks,
         ],
     )
+
+    # what changes from epoch to epoch
     if config.stages:
         trainer.add_callback(schedules.Unfreeze(model, config.stages))
     if config.keep_from is not None:
         if not any(model.decoder.keeps):
             raise ValueError(
-                f"keep_from={config.keep_from} anneals inattention, but this model attends to all;"
-                " set keep="
+                f"keep_from={config.keep_from} anneals inattention, but this model attends to all"
+                " tokens; set keep"
             )
         trainer.add_callback(
             schedules.Inattention(model.decoder, config.keep_from, config.keep_epochs)
         )
-    model.lm_weight, model.label_loss = config.lm_weight, config.loss
-    model.still = (
-        torch.from_numpy(np.flatnonzero(np.asarray(train_counts) == 0))
-        if config.unseen == "still"
-        else None
-    )
+
+    # the loss
+    model.lm_weight = config.lm_weight
+    model.label_loss = config.loss
+    model.still = None
+    if config.unseen == "still":
+        model.still = torch.from_numpy(np.flatnonzero(np.asarray(train_counts) == 0))
+
     start(trainer, resume)
     return history(trainer.state.log_history)
 
 
 def start(trainer: Trainer, resume: bool = True) -> None:
-    """Train, from the newest whole checkpoint of the trainer's folder where there is one; nothing
-    is printed.
-    """
+    """Train without printing; resume: continue from the newest complete checkpoint, if any."""
     trainer.remove_callback(PrinterCallback)
     with trainer.args.main_process_first():
         last = last_whole_checkpoint(Path(trainer.args.output_dir)) if resume else None
     if last is not None and stopped_early(Path(last)):
-        # the Trainer would forget that dev had stopped the run, and train one more epoch
+        # Trainer does not remember that dev stopped the run, and would train one more epoch
         trainer.state = TrainerState.load_from_json(str(Path(last) / "trainer_state.json"))
         trainer._load_best_model()
         return
@@ -256,24 +281,19 @@ def start(trainer: Trainer, resume: bool = True) -> None:
 
 def stopped_early(checkpoint: Path) -> bool:
     """Whether dev had stopped the run when this checkpoint was written."""
-    kept = (
-        read_json(checkpoint / "trainer_state.json")
-        .get("stateful_callbacks", {})
-        .get("EarlyStoppingCallback")
-    )
-    if not kept:
+    state = read_json(checkpoint / "trainer_state.json")
+    stopping = state.get("stateful_callbacks", {}).get("EarlyStoppingCallback")
+    if not stopping:
         return False
-    return (
-        kept["attributes"]["early_stopping_patience_counter"]
-        >= kept["args"]["early_stopping_patience"]
-    )
+    epochs_without_gain = stopping["attributes"]["early_stopping_patience_counter"]
+    return epochs_without_gain >= stopping["args"]["early_stopping_patience"]
 
 
 def last_whole_checkpoint(folder: Path) -> str | None:
-    """The newest checkpoint written to its end; what a kill left half-written is removed."""
+    """The newest complete checkpoint, None without one; incomplete ones are deleted."""
     for path in folder.glob("checkpoint-*"):
         try:
-            read_json(path / "trainer_state.json")  # the last file of a checkpoint
+            read_json(path / "trainer_state.json")  # Trainer writes this file last
         except (OSError, ValueError):
             shutil.rmtree(path)
     return get_last_checkpoint(str(folder)) if folder.is_dir() else None
@@ -308,21 +328,24 @@ def _arguments(folder: Path, config: TrainConfig, seed: int = 0) -> TrainingArgu
         label_names=[],
         log_level="error",
         log_level_replica="error",
-        # a batch may hold no planted cell, and an encoder may have a pooler that nobody reads
+        # a batch may have no planted cell, and the pooler of an encoder is not used
         ddp_find_unused_parameters=True,
         use_cpu=on_cpu(),
     )
 
 
 def _schedule(config: TrainConfig) -> str:
-    """The name that transformers has for a schedule; `PlantTrainer` makes the one-cycle itself."""
-    return {"one_cycle": "constant", "constant": "constant_with_warmup"}.get(
-        config.schedule, config.schedule
-    )
+    """The schedule's name in transformers; `PlantTrainer` makes the one-cycle itself."""
+    names = {"one_cycle": "constant", "constant": "constant_with_warmup"}
+    return names.get(config.schedule, config.schedule)
 
 
 def history(log: list[dict]) -> list[dict]:
-    """The Trainer's log as one dict an epoch: epoch, train_loss, seconds, dev metrics."""
+    """The Trainer's log as one dict per epoch.
+
+    Its keys are epoch (from 1), train_loss, seconds (wall time so far) and `HISTORY_METRICS` of
+    dev, as far as the log has them.
+    """
     epochs: dict[float, dict] = {}
     for entry in log:
         if "epoch" not in entry or "train_runtime" in entry:
@@ -332,24 +355,28 @@ def history(log: list[dict]) -> list[dict]:
             row["train_loss"] = round(entry["loss"], 4)
         if "seconds" in entry:
             row["seconds"] = entry["seconds"]
-        row |= {k: round(entry[f"eval_{k}"], 6) for k in HISTORY_METRICS if f"eval_{k}" in entry}
-    return [epochs[e] for e in sorted(epochs)]
+        row |= {
+            name: round(entry[f"eval_{name}"], 6)
+            for name in HISTORY_METRICS
+            if f"eval_{name}" in entry
+        }
+    return [epochs[epoch] for epoch in sorted(epochs)]
 
 
 def chosen_epoch(epochs: list[dict], metric: str = CHOSEN_BY) -> int:
-    """The epoch with the best dev metric, the earliest if tied."""
+    """The number of the epoch with the best dev metric, the earliest if tied; from 1."""
     return max(epochs, key=lambda row: (row[metric], -row["epoch"]))["epoch"]
 
 
 class OneEpoch(TrainerCallback):
-    """Ends training with the first epoch, its evaluation and its checkpoint."""
+    """Stops training after the first epoch, when it is evaluated and saved."""
 
     def on_epoch_end(self, args, state, control, **kwargs):
         control.should_training_stop = True
 
 
 def folder_of(folder: Path, gain: float) -> Path:
-    """Where the run of a gain keeps its checkpoints."""
+    """Folder of the checkpoints of the run with this gain."""
     return folder / f"gain-{float(gain)!r}"
 
 
@@ -360,45 +387,60 @@ def choose(
     folder: Path,
     metric: str,
 ) -> tuple[float, dict[str, float]]:
-    """(gain with the best dev metric after one epoch, the earliest if tied; the metric of each).
+    """Train one epoch from each gain and choose the gain with the best dev metric.
 
-    begin(gain) puts the model at that start; fit(folder, callbacks=...) trains it and returns its
-    history. Afterwards the model is at the start of the gain chosen, and `fit` in `folder_of` it
-    goes on after the epoch it has had.
+    Afterwards the model is at the start of the chosen gain, and `fit` in the chosen gain's
+    `folder_of` continues after that first epoch. Epochs whose checkpoint exists are not repeated.
+
+    Args:
+        gains: to be tried, in this order.
+        begin: begin(gain) sets the model to the start with that gain.
+        fit: fit(folder, callbacks=...) trains the model and returns its `history`.
+        folder: holds one folder of checkpoints per gain.
+        metric: the dev metric, a key of the history.
+
+    Returns:
+        the chosen gain, the earliest if tied, and the metric by gain, written as text.
     """
-    found: dict[float, float] = {}
+    scores: dict[float, float] = {}
     for gain in gains:
-        own = folder_of(folder, gain)
+        gain_folder = folder_of(folder, gain)
         with main_first():
-            last = last_whole_checkpoint(own)
+            last = last_whole_checkpoint(gain_folder)
         if last is not None:
             epochs = history(read_json(Path(last) / "trainer_state.json")["log_history"])
         else:
             begin(gain)
-            epochs = fit(own, callbacks=[OneEpoch()])
-        found[gain] = epochs[0][metric]
-    best = max(found, key=found.get)
+            epochs = fit(gain_folder, callbacks=[OneEpoch()])
+        scores[gain] = epochs[0][metric]
+    best = max(scores, key=scores.get)
     begin(best)
-    return best, {f"{gain:g}": value for gain, value in found.items()}
+    return best, {f"{gain:g}": value for gain, value in scores.items()}
 
 
 def weigh(
     gain: nn.Parameter, multiples: Iterable[float], judge: Callable[[], float]
 ) -> tuple[float, dict[str, float]]:
-    """(multiple of `gain` with the best dev metric, the smallest if tied; the metric of each).
-    `gain` is left at the best.
+    """Multiply a trained gain in place by the factor with the best dev metric.
 
-    judge() reads the dev metric of the model that `gain` belongs to, as it stands.
+    Args:
+        gain: scalar parameter of the model.
+        multiples: factors to try.
+        judge: judge() returns the dev metric of the model with the gain as it is set.
+
+    Returns:
+        the chosen factor, the smallest if tied, and the metric by factor, written as text.
     """
-    trained, found = gain.detach().clone(), {}
+    trained = gain.detach().clone()
+    scores: dict[float, float] = {}
 
-    def put(multiple: float) -> None:
+    def scale(multiple: float) -> None:
         with torch.no_grad():
             gain.copy_(multiple * trained)
 
     for multiple in sorted(multiples):
-        put(multiple)
-        found[multiple] = judge()
-    best = max(found, key=found.get)
-    put(best)
-    return best, {f"{multiple:g}": round(value, 6) for multiple, value in found.items()}
+        scale(multiple)
+        scores[multiple] = judge()
+    best = max(scores, key=scores.get)
+    scale(best)
+    return best, {f"{multiple:g}": round(value, 6) for multiple, value in scores.items()}

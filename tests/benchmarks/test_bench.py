@@ -1,6 +1,4 @@
-"""The benchmark measures what it says: contenders compute the same numbers, rows are whole, bars
-come from the rows.
-"""
+"""The kernel benchmark: contenders compute the same numbers, and bars follow the rows."""
 
 from __future__ import annotations
 
@@ -23,7 +21,7 @@ pytestmark = pytest.mark.skipif(
 def test_contenders_compute_the_same_values_and_gradients(op):
     _, forms, baseline = bench.operations(quick=True)[op]
     results = {}
-    for name in set(forms) - {"published"}:  # it has projections of its own
+    for name in set(forms) - {"published"}:  # which projects its inputs
         inputs = bench.inputs(op, bench.QUICK[0])
         bench.once(forms[name], inputs)
         results[name] = [
@@ -57,7 +55,7 @@ def test_quick_run_writes_every_contender_and_column(tmp_path, capsys):
         rows[0]
     ) == bench.COLUMNS
     for row in rows:
-        # toys are smaller than a page of memory
+        # toy tensors are smaller than a page of memory
         assert (
             float(row["extra_mib"]) >= 0
             and float(row["bandwidth_gbs"]) > 0
@@ -88,7 +86,7 @@ def test_rows_are_appended_and_an_unknown_operation_is_refused(tmp_path):
 
 
 def test_memory_sees_a_tensor_that_stays_alive():
-    """The plain form keeps matrices of 4 MiB here; ours keeps blocks."""
+    """Here the plain form stores matrices of 4 MiB, ours stores blocks."""
     shape = (1, 512, 32, 2048)
     assert (
         bench.memory("label_attention", shape, "eager", True)

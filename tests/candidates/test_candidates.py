@@ -1,8 +1,8 @@
 """Candidates against dense definitions, the decoder on them against the reference, and factors that
 all learn.
 
-docs/method.md, "Candidate labels", and two of the "Faults of the published code": factors that never
-leave zero, and candidates drawn from the true labels at test time.
+docs/method.md, "Candidate labels", and two of the "Faults of the published code": factors that
+never leave zero, and candidates drawn from the true labels at test time.
 """
 
 from __future__ import annotations

@@ -1,9 +1,6 @@
-"""`python -m companion.reproduce` before its long work: what it chooses, what it refuses, where it
-writes.
+"""`python -m companion.reproduce` without its notebooks: what it chooses, refuses and prints.
 
-The notebooks themselves are run by nbval and, with the job's parameters, by papermill; here
-papermill is replaced by a recorder, so that the parameters and folders of the whole job are seen in
-a second.
+A recorder replaces papermill, so the parameters and folders of the whole job are seen in a second.
 """
 
 from pathlib import Path
@@ -14,15 +11,14 @@ from companion import reproduce
 from plantlib.data import sources
 from plantlib.data.corpus import Corpus
 from plantlib.training.options import RunConfig
+from plantlib.training.records import RunRecord
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
 def job(tmp_path, monkeypatch):
-    """Runs reproduce with a recorder in the place of papermill; returns the exit status and the
-    calls.
-    """
+    """A function that runs reproduce with a recorder; it returns the exit status and the calls."""
     monkeypatch.setenv("PLANT_HOME", str(tmp_path / "home"))
     monkeypatch.delenv("DATASET", raising=False)
     monkeypatch.delenv("PLANT_DATA", raising=False)
@@ -78,16 +74,16 @@ def test_a_saved_corpus_folder_is_read_and_not_written_into(job, tmp_path, monke
 
 
 def caps(calls) -> list:
-    """What every notebook that reads the corpus was told to take of train, dev and test."""
-    found = [
+    """Most documents of train, dev and test, the same for every notebook that reads the corpus."""
+    by_notebook = [
         [parameters[f"{s}_documents"] for s in ("train", "dev", "test")]
         for _, parameters, _ in calls[-4:-1]
     ]
-    assert found[0] == found[1] == found[2]
-    return found[0]
+    assert by_notebook[0] == by_notebook[1] == by_notebook[2]
+    return by_notebook[0]
 
 
-def test_a_corpus_of_the_user_is_whole_unless_a_cap_is_asked_for(job, capsys, tmp_path):
+def test_a_corpus_of_the_user_is_whole_unless_a_cap_is_given(job, capsys, tmp_path):
     named = ("--dataset", str(table(tmp_path / "mine.csv", 60)), "--text", "t", "--labels", "y")
     assert caps(job(*named)[1]) == [None, None, None] and "capped" not in capsys.readouterr().out
     for dataset in ("mine", str(tmp_path / "home" / "mine")):
@@ -100,16 +96,16 @@ def test_a_corpus_of_the_user_is_whole_unless_a_cap_is_asked_for(job, capsys, tm
 
 
 def test_a_known_corpus_keeps_its_caps_and_says_so(job, capsys, tmp_path):
-    made = Corpus.from_lists(
+    corpus = Corpus.from_lists(
         "cooking",
         [f"d{i}" for i in range(5000)],
         [f"text {i}" for i in range(5000)],
         [["x"]] * 5000,
         ["train"] * 4500 + ["test"] * 500,
     )
-    own = tmp_path / "elsewhere" / "cooking"
-    for folder in (tmp_path / "home" / "cooking", own):
-        made.save(folder)
+    elsewhere = tmp_path / "elsewhere" / "cooking"
+    for folder in (tmp_path / "home" / "cooking", elsewhere):
+        corpus.save(folder)
     for dataset in ("cooking", str(tmp_path / "home" / "cooking")):
         assert caps(job("--dataset", dataset)[1]) == [4000, 500, 1000]
         assert (
@@ -118,16 +114,16 @@ def test_a_known_corpus_keeps_its_caps_and_says_so(job, capsys, tmp_path):
         )
     assert caps(job("--dataset", "cooking", "--train", "4500")[1]) == [4500, 500, 1000]
     assert (
-        caps(job("--dataset", str(own))[1]) == [None, None, None]
+        caps(job("--dataset", str(elsewhere))[1]) == [None, None, None]
         and "capped" not in capsys.readouterr().out
     )
-    # a known corpus without caps of its own is as large as they come
+    # a known corpus without an entry in CAPS gets those of large corpora
     assert (
         reproduce.caps_of("amazon-670k") == reproduce.LARGE and reproduce.caps_of("codiesp") == {}
     )
 
 
-def test_a_table_is_cut_at_the_delimiter_named(job, tmp_path):
+def test_a_table_is_split_at_the_delimiter_given(job, tmp_path):
     lines = [f"note {i}, of day {i}|{'A' if i % 2 else 'B'}" for i in range(40)]
     (tmp_path / "bars.csv").write_text("\n".join(["text|labels", *lines]), encoding="utf-8")
     status, _ = job("--dataset", str(tmp_path / "bars.csv"), "--delimiter", "|")
@@ -213,3 +209,23 @@ def test_the_best_planted_model_is_left_for_notebook_a2(
         reproduce.save_best(common, 2, tmp_path / "runs", tmp_path / "model")
         and "model_folder" in capsys.readouterr().out
     )
+
+
+def test_the_end_fits_a_terminal_and_says_where_the_whole_table_lies(tmp_path, monkeypatch):
+    """The committed records of EURLEX57K in the place of a job's."""
+    monkeypatch.chdir(tmp_path)
+    local = tmp_path / "results" / "local" / "eurlex57k"
+    (local / "runs").mkdir(parents=True)
+    for path in (ROOT / "results" / "runs").glob("eurlex57k-1000d-*.json"):
+        shutil.copy(path, local / "runs")
+    record = RunRecord.load(next(local.glob("runs/*-510t-*-lookup+linear-s0.json")))
+    lines = reproduce.summary(record.dataset["fingerprint"], 510, local).splitlines()
+    assert max(map(len, lines)) <= 100
+    assert lines[0].startswith("Planting changed nDCG@5 on test by ")
+    assert lines[-1] == "whole table: results/local/eurlex57k/table-eurlex57k-1000d-510t.md"
+    assert "| lookup+linear |" in (local / "table-eurlex57k-1000d-510t.md").read_text()
+    # a job without runs
+    assert reproduce.summary("another corpus", 510, local).splitlines() == [
+        "no planted run of this job",
+        "records: results/local/eurlex57k/runs",
+    ]

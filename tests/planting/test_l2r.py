@@ -1,8 +1,9 @@
 """L2R pretraining on synthetic hidden states whose teacher can be learnt: trainers, scale, files,
 seeds and leaks.
 
-docs/method.md, "Learning to rank". Hidden states are token embeddings plus noise, so there are label
-queries that rank tokens as the teacher does; no backbone is loaded. test_ranking.py tests the losses.
+docs/method.md, "Learning to rank". Hidden states are token embeddings plus noise, so there are
+label queries that rank tokens as the teacher does; no backbone is loaded. test_ranking.py tests the
+losses.
 """
 
 from __future__ import annotations

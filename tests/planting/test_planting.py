@@ -1,8 +1,8 @@
 """Starts: what each of them plants and that nothing else differs; the teacher's document score;
 gradients at the start.
 
-docs/method.md, "Planted attention", "Starts" and "Faults of the published code". The decoder and its
-kernels are tested elsewhere; no backbone is loaded.
+docs/method.md, "Planted attention", "Starts" and "Faults of the published code". The decoder and
+its kernels are tested elsewhere; no backbone is loaded.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
-"""The choices of gains: dev's verdict after an epoch, the chosen run gone on with, what a kill
-leaves, the score's weight.
+"""The choice of gains on dev: a lookup's gain after one epoch, the linear score's after training.
+
+docs/method.md, "Training". Killed choices and runs must resume to the same numbers.
 """
 
 from dataclasses import replace
@@ -28,7 +29,7 @@ def chosen(prepared):
 def test_gains_are_tried_from_the_linear_score_with_a_frozen_backbone_alone():
     config = RunConfig(other_gains=(1.0, 4.0))
     for start in (["lookup", "linear"], ["shuffled", "linear"]):
-        assert config.gains_for(start) == [4.0, 1.0], "none twice, the start's own first"
+        assert config.gains_for(start) == [4.0, 1.0], "no gain twice, lookup_gain first"
     for start in (["lookup"], ["linear"], ["lookup", "score"], ["random"]):
         assert config.gains_for(start) == [4.0]
     assert replace(config, tuning="lora").gains_for(["lookup", "linear"]) == [4.0]
@@ -40,24 +41,24 @@ def test_gains_are_tried_from_the_linear_score_with_a_frozen_backbone_alone():
 
 
 @pytest.mark.parametrize(
-    "found, best",
+    "metric_of, best",
     [({4: 0.5, 1: 0.7, 0: 0.6}, 1), ({4: 0.7, 1: 0.7, 0: 0.6}, 4)],
     ids=["best", "tied"],
 )
-def test_the_best_of_dev_is_chosen_and_the_model_stands_at_its_start(found, best, tmp_path):
-    begun = []
-    fit = lambda folder, callbacks: [{"p@1": found[begun[-1]]}]  # noqa: E731
-    assert train.choose(found, begun.append, fit, tmp_path, "p@1") == (
-        best,
-        {str(g): v for g, v in found.items()},
-    )
-    assert begun == [*found, best]
+def test_the_best_of_dev_is_chosen_and_the_model_stands_at_its_start(metric_of, best, tmp_path):
+    planted_gains = []
+
+    def fit(folder, callbacks):
+        return [{"p@1": metric_of[planted_gains[-1]]}]
+
+    gain, tried = train.choose(metric_of, planted_gains.append, fit, tmp_path, "p@1")
+    assert gain == best
+    assert tried == {str(gain): metric for gain, metric in metric_of.items()}
+    assert planted_gains == [*metric_of, best]
 
 
 def test_the_chosen_run_is_the_run_of_that_gain(prepared, chosen):
-    """Trials leave no trace: the numbers are those of a run that was asked for this gain alone,
-    down to the trained gains.
-    """
+    """Trials change nothing: the numbers equal those of a run with the chosen gain alone."""
     gain, tried = chosen.params["gain_chosen"], chosen.params["gains_tried"]
     assert list(tried) == ["4", "1", "0"] and tried[f"{gain:g}"] == max(tried.values())
     assert chosen.history[0]["ndcg@5"] == tried[f"{gain:g}"] and len(chosen.history) == 2
@@ -78,31 +79,33 @@ def test_a_run_of_one_epoch_is_its_own_trial(prepared):
 
 
 def test_a_killed_choice_goes_on_where_it_was(prepared, chosen, monkeypatch):
-    fit, fitted = train.fine_tune, []
+    fine_tune = train.fine_tune
+    folders = []
 
-    def killed(*args, **options):
-        if len(fitted) == 2:
+    def note_folder(*args, **options):
+        folders.append(args[4].name)
+        return fine_tune(*args, **options)
+
+    def killed_in_the_third(*args, **options):
+        if len(folders) == 2:
             raise KeyboardInterrupt
-        fitted.append(args[4].name)
-        return fit(*args, **options)
+        return note_folder(*args, **options)
 
-    monkeypatch.setattr(runs.train, "fine_tune", killed)
+    monkeypatch.setattr(runs.train, "fine_tune", killed_in_the_third)
     with pytest.raises(KeyboardInterrupt):
         run_start(prepared, "lookup+linear", 0, config=CONFIG, progress=False)
-    assert fitted == ["gain-4.0", "gain-1.0"]
-    monkeypatch.setattr(
-        runs.train, "fine_tune", lambda *a, **o: (fitted.append(a[4].name), fit(*a, **o))[1]
-    )
+    assert folders == ["gain-4.0", "gain-1.0"]
+    monkeypatch.setattr(runs.train, "fine_tune", note_folder)
     again, _ = run_start(prepared, "lookup+linear", 0, config=CONFIG, progress=False)
-    assert fitted[2:] == ["gain-0.0", f"gain-{chosen.params['gain_chosen']}"], (
-        "no trial was made twice"
+    assert folders[2:] == ["gain-0.0", f"gain-{chosen.params['gain_chosen']}"], (
+        "a trial was repeated"
     )
     assert again.history[-1]["ndcg@5"] == chosen.history[-1]["ndcg@5"]
     assert again.params["gains_tried"] == chosen.params["gains_tried"]
 
 
 class Killed(TrainerCallback):
-    """Ends the process, so to speak, where the third epoch begins."""
+    """Interrupts training at the beginning of the third epoch."""
 
     def on_epoch_begin(self, args, state, control, **kwargs):
         if state.epoch >= 2:
@@ -110,30 +113,27 @@ class Killed(TrainerCallback):
 
 
 def test_a_run_killed_after_the_choice_goes_on_from_its_last_epoch(prepared, monkeypatch):
-    """The trials of its gains are not made again, and it ends with the numbers of a run that nobody
-    killed.
-    """
-    config, fit, fitted = (
-        replace(CONFIG, train=TrainConfig(epochs=3, patience=3)),
-        train.fine_tune,
-        [],
-    )
+    """Its trials are not repeated, and its numbers equal those of an uninterrupted run."""
+    config = replace(CONFIG, train=TrainConfig(epochs=3, patience=3))
+    fine_tune = train.fine_tune
+    folders = []
 
-    def until(*args, **options):
-        fitted.append(args[4].name)
-        trial = bool(options["callbacks"])
-        return fit(*args, **options if trial else options | {"callbacks": [Killed()]})
+    def note_folder(*args, **options):
+        folders.append(args[4].name)
+        return fine_tune(*args, **options)
 
-    monkeypatch.setattr(runs.train, "fine_tune", until)
+    def killed_after_the_trials(*args, **options):
+        is_trial = bool(options["callbacks"])
+        return note_folder(*args, **options if is_trial else options | {"callbacks": [Killed()]})
+
+    monkeypatch.setattr(runs.train, "fine_tune", killed_after_the_trials)
     with pytest.raises(KeyboardInterrupt):
         run_start(prepared, "lookup+linear", 0, config=config, progress=False)
-    assert len(fitted) == 4, "three trials, and the run that goes on"
-    monkeypatch.setattr(
-        runs.train, "fine_tune", lambda *a, **o: (fitted.append(a[4].name), fit(*a, **o))[1]
-    )
+    assert len(folders) == 4, "three trials, then the run of the chosen gain"
+    monkeypatch.setattr(runs.train, "fine_tune", note_folder)
     again, _ = run_start(prepared, "lookup+linear", 0, config=config, progress=False)
-    assert fitted[4:] == fitted[3:4], "no trial was made twice"
-    monkeypatch.setattr(runs.train, "fine_tune", fit)
+    assert folders[4:] == folders[3:4], "a trial was repeated"
+    monkeypatch.setattr(runs.train, "fine_tune", fine_tune)
     whole, _ = run_start(prepared, "lookup+linear", 0, config=config, progress=False)
     assert [row["ndcg@5"] for row in again.history] == [
         row["ndcg@5"] for row in whole.history
@@ -143,26 +143,24 @@ def test_a_run_killed_after_the_choice_goes_on_from_its_last_epoch(prepared, mon
 
 
 def test_the_weight_of_the_score_is_the_best_of_dev_and_the_smallest_if_tied():
-    gain, seen = nn.Parameter(torch.tensor(0.5)), []
-    found = {0.5: 0.1, 1.0: 0.7, 1.5: 0.7, 0.75: 0.2}
+    gain = nn.Parameter(torch.tensor(0.5))
+    metric_of = {0.5: 0.1, 1.0: 0.7, 1.5: 0.7, 0.75: 0.2}
+    judged = []
 
     def judge() -> float:
-        seen.append(round(gain.item(), 6))
-        return found[seen[-1]]
+        judged.append(round(gain.item(), 6))
+        return metric_of[judged[-1]]
 
     assert train.weigh(gain, (3.0, 1.0, 2.0, 1.5), judge) == (
         2.0,
         {"1": 0.1, "1.5": 0.2, "2": 0.7, "3": 0.7},
     )
-    assert gain.item() == 1.0 and gain.requires_grad and seen == [0.5, 0.75, 1.0, 1.5], (
-        "multiples of what was trained"
-    )
+    assert gain.item() == 1.0 and gain.requires_grad
+    assert judged == [0.5, 0.75, 1.0, 1.5], "multiples of the trained gain, 0.5"
 
 
 def test_the_weight_is_chosen_after_training_and_judged_as_it_was_chosen(prepared, chosen):
-    """Beside the gain nothing changes: the same epochs, and dev's metric of the trained gain is
-    that of the epoch kept.
-    """
+    """Only the gain changes, and factor 1 has the dev metric of the chosen epoch."""
     weight, tried = chosen.params["linear_weight"], chosen.params["linear_weights_tried"]
     assert list(tried) == ["1", "1.5", "2", "3"] and tried[f"{weight:g}"] == max(tried.values())
     assert tried["1"] == pytest.approx(chosen.history[chosen.chosen_epoch - 1]["ndcg@5"], abs=1e-6)
@@ -177,10 +175,10 @@ def test_the_weight_is_chosen_after_training_and_judged_as_it_was_chosen(prepare
         "linear"
     ] == pytest.approx(weight * trained)
     assert doubled.params["final_gains"]["linear"] == pytest.approx(2 * trained), (
-        "one multiple is taken, whatever dev says"
+        "a single multiple needs no choice"
     )
     assert [row["ndcg@5"] for row in doubled.history] == [row["ndcg@5"] for row in plain.history]
-    assert doubled.threshold != plain.threshold, "dev and test are read with the weight chosen"
+    assert doubled.threshold != plain.threshold, "the threshold is that of the chosen weight"
 
 
 def test_a_score_is_weighed_where_dev_is_cached(prepared):

@@ -1,9 +1,8 @@
-"""Runs end to end on the tiny corpus: every start, the peers, the grid, `fit`; records that hold,
-test read once.
+"""Runs end to end on the tiny corpus: every start, the peers, the grid and `fit`.
 
-METHOD.md sections 4, 5 and 7. Starts may differ in nothing but where they begin; labels that only
-test documents carry are outside the label space and counted; a corpus from a user's own table with
-odd names goes the same road.
+docs/method.md, "Starts", "Choosing on dev, reading test once" and "Controls and peers". Records are
+valid and complete, test is read once, starts differ only in initial values, and a user's own table
+with odd names works too.
 """
 
 from __future__ import annotations
@@ -36,17 +35,19 @@ QUICK = RunConfig(train=TrainConfig(epochs=1, batch_size=16), l2r=L2RConfig(epoc
 
 @pytest.fixture(scope="module")
 def grid(prepared, tmp_path_factory):
-    """(records, folder) of one epoch of every start, and how often each split was scored."""
-    folder, reads, honest = tmp_path_factory.mktemp("results"), [], evaluation.score
+    """(records, folder, splits in the order they were scored) of one epoch of every start."""
+    folder = tmp_path_factory.mktemp("results")
+    reads = []
+    score = evaluation.score
     splits = {tuple(rows): name for name, rows in prepared.rows.items()}
 
-    def counted(model, documents, *args, **kwargs):
+    def score_and_note_split(model, documents, *args, **kwargs):
         reads.append(splits[tuple(documents.rows)])
-        return honest(model, documents, *args, **kwargs)
+        return score(model, documents, *args, **kwargs)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "score", counted)
-        patch.setattr(evaluation, "score", counted)
+        patch.setattr(train, "score", score_and_note_split)
+        patch.setattr(evaluation, "score", score_and_note_split)
         records = run_grid(
             prepared, STARTS, seeds=(0,), config=QUICK, results=folder, progress=False
         )
@@ -88,13 +89,13 @@ def test_every_start_gives_a_saved_and_valid_record(grid, prepared):
 
 def test_test_documents_are_read_once_a_run(grid):
     _, _, reads = grid
-    # an epoch, threshold and calibration, the one reading
+    # dev after the epoch, dev for threshold and calibration, then test
     assert reads == ["dev", "dev", "test"] * len(STARTS)
 
 
 def test_planting_beats_its_control_after_one_epoch(grid):
-    found = {r.system: r.metrics["ndcg@5"] for r in grid[0]}
-    assert found["lookup"] > found["shuffled"] and found["lookup+score"] > found["random"]
+    ndcg = {record.system: record.metrics["ndcg@5"] for record in grid[0]}
+    assert ndcg["lookup"] > ndcg["shuffled"] and ndcg["lookup+score"] > ndcg["random"]
 
 
 def test_second_call_reads_the_finished_records(grid, prepared, monkeypatch):
@@ -119,7 +120,7 @@ def test_a_finished_record_has_the_same_seed_options_and_inputs(grid, prepared, 
     assert runs.finished(path, prepared, QUICK, 0) is None
     del record.params["static_dim"]
     try:
-        assert not runs.made_with(record, prepared, QUICK, 0), "an option it does not state"
+        assert not runs.made_with(record, prepared, QUICK, 0), "the record lacks an option"
     finally:
         record.params["static_dim"] = QUICK.static_dim
 
@@ -128,20 +129,21 @@ def test_runs_of_other_parameters_are_not_taken_for_finished(grid, prepared, tmp
     records, _, _ = grid
     records[0].save(tmp_path)
     other = RunConfig(train=TrainConfig(epochs=1, batch_size=15), l2r=QUICK.l2r)
-    made = []
-    monkeypatch.setattr(
-        runs,
-        "run_start",
-        lambda p, start, seed, **k: (made.append((start, seed)) or records[0], None),
-    )
+    jobs = []
+
+    def note_job(inputs, start, seed, **options):
+        jobs.append((start, seed))
+        return records[0], None
+
+    monkeypatch.setattr(runs, "run_start", note_job)
     run_grid(prepared, ("random",), seeds=(0,), config=other, results=tmp_path, progress=False)
-    assert made == [("random", 0)]
+    assert jobs == [("random", 0)]
 
 
 def test_a_run_repeats_to_the_same_metrics(grid, prepared):
     record, _ = run_start(prepared, "lookup", 0, config=QUICK, progress=False)
-    wanted = next(r for r in grid[0] if r.system == "lookup")
-    assert record.metrics == pytest.approx(wanted.metrics, abs=1e-6, nan_ok=True)
+    first = next(r for r in grid[0] if r.system == "lookup")
+    assert record.metrics == pytest.approx(first.metrics, abs=1e-6, nan_ok=True)
 
 
 @pytest.mark.parametrize(
@@ -188,15 +190,11 @@ def test_peers_give_the_seven_rows(prepared, tmp_path):
     assert sorted(load_all(tmp_path), key=lambda r: systems.index(r.system)) == records
     assert {r.dataset["label_space"] for r in records} == {"labels with a training document"}
     assert all(r.params["weight"] > 0 for r in records[-2:])
-    assert records[4].metrics["p@1"] > 0.8, (
-        "labels follow from words: the linear model must find them"
-    )
+    assert records[4].metrics["p@1"] > 0.8, "labels of the tiny corpus follow from words"
 
 
 def test_the_untrained_linear_score_is_a_row_of_its_own(prepared, tmp_path, monkeypatch):
-    """Its numbers are those of a model that begins from it and has learnt nothing; a finished row
-    is read again.
-    """
+    """It equals an untrained model that begins from the linear score; finished rows are read."""
     (record,) = run_linear_score(
         prepared, [3], config=LinearConfig(folds=2), results=tmp_path, progress=False
     )
@@ -212,9 +210,9 @@ def test_the_untrained_linear_score_is_a_row_of_its_own(prepared, tmp_path, monk
     scores, labels = evaluation.score(
         model, prepared.documents("test", True, linear), prepared.train_counts
     )
-    found = evaluate(scores, labels, prepared.train_counts, len(prepared.rows["train"]))
+    metrics = evaluate(scores, labels, prepared.train_counts, len(prepared.rows["train"]))
     assert {n: record.metrics[n] for n in ("p@1", "ndcg@5", "psp@5")} == pytest.approx(
-        {n: found[n] for n in ("p@1", "ndcg@5", "psp@5")}, abs=1e-6
+        {n: metrics[n] for n in ("p@1", "ndcg@5", "psp@5")}, abs=1e-6
     )
     (other,) = run_linear_score(
         prepared, [3], config=LinearConfig(folds=3), results=tmp_path, progress=False
@@ -259,9 +257,7 @@ def test_fit_returns_a_model_that_reads_text(
 
 @pytest.mark.parametrize("tuning", ["lora", "full"])
 def test_tuned_backbones_are_scored_saved_and_loaded_whole(tuning, prepared, tmp_path):
-    """The backbone that was trained is the one that predicts and the one that is saved, adapters as
-    adapters.
-    """
+    """The trained backbone predicts and is saved; LoRA saves its adapters."""
     config = replace(
         QUICK, tuning=tuning, train=TrainConfig(epochs=1, batch_size=16, lr_backbone=0.05)
     )
@@ -271,12 +267,12 @@ def test_tuned_backbones_are_scored_saved_and_loaded_whole(tuning, prepared, tmp
     assert f"-{tuning}-lookup" in record.id and model.backbone is not None and not model.training
     before = loading.load(prepared.backbone).model.state_dict()
     if tuning == "lora":
-        name = lambda n: n.removeprefix("base_model.model.").replace(".base_layer", "")  # noqa: E731
-        bare = {name(n): t.cpu() for n, t in model.backbone.state_dict().items()}
-        assert all(torch.equal(bare[n], t) for n, t in before.items()), (
-            "the backbone's own weights are not touched"
-        )
-        assert any(t.abs().sum() > 0 for n, t in bare.items() if "lora_B" in n), "the adapters are"
+        bare = {
+            name.removeprefix("base_model.model.").replace(".base_layer", ""): weight.cpu()
+            for name, weight in model.backbone.state_dict().items()
+        }
+        assert all(torch.equal(bare[n], t) for n, t in before.items()), "LoRA changes no weight"
+        assert any(t.abs().sum() > 0 for n, t in bare.items() if "lora_B" in n), "adapters learn"
     else:
         name = "encoder.layer.0.attention.self.query.weight"
         assert not torch.allclose(model.backbone.state_dict()[name].cpu(), before[name])
@@ -318,23 +314,21 @@ def test_tuned_backbones_are_scored_saved_and_loaded_whole(tuning, prepared, tmp
     ids=["odd names", "two labels"],
 )
 def test_a_users_table_goes_the_same_road(names, backbone_folder, tmp_path):
-    """Label names and a file name no program would choose; few labels: fewer than the k of most
-    metrics.
-    """
+    """Odd label and file names, and fewer labels than the k of most metrics."""
     rng = np.random.default_rng(0)
     rows = []
     for i in range(50):
-        own = [names[i % len(names)]] + ([names[(i + 3) % len(names)]] if i % 5 == 0 else [])
+        labels = [names[i % len(names)]] + ([names[(i + 3) % len(names)]] if i % 5 == 0 else [])
         words = " ".join(
-            ["abcdefg"[names.index(n)] * 3 for n in own]
+            ["abcdefg"[names.index(label)] * 3 for label in labels]
             + rng.choice(["the", "was", "and"], 6).tolist()
         )
         split = ("train", "train", "train", "dev", "test")[(i // 7) % 5]
-        rows.append({"Text": words, "Etiketten": "|".join(dict.fromkeys(own)), "Teil": split})
+        rows.append({"Text": words, "Etiketten": "|".join(dict.fromkeys(labels)), "Teil": split})
     path = tmp_path / "meine Daten (neu).csv"
     pd.DataFrame(rows).to_csv(path, index=False)
-    mine = Corpus.from_csv(path, text="Text", labels="Etiketten", sep="|", split="Teil")
-    ready = prepare(mine, backbone=backbone_folder, root=tmp_path / "a", progress=False)
+    corpus = Corpus.from_csv(path, text="Text", labels="Etiketten", sep="|", split="Teil")
+    ready = prepare(corpus, backbone=backbone_folder, root=tmp_path / "a", progress=False)
     record, model = run_start(
         ready, "lookup+score", 0, config=QUICK, results=tmp_path / "r", progress=False
     )

@@ -1,7 +1,7 @@
-"""Discriminative rates and gradual unfreezing: by depth on real architectures, stage by stage in a
-real run, resumed in it.
+"""Rates by depth, schedules and gradual unfreezing.
 
-METHOD.md section 4, "optimisation (v1)". The runs are on the tiny corpus and the tiny backbone.
+docs/method.md, "Training". Depth is tested on real architectures; runs, also killed ones, are on
+the tiny corpus and the tiny backbone.
 """
 
 from __future__ import annotations
@@ -60,19 +60,17 @@ def test_depth_is_read_from_the_names(name, layers):
     for adapted in (False, True):
         model = loading.load(name).model
         model = adapters.add_lora(model) if adapted else model
-        found = schedules.depths(n for n, _ in model.named_parameters())
-        assert set(found.values()) == set(range(layers + 1))
-        assert all((depth == 0) == ("embed" in n) for n, depth in found.items())
+        depths = schedules.depths(name for name, _ in model.named_parameters())
+        assert set(depths.values()) == set(range(layers + 1))
+        assert all((depth == 0) == ("embed" in name) for name, depth in depths.items())
 
 
 def test_depth_of_the_awd_lstm():
     model = AwdLstmModel(AwdLstmConfig(vocab_size=9, hidden_size=4, lstm_size=4))
-    found = schedules.depths(n for n, _ in model.named_parameters())
-    assert (
-        found["embeddings.weight"] == 0
-        and found["layers.0.weight_hh_l0"] == 1
-        and found["layers.2.bias_ih_l0"] == 3
-    )
+    depths = schedules.depths(name for name, _ in model.named_parameters())
+    assert depths["embeddings.weight"] == 0
+    assert depths["layers.0.weight_hh_l0"] == 1
+    assert depths["layers.2.bias_ih_l0"] == 3
 
 
 def test_rates_fall_by_layer():
@@ -100,36 +98,37 @@ def test_stages_name_what_is_trained():
 
 
 def test_unfreezing_stage_by_stage(prepared, backbone_folder, tmp_path, monkeypatch):
-    """After the first epoch the backbone is as it was, after the second its layer has moved, then
-    its embeddings too.
-    """
-    model, seen, honest = model_of(prepared, backbone_folder), [], train.score
-    seen.append(backbone_weights(model))
-    monkeypatch.setattr(
-        train, "score", lambda m, *a, **k: seen.append(backbone_weights(m)) or honest(m, *a, **k)
-    )
+    """The first epoch leaves the backbone, the second trains its layer, the third all of it."""
+    model = model_of(prepared, backbone_folder)
+    weights = [backbone_weights(model)]
+    score = train.score
+
+    def score_and_copy_weights(model, *args, **kwargs):
+        weights.append(backbone_weights(model))
+        return score(model, *args, **kwargs)
+
+    monkeypatch.setattr(train, "score", score_and_copy_weights)
     fit(prepared, model, tmp_path, stages=("head", "last 1", "all"))
-    moved = [{n for n in seen[0] if not torch.equal(seen[i][n], seen[i + 1][n])} for i in range(3)]
-    layer = {n for n in seen[0] if n.startswith("encoder.layer.0")}
+    moved = [
+        {name for name in weights[0] if not torch.equal(weights[i][name], weights[i + 1][name])}
+        for i in range(3)
+    ]
+    layer = {name for name in weights[0] if name.startswith("encoder.layer.0")}
     assert moved[0] == set() and layer <= moved[1] and not any("embeddings" in n for n in moved[1])
     assert any("embeddings" in n for n in moved[2])
-    assert all(p.requires_grad for p in model.backbone.parameters()), "switches are put back"
+    assert all(p.requires_grad for p in model.backbone.parameters()), "gradients are on again"
 
 
 def test_best_epoch_of_a_frozen_stage_has_the_first_backbone(
     prepared, backbone_folder, tmp_path, monkeypatch
 ):
-    """The head's epoch is dictated to be the best; what later stages did to the backbone must be
-    undone.
-    """
-    model, honest, dictated = (
-        model_of(prepared, backbone_folder),
-        train.evaluate,
-        iter([0.9, 0.5, 0.4]),
-    )
+    """If the head's epoch is the best, the changes of later stages to the backbone are undone."""
+    model = model_of(prepared, backbone_folder)
     before = backbone_weights(model)
+    evaluate = train.evaluate
+    dev_metrics = iter([0.9, 0.5, 0.4])
     monkeypatch.setattr(
-        train, "evaluate", lambda *a, **k: honest(*a, **k) | {"ndcg@5": next(dictated)}
+        train, "evaluate", lambda *a, **k: evaluate(*a, **k) | {"ndcg@5": next(dev_metrics)}
     )
     history = fit(prepared, model, tmp_path, stages=("head", "all"))
     assert train.chosen_epoch(history) == 1

@@ -1,8 +1,8 @@
-"""Fine-tuning: groups, learning, the best dev epoch, early stopping, the same numbers twice, and
-after a kill.
+"""Fine-tuning: parameter groups, learning, the best dev epoch, early stopping, equal repeats.
 
-METHOD.md sections 4 and 5. All on the tiny corpus with cached features; the kill is a real SIGKILL
-of a second process, whose resumed weights must equal those of a run that nobody touched.
+docs/method.md, "Training" and "Choosing on dev, reading test once". All on the tiny corpus with
+cached features. A second process is killed by SIGKILL and resumed; its weights must equal those of
+an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from plantlib.training.train import fine_tune, score
 
 
 def fresh_model(prepared, seed=0, start="random"):
-    """A model as `run_start` hands it to `fine_tune`: no backbone, random queries."""
+    """A planted model as `run_start` gives it to `fine_tune`, without a backbone."""
     teacher = teacher_of(prepared)
     model = build_model(prepared, teacher)
     starts.plant(model.decoder, start, teacher, prepared.train_labels, seed=seed)
@@ -80,7 +80,7 @@ def without_times(history: list[dict]) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def trained(prepared, tmp_path_factory):
-    """(model, history, folder) of one run that several tests read."""
+    """(model, history, folder) of one run, shared by several tests."""
     folder = tmp_path_factory.mktemp("trained")
     return *train_it(prepared, folder), folder
 
@@ -94,12 +94,12 @@ def test_every_trainable_parameter_is_in_one_group(backbone_state, prepared, bac
     for name, value in (("LR_OUTPUTS", 2.0), ("LR_GAINS", 3.0), ("WEIGHT_DECAY", 0.5)):
         monkeypatch.setattr(schedules, name, value)
     config = TrainConfig(lr_queries=1.0, lr_backbone=4.0)
-    found = {}
+    options = {}
     for group in schedules.parameter_groups(model, config):
         for parameter in group["params"]:
-            assert id(parameter) not in found, "a parameter is in two groups"
-            found[id(parameter)] = (group["lr"], group["weight_decay"])
-    wanted = {
+            assert id(parameter) not in options, "a parameter is in two groups"
+            options[id(parameter)] = (group["lr"], group["weight_decay"])
+    expected = {
         "label_queries": (1.0, 0.5),
         "label_outputs": (2.0, 0.5),
         "label_bias": (2.0, 0.5),
@@ -107,18 +107,16 @@ def test_every_trainable_parameter_is_in_one_group(backbone_state, prepared, bac
         "teacher_gain": (3.0, 0.0),
     }
     named = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    assert found == {
-        id(p): wanted.get(n.removeprefix("decoder."), (4.0, 0.5)) for n, p in named.items()
+    assert options == {
+        id(p): expected.get(n.removeprefix("decoder."), (4.0, 0.5)) for n, p in named.items()
     }
-    assert len(found) == 5 + (
+    assert len(options) == 5 + (
         len(list(backbone.model.parameters())) if backbone_state == "open" else 0
     )
 
 
 def test_trainer_uses_the_groups_and_warms_up(prepared, tmp_path, monkeypatch):
-    """Learning rates reach AdamW by group and the schedule scales all of them: warm-up is a share
-    of the steps.
-    """
+    """AdamW has one rate per group, and warm-up, a share of the steps, scales all of them."""
     monkeypatch.setattr(schedules, "WARMUP", 0.2)
     monkeypatch.setattr(schedules, "LR_GAINS", 3.0)
     options = train._arguments(tmp_path, TrainConfig(epochs=5, batch_size=6))
@@ -149,30 +147,33 @@ def test_fine_tuning_learns(prepared, tmp_path):
 
 
 def test_model_is_left_at_its_best_dev_epoch(prepared, tmp_path, monkeypatch):
-    """Dev metrics are dictated; the weights must be those of the second evaluation."""
-    seen, dictated, honest = [], iter([0.2, 0.9, 0.5, 0.4]), train.evaluate
+    """Dev metrics are set by the test; the weights must be those of the second evaluation."""
+    dev_metrics = [0.2, 0.9, 0.5, 0.4]
+    next_metric = iter(dev_metrics)
+    weights_by_epoch = []
+    real_evaluate = train.evaluate
+    real_score = train.score
 
-    def evaluate_as_told(*args, **kwargs):
-        return honest(*args, **kwargs) | {"ndcg@5": next(dictated)}
+    def score_and_copy_weights(model, *args, **kwargs):
+        weights_by_epoch.append(weights(model))
+        return real_score(model, *args, **kwargs)
+
+    def evaluate_with_set_metric(*args, **kwargs):
+        return real_evaluate(*args, **kwargs) | {"ndcg@5": next(next_metric)}
 
     model = fresh_model(prepared)
-    real_score = train.score
-    monkeypatch.setattr(
-        train, "score", lambda m, *a, **k: seen.append(weights(m)) or real_score(m, *a, **k)
-    )
-    monkeypatch.setattr(train, "evaluate", evaluate_as_told)
+    monkeypatch.setattr(train, "score", score_and_copy_weights)
+    monkeypatch.setattr(train, "evaluate", evaluate_with_set_metric)
     _, history = train_it(prepared, tmp_path, model, epochs=4, patience=4)
-    assert [row["ndcg@5"] for row in history] == [0.2, 0.9, 0.5, 0.4] and train.chosen_epoch(
-        history
-    ) == 2
+    assert [row["ndcg@5"] for row in history] == dev_metrics
+    assert train.chosen_epoch(history) == 2
     for name, value in weights(model).items():
-        assert torch.equal(value, seen[1][name]) and (
-            name.endswith("gain") or not torch.equal(value, seen[3][name])
-        )
+        assert torch.equal(value, weights_by_epoch[1][name])
+        assert name.endswith("gain") or not torch.equal(value, weights_by_epoch[3][name])
 
 
 def test_early_stopping_stops(prepared, tmp_path, monkeypatch):
-    """Nothing is learnt at rate zero: one epoch and `patience` more."""
+    """At rate zero nothing improves, so training stops after one epoch and `patience` more."""
     rates = dict.fromkeys(("lr_queries", "lr_outputs", "lr_gains"), 0.0)
     # killed before the Trainer has removed the checkpoint after the best
     with monkeypatch.context() as patch:
@@ -180,11 +181,9 @@ def test_early_stopping_stops(prepared, tmp_path, monkeypatch):
         _, history = train_it(prepared, tmp_path, epochs=9, patience=1, **rates)
     assert [row["epoch"] for row in history] == [1, 2]
     model, again = train_it(prepared, tmp_path, epochs=9, patience=1, **rates)
-    assert again == history, "a run that was killed after dev had stopped it does not go on"
-    kept = load_file(sorted(tmp_path.glob("checkpoint-*"))[0] / "model.safetensors")
-    assert torch.equal(model.decoder.label_queries.cpu(), kept["decoder.label_queries"]), (
-        "the best epoch is read back"
-    )
+    assert again == history, "a run killed after early stopping trained on"
+    best = load_file(sorted(tmp_path.glob("checkpoint-*"))[0] / "model.safetensors")
+    assert torch.equal(model.decoder.label_queries.cpu(), best["decoder.label_queries"])
 
 
 def test_history_has_one_row_an_epoch(trained):
@@ -232,8 +231,8 @@ def test_streaming_score_equals_a_dense_evaluation(prepared, trained):
     dense = evaluate(
         Scores(TopK.from_dense(logits, 100), gold_ranks=ranks), labels, prepared.train_counts, 60
     )
-    found = evaluate(scores, labels, prepared.train_counts, 60)
-    assert {k: found[k] for k in ("p@1", "ndcg@5", "psp@5", "map")} == pytest.approx(
+    streamed = evaluate(scores, labels, prepared.train_counts, 60)
+    assert {k: streamed[k] for k in ("p@1", "ndcg@5", "psp@5", "map")} == pytest.approx(
         {k: dense[k] for k in ("p@1", "ndcg@5", "psp@5", "map")}
     )
 
@@ -290,7 +289,7 @@ def test_backbone_is_trained_when_it_is_part_of_the_model(prepared, backbone, tm
 @pytest.mark.gpu
 @pytest.mark.skipif(
     not torch.cuda.is_available(),
-    reason="no GPU here: what runs there is what the tests around run here",
+    reason="no GPU here; the other tests run the same code on the CPU",
 )
 def test_a_model_trained_on_a_gpu_predicts_there_as_on_a_cpu(prepared, tmp_path, monkeypatch):
     monkeypatch.setenv("PLANT_HOME", str(tmp_path))
@@ -299,9 +298,10 @@ def test_a_model_trained_on_a_gpu_predicts_there_as_on_a_cpu(prepared, tmp_path,
     assert model.device.type == "cuda" and record.metrics["p@1"] > 0
     model.attach_backbone(artefacts.load_backbone(prepared))
     texts = prepared.corpus.texts[80:]
-    there = model.predict(texts, k=prepared.corpus.L)
-    for one, other in zip(there, model.to("cpu").predict(texts, k=prepared.corpus.L), strict=True):
-        assert dict(one) == pytest.approx(dict(other), abs=1e-3)
+    on_gpu = model.predict(texts, k=prepared.corpus.L)
+    on_cpu = model.to("cpu").predict(texts, k=prepared.corpus.L)
+    for ours, theirs in zip(on_gpu, on_cpu, strict=True):
+        assert dict(ours) == pytest.approx(dict(theirs), abs=1e-3)
 
 
 SCRIPT = """
@@ -336,9 +336,7 @@ torch.save(model.state_dict(), folder / "final.pt")
 
 
 def test_killed_run_resumes_to_the_same_numbers(prepared, tmp_path):
-    """SIGKILL after the second epoch's checkpoint; a half-written third checkpoint lies about as
-    well.
-    """
+    """SIGKILL after the second epoch's checkpoint, with a half-written third one beside it."""
     (tmp_path / "job.py").write_text(SCRIPT)
     torch.save(
         (
@@ -349,7 +347,8 @@ def test_killed_run_resumes_to_the_same_numbers(prepared, tmp_path):
         ),
         tmp_path / "inputs.pt",
     )
-    cut, whole = tmp_path / "cut", tmp_path / "whole"
+    cut = tmp_path / "cut"
+    whole = tmp_path / "whole"
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
 
     def start(folder: Path, pace: str) -> subprocess.Popen:
@@ -365,7 +364,10 @@ def test_killed_run_resumes_to_the_same_numbers(prepared, tmp_path):
             command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
 
-    steps = lambda folder: [int(n) for n in (folder / "steps.log").read_text().split()]  # noqa: E731
+    def steps(folder: Path) -> list[int]:
+        return [int(line) for line in (folder / "steps.log").read_text().split()]
+
+    # kill the run in its third epoch, and leave a half-written checkpoint of that epoch
     victim = start(cut, "slow")
     deadline = time.monotonic() + 120
     while not (cut / "steps.log").exists() or steps(cut)[-1:] != [17]:
@@ -377,8 +379,11 @@ def test_killed_run_resumes_to_the_same_numbers(prepared, tmp_path):
     victim.communicate()
     (cut / "checkpoint-24").mkdir()
     (cut / "checkpoint-24" / "model.safetensors").write_bytes(b"half")
+
+    # resume it, and meanwhile train without interruption here
     again = start(cut, "fast")
-    model, threads = fresh_model(prepared), torch.get_num_threads()
+    model = fresh_model(prepared)
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
     _, history = train_it(prepared, whole, model, epochs=4, patience=4, lr_outputs=0.01)
     torch.set_num_threads(threads)

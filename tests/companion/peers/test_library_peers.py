@@ -1,6 +1,4 @@
-"""Peers of other libraries on the tiny corpus, each in its process; records, the table, its figures
-and what can go wrong.
-"""
+"""Peers of other libraries on the tiny corpus: processes, records, table, figures and failures."""
 
 from __future__ import annotations
 
@@ -22,17 +20,13 @@ from companion.peers import library_peers
 from companion.peers import runs as peer_runs
 from companion.peers import table as peer_table
 from companion.peers import worker as peer_worker
-from companion.peers.library_peers import (
-    PEERS,
-    Job,
-    Peer,  # noqa: E402
-)
+from companion.peers.library_peers import PEERS, Job, Peer
 from companion.report import plots, plots_claims
 from companion.studies import convergence
 from plantlib.training import runs
 from plantlib.training.records import RunRecord
 
-# what the extra `peers` installs; SVM and logistic regression need nothing more than the package
+# the peers that can run here; SVM and logistic regression need no extra
 INSTALLED = [
     n
     for n, p in PEERS.items()
@@ -46,7 +40,7 @@ def words(corpus):
 
 
 @pytest.fixture(scope="module")
-def made(words, tmp_path_factory):
+def finished(words, tmp_path_factory):
     """(records, folder) of every peer that is installed."""
     folder = tmp_path_factory.mktemp("peers")
     return library_peers.run(words, INSTALLED, results=folder, progress=False)[0], folder
@@ -57,8 +51,8 @@ def test_the_label_space_and_documents_are_those_of_the_planted_runs(words, prep
     assert words.train_counts.tolist() == prepared.train_counts.tolist()
 
 
-def test_every_installed_peer_finds_words_and_is_measured(made):
-    records, _ = made
+def test_every_installed_peer_finds_words_and_is_measured(finished):
+    records, _ = finished
     assert [r.system for r in records] == INSTALLED and len(INSTALLED) >= 2
     for record in records:
         assert record.metrics["p@1"] > 0.8 and record.metrics["few/rp@5"] == 1.0, (
@@ -71,7 +65,7 @@ def test_every_installed_peer_finds_words_and_is_measured(made):
         )
         assert set(record.times) == {"train", "train_cpu", "predict", "predict_cpu"}
         assert 0 < record.model_size["model_mb"] < 1
-        # a worker that inherited this process's count would report PyTorch's memory
+        # with the count of this process the worker would report the memory of PyTorch
         assert record.model_size["data_mb"] <= record.peak_memory_mb < 400
     assert (
         dict(zip(INSTALLED, records, strict=True))["logistic"].params["options"]
@@ -86,8 +80,8 @@ def test_the_extra_is_installed(library):
     assert [n for n in INSTALLED if PEERS[n].library == library]
 
 
-def test_the_svm_equals_the_one_of_run_peers(words, made):
-    (mine,) = [r for r in made[0] if r.system == "SVM"]
+def test_the_svm_equals_the_one_of_run_peers(words, finished):
+    (mine,) = [r for r in finished[0] if r.system == "SVM"]
     (other,) = [r for r in peer_runs.run_peers(words, progress=False) if r.system == "SVM"]
     assert (
         mine.metrics["ndcg@5"] == pytest.approx(other.metrics["ndcg@5"])
@@ -95,26 +89,24 @@ def test_the_svm_equals_the_one_of_run_peers(words, made):
     )
 
 
-def test_finished_peers_are_read_and_others_made_again(words, made, monkeypatch):
-    records, folder = made
+def test_finished_peers_are_read_and_others_made_again(words, finished, monkeypatch):
+    records, folder = finished
     monkeypatch.setattr(
         library_peers, "train", lambda *a, **k: pytest.fail("a finished peer was repeated")
     )
     assert library_peers.run(words, INSTALLED, results=folder, progress=False)[0] == records
-    asked = []
+    trained = []
     monkeypatch.setattr(
-        library_peers, "train", lambda p, name, *a: asked.append(name) or records[0]
+        library_peers, "train", lambda p, name, *a: trained.append(name) or records[0]
     )
     monkeypatch.setitem(PEERS, "SVM", replace(PEERS["SVM"], grid=({"C": 2.0},)))
     library_peers.run(words, ["SVM"], results=None, progress=False)
-    assert library_peers.finished(words, "SVM", 0, 1, folder) is None and asked == ["SVM"]
+    assert library_peers.finished(words, "SVM", 0, 1, folder) is None and trained == ["SVM"]
 
 
-def test_a_peer_of_another_corpus_is_not_written_over(words, made, tmp_path):
-    """The same number of training documents, other dev documents: the id is the same, the record is
-    not.
-    """
-    record = next(r for r in made[0] if r.system == "SVM")
+def test_a_record_of_another_corpus_is_not_overwritten(words, finished, tmp_path):
+    """Another corpus with as many training documents gives the same id."""
+    record = next(r for r in finished[0] if r.system == "SVM")
     other = replace(record, dataset=record.dataset | {"fingerprint": "ffffffff"})
     other.save(tmp_path)
     (again,), _ = library_peers.run(words, ["SVM"], results=tmp_path, progress=False)
@@ -126,7 +118,7 @@ def test_a_peer_of_another_corpus_is_not_written_over(words, made, tmp_path):
     assert library_peers.run(words, ["SVM"], results=tmp_path, progress=False)[0] == [again]
 
 
-def test_the_option_is_chosen_on_dev_and_test_is_not_looked_at(words, monkeypatch):
+def test_dev_chooses_the_option_and_test_does_not(words, monkeypatch):
     dev = words.corpus.labels[words.rows["dev"]]
 
     def work(self, name, options, *rest):
@@ -146,7 +138,7 @@ def test_the_option_is_chosen_on_dev_and_test_is_not_looked_at(words, monkeypatc
         )
         gold = words.corpus.labels[words.rows["test"]].toarray()
         best = options["C"] == 10.0
-        # what is best on dev is worst on test
+        # the best option on dev is the worst on test
         scores = np.where(gold > 0, *((0.1, 1.0) if best else (1.0, 0.1))).astype(np.float32)
         return report, {"dev": right if best else wrong, "test": sparse.csr_matrix(scores)}
 
@@ -168,13 +160,13 @@ def test_a_worker_that_fails_names_its_last_line(words, monkeypatch):
 
 def test_large_label_sets_leave_one_vs_rest_out_and_say_so(words, monkeypatch):
     monkeypatch.setattr(library_peers, "ONE_VS_REST_CELLS", 100)
-    found, out = library_peers.possible(words)
-    assert found == ["Parabel", "Bonsai", "PLT", "XR-Linear"] and set(out) == {
+    fitting, left_out = library_peers.possible(words)
+    assert fitting == ["Parabel", "Bonsai", "PLT", "XR-Linear"] and set(left_out) == {
         "SVM",
         "SVM, tuned",
         "logistic",
     }
-    assert "7 labels x 60 documents" in out["SVM"]
+    assert "7 labels x 60 documents" in left_out["SVM"]
     with pytest.raises(ValueError, match="'FastXML' is not known; use some of SVM"):
         library_peers.possible(words, ["FastXML"])
 
@@ -205,23 +197,23 @@ def test_pecos_is_installed_beside_and_runs(words, tmp_path):
 
 
 def test_best_keeps_the_largest_of_each_row():
-    found = peer_worker.best(np.array([[3.0, 1.0, 2.0], [0.0, -1.0, -2.0]]), 2)
-    assert found.toarray().tolist() == [[3.0, 0.0, 2.0], [0.0, -1.0, 0.0]] and found.nnz == 4
+    largest = peer_worker.best(np.array([[3.0, 1.0, 2.0], [0.0, -1.0, -2.0]]), 2)
+    assert largest.toarray().tolist() == [[3.0, 0.0, 2.0], [0.0, -1.0, 0.0]] and largest.nnz == 4
 
 
-def test_peak_memory_is_the_programs_own():
-    """getrusage of a child begins at its parent's peak; the worker's own count does not."""
+def test_peak_memory_counts_the_worker_alone():
+    """getrusage of a child begins at the peak of its parent; the worker's count does not."""
     ballast = np.ones(60_000_000)  # 460 MiB here
     code = (
         "import runpy, sys; print(runpy.run_path(sys.argv[1], run_name='worker')['peak_memory']())"
     )
     command = [sys.executable, "-c", code, peer_worker.__file__]
-    said = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    assert ballast.nbytes / 2**20 > said > 5
+    peak = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert ballast.nbytes / 2**20 > peak > 5
 
 
-def test_the_table_states_quality_costs_and_what_was_not_run(made, tmp_path):
-    records, _ = made
+def test_the_table_states_quality_costs_and_what_was_not_run(finished, tmp_path):
+    records, _ = finished
     dear = next(r for r in records if r.system == "SVM")
     cheap = replace(
         dear, times={"train": 9.0}, model_size=None, id="tiny-again", notebook="05_finetune"
@@ -303,15 +295,19 @@ def long_run(start: str, seed: int, values: list[float]) -> RunRecord:
 
 
 def test_steps_to_the_best_of_random_worked_by_hand(tmp_path):
-    records = [long_run("random", 0, [0.1, 0.2, 0.3, 0.25]), long_run("random", 1, [0.1, 0.4]),
-               long_run("lookup", 0, [0.3, 0.5]), long_run("lookup", 1, [0.2, 0.35, 0.4]),
-               long_run("shuffled", 0, [0.1, 0.2])]  # fmt: skip
-    (found,) = convergence.sets(records).items()
-    assert found[0] == "toy-100d-8t-long"
-    frame = convergence.steps(found[1])
+    records = [
+        long_run("random", 0, [0.1, 0.2, 0.3, 0.25]),
+        long_run("random", 1, [0.1, 0.4]),
+        long_run("lookup", 0, [0.3, 0.5]),
+        long_run("lookup", 1, [0.2, 0.35, 0.4]),
+        long_run("shuffled", 0, [0.1, 0.2]),
+    ]
+    ((name, runs_of_set),) = convergence.sets(records).items()
+    assert name == "toy-100d-8t-long"
+    frame = convergence.steps(runs_of_set)
     table = convergence.reached(frame)
-    # 7 steps an epoch (100 documents, 16 a batch); random's best in epochs 3 and 2, lookup there in
-    # epochs 1 and 3
+    # 7 steps per epoch (100 documents, 16 per batch); random is best in epochs 3 and 2, lookup gets
+    # there in epochs 1 and 3
     assert table.loc["random", ["steps", "seconds", "share"]].tolist() == [17.5, 25.0, 1.0]
     assert table.loc["lookup", ["steps", "seconds"]].tolist() == [14.0, 20.0]
     assert (
@@ -319,10 +315,10 @@ def test_steps_to_the_best_of_random_worked_by_hand(tmp_path):
         and table.loc["lookup", "reached"] == 2
     )
     assert table.loc["shuffled", "reached"] == 0 and np.isnan(table.loc["shuffled", "steps"])
-    said = convergence.sentence("toy", table)
+    sentence = convergence.sentence("toy", table)
     assert (
-        "`lookup` reaches it after 14 steps" in said
-        and "`shuffled` never reaches it (best 20.0)" in said
+        "`lookup` reaches it after 14 steps" in sentence
+        and "`shuffled` never reaches it (best 20.0)" in sentence
     )
     plots.save(plots_claims.convergence(frame), tmp_path / "a.png")
     with pytest.raises(ValueError, match="no run of 'random'"):

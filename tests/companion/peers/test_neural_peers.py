@@ -1,6 +1,4 @@
-"""The published heads: equal to their published (B, L, D) form written out, gradients included, and
-runs end to end.
-"""
+"""The published heads equal their (B, L, D) form with its gradients, and run end to end."""
 
 from __future__ import annotations
 
@@ -26,7 +24,7 @@ def packed(hidden_size: int = 6):
 
 
 def published_caml(model: Caml, document: torch.Tensor) -> torch.Tensor:
-    """One document alone, the context of every label held: (L, filters)."""
+    """Logits (L,) of one document (T, D), with the whole context (L, filters)."""
     width = model.convolution.kernel_size[0] // 2
     wide = nn.functional.pad(document.T[None], (width, width))
     filters = torch.tanh(
@@ -51,24 +49,24 @@ def test_the_folded_head_equals_the_published_one_with_its_gradients(head, publi
     with torch.no_grad():
         model.label_bias.normal_()
     documents = hidden.split(list(LENGTHS))
-    wanted = torch.stack([published(model, d) for d in documents])
-    assert torch.allclose(model(None, offsets, hidden).logits, wanted, atol=1e-10)
+    logits = torch.stack([published(model, d) for d in documents])
+    assert torch.allclose(model(None, offsets, hidden).logits, logits, atol=1e-10)
     loss = nn.functional.binary_cross_entropy_with_logits
     target = torch.zeros(3, 4, dtype=torch.float64)
     target[rows, columns] = 1.0
-    expected = loss(wanted, target, reduction="sum") / 3
-    found = model(None, offsets, hidden, rows, columns).loss
-    assert found.item() == pytest.approx(expected.item(), abs=1e-9)
+    expected = loss(logits, target, reduction="sum") / 3
+    folded = model(None, offsets, hidden, rows, columns).loss
+    assert folded.item() == pytest.approx(expected.item(), abs=1e-9)
     names = [n for n, _ in model.named_parameters()]
-    slopes = torch.autograd.grad(expected, [p for _, p in model.named_parameters()])
-    found.backward()
-    for name, slope, parameter in zip(
-        names, slopes, [p for _, p in model.named_parameters()], strict=True
+    gradients = torch.autograd.grad(expected, [p for _, p in model.named_parameters()])
+    folded.backward()
+    for name, gradient, parameter in zip(
+        names, gradients, [p for _, p in model.named_parameters()], strict=True
     ):
-        assert torch.allclose(parameter.grad, slope, atol=1e-9), name
+        assert torch.allclose(parameter.grad, gradient, atol=1e-9), name
 
 
-def test_no_document_reads_its_neighbour():
+def test_documents_do_not_read_each_other():
     hidden, offsets, *_ = packed()
     model = Caml(4, 6).double().eval()
     before = model(None, offsets, hidden).logits

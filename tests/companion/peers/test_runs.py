@@ -1,6 +1,4 @@
-"""What the rows without attention say they cost: seconds by a clock that the parts move on, sizes
-and what is not known.
-"""
+"""Costs of the peers without attention: seconds by a clock that only work moves, and sizes."""
 
 from __future__ import annotations
 
@@ -20,10 +18,11 @@ CONFIG = LinearConfig(folds=2)
 
 
 class Clock:
-    """Wall seconds that only work moves on; CPU seconds are half of them."""
+    """Wall seconds that only work moves; CPU seconds are half of them."""
 
     def __init__(self, monkeypatch):
-        self.wall, self.patch = 0.0, monkeypatch.setattr
+        self.wall = 0.0
+        self.patch = monkeypatch.setattr
         self.patch(
             peer_runs,
             "time",
@@ -31,7 +30,7 @@ class Clock:
         )
 
     def takes(self, seconds: float, work):
-        """`work`, taking so many seconds."""
+        """`work`, which takes `seconds` more."""
 
         def slow(*arguments, **options):
             self.wall += seconds
@@ -43,8 +42,9 @@ class Clock:
         self.patch(module, name, self.takes(seconds, getattr(module, name)))
 
 
-def test_each_row_has_the_seconds_of_its_own_making(prepared, monkeypatch):
-    clock, svm = Clock(monkeypatch), peers.linear_svm
+def test_each_record_has_the_seconds_of_its_parts(prepared, monkeypatch):
+    clock = Clock(monkeypatch)
+    svm = peers.linear_svm
     for module, name, seconds in (
         (peer_runs, "words", 1),
         (peer_runs, "tfidf", 2),
@@ -57,8 +57,8 @@ def test_each_row_has_the_seconds_of_its_own_making(prepared, monkeypatch):
     monkeypatch.setattr(
         peers, "linear_svm", clock.takes(64, lambda *a, **k: clock.takes(0.5, svm(*a, **k)))
     )
-    found = {r.system: r.times for r in peer_runs.run_peers(prepared, progress=False)}
-    wanted = {
+    times_of = {r.system: r.times for r in peer_runs.run_peers(prepared, progress=False)}
+    seconds_of = {
         "bare J": 7,
         "bare MI": 7,
         "bare PPMI": 11,
@@ -67,12 +67,12 @@ def test_each_row_has_the_seconds_of_its_own_making(prepared, monkeypatch):
         "SVM + J": 71,
         "SVM + MI": 71,
     }
-    assert {name: times["train"] for name, times in found.items()} == wanted
-    assert {name: times["train_cpu"] for name, times in found.items()} == {
-        name: s / 2 for name, s in wanted.items()
+    assert {name: times["train"] for name, times in times_of.items()} == seconds_of
+    assert {name: times["train_cpu"] for name, times in times_of.items()} == {
+        name: s / 2 for name, s in seconds_of.items()
     }
     assert len(prepared.rows["test"]) <= 256, "one batch"
-    for name, times in found.items():
+    for name, times in times_of.items():
         assert (times["predict"], times["predict_cpu"]) == (
             (0.5, 0.25) if "SVM" in name else (0.0, 0.0)
         ), name
@@ -94,16 +94,16 @@ def test_rows_have_the_seconds_that_the_table_compares(prepared):
 
 def test_the_linear_score_is_timed_when_all_of_it_was_made_now(prepared, tmp_path):
     fresh = replace(prepared, root=tmp_path)
-    (made,) = peer_runs.run_linear_score(fresh, config=CONFIG, progress=False)
+    (record,) = peer_runs.run_linear_score(fresh, config=CONFIG, progress=False)
     assert (
-        set(made.times) == {"train", "train_cpu", "predict", "predict_cpu"}
-        and made.times["train"] > 0
+        set(record.times) == {"train", "train_cpu", "predict", "predict_cpu"}
+        and record.times["train"] > 0
     )
     cells = artefacts.linear_scores(fresh, CONFIG, progress=False).tables[0].cells.nnz
-    assert made.model_size == {"word_cells": cells} and cells > 0
-    assert peer_table.row_of([made])["model_mb"] == pytest.approx(8 * cells / 2**20, abs=0.01)
+    assert record.model_size == {"word_cells": cells} and cells > 0
+    assert peer_table.row_of([record])["model_mb"] == pytest.approx(8 * cells / 2**20, abs=0.01)
     (read,) = peer_runs.run_linear_score(fresh, config=CONFIG, progress=False)
-    assert set(read.times) == {"predict", "predict_cpu"} and read.metrics == made.metrics
+    assert set(read.times) == {"predict", "predict_cpu"} and read.metrics == record.metrics
     next(tmp_path.rglob("part0.safetensors")).unlink()
     (partly,) = peer_runs.run_linear_score(fresh, config=CONFIG, progress=False)
     assert set(partly.times) == {"predict", "predict_cpu"}, "two of three parts were read"

@@ -1,6 +1,4 @@
-"""What the columns of results/peers.csv are made of, and when the plain rows are made; records
-worked by hand.
-"""
+"""The columns of results/peers.csv from small records, and when the plain rows are made."""
 
 from __future__ import annotations
 
@@ -39,7 +37,7 @@ MEASURED = {"train": 101.0, "train_cpu": 9.0, "predict": 0.5, "predict_cpu": 0.0
 
 
 def record(system: str, kind: str = "linear", **other) -> RunRecord:
-    given = {
+    fields = {
         "id": f"toy-{system}".replace(" ", "_"),
         "seed": 0,
         "metrics": {"p@1": 0.5},
@@ -48,7 +46,7 @@ def record(system: str, kind: str = "linear", **other) -> RunRecord:
         "notebook": "05_finetune",
         "peak_memory_mb": 1300.0,
     } | other
-    return RunRecord(kind=kind, system=system, **given)
+    return RunRecord(kind=kind, system=system, **fields)
 
 
 def planted(system: str, times: dict, **other) -> RunRecord:
@@ -106,7 +104,7 @@ def test_metrics_and_costs_of_a_seed_are_of_one_record():
     assert peer_table.row_of([alone])["predict_ms"] == 20.0, "0.08 s for 4 documents"
 
 
-def test_memory_is_shown_of_processes_of_their_own_alone():
+def test_memory_is_shown_only_for_separate_processes():
     alone = record("Bonsai", params={"library": "omikuji"}, peak_memory_mb=80.6)
     head = record("CAML head", "neural", notebook="peers", times=MEASURED)
     rows = [
@@ -119,13 +117,14 @@ def test_memory_is_shown_of_processes_of_their_own_alone():
 def made_where(folder, records, monkeypatch) -> bool:
     """Whether `plain_rows` makes the rows of DATASET's corpus beside these records."""
     corpus = SimpleNamespace(fingerprint=lambda: "f", L=7)
-    prepared, asked = SimpleNamespace(corpus=corpus, rows={"train": range(100)}), []
-    monkeypatch.setattr(peer_runs, "run_peers", lambda *a, **k: asked.append(k["results"]))
+    prepared = SimpleNamespace(corpus=corpus, rows={"train": range(100)})
+    folders = []
+    monkeypatch.setattr(peer_runs, "run_peers", lambda *a, **k: folders.append(k["results"]))
     for one in records:
         one.save(folder)
     peer_table.plain_rows(prepared, folder)
-    assert asked in ([], [folder])
-    return bool(asked)
+    assert folders in ([], [folder])
+    return bool(folders)
 
 
 def test_plain_rows_are_made_unless_the_table_shows_them(tmp_path, monkeypatch):

@@ -1,6 +1,4 @@
-"""Ablations: one switch changes one thing, records have ids of their own and are read again,
-effects are taken to the base.
-"""
+"""Ablations: one switch changes one thing, finished runs are read, effects are differences."""
 
 from dataclasses import asdict, replace
 
@@ -20,24 +18,23 @@ CONFIG = RunConfig(train=TrainConfig(epochs=1))
 
 
 def differences(a: dict, b: dict, path: str = "") -> set[str]:
-    found = set()
+    names = set()
     for name in a:
         where = f"{path}.{name}".strip(".")
         if isinstance(a[name], dict):
-            found |= differences(a[name], b[name], where)
+            names |= differences(a[name], b[name], where)
         elif a[name] != b[name]:
-            found.add(where)
-    return found
+            names.add(where)
+    return names
 
 
 @pytest.mark.parametrize("name", SWITCHES)
 def test_a_switch_changes_what_it_names_and_nothing_else(name):
     start, changes = SWITCHES[name]
     starts.parts_of(start)
-    own = {key: value for key, value in changes.items() if key != ablations.WINDOWS}
-    assert differences(asdict(RunConfig()), asdict(changed(RunConfig(), own))) == set(own)
-    # what changes of L2R or of the unplanted run is told from that run as it is, everything else
-    # from the base
+    options = {key: value for key, value in changes.items() if key != ablations.WINDOWS}
+    assert differences(asdict(RunConfig()), asdict(changed(RunConfig(), options))) == set(options)
+    # switches of L2R and of the unplanted run change that run, all others the base
     parents = {"l2r": "queries from approxNDCG", "random": "no planting"} if changes else {}
     parent = parents.get(start, ablations.BASE)
     assert (start != SWITCHES[parent][0]) + len(changes) == (name != ablations.BASE)
@@ -90,7 +87,7 @@ def test_windows_read_on_in_the_same_documents_and_labels(corpus, backbone_folde
         corpus, backbone=backbone_folder, max_tokens=None, root=tmp_path, progress=False
     ).tokens.lengths
     assert np.array_equal(long.tokens.lengths, np.minimum(lengths, 12)) and lengths.max() > 12
-    # the first window is what the base reads, whatever follows it
+    # the first window is what the base reads
     row = int(np.argmax(lengths))
     beginning = torch.from_numpy(short.features.documents(np.array([row])))
     assert torch.equal(torch.from_numpy(long.features.documents(np.array([row])))[:3], beginning)
@@ -110,7 +107,7 @@ def test_windows_read_on_in_the_same_documents_and_labels(corpus, backbone_folde
     )
 
 
-def test_windows_want_a_base_of_one_window(prepared):
+def test_windows_need_a_base_of_one_window(prepared):
     with pytest.raises(ValueError, match="4 windows of max_tokens=None"):
         ablations.streamed(prepared, 4)
 

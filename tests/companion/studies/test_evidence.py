@@ -1,8 +1,7 @@
-"""Attention against evidence spans: the three measures worked by hand, the pairs that are compared,
-and the whole command.
+"""Attention compared with evidence: measures worked out by hand, pairs, report and command.
 
-The tiny corpus marks its theme words; the command runs on it with the tiny backbone in seconds. It
-is checked that numbers alone are written and no training document is read.
+The tiny corpus marks its theme words, and the command runs on it with the tiny backbone in seconds.
+The report holds numbers only, and no training document is read.
 """
 
 from __future__ import annotations
@@ -23,11 +22,13 @@ from tests.conftest import THEMES, tiny_corpus
 
 
 def marked_corpus():
-    """The tiny corpus whose every theme word is evidence of its label, in all splits."""
-    corpus, rows = tiny_corpus(), []
+    """The tiny corpus with every theme word marked as evidence of its label."""
+    corpus = tiny_corpus()
+    rows = []
     for i, text in enumerate(corpus.texts):
         for j in corpus.labels[i].indices:
-            name, at = corpus.label_names[j], 0
+            name = corpus.label_names[j]
+            at = 0
             for word in text.split():
                 at = text.index(word, at)
                 if word in THEMES[name]:
@@ -55,7 +56,7 @@ def marked(backbone_folder, tmp_path_factory):
         # marked 3rd and 1st of 4: two of four pairs won, and one tie with an unmarked token
         ([0.4, 0.2, 0.2, 0.2], [1, 0, 1, 0], 0.75, 0.5 + 0.5 / 3, 0.6 / 1.4),
         ([0.25] * 4, [1, 0, 0, 0], 0.5, 0.25, 0.25 / 1.75),
-        # relevance that nothing is planted in: no information at all
+        # no weight at all
         ([0.0] * 4, [1, 0, 0, 0], 0.5, 0.25, 0.25 / 1.75),
     ],
 )
@@ -68,11 +69,12 @@ def test_measures_by_hand(weights, marks, auc, precision, iou):
     }
 
 
-def test_auc_is_scikit_learns():
+def test_auc_equals_that_of_scikit_learn():
     from sklearn.metrics import roc_auc_score
 
     rng = np.random.default_rng(0)
-    weights, marks = rng.integers(0, 5, 50) / 5, rng.random(50) < 0.2
+    weights = rng.integers(0, 5, 50) / 5
+    marks = rng.random(50) < 0.2
     assert evidence.agreement(weights, marks)["auc"] == pytest.approx(roc_auc_score(marks, weights))
 
 
@@ -94,14 +96,15 @@ def test_tokens_that_share_a_character_are_marked():
 
 
 def test_pairs_are_of_the_split_and_point_at_the_words(marked):
-    corpus, found = marked.corpus, list(evidence.pairs(marked, "test"))
-    assert {row for row, *_ in found} <= set(corpus.rows("test")) and len(found) > 15
-    for row, columns, marks in found:
-        for column, own in zip(columns, marks, strict=True):
-            words = {marked.vocabulary[t] for t in marked.tokens[row][own]}
+    corpus = marked.corpus
+    pairs = list(evidence.pairs(marked, "test"))
+    assert {row for row, *_ in pairs} <= set(corpus.rows("test")) and len(pairs) > 15
+    for row, columns, marks in pairs:
+        for column, marked_tokens in zip(columns, marks, strict=True):
+            words = {marked.vocabulary[t] for t in marked.tokens[row][marked_tokens]}
             assert words and words <= set(THEMES[corpus.label_names[column]])
             assert column in corpus.labels[row].indices
-    with pytest.raises(DataError, match="split='train'.*do not train"):
+    with pytest.raises(DataError, match="split='train': use dev or test"):
         next(evidence.pairs(marked, "train"))
     with pytest.raises(DataError, match="tiny marks no evidence"):
         next(evidence.pairs(replace(marked, corpus=tiny_corpus()), "test"))
@@ -119,13 +122,13 @@ def test_only_evidence_in_the_tokens_read_counts(marked):
 
 
 @pytest.fixture(scope="module")
-def found(marked):
+def report(marked):
     config = RunConfig(train=TrainConfig(epochs=1))
     return evidence.report(marked, [0, 1], "test", config, progress=False)
 
 
-def test_the_report_shows_planting_and_holds_no_text(found, marked):
-    mean = {system: buckets["all"] for system, buckets in found["mean"].items()}
+def test_the_report_shows_planting_and_holds_no_text(report, marked):
+    mean = {system: buckets["all"] for system, buckets in report["mean"].items()}
     assert (
         mean["lookup, before training"]["auc"]
         > 0.9
@@ -135,31 +138,31 @@ def test_the_report_shows_planting_and_holds_no_text(found, marked):
     )
     assert mean[evidence.TEACHER]["auc"] > 0.9 and mean["shuffled, before training"]["auc"] < 0.75
     assert {"random, after training", "lookup, after training", "l2r, after training"} <= set(mean)
-    difference = found["difference"][evidence.RANDOM_BEFORE]["lookup, before training"]["auc"]
+    difference = report["difference"][evidence.RANDOM_BEFORE]["lookup, before training"]["auc"]
     assert difference["low"] > 0.2
-    text = json.dumps(found, allow_nan=False)
+    text = json.dumps(report, allow_nan=False)
     assert not any(f'"{word}"' in text for words in THEMES.values() for word in words)
     assert (
-        found["pairs"]["documents"] <= 20
-        and found["seeds"] == [0, 1]
-        and found["dataset"]["test"] == 20
+        report["pairs"]["documents"] <= 20
+        and report["seeds"] == [0, 1]
+        and report["dataset"]["test"] == 20
     )
 
 
-def test_a_second_report_reads_the_trained_decoders(found, marked, monkeypatch):
+def test_a_second_report_reads_the_trained_decoders(report, marked, monkeypatch):
     from plantlib.training import runs
 
     monkeypatch.setattr(runs, "run_start", lambda *a, **k: pytest.fail("trained again"))
     again = evidence.report(
         marked, [0, 1], "test", RunConfig(train=TrainConfig(epochs=1)), progress=False
     )
-    assert again["mean"] == found["mean"] and again["difference"] == found["difference"]
+    assert again["mean"] == report["mean"] and again["difference"] == report["difference"]
 
 
-def test_the_figure_has_a_row_a_system(found):
-    table = evidence.table(found)
+def test_the_figure_has_a_row_per_system(report):
+    table = evidence.table(report)
     ax = plots.evidence_agreement(
-        table[table["bucket"] == "all"], chance=found["pairs"]["chance precision"]
+        table[table["bucket"] == "all"], chance=report["pairs"]["chance precision"]
     )
     assert len(ax.get_yticklabels()) == table["system"].nunique() == 8
     with pytest.raises(ValueError, match="expected rows with"):

@@ -1,6 +1,4 @@
-"""The audit on the tiny corpus: clean zero-shot labels gain nothing, leaky ones do, and the leaky
-teacher is out of reach.
-"""
+"""The audit on the tiny corpus: zero-shot labels gain with the leaking teacher and only with it."""
 
 from __future__ import annotations
 
@@ -224,7 +222,7 @@ def test_the_conclusion_is_drawn_a_start_at_a_time():
         " most on zero labels" in said
     )
     assert (
-        "(+96.2 points). Gains of this kind" in said
+        "(+96.2 points). Such gains come" in said
         and "zero 1.0 to 1.0 (0.0); few 1.0 to 8.7 (+7.7)" in said
     )
     assert "48.1" not in said and "-0.0" not in said, (

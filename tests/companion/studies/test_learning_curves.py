@@ -23,7 +23,7 @@ from plantlib.utils.base import DataError
 QUICK = RunConfig(train=TrainConfig(epochs=1, batch_size=16), linear=LinearConfig(folds=2))
 
 
-def test_subsets_are_nested_and_everything_else_is_that_of_the_whole(prepared):
+def test_subsets_are_nested_and_share_everything_else(prepared):
     small, large = (learning_curves.fewer(prepared, n, seed=1) for n in (12, 40))
     assert set(small.rows["train"]) < set(large.rows["train"]) < set(prepared.rows["train"])
     assert all(np.array_equal(small.rows[s], prepared.rows[s]) for s in ("dev", "test"))
@@ -43,13 +43,13 @@ def test_teacher_and_linear_score_come_from_the_subset_alone(prepared):
     unseen = np.flatnonzero(small.train_counts == 0)
     assert unseen.size and small.train_labels.shape[0] == 12
     assert not teacher_of(small).scores[unseen].nnz, (
-        "a label without a document in the subset is taught nothing"
+        "no teacher for a label without a document in the subset"
     )
     linear = artefacts.linear_scores(small, QUICK.linear, progress=False)
     assert set(np.flatnonzero(linear.part)) == set(small.rows["train"])
     whole = artefacts.linear_scores(prepared, QUICK.linear, progress=False)
     assert not np.array_equal(linear.tables[0].intercept, whole.tables[0].intercept), (
-        "the tables of the whole are not read"
+        "the tables of the whole corpus are not used"
     )
 
 
@@ -61,15 +61,17 @@ def test_a_curve_is_made_once_and_stays_out_of_the_main_tables(prepared, tmp_pat
         "config": QUICK,
         "progress": False,
     }
-    made = learning_curves.run(prepared, tmp_path, **options)
+    records = learning_curves.run(prepared, tmp_path, **options)
     assert (
-        len(made) == 2 * (2 + 2 + 1) and len(load_all(tmp_path)) == 10 and not report.groups(made)
+        len(records) == 2 * (2 + 2 + 1)
+        and len(load_all(tmp_path)) == 10
+        and not report.groups(records)
     )
     monkeypatch.setattr(runs, "run_start", None)
     monkeypatch.setattr(learning_curves.peer_runs, "run_peers", None)
     monkeypatch.setattr(learning_curves.peer_runs, "run_linear_score", None)
     again = learning_curves.run(prepared, tmp_path, **options)
-    assert [(r.id, r.metrics) for r in again] == [(r.id, r.metrics) for r in made]
+    assert [(r.id, r.metrics) for r in again] == [(r.id, r.metrics) for r in records]
     table = learning_curves.frame(again)
     assert set(table["system"]) == {"random", "lookup+linear", "linear score", "SVM", "SVM + J"}
     assert set(table["documents"]) == {12, 60}
@@ -88,11 +90,11 @@ def test_two_ways_of_reading_are_not_averaged(prepared, tmp_path):
         "config": QUICK,
         "progress": False,
     }
-    made = learning_curves.run(prepared, tmp_path, **options)
+    records = learning_curves.run(prepared, tmp_path, **options)
     longer = [
-        replace(r, params=r.params | {"max_tokens": 999}) for r in made if r.kind == "planted"
+        replace(r, params=r.params | {"max_tokens": 999}) for r in records if r.kind == "planted"
     ]
-    table = learning_curves.frame([*made, *longer])
+    table = learning_curves.frame([*records, *longer])
     assert len(set(table["data"])) == 2 and all(
         len(part) == 3 for _, part in table.groupby("data")
     ), "peers stand in both"
@@ -101,7 +103,7 @@ def test_two_ways_of_reading_are_not_averaged(prepared, tmp_path):
 
 @pytest.fixture(scope="module")
 def capped(prepared, corpus):
-    """The tiny corpus under another cap: a label less, the same documents to test."""
+    """The tiny corpus under another cap: one label fewer, the same test documents."""
     options = {
         "backbone": prepared.backbone,
         "max_tokens": None,
@@ -111,7 +113,7 @@ def capped(prepared, corpus):
     return prepare(corpus, train_documents=40, **options)
 
 
-def test_a_curve_under_another_cap_keeps_its_own_files(prepared, capped, tmp_path):
+def test_curves_under_two_caps_have_different_files(prepared, capped, tmp_path):
     options = {
         "sizes": [12],
         "starts": ("random",),
@@ -123,24 +125,22 @@ def test_a_curve_under_another_cap_keeps_its_own_files(prepared, capped, tmp_pat
         capped.corpus.fingerprint() != prepared.corpus.fingerprint()
         and capped.corpus.L < prepared.corpus.L
     )
-    made = learning_curves.run(prepared, tmp_path, **options)
+    records = learning_curves.run(prepared, tmp_path, **options)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    assert sorted(before) == sorted(f"{r.id}.json" for r in made) and len(made) == 3
+    assert sorted(before) == sorted(f"{r.id}.json" for r in records) and len(records) == 3
     other = learning_curves.run(capped, tmp_path, **options)
     mark = capped.corpus.fingerprint()[:6]
-    assert {r.id for r in other} == {r.id.replace("-curve", f"-{mark}-curve") for r in made}
+    assert {r.id for r in other} == {r.id.replace("-curve", f"-{mark}-curve") for r in records}
     assert all((tmp_path / name).read_bytes() == was for name, was in before.items()), (
         "nothing is overwritten"
     )
-    # both are found again, and one that changed its parameters alone is made again where it stood
-    for part, records in ((prepared, made), (capped, other)):
-        assert [r.id for r in learning_curves.run(part, tmp_path, **options)] == [
-            r.id for r in records
-        ]
+    # both are read again; a run with other options replaces its record
+    for part, expected in ((prepared, records), (capped, other)):
+        again = learning_curves.run(part, tmp_path, **options)
+        assert [r.id for r in again] == [r.id for r in expected]
     changed = options | {"config": replace(QUICK, train=TrainConfig(epochs=2, batch_size=16))}
-    assert [r.id for r in learning_curves.run(prepared, tmp_path, **changed)] == [
-        r.id for r in made
-    ]
+    again = learning_curves.run(prepared, tmp_path, **changed)
+    assert [r.id for r in again] == [r.id for r in records]
     assert len(load_all(tmp_path)) == 6
 
 
@@ -152,27 +152,29 @@ def test_curves_over_several_label_spaces_are_not_averaged(prepared, tmp_path):
         "config": QUICK,
         "progress": False,
     }
-    made = learning_curves.run(prepared, tmp_path, **options)
-    assert set(learning_curves.frame(made)["data"]) == {"tiny"}, "one label space needs no number"
+    records = learning_curves.run(prepared, tmp_path, **options)
+    assert set(learning_curves.frame(records)["data"]) == {"tiny"}, (
+        "one label space needs no number"
+    )
     wider = [
-        replace(r, dataset=r.dataset | {"fingerprint": "fedcba98", "labels": 1234}) for r in made
+        replace(r, dataset=r.dataset | {"fingerprint": "fedcba98", "labels": 1234}) for r in records
     ]
-    table = learning_curves.frame([*made, *wider])
+    table = learning_curves.frame([*records, *wider])
     assert set(table["data"]) == {"tiny, 7 labels", "tiny, 1,234 labels"}
     assert all(len(part) == 3 for _, part in table.groupby("data"))
     # other test documents, as many labels
-    tested = [replace(r, dataset=r.dataset | {"fingerprint": "0123456789"}) for r in made]
-    own = prepared.corpus.fingerprint()[:6]
-    names = {"tiny, 1,234 labels", f"tiny, 7 labels ({own})", "tiny, 7 labels (012345)"}
-    assert set(learning_curves.frame([*made, *wider, *tested])["data"]) == names
+    tested = [replace(r, dataset=r.dataset | {"fingerprint": "0123456789"}) for r in records]
+    mark = prepared.corpus.fingerprint()[:6]
+    names = {"tiny, 1,234 labels", f"tiny, 7 labels ({mark})", "tiny, 7 labels (012345)"}
+    assert set(learning_curves.frame([*records, *wider, *tested])["data"]) == names
     longer = [
-        replace(r, params=r.params | {"max_tokens": 999}) for r in made if r.kind == "planted"
+        replace(r, params=r.params | {"max_tokens": 999}) for r in records if r.kind == "planted"
     ]
-    table = learning_curves.frame([*made, *longer, *wider])
+    table = learning_curves.frame([*records, *longer, *wider])
     assert len(set(table["data"])) == 3 and "tiny, 7 labels, 999 tokens, tiny-bert" in set(
         table["data"]
     )
-    assert (table["data"] == "tiny, 1,234 labels").sum() == 3, "read in one way alone"
+    assert (table["data"] == "tiny, 1,234 labels").sum() == 3, "only one way of reading"
 
 
 def test_the_control_for_planting_is_a_start_of_every_curve():
@@ -180,7 +182,7 @@ def test_the_control_for_planting_is_a_start_of_every_curve():
     assert learning_curves.STARTS[0] == learning_curves.BASELINE
 
 
-def test_more_than_the_baseline_was_given_is_said_of_the_baseline():
+def test_the_sentence_says_where_the_baseline_never_gets_there():
     rows = [("random", 25, 0.1), ("random", 100, 0.2), ("lookup", 25, 0.3), ("lookup", 400, 0.5)]
     table = pd.DataFrame(
         [{"data": "x", "system": s, "seed": 0, "documents": n, "ndcg@5": v} for s, n, v in rows]
@@ -199,9 +201,9 @@ def test_documents_needed_by_hand():
     table = pd.DataFrame(
         [{"data": "x", "system": s, "seed": 0, "documents": n, "ndcg@5": v} for s, n, v in rows]
     )
-    found = learning_curves.needed(table).set_index(["system", "documents"])["baseline needs"]
-    assert found["lookup", 10] == pytest.approx(10**1.5) and found["SVM", 10] == pytest.approx(10)
-    assert np.isinf(found["lookup", 100])
-    said = learning_curves.sentence(table)
-    assert "x, `lookup`: 10: 32, 100: more than 100" in said
+    needed = learning_curves.needed(table).set_index(["system", "documents"])["baseline needs"]
+    assert needed["lookup", 10] == pytest.approx(10**1.5) and needed["SVM", 10] == pytest.approx(10)
+    assert np.isinf(needed["lookup", 100])
+    sentence = learning_curves.sentence(table)
+    assert "x, `lookup`: 10: 32, 100: more than 100" in sentence
     assert "No learning curves yet" in learning_curves.sentence(learning_curves.frame([]))

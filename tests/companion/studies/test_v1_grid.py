@@ -1,6 +1,4 @@
-"""The first version's grid: every ablation changes one thing, what is finished is read again, two
-directions are summed.
-"""
+"""The grid of the first version: ablations change one thing, two directions are summed."""
 
 from __future__ import annotations
 
@@ -88,15 +86,15 @@ def test_two_directions_are_trained_summed_and_read_again(corpus, tmp_path, monk
         )
     again, _ = v1_grid.awd_grid(str(tmp_path / "tiny"), **options)
     assert again == records
-    # one entry a language model, under the name that records give as their backbone
+    # one entry per language model, named like the backbone of the records
     path = tmp_path / "awd-pretraining-tiny.json"
-    told = read_json(path)
-    assert set(told) == {r.backbone for r in records[:2]}
+    reports = read_json(path)
+    assert set(reports) == {r.backbone for r in records[:2]}
     # another run adds to them
-    write_json(path, told | {"tiny-forward-other": {}})
+    write_json(path, reports | {"tiny-forward-other": {}})
     v1_grid.awd_grid(str(tmp_path / "tiny"), **options)
-    assert read_json(path) == told | {"tiny-forward-other": {}}
-    # the sum of members that were trained otherwise is another sum
+    assert read_json(path) == reports | {"tiny-forward-other": {}}
+    # the sum of other members is made again
     path = tmp_path / "runs" / f"{records[2].id}.json"
     write_json(path, read_json(path) | {"params": records[2].params | {"made_of": "0" * 16}})
     monkeypatch.undo()
@@ -133,7 +131,7 @@ def test_a_language_model_of_credentialed_text_stays_in_the_data_folder(
     v1_grid.awd_grid("secret", results=tmp_path / "runs", **options)
     assert len(list((home / "artefacts" / "awd").glob("secret-forward-*/model.safetensors"))) == 1
     assert [p.name for p in tmp_path.iterdir() if p.is_file()] == [], (
-        "nor does what pretraining found leave it"
+        "nor does the report of the pretraining"
     )
     assert not list((tmp_path / "runs").glob("*/")) and {
         p.suffix for p in (tmp_path / "runs").iterdir()
