@@ -38,6 +38,8 @@ from plantlib.teacher.mig import Teacher, TeacherConfig
 from plantlib.training.inputs import Inputs
 from plantlib.utils.io import fingerprint_of
 
+# Part of every name: raise it when a constant changes that an artefact was computed with.
+VERSION = 1
 STANDARD_SAMPLE = 64  # training documents that the spread of hidden states is measured on
 
 T = TypeVar("T")
@@ -81,13 +83,15 @@ def place(inputs: Inputs, kind: str, *made_from) -> Path:
         kind: a folder, and what the file's name begins with beside the corpus: "planted/listnet".
     """
     folder, _, mark = kind.partition("/")
-    name = "-".join(filter(None, [inputs.corpus.name, mark, fingerprint_of(*made_from)]))
+    name = "-".join(filter(None, [inputs.corpus.name, mark, fingerprint_of(VERSION, *made_from)]))
     return inputs.root / folder / f"{name}.safetensors"
 
 
 def run_folder(inputs: Inputs, run_id: str, *made_from) -> Path:
     """The folder of a run's checkpoints."""
-    return inputs.root / "checkpoints" / f"{run_id}-{fingerprint_of(inputs.key, *made_from)}"
+    return (
+        inputs.root / "checkpoints" / f"{run_id}-{fingerprint_of(VERSION, inputs.key, *made_from)}"
+    )
 
 
 def load_backbone(inputs: Inputs, **options) -> loading.Backbone:
@@ -167,7 +171,7 @@ def linear_scores(
     word_counts = words(inputs.corpus.texts, inputs.rows["train"], MIN_DOCUMENTS)
     # the score reads words, not tokens, so it is named by the corpus alone where all rows train
     documents = inputs.corpus.fingerprint() if inputs.train_rows is None else inputs.key
-    name = f"{inputs.corpus.name}-{fingerprint_of(documents, asdict(config), seed)}"
+    name = f"{inputs.corpus.name}-{fingerprint_of(VERSION, documents, asdict(config), seed)}"
     folder = inputs.root / "linear" / name
     with locked(folder):
         return linear_score.fit(
