@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from companion.report import backbone_report, report, verdicts, worth
-from companion.report.compare import replace_section, section
+from companion.report.compare import difference_cell, replace_section, section
 from companion.report.report import NAMES, NO_RUNS, markdown_table
 from companion.studies import ablations, awd_report, leak_audit, learning_curves
 from plantlib.data.sources import checkout
@@ -50,10 +50,14 @@ def blocks(
 ) -> dict[str, str]:
     """Every block by its name, as Markdown.
 
-    groups: `report.groups` of the records, where their tables have been made already; results: the
-    folder of `paper_numbers.csv`, `bars.csv` and `zero_shot.json`, by default the checkout's.
+    Args:
+        records: all that the pages show.
+        groups: `report.groups` of the records, to reuse the tables they have cached.
+        results: folder of `paper_numbers.csv`, `bars.csv` and `zero_shot.json`; results/ of the
+            checkout when None.
     """
-    records, results = list(records), Path(results or checkout() / "results")
+    records = list(records)
+    results = Path(results or checkout() / "results")
     groups = report.groups(records) if groups is None else groups
     paper = verdicts.paper_numbers(results / "paper_numbers.csv")
     held = verdicts.passed(verdicts.bars(results / "bars.csv"), groups)
@@ -83,12 +87,14 @@ def write(
 
     ValueError where a page lacks the markers of one of its blocks.
     """
-    root, made, changed = Path(root or checkout()), blocks(records, groups=groups), []
+    root = Path(root or checkout())
+    texts = blocks(records, groups=groups)
+    changed = []
     for page, names in PAGES.items():
         path = root / page
-        stale = [name for name in names if section(path, name) != made[name].strip()]
+        stale = [name for name in names if section(path, name) != texts[name].strip()]
         for name in stale:
-            replace_section(path, name, made[name])
+            replace_section(path, name, texts[name])
         if stale:
             changed.append(path)
     return changed
@@ -96,7 +102,8 @@ def write(
 
 def effects(records: Iterable[RunRecord]) -> str:
     """Every ablation beside the base: mean and difference with its interval, two metrics."""
-    metrics, tables = ("ndcg@5", "few/rp@5"), []
+    metrics = ("ndcg@5", "few/rp@5")
+    tables = []
     head = ["switch", "seeds"]
     for metric in metrics:
         head += [NAMES[metric], "difference to base [95 %]"]
@@ -105,7 +112,7 @@ def effects(records: Iterable[RunRecord]) -> str:
         for system, row in ablations.effects(part).iterrows():
             cells = [system, f"{int(row['seeds'])}"]
             for metric in metrics:
-                cells += [report.cell(row, metric), _change(row, metric)]
+                cells += [report.cell(row, metric), difference_cell(row, metric)]
             rows.append(cells)
         tables.append(f"**{name}**\n\n{markdown_table(head, rows)}")
     if not tables:
@@ -115,14 +122,6 @@ def effects(records: Iterable[RunRecord]) -> str:
         " corrected for the number of tests."
     )
     return "\n\n".join([*tables, note])
-
-
-def _change(row: pandas.Series, metric: str) -> str:
-    """The difference to the baseline in points with its interval; a dash for the baseline."""
-    difference, low, high = (row.get(f"{metric} {part}") for part in ("diff", "low", "high"))
-    if difference is None or difference != difference:
-        return "-"
-    return f"{100 * difference:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
 
 
 def curves(frame: pandas.DataFrame) -> str:
@@ -169,7 +168,7 @@ def leak(frame: pandas.DataFrame) -> str:
 
 
 def zero_shot(frame: pandas.DataFrame) -> str:
-    """What their own words are worth to labels without a training document."""
+    """How well labels without a training document are found by the words of their descriptions."""
     if not len(frame):
         return NO_RUNS
     metrics = {

@@ -127,7 +127,7 @@ def to_markdown(table: pandas.DataFrame, level: float = 0.05) -> str:
         for metric in metrics:
             sd = row[f"{metric} sd"]
             cells.append(_percent(row[metric]) + ("" if math.isnan(sd) else f" ± {_percent(sd)}"))
-            cells += [_interval(row, metric, level)] if metric in tested else []
+            cells += [_starred(row, metric, level)] if metric in tested else []
         lines.append(cells)
     note = "\n\nPercent; mean ± standard deviation over seeds."
     if tested:
@@ -142,13 +142,21 @@ def _percent(value: float, sign: str = "") -> str:
     return "-" if math.isnan(value) else f"{100 * value:{sign}.1f}"
 
 
-def _interval(row: Mapping[str, float], metric: str, level: float) -> str:
-    difference, low, high, p = (row[f"{metric} {name}"] for name in ("diff", "low", "high", "p"))
-    if math.isnan(difference):
+def difference_cell(row: Mapping[str, float], metric: str) -> str:
+    """Difference to the baseline in points with its interval; "-" where the row has none.
+
+    row: a row of `compare`.
+    """
+    values = [row.get(f"{metric} {name}") for name in ("diff", "low", "high")]
+    if any(value is None or math.isnan(value) for value in values):
         return "-"
-    return f"{_percent(difference, '+')} [{_percent(low, '+')}, {_percent(high, '+')}]" + (
-        " \\*" if p < level else ""
-    )
+    difference, low, high = (_percent(value, "+") for value in values)
+    return f"{difference} [{low}, {high}]"
+
+
+def _starred(row: Mapping[str, float], metric: str, level: float) -> str:
+    """`difference_cell` with a star where p < `level`."""
+    return difference_cell(row, metric) + (" \\*" if row[f"{metric} p"] < level else "")
 
 
 def section(path: str | Path, name: str) -> str:

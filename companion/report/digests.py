@@ -1,8 +1,9 @@
-"""Digests of every committed number, so that a rewritten record shows when it lost one:
-`python -m companion.report.digests` after runs were made anew.
+"""Digests of every committed number; a test compares them with the files.
 
-results/digests.json maps each record of results/runs to a digest of its outcomes (not of its
-options, whose names may change), and every other JSON or CSV file of numbers to one of its values.
+So a script that rewrites records cannot lose or change a number unnoticed. results/digests.json
+maps each record of results/runs to a digest of its outcomes (not of its options, whose names may
+change), and every other JSON or CSV file of numbers to a digest of its values. After new runs
+`python -m companion.report.digests` writes it again.
 """
 
 from __future__ import annotations
@@ -35,17 +36,17 @@ FIELDS = (
     "environment",
     "created",
 )
-LEARNT = ("l2r", "linear", "static_l2r")  # entries of a record's `teacher` that are outcomes
+LEARNT = ("l2r", "linear", "static_l2r")  # entries of `RunRecord.teacher` that are outcomes
 
 
 def digest_of(value: Any) -> str:
-    """The first 16 hex digits of the SHA-256 of a JSON value, whatever the order of its keys."""
+    """The first 16 hex digits of the SHA-256 of a JSON value; the order of keys has no effect."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def digest_of_record(path: Path) -> str:
-    """Of what a run found: metrics, history, times and the like, and outcomes among its options."""
+    """Digest of the outcomes of a run: metrics, history, times and the like."""
     record = read_json(path)
     outcomes = {name: record[name] for name in FIELDS}
     outcomes["params"] = {k: v for k, v in record["params"].items() if k in OUTCOMES}
@@ -54,7 +55,7 @@ def digest_of_record(path: Path) -> str:
 
 
 def digest_of_file(path: Path) -> str:
-    """Of the values of a JSON or CSV file; a CSV cell that reads as a number counts as one."""
+    """Digest of the values of a JSON or CSV file; CSV cells that are numbers count as numbers."""
     if path.suffix == ".json":
         return digest_of(read_json(path))
     with path.open(newline="", encoding="utf-8") as file:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterable
 
+from companion.report.compare import difference_cell
 from companion.report.report import NAMES, Group, tokens_of
 from companion.report.worth import pairs_of
 from plantlib.metrics.statistics import paired_bootstrap
@@ -119,12 +120,11 @@ def _mean(row, metric: str) -> str:
 
 
 def _difference(row) -> str:
-    """Difference to the baseline in points, its interval, a star where it is p < 0.05."""
-    values = [row.get(f"{METRIC} {part}") for part in ("diff", "low", "high")]
-    if any(value is None or value != value for value in values):
-        return "-"
-    star = " *" if row[f"{METRIC} p"] < 0.05 else "  "
-    return "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * value for value in values)) + star
+    """Difference to the baseline in points, its interval, a star where p < 0.05."""
+    cell = difference_cell(row, METRIC)
+    if cell == "-":
+        return cell
+    return cell + (" *" if row[f"{METRIC} p"] < 0.05 else "  ")
 
 
 def text(group: Group) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from companion.report import report
-from companion.report.compare import compare
+from companion.report.compare import compare, difference_cell
 from companion.studies.v1_grid import SYSTEMS
 from plantlib.training.ensemble import SUM
 from plantlib.training.records import RunRecord
@@ -138,10 +138,8 @@ def markdown(records: Iterable[RunRecord]) -> str:
 
 def _difference(row) -> str:
     """Difference to `v1` in points with its interval; "-" for `v1` and where it was not run."""
-    values = [row.get(f"ndcg@5 {part}") for part in ("diff", "low", "high")]
-    if row["baseline"] != "v1" or row["system"] == "v1" or values[0] != values[0]:
-        return "-"
-    return "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * value for value in values))
+    known = row["baseline"] == "v1" and row["system"] != "v1"
+    return difference_cell(row, "ndcg@5") if known else "-"
 
 
 def write(records: Iterable[RunRecord], out: str | Path) -> list[Path]:

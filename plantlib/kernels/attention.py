@@ -82,7 +82,7 @@ def planted_attention(
             candidates=candidates,
             state=state,
         )
-    # one dtype: the widest of the three, or what autocast asks of a GPU
+    # one dtype: the widest of the three, or that of autocast on a GPU
     kind = _common_dtype(hidden_states, label_queries, label_outputs)
     device = hidden_states.device.type
     if backend == "triton":

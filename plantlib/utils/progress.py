@@ -36,7 +36,8 @@ def _line_bar() -> type:
         def display(self, msg: str | None = None, pos: int | None = None) -> bool:
             """Write a line if one is due; tqdm calls this at every update and from `close`."""
             closing = self.disable  # `close` sets it first and ends the last line by itself
-            if msg == "" or not closing and monotonic() < self._next_line:
+            due = self.n != self.total and monotonic() >= self._next_line
+            if msg == "" or not (closing or due):
                 return False
             self._next_line = monotonic() + LINE_SECONDS
             self.fp.write(f"{self}" if closing else f"{self}\n")

@@ -3,6 +3,7 @@
 A recorder replaces papermill, so the parameters and folders of the whole job are seen in a second.
 """
 
+import shutil
 from pathlib import Path
 
 import pytest
