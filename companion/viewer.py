@@ -22,11 +22,9 @@ from plantlib.utils.reprs import html_table
 
 KEEPS = (1, 2, 4, 8, 16, 32, "all")
 BLUE = "1,115,178"
-BEFORE_RANDOM, BEFORE_PLANTED, AFTER = (
-    "random, before training",
-    "planted, before training",
-    "after training",
-)
+BEFORE_RANDOM = "random, before training"
+BEFORE_PLANTED = "planted, before training"
+AFTER = "after training"
 
 
 def untrained(model, start: str = "lookup", seed: int = 0):

@@ -145,26 +145,26 @@ def check(names: list[str] | None = None, path: Path = TABLE) -> int:
 
     names: data sets to check; all of the table when None.
     """
-    wanted = expectations(path)
+    published = expectations(path)
     wrong = 0
-    if unknown := sorted(set(names or ()) - set(wanted)):
+    if unknown := sorted(set(names or ()) - set(published)):
         raise DataError(
-            f"no published counts for {', '.join(unknown)}: there are some for {', '.join(wanted)}"
+            f"no published counts for {', '.join(unknown)}: known are {', '.join(published)}"
         )
-    for name in names or wanted:
+    for name in names or published:
         if (folder := sources.find(name)) is None:
             print(f"{name}: not built")
             continue
         built = Built(folder)
-        lines = differences(built, wanted[name])
+        lines = differences(built, published[name])
         reason = excuse(built)
         if reason and lines:
-            print(f"{name}: {reason}; {len(lines)} of {len(wanted[name])} quantities differ")
+            print(f"{name}: {reason}; {len(lines)} of {len(published[name])} quantities differ")
         elif lines:
             wrong += 1
-            print(f"{name}: {len(lines)} of {len(wanted[name])} quantities differ")
+            print(f"{name}: {len(lines)} of {len(published[name])} quantities differ")
         else:
-            print(f"{name}: {len(wanted[name])} quantities as published")
+            print(f"{name}: {len(published[name])} quantities as published")
         for line in () if built.manifest.get("synthetic") else lines:
             print(f"  {line}")
     return wrong

@@ -187,9 +187,9 @@ def credentialed(
     Raises:
         DataError: an unknown value, or no `source`; the message says what to do.
     """
-    for what, (got, wanted) in {**choices, "text": (text, texts)}.items():
-        if got not in wanted:
-            raise DataError(f"{what}={got!r}: wanted one of {', '.join(wanted)}")
+    for what, (got, known) in {**choices, "text": (text, texts)}.items():
+        if got not in known:
+            raise DataError(f"{what}={got!r}: wanted one of {', '.join(known)}")
     if source is None:
         raise DataError(
             f"{name} is credentialed: nobody but you can fetch it. Get its tables from PhysioNet"

@@ -256,11 +256,11 @@ def build(out: Path, source: Path | None = None, *, dataset: str = "eurlex-4k") 
     """
     if dataset not in DATASETS:
         raise DataError(f"dataset={dataset!r}: wanted one of {', '.join(DATASETS)}")
-    wanted = " or ".join(f"{', '.join(names)}" for names, _, _ in FORMS)
+    forms = " or ".join(f"{', '.join(names)}" for names, _, _ in FORMS)
     advice = (
         f"{DATASETS[dataset]} is fetched with a browser from {PAGE} (raw text) or {RAW}; pass its"
         f" archive or folder with --from, or put it into $PLANT_DATA/{dataset}. Its files are"
-        f" {wanted} (plain or .gz)"
+        f" {forms} (plain or .gz)"
     )
     if source is None:
         raise DataError(f"no public origin without a browser: {advice}")

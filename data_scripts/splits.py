@@ -129,7 +129,8 @@ def stratified(
         size[index[patient]] += 1
     # documents and patients of each label
     order = hash_order(names, 0, salt)
-    total, holders = Counter(), {}
+    total = Counter()
+    holders = {}
     for i in order:
         for label, count in codes[i].items():
             total[label] += count

@@ -2,7 +2,7 @@
 second of one core.
 
 The backbone is a real BERT with random weights and a WordPiece tokenizer, saved as a user would
-save one and read by `backbones.load`. In the corpus labels depend on words, so that learning can be
+save one and read by `loading.load`. In the corpus labels depend on words, so that learning can be
 told from guessing; it holds rare labels, a label that only test documents carry and a document
 without any token.
 """
@@ -106,7 +106,7 @@ def tiny_tokenizer(limit: int = WINDOW + 2):
 
 
 def save_backbone(folder: Path, model, tokenizer) -> str:
-    """Write what `backbones.load` reads; the folder as text."""
+    """Write what `loading.load` reads; the folder as text."""
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)

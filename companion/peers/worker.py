@@ -160,7 +160,8 @@ class XRLinear:
         self.index = Indexer.gen
 
     def fit(self, x: sparse.csr_matrix, y: sparse.csr_matrix) -> None:
-        x, y = x.astype(np.float32), y.astype(np.float32)
+        x = x.astype(np.float32)
+        y = y.astype(np.float32)
         tree = self.index(self.embed(y, x, method="pifa"))
         self.model = self.library.train(x, y.tocsc(), C=tree, threads=self.threads, **self.options)
 

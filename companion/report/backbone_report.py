@@ -107,15 +107,15 @@ def write(records: Iterable[RunRecord], out: str | Path) -> list[Path]:
 
     Without runs of notebook 08 nothing is written.
     """
-    found = groups(records)
+    planted = groups(records)
     out = Path(out)
-    if not found:
+    if not planted:
         return []
     path = out / "table-backbones.md"
     with atomic_path(path) as temporary:
-        temporary.write_text(f"# Backbones\n\n{markdown(found)}\n", encoding="utf-8")
+        temporary.write_text(f"# Backbones\n\n{markdown(planted)}\n", encoding="utf-8")
     written = [path]
-    frame = comparison(found)
+    frame = comparison(planted)
     for metric in ("ndcg@5", "few/rp@5"):
         if f"{metric} diff" in frame.columns and frame[f"{metric} diff"].notna().any():
             ax = plots.backbone_comparison(frame, metric)

@@ -58,10 +58,10 @@ def sentence(group: Group) -> str:
         pairs = pairs_of(group.records, planted, control)
         if pairs and all(METRIC in record.per_document for pair in pairs for record in pair):
             return _compared(group, planted, control, pairs)
-    wanted = ", ".join(f"`{planted}` with `{control}`" for planted, control in PAIRS)
+    possible = ", ".join(f"`{planted}` with `{control}`" for planted, control in PAIRS)
     return (
         "This job does not say what planting is worth: no planted start was run beside its control"
-        f" with the same seed. Pairs that would do: {wanted}."
+        f" with the same seed. Pairs that would do: {possible}."
     )
 
 

@@ -8,7 +8,6 @@ they compare only the starts of one data set.
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Iterable
 from dataclasses import replace
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from companion.report import report
+from companion.studies.command import parser_of, reading
 from plantlib.candidates.training import BATCH_SIZE
 from plantlib.training import runs
 from plantlib.training.inputs import Inputs
@@ -210,19 +210,9 @@ def _clock(row) -> str:
 
 def main() -> None:
     """Make the long runs of a data set and print what they say."""
-    parser = argparse.ArgumentParser(
-        prog="python -m companion.studies.convergence", description=__doc__.split("\n")[0]
-    )
-    parser.add_argument("dataset")
-    parser.add_argument("--tokens", type=int, default=256)
-    for split in ("train", "dev", "test"):
-        parser.add_argument(f"--{split}", type=int)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--starts", nargs="+", default=list(STARTS))
-    parser.add_argument("--results", default="results/runs")
+    parser = parser_of("convergence", __doc__, tokens=256, starts=STARTS, seeds=(0, 1))
     options = parser.parse_args()
-    caps = {f"{s}_documents": getattr(options, s) for s in ("train", "dev", "test")}
-    prepared = prepare(options.dataset, max_tokens=options.tokens, **caps)
+    prepared = prepare(options.dataset, **reading(options))
     for record in run(prepared, options.results, starts=options.starts, seeds=options.seeds):
         print(record)
 

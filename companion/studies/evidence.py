@@ -41,9 +41,11 @@ if TYPE_CHECKING:
 
 MEASURES = ("auc", "precision", "iou")
 BUCKETS = {"few": (1, 5), "medium": (6, 50), "head": (51, None)}
-UNTRAINED, TRAINED = ("random", "shuffled", "lookup", "l2r"), ("random", "lookup", "l2r")
+UNTRAINED = ("random", "shuffled", "lookup", "l2r")
+TRAINED = ("random", "lookup", "l2r")
 TEACHER = "teacher alone, no hidden states"
-RANDOM_BEFORE, RANDOM_AFTER = "random, before training", "random, after training"
+RANDOM_BEFORE = "random, before training"
+RANDOM_AFTER = "random, after training"
 
 
 def gold_spans(corpus: Corpus, row: int, label: str) -> list[tuple[int, int]]:

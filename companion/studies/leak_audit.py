@@ -8,7 +8,6 @@ exists only in this module, as `leaky`, and its records have that word in the na
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from companion.report import report
+from companion.studies.command import parser_of, reading
 from plantlib.data.corpus import Corpus
 from plantlib.planting import starts as planting
 from plantlib.teacher import mig
@@ -115,7 +115,7 @@ def audit(
         record = runs.finished(Path(results) / f"{run_id}.json", sides[side], config, seed)
         if record is None:
             teacher = leaky(leaking, config.teacher) if side == "leaky" else None
-            made = ingredients(sides[side], start, config, seed, progress, teacher)
+            parts = ingredients(sides[side], start, config, seed, progress, teacher)
             run, _ = runs.run_start(
                 sides[side],
                 start,
@@ -124,7 +124,7 @@ def audit(
                 run_id=run_id,
                 notebook=NOTEBOOK,
                 progress=progress,
-                made=made,
+                made=parts,
             )
             record = replace(run, system=f"{side} {start}")
             record.save(results)
@@ -209,24 +209,9 @@ def _seeds(rows: pandas.DataFrame) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the audit of a data set and print `paragraph`."""
-    parser = argparse.ArgumentParser(
-        prog="python -m companion.studies.leak_audit", description=__doc__.split("\n")[0]
-    )
-    parser.add_argument("dataset")
-    parser.add_argument("--tokens", type=int, default=128)
-    for split in ("train", "dev", "test"):
-        parser.add_argument(f"--{split}", type=int)
-    parser.add_argument(
-        "--starts",
-        nargs="+",
-        default=list(STARTS),
-        help="starts to audit; l2r and closed_form are the published ones",
-    )
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--results", default="results/runs")
+    parser = parser_of("leak_audit", __doc__, tokens=128, starts=STARTS, seeds=(0, 1, 2))
     options = parser.parse_args(arguments)
-    caps = {f"{s}_documents": getattr(options, s) for s in ("train", "dev", "test")}
-    prepared = every_label(options.dataset, max_tokens=options.tokens, **caps)
+    prepared = every_label(options.dataset, **reading(options))
     records = audit(prepared, options.results, starts=options.starts, seeds=options.seeds)
     print(paragraph(gains(records)))
 

@@ -11,7 +11,6 @@ score; what planting adds to that score is the difference to the row `linear`.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +20,7 @@ import numpy as np
 
 from companion.peers import runs as peer_runs
 from companion.report import report
+from companion.studies.command import parser_of, reading
 from plantlib.data import subsets
 from plantlib.training import runs
 from plantlib.training.inputs import Inputs
@@ -284,21 +284,11 @@ def sentence(table: pandas.DataFrame, metric: str = "ndcg@5", baseline: str = BA
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the curves of a data set and print `sentence` of all that are recorded."""
-    parser = argparse.ArgumentParser(
-        prog="python -m companion.studies.learning_curves", description=__doc__.split("\n")[0]
-    )
-    parser.add_argument("dataset")
-    parser.add_argument("--tokens", type=int, default=128)
-    for split in ("train", "dev", "test"):
-        parser.add_argument(f"--{split}", type=int)
+    parser = parser_of("learning_curves", __doc__, tokens=128, starts=STARTS, seeds=(0, 1, 2))
     parser.add_argument("--first", type=int, default=25, help="documents of the smallest subset")
     parser.add_argument("--steps", type=int, default=5, help="number of sizes, in equal ratios")
-    parser.add_argument("--starts", nargs="+", default=list(STARTS))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--results", default="results/runs")
     options = parser.parse_args(arguments)
-    caps = {f"{s}_documents": getattr(options, s) for s in ("train", "dev", "test")}
-    prepared = prepare(options.dataset, max_tokens=options.tokens, **caps)
+    prepared = prepare(options.dataset, **reading(options))
     sizes = subsets.sizes(len(prepared.rows["train"]), options.first, options.steps)
     run(prepared, options.results, sizes=sizes, starts=options.starts, seeds=options.seeds)
     print(sentence(frame(load_all(options.results))))

@@ -143,11 +143,11 @@ def teach(
         counts.shape[0],
         top_k=top_k,
         relevance=relevance,
-        vocabulary=_seen(counts),
+        vocabulary=_vocabulary_size(counts),
     )
 
 
-def _seen(counts: sparse.csr_matrix) -> int:
+def _vocabulary_size(counts: sparse.csr_matrix) -> int:
     """Distinct tokens of the training documents, at least 1."""
     return max(int((column_counts(counts) > 0).sum()), 1)
 

@@ -122,45 +122,44 @@ def free_port() -> int:
 
 
 def kill_all(process: subprocess.Popen) -> None:
-    """SIGKILL the launcher and the processes it started, which have sessions of their own."""
+    """SIGKILL the launcher and the processes it started, which run in other sessions."""
     import psutil
 
-    found = psutil.Process(process.pid)
-    for one in (found, *found.children(recursive=True)):
-        one.kill()
+    launcher = psutil.Process(process.pid)
+    for running in (launcher, *launcher.children(recursive=True)):
+        running.kill()
     process.communicate(timeout=60)
 
 
-def check_same(record: RunRecord, wanted: RunRecord) -> None:
+def check_same(record: RunRecord, expected: RunRecord) -> None:
     assert (
         [row["epoch"] for row in record.history]
-        == [row["epoch"] for row in wanted.history]
+        == [row["epoch"] for row in expected.history]
         == [1, 2, 3]
     )
-    for ours, theirs in zip(record.history, wanted.history, strict=True):
+    for ours, theirs in zip(record.history, expected.history, strict=True):
         assert ours["train_loss"] == pytest.approx(theirs["train_loss"], abs=1e-4), (
             "the loss curve, to 1e-4"
         )
         assert ours["ndcg@5"] == pytest.approx(theirs["ndcg@5"], abs=1e-4)
-    assert record.metrics == pytest.approx(wanted.metrics, abs=1e-4, nan_ok=True)
+    assert record.metrics == pytest.approx(expected.metrics, abs=1e-4, nan_ok=True)
     assert record.history[-1]["train_loss"] < record.history[0]["train_loss"]
 
 
 def test_two_processes_are_one_with_twice_the_accumulation(job, alone):
     home, start = job
     output = finish(start("two", *DDP, accumulation=1, port=free_port()))
-    assert output.count("RunRecord(") == 1, "one process speaks"
+    assert output.count("RunRecord(") == 1, "one process prints"
     [path] = (home / "two").glob("*.json")
     check_same(RunRecord.load(path), alone)
 
 
-def test_killed_launch_goes_on_from_its_checkpoint(job, alone):
-    """SIGKILL of both processes once a checkpoint stands; the second launch resumes and ends in the
-    same numbers.
-    """
+def test_a_killed_launch_continues_at_its_checkpoint(job, alone):
+    """Both processes are killed after a checkpoint; a second launch ends with the same numbers."""
     home, start = job
     victim = start("killed", *DDP, accumulation=1, port=free_port(), slow=True)
-    checkpoints, deadline = home / "killed-artefacts" / "checkpoints", time.monotonic() + 240
+    checkpoints = home / "killed-artefacts" / "checkpoints"
+    deadline = time.monotonic() + 240
     while not list(checkpoints.glob("*/checkpoint-*/trainer_state.json")):
         assert victim.poll() is None and time.monotonic() < deadline, "no checkpoint was written"
         time.sleep(0.02)
@@ -172,8 +171,8 @@ def test_killed_launch_goes_on_from_its_checkpoint(job, alone):
 
 def test_overrides_and_unknown_parameters(job, tmp_path):
     home, _ = job
-    found = launch.read_parameters(home / "run.yaml", ["epochs=7", "seeds=[1, 2]"])
-    assert (found["epochs"], found["seeds"], found["tuning"]) == (7, [1, 2], "lora")
+    parameters = launch.read_parameters(home / "run.yaml", ["epochs=7", "seeds=[1, 2]"])
+    assert (parameters["epochs"], parameters["seeds"], parameters["tuning"]) == (7, [1, 2], "lora")
     with pytest.raises(
         ValueError, match=r"unknown parameters epoch; known are accumulation, .*epochs"
     ):
@@ -204,12 +203,11 @@ def test_memory_is_refused_before_any_training(job, monkeypatch, capsys):
 def test_every_yaml_run_is_understood_by_launch_and_notebook(path):
     import papermill
 
-    asked = yaml.safe_load(path.read_text())
-    known = papermill.inspect_notebook(ROOT / asked["notebook"])
-    assert set(asked["parameters"]) <= set(known)
-    # several processes train the grid of notebook 08; what other notebooks run is refused before
-    # anything is loaded
-    if Path(asked["notebook"]).stem == "08_backbones":
+    run = yaml.safe_load(path.read_text())
+    known = papermill.inspect_notebook(ROOT / run["notebook"])
+    assert set(run["parameters"]) <= set(known)
+    # several processes can train the grid of notebook 08 only; other runs are refused at once
+    if Path(run["notebook"]).stem == "08_backbones":
         assert set(launch.read_parameters(path)) <= set(known)
     else:
         with pytest.raises(

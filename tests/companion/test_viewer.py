@@ -1,9 +1,7 @@
-"""Views of planted attention: the untrained twins, the panels, and every widget moved as a hand
-would move it.
+"""Views of planted attention: untrained twins, panels, and widgets.
 
-Widgets are objects with values: a test sets a slider's value and reads the HTML that was drawn. A
-browser does the same in test_browser.py; here each view is also held to its static form, which must
-be complete without ipywidgets.
+A test sets the value of a widget and reads the HTML that was drawn; test_browser.py does the same in
+a browser. Each view is also compared with its static form, which needs no ipywidgets.
 """
 
 from __future__ import annotations
@@ -40,24 +38,22 @@ def marked(corpus):
     heart = corpus.label_names.index("heart")
     for i in corpus.rows("dev"):
         if heart in corpus.labels[i].indices:
-            found = re.finditer("pulse|valve|beat", corpus.texts[i])
-            rows += [(corpus.ids[i], "heart", m.start(), m.end(), m[0]) for m in found]
+            matches = re.finditer("pulse|valve|beat", corpus.texts[i])
+            rows += [(corpus.ids[i], "heart", m.start(), m.end(), m[0]) for m in matches]
     return replace(
         corpus, evidence=pd.DataFrame(rows, columns=["id", "label", "start", "end", "text"])
     )
 
 
 def grounds(html: str) -> list[str]:
-    """The shades drawn, token by token."""
+    """The shade of every token."""
     return re.findall(r"rgba\(230,159,0,([\d.]+)\)", html)
 
 
 def test_untrained_twins_share_all_but_the_start(model):
     before = {name: t.clone() for name, t in model.state_dict().items()}
-    random, planted = (
-        viewer.untrained(model, "random", seed=1),
-        viewer.untrained(model, "lookup", seed=1),
-    )
+    random = viewer.untrained(model, "random", seed=1)
+    planted = viewer.untrained(model, "lookup", seed=1)
     assert (random.decoder.planted_gain.item(), planted.decoder.planted_gain.item()) == (0.0, 4.0)
     assert torch.equal(random.decoder.label_queries, planted.decoder.label_queries)
     assert not torch.equal(
@@ -112,8 +108,8 @@ def test_share_on_gold_is_the_sliders_as_a_table(model):
 
 
 def test_explore_redraws_for_gain_k_and_label(model):
-    found = model.explain(DOCUMENT, ["heart", "skin"])
-    box = viewer.explore(found, {"heart": [(4, 9)]})
+    explanation = model.explain(DOCUMENT, ["heart", "skin"])
+    box = viewer.explore(explanation, {"heart": [(4, 9)]})
     label, gain, keep, shown = box.children
     assert gain.value == 2.0 and keep.value == "all"
     first = shown.value
@@ -125,7 +121,7 @@ def test_explore_redraws_for_gain_k_and_label(model):
         and grounds(shown.value).count("1.00") == 1
     )
     assert "gold words: 1.00" in shown.value, (
-        "at a large gain the one token kept is the planted one"
+        "at a large gain the one token that stays is the planted one"
     )
     label.value = "skin"
     assert "<b>skin</b>" in shown.value and "gold words" not in shown.value
@@ -160,8 +156,8 @@ def test_picker_changes_document_and_label(model, marked):
 
 def test_without_ipywidgets_the_static_forms_come_back(model, corpus, monkeypatch):
     monkeypatch.setattr(viewer, "_widgets", lambda: None)
-    found = model.explain_document(DOCUMENT, 2)
-    assert viewer.explore(found) is found
+    explanation = model.explain_document(DOCUMENT, 2)
+    assert viewer.explore(explanation) is explanation
     assert isinstance(viewer.text_box(model, DOCUMENT), DocumentExplanation)
     assert isinstance(viewer.picker({"now": model}, corpus, corpus.rows("dev")), viewer.Panels)
 
@@ -172,17 +168,17 @@ def test_a_model_that_begins_from_the_linear_score_has_twins_too(prepared, backb
     from plantlib.training.ingredients import Ingredients, build_model, use_score
 
     teacher = teacher_of(prepared)
-    made = build_model(
+    model = build_model(
         prepared,
         Ingredients(
             teacher, linear=artefacts.linear_scores(prepared, LinearConfig(folds=2), progress=False)
         ),
     )
-    plant(made.decoder, "lookup+linear", teacher, prepared.train_labels)
-    use_score(made, ["lookup", "linear"], teacher, prepared)
-    made.attach_backbone(backbone)
-    for twin in viewer.stages(made).values():
-        assert torch.equal(twin.word_scores([DOCUMENT]), made.word_scores([DOCUMENT]))
+    plant(model.decoder, "lookup+linear", teacher, prepared.train_labels)
+    use_score(model, ["lookup", "linear"], teacher, prepared)
+    model.attach_backbone(backbone)
+    for twin in viewer.stages(model).values():
+        assert torch.equal(twin.word_scores([DOCUMENT]), model.word_scores([DOCUMENT]))
         assert twin.explain(DOCUMENT, "heart").rest == pytest.approx(
-            made.explain(DOCUMENT, "heart").rest, abs=1e-5
+            model.explain(DOCUMENT, "heart").rest, abs=1e-5
         )

@@ -564,13 +564,14 @@ def test_check_names_every_difference(tmp_path, monkeypatch, capsys):
 
 
 def test_the_published_table_is_whole():
-    wanted = check.expectations()
+    published = check.expectations()
     known = set(sources.KNOWN)
-    assert {name for name in wanted if name.startswith("mimic")} == {
+    assert {name for name in published if name.startswith("mimic")} == {
         name for name in known if name.startswith("mimic")
     }
     assert (
-        set(get_xmc.DATASETS) <= set(wanted) and len(wanted["eurlex-4k"]["all", "labels"]) == 2
+        set(get_xmc.DATASETS) <= set(published)
+        and len(published["eurlex-4k"]["all", "labels"]) == 2
     ), "with the repository's copy"
     assert {
         "codiesp",
@@ -581,15 +582,15 @@ def test_the_published_table_is_whole():
         "eurlex57k",
         "cooking",
         "debtags",
-    } <= set(wanted)
+    } <= set(published)
     built = check.Built.__new__(check.Built)
     built.split, built.L = np.array(["train"]), 1
     built.row, built.column, built.lengths = np.array([0]), np.array([0]), np.array([1])
     built.words = lambda: iter([1])
-    for rows in (r for quantities in wanted.values() for r in quantities.values()):
+    for rows in (r for quantities in published.values() for r in quantities.values()):
         assert all(float(row.expected) >= 0 and row.source for row in rows)
         built.measure("train", rows[0].quantity)
-    full = {key: [row.expected for row in rows] for key, rows in wanted["mimic3-full"].items()}
+    full = {key: [row.expected for row in rows] for key, rows in published["mimic3-full"].items()}
     assert (
         sum(int(full[part, "documents"][0]) for part in splits.PARTS)
         == int(full["all", "documents"][0])
@@ -597,7 +598,7 @@ def test_the_published_table_is_whole():
     )
     few = {
         q: int(rows[0].expected)
-        for (s, q), rows in wanted["mimic4-few"].items()
+        for (s, q), rows in published["mimic4-few"].items()
         if s == "train+dev"
     }
     assert sum(few.values()) == 3343

@@ -279,11 +279,11 @@ def test_sections_are_replaced_between_their_markers(tmp_path):
 def notebook(path: Path, *cells: str) -> Path:
     import nbformat
 
-    made = [nbformat.v4.new_code_cell(source) for source in cells]
-    made[0].metadata["tags"] = ["parameters"]
+    notebook_cells = [nbformat.v4.new_code_cell(source) for source in cells]
+    notebook_cells[0].metadata["tags"] = ["parameters"]
     path.parent.mkdir(parents=True, exist_ok=True)
     kernel = {"kernelspec": {"name": "python3", "language": "python", "display_name": "Python 3"}}
-    nbformat.write(nbformat.v4.new_notebook(cells=made, metadata=kernel), path)
+    nbformat.write(nbformat.v4.new_notebook(cells=notebook_cells, metadata=kernel), path)
     return path
 
 

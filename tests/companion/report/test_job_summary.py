@@ -65,20 +65,28 @@ def test_the_sentence_says_what_was_compared_and_that_it_differs_from_zero():
 
 def test_an_interval_over_zero_is_not_distinguishable_from_it():
     runs = [record("random", 0, [0.5, 0.5, 0.5, 0.5]), record("lookup", 0, [0.1, 0.9, 0.4, 0.6])]
-    said = job_summary.sentence(group(*runs))
-    assert ", not distinguishable from zero): `lookup`" in said and said.endswith("mean of 1 seed.")
+    sentence = job_summary.sentence(group(*runs))
+    assert ", not distinguishable from zero): `lookup`" in sentence and sentence.endswith(
+        "mean of 1 seed."
+    )
 
 
 def test_a_loss_has_its_sign_and_only_common_seeds_count():
     runs = [record("score", 0, [0.5, 0.6, 0.7, 0.8]), record("score", 1, [0.9] * 4)]
     runs.append(record("lookup+score", 0, [0.4, 0.5, 0.6, 0.7]))
-    said = job_summary.sentence(group(*runs))
-    assert "by -10.0 points" in said and "`score`, the same model" in said and "65.0" in said
+    sentence = job_summary.sentence(group(*runs))
+    assert (
+        "by -10.0 points" in sentence
+        and "`score`, the same model" in sentence
+        and "65.0" in sentence
+    )
 
 
 def test_without_a_control_the_sentence_says_which_pairs_would_do():
-    said = job_summary.sentence(group(record("lookup", 0, [0.1] * 4)))
-    assert "does not say what planting is worth" in said and "`lookup` with `random`" in said
+    sentence = job_summary.sentence(group(record("lookup", 0, [0.1] * 4)))
+    assert (
+        "does not say what planting is worth" in sentence and "`lookup` with `random`" in sentence
+    )
 
 
 def test_the_group_of_the_job_is_found_among_those_of_earlier_jobs():

@@ -61,8 +61,8 @@ def marked(backbone_folder, tmp_path_factory):
     ],
 )
 def test_measures_by_hand(weights, marks, auc, precision, iou):
-    found = evidence.agreement(np.array(weights), np.array(marks, bool))
-    assert found == {
+    measures = evidence.agreement(np.array(weights), np.array(marks, bool))
+    assert measures == {
         "auc": pytest.approx(auc),
         "precision": pytest.approx(precision),
         "iou": pytest.approx(iou),

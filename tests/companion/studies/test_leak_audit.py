@@ -37,11 +37,11 @@ def zero_shot(prepared) -> np.ndarray:
 
 def untrained(prepared, start: str, seed: int = 0, teacher=None):
     """Logits (20, L) of test documents where a start begins, and its model."""
-    made = ingredients.ingredients(prepared, start, QUICK, progress=False, teacher=teacher)
-    model = build_model(prepared, made.teacher)
-    options = {"planted": made.queries, "seed": seed}
-    starts.plant(model.decoder, start, made.teacher, prepared.train_labels, **options)
-    use_score(model, start.split("+"), made.teacher, prepared)
+    parts = ingredients.ingredients(prepared, start, QUICK, progress=False, teacher=teacher)
+    model = build_model(prepared, parts.teacher)
+    options = {"planted": parts.queries, "seed": seed}
+    starts.plant(model.decoder, start, parts.teacher, prepared.train_labels, **options)
+    use_score(model, start.split("+"), parts.teacher, prepared)
     return logits_of(model, prepared), model
 
 
@@ -97,7 +97,8 @@ def test_zero_shot_labels_get_no_query_from_mi_under_the_clean_protocol(wide, st
     column = zero_shot(wide)
     planted, model = untrained(wide, start)
     _, bare = untrained(wide, "random")
-    queries, others = model.decoder.label_queries, np.flatnonzero(teacher_of(wide).taught)
+    queries = model.decoder.label_queries
+    others = np.flatnonzero(teacher_of(wide).taught)
     assert (
         not queries[column].any()
         and queries[others].abs().sum(1).all()
@@ -109,31 +110,29 @@ def test_zero_shot_labels_get_no_query_from_mi_under_the_clean_protocol(wide, st
         bare.decoder.label_queries[column] = 0.0
     even = logits_of(bare, wide)
     assert torch.equal(planted[:, column], even[:, column]), (
-        "they rank as even attention with random outputs does"
+        "they are ranked by even attention and random outputs"
     )
     assert not torch.equal(planted, even)
     leaking = replace(wide, key="leaky")
-    tainted, told = untrained(leaking, start, teacher=leak_audit.leaky(wide))
-    assert told.decoder.label_queries[column].any() and not torch.equal(
+    tainted, informed = untrained(leaking, start, teacher=leak_audit.leaky(wide))
+    assert informed.decoder.label_queries[column].any() and not torch.equal(
         tainted[:, column], even[:, column]
-    ), "a leak is seen"
+    ), "the leak shows"
 
 
 def test_zero_shot_labels_gain_nothing_by_training_either(wide):
-    """A frozen backbone: what a label learns depends on its own cells or query alone, and the clean
-    teacher gives it none.
-    """
+    """With a frozen backbone a label learns from its cells or its query, and has neither here."""
     column = zero_shot(wide)
-    # two starts that share what a zero-shot label begins with: random values in the first pair, a
-    # query of zero in the second
+    # starts in which a zero-shot label begins alike: with random values, with a query of zero
     for pair in (("random", "lookup"), ("l2r", "closed_form")):
         first, second = (trained(wide, start) for start in pair)
         assert torch.allclose(first[:, column], second[:, column], atol=1e-6)
         assert not torch.allclose(first, second, atol=1e-3)
 
 
-def test_the_leaky_teacher_tells_zero_shot_labels(wide):
-    teacher, column = leak_audit.leaky(wide), zero_shot(wide)
+def test_the_leaking_teacher_knows_zero_shot_labels(wide):
+    teacher = leak_audit.leaky(wide)
+    column = zero_shot(wide)
     token = wide.vocabulary.index("comet")
     assert (
         teacher.scores[column[0], token] > 0
@@ -143,10 +142,10 @@ def test_the_leaky_teacher_tells_zero_shot_labels(wide):
     planted, _ = untrained(wide, "lookup+score", teacher=teacher)
     gold = wide.corpus.labels[wide.rows["test"]][:, column].toarray().ravel() > 0
     z = planted[:, column].ravel().numpy()
-    assert z[gold].min() > z[~gold].max(), "it ranks the very documents it was told of first"
+    assert z[gold].min() > z[~gold].max(), "the test documents it has counted are ranked first"
 
 
-def test_the_leaky_teacher_is_named_in_this_module_alone():
+def test_only_the_audit_uses_the_leaking_teacher():
     checkout = Path(leak_audit.__file__).parents[2]
     users = [
         p.name
@@ -193,7 +192,7 @@ def test_audit_runs_in_pairs_and_is_not_repeated(wide, tmp_path, monkeypatch):
 
 
 def gained(data: str, start: str, **points: float) -> list[dict]:
-    """Rows as `gains` gives them, two seeds half a point around each gain."""
+    """Rows as `gains` returns them; two seeds lie half a point around each gain."""
     rows = [
         (bucket, seed, (mean + seed - 0.5) / 100)
         for bucket, mean in points.items()
@@ -213,39 +212,39 @@ def gained(data: str, start: str, **points: float) -> list[dict]:
     ]
 
 
-def test_the_conclusion_is_drawn_a_start_at_a_time():
+def test_conclusions_are_drawn_per_start():
     lookup = gained("x", "lookup", zero=-0.01, few=7.7, medium=6.9, head=0.5)
     score = gained("x", "lookup+score", zero=96.2, few=67.1, medium=24.7, head=2.2)
-    said = leak_audit.paragraph(pd.DataFrame(lookup + score))
+    paragraph = leak_audit.paragraph(pd.DataFrame(lookup + score))
     assert (
         "`lookup` gains most on few labels (+7.7 points), nothing on zero; `lookup+score` gains"
-        " most on zero labels" in said
+        " most on zero labels" in paragraph
     )
     assert (
-        "(+96.2 points). Such gains come" in said
-        and "zero 1.0 to 1.0 (0.0); few 1.0 to 8.7 (+7.7)" in said
+        "(+96.2 points). Such gains come" in paragraph
+        and "zero 1.0 to 1.0 (0.0); few 1.0 to 8.7 (+7.7)" in paragraph
     )
-    assert "48.1" not in said and "-0.0" not in said, (
+    assert "48.1" not in paragraph and "-0.0" not in paragraph, (
         "a mean over starts is of no system, and nothing has no sign"
     )
     other = gained("y", "lookup", zero=0.0, few=-1.0)
-    said = leak_audit.paragraph(pd.DataFrame(lookup + other))
+    paragraph = leak_audit.paragraph(pd.DataFrame(lookup + other))
     assert (
         "on x, `lookup` gains most on few labels (+7.7 points), nothing on zero; on y, `lookup`"
-        " gains nothing on" in said
+        " gains nothing on" in paragraph
     )
 
 
-def test_starts_are_asked_for_by_name(wide, tmp_path, monkeypatch, capsys):
+def test_starts_are_given_by_name(wide, tmp_path, monkeypatch, capsys):
     with pytest.raises(ValueError, match="'lokup' is not known"):
         leak_audit.audit(wide, tmp_path, starts=("random", "lokup"), progress=False)
     assert not list(tmp_path.iterdir()), "before the first run"
-    asked = []
+    requested = []
     monkeypatch.setattr(leak_audit, "every_label", lambda *a, **k: wide)
-    monkeypatch.setattr(leak_audit, "audit", lambda *a, **k: asked.append(k) or [])
+    monkeypatch.setattr(leak_audit, "audit", lambda *a, **k: requested.append(k) or [])
     leak_audit.main(["tiny"])
     leak_audit.main(["tiny", "--starts", "l2r", "closed_form", "--seeds", "0"])
-    assert asked == [
+    assert requested == [
         {"starts": list(leak_audit.STARTS), "seeds": [0, 1, 2]},
         {"starts": ["l2r", "closed_form"], "seeds": [0]},
     ]

@@ -23,7 +23,7 @@ def flat(config) -> dict:
 
 def test_every_ablation_changes_one_thing():
     config = RunConfig(keep=8, v1=V1Config(l2r_table=True))
-    wanted = {
+    expected = {
         "v1": set(),
         "random": set(),
         "v1-no-l2r": {"start.v1_l2r"},
@@ -31,18 +31,19 @@ def test_every_ablation_changes_one_thing():
         "v1-no-inattention": {"keep."},
         "v1-other-state": {"v1.stateful"},
     }
-    assert set(wanted) == set(v1_grid.ABLATIONS)
-    wanted |= {
+    assert set(expected) == set(v1_grid.ABLATIONS)
+    expected |= {
         "v1-k4": {"keep."},
         "v1-k16": {"keep."},
         "v1-sum": {"v1.contexts"},
         "v1-likely": {"v1.l2r_from"},
         "v1-expected": {"v1.l2r_from"},
     }
-    assert set(wanted) == set(v1_grid.SYSTEMS)
+    assert set(expected) == set(v1_grid.SYSTEMS)
     for system, (_, changes) in v1_grid.SYSTEMS.items():
-        before, after = flat(config), flat(v1_grid.changed(config, changes))
-        assert {k for k in before if before[k] != after[k]} == wanted[system], system
+        before = flat(config)
+        after = flat(v1_grid.changed(config, changes))
+        assert {k for k in before if before[k] != after[k]} == expected[system], system
     annealed = RunConfig(keep=8, train=TrainConfig(keep_from=32, keep_epochs=2))
     assert v1_grid.changed(annealed, {"keep": None}).train.keep_from is None
 
