@@ -1,7 +1,7 @@
 """Views of planted attention: untrained twins, panels, and widgets.
 
-A test sets the value of a widget and reads the HTML that was drawn; test_browser.py does the same in
-a browser. Each view is also compared with its static form, which needs no ipywidgets.
+A test sets the value of a widget and reads the HTML that was drawn; test_browser.py does the same
+in a browser. Each view is also compared with its static form, which needs no ipywidgets.
 """
 
 from __future__ import annotations
