@@ -69,24 +69,25 @@ def main(arguments: list[str] | None = None) -> int:
         corpus = _describe(common)
         local = _run(common, options)
         print(f"done in {(time.perf_counter() - began) / 60:.1f} minutes\n")
-        print(summary(corpus.fingerprint(), options.tokens, local))
+        print(summary(corpus.fingerprint(), options.tokens, options.backbone, local))
     except (OSError, ValueError, RuntimeError) as error:
         print(f"reproduce: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-def summary(fingerprint: str, tokens: int | None, local: Path) -> str:
+def summary(fingerprint: str, tokens: int | None, backbone: str, local: Path) -> str:
     """What planting was worth, a short table, and where the whole table lies.
 
     Args:
         fingerprint: of the corpus the job read, with the labels that have a training document.
         tokens: most tokens read per document, None for whole documents.
+        backbone: its name or folder.
         local: the job's folder, results/local/<name>; its records lie in runs/, and the whole table
             is written beside them.
     """
     groups = report.groups(report.load(local / "runs"))
-    group = job_summary.group_of(groups, fingerprint, tokens)
+    group = job_summary.group_of(groups, fingerprint, tokens, backbone)
     if group is None:
         return f"no planted run of this job\nrecords: {os.path.relpath(local)}/runs"
     path = report.write_table(group, local)
@@ -236,7 +237,7 @@ def save_best(common: dict, epochs: int, records: Path, target: Path) -> Path | 
     if saved["id"] != best.id or any(
         saved["params"].get(name) != best.params.get(name) for name in names
     ):
-        print(f"training the best planted run on dev once more: {best.id}", flush=True)
+        print(f"training the best planted run on dev once more:\n  {best.id}", flush=True)
         _, model = runs.run_start(prepared, best.system, best.seed, config=config)
         with atomic_path(target) as temporary:
             model.attach_backbone(artefacts.load_backbone(prepared)).save_pretrained(temporary)

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterable
+from pathlib import Path
 
 from companion.report.compare import difference_cell
-from companion.report.report import NAMES, Group, tokens_of
+from companion.report.report import NAMES, Group, backbone_of, tokens_of
 from companion.report.worth import pairs_of
 from plantlib.metrics.statistics import paired_bootstrap
 from plantlib.training.records import RunRecord
@@ -30,21 +31,24 @@ PAIRS = (
 )
 
 
-def group_of(groups: Iterable[Group], fingerprint: str, tokens: int | None) -> Group | None:
-    """The largest group of one corpus and number of tokens read; None where there is none.
+def group_of(
+    groups: Iterable[Group], fingerprint: str, tokens: int | None, backbone: str
+) -> Group | None:
+    """The group of one corpus, number of tokens read and backbone; None where there is none.
 
     Args:
         groups: as `report.groups` returns them.
         fingerprint: of the corpus after its caps, with the labels that have a training document.
         tokens: most tokens read per document, None for whole documents.
+        backbone: its name or folder; it was frozen.
     """
-    fitting = [
-        group
-        for group in groups
-        if group.dataset["fingerprint"] == fingerprint
-        and tokens_of(next(r for r in group.records if r.kind == "planted")) == (tokens or "all")
-    ]
-    return max(fitting, key=lambda group: len(group.records), default=None)
+    reading = (tokens or "all", Path(backbone).name)
+    for group in groups:
+        planted = next(record for record in group.records if record.kind == "planted")
+        same_corpus = group.dataset["fingerprint"] == fingerprint
+        if same_corpus and (tokens_of(planted), backbone_of(planted)) == reading:
+            return group
+    return None
 
 
 def sentence(group: Group) -> str:

@@ -220,13 +220,13 @@ def test_the_end_fits_a_terminal_and_says_where_the_whole_table_lies(tmp_path, m
     for path in (ROOT / "results" / "runs").glob("eurlex57k-1000d-*.json"):
         shutil.copy(path, local / "runs")
     record = RunRecord.load(next(local.glob("runs/*-510t-*-lookup+linear-s0.json")))
-    lines = reproduce.summary(record.dataset["fingerprint"], 510, local).splitlines()
+    lines = reproduce.summary(record.dataset["fingerprint"], 510, "minilm", local).splitlines()
     assert max(map(len, lines)) <= 100
     assert lines[0].startswith("Planting changed nDCG@5 on test by ")
     assert lines[-1] == "whole table: results/local/eurlex57k/table-eurlex57k-1000d-510t.md"
     assert "| lookup+linear |" in (local / "table-eurlex57k-1000d-510t.md").read_text()
     # a job without runs
-    assert reproduce.summary("another corpus", 510, local).splitlines() == [
+    assert reproduce.summary("another corpus", 510, "minilm", local).splitlines() == [
         "no planted run of this job",
         "records: results/local/eurlex57k/runs",
     ]

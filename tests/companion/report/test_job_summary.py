@@ -98,9 +98,10 @@ def test_the_group_of_the_job_is_found_among_those_of_earlier_jobs():
         ]
     )
     assert len(groups) == 3
-    assert job_summary.group_of(groups, "f0", 128).records[0].seed == 1
-    assert job_summary.group_of(groups, "f1", 64).records[0].seed == 2
-    assert job_summary.group_of(groups, "f2", 64) is None
+    assert job_summary.group_of(groups, "f0", 128, "minilm").records[0].seed == 1
+    assert job_summary.group_of(groups, "f1", 64, "minilm").records[0].seed == 2
+    assert job_summary.group_of(groups, "f2", 64, "minilm") is None
+    assert job_summary.group_of(groups, "f0", 64, "models/other") is None
 
 
 def test_names_of_systems_are_cut_before_a_line_grows_too_long():
