@@ -447,7 +447,7 @@ def test_an_encoder_without_a_head_has_no_likely_token(backbone_folder, prepared
     ("make", "message"),
     [
         (lambda: V1Config(l2r_from="mind"), "l2r_from='mind' is not known"),
-        (lambda: options(train=TrainConfig(lm_weight=0.1)), "wants a backbone that is trained"),
+        (lambda: options(train=TrainConfig(lm_weight=0.1)), "needs a backbone that is trained"),
         (lambda: TrainConfig(keep_from=8), "annealing wants both"),
         (lambda: options(keep=(1, 2, 3)), "three numbers"),
     ],
