@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -51,7 +52,7 @@ class Ingredients:
     linear: LinearScore | None = None
     seconds: dict[str, float] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def l2r_table(self) -> sparse.csr_matrix | None:
         """(L, V) scores of the static L2R model."""
         return None if self.static is None else self.static.table()
