@@ -7,8 +7,10 @@ longer than the window are in `windows.py`.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -86,8 +88,6 @@ def load(
         ValueError: unknown backbone, dtype or window, or an encoder-decoder.
         RuntimeError: 4-bit weights cannot work here.
     """
-    from transformers import AutoTokenizer
-
     # read the configuration, and refuse what cannot work
     check_dtype(dtype)
     if quantise:
@@ -103,11 +103,9 @@ def load(
     # load or make the weights
     if by_name:
         model = _weights(str(name_or_config), config, dtype, quantise, trust_remote_code)
-        tokenizer = tokenizer or AutoTokenizer.from_pretrained(
-            locate(str(name_or_config)), trust_remote_code=trust_remote_code
-        )
+        tokenizer = tokenizer or tokenizer_of(str(name_or_config), trust_remote_code)
     else:
-        model = _random(config, tokenizer, dtype, seed)
+        model = _random(config, tokenizer, dtype, seed, trust_remote_code)
     fit_vocabulary(model, tokenizer)
     if gradient_checkpointing:
         model.activation_checkpointing_enable(
@@ -131,7 +129,6 @@ def _weights(name: str, config, dtype: str, quantise: bool, trust_remote_code: b
     if local and not files:
         raise ValueError(f"{path} holds no safetensors; save the model with save_pretrained")
     options: dict[str, Any] = {"config": config, "dtype": getattr(torch, dtype)}
-    options["trust_remote_code"] = trust_remote_code
     if quantise:
         from transformers import BitsAndBytesConfig
 
@@ -139,8 +136,10 @@ def _weights(name: str, config, dtype: str, quantise: bool, trust_remote_code: b
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
         )
     large = not local or sum(file.stat().st_size for file in files) > 2**30
-    with without_library_bars(wanted=large):
-        model = AutoModel.from_pretrained(path, use_safetensors=True, **options)
+    with without_library_bars(wanted=large), own_code_refused(name):
+        model = AutoModel.from_pretrained(
+            path, use_safetensors=True, trust_remote_code=trust_remote_code, **options
+        )
     return model if quantise else own_memory(model)
 
 
@@ -150,7 +149,7 @@ def _adapted(folder: str, config, *options):
     return adapters.load_adapter(base, folder).merge_and_unload()
 
 
-def _random(config, tokenizer, dtype: str, seed: int):
+def _random(config, tokenizer, dtype: str, seed: int, trust_remote_code: bool):
     """A model with random weights from `seed`; the global generator is left alone."""
     import torch
     from transformers import AutoModel
@@ -159,7 +158,8 @@ def _random(config, tokenizer, dtype: str, seed: int):
         raise ValueError("a configuration brings no tokenizer; pass tokenizer=")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return AutoModel.from_config(config).to(getattr(torch, dtype))
+        model = AutoModel.from_config(config, trust_remote_code=trust_remote_code)
+        return model.to(getattr(torch, dtype))
 
 
 def check_dtype(dtype: str) -> None:
@@ -227,11 +227,35 @@ def own_memory(model):
     return model
 
 
+@contextlib.contextmanager
+def own_code_refused(name: str | Path) -> Iterator[None]:
+    """Says in one line that code which comes with a model was not run.
+
+    transformers asks a question at the terminal where `trust_remote_code` is None, so every call of
+    `from_pretrained` of its Auto classes states the argument.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if "trust_remote_code=True" not in str(error):
+            raise
+        raise ValueError(
+            f"{name} brings Python code of its own, which was not run: use a model of transformers'"
+            " own classes, or read that code and load it in Python with trust_remote_code=True"
+        ) from None
+
+
 def tokenizer_of(name_or_path: str, trust_remote_code: bool = False):
-    """The tokenizer alone."""
+    """The tokenizer of a backbone alone; ValueError if it is code and code is not trusted."""
+    return tokenizer_in(locate(name_or_path), trust_remote_code)
+
+
+def tokenizer_in(folder: str | Path, trust_remote_code: bool = False):
+    """The tokenizer in a folder, or of a hub id; see `tokenizer_of`."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(locate(name_or_path), trust_remote_code=trust_remote_code)
+    with own_code_refused(folder):
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
 
 
 def config_of(name_or_path: str | Path, trust_remote_code: bool = False):
@@ -239,7 +263,8 @@ def config_of(name_or_path: str | Path, trust_remote_code: bool = False):
     from transformers import AutoConfig
 
     path = locate(str(name_or_path))
-    return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    with own_code_refused(path):
+        return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
 
 
 def hidden_size_of(config) -> int:

@@ -69,7 +69,9 @@ def tiny_folder(family: str) -> Path:
         import torch
         import transformers
 
-        tokenizer = transformers.AutoTokenizer.from_pretrained(minilm_folder())
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            minilm_folder(), trust_remote_code=False
+        )
         kind, sizes = TINY_FAMILIES[family]
         config = getattr(transformers, kind)(
             **sizes,
@@ -80,7 +82,8 @@ def tiny_folder(family: str) -> Path:
         generator = torch.random.fork_rng(devices=[])
         with generator, atomic_path(folder) as temporary, without_library_bars():
             torch.manual_seed(0)
-            transformers.AutoModel.from_config(config).save_pretrained(temporary)
+            model = transformers.AutoModel.from_config(config, trust_remote_code=False)
+            model.save_pretrained(temporary)
             tokenizer.save_pretrained(temporary)
     return folder
 
@@ -132,9 +135,16 @@ def _dequantise(source: Path, folder: Path) -> None:
 
     print("dequantising SmolLM2-135M to safetensors (once, about 25 seconds) ...", flush=True)
     with atomic_path(folder) as temporary, without_library_bars():
-        options = {"gguf_file": GGUF_FILE, "quantization_config": GgufConfig(dequantize=True)}
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, **options)
-        tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=GGUF_FILE)
+        model = AutoModelForCausalLM.from_pretrained(
+            source,
+            dtype=torch.float32,
+            gguf_file=GGUF_FILE,
+            quantization_config=GgufConfig(dequantize=True),
+            trust_remote_code=False,
+        )
+        tokenizer = AutoTokenizer.from_pretrained(
+            source, gguf_file=GGUF_FILE, trust_remote_code=False
+        )
         model.config._name_or_path = "smollm2"
         model.half().save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from plantlib.data.corpus import Corpus, corpus_of_table
 from plantlib.utils.base import DataError
-from plantlib.utils.io import atomic_path, read_json, write_json
+from plantlib.utils.io import atomic_path, write_json
 from plantlib.utils.progress import tqdm
 
 TABLES = {".csv": ",", ".tsv": "\t", ".parquet": None}
@@ -141,8 +141,9 @@ def check_private(corpus: Corpus, out: Path) -> None:
 
 def is_model(folder: Path) -> bool:
     """Whether the folder holds what PlantModel.save_pretrained writes."""
-    config = folder / "config.json"
-    return config.is_file() and read_json(config).get("model_type") == "plant"
+    from plantlib.model import saving
+
+    return saving.is_model(folder)
 
 
 def model_of(options: Namespace):

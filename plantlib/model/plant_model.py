@@ -97,7 +97,7 @@ class PlantModel(PreTrainedModel):
         if config.backbone_config is not None and config.backbone_saved == "whole":
             options = dict(config.backbone_config)
             inner = AutoConfig.for_model(options.pop("model_type"), **options)
-            self.backbone = AutoModel.from_config(inner)
+            self.backbone = AutoModel.from_config(inner, trust_remote_code=False)
         # the decoder and what is added to its logits
         labels = config.num_labels or 0
         self.decoder = LabelDecoder(
@@ -353,12 +353,15 @@ class PlantModel(PreTrainedModel):
         """Load what `save_pretrained` wrote, tokenizer included.
 
         Args:
-            path: the model's folder.
+            path: the model's folder, or its hub id `owner/name`.
             backbone: folder or hub id of the backbone that saved adapters belong to; by default the
                 one that the adapters name.
+            kwargs: trust_remote_code (code that comes with a tokenizer or backbone runs only where
+                it is True), revision and cache_dir of a hub id, and options of transformers.
 
         Raises:
-            ValueError: the backbone of the adapters is missing or another one.
+            ValueError: no PlantModel is there, its tokenizer is code that is not trusted, or the
+                backbone of the adapters is missing or another one.
         """
         return saving.load(super().from_pretrained, path, backbone, *args, **kwargs)
 

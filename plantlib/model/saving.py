@@ -7,17 +7,25 @@ from, and its fingerprint must agree. Only safetensors and JSON are read.
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import get_type_hints
 
 import torch
+from huggingface_hub.dataclasses import type_validator
 
 from plantlib.backbones import adapters, loading
 from plantlib.data import privacy
 from plantlib.utils.io import atomic_path, read_json, write_json
 from plantlib.utils.progress import without_library_bars
 
+CONFIG = "config.json"
 ADAPTER = "adapter"
 WORDS = "words.json"
+# what is fetched of a hub's model, and how
+HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
+HUB_OPTIONS = ("revision", "cache_dir", "token", "local_files_only", "force_download")
 
 
 def save(model, folder: Path, write, state_dict=None, **kwargs) -> None:
@@ -55,32 +63,105 @@ def _name_base(model) -> None:
     model.config.backbone_fingerprint = loading.fingerprint(source)
 
 
-def load(read, path, backbone: str | None = None, *args, **kwargs):
-    """The model in the folder `path`; `read` is transformers' from_pretrained.
+def load(read, path, backbone: str | None = None, *args, trust_remote_code=False, **kwargs):
+    """The model in the folder `path`, or of a hub id; `read` is transformers' from_pretrained.
 
-    backbone: see `PlantModel.from_pretrained`. args and kwargs go to `read`.
+    backbone, trust_remote_code: see `PlantModel.from_pretrained`. args and kwargs go to `read`.
     """
-    with without_library_bars():
-        model = read(path, *args, **{"use_safetensors": True, "dtype": torch.float32} | kwargs)
+    hub = {name: kwargs.pop(name) for name in HUB_OPTIONS if name in kwargs}
+    folder = folder_of(path, **hub)
+    check_config(folder / CONFIG, read.__self__.config_class)
+    options = {"use_safetensors": True, "dtype": torch.float32} | kwargs
+    try:
+        with without_library_bars():
+            model = read(folder, *args, trust_remote_code=trust_remote_code, **options)
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        about = " ".join(str(error).split())
+        raise ValueError(
+            f"{folder}: configuration and weights do not fit each other"
+            f" ({type(error).__name__}: {about:.300}); save the model again"
+        ) from error
     loading.own_memory(model)
     config = model.config
     if model.word_score is not None:
-        model.word_score.set_words(read_json(Path(path) / WORDS))
+        model.word_score.set_words(read_json(folder / WORDS))
     if config.backbone_saved == "adapter":
-        return _put_on_backbone(model, Path(path), backbone)
+        return _put_on_backbone(model, folder, backbone, trust_remote_code)
     if model.backbone is not None:
-        from transformers import AutoTokenizer
-
         model.backbone.to(getattr(torch, config.backbone_dtype))
-        model.tokenizer = AutoTokenizer.from_pretrained(path)
+        model.tokenizer = loading.tokenizer_in(folder, trust_remote_code)
         model.backbone_source = str(path)
     return model
 
 
-def _put_on_backbone(model, path: Path, backbone: str | None):
-    """Load the backbone of the adapters in `path`, check it and put them on."""
-    from transformers import AutoTokenizer
+def is_model(folder: Path) -> bool:
+    """Whether the folder holds what `PlantModel.save_pretrained` writes."""
+    if not (folder / CONFIG).is_file():
+        return False
+    config = read_json(folder / CONFIG)
+    return isinstance(config, dict) and config.get("model_type") == "plant"
 
+
+def check_config(path: Path, config_class: type) -> None:
+    """ValueError that names the entry of a configuration file which has the wrong type."""
+    about, own = read_json(path), config_class.__annotations__
+    # the base class has annotations that exist for type checkers alone
+    module = vars(sys.modules[config_class.__module__])
+    types = get_type_hints(SimpleNamespace(__annotations__=own), module)
+    for name in sorted(set(about) & set(own)):
+        try:
+            type_validator(name, about[name], types[name])
+        except TypeError as error:
+            raise ValueError(f"{path}: {' '.join(str(error).split())}; save it again") from None
+    labels = about.get("id2label")
+    if not isinstance(labels, dict) or set(labels) != set(map(str, range(len(labels)))):
+        raise ValueError(f"{path}: id2label does not number the labels from 0; save it again")
+    curve = about.get("calibration") or [1.0, 0.0]
+    if [type(x) for x in curve] != [float, float]:
+        raise ValueError(f"{path}: calibration is no pair of numbers; save it again")
+
+
+def folder_of(path: str | Path, **hub) -> Path:
+    """The folder of a saved model; the files of a hub id 'owner/name' are fetched to the hub's
+    cache first, unless they lie there.
+
+    hub: `HUB_OPTIONS`, as `huggingface_hub.snapshot_download` has them.
+
+    Raises:
+        ValueError: neither a folder nor a hub id that can be read, or one without a PlantModel.
+    """
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        folder = _from_hub(str(path), **hub)
+    if not is_model(folder):
+        kind = (folder / CONFIG).is_file()
+        raise ValueError(
+            f"{path} holds {'another kind of model' if kind else f'no {CONFIG}'}, not a PlantModel:"
+            " give a folder that PlantModel.save_pretrained or plant fit wrote"
+            + (", or train one with this backbone" if kind else "")
+        )
+    return folder
+
+
+def _from_hub(name: str, **hub) -> Path:
+    """The local copy of the model `name` of the hub."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    if Path(name).is_absolute() or name.startswith(".") or name.count("/") != 1:
+        raise ValueError(f"{name!r} is no folder here: give a model's folder or hub id owner/name")
+    try:
+        return Path(snapshot_download(name, allow_patterns=HUB_FILES, **hub))
+    except (HFValidationError, HfHubHTTPError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"{name!r} is no folder here and could not be read as a model of the hub ({reason});"
+            " give the folder of a model, or set HF_HUB_OFFLINE=0 to let it be downloaded"
+        ) from None
+
+
+def _put_on_backbone(model, path: Path, backbone: str | None, trust_remote_code: bool):
+    """Load the backbone of the adapters in `path`, check it and put them on."""
     # the right backbone, by its fingerprint
     name = adapters.base_of(path / ADAPTER)
     source, expected = backbone or name, model.config.backbone_fingerprint
@@ -97,10 +178,16 @@ def _put_on_backbone(model, path: Path, backbone: str | None):
             f" {source!r} has {actual}; pass backbone= with the one they were trained on"
         )
     # read as in training, with the adapters around it
-    config, tokenizer = model.config, AutoTokenizer.from_pretrained(path)
-    reading = {"window": config.window, "overlap": config.overlap}
+    config = model.config
     model.attach_backbone(
-        loading.load(source, tokenizer=tokenizer, dtype=config.backbone_dtype, **reading)
+        loading.load(
+            source,
+            tokenizer=loading.tokenizer_in(path, trust_remote_code),
+            dtype=config.backbone_dtype,
+            window=config.window,
+            overlap=config.overlap,
+            trust_remote_code=trust_remote_code,
+        )
     )
     model.backbone = adapters.load_adapter(model.backbone, path / ADAPTER)
     return model.eval()

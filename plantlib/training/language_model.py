@@ -186,6 +186,7 @@ def _language_model(backbone: str, config: AdaptConfig) -> tuple:
         use_safetensors=True,
         dtype="float32",
         output_loading_info=True,
+        trust_remote_code=False,
     )
     inner = model.base_model_prefix
     missing = sorted(name for name in info["missing_keys"] if not name.startswith(inner))
