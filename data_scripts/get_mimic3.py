@@ -23,10 +23,11 @@ from plantlib.utils.base import DataError
 
 common = sources.script("common")
 from data_scripts import clinical, splits  # noqa: E402
-from data_scripts.mimic_tables import Tables, codes_of, titles, whole  # noqa: E402
+from data_scripts.mimic_tables import Tables, codes_of, refuse, titles  # noqa: E402
 
 SUBSETS = ("full", "top50", "rare50", "few")
 SHARES = (47_723, 1_631, 3_372)  # train, dev and test documents of CAML's split
+DATE = r"(?:\d{4}-\d\d-\d\d.*)?$"
 ENDINGS = {"top50": "50_hadm_ids", "rare50": "rare50_hadm_ids", "few": "few_hadm_ids"}
 # The published label lists: CAML's 50 most frequent codes (they cannot be counted again from
 # version 1.4, Edin et al., 2023) and the 50 rare codes of KEPT (Yang et al., EMNLP Findings 2022).
@@ -48,25 +49,55 @@ def summaries(tables: Tables) -> dict[str, tuple[str, str]]:
     """{hadm_id: (subject_id, text)} of the category 'Discharge summary'.
 
     The notes of an admission are joined by blank lines, reports before addenda, then by date and
-    row (CAML joins them in the order of the file, by spaces). Notes without admission are left out.
+    row (CAML joins them in the order of the file, by spaces). Notes without admission or text and
+    notes that the hospital marked as errors (ISERROR = 1) are left out.
+
+    Raises:
+        DataError: there is no such note, or a cell of one is no number or date.
     """
     places: dict[str, dict[str, tuple]] = {}
     patient: dict[str, str] = {}
     columns = ["row_id", "subject_id", "hadm_id", "chartdate", "category", "description", "text"]
-    for chunk in tables.chunks("NOTEEVENTS", columns):
-        chunk = chunk[
-            (chunk["category"].str.strip() == "Discharge summary") & (chunk["hadm_id"] != "")
-        ]
+    for chunk in tables.chunks("NOTEEVENTS", columns, optional=["iserror"]):
+        chunk = discharge_summaries(chunk, tables.need("NOTEEVENTS").name)
         for row, subject, hadm, date, _, kind, text in chunk[columns].itertuples(index=False):
-            key = whole(hadm)
-            patient[key] = whole(subject)
-            place = (kind.strip() != "Report", date, int(whole(row)))
-            texts = places.setdefault(key, {})
+            patient[hadm] = subject
+            place = (kind.strip().lower() != "report", date[:10], int(row))
+            texts = places.setdefault(hadm, {})
             texts[text] = min(texts.get(text, place), place)
+    if not places:
+        raise DataError(
+            f"{tables.need('NOTEEVENTS').name} holds no discharge summary of an admission (the"
+            " public demo comes without notes); get the table from PhysioNet with your own"
+            " credentials, see data_scripts/README.md"
+        )
     return {
         hadm: (patient[hadm], "\n\n".join(sorted(texts, key=texts.get)))
         for hadm, texts in places.items()
     }
+
+
+def discharge_summaries(chunk, table: str):
+    """The rows of a frame of NOTEEVENTS that `summaries` joins, checked."""
+    chunk = chunk[
+        (chunk["category"].str.strip().str.lower() == "discharge summary")
+        & (chunk["hadm_id"] != "")
+        & (chunk["text"].str.strip() != "")
+    ]
+    if "iserror" in chunk.columns:
+        marks = chunk["iserror"].str.strip().str.removesuffix(".0")
+        _check(marks.isin(["", "0", "1"]), table, "iserror", "1 or nothing")
+        chunk = chunk[marks != "1"]
+    for name in ("row_id", "subject_id", "hadm_id"):
+        _check(chunk[name].str.fullmatch(r"\d+"), table, name, "a number")
+    _check(chunk["chartdate"].str.match(DATE), table, "chartdate", "a date such as 2151-07-16")
+    return chunk
+
+
+def _check(right, table: str, column: str, wanted: str) -> None:
+    """DataError that names the first row where `right` (rows,) is False."""
+    if not right.all():
+        raise refuse(table, column, int(right.idxmin()), f"wanted {wanted}")
 
 
 def all_codes(tables: Tables, zeros: bool) -> dict[str, set[str]]:

@@ -26,7 +26,7 @@ from plantlib.utils.base import DataError
 
 common = sources.script("common")
 from data_scripts import clinical, splits  # noqa: E402
-from data_scripts.mimic_tables import Tables, codes_of, titles, whole  # noqa: E402
+from data_scripts.mimic_tables import Tables, codes_of, refuse, titles  # noqa: E402
 
 SUBSETS = ("icd10", "icd9", "few")
 LEAST = 10
@@ -50,17 +50,25 @@ def notes(tables: Tables) -> Iterator[tuple[Note, str]]:
     """Every discharge summary with its text.
 
     Notes without admission or text and repetitions within an admission are left out.
+
+    Raises:
+        DataError: a note without id or patient.
     """
     seen: set[bytes] = set()
     columns = ["note_id", "subject_id", "hadm_id", "text"]
     for chunk in tables.chunks("discharge", columns):
+        chunk = chunk[(chunk["hadm_id"] != "") & (chunk["text"].str.strip() != "")]
+        for name in ("note_id", "subject_id"):
+            if (chunk[name] == "").any():
+                row = int((chunk[name] == "").idxmax())
+                raise refuse(tables.need("discharge").name, name, row, "there is no id")
         for key, subject, hadm, text in chunk[columns].itertuples(index=False):
             mark = hashlib.blake2b(
                 f"{hadm}|{text}".encode("utf-8", "surrogatepass"), digest_size=12
             ).digest()
-            if hadm and text.strip() and mark not in seen:
+            if mark not in seen:
                 seen.add(mark)
-                yield Note(key.strip(), whole(subject), whole(hadm)), text
+                yield Note(key, subject, hadm), text
 
 
 def form(version: str, procedure: bool):
@@ -88,10 +96,17 @@ def coded(tables: Tables, version: str) -> dict[Note, set[str]]:
         for table in ("diagnoses_icd", "procedures_icd")
     ]
     by_note = {}
+    read = 0
     for note, _ in notes(tables):
+        read += 1
         codes = [kind.get(note.hadm, set()) for kind in kinds]
         if any(codes):
             by_note[note] = codes
+    if not read:
+        raise DataError(
+            f"{tables.need('discharge').name} holds no note of an admission; get the table from"
+            " PhysioNet with your own credentials, see data_scripts/README.md"
+        )
     return frequent(by_note)
 
 

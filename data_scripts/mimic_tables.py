@@ -1,19 +1,22 @@
-"""The tables of MIMIC as they come from PhysioNet, read in chunks.
+"""The tables of MIMIC as they come from PhysioNet, or as another program has written them again.
 
 A table is NAME.csv or NAME.csv.gz, in upper or lower case, anywhere in the folder. Only the columns
 that are needed are read, as text (as a number '0040' would lose its zeros); notes of many lines are
-quoted. Memory is that of one chunk, and a bar shows the bytes read. Not here: what the columns mean
-for a corpus (get_mimic3.py, get_mimic4.py).
+quoted. Memory is that of one chunk, and a bar shows the bytes read. Ids and versions that became
+167853.0, NULL, \\N and NaN are read as what they were; what cannot be is refused by column and row,
+never by content. Not here: what the columns mean for a corpus (get_mimic3.py, get_mimic4.py).
 """
 
 from __future__ import annotations
 
 import gzip
 import io
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from data_scripts.icd9_numbers import Numbers
 from plantlib.data.sources import GENERATED
 from plantlib.utils.base import DataError
 from plantlib.utils.io import read_json, sha256
@@ -23,6 +26,13 @@ if TYPE_CHECKING:
     import pandas as pd
 
 ROWS = 2_000  # of a chunk of notes, about 20 MB of text
+# how programs write that a cell is empty, in lower case
+MISSING = ("null", "\\n", "nan", "none", "na", "n/a", "#n/a", "<na>", "nat")
+IDS = ("row_id", "subject_id", "hadm_id", "note_id")
+ID = r"[A-Za-z0-9_-]*"
+VERSIONS = ("", "9", "10")
+CODE = re.compile(r"[A-Za-z0-9.]*")
+PCS_LENGTH = 7  # of every ICD-10 procedure code
 
 
 class Followed(io.RawIOBase):
@@ -53,9 +63,10 @@ class Tables:
                 f"{folder} is not a folder: pass the folder of the tables with --from, named as"
                 " PhysioNet names them"
             )
-        self.files = {
-            p.name.lower(): p for p in sorted(self.folder.rglob("*"), reverse=True) if p.is_file()
-        }
+        self.places: dict[str, list[Path]] = {}
+        for path in sorted(p for p in self.folder.rglob("*") if p.is_file()):
+            self.places.setdefault(path.name.lower(), []).append(path)
+        self.files = {name: paths[0] for name, paths in self.places.items()}
         self.used: list[Path] = []
 
     @property
@@ -81,20 +92,34 @@ class Tables:
                 f"{self.folder} lacks {table}.csv(.gz); it holds {sorted(self.files)[:8]}: "
                 "download it from PhysioNet with your own credentials, see data_scripts/README.md"
             )
+        self._check_alone(table)
         return path
 
+    def _check_alone(self, table: str) -> None:
+        """DataError where the folder holds a table twice and the two may differ."""
+        plain, packed = (self.places.get(f"{table}{e}".lower(), []) for e in (".csv", ".csv.gz"))
+        same = not (plain and packed) or _unpacked_size(packed[0]) == plain[0].stat().st_size
+        if max(len(plain), len(packed)) > 1 or not same:
+            where = [p.relative_to(self.folder).as_posix() for p in (*plain, *packed)]
+            raise DataError(
+                f"{self.folder} holds the table {table} more than once: {', '.join(where)}; keep"
+                " one, since tables of two releases do not fit each other"
+            )
+
     def chunks(
-        self, table: str, columns: list[str], rows: int | None = None
+        self, table: str, columns: list[str], rows: int | None = None, optional: Sequence[str] = ()
     ) -> Iterator[pd.DataFrame]:
-        """The rows of a table, a frame at a time.
+        """The rows of a table, a frame at a time, numbered from 0.
 
         Args:
             table: NAME of NAME.csv or NAME.csv.gz.
             columns: to read, in lower case; values are text, '' where the table has none.
             rows: most rows per frame; ROWS when None.
+            optional: columns that are read where the table has them.
 
         Raises:
-            DataError: no such table, a missing column, or a file that is cut off or is not a CSV.
+            DataError: no such table, a missing column, a file that is cut off or is not a CSV, or a
+                cell that is no id or version.
         """
         import pandas as pd
 
@@ -111,20 +136,15 @@ class Tables:
             plain = io.BufferedReader(Followed(raw, bar), 1 << 20)
             handle = gzip.GzipFile(fileobj=plain) if path.suffix == ".gz" else plain
             options = {
-                "usecols": lambda name: name.lower() in columns,
+                "usecols": lambda name: _plain_name(name) in {*columns, *optional},
                 "chunksize": rows or ROWS,
                 "dtype": str,
                 "keep_default_na": False,
+                "encoding": "utf-8-sig",
             }
             try:
                 for chunk in pd.read_csv(handle, **options):
-                    chunk.columns = [name.lower() for name in chunk.columns]
-                    if missing := sorted(set(columns) - set(chunk.columns)):
-                        raise DataError(
-                            f"{path.name} lacks the columns {missing}: take the table as PhysioNet"
-                            " publishes it"
-                        )
-                    yield chunk
+                    yield _cleaned(chunk, path.name, columns)
             except (
                 EOFError,
                 OSError,
@@ -144,6 +164,56 @@ class Tables:
         return {path.name: sha256(path) for path in self.used}
 
 
+def refuse(table: str, column: str, row: int, is_what: str) -> DataError:
+    """The error for one cell; `row` counts from 0 and is named from 1, the header not counted."""
+    return DataError(
+        f"{table}, column {column}, row {row + 1} (not counting the header): {is_what}; take the"
+        " table as PhysioNet publishes it"
+    )
+
+
+def _unpacked_size(path: Path) -> int:
+    """Bytes that a .gz unpacks to, from its last four; exact below 4 GiB, as all tables are."""
+    with open(path, "rb") as file:
+        file.seek(-4, io.SEEK_END)
+        return int.from_bytes(file.read(4), "little")
+
+
+def _plain_name(name: str) -> str:
+    return str(name).strip().strip("\"'").lower()
+
+
+def _cleaned(chunk: pd.DataFrame, table: str, columns: list[str]) -> pd.DataFrame:
+    """A frame as PhysioNet's table would give it."""
+    import pandas as pd
+
+    chunk.columns = [_plain_name(name) for name in chunk.columns]
+    if missing := sorted(set(columns) - set(chunk.columns)):
+        raise DataError(
+            f"{table} lacks the columns {missing}: take the table as PhysioNet publishes it"
+        )
+    if repeated := sorted(set(chunk.columns[chunk.columns.duplicated()])):
+        raise DataError(f"{table} has the columns {repeated} twice: remove one of each")
+    if not isinstance(chunk.index, pd.RangeIndex):
+        raise DataError(
+            f"{table}: its rows have more cells than its header; take the table as PhysioNet"
+            " publishes it"
+        )
+    for name in chunk.columns:
+        cells = chunk[name]
+        short = cells[cells.str.len() <= 8].str.strip().str.strip("\"'").str.lower()
+        cells = cells.mask(cells.index.isin(short.index[short.isin(MISSING)]), "")
+        if name in (*IDS, "icd_version"):
+            cells = cells.str.strip().str.strip("\"'").str.replace(r"\.0+$", "", regex=True)
+            versions = name == "icd_version"
+            right = cells.isin(VERSIONS) if versions else cells.str.fullmatch(ID)
+            if not right.all():
+                wanted = "9 or 10" if versions else "letters and digits"
+                raise refuse(table, name, int(right.idxmin()), f"wanted {wanted}")
+        chunk[name] = cells
+    return chunk
+
+
 def codes_of(
     tables: Tables, table: str, column: str, form: Callable[[str], str], version: str | None = None
 ) -> dict[str, set[str]]:
@@ -155,20 +225,72 @@ def codes_of(
         column: of the codes.
         form: writes a code as a label; '' where it is missing.
         version: "9" or "10", the ICD version of the rows to take; all when None.
+
+    Raises:
+        DataError: a code was read as a number, and several codes may have become it.
     """
     codes: dict[str, set[str]] = {}
-    known: dict[str, str] = {}
-    columns = ["hadm_id", column] + (["icd_version"] if version else [])
-    for chunk in tables.chunks(table, columns, rows=200_000):
+    first: dict[str, int] = {}
+    for row, code, hadm in _coded_rows(tables, table, column, "hadm_id", version):
+        if not hadm and code:
+            raise refuse(tables.need(table).name, "hadm_id", row, "there is no id")
+        codes.setdefault(hadm, set()).add(code)
+        first.setdefault(code, row)
+    names = f"d_{table.split('_')[1]}_{table.split('_')[0]}"
+    more = []
+    if tables.has(names):
+        more = [code for _, code, _ in _coded_rows(tables, names, column, column, version)]
+    label = _labels(tables.need(table).name, column, first, form, version, more)
+    return {hadm: {label[c] for c in own} - {""} for hadm, own in codes.items()}
+
+
+def _coded_rows(
+    tables: Tables, table: str, column: str, other: str, version: str | None
+) -> Iterator[tuple[int, str, str]]:
+    """(row, code, cell of the column `other`) of the rows of an ICD version."""
+    wanted = [column, other] + (["icd_version"] if version else [])
+    for chunk in tables.chunks(table, wanted, rows=200_000):
+        codes = chunk[column].str.strip().str.strip("\"'=").str.upper()
         if version:
-            chunk = chunk[chunk["icd_version"].str.strip() == version]
-        for hadm, code in zip(chunk["hadm_id"], chunk[column], strict=True):
-            if code not in known:
-                known[code] = form(code)
-            of_admission = codes.setdefault(whole(hadm), set())
-            if known[code]:
-                of_admission.add(known[code])
-    return codes
+            unknown = (chunk["icd_version"] == "") & (codes != "")
+            if unknown.any():
+                name = tables.need(table).name
+                raise refuse(name, "icd_version", int(unknown.idxmax()), "wanted 9 or 10")
+            codes = codes[chunk["icd_version"] == version]
+        yield from zip(codes.index, codes, chunk[other][codes.index], strict=True)
+
+
+def _labels(
+    table: str,
+    column: str,
+    first: dict[str, int],
+    form: Callable[[str], str],
+    version: str | None,
+    more: Iterable[str] = (),
+) -> dict[str, str]:
+    """{code as the table has it: its label}; first: {code: its first row}."""
+    procedure = "proc" in table.lower()
+    numbers = None if version == "10" else Numbers(first, procedure, more)
+    labels = {}
+    for code, row in first.items():
+        number = code.rstrip("0").rstrip(".") if "." in code else code
+        if not CODE.fullmatch(code) or code == "INF":
+            raise refuse(table, column, row, "this is no code")
+        if numbers is not None:
+            found = {form(c) for c in numbers.back(code)}
+            # labels without leading zeros need not know how many there were
+            whole = str(int(float(code))) if not found else ""
+            if whole and not numbers.dotted and form(whole) == form(f"0{whole}"):
+                found = {form(whole)}
+        elif procedure and number.isdigit():
+            found = {form(number.zfill(PCS_LENGTH))}
+        else:
+            found = set() if "." in code and number.isdigit() else {form(code)}
+        if len(found) != 1:
+            several = f"it may have been {' or '.join(sorted(found))}" if found else "no code fits"
+            raise refuse(table, column, row, f"a code that was read as a number, {several}")
+        labels[code] = found.pop()
+    return labels
 
 
 def whole(number: str) -> str:
@@ -181,16 +303,13 @@ def titles(
 ) -> list[tuple[str, str]]:
     """(code, long title) of the rows of a d_icd table, [] where it is not in the folder.
 
-    The arguments are those of `codes_of`.
+    The arguments and errors are those of `codes_of`.
     """
     if not tables.has(table):
         return []
-    columns = [column, "long_title"] + (["icd_version"] if version else [])
-    pairs = []
-    for chunk in tables.chunks(table, columns, rows=200_000):
-        if version:
-            chunk = chunk[chunk["icd_version"].str.strip() == version]
-        pairs += [
-            (form(c), t.strip()) for c, t in zip(chunk[column], chunk["long_title"], strict=True)
-        ]
-    return pairs
+    rows = list(_coded_rows(tables, table, column, "long_title", version))
+    first: dict[str, int] = {}
+    for row, code, _ in rows:
+        first.setdefault(code, row)
+    label = _labels(tables.need(table).name, column, first, form, version)
+    return [(label[code], title.strip()) for _, code, title in rows]

@@ -38,10 +38,15 @@ def id_files(tables: Tables, ending: str) -> dict[str, str] | None:
     split: dict[str, str] = {}
     for part, path in paths.items():
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        for line in content.decode("utf-8-sig").splitlines():
+        for number, line in enumerate(content.decode("utf-8-sig").splitlines()):
             key = whole(line.split(",")[0].strip('"'))
-            if not key.isdigit():
+            if not key or (number == 0 and key[0].isalpha()):  # blank, or a header
                 continue
+            if not key.isdigit():
+                raise DataError(
+                    f"{path.name}, line {number + 1}: wanted the number of an admission; take the"
+                    " file as published"
+                )
             if split.setdefault(key, part) != part:
                 raise DataError(
                     f"{path.name}: admission {key} is also in {split[key]}; the split files overlap"
@@ -70,13 +75,14 @@ def table_file(path: Path) -> dict[str, str]:
 
     read = {".feather": pd.read_feather, ".parquet": pd.read_parquet}.get(path.suffix)
     frame = read(path) if read else pd.read_csv(path, dtype=str)
+    frame.columns = [str(column).strip().lower() for column in frame.columns]
     key = next((c for c in ("_id", "hadm_id", "note_id") if c in frame.columns), None)
     if key is None or "split" not in frame.columns:
         raise DataError(
             f"{path.name} has the columns {list(frame.columns)[:6]}; wanted _id (or hadm_id,"
             " note_id) and split"
         )
-    parts = [WORDS.get(part, part) for part in frame["split"].astype(str)]
+    parts = [WORDS.get(part, part) for part in frame["split"].astype(str).str.strip().str.lower()]
     if unknown := sorted(set(parts) - set(PARTS)):
         raise DataError(f"{path.name}: unknown splits {unknown[:3]}; wanted train, val and test")
     return dict(zip((whole(str(k)) for k in frame[key]), parts, strict=True))
