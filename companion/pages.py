@@ -118,8 +118,8 @@ def effects(records: Iterable[RunRecord]) -> str:
     if not tables:
         return NO_RUNS
     note = (
-        "Percent on test; \\*: p < 0.05 against `base`, paired bootstrap over test documents, not"
-        " corrected for the number of tests."
+        "Percent on test; \\*: p < 0.05 against `base`, paired bootstrap over seeds and test"
+        " documents, not corrected for the number of tests."
     )
     return "\n\n".join([*tables, note])
 

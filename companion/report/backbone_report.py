@@ -87,10 +87,10 @@ def markdown(found: list[report.Group]) -> str:
     devices = sorted({device_of(record) for record in records})
     note = (
         "Percent on test, mean ± sd over seeds; label space: labels with a training document. \\*:"
-        " p < 0.05 against random on the same backbone, paired bootstrap over test documents, not"
-        f" corrected for the number of tests. At most {'; '.join(epochs)}; dev chose the epoch."
-        " min/epoch: minutes per epoch with the evaluation on dev, of the fastest run of a"
-        f" backbone, on {' and '.join(devices)}."
+        " p < 0.05 against random on the same backbone, paired bootstrap over seeds and test"
+        f" documents, not corrected for the number of tests. At most"
+        f" {'; '.join(epochs)}; dev chose the epoch. min/epoch: minutes per epoch with the"
+        f" evaluation on dev, of the fastest run of a backbone, on {' and '.join(devices)}."
     )
     head += [report.NAMES[metric] for metric in metrics]
     return f"{report.markdown_table(head, rows, text=4)}\n\n{note}"

@@ -35,8 +35,8 @@ def compare(
     Returns:
         A DataFrame with the index system and the columns seeds, '<metric>' (mean over seeds) and
         '<metric> sd'; for metrics that are recorded per document also '<metric> diff', 'low',
-        'high' and 'p', from a paired bootstrap against the baseline over test documents, each
-        document's value averaged over seeds first. All are fractions.
+        'high' and 'p', from a paired bootstrap against the baseline over seeds and test documents.
+        All are fractions.
 
     Raises:
         ValueError: records of several data sets or backbones, two of one system and seed, or none
@@ -132,8 +132,8 @@ def to_markdown(table: pandas.DataFrame, level: float = 0.05) -> str:
     note = "\n\nPercent; mean ± standard deviation over seeds."
     if tested:
         note += (
-            f" Δ: difference to {table.index[0]} [95 % interval], paired bootstrap over test"
-            f" documents; \\* p < {level:g}, not corrected for the number of comparisons."
+            f" Δ: difference to {table.index[0]} [95 % interval], paired bootstrap over seeds"
+            f" and test documents; \\* p < {level:g}, not corrected for the number of comparisons."
         )
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + note
 

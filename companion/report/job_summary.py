@@ -55,8 +55,8 @@ def sentence(group: Group) -> str:
     """One sentence: the difference in nDCG@5 between a planted start and its control.
 
     The first pair of `PAIRS` that was run is compared, over the seeds that both starts have; the
-    interval is that of a paired bootstrap over test documents (docs/method.md, "Choosing on dev,
-    reading test once").
+    interval is that of a paired bootstrap over seeds and test documents (docs/method.md, "Choosing
+    on dev, reading test once").
     """
     for planted, control in PAIRS:
         pairs = pairs_of(group.records, planted, control)
@@ -135,8 +135,8 @@ def text(group: Group) -> str:
     """The sentence and the short table, every line at most 100 columns wide."""
     note = (
         f"Percent on test, mean ± sd over seeds; 'against {group.baseline}': points of"
-        f" {NAMES[METRIC]} with the 95 % interval over test documents; *: p < 0.05, not corrected"
-        " for the number of comparisons."
+        f" {NAMES[METRIC]} with the 95 % interval over seeds and test documents; *: p < 0.05,"
+        " not corrected for the number of comparisons."
     )
     return "\n\n".join([wrapped(sentence(group)), short_table(group), wrapped(note)])
 

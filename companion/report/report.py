@@ -319,9 +319,9 @@ def all_systems(found: list[Group]) -> str:
         parts.append(f"{group.about()}\n\n{markdown_table(head, rows)}")
     note = (
         "Percent on test; mean ± sd over seeds. \\*: p < 0.05 against the first row in either"
-        " direction, paired bootstrap over test documents, tested for P@1, P@5, nDCG@5 and RP@5"
-        " few alone, not corrected for their number. Runs on candidates share one linear score, so"
-        f" their sd is that of the decoder alone. {in_words(EDGES)}."
+        " direction, paired bootstrap over seeds and test documents, tested for P@1, P@5, nDCG@5"
+        " and RP@5 few alone, not corrected for their number. Runs on candidates share one linear"
+        f" score, so their sd is that of the decoder alone. {in_words(EDGES)}."
     )
     return "\n\n".join([*parts, note])
 

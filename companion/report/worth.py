@@ -56,7 +56,7 @@ CORPORA = {
 
 def differences(found: Iterable[Group], metrics: Iterable[str] = METRICS) -> pandas.DataFrame:
     """A row per group, planted start, control and metric: seeds, difference, low, high (95 %) and p
-    over test documents.
+    over seeds and test documents.
 
     Values are fractions. A planted run is paired with the control of its seed, or with the only
     record of a peer. Left out are metrics that a record does not keep per document, and pairs whose
@@ -124,9 +124,9 @@ def table(frame: pandas.DataFrame, level: float = 0.05) -> str:
         cells = [_cell(by[c], level) if c in by else "-" for c in CONTROLS[planted]]
         rows.append([data, planted, NAMES[metric], *cells])
     note = (
-        "Points; difference [95 % interval] (seeds), paired bootstrap over test documents; each"
-        f" document's value is averaged over seeds first. \\*: p < {level:g}, not corrected for the"
-        " number of comparisons. `-`: not run, or a number that would mean something else."
+        "Points; difference [95 % interval] (seeds), paired bootstrap over seeds and test"
+        f" documents. \\*: p < {level:g}, not corrected for the number of comparisons. `-`: not"
+        " run, or a number that would mean something else."
     )
     return f"{markdown_table(['data', 'planted', 'metric', *TITLES], rows, text=3)}\n\n{note}"
 
@@ -155,10 +155,11 @@ def headline(found: Iterable[Group]) -> str:
     head = ["training documents", "best linear model", "nothing planted", "planted", "difference"]
     rows = [cells for _, cells in sorted(rows, key=lambda row: -row[0])]
     note = (
-        "nDCG@5 on test, percent; differences with their 95 % interval over test documents and, in"
-        " parentheses, seeds. Best linear model: of SVMs (tuned: cost chosen on dev; + J: a word"
-        " statistic added), logistic regression, label trees, word statistics alone, and `linear"
-        " score`, a sum of SVMs and word statistics from which both models start."
+        "nDCG@5 on test, percent; differences with their 95 % interval over seeds and test"
+        " documents and, in parentheses, the number of seeds. Best linear model: of SVMs (tuned:"
+        " cost chosen on dev; + J: a word statistic added), logistic regression, label"
+        " trees, word statistics alone, and `linear score`, a sum of SVMs and word statistics from"
+        " which both models start."
     )
     return f"{markdown_table(head, rows)}\n\n{note}"
 

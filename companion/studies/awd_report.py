@@ -130,8 +130,8 @@ def markdown(records: Iterable[RunRecord]) -> str:
         " of tokens that inattention keeps; `v1-sum`: three contexts are added; `v1-likely` and"
         " `v1-expected`: the L2R score of the language model's most likely token, and its"
         " expectation over tokens. sum: logits of the forward and the backward model added. \\*: p"
-        " < 0.05 against `v1` on the same encoder, paired bootstrap over test documents, not"
-        " corrected for the number of tests."
+        " < 0.05 against `v1` on the same encoder, paired bootstrap over seeds and test"
+        " documents, not corrected for the number of tests."
     )
     return f"{report.markdown_table(head, rows, text=3)}\n\n{note}"
 

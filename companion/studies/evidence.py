@@ -289,14 +289,13 @@ def summary(frame: pandas.DataFrame) -> dict:
 
 
 def difference(frame: pandas.DataFrame, system: str, baseline: str) -> dict[str, dict[str, float]]:
-    """Measure -> paired bootstrap of `system` minus `baseline` over documents.
+    """Measure -> paired bootstrap of `system` minus `baseline` over seeds and documents.
 
-    The labels and seeds of a document are averaged first.
+    The labels of a document are averaged first.
     """
-    by_document = frame.groupby(["system", "document"])[list(MEASURES)].mean()
-    one = by_document.loc[system]
-    other = by_document.loc[baseline]
-    return {m: paired_bootstrap(one[m].to_numpy(), other[m].to_numpy()) for m in MEASURES}
+    by_document = frame.groupby(["system", "seed", "document"])[list(MEASURES)].mean()
+    sides = [by_document.loc[name] for name in (system, baseline)]
+    return {m: paired_bootstrap(*(side[m].unstack("document") for side in sides)) for m in MEASURES}
 
 
 def report(prepared: Inputs, seeds: list[int], split: str, config, progress: bool = True) -> dict:

@@ -168,48 +168,84 @@ def mean_sd(values: Iterable[float | None]) -> tuple[float, float]:
     return mean, float(array.std(ddof=1)) if array.size > 1 else np.nan
 
 
-def paired_bootstrap(a: Any, b: Any, samples: int = 10000, seed: int = 0) -> dict[str, float | int]:
-    """Percentile bootstrap of mean(a - b), drawing the same documents for both systems.
+def paired_bootstrap(a: Any, b: Any, samples: int = 5000, seed: int = 0) -> dict[str, float | int]:
+    """Percentile bootstrap of mean(a - b) that draws seeds and test documents again together.
 
-    Seeds are averaged, not resampled: the interval is about documents.
+    A resample draws the documents, the same for both systems, and the seeds: row i of both systems
+    together where they have as many rows, else each system's own. A system of one row, such as a
+    peer without a seed, has only its documents drawn.
 
     Args:
-        a, b: (N,) values per document, None or nan where undefined, or (seeds, N) matrices, which
-            are averaged over seeds first; the numbers of seeds may differ.
-        samples: resamples of the documents.
+        a, b: (N,) values per document, None or nan where undefined, or (seeds, N) matrices.
+        samples: resamples.
         seed: of the resampling.
 
     Returns:
         mean_difference; low and high, the 95 % interval; p_value, two-sided: twice the smaller
-        share of resamples at or beyond 0, never below 2 / (samples + 1); n pairs used and dropped
-        pairs.
+        share of resamples at or beyond 0, never below 2 / (samples + 1); n documents used and
+        dropped documents, whose value is undefined in some row.
 
     Raises:
         ValueError: a and b have different numbers of documents.
     """
-    first, second = (np.atleast_2d(np.array(x, np.float64)).mean(0) for x in (a, b))
-    if first.shape != second.shape:
+    first, second = (np.atleast_2d(np.array(x, np.float64)) for x in (a, b))
+    if first.shape[1] != second.shape[1]:
         raise ValueError(
-            f"{first.size} and {second.size} documents paired: pass the same split twice"
+            f"{first.shape[1]} and {second.shape[1]} documents paired: pass the same split twice"
         )
-    difference = (first - second)[~np.isnan(first - second)]
-    n = difference.size
+    defined = ~(np.isnan(first).any(0) | np.isnan(second).any(0))
+    n = int(defined.sum())
     result = {"mean_difference": np.nan, "low": np.nan, "high": np.nan, "p_value": np.nan}
     if n:
-        # resample in batches of at most 2^21 drawn values
-        rng = np.random.default_rng(seed)
-        step = max(1, 2**21 // n)
-        sizes = [min(step, samples - i) for i in range(0, samples, step)]
-        means = np.concatenate(
-            [difference[rng.integers(0, n, (size, n))].mean(1) for size in sizes]
-        )
+        first, second = first[:, defined], second[:, defined]
+        # rows whose seeds are drawn together
+        groups = [first - second] if len(first) == len(second) else [first, -second]
+        means = _resampled_means(groups, samples, np.random.default_rng(seed))
         # interval and p value
         low, high = np.quantile(means, (0.025, 0.975))
         tail = 2 * (min((means <= 0).sum(), (means >= 0).sum()) + 1) / (samples + 1)
         result = {
-            "mean_difference": difference.mean(),
+            "mean_difference": first.mean() - second.mean(),
             "low": low,
             "high": high,
             "p_value": min(1.0, tail),
         }
-    return {name: float(x) for name, x in result.items()} | {"n": n, "dropped": first.size - n}
+    return {name: float(x) for name, x in result.items()} | {"n": n, "dropped": defined.size - n}
+
+
+def _resampled_means(
+    groups: list[np.ndarray], samples: int, rng: np.random.Generator
+) -> np.ndarray:
+    """(samples,) means over drawn seeds and documents, summed over the groups.
+
+    groups: (seeds, N) values each; a resample draws N documents for all groups together and the
+    seeds of each group.
+    """
+    groups = [_widened(values) for values in groups]
+    n = groups[0].shape[1]
+    step = max(1, 2**21 // n)  # at most so many drawn values at a time
+    means = []
+    for begin in range(0, samples, step):
+        size = min(step, samples - begin)
+        documents = rng.integers(0, n, (size, n))
+        total = np.zeros(size)
+        for values in groups:
+            seeds = len(values)
+            weights = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size) / seeds
+            for row, weight in zip(values, weights.T, strict=True):
+                total += weight * row[documents].mean(1)
+        means.append(total)
+    return np.concatenate(means)
+
+
+def _widened(values: np.ndarray) -> np.ndarray:
+    """(S, N) values with the deviations of the S seeds' means made larger by sqrt(S / (S - 1)).
+
+    S seeds drawn again from S vary by (S - 1) / S of what fresh seeds would vary (Davison and
+    Hinkley, Bootstrap Methods and their Application, 1997, section 3.8).
+    """
+    seeds = len(values)
+    if seeds == 1:
+        return values
+    deviations = values.mean(1, keepdims=True) - values.mean()
+    return values + (np.sqrt(seeds / (seeds - 1)) - 1) * deviations

@@ -452,12 +452,37 @@ def test_paired_bootstrap_is_paired_deterministic_and_covers():
     ] == pytest.approx(0.02)
 
 
-def test_paired_bootstrap_with_undefined_documents_and_seeds():
+def test_interval_covers_fresh_seeds_and_documents():
+    # the truth is 0; seeds and documents both vary, and the seeds vary more
+    rng = np.random.default_rng(0)
+    inside = 0
+    for _ in range(200):
+        seeds = rng.standard_normal((5, 1))
+        a = seeds + rng.standard_normal((5, 50)) + rng.standard_normal(50)
+        measured = statistics.paired_bootstrap(a, np.zeros((5, 50)), samples=500)
+        inside += measured["low"] <= 0 <= measured["high"]
+    # documents alone would cover half of the time; five seeds cover nearly 95 %
+    assert 170 <= inside <= 198
+
+
+def test_seeds_are_paired_where_both_systems_have_as_many():
+    rng = np.random.default_rng(0)
+    shared = 5 * rng.standard_normal((3, 1))
+    a = shared + 0.1 + 0.01 * rng.standard_normal((3, 40))
+    b = shared + 0.01 * rng.standard_normal((3, 40))
+    paired = statistics.paired_bootstrap(a, b, samples=500)
+    unpaired = statistics.paired_bootstrap(a, b[:2], samples=500)
+    assert paired["low"] > 0.05 and paired["high"] < 0.15
+    assert unpaired["high"] - unpaired["low"] > 5
+    # a peer without seeds: the spread of ours remains
+    peer = statistics.paired_bootstrap(a, b[0], samples=500)
+    assert peer["mean_difference"] == pytest.approx(a.mean() - b[0].mean())
+    assert peer["high"] - peer["low"] > 1
+
+
+def test_paired_bootstrap_with_undefined_documents():
     measured = statistics.paired_bootstrap([1, None, 0.5, 1], [0, 0, None, 1], samples=100)
     assert (measured["n"], measured["dropped"], measured["mean_difference"]) == (2, 2, 0.5)
-    seeds = np.array([[1.0, 0, 1], [0, 0, 1]])
-    same = statistics.paired_bootstrap(seeds, [0, 0, 0], samples=200)
-    assert same == statistics.paired_bootstrap([0.5, 0, 1], [0, 0, 0], samples=200)
     empty = statistics.paired_bootstrap([None], [1.0])
     assert empty["n"] == 0 and np.isnan(empty["p_value"])
     with pytest.raises(ValueError, match="2 and 3 documents"):

@@ -235,7 +235,7 @@ def test_markdown_table():
         "",
         "Percent; mean ± standard deviation over seeds. Δ: difference to random [95 % interval],"
         " paired bootstrap over "
-        r"test documents; \* p < 0.05, not corrected for the number of comparisons.",
+        r"seeds and test documents; \* p < 0.05, not corrected for the number of comparisons.",
     ]
 
 
