@@ -16,8 +16,10 @@ from pathlib import Path
 
 from companion.report import digests, job_summary, report
 from companion.runner import run_notebook
-from plantlib.data import privacy, sources
+from plantlib.cli.inputs import READING, in_shell, is_table
+from plantlib.data import files, privacy, sources
 from plantlib.data.corpus import Corpus
+from plantlib.data.label_forms import FORMS
 from plantlib.planting.starts import parts_of
 from plantlib.training import artefacts, runs
 from plantlib.training.options import CHOSEN_BY, RunConfig, TrainConfig
@@ -71,7 +73,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"done in {(time.perf_counter() - began) / 60:.1f} minutes\n")
         print(summary(corpus.fingerprint(), options.tokens, options.backbone, local))
     except (OSError, ValueError, RuntimeError) as error:
-        print(f"reproduce: {error}", file=sys.stderr)
+        print(f"reproduce: {in_shell(str(error))}", file=sys.stderr)
         return 1
     return 0
 
@@ -120,24 +122,20 @@ def _describe(common: dict) -> Corpus:
 
 
 def _table(options: argparse.Namespace) -> tuple[str, str] | None:
-    """Save the CSV or parquet file named as data set as a corpus with the file's name."""
+    """Save the table named as data set as a corpus with the file's name."""
     path = Path(options.dataset or "")
-    kind = path.suffix.lower()
-    if kind not in {".csv", ".tsv", ".parquet"}:
+    if not is_table(str(path)):
         return None
-    target = sources.homes()[0] / path.stem
-    if path.stem in {*sources.KNOWN, *sources.ALIASES} or (
+    name = files.stem(path)
+    target = sources.homes()[0] / name
+    if name in {*sources.KNOWN, *sources.ALIASES} or (
         target.exists() and not (target / "manifest.json").is_file()
     ):
         raise DataError(
-            f"{path.name} would become the corpus {path.stem!r}, a name in use: rename the file"
+            f"{path.name} would become the corpus {name!r}, a name in use: rename the file"
         )
-    columns = {n: getattr(options, n) for n in ("text", "labels", "sep", "split", "id")}
-    if kind == ".parquet":
-        corpus = Corpus.from_parquet(path, **columns)
-    else:
-        delimiter = options.delimiter or ("\t" if kind == ".tsv" else ",")
-        corpus = Corpus.from_csv(path, **columns, encoding=options.encoding, delimiter=delimiter)
+    corpus = Corpus.from_file(path, **{name: getattr(options, name) for name in READING})
+    print(corpus.overview(), flush=True)
     corpus.save(target)
     return corpus.name, f"data set {corpus.name}: your table {path.name}"
 
@@ -253,17 +251,21 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--dataset",
         default=os.environ.get("DATASET"),
-        help="a known name, the folder of a saved corpus, or a table (.csv, .tsv, .parquet)",
+        help="a known name, the folder of a saved corpus, or a table (.csv, .tsv, .jsonl, .parquet"
+        ", .xlsx)",
     )
     parser.add_argument("--text", default="text", help="the table's column of texts")
     parser.add_argument("--labels", default="labels", help="the table's column of labels")
     parser.add_argument("--sep", default=";", help="what separates labels in one cell")
     parser.add_argument(
+        "--labels-format", choices=FORMS, help="the form of the labels, as in plant fit"
+    )
+    parser.add_argument(
         "--split",
         help="the table's column of train, dev and test; without it test is drawn by hash",
     )
     parser.add_argument("--id", help="the table's column of document ids")
-    parser.add_argument("--encoding", default="utf-8", help="encoding of a .csv or .tsv")
+    parser.add_argument("--encoding", default="utf-8", help="encoding of the table")
     parser.add_argument("--delimiter", help="what separates columns: a comma, in .tsv a tab")
     parser.add_argument("--backbone", default="minilm", help="minilm, a local folder or a hub id")
     parser.add_argument("--tokens", type=int, default=256, help="tokens read of each document")

@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import json
 import sys
 from argparse import Namespace
 from collections.abc import Iterable
 from pathlib import Path
 
-from plantlib.data.corpus import Corpus, corpus_of_table
+from plantlib.cli.inputs import corpus_of, documents_of, is_table, read_document
+from plantlib.data.corpus import Corpus
 from plantlib.utils.base import DataError
 from plantlib.utils.io import atomic_path, write_json
 from plantlib.utils.progress import tqdm
+from plantlib.utils.terminal import json_line, printable, spreadsheet_cell
 
-TABLES = {".csv": ",", ".tsv": "\t", ".parquet": None}
 SHOWN = "p@1 p@3 p@5 r@5 rp@5 ndcg@5 map micro_f1 macro_f1 micro_auc macro_auc".split()
 
 
@@ -63,34 +63,13 @@ def data(options: Namespace) -> None:
     print(f"{corpus!r}\n{corpus.summary().to_string()}")
 
 
-def corpus_of(options: Namespace, **reading) -> Corpus:
-    """The corpus that `options.corpus` names: a table, a known name or a saved folder.
-
-    reading: options of `corpus_of_table` that differ from those of `plant fit`.
-    """
-    path = Path(options.corpus)
-    if path.suffix.lower() not in TABLES:
-        return Corpus.load(options.corpus)
-    columns = {name: getattr(options, name) for name in ("text", "labels", "sep", "split", "id")}
-    return corpus_of_table(frame_of(path, options), **columns, name=path.stem, path=path, **reading)
-
-
-def frame_of(path: Path, options: Namespace):
-    """The rows of a table, unchanged."""
-    from plantlib.data import tables
-
-    kind = path.suffix.lower()
-    if kind == ".parquet":
-        return tables.read_parquet(path)
-    return tables.read_csv(path, options.encoding, options.delimiter or TABLES[kind])
-
-
 def fit(options: Namespace) -> None:
     """`plant fit`: train, save the model's folder, print the metrics on test."""
     out = Path(options.out)
     check_out(out, options.force)
     corpus = corpus_of(options)
     check_private(corpus, out)
+    print(corpus.overview(), file=sys.stderr)
     from plantlib import RunConfig
     from plantlib.training import runs
     from plantlib.training.options import TrainConfig
@@ -111,7 +90,7 @@ def fit(options: Namespace) -> None:
         model.save_pretrained(temporary)
     record = model.record
     options_line = f"start {record.system}, backbone {record.backbone}, seed {record.seed}"
-    print(f"model: {out}\n{dataset_line(record.dataset)}")
+    print(f"model: {printable(out)}\n{dataset_line(record.dataset)}")
     print(f"{options_line}, epoch {record.chosen_epoch}; on test:")
     print_metrics(record.metrics)
 
@@ -164,9 +143,8 @@ def dataset_line(about: dict) -> str:
     """Data, number of documents and label space, which belong to any metric."""
     synthetic = " (synthetic)" if about["synthetic"] else ""
     sizes = ", ".join(f"{about[split]:,} {split}" for split in ("train", "dev", "test"))
-    return (
-        f"{about['name']}{synthetic}: {sizes} documents; {about['labels']:,} {about['label_space']}"
-    )
+    space = f"{about['labels']:,} {about['label_space']}"
+    return f"{printable(about['name'])}{synthetic}: {sizes} documents; {space}"
 
 
 def print_metrics(metrics: dict[str, float | None]) -> None:
@@ -175,63 +153,6 @@ def print_metrics(metrics: dict[str, float | None]) -> None:
         value = metrics.get(name)
         if value is not None and value == value:
             print(f"{name}\t{value:.4f}")
-
-
-def documents_of(options: Namespace) -> tuple[list[str], list[str]]:
-    """(ids, texts) of the input of `plant predict`; a note says how many blank ones were left out.
-
-    The id of a line is its number from 1, that of a file its name, that of a table's row its number
-    from 0 or the column of --id.
-    """
-    path = Path(options.documents)
-    if path.suffix.lower() in TABLES and path.is_file():
-        rows = _rows(path, options)
-    elif options.documents == "-":
-        rows = _lines(sys.stdin.read())
-    elif path.is_dir():
-        rows = [(file.name, _read(file)) for file in sorted(path.glob("*.txt"))]
-    else:
-        rows = _lines(_read(path))
-    documents = [(name, text) for name, text in rows if text.strip()]
-    if not documents:
-        fix = "give one per line, a folder of .txt files or a table"
-        raise ValueError(f"{options.documents} holds no document: {fix}")
-    blank = len(rows) - len(documents)
-    if blank:
-        note = f"{blank} of {len(rows)} documents are blank and were left out"
-        print(f"plant: note: {note}", file=sys.stderr)
-    return [name for name, _ in documents], [text for _, text in documents]
-
-
-def _lines(text: str) -> list[tuple[str, str]]:
-    """(number, line) of each line."""
-    lines = text.removesuffix("\n").split("\n")
-    return [(str(number), line.rstrip("\r")) for number, line in enumerate(lines, 1)]
-
-
-def _rows(path: Path, options: Namespace) -> list[tuple[str, str]]:
-    """(id, text) of each row of a table; an empty cell is an empty text."""
-    from plantlib.data import tables
-
-    frame = frame_of(path, options)
-    for name, column in (("text", options.text), ("id", options.id)):
-        if (name == "text" or column) and column not in frame.columns:
-            columns = [str(c) for c in frame.columns]
-            has = f"{path.name} has the columns {columns}"
-            raise DataError(f"--{name} {column}: {has}; name one of them with --{name}")
-    ids = frame[options.id] if options.id else range(len(frame))
-    return [
-        (str(i), "" if tables.missing(text) else str(text))
-        for i, text in zip(ids, frame[options.text], strict=True)
-    ]
-
-
-def _read(path: Path) -> str:
-    """The text of a UTF-8 file; ValueError names the first byte that is not UTF-8."""
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 (byte {error.start}): save it as UTF-8") from None
 
 
 def predict(options: Namespace) -> None:
@@ -248,7 +169,8 @@ def predict(options: Namespace) -> None:
     if out is None:
         writer = csv.writer(sys.stdout, delimiter="\t", lineterminator="\n")
         for name, best in predictions:
-            writer.writerows([name, label, f"{score:.4f}"] for label, score in best)
+            for label, score in best:
+                writer.writerow([printable(name), printable(label), f"{score:.4f}"])
         return
     with atomic_path(out) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
         _write(file, out.suffix, predictions)
@@ -268,24 +190,25 @@ def _predictions(
 
 
 def _write(file, kind: str, predictions: Iterable) -> None:
-    """Write predictions as ".csv" or ".jsonl"."""
+    """Write predictions as ".csv" or ".jsonl"; only the latter holds every name as it is."""
     if kind == ".jsonl":
         for name, best in predictions:
             labels = [{"label": label, "score": round(score, 6)} for label, score in best]
-            file.write(json.dumps({"document": name, "labels": labels}, ensure_ascii=False) + "\n")
+            file.write(json_line({"document": name, "labels": labels}))
         return
     writer = csv.writer(file)
     writer.writerow(["document", "rank", "label", "score"])
     for name, best in predictions:
         for rank, (label, score) in enumerate(best, 1):
-            writer.writerow([name, rank, label, f"{score:.6f}"])
+            cells = [spreadsheet_cell(name), rank, spreadsheet_cell(label)]
+            writer.writerow([*cells, f"{score:.6f}"])
 
 
 def evaluate(options: Namespace) -> None:
     """`plant evaluate`: metrics in the model's label space, and with all gold labels (all/...)."""
     import numpy as np
 
-    table = Path(options.corpus).suffix.lower() in TABLES
+    table = is_table(options.corpus)
     on = options.on or ("all" if table and not options.split else "test")
     # a table without a split column gets the split that plant fit drew, unless all of it is read
     reading = {"test_fraction": None} if on == "all" else {}
@@ -294,7 +217,7 @@ def evaluate(options: Namespace) -> None:
         corpus = corpus.with_dev()
     rows = np.arange(corpus.N) if on == "all" else corpus.rows(on)
     metrics, about = measure(model_of(options), corpus, rows)
-    print(f"{corpus.name}, {on}: {about}")
+    print(f"{printable(corpus.name)}, {on}: {about}")
     print_metrics(metrics)
     if options.out:
         defined = {name: value for name, value in metrics.items() if value == value}
@@ -365,7 +288,7 @@ def explain(options: Namespace) -> None:
     """`plant explain`: words with most attention, then words that raise the linear score."""
     if options.out and Path(options.out).suffix not in {".html", ".htm"}:
         raise ValueError(f"--out {options.out}: the page is written as .html")
-    text = sys.stdin.read() if options.document == "-" else _read(Path(options.document))
+    text = read_document(options.document, options.encoding)
     if not text.strip():
         raise ValueError(f"{options.document} is blank: give a file that holds one document")
     model = model_of(options)
@@ -374,10 +297,10 @@ def explain(options: Namespace) -> None:
     # attention is only a part of the logit; bias and document scores are the rest
     attention, rest = explanation.logit - explanation.rest, explanation.rest
     parts = f"attention {attention:+.4f}\trest {rest:+.4f}"
-    print(f"{explanation.label}\tlogit {explanation.logit:.4f}\t{parts}")
+    print(f"{printable(explanation.label)}\tlogit {explanation.logit:.4f}\t{parts}")
     for word, weight in explanation.top_words(options.k):
-        print(f"{word}\t{weight:.4f}")
+        print(f"{printable(word)}\t{weight:.4f}")
     for word, added in explanation.scored[: options.k]:
-        print(f"{word}\t{added:+.4f}\tlinear score")
+        print(f"{printable(word)}\t{added:+.4f}\tlinear score")
     if options.out:
         explanation.save_html(Path(options.out))

@@ -33,6 +33,7 @@ and the committed experiments:
 Your documents stay on this machine. Backbones are read from disk unless HF_HUB_OFFLINE=0 is set;
 plant data may download a corpus.
 Exit status: 0 done, 1 an input cannot be used (one line says why), 2 wrong usage."""
+FORMS = ("separated", "list", "long", "onehot", "columns")
 STARTS = "random, l2r, closed_form, lookup, shuffled, score, lookup+score, linear, lookup+linear"
 
 
@@ -86,8 +87,11 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def say(line: str) -> None:
-    """One line on stderr."""
-    print(f"plant: {line}", file=sys.stderr)
+    """One line on stderr, in the words of the shell and without control characters."""
+    from plantlib.cli.inputs import in_shell
+    from plantlib.utils.terminal import printable
+
+    print(f"plant: {printable(in_shell(line))}", file=sys.stderr)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -124,16 +128,24 @@ def _command(commands, name: str, about: str, example: str) -> argparse.Argument
 
 def _columns(command: argparse.ArgumentParser, labels: bool = True) -> None:
     """Options that say how a table is read."""
-    add = command.add_argument_group("if the input is a table (.csv, .tsv, .parquet)").add_argument
+    about = "if the input is a table (.csv, .tsv, .jsonl, each also .gz; .parquet, .xlsx)"
+    add = command.add_argument_group(about).add_argument
     add("--text", default="text", help="column of texts (default: text)")
     if labels:
         add("--labels", default="labels", help="column of labels (default: labels)")
         add("--sep", default=";", help='separator of the labels in a cell (default: ";")')
+        about = (
+            "separated: a cell cut by --sep; list: a printed list; long: one row per document and"
+            " label; onehot: columns of 0 and 1; columns: several columns of labels, as in --labels"
+            " 'code*' (default: separated or list, as the cells show; refused if in doubt)"
+        )
+        add("--labels-format", choices=FORMS, help=about)
         about = "column with train, dev and test (default: test is drawn by a hash of the text)"
         add("--split", help=about)
     add("--id", help="column of document ids (default: the row number)")
-    add("--encoding", default="utf-8", help="encoding of the file (default: utf-8)")
-    add("--delimiter", help="separator of the columns (default: a comma; in .tsv a tab)")
+    add("--encoding", default="utf-8", help="encoding of the input (default: utf-8)")
+    about = "one character between the columns, \\t for a tab (default: a comma; in .tsv a tab)"
+    add("--delimiter", help=about)
 
 
 def _fit(commands) -> None:
@@ -177,7 +189,9 @@ def _predict(commands) -> None:
   plant predict model/ notes/ --out scores.csv
   plant predict model/ mine.csv --text note --id case --out scores.jsonl
   cat note.txt | tr '\\n' ' ' | plant predict model/ -
-A score is an estimate, made on dev, of the chance that the label is right.""",
+A score is an estimate, made on dev, of the chance that the label is right. In .csv an apostrophe
+stands before a label or id that a spreadsheet would run (= + - @), and control characters are
+shown as escapes; .jsonl has all names as they are.""",
     )
     add = command.add_argument
     add("model", help="folder that plant fit wrote")
@@ -223,6 +237,7 @@ def _explain(commands) -> None:
     add = command.add_argument
     add("model", help="folder that plant fit wrote")
     add("document", help="a file that is one document, or - for stdin")
+    add("--encoding", default="utf-8", help="encoding of the document (default: utf-8)")
     add("--label", help="the label to explain (default: the best one)")
     add("-k", type=int, default=10, help="number of words printed (default: 10)")
     about = "write an HTML page with the text and its highlighted words"

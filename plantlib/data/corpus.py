@@ -10,16 +10,19 @@ The saved folder is described in `storage.py`, known names in `sources.py`, user
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 
-from plantlib.data import sources, storage, tables
+from plantlib.data import files, sources, storage, tables
 from plantlib.data.neardup import count_repeats
+from plantlib.data.overview import overview
+from plantlib.data.tables import Reading
 from plantlib.utils.base import SPLITS, DataError, hash_order
 from plantlib.utils.reprs import Card, Rich
 
@@ -370,82 +373,73 @@ class Corpus(Rich):
 
     @classmethod
     def from_pandas(
-        cls,
-        frame: pd.DataFrame,
-        text: str,
-        labels: str,
-        *,
-        sep: str | None = None,
-        split: str | None = None,
-        id: str | None = None,
-        name: str = "custom",
-        test_fraction: float = 0.2,
-        seed: int = 0,
+        cls, frame: pd.DataFrame, text: str, labels: str | Sequence[str], **reading: Unpack[Reading]
     ) -> Corpus:
-        """A corpus from a frame with one row per document.
-
-        Oddities that can be mended are counted in one warning each.
+        """A corpus from a frame; what is odd and can be mended is one warning each.
 
         Args:
             frame: the table.
-            text, labels, split, id: column names. A labels cell is a list of names, or a string
-                that `sep` cuts (None: one label). Without `id` the rows are numbered.
-            sep: separator of the labels.
-            name: of the corpus.
-            test_fraction: without `split`, the share of documents that a hash of the text puts in
-                test; repeated texts stay on one side.
-            seed: of that hash.
+            text: the column of texts.
+            labels: the column of labels, or several for two of the forms.
+            reading: how the table is read; see `tables.Reading`.
 
         Raises:
             DataError: the table cannot be used.
         """
-        reading = dict(sep=sep, split=split, id=id, test_fraction=test_fraction, seed=seed)
-        return corpus_of_table(frame, text, labels, name=name, **reading)
+        return corpus_of_table(frame, text, labels, **reading)
+
+    @classmethod
+    def from_file(
+        cls,
+        path: str | Path,
+        text: str = "text",
+        labels: str | Sequence[str] = "labels",
+        encoding: str = "utf-8",
+        delimiter: str | None = None,
+        **reading: Unpack[Reading],
+    ) -> Corpus:
+        """A corpus from a table: .csv, .tsv, .jsonl (also as .gz, .bz2, .xz), .parquet or .xlsx.
+
+        Args:
+            path: the file; its suffix says what it is.
+            text, labels, reading: as in `from_pandas`; `sep` is ";" if it is left out.
+            encoding: of text and JSON lines.
+            delimiter: one character between columns; None takes a comma, and in .tsv a tab.
+        """
+        frame = files.read_table(Path(path), encoding, delimiter)
+        reading.setdefault("sep", ";")
+        return corpus_of_table(frame, text, labels, path=path, **reading)
 
     @classmethod
     def from_csv(
         cls,
         path: str | Path,
         text: str = "text",
-        labels: str = "labels",
-        sep: str | None = ";",
-        split: str | None = None,
-        id: str | None = None,
+        labels: str | Sequence[str] = "labels",
         encoding: str = "utf-8",
         delimiter: str = ",",
-        name: str | None = None,
-        test_fraction: float = 0.2,
-        seed: int = 0,
+        **reading: Unpack[Reading],
     ) -> Corpus:
-        """A corpus from a delimited text file with the options of `from_pandas`.
-
-        All cells are read as text: "007" stays "007". Without `name` the file's name is taken.
-        """
-        reading = dict(sep=sep, split=split, id=id, test_fraction=test_fraction, seed=seed)
-        path = Path(path)
-        frame = tables.read_csv(path, encoding, delimiter)
-        name = name or path.stem
-        return corpus_of_table(frame, text, labels, name=name, path=path, **reading)
+        """A corpus from delimited text of any suffix; all cells are text, and `sep` is ";"."""
+        frame = files.read_csv(Path(path), encoding, delimiter)
+        reading.setdefault("sep", ";")
+        return corpus_of_table(frame, text, labels, path=path, **reading)
 
     @classmethod
     def from_parquet(
         cls,
         path: str | Path,
         text: str = "text",
-        labels: str = "labels",
-        sep: str | None = None,
-        split: str | None = None,
-        id: str | None = None,
-        name: str | None = None,
-        test_fraction: float = 0.2,
-        seed: int = 0,
+        labels: str | Sequence[str] = "labels",
+        **reading: Unpack[Reading],
     ) -> Corpus:
-        """A corpus from a parquet file with the options of `from_csv`."""
-        reading = dict(sep=sep, split=split, id=id, test_fraction=test_fraction, seed=seed)
-        path = Path(path)
-        frame = tables.read_parquet(path)
-        name = name or path.stem
-        return corpus_of_table(frame, text, labels, name=name, path=path, **reading)
+        """A corpus from a parquet file; without `sep` a string is one label."""
+        frame = files.read_parquet(Path(path))
+        return corpus_of_table(frame, text, labels, path=path, **reading)
+
+    def overview(self) -> str:
+        """Documents, labels, labels per document, the five most frequent labels, and odd ones."""
+        return overview(self.labels, self.label_names, self.split)
 
     def summary(self) -> pd.DataFrame:
         """One row per split: documents, labels used, labels per document, median words."""
@@ -475,15 +469,29 @@ class Corpus(Rich):
 
 
 def corpus_of_table(
-    frame: pd.DataFrame, text: str, labels: str, *, name: str, **reading: Any
+    frame: pd.DataFrame,
+    text: str,
+    labels: str | Sequence[str],
+    *,
+    path: str | Path | None = None,
+    name: str | None = None,
+    **reading: Any,
 ) -> Corpus:
-    """The corpus of a table.
+    """The corpus of a table; what was mended or is doubtful is one warning each.
 
     Args:
-        frame: one row per document.
+        frame: the table.
         text, labels: column names.
-        name: of the corpus.
+        path: the file it was read from.
+        name: of the corpus; None takes the file's.
         reading: the other arguments of `tables.documents`.
     """
-    ids, texts, names, splits, manifest = tables.documents(frame, text, labels, **reading)
-    return Corpus.from_lists(name, ids, texts, names, splits, manifest=manifest)
+    file = Path(path) if path else None
+    read = tables.documents(frame, text, labels, path=file, **reading)
+    for note in read.notes:
+        # three frames up is the caller of Corpus.from_pandas and its relatives
+        warnings.warn(note, UserWarning, stacklevel=3)
+    name = name or (files.stem(file) if file else "custom")
+    return Corpus.from_lists(
+        name, read.ids, read.texts, read.names, read.split, manifest=read.manifest
+    )

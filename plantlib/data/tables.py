@@ -1,125 +1,100 @@
-"""Reads a user's table (frame, delimited text, parquet) and names every oddity in it.
+"""Turns a user's table into documents, and names every oddity in it.
 
 A table that cannot be used raises DataError with what was got, what was wanted and the fix. What
-can be mended is mended and counted in one warning. Messages hold ids and counts, never texts.
-`Corpus.from_pandas` and its relatives build on this; the known public corpora are read by
-data_scripts/. Pickles are never read.
+can be mended is mended and counted in one note. Messages hold row numbers, ids and counts, never
+texts. `files.py` reads the file, `label_forms.py` the labels; the known public corpora are read by
+data_scripts/.
 """
 
 from __future__ import annotations
 
-import io
-import warnings
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 
+from plantlib.data import label_forms
+from plantlib.data.files import check_columns_once
+from plantlib.data.label_forms import missing, name_of
 from plantlib.utils.base import SPLITS, DataError, hash_order
 from plantlib.utils.io import sha256
+from plantlib.utils.terminal import brief_list
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
 SPLIT_NAMES = {**{s: s for s in SPLITS}, "valid": "dev", "validation": "dev", "val": "dev"}
-ENCODINGS = ("cp1252", "latin-1", "utf-16")
-SEPARATORS = {";": "a semicolon", ",": "a comma", "|": "a bar", "\t": "a tab", " ": "a space"}
 
 
-def _readable(path: Path) -> None:
-    if not path.is_file():
-        raise DataError(
-            f"no file {path} (working folder {Path.cwd()}): give the path of an existing file"
-        )
-    if path.stat().st_size == 0:
-        raise DataError(
-            f"{path} is empty (0 bytes): wanted a header line and one line per document"
-        )
+class Reading(TypedDict, total=False):
+    """How a table is read; each may be left out.
 
-
-def read_csv(path: Path, encoding: str = "utf-8", delimiter: str = ",") -> pd.DataFrame:
-    """A delimited text file with a header line as a frame of str cells.
-
-    Raises:
-        DataError: the file is missing or empty, does not decode (the byte offset is named), or has
-            rows that do not fit the header.
+    name: of the corpus; the file's if it is left out.
+    sep: separator of the labels in a cell that is a string; None: one label.
+    labels_format: "separated", "list", "long" (one row per document and label), "onehot" (columns
+        or vectors of 0 and 1) or "columns" (several columns of labels). Left out, a cell is a list,
+        a printed list or a string that `sep` cuts; what looks like another form is refused.
+    split: column of splits. Without it, a hash of the text draws test; repeated texts stay on one
+        side.
+    id: column of ids; without it the rows are numbered from 0.
+    test_fraction: share of test that is drawn, 0.2 if left out.
+    seed: of the hash that draws it.
     """
-    import pandas as pd
 
-    # decode
-    _readable(path)
-    encoding = "utf-8-sig" if encoding.lower().replace("_", "-") in ("utf-8", "utf8") else encoding
-    try:
-        text = path.read_bytes().decode(encoding)
-    except UnicodeDecodeError as error:
-        others = ", ".join(repr(e) for e in ENCODINGS if e != encoding)
-        raise DataError(
-            f"{path} is not {encoding.removesuffix('-sig')}: byte {error.start} does not decode; "
-            f"try encoding= one of {others}, or save the file as UTF-8"
-        ) from None
-    except LookupError:
-        raise DataError(
-            f"unknown encoding {encoding!r}: try 'utf-8' or one of {', '.join(ENCODINGS)}"
-        ) from None
-    # parse
-    try:
-        frame = pd.read_csv(io.StringIO(text), sep=delimiter, dtype=str, keep_default_na=False)
-    except pd.errors.EmptyDataError:
-        raise DataError(
-            f"{path} holds no header: wanted a header line and one line per document"
-        ) from None
-    except pd.errors.ParserError as error:
-        # the parser's message counts fields and lines and quotes no cell
-        raise DataError(
-            f"{path} does not parse with delimiter {delimiter!r} ({str(error).strip()}): quote the"
-            " cells that hold the delimiter, or name another delimiter="
-        ) from None
-    # pandas silently takes the first cells of longer rows as an index, and every column shifts
-    if len(frame) and not isinstance(frame.index, pd.RangeIndex):
-        width = frame.shape[1]
-        raise DataError(
-            f"{path}: the first row has more cells than the header, {width + frame.index.nlevels}"
-            f" to {width}, with delimiter {delimiter!r}: quote the cells that hold the delimiter,"
-            " or name another delimiter="
-        )
-    return frame
+    name: str | None
+    sep: str | None
+    labels_format: str | None
+    split: str | None
+    id: str | None
+    test_fraction: float
+    seed: int
 
 
-def read_parquet(path: Path) -> pd.DataFrame:
-    """A parquet file as a frame; DataError if it is not parquet."""
-    import pandas as pd
+@dataclass(frozen=True)
+class Documents:
+    """What `Corpus.from_lists` needs, one entry per document, and notes for the user.
 
-    _readable(path)
-    try:
-        return pd.read_parquet(path)
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"{path} does not read as parquet ({type(error).__name__}): write it again, "
-            "or use Corpus.from_csv for delimited text"
-        ) from None
+    ids, texts, names, split: of each document; names are its labels.
+    manifest: of the corpus; its notes include `notes`.
+    notes: what was mended or is doubtful.
+    """
+
+    ids: list[str]
+    texts: list[str]
+    names: list[list[str]]
+    split: list[str]
+    manifest: dict[str, Any]
+    notes: list[str]
 
 
 def documents(
     frame: pd.DataFrame,
     text: str,
-    labels: str,
+    labels: str | Sequence[str],
     *,
-    sep: str | None,
-    split: str | None,
-    id: str | None,
+    sep: str | None = None,
+    split: str | None = None,
+    id: str | None = None,
+    labels_format: str | None = None,
     test_fraction: float | None = 0.2,
     seed: int = 0,
     path: Path | None = None,
     to_train: bool = True,
-) -> tuple[list[str], list[str], list[list[str]], list[str], dict[str, Any]]:
-    """What `Corpus.from_lists` needs, from a table with one row per document.
+) -> Documents:
+    """The documents of a table.
 
     Args:
         frame: the table.
-        text, labels, split, id: column names; without `id` the rows are numbered.
+        text, split, id: column names; without `id` the rows are numbered from 0.
+        labels: the column of labels; several for the forms onehot and columns
+            (`label_forms.columns_named`).
         sep: separator of the labels in a string cell; None takes the cell as one label.
+        labels_format: one of `label_forms.FORMS`; None takes one row per document with its labels
+            in one cell, and refuses what looks like another form.
         test_fraction: share of test where there is no column `split`; None puts every document in
             test.
         seed: of the hash of the text that draws the split.
@@ -127,77 +102,186 @@ def documents(
         to_train: False for a table that a model is measured on: train may be empty, and labels
             that are never in train are not counted.
 
-    Returns:
-        ids, texts, label names and split of each document, and the manifest.
-
     Raises:
         DataError: the table cannot be used.
     """
-    # cells: documents without text are dropped
-    _check_columns(frame, {"text": text, "labels": labels, "split": split, "id": id})
-    ids, keep = _ids(frame, id), _texts(frame, text)
-    ids = [i for i, k in zip(ids, keep, strict=True) if k]
-    frame = frame[keep]
-    texts = frame[text].tolist()
-    names = _labels(frame[labels].tolist(), labels, sep)
+    # columns, and labels of the rows with a text
+    label_forms.check_form(labels_format, sep)
+    frame, columns = _checked(frame, text, labels, split, id, labels_format)
+    cells_of_text(frame, text)
+    keep, notes = _texts(frame, text, all_rows=labels_format == "long" and id is not None)
+    rows = np.flatnonzero(keep).tolist()
+    frame = frame.iloc[rows]
+    names, of_labels = _labels(frame, labels, columns, sep, labels_format, rows)
+    notes += of_labels
+    # one entry per document
+    texts = cells_of_text(frame, text)
+    splits = _split(frame, split) if split else None
+    if labels_format == "long":
+        first, texts, names, splits = _joined(frame, id, rows, texts, names, splits, notes)
+        ids = [name_of(frame[id].iloc[i]) if id else str(rows[i]) for i in first]
+        notes.append(f"{len(rows)} rows of single labels joined into {len(ids)} documents")
+    else:
+        ids = _ids(frame, id, rows)
+        if labels_format is None and id is None:
+            notes += _repeated(texts, names)
+    _check_encodes({"text": texts, "id": ids, "labels": [" ".join(row) for row in names]}, rows)
     # split: given, drawn, or all in test
-    drawn = not split and test_fraction is not None
+    drawn = splits is None and test_fraction is not None
     if drawn:
         splits = _hashed_split(texts, test_fraction, seed)
-    else:
-        splits = _split(frame, split) if split else ["test"] * len(texts)
+    splits = splits or ["test"] * len(texts)
     if to_train and "train" not in splits:
         raise DataError(
             f"no document is in train (splits found: {sorted(set(splits))}): mark some rows"
-            " 'train', or pass split=None to draw a split"
+            " 'train', or leave out split= to draw a split"
         )
     # manifest
-    notes = _count_oddities(names, splits, to_train)
-    if not keep.all():
-        notes.append(f"{int((~keep).sum())} documents without text dropped")
-    if drawn:
-        notes.append(f"split: test_fraction {test_fraction} by hash of the text, seed {seed}")
+    notes += _count_oddities(names, splits, to_train)
+    of_split = f"split: test_fraction {test_fraction} by hash of the text, seed {seed}"
     manifest = {
         "origin": path.name if path else "a frame in memory",
         "licence": "not stated",
         "sources": {path.name: sha256(path)} if path else {},
-        "notes": notes,
+        "notes": notes + [of_split] * drawn,
     }
-    return ids, texts, names, splits, manifest
+    return Documents(ids, texts, names, splits, manifest, notes)
 
 
-def _warn(message: str) -> None:
-    # six frames up is the caller of Corpus.from_pandas, from_csv or from_parquet
-    warnings.warn(message, UserWarning, stacklevel=6)
+def _checked(
+    frame: pd.DataFrame,
+    text: str,
+    labels: str | Sequence[str],
+    split: str | None,
+    id: str | None,
+    form: str | None,
+) -> tuple[pd.DataFrame, list[str]]:
+    """The frame, its columns named by str, and the columns of labels; DataError if one is missing.
 
-
-def _check_columns(frame: pd.DataFrame, roles: dict[str, str | None]) -> None:
-    columns = [str(column) for column in frame.columns]
-    for role, column in roles.items():
-        if column is None or column in frame.columns:
-            continue
-        hint = ""
-        if len(columns) == 1 and any(mark in columns[0] for mark in ";\t|"):
-            hint = "; the header looks uncut, so name the delimiter= as well"
-        raise DataError(
-            f"no column {column!r} for {role}; the columns are {columns}: pass {role}=<one of"
-            f" them>{hint}"
-        )
+    Several columns of labels are for the forms onehot and columns alone.
+    """
+    frame = frame.set_axis([str(column) for column in frame.columns], axis=1)
+    check_columns_once(frame.columns, "the table")
     if not len(frame):
         raise DataError("the table has a header but no rows: wanted one row per document")
+    roles = {"text": text, "split": split, "id": id}
+    several = form in ("onehot", "columns")
+    if not several:
+        roles = {"text": text, "labels": labels, "split": split, "id": id}
+    check_columns(frame, roles)
+    others = [c for c in frame.columns if c and c not in (text, split, id)]
+    if not several:
+        _check_roles(text, {"labels": labels, "split": split, "id": id})
+        return frame, [str(labels)]
+    columns = label_forms.columns_named(frame, labels)
+    if columns is None and form == "onehot" and labels == "labels":
+        columns = others
+    if columns is None:
+        check_columns(frame, {"labels": labels if isinstance(labels, str) else str(list(labels))})
+    columns = [column for column in columns or [] if column in others]
+    if not columns:
+        raise DataError("no column of labels is left: pass labels=<the label columns>")
+    return frame, columns
 
 
-def missing(value: Any) -> bool:
-    """Whether a cell is None, NaN, NA or a blank string."""
-    if isinstance(value, str):
-        return not value.strip()
-    if value is None or type(value).__name__ in ("NAType", "NaTType"):
-        return True
-    return isinstance(value, (float, np.floating)) and bool(np.isnan(value))
+def _check_roles(text: str, roles: dict[str, Any]) -> None:
+    for role, column in roles.items():
+        if column == text:
+            raise DataError(
+                f"column {text!r} is given for text and for {role}: pass {role}=<another column>"
+            )
 
 
-def _texts(frame: pd.DataFrame, column: str) -> np.ndarray:
-    """(rows,) bool: whether a row has a text; one warning counts the others."""
+def check_columns(frame: pd.DataFrame, roles: dict[str, Any]) -> None:
+    """DataError for a role, such as text, whose column is not in the table.
+
+    Column names are shown unless the first line may be a document.
+    """
+    columns = [str(column) for column in frame.columns]
+    for role, column in roles.items():
+        if column is None or column in columns:
+            continue
+        if _looks_like_documents(frame, columns):
+            raise DataError(
+                f"no column {column!r} for {role}: the first line, of {len(columns)} cells, looks"
+                " like a document and not like a header; write a header line first, such as"
+                " text,labels"
+            )
+        raise DataError(
+            f"no column {column!r} for {role}; the columns are {brief_list(columns, 20)}: pass"
+            f" {role}=<one of them>{_hint(frame, columns, role)}"
+        )
+
+
+def _looks_like_documents(frame: pd.DataFrame, columns: list[str]) -> bool:
+    """Whether names of columns are cells of a document: long, or found again in their column."""
+    return any(len(column) > 60 or len(column.split()) > 5 for column in columns) or any(
+        column in frame[column].astype(str).tolist() for column in columns if column.strip()
+    )
+
+
+def _hint(frame: pd.DataFrame, columns: list[str], role: str) -> str:
+    """Another form in which the columns may hold labels."""
+    if role != "labels":
+        return ""
+    bits = label_forms.of_zeros_and_ones(frame, columns)
+    if len(bits) > 1:
+        return f"; {len(bits)} columns hold 0 and 1: labels_format='onehot' takes them as labels"
+    family = _family(columns)
+    return f"; labels_format='columns', labels='{family}' reads all of those" if family else ""
+
+
+def _family(columns: Sequence[str], of: str | None = None) -> str | None:
+    """A pattern such as 'code*' for columns that differ by a last number; None without two."""
+    stems: dict[str, int] = {}
+    for column in columns:
+        match = re.fullmatch(r"(.*?[^\d])\d+", column)
+        if match:
+            stems[match[1]] = stems.get(match[1], 0) + 1
+    own = re.fullmatch(r"(.*?[^\d])\d+", of) if of else None
+    names = [s for s, n in stems.items() if n > 1 and (of is None or (own and s == own[1]))]
+    return f"{names[0]}*" if names else None
+
+
+def _labels(
+    frame: pd.DataFrame,
+    labels: str | Sequence[str],
+    columns: list[str],
+    sep: str | None,
+    form: str | None,
+    rows: Sequence[int],
+) -> tuple[list[list[str]], list[str]]:
+    """Names of each row, and notes."""
+    notes = []
+    reader = label_forms.Reader(columns[0] if len(columns) == 1 else str(labels), sep, form, rows)
+    bits = form == "onehot" and (
+        len(columns) > 1 or bool(label_forms.of_zeros_and_ones(frame, columns))
+    )
+    if bits:
+        names = reader.one_hot({column: frame[column].tolist() for column in columns})
+    elif form == "columns":
+        names = reader.columns({column: frame[column].tolist() for column in columns})
+    else:
+        names = reader.cells(frame[columns[0]].tolist())
+        family = _family([str(c) for c in frame.columns], of=columns[0])
+        if family and form is None:
+            notes.append(
+                f"only column {columns[0]!r} is read for labels: labels_format='columns',"
+                f" labels='{family}' reads all of its kind"
+            )
+    if not any(names):
+        raise DataError(
+            f"column {str(labels)!r} has no label in any of its {len(names)} rows: "
+            "pass labels=<the label column>"
+        )
+    return names, notes + reader.notes
+
+
+def _texts(frame: pd.DataFrame, column: str, all_rows: bool) -> tuple[np.ndarray, list[str]]:
+    """(rows,) bool: whether a row is kept because it has a text, and a note that counts the others.
+
+    all_rows: keep rows without text, as in the long form, where the text may stand in one row.
+    """
     values = frame[column].tolist()
     keep = np.array([not missing(value) for value in values], dtype=bool)
     if not keep.any():
@@ -205,102 +289,151 @@ def _texts(frame: pd.DataFrame, column: str) -> np.ndarray:
             f"column {column!r} has no text in any of its {len(values)} rows: pass text=<the text"
             " column>"
         )
-    odd = next((v for v, k in zip(values, keep, strict=True) if k and not isinstance(v, str)), None)
-    if odd is not None:
+    if keep.all() or all_rows:
+        return keep | all_rows, []
+    count = int((~keep).sum())
+    return keep, [f"{count} of {len(values)} documents have no text and were dropped"]
+
+
+def cells_of_text(frame: pd.DataFrame, column: str) -> list[str]:
+    """The texts in a column, blank where there is none; DataError for cells that are no text."""
+    values = ["" if missing(value) else value for value in frame[column].tolist()]
+    odd = [row for row, value in enumerate(values) if not isinstance(value, str)]
+    if odd:
         raise DataError(
-            f"column {column!r} holds {type(odd).__name__}, wanted str: pass text=<the text column>"
+            f"column {column!r} holds {type(values[odd[0]]).__name__}, wanted str, in {len(odd)}"
+            f" rows, first {odd[:5]}: pass text=<the text column>"
         )
-    if not keep.all():
-        _warn(f"{int((~keep).sum())} of {len(values)} documents have no text and were dropped")
-    return keep
+    return values
 
 
-def _ids(frame: pd.DataFrame, column: str | None) -> list[str]:
+def _ids(frame: pd.DataFrame, column: str | None, rows: Sequence[int]) -> list[str]:
     if column is None:
-        return [str(row) for row in range(len(frame))]
-    values = frame[column].tolist()
-    rows = [row for row, value in enumerate(values) if missing(value)]
-    if rows:
-        raise DataError(
-            f"column {column!r} lacks an id in {len(rows)} rows, first row {rows[0]}: fill it, or"
-            " pass id=None to number the rows"
-        )
-    ids = [_name(value) for value in values]
+        return [str(row) for row in rows]
+    ids = ids_of(frame, column, rows)
     seen: set[str] = set()
     repeated = list(dict.fromkeys(i for i in ids if i in seen or seen.add(i)))
     if repeated:
         raise DataError(
-            f"column {column!r} has {len(repeated)} ids more than once, first three {repeated[:3]}:"
-            " make them unique, or pass id=None to number the rows"
+            f"column {column!r} has {len(repeated)} ids more than once, first three"
+            f" {brief_list(repeated[:3])}: make them unique; if each row is one label of a"
+            " document, pass labels_format='long'; to number the rows, leave out id="
         )
     return ids
 
 
-def _name(value: Any) -> str:
-    """A label or id as text; 7.0 (an integer column with gaps) is '7'."""
-    if isinstance(value, (float, np.floating)) and float(value).is_integer():
-        value = int(value)
-    return str(value).strip()
+def ids_of(frame: pd.DataFrame, column: str, rows: Sequence[int]) -> list[str]:
+    """The ids in a column as text; DataError where one is missing or no text or whole number.
 
-
-def _cut(value: Any, sep: str | None) -> list[str]:
-    """The names in one labels cell: trimmed, sorted, without empty ones and repeats."""
-    if missing(value):
-        return []
-    if isinstance(value, (list, tuple, set, frozenset, np.ndarray)):
-        parts = [_name(v) for v in value if not missing(v)]
-    else:
-        parts = [part.strip() for part in _name(value).split(sep)] if sep else [_name(value)]
-    return sorted({part for part in parts if part})
-
-
-def _labels(cells: Sequence[Any], column: str, sep: str | None) -> list[list[str]]:
-    if sep == "":
-        raise DataError(
-            "sep='' cuts nothing: pass the separator of the labels, such as ';', or None for one"
-            " label"
-        )
-    strings = [cell for cell in cells if isinstance(cell, str) and cell.strip()]
-    other = _evident_separator(strings, sep)
-    if other:
-        _warn(
-            f"labels separator {sep!r} never occurs in column {column!r}, but {SEPARATORS[other]}"
-            f" does: each cell is taken as one label; pass sep={other!r} if it is the separator"
-        )
-    names = [_cut(cell, sep) for cell in cells]
-    if not any(names):
-        raise DataError(
-            f"column {column!r} has no label in any of its {len(names)} rows: "
-            "pass labels=<the label column>"
-        )
-    return names
-
-
-def _evident_separator(cells: list[str], sep: str | None) -> str | None:
-    """A separator that evidently cuts `cells` although `sep` never occurs in them, or None.
-
-    It occurs in a fifth of the cells at least, and the parts it makes recur.
+    rows: the number of each row in its file.
     """
-    if not cells or (sep and any(sep in cell for cell in cells)):
-        return None
-    for other in SEPARATORS:
-        cut = [cell.split(other) for cell in cells if other in cell.strip()]
-        parts = [part.strip() for cell in cut for part in cell]
-        if (
-            len(cut) >= max(2, len(cells) / 5)
-            and len(set(parts)) <= len(parts) * 0.8
-            and len(cut) > len(parts) / 20
-        ):
-            return other
-    return None
+    values = frame[column].tolist()
+    lacking = [row for row, value in zip(rows, values, strict=True) if missing(value)]
+    if lacking:
+        raise DataError(
+            f"column {column!r} lacks an id in {len(lacking)} rows, first row {lacking[0]}: fill"
+            " it, or leave out id= to number the rows"
+        )
+    kinds = (str, int, np.integer, float, np.floating)
+    odd = [
+        row
+        for row, value in zip(rows, values, strict=True)
+        if not isinstance(value, kinds) or (isinstance(value, float) and not value.is_integer())
+    ]
+    if odd:
+        raise DataError(
+            f"column {column!r} holds other ids than text and whole numbers in {len(odd)} rows,"
+            f" first {odd[:5]}: write them as text, or leave out id= to number the rows"
+        )
+    return [name_of(value) for value in values]
+
+
+def _joined(
+    frame: pd.DataFrame,
+    id: str | None,
+    rows: Sequence[int],
+    texts: list[str],
+    names: list[list[str]],
+    splits: list[str] | None,
+    notes: list[str],
+) -> tuple[list[int], list[str], list[list[str]], list[str] | None]:
+    """Rows of one id, or of one text, as one document: first rows, texts, labels and splits."""
+    groups: dict[str, list[int]] = {}
+    for place, key in enumerate(ids_of(frame, id, rows) if id else texts):
+        groups.setdefault(key, []).append(place)
+    blank = [k for k, g in groups.items() if not any(texts[i].strip() for i in g)]
+    if blank:
+        notes.append(f"{len(blank)} of {len(groups)} documents have no text and were dropped")
+        groups = {k: g for k, g in groups.items() if k not in set(blank)}
+    for what, values in (("texts", texts), ("splits", splits)):
+        odd = [
+            rows[g[0]]
+            for g in groups.values()
+            if values and len({values[i] for i in g if values[i].strip()}) > 1
+        ]
+        if odd:
+            raise DataError(
+                f"{len(odd)} documents have rows with different {what}, first in rows {odd[:5]}:"
+                " wanted one for all rows of a document"
+            )
+    members = list(groups.values())
+    return (
+        [g[0] for g in members],
+        [next(texts[i] for i in g if texts[i].strip()) for g in members],
+        [sorted({name for i in g for name in names[i]}) for g in members],
+        [splits[g[0]] for g in members] if splits else None,
+    )
+
+
+def _repeated(texts: list[str], names: list[list[str]]) -> list[str]:
+    """A note on texts in several rows with different labels; DataError if the table looks long."""
+    groups: dict[str, set[tuple[str, ...]]] = {}
+    counts: dict[str, int] = {}
+    for text, found in zip(texts, names, strict=True):
+        groups.setdefault(text, set()).add(tuple(found))
+        counts[text] = counts.get(text, 0) + 1
+    repeated = [text for text, sets in groups.items() if len(sets) > 1]
+    rows = sum(counts[text] for text in repeated)
+    if not repeated:
+        return []
+    single = all(len(found) < 2 for found in names)
+    if single and rows >= len(texts) / 5:
+        raise DataError(
+            f"{rows} of {len(texts)} rows repeat a text with another label: if each row is one"
+            " label of a document, pass labels_format='long'; if each is a document, pass"
+            " labels_format='separated'"
+        )
+    return [f"{len(repeated)} texts stand in several rows with different labels"]
+
+
+def _check_encodes(columns: dict[str, list[str]], rows: Sequence[int]) -> None:
+    """DataError for text that no encoding can hold: lone halves of surrogate pairs."""
+    for column, values in columns.items():
+        odd = [place for place, value in enumerate(values) if not encodes(value)]
+        if odd:
+            numbers = [rows[place] if len(values) == len(rows) else place for place in odd[:5]]
+            raise DataError(
+                f"{len(odd)} cells for {column} hold halves of characters that are no text"
+                f" (surrogates), first in rows {numbers}: read the file again in its own encoding"
+            )
+
+
+def encodes(text: str) -> bool:
+    """Whether text can be written as UTF-8, which tokenizers ask for."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _split(frame: pd.DataFrame, column: str) -> list[str]:
-    values = [_name(v).lower() if not missing(v) else "" for v in frame[column].tolist()]
+    values = [name_of(v).lower() if not missing(v) else "" for v in frame[column].tolist()]
     unknown = sorted({value for value in values if value not in SPLIT_NAMES})
     if unknown:
         raise DataError(
-            f"column {column!r} has unknown splits {unknown[:5]}: wanted {', '.join(SPLIT_NAMES)}"
+            f"column {column!r} has unknown splits {brief_list(unknown)}: wanted"
+            f" {', '.join(SPLIT_NAMES)}"
         )
     return [SPLIT_NAMES[value] for value in values]
 
@@ -316,7 +449,7 @@ def _hashed_split(texts: list[str], fraction: float, seed: int) -> list[str]:
 
 
 def _count_oddities(names: list[list[str]], split: list[str], to_train: bool) -> list[str]:
-    """Notes, also given as warnings, on documents without labels and labels never in train.
+    """Notes on documents without labels and labels never in train.
 
     The second note is for a table to train on only.
     """
@@ -328,7 +461,5 @@ def _count_oddities(names: list[list[str]], split: list[str], to_train: bool) ->
     in_train = {label for labels, s in pairs if s == "train" for label in labels}
     unseen = {label for labels in names for label in labels} - in_train
     if unseen and to_train:
-        notes.append(f"{len(unseen)} labels are never in train; seen_in_train() drops them")
-    for note in notes:
-        _warn(note)
+        notes.append(f"{len(unseen)} labels are never in train; fit leaves them out")
     return notes

@@ -280,7 +280,7 @@ def test_explain_prints_words_and_writes_a_page_that_fetches_nothing(shop, capsy
         (["predict", "model", "notes.txt", "--out", "s.xlsx"], ".csv or .jsonl"),
         (
             ["predict", "model", "mine.csv", "--text", "nota"],
-            "--text nota: mine.csv has the columns",
+            "no column 'nota' for text; the columns are ['case', 'note', 'codes', 'part']: pass",
         ),
         (["predict", "model", "work"], "holds no document"),
         (["explain", "model", "--label", "liver", "note.txt"], "label 'liver' is not one of"),

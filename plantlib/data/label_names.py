@@ -1,0 +1,148 @@
+"""Names of labels: how they are cut out of a cell, written plainly, and told apart.
+
+What is certain is mended (invisible characters, unusual blanks, split accents); what is doubtful is
+found here (another separator, names that differ by case alone) and refused or noted by
+`label_forms.py`.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+
+# zero-width blanks, joiners and byte order marks, soft hyphens, direction marks
+INVISIBLE = re.compile(
+    "[\u00ad\u034f\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff]"
+)
+# these two join letters inside words of Persian or Hindi and some emoji
+JOINERS = "\u200c\u200d"
+# characters that stand in codes and words, and so are no separators
+OF_NAMES = set(".-_'’()[]\"")
+AS_MISSING = {"nan", "none", "null", "n/a", "na", "<na>", "nat", "#n/a", "\\n", "-", "?"}
+
+
+def plain(name: str) -> str:
+    """A name in composed characters (NFC), without invisible ones, its blanks single spaces."""
+    name = unicodedata.normalize("NFC", INVISIBLE.sub("", name))
+    return " ".join(name.split()).strip(JOINERS)
+
+
+def key_of(name: str) -> str:
+    """What two spellings of one name share: case, width and joiners aside."""
+    folded = unicodedata.normalize("NFKC", name).casefold()
+    return "".join(c for c in folded if c not in JOINERS)
+
+
+def spellings(names: Iterable[str]) -> list[list[str]]:
+    """Groups of distinct names that differ by case, width or joiners alone, in sorted order."""
+    groups = defaultdict(set)
+    for name in names:
+        groups[key_of(name)].add(name)
+    return sorted(sorted(group) for group in groups.values() if len(group) > 1)
+
+
+def cut(cell: str, sep: str | None) -> list[str]:
+    """The parts of a cell, not yet plain.
+
+    A part in double quotes may hold the separator.
+    """
+    if not sep:
+        return [_unquoted(cell.strip())]
+    if len(sep) == 1 and '"' in cell and sep not in '"\r\n':
+        try:
+            reader = csv.reader([cell.strip()], delimiter=sep, skipinitialspace=True, strict=True)
+            rows = list(reader)
+        except csv.Error:
+            rows = []
+        if len(rows) == 1:
+            return rows[0]
+    return [_unquoted(part.strip()) for part in cell.split(sep)]
+
+
+def _unquoted(part: str) -> str:
+    inner = part[1:-1]
+    quoted = len(part) > 2 and part[0] == part[-1] == '"' and '"' not in inner.replace('""', "")
+    return inner.replace('""', '"') if quoted else part
+
+
+def evident_separator(cells: Iterable[str]) -> str | None:
+    """A character that evidently separates several names in distinct `cells`, or None.
+
+    Names in a list change their places: a part that stands at two places, or alone in a cell and
+    later in another one, speaks for a list. Parts of one name ("heart failure", "ICD9:401") keep
+    theirs.
+    """
+    distinct = sorted({cell.strip() for cell in cells if cell.strip()})
+    for mark in _marks(distinct):
+        places: dict[str, set[int]] = defaultdict(set)
+        cut_parts: list[str] = []
+        cut_cells = 0
+        for cell in distinct:
+            parts = [plain(part) for part in cell.split(mark)]
+            parts = [part for part in parts if part]
+            for place, part in enumerate(parts):
+                places[part].add(place)
+            if len(parts) > 1:
+                cut_cells += 1
+                cut_parts.extend(parts)
+        if cut_cells < max(2, len(distinct) / 20):
+            continue
+        moving = sum(len(places[part]) > 1 for part in cut_parts) / len(cut_parts)
+        # blanks stand inside names of words, so they need more evidence, unless parts are codes
+        codes = all(_is_code(part) for part in cut_parts)
+        if moving >= (0.8 if mark == " " and not codes else 0.3):
+            return mark
+    return None
+
+
+def _is_code(name: str) -> bool:
+    """Whether a part looks like a code and not like a word of a name."""
+    return any(c.isdigit() for c in name) or name.isupper() or len(name) < 3
+
+
+def _marks(cells: Sequence[str]) -> list[str]:
+    """The characters that may separate, those in most cells first, the blank last."""
+    counts: Counter[str] = Counter()
+    for cell in cells:
+        counts.update({" " if c.isspace() and c not in "\t\n\r" else c for c in cell})
+    found = [c for c, _ in counts.most_common() if not (c.isalnum() or c in OF_NAMES)]
+    found = [c for c in found if not unicodedata.category(c).startswith("M")]
+    return sorted(found, key=lambda c: c == " ")
+
+
+def joined_names(names: Iterable[str]) -> list[str]:
+    """Names whose parts are all names themselves, so that a separator was probably missed."""
+    names = set(names)
+    joined = []
+    for name in sorted(names):
+        for mark in _marks([name]):
+            parts = [plain(part) for part in name.split(mark)]
+            if mark != " " and len(parts) > 1 and all(part in names for part in parts):
+                joined.append(name)
+                break
+    return joined
+
+
+def odd(names: Iterable[str]) -> dict[str, list[str]]:
+    """What is odd about label names: the reason, and the names in sorted order."""
+    names = sorted(set(names))
+    reasons = {
+        "look like missing values": [n for n in names if n.lower() in AS_MISSING],
+        "hold brackets or quotes around them": [n for n in names if _is_wrapped(n)],
+        "look like several names": joined_names(names),
+        "differ by case or width alone": [n for group in spellings(names) for n in group],
+        "hold control characters": [n for n in names if any(_is_control(c) for c in n)],
+        "are longer than 100 characters": [n for n in names if len(n) > 100],
+    }
+    return {reason: found for reason, found in reasons.items() if found}
+
+
+def _is_wrapped(name: str) -> bool:
+    return name[:1] in "[{\"'" or (name[-1:] in ']}"' and not {"[", "{"} & set(name))
+
+
+def _is_control(character: str) -> bool:
+    return unicodedata.category(character) == "Cc"

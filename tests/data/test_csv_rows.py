@@ -1,0 +1,132 @@
+"""Rows of delimited text survive exactly, or the table is refused with the numbers of its rows."""
+
+from __future__ import annotations
+
+import csv
+import io
+
+import pytest
+
+from plantlib.data.csv_rows import rows_of, typed
+from plantlib.utils.base import DataError
+
+SECRET = "Mrs. Example of 12 Sample Street"
+
+
+def test_cells_survive_exactly():
+    cells = [
+        ["1", "plain", "x;y"],
+        ["2", 'says "hi", then\nleaves\r\nand\rreturns', "x"],
+        ["3", "nul \x00, sub \x1a, separators \u2028\x85\x0b\x0c, \\n and \\", "=1+1"],
+        ["4", "", ""],
+        ["5", "long " * 40_000, "x"],
+    ]
+    for end in ("\n", "\r\n"):
+        for quoting in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL):
+            file = io.StringIO(newline="")
+            writer = csv.writer(file, lineterminator=end, quoting=quoting)
+            writer.writerows([["id", "text", "labels"], *cells])
+            assert rows_of(file.getvalue(), ",", "t") == (["id", "text", "labels"], cells)
+    assert csv.field_size_limit() == 131072, "the limit of other readers stays"
+
+
+def test_line_ends_of_old_macs_and_doubled_ones():
+    expected = (["text", "labels"], [["a", "x"], ["b", "y"]])
+    assert rows_of("text,labels\ra,x\rb,y\r", ",", "t") == expected
+    assert rows_of("text,labels\r\r\na,x\r\r\nb,y\r\r\n", ",", "t") == expected
+
+
+def test_blank_lines_keep_the_numbers_of_the_rows_after_them():
+    _, rows = rows_of("\n\ntext,labels\na,x\n\n , \nb,y\n\n\n", ",", "t")
+    assert rows == [["a", "x"], ["", ""], [" ", " "], ["b", "y"]]
+    assert rows_of("text\na\n\nb\n", ",", "t")[1] == [["a"], [""], ["b"]]
+
+
+def test_empty_cells_beyond_the_header_are_nothing():
+    expected = (["text", "labels"], [["a", "x"], ["b", "y"]])
+    assert rows_of("text,labels\na,x,\nb,y,\n", ",", "t") == expected
+    assert rows_of("text,labels,\na,x,\nb,y\n", ",", "t") == expected
+
+
+def test_header_cells_lose_blanks_and_a_mark_of_excel_names_the_delimiter():
+    assert rows_of(" text ;labels \na;x\n", ";", "t")[0] == ["text", "labels"]
+    for mark, delimiter in (("sep=;\r\n", ","), ("sep=\t\n", ",")):
+        cut = mark[4]
+        assert rows_of(f"{mark}text{cut}labels\na{cut}x\n", delimiter, "t")[1] == [["a", "x"]]
+
+
+@pytest.mark.parametrize("delimiter", ["\t", r"\t"])
+def test_a_delimiter_is_understood_as_a_shell_passes_it(delimiter):
+    assert typed(delimiter) == "\t"
+    text = 'text\tlabels\n"a ""b""\nc"\t"x"\n'
+    assert rows_of(text, delimiter, "t")[1] == [['a "b"\nc', "x"]]
+
+
+REFUSED = {
+    "a bare carriage return": (f"text,labels\n{SECRET}\rmore,x\nb,y\n", "row 0 (line 2) holds a"),
+    "a quote that is never closed": (
+        f'text,labels\nb,y\n"{SECRET},x\nc,y\n',
+        "row 1 (lines 3 to 4) opens a quote that is never closed",
+    ),
+    "a quote closed rows later": (
+        f'text,labels\n"{SECRET},x\nb,y\n"c, d",y\n',
+        "row 0 (lines 2 to 4) goes on after a closing quote",
+    ),
+    "a backslash before a quote": (
+        f'text,labels\nb,y\n"{SECRET} \\"hi\\" ",x\n',
+        "row 1 (line 3) escapes a quote by a backslash",
+    ),
+    "a backslash before the delimiter": (
+        f"text,labels\n{SECRET}\\, more,x\n",
+        "row 0 (line 2) has more cells than the header, 3 to 2",
+    ),
+    "a backslash before a line end": (
+        f"text,labels\nb,y\n{SECRET}\\\nmore,x\n",
+        "row 1 (line 3) has fewer cells than the header, 1 to 2",
+    ),
+    "rows of one cell more": (
+        "text,labels\n" + f"{SECRET}, more,x\n" * 7,
+        "rows 0, 1, 2, 3, 4 (lines 2, 3, 4, 5, 6) and 2 more have more cells",
+    ),
+    "two joined files": (
+        f"text,labels\n{SECRET},x\ntext,labels\nb,y\n",
+        "row 1 (line 3) repeat the header",
+    ),
+    "another delimiter": (f"text;labels\n{SECRET}, more;x\n", "name the delimiter=';'"),
+    "a tab in the header": (f'text\tlabels\n"{SECRET}\nmore"\tx\n', "name the delimiter='\\t'"),
+    "nothing": ("\n \n", "holds no header"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_rows_that_would_change_are_refused_without_their_text(case):
+    text, message = REFUSED[case]
+    with pytest.raises(DataError) as error:
+        rows_of(text, ",", "mine.csv")
+    assert message in str(error.value) and str(error.value).startswith("mine.csv")
+    assert "Sample" not in str(error.value)
+
+
+@pytest.mark.parametrize("swallowed", [1, 2, 15])
+def test_rows_in_one_cell_are_refused(swallowed):
+    """A quote is opened by mistake, and a later row ends with a quote: to a parser all is well."""
+    rows = [f"{i},note {i} of {SECRET},{'xyz'[i % 3]}" for i in range(40)]
+    rows[5] = rows[5].replace("note", '"note')
+    rows[5 + swallowed] = rows[5 + swallowed].replace("Street,", 'Street 5",')
+    text = "\n".join(["id,text,labels", *rows]) + "\n"
+    assert len(list(csv.reader(io.StringIO(text), strict=True))) == 41 - swallowed
+    with pytest.raises(DataError) as error:
+        rows_of(text, ",", "t")
+    lines = f"row 5 (line 7 to {7 + swallowed}) hold in one cell what reads as several rows"
+    assert lines in str(error.value) and "Sample" not in str(error.value)
+
+
+def test_a_text_that_looks_like_a_small_table_is_read():
+    text = 'text,labels\n"values:\nNa, 140\nK, 4.0\nx",x\n"a, b\nc, d",y\n'
+    assert rows_of(text, ",", "t")[1][0] == ["values:\nNa, 140\nK, 4.0\nx", "x"]
+
+
+@pytest.mark.parametrize("delimiter", ["", ",,", "||", r"\s+", '"', "\n", r"\n", "tab"])
+def test_a_delimiter_is_one_character(delimiter):
+    with pytest.raises(DataError, match="wanted one character"):
+        rows_of("text,labels\na,x\n", delimiter, "t")
