@@ -69,6 +69,7 @@ def rows_of(text: str, delimiter: str, name: str) -> tuple[list[str], list[list[
         header.pop()
     _check_widths(rows, header, delimiter, name)
     _check_repeated_header(rows, header, name)
+    _check_blank_before_quote(rows, lines, delimiter, name)
     _check_swallowed(rows, len(header), lines, delimiter, name)
     width = len(header)
     return header, [(row.cells + [""] * width)[:width] for row in rows]
@@ -197,8 +198,26 @@ def _check_repeated_header(rows: Sequence[Row], header: Sequence[str], name: str
     ]
     if again and len(header) > 1:
         raise DataError(
-            f"{name}: {_listed(again)} repeat the header, as in files that were joined: delete"
-            " those lines"
+            f"{name}: the header stands again in {_listed(again)}, as in files that were joined:"
+            " delete those lines"
+        )
+
+
+def _check_blank_before_quote(
+    rows: Sequence[Row], lines: Sequence[str], delimiter: str, name: str
+) -> None:
+    """Refuse `a, "b"`: behind a blank a quote is a character of the cell, hardly what was meant."""
+    blanks = re.compile(rf'(^|{re.escape(delimiter)}) +"(?!")')
+    odd = [
+        (i, row)
+        for i, row in enumerate(rows)
+        if any(re.match(r' +"', cell) for cell in row.cells)
+        and any(blanks.search(line) for line in lines[row.first_line - 1 : row.last_line])
+    ]
+    if odd:
+        raise DataError(
+            f"{name}: a blank stands before a quote in {_listed(odd)}, so that the cell is not"
+            " quoted: delete the blanks between delimiter and quote"
         )
 
 
@@ -207,12 +226,13 @@ def _check_swallowed(
 ) -> None:
     """Refuse a quoted cell whose lines are rows of this very table.
 
-    A line counts as a row if it has the header's number of cells and one of its other cells stands
-    in the same column of a row of one line.
+    A line counts as a row if it has the header's number of cells and one of them stands in the same
+    column of a row of one line that begins without a quote. Where every row begins with a quote, a
+    swallowed row shows as text after a closing quote.
     """
     if width < 2:
         return
-    known = _known_cells(rows, width)
+    known = _known_cells(rows, width, lines)
     swallowing = []
     for number, row in enumerate(rows):
         if row.first_line == row.last_line:
@@ -228,17 +248,17 @@ def _check_swallowed(
                 break
     if swallowing:
         raise DataError(
-            f"{name}: {_listed(swallowing)} hold in one cell what reads as several rows of this"
-            " table: close the quote that opens there, or double it; if the cell is right, save the"
-            " table as .parquet or .jsonl"
+            f"{name}: one cell holds what reads as several rows of this table in"
+            f" {_listed(swallowing)}: close the quote that opens there, or double it; if the cell"
+            " is right, save the table as .parquet or .jsonl"
         )
 
 
-def _known_cells(rows: Sequence[Row], width: int) -> list[set[str]]:
-    """For each column the short cells of the rows of one line."""
+def _known_cells(rows: Sequence[Row], width: int, lines: Sequence[str]) -> list[set[str]]:
+    """For each column the short cells of the rows of one line that begin without a quote."""
     known: list[set[str]] = [set() for _ in range(width)]
     for row in rows:
-        if row.first_line == row.last_line:
+        if row.first_line == row.last_line and not lines[row.first_line - 1].startswith('"'):
             for column, cell in enumerate(row.cells[:width]):
                 if 0 < len(cell) <= 100:
                     known[column].add(cell)

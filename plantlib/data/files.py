@@ -139,7 +139,7 @@ def decode(data: bytes, encoding: str, name: str) -> str:
     """
     try:
         encoding = "utf-8" if codecs.lookup(encoding).name == "utf-8-sig" else encoding
-        return data.decode(encoding).removeprefix("\ufeff")
+        text = data.decode(encoding).removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise DataError(
@@ -151,6 +151,9 @@ def decode(data: bytes, encoding: str, name: str) -> str:
             f"unknown encoding {encoding!r}: pass a known one, such as encoding='utf-8' or"
             " encoding='cp1252'"
         ) from None
+    if text.count("\0") > len(text) / 4:
+        raise DataError(f"{name} does not read as {encoding}: {_other_encoding(data)}")
+    return text
 
 
 def _other_encoding(data: bytes) -> str:
@@ -158,8 +161,11 @@ def _other_encoding(data: bytes) -> str:
     signs = [sign for start, sign in SIGNATURES.items() if data.startswith(start)]
     if signs:
         return f"it is {signs[0]}"
-    if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) or data[:200].count(0) > 20:
+    if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
         return "it looks like UTF-16: pass encoding='utf-16', or save it as UTF-8"
+    if data.count(0) > len(data) / 4:
+        order = "be" if data[:1] == b"\0" else "le"
+        return f"it looks like UTF-16: pass encoding='utf-16-{order}', or save it as UTF-8"
     return (
         "pass the encoding it was saved in, as encoding='cp1252' for Western European text of"
         " Windows, or save it as UTF-8"

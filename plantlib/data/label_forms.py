@@ -15,11 +15,9 @@ message names the form to ask for. With a form named, doubts are notes and names
 
 from __future__ import annotations
 
-import ast
 import decimal
-import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +25,7 @@ import numpy as np
 
 from plantlib.data import label_names
 from plantlib.data.csv_rows import typed
+from plantlib.data.printed_lists import is_bracketed, parse_list
 from plantlib.utils.base import DataError
 from plantlib.utils.terminal import brief_list
 
@@ -35,9 +34,6 @@ if TYPE_CHECKING:
 
 FORMS = ("list", "long", "onehot", "columns", "separated")
 SEVERAL = (list, tuple, set, frozenset, np.ndarray)
-BRACKETS = {"[": "]", "(": ")", "{": "}"}
-QUOTED = r"""(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")"""
-NUMPY_STRINGS = re.compile(rf"\[\s*{QUOTED}(?:\s+{QUOTED})*\s*\]")
 VECTOR = re.compile(r"[01](\.0*)?([\s,;|]+[01](\.0*)?)+|[01]{4,}")
 ZEROS_AND_ONES = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "0.": 0, "1.": 1, "false": 0, "true": 1}
 AS_IT_STANDS = "if each cell is right as it stands, pass labels_format='separated'"
@@ -82,7 +78,8 @@ class Reader:
 
     def __init__(self, column: str, sep: str | None, form: str | None, rows: Sequence[int]) -> None:
         check_form(form, sep)
-        self.column, self.sep, self.form, self.rows = column, typed(sep), form, rows
+        self.column, self.form, self.rows = column, form, rows
+        self.given_sep, self.sep = sep, typed(sep)
         self.notes: list[str] = []
 
     def one_hot(self, columns: dict[str, Sequence[Any]]) -> list[list[str]]:
@@ -96,8 +93,8 @@ class Reader:
             if odd:
                 raise DataError(
                     f"column {label!r} holds other cells than 0 and 1 in {len(odd)} rows, first"
-                    f" {odd[:5]}: name the columns of labels, as in labels='code*' or"
-                    " labels='I10,E11.9'"
+                    f" {odd[:5]}: write 0 and 1, or name the columns of labels, as in"
+                    " labels='code*' or labels='I10,E11.9'"
                 )
         return self._plain(names)
 
@@ -128,6 +125,9 @@ class Reader:
         if self.form is None:
             self._check_no_vectors(cells)
         self._check_numbers(cells)
+        if not any(isinstance(cell, str) and (self.sep or "") in cell for cell in cells):
+            # a backslash and an n can also be what stands in the cells
+            self.sep = self.given_sep
         names = [self._cut(cell) for cell in cells]
         if self.form is None:
             self._check_separator(cells, names)
@@ -183,7 +183,7 @@ class Reader:
     def _parsed(self, cells: list[Any]) -> list[Any]:
         """Cells with printed lists as lists, if all are printed lists or the form is asked for."""
         strings = [cell for cell in cells if isinstance(cell, str)]
-        bracketed = [isinstance(cell, str) and _is_bracketed(cell) for cell in cells]
+        bracketed = [isinstance(cell, str) and is_bracketed(cell) for cell in cells]
         parsed = [
             parse_list(cell, bare=self.form == "list") if is_list else None
             for cell, is_list in zip(cells, bracketed, strict=True)
@@ -208,10 +208,16 @@ class Reader:
                 f"write all cells in one way; {AS_IT_STANDS}",
             )
         elif strings and not any(read) and sum(bracketed) > len(strings) / 2:
+            bare = all(
+                parse_list(cell, bare=True) is not None
+                for cell, is_list in zip(cells, bracketed, strict=True)
+                if is_list
+            )
+            fix = "if they are lists of names, pass labels_format='list'"
             self._refuse(
                 "cells in brackets that are no printed list",
                 bracketed,
-                f"if they are lists of names, pass labels_format='list'; {AS_IT_STANDS}",
+                f"{fix if bare else 'wanted names, or lists of names'}; {AS_IT_STANDS}",
             )
         return [value if ok else cell for value, ok, cell in zip(parsed, read, cells, strict=True)]
 
@@ -307,6 +313,7 @@ class Reader:
 
     def _plain(self, names: Sequence[Sequence[str]]) -> list[list[str]]:
         """Names written plainly, sorted, once each; spellings that differ by case are refused."""
+        names = self._unquoted(names)
         plain = {name: label_names.plain(name) for row in names for name in row}
         mended = [name for name, new in plain.items() if new and new != name.strip()]
         if mended:
@@ -316,6 +323,12 @@ class Reader:
             )
         result = [sorted({plain[name] for name in row} - {""}) for row in names]
         self._check_no_texts(result)
+        distinct = {name for row in result for name in row}
+        if distinct and self.form is None and distinct <= {"0", "1", "True", "False"}:
+            self.notes.append(
+                f"the only labels are {', '.join(sorted(distinct))}: if the column says whether one"
+                " label is there, pass labels_format='onehot'"
+            )
         groups = label_names.spellings(name for row in result for name in row)
         if groups and self.form is None:
             shown = ", ".join(brief_list(group, 3, words=6) for group in groups[:3])
@@ -329,6 +342,14 @@ class Reader:
         if groups:
             self.notes.append(f"{len(groups)} labels differ by case or width alone and were kept")
         return result
+
+    def _unquoted(self, names: Sequence[Sequence[str]]) -> Sequence[Sequence[str]]:
+        """Without single quotes, if they stand around every name."""
+        every = [name for row in names for name in row]
+        if self.form is None and every and all(re.fullmatch(r"'[^']+'", name) for name in every):
+            self.notes.append("single quotes around all labels were taken off")
+            return [[name[1:-1] for name in row] for row in names]
+        return names
 
     def _check_no_texts(self, names: Sequence[Sequence[str]]) -> None:
         """Refuse a column of texts that was taken for labels."""
@@ -357,59 +378,6 @@ def _is_bool(value: Any) -> bool:
 
 def _is_float(value: Any) -> bool:
     return isinstance(value, (float, np.floating))
-
-
-def _is_bracketed(cell: str) -> bool:
-    cell = _unwrapped(cell)
-    return len(cell) > 1 and BRACKETS.get(cell[0]) == cell[-1]
-
-
-def _unwrapped(cell: str) -> str:
-    """A cell without `array(...)` and its relatives around a list."""
-    match = re.fullmatch(
-        r"\s*(?:np\.)?(?:array|list|set|frozenset|tuple|Index)\((.*?)(?:,\s*dtype=[^)]*)?\)\s*",
-        cell,
-        re.DOTALL,
-    )
-    cell = match[1] if match else cell
-    return cell.strip() or "[]"
-
-
-def parse_list(cell: str, bare: bool = False) -> list[Any] | None:
-    """A printed list as a list; None if the cell is none.
-
-    Args:
-        cell: what Python, JSON or numpy print for a list.
-        bare: also read names without quotes, [I10, E11.9] or {I10,E11.9}.
-    """
-    cell = _unwrapped(cell)
-    if not _is_bracketed(cell) or re.search(r"(^|[\s,\[])\.\.\.([\s,\]]|$)", cell):
-        return None
-    inner = cell[1:-1].strip()
-    if not inner:
-        return []
-    readers: list[Callable[[], Any]] = [lambda: json.loads(cell)]
-    if NUMPY_STRINGS.fullmatch(cell):
-        # python would join two strings that no comma divides
-        readers.append(lambda: [ast.literal_eval(part) for part in re.findall(QUOTED, cell)])
-    readers.append(lambda: ast.literal_eval(cell))
-    if re.fullmatch(r"\[[\s\d.]+\]", cell):
-        # numbers as numpy prints them
-        readers.append(lambda: [ast.literal_eval(part) for part in inner.split()])
-    if bare:
-        readers.append(lambda: [part.strip().strip("'\"") for part in inner.split(",")])
-    for read in readers:
-        try:
-            value = read()
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
-            continue
-        if isinstance(value, (list, tuple, set)) and all(map(_is_scalar, value)):
-            return sorted(value, key=str) if isinstance(value, set) else list(value)
-    return None
-
-
-def _is_scalar(value: Any) -> bool:
-    return value is None or isinstance(value, (str, int, float))
 
 
 def _bit(value: Any) -> int | None:

@@ -20,8 +20,14 @@ INVISIBLE = re.compile(
 # these two join letters inside words of Persian or Hindi and some emoji
 JOINERS = "\u200c\u200d"
 # characters that stand in codes and words, and so are no separators
-OF_NAMES = set(".-_'’()[]\"")
-AS_MISSING = {"nan", "none", "null", "n/a", "na", "<na>", "nat", "#n/a", "\\n", "-", "?"}
+OF_NAMES = set(".-_'’()[]{}<>\"")
+OF_LISTS = ",;|\t\n；，、"
+LONGER_MARKS = (
+    *("<br>", "<br/>", "<br />", "\\n", "\\t", "||", "__", "--", "->", "=>"),
+    *(" - ", " – ", " — ", " and ", " und ", " et ", " y ", " or "),
+)
+AS_MISSING = {"nan", "none", "null", "n/a", "na", "<na>", "nat", "-", "?", "\\n"}
+AS_MISSING |= {"#n/a", "#name?", "#value!", "#ref!", "#div/0!"}
 
 
 def plain(name: str) -> str:
@@ -69,48 +75,62 @@ def _unquoted(part: str) -> str:
 
 
 def evident_separator(cells: Iterable[str]) -> str | None:
-    """A character that evidently separates several names in distinct `cells`, or None.
+    """What evidently separates several names in distinct `cells`, or None.
 
     Names in a list change their places: a part that stands at two places, or alone in a cell and
     later in another one, speaks for a list. Parts of one name ("heart failure", "ICD9:401") keep
-    theirs.
+    theirs. Codes that recur also speak for a list where the mark stands in no code.
     """
     distinct = sorted({cell.strip() for cell in cells if cell.strip()})
-    for mark in _marks(distinct):
-        places: dict[str, set[int]] = defaultdict(set)
-        cut_parts: list[str] = []
-        cut_cells = 0
-        for cell in distinct:
-            parts = [plain(part) for part in cell.split(mark)]
-            parts = [part for part in parts if part]
-            for place, part in enumerate(parts):
-                places[part].add(place)
-            if len(parts) > 1:
-                cut_cells += 1
-                cut_parts.extend(parts)
-        if cut_cells < max(2, len(distinct) / 20):
-            continue
-        moving = sum(len(places[part]) > 1 for part in cut_parts) / len(cut_parts)
-        # blanks stand inside names of words, so they need more evidence, unless parts are codes
-        codes = all(_is_code(part) for part in cut_parts)
-        if moving >= (0.8 if mark == " " and not codes else 0.3):
-            return mark
-    return None
+    return next((mark for mark in _candidates(distinct) if _separates(mark, distinct)), None)
+
+
+def _separates(mark: str, distinct: Sequence[str]) -> bool:
+    """Whether `mark` separates names in the distinct cells."""
+    rows = [[plain(part) for part in cell.split(mark)] for cell in distinct]
+    rows = [[part for part in row if part] for row in rows]
+    places: dict[str, set[int]] = defaultdict(set)
+    counts: Counter[str] = Counter()
+    for row in rows:
+        counts.update(set(row))
+        for place, part in enumerate(row):
+            places[part].add(place)
+    parts = [part for row in rows if len(row) > 1 for part in row]
+    cut_cells = sum(len(row) > 1 for row in rows)
+    if cut_cells < max(2, len(distinct) / 20):
+        return False
+    if not all(any(c.isalnum() for c in part) for part in parts):
+        return False
+    codes = all(_is_code(part) for part in parts)
+    moving = sum(len(places[part]) > 1 for part in parts) / len(parts)
+    recurring = sum(counts[part] > 1 for part in parts) / len(parts)
+    if mark in OF_LISTS and codes and recurring >= 0.5:
+        return True
+    # blanks and hyphens stand inside names, so they need more evidence; hyphens need codes as well
+    if mark in "-_":
+        return codes and moving >= 0.8
+    return moving >= (0.8 if " " in mark and not codes else 0.3)
+
+
+def _candidates(cells: Sequence[str]) -> list[str]:
+    """What may separate: longer marks first, then those in most cells, then blanks and hyphens."""
+    longer = [mark for mark in LONGER_MARKS if any(mark in cell for cell in cells)]
+    last = [mark for mark in " -_" if any(mark in cell for cell in cells)]
+    return longer + [mark for mark in _marks(cells) if mark != " "] + last
+
+
+def _marks(cells: Sequence[str]) -> list[str]:
+    """The characters in cells that may separate, those in most cells first."""
+    counts: Counter[str] = Counter()
+    for cell in cells:
+        counts.update({" " if c.isspace() and c not in "\t\n\r" else c for c in cell})
+    found = [c for c, _ in counts.most_common() if not (c.isalnum() or c in OF_NAMES)]
+    return [c for c in found if not unicodedata.category(c).startswith("M")]
 
 
 def _is_code(name: str) -> bool:
     """Whether a part looks like a code and not like a word of a name."""
     return any(c.isdigit() for c in name) or name.isupper() or len(name) < 3
-
-
-def _marks(cells: Sequence[str]) -> list[str]:
-    """The characters that may separate, those in most cells first, the blank last."""
-    counts: Counter[str] = Counter()
-    for cell in cells:
-        counts.update({" " if c.isspace() and c not in "\t\n\r" else c for c in cell})
-    found = [c for c, _ in counts.most_common() if not (c.isalnum() or c in OF_NAMES)]
-    found = [c for c in found if not unicodedata.category(c).startswith("M")]
-    return sorted(found, key=lambda c: c == " ")
 
 
 def joined_names(names: Iterable[str]) -> list[str]:

@@ -112,11 +112,11 @@ def documents(
     keep, notes = _texts(frame, text, all_rows=labels_format == "long" and id is not None)
     rows = np.flatnonzero(keep).tolist()
     frame = frame.iloc[rows]
+    splits = _split(frame, split) if split else None
     names, of_labels = _labels(frame, labels, columns, sep, labels_format, rows)
     notes += of_labels
     # one entry per document
     texts = cells_of_text(frame, text)
-    splits = _split(frame, split) if split else None
     if labels_format == "long":
         first, texts, names, splits = _joined(frame, id, rows, texts, names, splits, notes)
         ids = [name_of(frame[id].iloc[i]) if id else str(rows[i]) for i in first]
@@ -432,7 +432,7 @@ def _split(frame: pd.DataFrame, column: str) -> list[str]:
     unknown = sorted({value for value in values if value not in SPLIT_NAMES})
     if unknown:
         raise DataError(
-            f"column {column!r} has unknown splits {brief_list(unknown)}: wanted"
+            f"column {column!r} has unknown splits {brief_list(unknown[:5])}: wanted"
             f" {', '.join(SPLIT_NAMES)}"
         )
     return [SPLIT_NAMES[value] for value in values]

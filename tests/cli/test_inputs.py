@@ -131,6 +131,14 @@ def test_other_kinds_are_refused_by_name(tmp_path, name):
     assert f"t.{name.split('.')[1]} is not read" in refused(tmp_path / name)
 
 
+def test_text_of_two_bytes_a_character_names_its_encoding(tmp_path):
+    (tmp_path / "notes").write_bytes("one\ntwo".encode("utf-16-le"))
+    assert "pass --encoding 'utf-16-le'" in refused(tmp_path / "notes")
+    (tmp_path / "notes").write_bytes("one\ntwo".encode("utf-16"))
+    assert "byte 0 (line 1) does not decode" in refused(tmp_path / "notes")
+    assert documents(tmp_path / "notes", "--encoding", "utf-16")[1] == ["one", "two"]
+
+
 @pytest.mark.parametrize(
     ("content", "sign"),
     [(b"\x1f\x8b\xff", "a gzip file"), (b"PK\x03\x04\xff", "zip"), (b"%PDF\xff", "a PDF file")],

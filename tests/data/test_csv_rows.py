@@ -88,9 +88,13 @@ REFUSED = {
         "text,labels\n" + f"{SECRET}, more,x\n" * 7,
         "rows 0, 1, 2, 3, 4 (lines 2, 3, 4, 5, 6) and 2 more have more cells",
     ),
+    "a blank before a quote": (
+        f'text, labels\n"a", "x;y"\n{SECRET}, "y"\n',
+        "a blank stands before a quote in rows 0, 1 (lines 2, 3)",
+    ),
     "two joined files": (
         f"text,labels\n{SECRET},x\ntext,labels\nb,y\n",
-        "row 1 (line 3) repeat the header",
+        "the header stands again in row 1 (line 3)",
     ),
     "another delimiter": (f"text;labels\n{SECRET}, more;x\n", "name the delimiter=';'"),
     "a tab in the header": (f'text\tlabels\n"{SECRET}\nmore"\tx\n', "name the delimiter='\\t'"),
@@ -117,7 +121,7 @@ def test_rows_in_one_cell_are_refused(swallowed):
     assert len(list(csv.reader(io.StringIO(text), strict=True))) == 41 - swallowed
     with pytest.raises(DataError) as error:
         rows_of(text, ",", "t")
-    lines = f"row 5 (line 7 to {7 + swallowed}) hold in one cell what reads as several rows"
+    lines = f"reads as several rows of this table in row 5 (line 7 to {7 + swallowed}): close"
     assert lines in str(error.value) and "Sample" not in str(error.value)
 
 

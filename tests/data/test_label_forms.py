@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from plantlib.data import label_forms, label_names
+from plantlib.data import label_names, printed_lists
 from plantlib.data.corpus import Corpus
 from plantlib.utils.base import DataError
 
@@ -68,6 +68,12 @@ def test_lists_without_quotes_are_asked_for():
         assert labels_of(cells, labels_format="list") == [["I10"], ["E11.9", "I10"]]
 
 
+def test_pairs_and_gaps_in_printed_lists():
+    cells = ["{I10: 1, E11: 0}", "{I10: 0}"]
+    assert "labels_format='list'" not in refusal(cells), "it would leave pairs in names"
+    assert labels_of(["['I10', nan]", "[None, 'nan']"]) == [["I10"], ["nan"]]
+
+
 def test_names_with_brackets_are_names():
     assert labels_of(["Diabetes (type 2)", "(none)", "x", "[sic] y"]) == [
         ["Diabetes (type 2)"],
@@ -86,6 +92,7 @@ def test_names_with_brackets_are_names():
         ([[["I10"]], ["E11.9"]], "labels of type list in 1 row of column 'labels', first [0]"),
         ([{"I10": 1}, {"E11.9": 1}], "labels of type dict in 2 rows"),
         ([b"I10", "x"], "labels of type bytes in 1 row"),
+        (['{"x": 1, "y": 0}', '{"x": 0}'], "no printed list in 2 rows of column 'labels'"),
         ([True, False], "labels_format='onehot'"),
     ],
 )
@@ -94,11 +101,31 @@ def test_doubtful_cells_are_refused_with_their_rows(cells, message):
 
 
 def test_a_cut_off_list_is_no_list():
-    assert label_forms.parse_list("['I10' ... 'E11.9']", bare=True) is None
+    assert printed_lists.parse_list("['I10' ... 'E11.9']", bare=True) is None
     assert "no list in 1 row" in refusal(["['I10', ...]", "['E11.9']"], labels_format="list")
 
 
-SEPARATED = ["\n", "/", "；", "，", "、", "|", "||", "\t", ", ", " | ", "+", "&", "#", "\r\n", " "]
+SEPARATED = [
+    " - ",
+    "<br>",
+    "__",
+    " and ",
+    "\n",
+    "/",
+    "；",
+    "，",
+    "、",
+    "|",
+    "||",
+    "\t",
+    ", ",
+    " | ",
+    "+",
+    "&",
+    "#",
+    "\r\n",
+    " ",
+]
 
 
 @pytest.mark.parametrize("mark", SEPARATED)
@@ -110,9 +137,23 @@ def test_another_separator_is_refused_and_the_advice_reads_right(mark):
     assert "first [1, 3, 5]" in message
 
 
+def test_codes_that_keep_their_places_are_a_list_too():
+    cells = ["A1,B2,C3", "A1,B5,C4", "A2,B2,C3", "A2,B5,C4"]
+    assert "pass sep=','" in refusal(cells)
+
+
+def test_single_quotes_around_all_names_and_lone_truths_are_noted():
+    with pytest.raises(UserWarning, match="single quotes around all labels were taken off"):
+        labels_of(["'I10';'E11'", "'E11'"])
+    assert labels_of(["'I10'", "O'Brien"]) == [["'I10'"], ["O'Brien"]]
+    with pytest.raises(UserWarning, match="the only labels are 0, 1: .* labels_format='onehot'"):
+        labels_of(["0", "1", "1"])
+
+
 def test_a_separator_is_understood_as_a_shell_passes_it():
     assert labels_of(["\n".join(row) for row in CODES], sep=r"\n") == CODES
     assert labels_of(["\t".join(row) for row in CODES], sep=r"\t") == CODES
+    assert labels_of([r"\n".join(row) for row in CODES], sep=r"\n") == CODES, "as it stands"
 
 
 def test_mixed_separators_are_refused():
