@@ -267,6 +267,8 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--id", help="the table's column of document ids")
     parser.add_argument("--encoding", default="utf-8", help="encoding of the table")
     parser.add_argument("--delimiter", help="what separates columns: a comma, in .tsv a tab")
+    about = "the table's texts are under a data use agreement: they stay in the data folder"
+    parser.add_argument("--credentialed", action="store_true", help=about)
     parser.add_argument("--backbone", default="minilm", help="minilm, a local folder or a hub id")
     parser.add_argument("--tokens", type=int, default=256, help="tokens read of each document")
     parser.add_argument(

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from plantlib.data import privacy, sources
+from plantlib.data.credentials import inside_data
 from plantlib.training.records import RunRecord, load_all
 from plantlib.utils.io import atomic_path
 from plantlib.utils.progress import bars_as_text
@@ -27,8 +28,9 @@ def run_notebook(
 ) -> Path:
     """Execute a notebook in the folder it lies in.
 
-    When a parameter names a credentialed corpus, the executed notebook stays in the data folder,
-    and `output` gets a copy without the outputs that hold text of the corpus.
+    When a parameter or $DATASET names a credentialed corpus or model, the executed notebook stays
+    in the data folder, and `output` gets a copy without pictures and without the outputs that hold
+    text of the corpus.
 
     Args:
         notebook: the .ipynb file.
@@ -55,8 +57,10 @@ def run_notebook(
             f" {', '.join(known) or 'none'}"
         )
     # decide where the executed notebook may stay
-    corpora = [] if privacy.inside_data(output) else privacy.named_in(_defaults(known) | parameters)
-    place = sources.homes()[0].resolve() / "executed" / output.name if corpora else output
+    marked = privacy.named_in(_defaults(known) | parameters, notebook.parent)
+    marked = [] if inside_data(output) else marked
+    corpora = privacy.corpora_beside(marked)
+    place = sources.homes()[0].resolve() / "executed" / output.name if marked else output
     for path in {place, output}:
         path.parent.mkdir(parents=True, exist_ok=True)
     # run it
@@ -76,9 +80,9 @@ def run_notebook(
         reason = privacy.WITHHELD if holds_text else error.evalue
         raise RuntimeError(
             f"{notebook.name}, cell {error.exec_count}: {error.ename}: {reason}"
-        ) from (None if corpora else error)
+        ) from (None if marked else error)
     finally:
-        if corpora and place.exists():
+        if marked and place.exists():
             _release(place, output, corpora)
     return output
 
@@ -93,14 +97,15 @@ def _defaults(known: dict[str, dict]) -> dict[str, Any]:
 
 
 def _release(place: Path, output: Path, corpora: list[Path]) -> None:
-    """Copy an executed notebook out of the data folder, without outputs that hold corpus text."""
+    """Copy an executed notebook out of the data folder, without pictures and corpus text."""
     import nbformat
 
     notebook = nbformat.read(place, as_version=4)
     notebook.metadata.pop("widgets", None)  # the contents of sliders and text boxes
-    if count := privacy.withhold(notebook, corpora):
-        message = f"{output.name}: {count} outputs withheld, they hold credentialed text"
-        print(message, file=sys.stderr)
+    texts, pictures = privacy.withhold(notebook, corpora), privacy.withhold_pictures(notebook)
+    if texts or pictures:
+        message = f"{texts} outputs withheld, they hold credentialed text, and {pictures} pictures"
+        print(f"{output.name}: {message}", file=sys.stderr)
     with atomic_path(output) as temporary:
         nbformat.write(notebook, temporary)
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from plantlib.data.corpus import Corpus
-from plantlib.data.privacy import check_place
+from plantlib.data.credentials import check_folder, check_place
 from plantlib.data.sources import homes
 from plantlib.data.streaming import write_label_texts
 from plantlib.utils.base import DataError
@@ -196,6 +196,7 @@ def credentialed(
             " under your own data use agreement, put them into one folder and pass --from FOLDER,"
             " or set PLANT_DATA to the folder above (data_scripts/README.md)"
         )
+    check_folder(name, out)
     check_place(out)
     return name
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from plantlib import Corpus
 from plantlib.data import privacy
+from plantlib.data.credentials import PrivacyError
 from plantlib.data.sources import checkout
 from plantlib.kernels.counts import column_counts
 from plantlib.metrics.buckets import edges_of, frequency_buckets
@@ -31,7 +32,7 @@ def describe(corpus: Corpus) -> dict:
     documents at these ranks). PrivacyError for a credentialed corpus.
     """
     if privacy.is_credentialed(corpus):
-        raise privacy.PrivacyError(
+        raise PrivacyError(
             f"{corpus.name} is under a data-use agreement: its counts stay in the data folder; use"
             " notebook 01 with dataset="
         )

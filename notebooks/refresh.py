@@ -15,6 +15,7 @@ from pathlib import Path
 import nbformat
 
 from plantlib.data import privacy
+from plantlib.data.credentials import PrivacyError
 
 EXTRA = (
     "metadata.papermill metadata.widgets cell.metadata.papermill cell.metadata.execution"
@@ -45,7 +46,7 @@ def refresh(path: Path) -> float:
     notebook = papermill.execute_notebook(path, None, cwd=str(path.parent), progress_bar=False)
     seconds = time.perf_counter() - began
     if count := privacy.withhold(notebook, privacy.credentialed_folders()):
-        raise privacy.PrivacyError(
+        raise PrivacyError(
             f"{path.name}: {count} outputs hold text of a credentialed corpus, nothing was written;"
             " store notebooks with their default data set"
         )

@@ -16,6 +16,8 @@ import numpy as np
 import torch
 
 from plantlib import Corpus
+from plantlib.data import privacy
+from plantlib.data.credentials import check_folder
 from plantlib.data.tokens import words
 from plantlib.planting.static_l2r import DIM, StaticL2R, pretrain
 from plantlib.training.records import environment
@@ -82,6 +84,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     for name in options.datasets:
+        if options.save:
+            check_folder(name, options.save, privacy.is_credentialed(name))
         model, about = measure(name, options.dim, options.seed)
         if options.save:
             model.save(Path(options.save) / f"{Path(name).name}.safetensors")

@@ -14,6 +14,7 @@ from pathlib import Path
 from plantlib.backbones.adapters import BackboneOptions
 from plantlib.data import privacy
 from plantlib.data.corpus import Corpus
+from plantlib.data.credentials import inside_data
 from plantlib.planting.starts import V1Config
 from plantlib.training import artefacts
 from plantlib.training.awd_pretraining import PretrainConfig, pretrain, word_tokenizer
@@ -243,7 +244,7 @@ def awd_grid(
         )
     # their reports, beside a folder runs/ of records; those of a credentialed corpus only inside
     # the data folder
-    may_write = privacy.inside_data(results) or not privacy.is_credentialed(corpus)
+    may_write = inside_data(results) or not privacy.is_credentialed(corpus)
     if Path(results).name == "runs" and may_write:
         path = Path(results).parent / f"awd-pretraining-{corpus.name}.json"
         reports = {m["model"]: {k: v for k, v in m.items() if k != "model"} for m in models}

@@ -108,14 +108,21 @@ def check_out(out: Path, force: bool) -> None:
 
 def check_private(corpus: Corpus, out: Path) -> None:
     """PrivacyError if a credentialed corpus's model would be saved outside the data folder."""
-    from plantlib.data import privacy, sources
+    from plantlib.data import credentials
 
-    if privacy.is_credentialed(corpus) and not privacy.inside_data(out):
-        raise privacy.PrivacyError(
-            f"the model would be trained on {corpus.name}, a credentialed corpus, and {out.name}"
-            f" lies outside the data folder: give --out a folder below {sources.homes()[0].name}/"
-            " ($PLANT_HOME)"
-        )
+    credentials.check_folder(corpus.name, out, credentials.is_marked(corpus.manifest))
+
+
+def check_marked(options: Namespace) -> None:
+    """PrivacyError if --out lies outside the data folder and the texts or the model may not leave.
+
+    They may not where --credentialed says so, or the model was trained on such texts.
+    """
+    from plantlib.data import credentials
+
+    if options.out:
+        marked = options.credentialed or credentials.folder_is_marked(options.model)
+        credentials.check_folder("the model or the text", options.out, marked)
 
 
 def is_model(folder: Path) -> bool:
@@ -163,6 +170,7 @@ def predict(options: Namespace) -> None:
     out = Path(options.out) if options.out else None
     if out and out.suffix not in {".csv", ".jsonl"}:
         raise ValueError(f"--out {out}: scores are written as .csv or .jsonl")
+    check_marked(options)
     ids, texts = documents_of(options)
     model = model_of(options)
     predictions = _predictions(model, ids, texts, options)

@@ -9,6 +9,7 @@ import shutil
 from dataclasses import asdict
 from pathlib import Path
 
+from plantlib.data import privacy
 from plantlib.teacher.dask import optional, save_teacher, teach_partitions, write_partitions
 from plantlib.teacher.mig import TeacherConfig
 from plantlib.training.prepare import prepare
@@ -35,6 +36,7 @@ def main(argv: list[str] | None = None) -> None:
         parser.error(f"--partitions {args.partitions}: give 1 or more")
     prepared = prepare(args.corpus, backbone=args.backbone, max_tokens=args.tokens, frozen=False)
     config, rows = asdict(TeacherConfig()), prepared.rows["train"]
+    privacy.artefacts_root(prepared.corpus, args.out)
     # the name says what the work is for: an interrupted call finds its own work again
     work = args.out / f"work-{fingerprint_of(prepared.key, config, args.partitions)}"
     partitions = work / "partitions"

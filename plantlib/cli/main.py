@@ -242,6 +242,7 @@ def _explain(commands) -> None:
     add("-k", type=int, default=10, help="number of words printed (default: 10)")
     about = "write an HTML page with the text and its highlighted words"
     add("--out", metavar="FILE", help=about)
+    _mark(add)
 
 
 def _data(commands) -> None:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 
-from plantlib.data import files, sources, storage, tables
+from plantlib.data import credentials, files, sources, storage, tables
 from plantlib.data.neardup import count_repeats
 from plantlib.data.overview import overview
 from plantlib.data.tables import Reading
@@ -327,7 +327,8 @@ class Corpus(Rich):
         return count_repeats(texts.pop("train"), {s: t for s, t in texts.items() if t}, threshold)
 
     def save(self, folder: str | Path) -> Path:
-        """Write the corpus to a folder, which appears complete or not at all (`storage.py`)."""
+        """Write the corpus to a folder, complete or not at all; see `storage` and `credentials`."""
+        credentials.check_folder(self.name, folder, credentials.is_marked(self.manifest))
         manifest = {
             "name": self.name,
             **self.manifest,

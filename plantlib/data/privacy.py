@@ -4,48 +4,41 @@ A corpus whose manifest says `credentialed: true` (MIMIC) may be read by its hol
 outside the data folder (run records, model cards, executed notebooks, explanations as HTML) are
 compared with its texts. If they share N_WORDS words in a row, the write is refused; in a notebook
 the output is withheld. Only the words to be written are indexed, and the texts are read once, so
-memory is small and a run without long strings costs nothing. Pictures, single words and numbers are
-not searched. Generated stand-ins of credentialed tables are treated as if they were real.
+memory is small and a run without long strings costs nothing. Single words and numbers are not
+searched; pictures cannot be, so none of a credentialed run leaves. Generated stand-ins of
+credentialed tables are treated as if they were real. Whole corpora, models and pages do not leave
+at all (`credentials.py`).
 """
 
 from __future__ import annotations
 
 import html
+import os
 import re
-import subprocess
 import sys
+import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from plantlib.data import sources
+from plantlib.data import credentials, sources
 from plantlib.data.corpus import Corpus
-from plantlib.utils.base import DataError
+from plantlib.data.credentials import PrivacyError, inside_data
 from plantlib.utils.io import read_json
 from plantlib.utils.progress import tqdm
 
 N_WORDS = 6
 WORD = re.compile(r"\w+")
 TAG = re.compile(r"<[^<>]*>")
+ESCAPES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")  # colours of a traceback
 WITHHELD = "[output withheld: it holds words of a credentialed corpus]"
+PICTURE_WITHHELD = "[picture withheld: this run read a credentialed corpus]"
+# of displayed data, what a reader of text sees; everything else may hold a picture of a text
+READABLE = {"text/plain", "text/markdown"}
+EMBEDDED = re.compile(r"!\[|<\s*(?:img|svg|canvas|iframe|object|embed|script)|data:", re.IGNORECASE)
 TEXT_SUFFIXES = set(".json .md .ipynb .html .txt .log .csv .tsv .yaml .yml .py".split())
 Gram = tuple[str, ...]
-
-
-class PrivacyError(DataError):
-    """Credentialed text was about to leave the data folder; the message never quotes it."""
-
-
-def data_homes() -> list[Path]:
-    """The folders that may hold credentialed text, resolved."""
-    return [home.resolve() for home in sources.homes()]
-
-
-def inside_data(path: str | Path) -> bool:
-    """Whether `path` lies in a data folder ($PLANT_HOME, else data/)."""
-    path = Path(path).resolve()
-    return any(path == home or home in path.parents for home in data_homes())
 
 
 def is_credentialed(corpus: Corpus | str | Path) -> bool:
@@ -54,13 +47,17 @@ def is_credentialed(corpus: Corpus | str | Path) -> bool:
     corpus: in memory, a folder, or a name; the answer for a name that is not built is False.
     """
     if isinstance(corpus, Corpus):
-        return bool(corpus.manifest.get("credentialed"))
+        return credentials.is_marked(corpus.manifest)
     folder = _folder(corpus)
-    return folder is not None and bool(read_json(folder / "manifest.json").get("credentialed"))
+    return folder is not None and credentials.folder_is_marked(folder)
 
 
-def _folder(name: str | Path) -> Path | None:
-    return Path(name) if (Path(name) / "manifest.json").is_file() else sources.find(str(name))
+def _folder(name: str | Path, beside: Path | None = None) -> Path | None:
+    """The folder of a corpus, model or backbone by name or path, also relative to `beside`."""
+    for path in (Path(name).expanduser(), *([beside / name] if beside else [])):
+        if any((path / file).is_file() for file in credentials.MARKED_FILES):
+            return path.resolve()
+    return sources.find(str(name))
 
 
 def credentialed_folders() -> list[Path]:
@@ -80,8 +77,9 @@ def shown(text: str) -> set[Gram]:
     """The grams that a reader of `text` sees.
 
     They come from the text as it is and, for HTML, from the text without tags, with and without a
-    space in their place.
+    space in their place. Colours of a terminal are left out.
     """
+    text = ESCAPES.sub("", text)
     forms = {text}
     if "<" in text:
         forms |= {html.unescape(TAG.sub(mark, text)) for mark in ("", " ")}
@@ -176,37 +174,6 @@ def check_record(record, where: str | Path) -> None:
     check(values, Path(where), corpora)
 
 
-def check_place(folder: str | Path) -> None:
-    """PrivacyError if a credentialed corpus would be written to a folder that git would add."""
-    folder = Path(folder).resolve()
-    existing = next(p for p in folder.parents if p.is_dir())
-    git = ["git", "-C", str(existing)]
-    inside = subprocess.run(
-        [*git, "rev-parse", "--is-inside-work-tree"], capture_output=True, text=True
-    )
-    if (
-        inside.stdout.strip() == "true"
-        and subprocess.run([*git, "check-ignore", "-q", str(folder)]).returncode
-    ):
-        raise PrivacyError(
-            f"{folder.name} lies in a git work tree and is not ignored: a credentialed corpus goes"
-            " to data/, to $PLANT_HOME outside the checkout, or to a folder that .gitignore names"
-        )
-
-
-def check_model_folder(record, folder: str | Path) -> None:
-    """PrivacyError if a model trained on credentialed text would be saved outside the data folder.
-
-    record: of the run that trained the model, or None.
-    """
-    if record is not None and record.dataset.get("credentialed") and not inside_data(folder):
-        raise PrivacyError(
-            f"the model was trained on {record.dataset['name']}, a credentialed corpus, and"
-            f" {Path(folder).name} lies outside the data folder: save it below"
-            f" {sources.homes()[0].name}/ ($PLANT_HOME)"
-        )
-
-
 def artefacts_root(corpus: Corpus, root: str | Path | None) -> str | Path | None:
     """Where features, teachers and checkpoints of a corpus go.
 
@@ -219,26 +186,53 @@ def artefacts_root(corpus: Corpus, root: str | Path | None) -> str | Path | None
     """
     if not is_credentialed(corpus):
         return root
-    if root is not None and not inside_data(root):
-        raise PrivacyError(
-            f"artefacts of {corpus.name}, a credentialed corpus, would go to {Path(root).name},"
-            f" outside the data folder: name a folder below {sources.homes()[0].name}/"
-            " ($PLANT_HOME), or none"
-        )
+    if root is not None:
+        credentials.check_folder(f"what is computed from {corpus.name}", root)
     return root or sources.homes()[0] / "artefacts"
 
 
-def named_in(parameters: dict[str, Any]) -> list[Path]:
-    """The folders of the credentialed corpora that the parameters of a notebook name."""
+def temporary_folder(corpus: Corpus | str | Path) -> tempfile.TemporaryDirectory:
+    """A temporary folder for files that are made of a corpus; in the data folder where it must."""
+    place = None
+    if is_credentialed(corpus):
+        place = sources.homes()[0] / "temporary"
+        place.mkdir(parents=True, exist_ok=True)
+    return tempfile.TemporaryDirectory(dir=place)
+
+
+def named_in(parameters: dict[str, Any], beside: Path | None = None) -> list[Path]:
+    """The credentialed folders that the parameters of a notebook, or $DATASET, name.
+
+    Args:
+        parameters: of the notebook.
+        beside: the folder that it runs in, from which its relative paths start.
+
+    Returns:
+        folders of corpora, and of models and backbones made from one.
+    """
+    values = [*parameters.values(), os.environ.get("DATASET", "")]
     # a longer text is no name of a folder
-    names = {text for text in strings(list(parameters.values())) if text and len(text) < 200}
-    return sorted({_folder(name) for name in names if is_credentialed(name)})
+    names = {text for text in strings(values) if text and len(text) < 200}
+    folders = {_folder(name, beside) for name in names} - {None}
+    return sorted(folder for folder in folders if credentials.folder_is_marked(folder))
+
+
+def corpora_beside(marked: Iterable[Path]) -> list[Path]:
+    """The corpora that a run of these credentialed folders is compared with.
+
+    They are those among the folders and, where a run is credentialed at all, those of the data
+    folder: a model does not say which one it was trained on.
+    """
+    marked = list(marked)
+    here = [folder.resolve() for folder in credentialed_folders()] if marked else []
+    corpora = {folder for folder in marked if (folder / "documents.parquet").is_file()}
+    return sorted(corpora.union(here))
 
 
 def cell_texts(output: dict) -> Iterator[str]:
     """The texts of one notebook output without its pictures."""
     data = output.get("data", {}).items()
-    values = [output.get(key) for key in ("text", "evalue", "traceback")]
+    values = [output.get(key) for key in ("text", "ename", "evalue", "traceback", "metadata")]
     values += [value for kind, value in data if not kind.startswith("image/p")]
     for value in values:
         if isinstance(value, list):  # lines of one text
@@ -261,10 +255,43 @@ def withhold(notebook, corpora: Iterable[Corpus | Path]) -> int:
     shared = overlap({gram for *_, output_grams in outputs for gram in output_grams}, corpora)
     overlapping = [(cell, i) for cell, i, output in outputs if not output.isdisjoint(shared)]
     for cell, i in overlapping:
-        import nbformat
-
-        cell.outputs[i] = nbformat.v4.new_output("stream", name="stdout", text=WITHHELD + "\n")
+        cell.outputs[i] = _line(WITHHELD)
     return len(overlapping)
+
+
+def withhold_pictures(notebook) -> int:
+    """Leave of all displayed outputs plain text and Markdown alone.
+
+    A picture, an HTML page or a script can show a text that no search of words finds.
+
+    Returns:
+        The number of outputs that had nothing else and are replaced by one line each.
+    """
+    count = 0
+    for cell in notebook.cells:
+        for i, output in enumerate(cell.get("outputs", [])):
+            if "data" not in output:
+                continue
+            drawn = set(output["data"]) - READABLE
+            for kind in READABLE & set(output["data"]):
+                if EMBEDDED.search("".join(output["data"][kind])):
+                    drawn.add(kind)
+            # the text beside a picture says nothing but its size
+            pictures = any(kind.startswith("image/") for kind in drawn)
+            if pictures or drawn == set(output["data"]):
+                cell.outputs[i] = _line(PICTURE_WITHHELD)
+                count += 1
+                continue
+            for kind in drawn:
+                del output["data"][kind]
+    return count
+
+
+def _line(text: str):
+    """A notebook output of one line."""
+    import nbformat
+
+    return nbformat.v4.new_output("stream", name="stdout", text=text + "\n")
 
 
 def scan(paths: Iterable[str | Path]) -> list[str]:

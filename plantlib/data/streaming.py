@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from plantlib.data import credentials
 from plantlib.data.storage import digest
 from plantlib.utils.base import FORMAT, SPLITS, DataError
 from plantlib.utils.io import atomic_path, write_json
@@ -50,6 +51,7 @@ class CorpusWriter:
 
     Raises:
         DataError: label names repeat.
+        PrivacyError: a credentialed corpus would be written outside the data folder.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class CorpusWriter:
                 f"corpus {name!r}: {len(label_names) - len(set(label_names))} label names repeat;"
                 " make them unique"
             )
+        credentials.check_folder(name, folder, credentials.is_marked(manifest))
         self.folder = Path(folder)
         self.name = name
         self.names = label_names

@@ -19,6 +19,7 @@ import numpy as np
 from plantlib.data import label_forms
 from plantlib.data.files import check_columns_once
 from plantlib.data.label_forms import missing, name_of
+from plantlib.data.credentials import MARK
 from plantlib.utils.base import SPLITS, DataError, hash_order
 from plantlib.utils.io import sha256
 from plantlib.utils.terminal import brief_list
@@ -43,6 +44,7 @@ class Reading(TypedDict, total=False):
     id: column of ids; without it the rows are numbered from 0.
     test_fraction: share of test that is drawn, 0.2 if left out.
     seed: of the hash that draws it.
+    credentialed: the corpus, and models trained on it, stay in the data folder.
     """
 
     name: str | None
@@ -52,6 +54,7 @@ class Reading(TypedDict, total=False):
     id: str | None
     test_fraction: float
     seed: int
+    credentialed: bool
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,7 @@ def documents(
     seed: int = 0,
     path: Path | None = None,
     to_train: bool = True,
+    credentialed: bool = False,
 ) -> Documents:
     """The documents of a table.
 
@@ -101,6 +105,7 @@ def documents(
         path: the file, for the manifest.
         to_train: False for a table that a model is measured on: train may be empty, and labels
             that are never in train are not counted.
+        credentialed: whether the manifest is marked as such.
 
     Raises:
         DataError: the table cannot be used.
@@ -145,6 +150,8 @@ def documents(
         "sources": {path.name: sha256(path)} if path else {},
         "notes": notes + [of_split] * drawn,
     }
+    if credentialed:
+        manifest[MARK] = True
     return Documents(ids, texts, names, splits, manifest, notes)
 
 

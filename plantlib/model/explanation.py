@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from plantlib.backbones import windows
-from plantlib.data import privacy
+from plantlib.data import credentials, privacy
 from plantlib.utils import reprs
 from plantlib.utils.io import atomic_path
 from plantlib.utils.reprs import page
@@ -61,6 +61,7 @@ class Explanation:
     calibration: slope and shift from logit to calibrated logit.
     fixed: (T,) attention of a model of the first version, a sum of several softmaxes; else None.
     scored: words of the whole document with what the linear score adds to the logit for them.
+    credentialed: the model or the text is, so pages are written in the data folder alone.
     """
 
     label: str
@@ -75,6 +76,7 @@ class Explanation:
     calibration: tuple[float, float] = (1.0, 0.0)
     fixed: np.ndarray | None = None
     scored: Sequence[tuple[str, float]] = ()
+    credentialed: bool = False
 
     @property
     def planted(self) -> np.ndarray:
@@ -151,7 +153,8 @@ class Explanation:
 
     def save_html(self, path: str | Path) -> Path:
         """Write a self-contained HTML file with the document's text; see `save_page`."""
-        return save_page(path, f"Explanation of {self.label}", self._repr_html_())
+        title = f"Explanation of {self.label}"
+        return save_page(path, title, self._repr_html_(), self.credentialed)
 
     def _head(self) -> str:
         """One line of numbers."""
@@ -216,7 +219,8 @@ class DocumentExplanation:
 
     def save_html(self, path: str | Path) -> Path:
         """Write a self-contained HTML file with the document's text; see `save_page`."""
-        return save_page(path, f"Explanation of {len(self)} labels", self._repr_html_())
+        marked = any(one.credentialed for one in self.explanations)
+        return save_page(path, f"Explanation of {len(self)} labels", self._repr_html_(), marked)
 
     def _cells(self) -> list[list[str]]:
         return [
@@ -335,6 +339,7 @@ def explain(model, text: str, labels: Sequence[str]) -> list[Explanation]:
             _calibration(model),
             None,
             scored[i],
+            model.config.credentialed,
         )
         for i, label in enumerate(labels)
     ]
@@ -361,7 +366,8 @@ def _first_version(model, text, labels, columns, packed, linear) -> list[Explana
         attention, planted, outputs = (part.float().cpu().numpy() for part in parts)
         learned = np.zeros_like(planted)
         rest = logit - float(attention.astype(np.float64) @ outputs.astype(np.float64))
-        more = (1.0, None, rest, _calibration(model), attention, words)
+        marked = model.config.credentialed
+        more = (1.0, None, rest, _calibration(model), attention, words, marked)
         explanations.append(Explanation(label, text, spans, learned, planted, outputs, *more))
     return explanations
 
@@ -429,11 +435,13 @@ def _read(
     return learned, outputs
 
 
-def save_page(path: str | Path, title: str, body: str) -> Path:
+def save_page(path: str | Path, title: str, body: str, credentialed: bool = False) -> Path:
     """Write an HTML page atomically; characters that UTF-8 cannot hold become '?'.
 
-    PrivacyError if `body` holds text of a credentialed corpus.
+    PrivacyError outside the data folder if the page is credentialed, or `body` holds text of a
+    credentialed corpus.
     """
+    credentials.check_folder("the model or the text of this page", path, credentialed)
     privacy.check(body, Path(path))
     with atomic_path(path) as temporary:
         temporary.write_text(page(title, body), encoding="utf-8", errors="replace")

@@ -41,6 +41,7 @@ class PlantConfig(PreTrainedConfig):
     keep: see `LabelDecoder`. l2r_from: see `lm_head`. lm_head: the model has that head.
     backward: texts are read from their end. standardised: see `features.standard_of`. threshold:
     of F1, on the calibrated score. calibration: slope and shift from logit to calibrated logit.
+    credentialed: the model was trained on such a corpus and stays in the data folder.
     """
 
     model_type = "plant"
@@ -69,6 +70,7 @@ class PlantConfig(PreTrainedConfig):
     standardised: bool = False
     threshold: float = 0.5
     calibration: list | None = None
+    credentialed: bool = False
     tie_word_embeddings: bool = False
 
 

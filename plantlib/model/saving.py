@@ -16,7 +16,7 @@ import torch
 from huggingface_hub.dataclasses import type_validator
 
 from plantlib.backbones import adapters, loading
-from plantlib.data import privacy
+from plantlib.data import credentials, privacy
 from plantlib.utils.io import atomic_path, read_json, write_json
 from plantlib.utils.progress import without_library_bars
 
@@ -34,7 +34,7 @@ def save(model, folder: Path, write, state_dict=None, **kwargs) -> None:
     state_dict: weights of a Trainer's checkpoint, which gets neither adapters nor a card. Raises
     PrivacyError for a model of a credentialed corpus outside the data folder.
     """
-    privacy.check_model_folder(model.record, folder)
+    credentials.check_folder("the corpus of this model", folder, model.config.credentialed)
     checkpoint = state_dict is not None
     adapted = not checkpoint and adapters.is_adapted(model.backbone)
     if adapted:

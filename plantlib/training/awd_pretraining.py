@@ -26,6 +26,7 @@ from transformers import (
 )
 
 from plantlib.backbones.awd_lstm import AwdLstmConfig, AwdLstmForCausalLM, check_direction
+from plantlib.data import credentials
 from plantlib.data.corpus import Corpus
 from plantlib.data.tokens import tokenise
 from plantlib.training.language_model import texts_of
@@ -121,9 +122,12 @@ def pretrain(
 
     Raises:
         ValueError: an unknown direction, or a corpus without dev text or with too little text.
+        PrivacyError: a credentialed corpus, and a folder outside the data folder.
     """
     config = config or PretrainConfig()
     corpus = Corpus.load(corpus) if isinstance(corpus, str) else corpus
+    marked = credentials.is_marked(corpus.manifest)
+    credentials.check_folder(f"the text of {corpus.name}", folder, marked)
     train_texts, dev_texts = texts_of(corpus)
     tokenizer = tokenizer or word_tokenizer(train_texts, config.vocabulary, config.min_documents)
     set_seed(config.seed)
@@ -143,6 +147,8 @@ def pretrain(
         "tokens": int(train_rows.size),
         "vocabulary": len(tokenizer),
     }
+    if marked:
+        about[credentials.MARK] = True
 
     # the folder appears when it is complete
     model.config.direction = config.direction

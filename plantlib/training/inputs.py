@@ -16,7 +16,7 @@ from scipy import sparse
 
 from plantlib.backbones import loading
 from plantlib.backbones.features import Features
-from plantlib.data import privacy
+from plantlib.data import credentials, privacy
 from plantlib.data.corpus import Corpus
 from plantlib.data.tokens import Ragged
 from plantlib.kernels.counts import column_counts
@@ -199,3 +199,9 @@ class Inputs:
         if privacy.is_credentialed(self.corpus):
             about["credentialed"] = True
         return about
+
+    @property
+    def credentialed(self) -> bool:
+        """Whether a model trained on these inputs is: by the corpus, or by the backbone's text."""
+        by_text = credentials.folder_is_marked(self.backbone)
+        return privacy.is_credentialed(self.corpus) or by_text

@@ -30,6 +30,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from plantlib.backbones import adapters, loading
+from plantlib.data import credentials
 from plantlib.data.corpus import Corpus
 from plantlib.data.tokens import tokenise
 from plantlib.training.train import StepBar, start
@@ -102,9 +103,12 @@ def adapt(
     Raises:
         ValueError: a backbone that lacks its head or is adapted already, a corpus without dev text
             or with too little text.
+        PrivacyError: a credentialed corpus, and a folder outside the data folder.
     """
     config = config or AdaptConfig()
     corpus = Corpus.load(corpus) if isinstance(corpus, str) else corpus
+    marked = credentials.is_marked(corpus.manifest)
+    credentials.check_folder(f"the text of {corpus.name}", folder, marked)
     set_seed(config.seed)
     objective, model, tokenizer = _language_model(backbone, config)
 
@@ -138,6 +142,8 @@ def adapt(
         "tokens": int(train_rows.size),
         "objective": objective,
     }
+    if marked:
+        about[credentials.MARK] = True
     _write(adapted, tokenizer, backbone, Path(folder), about | {"options": asdict(config)})
     return about
 

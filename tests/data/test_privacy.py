@@ -6,6 +6,7 @@ import dataclasses
 import subprocess
 
 import nbformat
+import pandas as pd
 import pytest
 import yaml
 
@@ -13,10 +14,12 @@ from companion import runner
 from companion.peers import library_peers
 from companion.report import plots_claims
 from data_scripts import describe
-from plantlib.data import privacy, sources
+from plantlib.data import credentials, privacy, sources
 from plantlib.data.corpus import Corpus
-from plantlib.data.privacy import PrivacyError
+from plantlib.data.credentials import PrivacyError
+from plantlib.data.streaming import CorpusWriter
 from plantlib.model import saving
+from plantlib.model.plant_model import PlantModel
 from plantlib.training import artefacts
 from plantlib.training.options import RunConfig
 from plantlib.training.records import RunRecord
@@ -71,7 +74,7 @@ def test_the_canary_reaches_no_record_card_model_or_artefact(home, backbone_fold
     assert prepared.root == home / "artefacts" and prepared.about()["credentialed"] is True
     with pytest.raises(
         PrivacyError,
-        match="artefacts of secret, a credentialed corpus, would go to elsewhere, outside",
+        match="what is computed from secret is credentialed and elsewhere lies outside the data",
     ):
         privacy.artefacts_root(prepared.corpus, tmp_path / "elsewhere")
     assert privacy.artefacts_root(prepared.corpus, home / "own") == home / "own"
@@ -81,11 +84,31 @@ def test_the_canary_reaches_no_record_card_model_or_artefact(home, backbone_fold
     assert (out / f"{record.id}.json").is_file()
     model.attach_backbone(artefacts.load_backbone(prepared))
     with pytest.raises(
-        PrivacyError, match="trained on secret, a credentialed corpus, and model lies outside"
+        PrivacyError, match="corpus of this model is credentialed and model lies outside"
     ):
         model.save_pretrained(tmp_path / "model")
     assert not (tmp_path / "model").exists()
     model.save_pretrained(home / "model")
+    again = PlantModel.from_pretrained(home / "model")
+    with pytest.raises(PrivacyError, match="model is credentialed and copy lies outside"):
+        again.save_pretrained(tmp_path / "copy")
+    # without PLANT_HOME nothing is found to compare with, and the mark alone decides
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("PLANT_HOME")
+        patch.setattr(sources, "checkout", lambda: tmp_path / "checkout")
+        for page in (
+            again.explain(CANARY, "cough"),
+            again.explain(CANARY, ["cough", "rash"]),
+            again.explain_document(CANARY, 1),
+        ):
+            with pytest.raises(PrivacyError, match="page is credentialed and page.html lies"):
+                page.save_html(tmp_path / "page.html")
+        with pytest.raises(PrivacyError):
+            again.save_pretrained(tmp_path / "copy")
+        with pytest.raises(PrivacyError):
+            Corpus.load(home / "secret").save(tmp_path / "copy")
+    assert not (tmp_path / "page.html").exists() and not (tmp_path / "copy").exists()
+    again.explain(CANARY, "cough", html=home / "page.html")
     saving.write_card(record, tmp_path / "card")
     outside = [p for p in tmp_path.rglob("*") if p.is_file() and home not in p.parents]
     assert {p.name for p in outside} >= {f"{record.id}.json", "README.md", "run.json"}
@@ -178,6 +201,55 @@ def test_executed_notebooks_leave_without_the_canary(home, tmp_path, capsys):
     )
 
 
+DRAWN = """
+from IPython.display import HTML, SVG, Image, Markdown, display
+display(HTML("<p>small</p>"))
+display(SVG("<svg xmlns='http://www.w3.org/2000/svg'><text>violet heron</text></svg>"))
+display({"text/html": "<img src='data:image/png;base64,AA'>", "text/plain": "a table"}, raw=True)
+display({"image/png": "AAAA", "text/plain": "<Figure size 640x480>"}, raw=True)
+display(Markdown("![words](data:image/png;base64,AA)"))
+display(Markdown("**plain** words"))
+display({"application/javascript": "draw()"}, raw=True)
+"""
+
+
+@pytest.mark.parametrize("how", ["parameter", "path beside the notebook", "model", "DATASET"])
+def test_no_picture_of_a_credentialed_run_leaves(how, home, tmp_path, monkeypatch, capsys):
+    path = notebook(tmp_path, DRAWN)
+    (home / "model").mkdir()
+    (home / "model" / "config.json").write_text('{"model_type": "plant", "credentialed": true}')
+    dataset = {
+        "parameter": "secret",
+        "path beside the notebook": "home/secret",
+        "model": str(home / "model"),
+        "DATASET": "open",
+    }[how]
+    if how == "DATASET":
+        monkeypatch.setenv("DATASET", "secret")
+    output = tmp_path / "executed" / "show.ipynb"
+    runner.run_notebook(path, {"dataset": dataset}, output, progress=False)
+    shown = [o for c in nbformat.read(output, 4).cells for o in c.get("outputs", [])]
+    kinds = {kind for o in shown for kind in o.get("data", {})}
+    assert kinds == {"text/plain", "text/markdown"}
+    lines = [o["text"].strip() for o in shown if o.output_type == "stream"]
+    assert lines == [privacy.PICTURE_WITHHELD] * 3
+    assert "a table" in output.read_text()
+    assert "**plain** words" in output.read_text()
+    assert "3 pictures" in capsys.readouterr().err
+
+
+def test_pictures_of_an_open_run_stay(home, tmp_path):
+    output = tmp_path / "executed" / "show.ipynb"
+    runner.run_notebook(notebook(tmp_path, DRAWN), {}, output, progress=False)
+    shown = [o for c in nbformat.read(output, 4).cells for o in c.get("outputs", [])]
+    assert {"image/png", "image/svg+xml", "text/html"} <= {k for o in shown for k in o["data"]}
+
+
+def test_colours_of_a_traceback_hide_no_words():
+    words = "\x1b[31m" + "\x1b[39m \x1b[32m".join(CANARY.split()) + "\x1b[0m"
+    assert privacy.shown(words) == privacy.shown(CANARY)
+
+
 def test_what_a_linear_peer_reads_stays_in_the_data_folder(home, monkeypatch):
     prepared, places = library_peers.words_only("secret"), []
     assert prepared.root == home / "artefacts"
@@ -200,8 +272,38 @@ def test_credentialed_corpora_are_not_built_where_git_looks(tmp_path):
     with pytest.raises(
         PrivacyError, match="mimic3-full lies in a git work tree and is not ignored"
     ):
-        privacy.check_place(tmp_path / "corpora" / "mimic3-full")
-    privacy.check_place(tmp_path / "data" / "mimic3-full")
+        credentials.check_place(tmp_path / "corpora" / "mimic3-full")
+    credentials.check_place(tmp_path / "data" / "mimic3-full")
+
+
+def test_a_marked_corpus_is_written_in_the_data_folder_alone(home, tmp_path):
+    corpus = Corpus.load("secret")
+    for part in (corpus, corpus.subset(train=5), corpus.labelled(), corpus.seen_in_train()):
+        with pytest.raises(PrivacyError, match="secret is credentialed and elsewhere lies outside"):
+            part.save(tmp_path / "elsewhere")
+    (home / "link").symlink_to(tmp_path, target_is_directory=True)
+    with pytest.raises(PrivacyError, match="secret is credentialed"):
+        corpus.save(home / "link" / "elsewhere")
+    with pytest.raises(PrivacyError, match="streamed is credentialed"):
+        CorpusWriter(tmp_path / "elsewhere", "streamed", ["a"], {"credentialed": True})
+    assert not (tmp_path / "elsewhere").exists()
+    corpus.subset(train=5).save(home / "part")
+    assert privacy.is_credentialed("part") and not privacy.is_credentialed("open")
+
+
+def test_a_table_is_marked_by_hand(home, tmp_path):
+    frame = pd.DataFrame({"text": ["cough at night", "itch and rash"], "labels": ["a", "b"]})
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    frame.to_parquet(tmp_path / "t.parquet")
+    for read in (
+        lambda **mark: Corpus.from_csv(tmp_path / "t.csv", **mark),
+        lambda **mark: Corpus.from_parquet(tmp_path / "t.parquet", **mark),
+        lambda **mark: Corpus.from_pandas(frame, "text", "labels", **mark),
+    ):
+        with pytest.raises(PrivacyError, match="is credentialed"):
+            read(credentialed=True).save(tmp_path / "saved")
+        assert not privacy.is_credentialed(read())
+    assert not (tmp_path / "saved").exists()
 
 
 def test_the_data_folder_is_ignored():

@@ -37,6 +37,12 @@ from plantlib.teacher import label_texts
 from plantlib.utils.base import DataError
 
 
+@pytest.fixture(autouse=True)
+def data_folder(tmp_path, monkeypatch):
+    """Credentialed corpora are built in the data folder alone."""
+    monkeypatch.setenv("PLANT_HOME", str(tmp_path))
+
+
 @pytest.mark.parametrize(
     "code, procedure, zeros, wanted",
     [

@@ -8,7 +8,7 @@ import pytest
 
 from companion.studies import v1_grid
 from plantlib import RunConfig
-from plantlib.data import privacy
+from plantlib.data.credentials import PrivacyError
 from plantlib.planting.starts import V1Config
 from plantlib.training.options import TrainConfig
 from plantlib.utils.io import read_json, write_json
@@ -123,8 +123,8 @@ def test_a_language_model_of_credentialed_text_stays_in_the_data_folder(
         progress=False,
     )
     with pytest.raises(
-        privacy.PrivacyError,
-        match="artefacts of secret, a credentialed corpus, would go to elsewhere",
+        PrivacyError,
+        match="what is computed from secret is credentialed and elsewhere lies outside",
     ):
         v1_grid.awd_grid(
             "secret", root=tmp_path / "elsewhere", results=tmp_path / "runs", **options
