@@ -14,7 +14,9 @@ import inspect
 import sys
 from pathlib import Path
 
+from companion.options import check_parameters, read_yaml, value_of, with_folders
 from companion.studies.grids import backbone_grid
+from plantlib.planting.starts import parts_of
 from plantlib.utils.distributed import is_main
 
 
@@ -26,28 +28,33 @@ def read_parameters(path: str | Path, overrides: list[str] = ()) -> dict:
         overrides: `name=value`, value read as YAML; each replaces a parameter of the file.
 
     Raises:
-        ValueError: no parameters, an override without `=`, or a name `backbone_grid` does not have.
+        ValueError: no YAML, no parameters, an override without `=`, a name `backbone_grid` does not
+            have, or a value of another kind than its default.
     """
-    import yaml
-
-    data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    if not isinstance(data, dict) or not isinstance(data.get("parameters"), dict):
-        raise ValueError(
-            f"{Path(path).name}: expected the key parameters with a mapping, got {str(data)[:80]!r}"
-        )
+    data = read_yaml(path)
+    if not data.get("parameters"):
+        raise ValueError(f"{Path(path).name}: expected the key parameters with a mapping")
     parameters = dict(data["parameters"])
     for item in overrides:
         name, equals, value = item.partition("=")
         if not equals:
             raise ValueError(f"{item!r} is not an override: write name=value, as in seeds=[0]")
-        parameters[name] = yaml.safe_load(value)
-    known = set(inspect.signature(backbone_grid).parameters)
+        parameters[name] = value_of(value, name)
+    signature = inspect.signature(backbone_grid).parameters
+    known = set(signature)
     if unknown := sorted(set(parameters) - known):
         raise ValueError(
             f"{Path(path).name}: unknown parameters {', '.join(unknown)}; known are"
             f" {', '.join(sorted(known))}"
         )
-    return parameters
+    required = {"dataset": "", "backbones": [""]}
+    if missing := sorted(set(required) - set(parameters)):
+        raise ValueError(f"{Path(path).name}: lacks the parameters {', '.join(missing)}")
+    defaults = {name: parameter.default for name, parameter in signature.items()}
+    check_parameters(parameters, defaults | required, Path(path).name)
+    for start in parameters.get("starts", ()):
+        parts_of(start)
+    return with_folders(parameters, Path(path).resolve().parent.parent)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -19,6 +19,7 @@ from companion.runner import run_notebook
 from plantlib.cli.inputs import READING, in_shell, is_table
 from plantlib.data import files, privacy, sources
 from plantlib.data.corpus import Corpus
+from plantlib.data.credentials import MARK
 from plantlib.data.label_forms import FORMS
 from plantlib.planting.starts import parts_of
 from plantlib.training import artefacts, runs
@@ -134,7 +135,7 @@ def _table(options: argparse.Namespace) -> tuple[str, str] | None:
         raise DataError(
             f"{path.name} would become the corpus {name!r}, a name in use: rename the file"
         )
-    corpus = Corpus.from_file(path, **{name: getattr(options, name) for name in READING})
+    corpus = Corpus.from_file(path, **{name: getattr(options, name) for name in (*READING, MARK)})
     print(corpus.overview(), flush=True)
     corpus.save(target)
     return corpus.name, f"data set {corpus.name}: your table {path.name}"

@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from companion.options import check_parameters, read_yaml, with_folders
 from plantlib.data import privacy, sources
 from plantlib.data.credentials import inside_data
 from plantlib.training.records import RunRecord, load_all
@@ -139,20 +140,20 @@ def run_yaml(
         RuntimeError: a cell failed, or no record was written.
     """
     import papermill
-    import yaml
 
     # read the file
     path = Path(path).resolve()
     root = path.parent.parent
     run_id = path.stem
-    data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    if (
-        not isinstance(data, dict)
-        or "notebook" not in data
-        or set(data) - {"id", "notebook", "parameters"}
-    ):
+    data = read_yaml(path)
+    if "notebook" not in data or set(data) - {"id", "notebook", "parameters"}:
+        keys = ", ".join(data) or "none"
+        raise ValueError(f"{path.name}: expected the keys notebook and parameters, got {keys}")
+    notebook = root / str(data["notebook"])
+    if not notebook.is_file() or root not in notebook.resolve().parents:
         raise ValueError(
-            f"{path.name}: expected the keys notebook and parameters, got {data!r:.200}"
+            f"{path.name}: notebook {data['notebook']!r} is no file below {root.name}/: name one"
+            " such as notebooks/05_finetune.ipynb"
         )
     if data.get("id", run_id) != run_id:
         raise ValueError(
@@ -166,23 +167,35 @@ def run_yaml(
     record = root / "results" / "runs" / f"{run_id}.json"
     if record.exists() and not force:
         return record
-    sources.ready(str(parameters.get("dataset")))
+    parameters = with_folders(parameters, root)
+    if "dataset" in parameters:
+        _check_dataset(parameters["dataset"], path.name)
     # run the notebook, for one record or for a grid
     before = record.stat().st_mtime_ns if record.exists() else None
-    known = papermill.inspect_notebook(root / data["notebook"])
+    known = papermill.inspect_notebook(notebook)
+    check_parameters(parameters, _defaults(known), path.name)
     if "run_id" in known:
         parameters.setdefault("run_id", run_id)
     elif "results" in known:
         if changes and "results" not in changes:
             parameters["results"] = f"results/local/{run_id}/runs"
-        return _run_grid(root, root / data["notebook"], parameters, executed, progress)
-    run_notebook(root / data["notebook"], parameters, executed, progress)
+        return _run_grid(root, notebook, parameters, executed, progress)
+    run_notebook(notebook, parameters, executed, progress)
     if not record.exists() or record.stat().st_mtime_ns == before:
         raise RuntimeError(
             f"{data['notebook']} wrote no results/runs/{run_id}.json: save its RunRecord there"
         )
     RunRecord.load(record)
     return record
+
+
+def _check_dataset(dataset: Any, where: str) -> None:
+    """DataError unless the corpus of a run is here or can be built."""
+    if not isinstance(dataset, str) or not dataset:
+        raise ValueError(f"{where}: dataset={dataset!r}: give a name or the folder of a corpus")
+    if not (Path(dataset) / "manifest.json").is_file():
+        sources.ready(dataset)
+        sources.choose(dataset)
 
 
 def _changed(

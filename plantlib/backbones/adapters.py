@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from plantlib.utils.checks import check_fields
 from plantlib.utils.io import read_json
 
 TUNINGS = ("frozen", "lora", "full")
@@ -50,6 +51,7 @@ class LoraOptions:
     targets: tuple[str, ...] | None = None
 
     def __post_init__(self):
+        check_fields(self)
         if self.r < 1 or not 0 <= self.dropout < 1:
             wanted = "give a rank of at least 1 and a dropout in [0, 1)"
             raise ValueError(f"r={self.r}, dropout={self.dropout}: {wanted}")

@@ -23,6 +23,7 @@ from plantlib.candidates import lists
 from plantlib.kernels import Cells
 from plantlib.planting import starts
 from plantlib.planting.decoder import Packed
+from plantlib.utils.checks import check_fields
 
 LOOKUP_GAIN = starts.StartConfig.lookup_gain  # gamma at the start, as without candidates
 
@@ -44,6 +45,7 @@ class CandidateConfig:
     rare: float = 0.0
 
     def __post_init__(self):
+        check_fields(self)
         if self.rare < 0:
             raise ValueError(f"rare={self.rare}; give 0 or more")
         for name in ("width", "rank", "epochs"):

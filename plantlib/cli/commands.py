@@ -26,8 +26,7 @@ SHOWN = "p@1 p@3 p@5 r@5 rp@5 ndcg@5 map micro_f1 macro_f1 micro_auc macro_auc".
 
 def run(options: Namespace) -> None:
     """`plant run`: run one YAML file through papermill and print the path of its records."""
-    import yaml
-
+    from companion.options import value_of
     from companion.runner import run_yaml
 
     changes = {}
@@ -36,7 +35,7 @@ def run(options: Namespace) -> None:
         if not (equals and name.isidentifier()):
             example = "write epochs=1 or 'starts=[random, lookup]'"
             raise ValueError(f"{item!r} is no key=value; {example}")
-        changes[name] = yaml.safe_load(value)
+        changes[name] = value_of(value, name)
     print(run_yaml(options.yaml, options.force, changes=changes))
 
 
@@ -164,9 +163,6 @@ def print_metrics(metrics: dict[str, float | None]) -> None:
 
 def predict(options: Namespace) -> None:
     """`plant predict`: document, label and score, as tab-separated lines, .csv or .jsonl."""
-    for name in ("k", "batch"):
-        if getattr(options, name) < 1:
-            raise ValueError(f"{name}={getattr(options, name)}: give at least 1")
     out = Path(options.out) if options.out else None
     if out and out.suffix not in {".csv", ".jsonl"}:
         raise ValueError(f"--out {out}: scores are written as .csv or .jsonl")
@@ -296,6 +292,7 @@ def explain(options: Namespace) -> None:
     """`plant explain`: words with most attention, then words that raise the linear score."""
     if options.out and Path(options.out).suffix not in {".html", ".htm"}:
         raise ValueError(f"--out {options.out}: the page is written as .html")
+    check_marked(options)
     text = read_document(options.document, options.encoding)
     if not text.strip():
         raise ValueError(f"{options.document} is blank: give a file that holds one document")

@@ -41,7 +41,8 @@ def corpus_of(options: Namespace, **reading):
             files.check_kind(path)
             raise DataError(f"{path} is a file of another kind: {files.WANTED}")
         return Corpus.load(options.corpus)
-    columns = {name: getattr(options, name) for name in ("sep", "split", "id", "labels_format")}
+    names = ("sep", "split", "id", "labels_format", "credentialed")
+    columns = {name: getattr(options, name) for name in names}
     frame = files.read_table(path, options.encoding, options.delimiter)
     return corpus_of_table(frame, options.text, options.labels, path=path, **columns, **reading)
 

@@ -56,6 +56,19 @@ def main(arguments: list[str] | None = None) -> int:
         return _run(options)
 
 
+def check_numbers(options: argparse.Namespace) -> None:
+    """ValueError for a number that no command can use, in the words of the command line."""
+    from plantlib.utils import checks
+
+    for name, flag in (("k", "-k"), ("batch", "--batch"), ("epochs", "--epochs")):
+        if hasattr(options, name):
+            checks.check_whole(flag, getattr(options, name))
+    if hasattr(options, "tokens"):
+        checks.check_whole("--tokens", options.tokens)
+    if hasattr(options, "seed"):
+        checks.check_seed(options.seed, "--seed")
+
+
 def _show_warning(message, kind, *_) -> None:
     """The library's own warnings are notes for the user; those of other packages are left out."""
     if kind is UserWarning:
@@ -66,6 +79,7 @@ def _run(options: argparse.Namespace) -> int:
     from plantlib.cli import commands
 
     try:
+        check_numbers(options)
         getattr(commands, options.command)(options)
         sys.stdout.flush()
     except BrokenPipeError:
@@ -146,6 +160,13 @@ def _columns(command: argparse.ArgumentParser, labels: bool = True) -> None:
     add("--encoding", default="utf-8", help="encoding of the input (default: utf-8)")
     about = "one character between the columns, \\t for a tab (default: a comma; in .tsv a tab)"
     add("--delimiter", help=about)
+    _mark(add)
+
+
+def _mark(add) -> None:
+    """The option that marks texts as credentialed."""
+    about = "the texts are under a data use agreement: write in the data folder ($PLANT_HOME) alone"
+    add("--credentialed", action="store_true", help=about)
 
 
 def _fit(commands) -> None:

@@ -320,7 +320,7 @@ def main(arguments: list[str]) -> int:
     """`python -m plantlib.data.privacy PATH ...`: print the files that hold credentialed text.
 
     Returns:
-        The exit status: 1 if there are such files, 2 without paths.
+        The exit status: 1 if there are such files, 2 without paths or where one is missing.
     """
     if not arguments:
         print(
@@ -328,6 +328,9 @@ def main(arguments: list[str]) -> int:
             " README.md)",
             file=sys.stderr,
         )
+        return 2
+    if absent := [path for path in arguments if not Path(path).exists()]:
+        print(f"{', '.join(absent)}: no such file or folder", file=sys.stderr)
         return 2
     corpora = [folder.name for folder in credentialed_folders()]
     print(f"credentialed corpora in the data folder: {', '.join(corpora) or 'none'}")

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, TypedDict
 import numpy as np
 
 from plantlib.data import label_forms
+from plantlib.data.credentials import MARK
 from plantlib.data.files import check_columns_once
 from plantlib.data.label_forms import missing, name_of
-from plantlib.data.credentials import MARK
 from plantlib.utils.base import SPLITS, DataError, hash_order
 from plantlib.utils.io import sha256
 from plantlib.utils.terminal import brief_list

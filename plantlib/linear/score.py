@@ -27,6 +27,7 @@ from plantlib.linear import solver, stacking
 from plantlib.linear.stacking import Stack
 from plantlib.linear.terms import centroids, one_against_rest, ppmi
 from plantlib.teacher import mig
+from plantlib.utils.checks import check_fields
 from plantlib.utils.io import atomic_path
 from plantlib.utils.progress import tqdm
 
@@ -55,6 +56,7 @@ class LinearConfig:
     folds: int = 5
 
     def __post_init__(self):
+        check_fields(self)
         if self.folds < 2:
             raise ValueError(f"folds={self.folds}: out-of-fold scores need at least 2")
 

@@ -29,6 +29,7 @@ from plantlib.model.explanation import DocumentExplanation, Explanation
 from plantlib.planting import ranking
 from plantlib.planting.decoder import AttentionState, LabelDecoder, Packed
 from plantlib.planting.scores import TeacherScore, WordScore
+from plantlib.utils.checks import check_whole
 
 
 @strict
@@ -413,10 +414,13 @@ class PlantModel(PreTrainedModel):
             score is the chance of being right, estimated on dev.
 
         Raises:
-            ValueError: one string instead of a list, or a model without a backbone.
+            ValueError: one string instead of a list, k or batch below 1, or a model without a
+                backbone.
         """
         if isinstance(texts, str):
             raise ValueError("predict takes a list of texts, got one string; write predict([text])")
+        check_whole("k", k)
+        check_whole("batch", batch)
         self.eval()
         slope, shift = self.config.calibration or [1.0, 0.0]
         names = self.config.id2label or {}

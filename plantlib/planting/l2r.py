@@ -20,6 +20,7 @@ from scipy import sparse
 from plantlib.backbones.features import Features
 from plantlib.planting import ranking
 from plantlib.teacher.mig import Teacher
+from plantlib.utils.checks import check_fields
 from plantlib.utils.io import atomic_path
 from plantlib.utils.progress import tqdm
 
@@ -44,6 +45,7 @@ class L2RConfig:
     epochs: int = 3
 
     def __post_init__(self):
+        check_fields(self)
         if self.epochs < 1:
             raise ValueError(f"epochs={self.epochs}; give at least 1")
 

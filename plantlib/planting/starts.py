@@ -30,6 +30,7 @@ from plantlib.kernels.counts import column_counts
 from plantlib.planting.decoder import L2R_FROM, LabelDecoder, check_decoder
 from plantlib.planting.l2r import Planted
 from plantlib.teacher.mig import Teacher
+from plantlib.utils.checks import check_fields
 
 STARTS = (
     "random",
@@ -67,6 +68,9 @@ class StartConfig:
     lookup_gain: float = 4.0  # gamma of `lookup`, `shuffled` and `v1`
     v1_lookup: bool = True
     v1_l2r: bool = True
+
+    def __post_init__(self):
+        check_fields(self)
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from plantlib.kernels.counts import (
     normalise,
     presence,
 )
+from plantlib.utils.checks import check_fields
 from plantlib.utils.reprs import Card, Rich
 
 OTHERS = ("chi2", "ppmi", "random")  # associations that are not mutual information, for comparison
@@ -41,6 +42,11 @@ class TeacherConfig:
     variant: str = "raw"
     top_k: int = 64
     relevance: str = "score"
+
+    def __post_init__(self):
+        check_fields(self)
+        if self.top_k < 1:
+            raise ValueError(f"top_k={self.top_k}; give at least 1")
 
 
 def association_of_counts(

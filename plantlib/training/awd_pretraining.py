@@ -31,6 +31,7 @@ from plantlib.data.corpus import Corpus
 from plantlib.data.tokens import tokenise
 from plantlib.training.language_model import texts_of
 from plantlib.training.train import StepBar, start
+from plantlib.utils.checks import check_fields, check_seed
 from plantlib.utils.io import atomic_path, fingerprint_of, write_json
 from plantlib.utils.progress import tqdm
 
@@ -62,6 +63,10 @@ class PretrainConfig:
     seed: int = 0
 
     def __post_init__(self):
+        check_fields(self)
+        check_seed(self.seed)
+        if self.learning_rate < 0:
+            raise ValueError(f"learning_rate={self.learning_rate}; give a rate of 0 or more")
         for name in ("epochs", "rows", "min_documents"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}; give at least 1")

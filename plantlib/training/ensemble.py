@@ -20,6 +20,7 @@ from plantlib.planting.l2r import check_same
 from plantlib.training.evaluation import AUC_BINS, calibrate, judge
 from plantlib.training.inputs import Documents, Inputs
 from plantlib.training.records import RunRecord, peak_memory, plain
+from plantlib.utils.checks import check_whole
 from plantlib.utils.io import atomic_path, fingerprint_of, read_json, write_json
 
 SUM = " ensemble"  # the system of summed logits: this after the system of the first member
@@ -82,6 +83,8 @@ class Ensemble:
         """
         if isinstance(texts, str):
             raise ValueError("predict takes a list of texts, got one string; write predict([text])")
+        check_whole("k", k)
+        check_whole("batch", batch)
         slope, shift = self.calibration or [1.0, 0.0]
         predictions = []
         for begin in range(0, len(texts), batch):

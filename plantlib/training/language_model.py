@@ -34,6 +34,7 @@ from plantlib.data import credentials
 from plantlib.data.corpus import Corpus
 from plantlib.data.tokens import tokenise
 from plantlib.training.train import StepBar, start
+from plantlib.utils.checks import check_fields, check_seed
 from plantlib.utils.io import atomic_path, fingerprint_of, write_json
 from plantlib.utils.progress import tqdm
 
@@ -63,6 +64,12 @@ class AdaptConfig:
     seed: int = 0
 
     def __post_init__(self):
+        check_fields(self)
+        check_seed(self.seed)
+        if self.learning_rate < 0:
+            raise ValueError(f"learning_rate={self.learning_rate}; give a rate of 0 or more")
+        if self.max_tokens is not None and self.max_tokens < 1:
+            raise ValueError(f"max_tokens={self.max_tokens}; give at least 1, or None for all")
         if self.objective not in (None, *OBJECTIVES):
             raise ValueError(
                 f"objective={self.objective!r} is not known; use one of {', '.join(OBJECTIVES)} or"

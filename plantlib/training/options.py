@@ -18,6 +18,7 @@ from plantlib.planting.l2r import TRAINERS, L2RConfig
 from plantlib.planting.starts import StartConfig, V1Config
 from plantlib.planting.static_l2r import DIM
 from plantlib.teacher.mig import TeacherConfig
+from plantlib.utils.checks import check_fields
 
 # "head" trains the head alone, "last 2" the head and the two deepest layers, "all" everything
 STAGE = re.compile(r"head|all|last [1-9]\d*")
@@ -88,9 +89,13 @@ class TrainConfig:
     patience: int = 2
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in ("epochs", "batch_size", "accumulation", "patience"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}; give at least 1")
+        for name in ("lr_queries", "lr_backbone"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)}; give a rate of 0 or more")
         if self.schedule not in SCHEDULES:
             raise ValueError(
                 f"schedule={self.schedule!r} is not known; use one of {', '.join(SCHEDULES)}"
@@ -164,6 +169,9 @@ class RunConfig:
     backbone: BackboneOptions = BackboneOptions()
 
     def __post_init__(self) -> None:
+        check_fields(self)
+        if self.static_dim < 1:
+            raise ValueError(f"static_dim={self.static_dim}; give at least 1")
         adapters.check_tuning(self.tuning, self.backbone.quantise)
         if self.l2r_trainer not in TRAINERS:
             raise ValueError(

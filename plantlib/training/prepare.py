@@ -18,6 +18,7 @@ from plantlib.data.tokens import Ragged, cached_tokens, tokenise
 from plantlib.training import artefacts
 from plantlib.training.inputs import LABEL_SPACES, Inputs
 from plantlib.utils.base import DataError
+from plantlib.utils.checks import check_seed, is_whole
 from plantlib.utils.io import fingerprint_of
 
 
@@ -65,10 +66,11 @@ def prepare(
     if label_space not in LABEL_SPACES:
         known = ", ".join(LABEL_SPACES)
         raise DataError(f"label_space={label_space!r} is not known; use one of {known}")
-    if max_tokens is not None and max_tokens < 1:
+    if max_tokens is not None and not (is_whole(max_tokens) and max_tokens >= 1):
         raise DataError(
             f"max_tokens={max_tokens}: read at least 1 token, or None for whole documents"
         )
+    check_seed(subset_seed, "subset_seed")
     # documents and labels
     corpus = Corpus.load(corpus) if isinstance(corpus, str) else corpus
     uncapped = corpus.labelled().with_dev()

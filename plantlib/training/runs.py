@@ -29,6 +29,7 @@ from plantlib.training.inputs import Inputs
 from plantlib.training.options import CHOSEN_BY, RunConfig
 from plantlib.training.prepare import prepare
 from plantlib.training.records import RunRecord, agrees, peak_memory, run_name
+from plantlib.utils.checks import check_seed
 from plantlib.utils.distributed import is_main
 from plantlib.utils.progress import tqdm
 
@@ -147,6 +148,7 @@ def run_start(
         DataError: the training rows teach nothing.
     """
     check_start(start, config)
+    check_seed(seed)
     cpu = time.process_time()
     set_seed(seed)
     run_id = run_id or run_name(inputs, start, seed, config.tuning)
@@ -267,13 +269,16 @@ def run_grid(
     """Every start with every seed; runs whose record stands in `results` are read, not repeated.
 
     Raises:
-        ValueError: an unknown start, before the first run.
+        ValueError: an unknown start or a wrong seed, before the first run.
     """
     config = config or RunConfig()
     records = []
     starts = list(starts)
     for start in starts:
         check_start(start, config)
+    seeds = list(seeds)
+    for seed in seeds:
+        check_seed(seed)
     jobs = [(start, seed) for seed in seeds for start in starts]
     with tqdm(total=len(jobs), desc="runs", unit="run", disable=not progress) as bar:
         for start, seed in jobs:
@@ -335,6 +340,7 @@ def fit(
         DataError: a corpus that cannot be trained on; see `prepare`.
     """
     check_start(start, config)
+    check_seed(seed)
     frozen = config.tuning == "frozen"
     if frozen and prepare_options.get("frozen") is False:
         raise ValueError(

@@ -276,7 +276,7 @@ def test_explain_prints_words_and_writes_a_page_that_fetches_nothing(shop, capsy
             "nowhere is no folder of a model: make one with plant fit",
         ),
         (["predict", "model", "absent.txt"], "absent.txt"),
-        (["predict", "model", "notes.txt", "-k", "0"], "k=0: give at least 1"),
+        (["predict", "model", "notes.txt", "-k", "0"], "-k 0: give a whole number of at least 1"),
         (["predict", "model", "notes.txt", "--out", "s.xlsx"], ".csv or .jsonl"),
         (
             ["predict", "model", "mine.csv", "--text", "nota"],
@@ -293,7 +293,7 @@ def test_explain_prints_words_and_writes_a_page_that_fetches_nothing(shop, capsy
         (["fit", "mine.csv", *COLUMNS, "--out", "model"], "--force"),
         (["fit", "mine.csv", *COLUMNS, "--out", "notes"], "is no model: name another folder"),
         (["fit", "mine.csv", *COLUMNS, "--out", "new", "--start", "lokup"], "lokup"),
-        (["fit", "mine.csv", *COLUMNS, "--out", "new", "--epochs", "0"], "epochs=0"),
+        (["fit", "mine.csv", *COLUMNS, "--out", "new", "--epochs", "0"], "--epochs 0: give"),
         (["fit", "unheard-of", "--out", "new"], "unknown corpus 'unheard-of'"),
         (["data", "unheard-of"], "unknown corpus 'unheard-of'"),
         (["data", "mine", "--source", "notes"], "--source goes with one of codiesp"),
