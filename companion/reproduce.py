@@ -30,6 +30,8 @@ from plantlib.training.runs import STARTS
 from plantlib.utils.base import DataError
 from plantlib.utils.io import atomic_path, read_json
 
+# parts of a start that plant nothing, or a permuted teacher
+CONTROLS = {"random", "shuffled", "linear"}
 # Documents per split that keep the job under 20 minutes on two cores. A split that is not named is
 # read whole; a known corpus without an entry is LARGE; a user's own corpus is never capped.
 CAPS: dict[str, dict] = {
@@ -191,16 +193,15 @@ def _run(common: dict, options: argparse.Namespace) -> Path:
 def best_run(records: list):
     """The planted run with the best dev value of the metric that chose its epoch (nDCG@5).
 
-    None where nothing was planted. Starts with a shuffled teacher are controls and do not count.
+    None where nothing was planted. `random`, `linear` alone and starts with a shuffled teacher are
+    controls: they plant nothing that the teacher knows, and do not count.
     """
 
     def best_on_dev(record) -> float:
         return max(epoch[CHOSEN_BY] for epoch in record.history)
 
     planted = [
-        r
-        for r in records
-        if r.kind == "planted" and r.system != "random" and "shuffled" not in r.system
+        r for r in records if r.kind == "planted" and not set(parts_of(r.system)) <= CONTROLS
     ]
     return max(planted, key=best_on_dev, default=None)
 

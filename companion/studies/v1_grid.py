@@ -25,6 +25,7 @@ from plantlib.training.options import RunConfig, TrainConfig
 from plantlib.training.prepare import prepare
 from plantlib.training.records import RunRecord, run_name
 from plantlib.training.runs import finished, run_start
+from plantlib.utils.checks import safe_name
 from plantlib.utils.distributed import is_main, main_first
 from plantlib.utils.io import fingerprint_of, read_json, write_json
 from plantlib.utils.progress import tqdm
@@ -75,7 +76,7 @@ def language_model(
     config = replace(config, direction=direction)
     key = fingerprint_of(corpus.fingerprint(), asdict(config))
     artefacts_folder = artefacts.root_of(privacy.artefacts_root(corpus, root))
-    folder = artefacts_folder / "awd" / f"{corpus.name}-{direction}-{key}"
+    folder = artefacts_folder / "awd" / f"{safe_name(corpus.name)}-{direction}-{key}"
     with main_first():
         if not (folder / "pretraining.json").exists():
             folder.parent.mkdir(parents=True, exist_ok=True)
@@ -246,7 +247,7 @@ def awd_grid(
     # the data folder
     may_write = inside_data(results) or not privacy.is_credentialed(corpus)
     if Path(results).name == "runs" and may_write:
-        path = Path(results).parent / f"awd-pretraining-{corpus.name}.json"
+        path = Path(results).parent / f"awd-pretraining-{safe_name(corpus.name)}.json"
         reports = {m["model"]: {k: v for k, v in m.items() if k != "model"} for m in models}
         write_json(path, (read_json(path) if path.exists() else {}) | reports)
     # the runs

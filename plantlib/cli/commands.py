@@ -21,6 +21,11 @@ from plantlib.utils.io import atomic_path, write_json
 from plantlib.utils.progress import tqdm
 from plantlib.utils.terminal import json_line, printable, spreadsheet_cell
 
+ORIGINS = {
+    "open": "its origin",
+    "credentialed": "your own tables of PhysioNet (plant data NAME --source FOLDER)",
+    "by browser": "files that you fetch in a browser (plant data NAME --source FOLDER)",
+}
 SHOWN = "p@1 p@3 p@5 r@5 rp@5 ndcg@5 map micro_f1 macro_f1 micro_auc macro_auc".split()
 
 
@@ -45,8 +50,9 @@ def data(options: Namespace) -> None:
 
     if options.list or not options.name:
         for name in sources.KNOWN:
-            origin = "$PLANT_DATA" if sources.local_source(name) else "its origin"
-            print(f"{name}\t{sources.find(name) or f'not built, from {origin}'}")
+            access = sources.access(name)
+            origin = "$PLANT_DATA" if sources.local_source(name) else ORIGINS[access]
+            print(f"{name}\t{access}\t{sources.find(name) or f'not built, from {origin}'}")
         return
     if options.source:
         name = sources.ALIASES.get(options.name, options.name)

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from plantlib.utils.base import DataError
 from plantlib.utils.io import read_json
+from plantlib.utils.places import cache_folder
 
 
 class Source(NamedTuple):
@@ -67,17 +68,28 @@ def checkout() -> Path:
     return Path(__file__).resolve().parents[2]
 
 
+def is_checkout() -> bool:
+    """Whether the package lies in a checkout, and not among installed packages."""
+    return (checkout() / "data_scripts" / "__init__.py").is_file()
+
+
+def base_folder() -> Path:
+    """The folder of data/ and artefacts/: the checkout, else the user's cache folder."""
+    return checkout() if is_checkout() else cache_folder()
+
+
 def homes(root: str | Path | None = None) -> list[Path]:
     """Folders that may hold built corpora, best first; new ones are built in the first.
 
-    They are `root`, else $PLANT_HOME, else data/ here and in the checkout.
+    They are `root`, else $PLANT_HOME, else data/ here and in the checkout; an installed package
+    has data/ in the user's cache folder instead.
     """
     if root is not None:
         return [Path(root)]
     if os.environ.get("PLANT_HOME"):
         return [Path(os.environ["PLANT_HOME"])]
-    here, of_checkout = Path("data").absolute(), checkout() / "data"
-    return list(dict.fromkeys([here, of_checkout] if here.is_dir() else [of_checkout, here]))
+    here, of_base = Path("data").absolute(), base_folder() / "data"
+    return list(dict.fromkeys([here, of_base] if here.is_dir() else [of_base, here]))
 
 
 def script(name: str) -> ModuleType:
@@ -108,6 +120,16 @@ def local_source(name: str) -> Path | None:
     data = os.environ.get("PLANT_DATA")
     folder = Path(data) / KNOWN[name].folder if data else None
     return folder if folder is not None and folder.is_dir() else None
+
+
+def access(name: str) -> str:
+    """How a known corpus is had: "open", "credentialed", or "by browser" (its origin has no
+    address that a program can fetch).
+    """
+    script = KNOWN[name].script
+    if script.startswith("get_mimic"):
+        return "credentialed"
+    return "by browser" if script == "get_xmc" else "open"
 
 
 def ready(name: str) -> None:

@@ -7,7 +7,7 @@ into windows in `backbones/windows.py`, not here.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,9 @@ from scipy import sparse
 
 from plantlib.utils.io import atomic_path
 from plantlib.utils.progress import tqdm
+
+# most characters of one call of a tokenizer, whose own lists take some 100 bytes per token
+CHARACTERS = 1 << 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,28 +73,45 @@ def tokenise(
 ) -> Ragged:
     """Token ids of every text, without special tokens.
 
+    Memory stays within 12 bytes per token, beside the tokenizer's own for one call.
+
     Args:
         texts: N texts.
         tokenizer: any Hugging Face tokenizer.
         max_tokens: tokens after which a document is cut; None reads the whole document.
         progress: whether a bar is drawn, from 5,000 texts on.
-        batch: texts per call of the tokenizer.
+        batch: most texts per call of the tokenizer.
     """
-    documents: list[list[int]] = []
-    steps = range(0, len(texts), batch)
-    for begin in tqdm(
-        steps, desc="tokenise", unit="batch", disable=not progress or len(texts) < 5000
-    ):
-        encoded = tokenizer(
-            texts[begin : begin + batch],
-            add_special_tokens=False,
-            return_attention_mask=False,
-            truncation=max_tokens is not None,
-            max_length=max_tokens,
-            verbose=False,
-        )
-        documents.extend(encoded["input_ids"])
-    return Ragged.from_lists(documents)
+    pieces = [np.zeros(0, np.int32)]
+    lengths = np.zeros(len(texts), np.int64)
+    bar = tqdm(total=len(texts), desc="tokenise", disable=not progress or len(texts) < 5000)
+    with bar:
+        for begin, end in _parts(texts, batch):
+            encoded = tokenizer(
+                texts[begin:end],
+                add_special_tokens=False,
+                return_attention_mask=False,
+                return_token_type_ids=False,
+                truncation=max_tokens is not None,
+                max_length=max_tokens,
+                verbose=False,
+            )["input_ids"]
+            lengths[begin:end] = [len(ids) for ids in encoded]
+            pieces.extend(np.array(ids, np.int32) for ids in encoded)
+            bar.update(end - begin)
+    return Ragged(np.concatenate(pieces), np.concatenate([[0], np.cumsum(lengths)]))
+
+
+def _parts(texts: list[str], most: int) -> Iterator[tuple[int, int]]:
+    """Bounds of consecutive texts: at most `most` of them and `CHARACTERS` in all, or one text."""
+    begin, characters = 0, 0
+    for i, text in enumerate(texts):
+        if i > begin and (i - begin == most or characters + len(text) > CHARACTERS):
+            yield begin, i
+            begin, characters = i, 0
+        characters += len(text)
+    if begin < len(texts):
+        yield begin, len(texts)
 
 
 def cached_tokens(path: str | Path, make: Callable[[], Ragged]) -> Ragged:

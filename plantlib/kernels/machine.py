@@ -7,7 +7,9 @@ Triton's interpreter runs the same kernels on a CPU, for tests and lessons only;
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from functools import cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
@@ -34,6 +36,23 @@ def device() -> torch.device:
     import torch
 
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@contextlib.contextmanager
+def fixed_order() -> Iterator[None]:
+    """Inside, `index_add_` on a GPU adds in an order that does not change from call to call.
+
+    On a CPU it always does. The former setting holds again afterwards.
+    """
+    import torch
+
+    before = torch.are_deterministic_algorithms_enabled()
+    warn = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warn)
 
 
 def implementation(impl: str, tensor: torch.Tensor) -> str:

@@ -13,6 +13,7 @@ N documents, L labels, k places. The metric functions share their arguments:
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +33,7 @@ from plantlib.metrics.statistics import (
 from plantlib.metrics.topk import TopK
 
 BUCKET_DEPTH = 15
+AUC_LABELS = 65_536  # most labels that the AUC is measured for: 512 MiB of histograms
 
 
 @dataclass(frozen=True)
@@ -294,7 +296,8 @@ class StreamingEvaluator:
         train_counts: (L,) training documents per label.
         k: places kept over all labels.
         edges: bounds of the frequency buckets.
-        auc_bins: bins of the AUC histograms; None leaves the AUC out.
+        auc_bins: bins of the AUC histograms; None leaves the AUC out, and so do more than
+            `AUC_LABELS` labels, with a warning.
     """
 
     def __init__(
@@ -317,6 +320,15 @@ class StreamingEvaluator:
         depths = {"": k} | dict.fromkeys(self.masks, BUCKET_DEPTH)
         self._places = {name: np.full((n, depth), UNSCORED - 1) for name, depth in depths.items()}
         self._ranks, self._gold_bins = np.zeros((2, self.Y.nnz), np.int64)
+        if auc_bins and self.n_labels > AUC_LABELS:
+            warnings.warn(
+                f"AUC is left out: its histograms of {self.n_labels:,} labels would take"
+                f" {self.n_labels * auc_bins * 4 / 2**30:.1f} GiB; it is measured up to"
+                f" {AUC_LABELS:,} labels",
+                UserWarning,
+                stacklevel=2,
+            )
+            auc_bins = None
         self._auc = AucHistogram(self.n_labels, auc_bins) if auc_bins else None
 
     def update(self, rows: np.ndarray, scores: Any) -> None:

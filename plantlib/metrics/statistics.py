@@ -129,13 +129,19 @@ class AucHistogram:
         Returns:
             micro_auc, macro_auc (over labels with both classes) and a bound on the error of each.
         """
-        gold = np.zeros_like(self.counts)
-        np.add.at(gold, (labels, bins), 1)
-        parts = [(self.counts[i : i + 256], gold[i : i + 256]) for i in range(0, len(gold), 256)]
-        macro, macro_error = (
-            np.concatenate(x) for x in zip(*(_rank_sum(*part) for part in parts), strict=True)
-        )
-        micro, micro_error = _rank_sum(self.counts.sum(0)[None], gold.sum(0)[None])
+        # histograms of the gold cells exist for one block of labels at a time
+        order = np.argsort(labels, kind="stable")
+        labels, bins = labels[order], bins[order]
+        parts = []
+        for begin in range(0, len(self.counts), 256):
+            counts = self.counts[begin : begin + 256]
+            of_block = slice(*np.searchsorted(labels, [begin, begin + len(counts)]))
+            gold = np.zeros_like(counts)
+            np.add.at(gold, (labels[of_block] - begin, bins[of_block]), 1)
+            parts.append(_rank_sum(counts, gold))
+        macro, macro_error = (np.concatenate(x) for x in zip(*parts, strict=True))
+        gold_bins = np.bincount(bins, minlength=self.counts.shape[1])
+        micro, micro_error = _rank_sum(self.counts.sum(0)[None], gold_bins[None])
         values = {
             "micro_auc": micro,
             "micro_auc_error": micro_error,

@@ -24,6 +24,7 @@ from transformers.utils import ModelOutput
 from plantlib.backbones import loading, windows
 from plantlib.data.tokens import Ragged, tokenise
 from plantlib.kernels.attention_bce import left_out, sparse_bce
+from plantlib.metrics.topk import TopK
 from plantlib.model import explanation, lm_head, saving
 from plantlib.model.explanation import DocumentExplanation, Explanation
 from plantlib.planting import ranking
@@ -402,7 +403,7 @@ class PlantModel(PreTrainedModel):
     def predict(
         self, texts: list[str], k: int = 8, batch: int = 16
     ) -> list[list[tuple[str, float]]]:
-        """The k best labels of each text, best first.
+        """The k best labels of each text, best first, ties by smaller label id.
 
         Args:
             texts: N documents.
@@ -429,9 +430,9 @@ class PlantModel(PreTrainedModel):
             part = texts[begin : begin + batch]
             tokens = self._packed(self.tokenise(part))
             logits = self(*tokens, linear_scores=self.word_scores(part)).logits
-            best = logits.topk(min(k, logits.shape[1]), dim=1)
-            scores = torch.sigmoid(best.values * slope + shift)
-            for ids, row in zip(best.indices.tolist(), scores.tolist(), strict=True):
+            best = TopK.from_dense(logits, min(k, logits.shape[1]))
+            scores = torch.sigmoid(torch.from_numpy(best.scores) * slope + shift)
+            for ids, row in zip(best.ids.tolist(), scores.tolist(), strict=True):
                 predictions.append([(names[i], s) for i, s in zip(ids, row, strict=True)])
         return predictions
 

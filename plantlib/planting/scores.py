@@ -14,6 +14,7 @@ from scipy import sparse
 from torch import nn
 
 from plantlib.data.tokens import Ragged, smooth_idf, word_analyser
+from plantlib.kernels import machine
 from plantlib.linear.score import LinearScore
 from plantlib.planting.decoder import PlantedTable
 from plantlib.teacher.mig import Teacher
@@ -60,7 +61,9 @@ class TeacherScore(nn.Module):
         document = keys // vocabulary
         token = keys % vocabulary
         weight = (1 + counts.to(self.idf.dtype).log()) * self.idf[token]
-        norm = self.idf.new_zeros(batch).index_add_(0, document, weight**2).sqrt().clamp(min=1e-12)
+        with machine.fixed_order():
+            squares = self.idf.new_zeros(batch).index_add_(0, document, weight**2)
+        norm = squares.sqrt().clamp(min=1e-12)
         return document, token, weight / norm[document] / self.scale
 
     def forward(self, token_ids: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
@@ -71,7 +74,8 @@ class TeacherScore(nn.Module):
         cells = self.table.cells(token)
         if cells is not None:
             where = document[cells.positions] * self.num_labels + cells.labels
-            z.index_add_(0, where, weight[cells.positions] * cells.values)
+            with machine.fixed_order():
+                z.index_add_(0, where, weight[cells.positions] * cells.values)
         return z.view(batch, self.num_labels)
 
 

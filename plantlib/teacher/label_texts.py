@@ -31,6 +31,7 @@ from plantlib.kernels.counts import presence as presence_of
 from plantlib.teacher import mig
 from plantlib.teacher.mig import Teacher
 from plantlib.utils.base import DataError
+from plantlib.utils.checks import safe_name
 from plantlib.utils.io import read_json
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def read(corpus: Corpus, folder: str | Path | None = None) -> list[str | None]:
         DataError: the file does not map label names to texts.
     """
     # a corpus from generated tables is named synthetic-NAME, its folder NAME
-    if folder is None:
+    if folder is None and corpus.name == safe_name(corpus.name):
         folder = find(corpus.name) or find(corpus.name.removeprefix("synthetic-"))
     path = Path(folder) / LABEL_TEXTS_FILE if folder is not None else None
     table = read_json(path) if path is not None and path.is_file() else {}

@@ -26,7 +26,7 @@ from plantlib.backbones.features import (
     hidden_states,
     standard_of,
 )
-from plantlib.data.sources import checkout
+from plantlib.data.sources import base_folder
 from plantlib.data.tokens import Ragged, words
 from plantlib.kernels import machine
 from plantlib.linear import score as linear_score
@@ -46,8 +46,10 @@ T = TypeVar("T")
 
 
 def root_of(root: str | Path | None = None) -> Path:
-    """The folder of intermediate artefacts: `root`, or artefacts/ of the checkout."""
-    return Path(root) if root else checkout() / "artefacts"
+    """The folder of intermediate artefacts: `root`, or artefacts/ of the checkout (of an installed
+    package, in the user's cache folder).
+    """
+    return Path(root) if root else base_folder() / "artefacts"
 
 
 @contextlib.contextmanager
@@ -83,7 +85,7 @@ def place(inputs: Inputs, kind: str, *made_from) -> Path:
         kind: a folder, and what the file's name begins with beside the corpus: "planted/listnet".
     """
     folder, _, mark = kind.partition("/")
-    name = "-".join(filter(None, [inputs.corpus.name, mark, fingerprint_of(VERSION, *made_from)]))
+    name = "-".join(filter(None, [inputs.file_name, mark, fingerprint_of(VERSION, *made_from)]))
     return inputs.root / folder / f"{name}.safetensors"
 
 
@@ -115,7 +117,7 @@ def frozen_backbone(inputs: Inputs) -> loading.Backbone:
 
 def features(inputs: Inputs, progress: bool = True) -> Features:
     """Hidden states of all documents under the frozen backbone."""
-    path = inputs.root / "features" / f"{inputs.corpus.name}-{inputs.key}.safetensors"
+    path = inputs.root / "features" / f"{inputs.file_name}-{inputs.key}.safetensors"
     return _features(inputs, inputs.tokens, path, inputs.key, progress)
 
 
@@ -132,7 +134,7 @@ def train_dev_features(inputs: Inputs, progress: bool = True) -> Features:
     empty = np.zeros(0, np.int32)
     tokens = Ragged.from_lists([inputs.tokens[i] if used[i] else empty for i in range(len(used))])
     key = f"{inputs.key}-train-dev"
-    path = inputs.root / "features" / f"{inputs.corpus.name}-{key}.safetensors"
+    path = inputs.root / "features" / f"{inputs.file_name}-{key}.safetensors"
     return _features(inputs, tokens, path, key, progress)
 
 
@@ -171,7 +173,7 @@ def linear_scores(
     word_counts = words(inputs.corpus.texts, inputs.rows["train"], MIN_DOCUMENTS)
     # the score reads words, not tokens, so it is named by the corpus alone where all rows train
     documents = inputs.corpus.fingerprint() if inputs.train_rows is None else inputs.key
-    name = f"{inputs.corpus.name}-{fingerprint_of(VERSION, documents, asdict(config), seed)}"
+    name = f"{inputs.file_name}-{fingerprint_of(VERSION, documents, asdict(config), seed)}"
     folder = inputs.root / "linear" / name
     with locked(folder):
         return linear_score.fit(

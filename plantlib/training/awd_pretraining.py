@@ -30,7 +30,7 @@ from plantlib.data import credentials
 from plantlib.data.corpus import Corpus
 from plantlib.data.tokens import tokenise
 from plantlib.training.language_model import texts_of
-from plantlib.training.train import StepBar, start
+from plantlib.training.train import StepBar, one_device, start
 from plantlib.utils.checks import check_fields, check_seed
 from plantlib.utils.io import atomic_path, fingerprint_of, write_json
 from plantlib.utils.progress import tqdm
@@ -294,14 +294,12 @@ def _train(model, rows: np.ndarray, config: PretrainConfig, folder: Path, progre
     carried = CarriedState()
     trainer = StreamTrainer(
         model=model,
-        args=arguments,
+        args=one_device(arguments),
         train_dataset=Chunks(rows, config.chunk),
         data_collator=lambda items: items[0],
         callbacks=[carried, StepBar("AWD-LSTM", progress)],
         carried=carried,
         activation=config.activation,
     )
-    # one device reads the stream: several would be given rows of different steps
-    arguments._n_gpu = min(arguments.n_gpu, 1)
     start(trainer)
     shutil.rmtree(folder, ignore_errors=True)

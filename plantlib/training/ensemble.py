@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from plantlib.metrics.documents import Scores, StreamingEvaluator
+from plantlib.metrics.topk import TopK
 from plantlib.model.plant_model import PlantModel
 from plantlib.planting.l2r import check_same
 from plantlib.training.evaluation import AUC_BINS, calibrate, judge
@@ -89,9 +90,9 @@ class Ensemble:
         predictions = []
         for begin in range(0, len(texts), batch):
             logits = self.logits(texts[begin : begin + batch])
-            best = logits.topk(min(k, len(self.names)), dim=1)
-            scores = torch.sigmoid(best.values * slope + shift)
-            for ids, row in zip(best.indices.tolist(), scores.tolist(), strict=True):
+            best = TopK.from_dense(logits, min(k, len(self.names)))
+            scores = torch.sigmoid(torch.from_numpy(best.scores) * slope + shift)
+            for ids, row in zip(best.ids.tolist(), scores.tolist(), strict=True):
                 predictions.append([(self.names[i], s) for i, s in zip(ids, row, strict=True)])
         return predictions
 

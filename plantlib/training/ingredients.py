@@ -128,7 +128,10 @@ def ingredients(
     # the linear score
     began = time.perf_counter()
     if "linear" in parts:
-        made.linear = artefacts.linear_scores(inputs, config.linear, seed=seed, progress=progress)
+        with main_first():
+            made.linear = artefacts.linear_scores(
+                inputs, config.linear, seed=seed, progress=progress
+            )
     seconds["linear"] = time.perf_counter() - began
 
     # queries are pretrained on counted words alone; texts of labels join for what is planted

@@ -22,6 +22,7 @@ from plantlib.data.tokens import Ragged
 from plantlib.kernels.counts import column_counts
 from plantlib.linear.score import LinearScore
 from plantlib.metrics.buckets import EDGES, Edges, edges_of
+from plantlib.utils.checks import safe_name
 
 LABEL_SPACES = {
     "seen": "labels with a training document",
@@ -199,6 +200,11 @@ class Inputs:
         if privacy.is_credentialed(self.corpus):
             about["credentialed"] = True
         return about
+
+    @property
+    def file_name(self) -> str:
+        """What files made of the corpus are named by."""
+        return safe_name(self.corpus.name)
 
     @property
     def credentialed(self) -> bool:

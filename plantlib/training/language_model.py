@@ -33,7 +33,7 @@ from plantlib.backbones import adapters, loading
 from plantlib.data import credentials
 from plantlib.data.corpus import Corpus
 from plantlib.data.tokens import tokenise
-from plantlib.training.train import StepBar, start
+from plantlib.training.train import StepBar, one_device, start
 from plantlib.utils.checks import check_fields, check_seed
 from plantlib.utils.io import atomic_path, fingerprint_of, write_json
 from plantlib.utils.progress import tqdm
@@ -293,7 +293,7 @@ def _train(
     )
     trainer = Trainer(
         model=model,
-        args=arguments,
+        args=one_device(arguments),
         train_dataset=_examples(rows),
         data_collator=collate,
         callbacks=[StepBar("adapt", progress)],

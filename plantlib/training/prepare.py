@@ -18,7 +18,7 @@ from plantlib.data.tokens import Ragged, cached_tokens, tokenise
 from plantlib.training import artefacts
 from plantlib.training.inputs import LABEL_SPACES, Inputs
 from plantlib.utils.base import DataError
-from plantlib.utils.checks import check_seed, is_whole
+from plantlib.utils.checks import check_seed, is_whole, safe_name
 from plantlib.utils.io import fingerprint_of
 
 
@@ -122,7 +122,7 @@ def _check_labels(corpus: Corpus) -> None:
 def _tokens(
     corpus: Corpus, tokenizer: Any, max_tokens: int | None, root: Path, key: str, progress: bool
 ) -> Ragged:
-    path = root / "tokens" / f"{corpus.name}-{key}.safetensors"
+    path = root / "tokens" / f"{safe_name(corpus.name)}-{key}.safetensors"
     with artefacts.locked(path):
         tokens = cached_tokens(
             path, lambda: tokenise(corpus.texts, tokenizer, max_tokens, progress=progress)

@@ -23,7 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from plantlib.data import privacy
+from plantlib.data.sources import is_checkout
 from plantlib.training.inputs import Inputs
+from plantlib.utils.checks import safe_name
 from plantlib.utils.io import atomic_path, read_json
 from plantlib.utils.reprs import Card, Rich
 
@@ -87,6 +89,8 @@ def device_of(record: RunRecord) -> str:
 
 def _git(*arguments: str) -> str:
     """Output of a git command in this checkout, empty if it fails."""
+    if not is_checkout():  # an installed package may lie in somebody else's checkout
+        return ""
     command = ["git", "-C", str(Path(__file__).parent), *arguments]
     try:
         return subprocess.run(
@@ -160,6 +164,15 @@ def _refuse_leaks(value: Any, where: str) -> None:
             )
 
 
+def check_id(run_id: str) -> None:
+    """ValueError for the id of a run that is no file name."""
+    if not re.fullmatch(r"[\w.@+-]{1,120}", str(run_id)):
+        raise ValueError(
+            f"run id {str(run_id)[:80]!r}: wanted 1 to 120 letters, digits or . _ - @ + (it is a"
+            " file name)"
+        )
+
+
 @dataclass(frozen=True, repr=False)
 class RunRecord(Rich):
     """What one run was, and its results. Values are made `plain` on construction.
@@ -221,11 +234,7 @@ class RunRecord(Rich):
             object.__setattr__(self, item.name, value)
 
         # check
-        if not re.fullmatch(r"[\w.@+-]{1,120}", str(self.id)):
-            raise ValueError(
-                f"run id {self.id!r}: wanted 1 to 120 letters, digits or . _ - @ + (it is a file"
-                " name)"
-            )
+        check_id(self.id)
         if self.kind not in KINDS:
             raise ValueError(f"run {self.id}: kind {self.kind!r}, wanted one of {', '.join(KINDS)}")
         for name, keys in (("dataset", _DATASET_KEYS), ("environment", _ENVIRONMENT_KEYS)):
@@ -341,9 +350,8 @@ def run_name(inputs: Inputs, system: str, seed: int, tuning: str = "frozen") -> 
     tokens += "" if inputs.label_space == "seen" else f"-{inputs.label_space}-labels"
     backbone = Path(inputs.backbone).name + ("" if tuning == "frozen" else f"-{tuning}")
     # names of users' tables and of peers may have characters that a file name cannot
-    name, backbone, system = (
-        re.sub(r"[^\w.@+-]+", "_", part) for part in (inputs.corpus.name, backbone, system)
-    )
+    system = re.sub(r"[^\w.@+-]+", "_", system)
+    name, backbone = safe_name(inputs.corpus.name), safe_name(backbone)
     documents = len(inputs.rows["train"])
     return f"{name[:40]}-{documents}d-{tokens}-{backbone[:40]}-{system}-s{seed}"
 

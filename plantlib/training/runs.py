@@ -28,7 +28,7 @@ from plantlib.training.ingredients import Ingredients, build_model, ingredients,
 from plantlib.training.inputs import Inputs
 from plantlib.training.options import CHOSEN_BY, RunConfig
 from plantlib.training.prepare import prepare
-from plantlib.training.records import RunRecord, agrees, peak_memory, run_name
+from plantlib.training.records import RunRecord, agrees, check_id, peak_memory, run_name
 from plantlib.utils.checks import check_seed
 from plantlib.utils.distributed import is_main
 from plantlib.utils.progress import tqdm
@@ -152,6 +152,7 @@ def run_start(
     cpu = time.process_time()
     set_seed(seed)
     run_id = run_id or run_name(inputs, start, seed, config.tuning)
+    check_id(run_id)
 
     # count the teacher, pretrain queries, fit the linear score, as far as the start needs them
     made = made or ingredients(inputs, start, config, seed, progress)

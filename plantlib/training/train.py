@@ -34,7 +34,7 @@ from plantlib.training import schedules
 from plantlib.training.evaluation import score
 from plantlib.training.inputs import Documents
 from plantlib.training.options import CHOSEN_BY, HISTORY_METRICS, TrainConfig
-from plantlib.utils.distributed import main_first, on_cpu
+from plantlib.utils.distributed import LONGEST_WAIT, main_first, on_cpu
 from plantlib.utils.io import read_json
 from plantlib.utils.progress import tqdm
 
@@ -302,7 +302,7 @@ def last_whole_checkpoint(folder: Path) -> str | None:
 def _arguments(folder: Path, config: TrainConfig, seed: int = 0) -> TrainingArguments:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     transformers_logging.disable_progress_bar()
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=config.epochs,
         per_device_train_batch_size=config.batch_size,
@@ -331,7 +331,19 @@ def _arguments(folder: Path, config: TrainConfig, seed: int = 0) -> TrainingArgu
         # a batch may have no planted cell, and the pooler of an encoder is not used
         ddp_find_unused_parameters=True,
         use_cpu=on_cpu(),
+        ddp_timeout=int(LONGEST_WAIT.total_seconds()),
     )
+    return one_device(arguments)
+
+
+def one_device(arguments: TrainingArguments) -> TrainingArguments:
+    """Let this process use one GPU, also where it sees several.
+
+    Trainer would wrap the model in DataParallel, which cuts every tensor of a packed batch at the
+    same share of its length. Several GPUs are for several processes (`accelerate launch`).
+    """
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
 
 
 def _schedule(config: TrainConfig) -> str:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+from datetime import timedelta
+
+# how long processes wait for the first one, which may fit a linear score for hours
+LONGEST_WAIT = timedelta(days=7)
 
 
 def distributed() -> bool:
@@ -28,12 +32,12 @@ def is_main() -> bool:
 def main_first():
     """The first process runs the block before the others, which then find its artefacts.
 
-    With one process the block simply runs.
+    With one process the block simply runs. The wait may last as long as `LONGEST_WAIT`.
     """
     if not distributed():
         yield
         return
     from accelerate import PartialState
 
-    with PartialState(cpu=on_cpu()).main_process_first():
+    with PartialState(cpu=on_cpu(), timeout=LONGEST_WAIT).main_process_first():
         yield

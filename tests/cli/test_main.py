@@ -436,8 +436,11 @@ def test_data_lists_builds_and_describes(capsys, tmp_path, monkeypatch):
     monkeypatch.delenv("PLANT_DATA", raising=False)
     monkeypatch.chdir(tmp_path)
     status, out, _ = call(capsys, "data", "--list")
-    states = dict(line.split("\t") for line in out.splitlines())
-    assert status == 0 and states["codiesp"] == "not built, from its origin"
+    states = {name: state for name, *state in (line.split("\t") for line in out.splitlines())}
+    assert status == 0 and states["codiesp"] == ["open", "not built, from its origin"]
+    assert states["mimic3-full"][0] == "credentialed" and "PhysioNet" in states["mimic3-full"][1]
+    assert states["amazon-3m"][0] == "by browser" and "browser" in states["amazon-3m"][1]
+    assert {state[0] for state in states.values()} == {"open", "credentialed", "by browser"}
     status, out, err = call(capsys, "data", "synthetic-icd")
     assert (
         status == 0

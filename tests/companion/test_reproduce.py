@@ -5,6 +5,7 @@ A recorder replaces papermill, so the parameters and folders of the whole job ar
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -230,3 +231,14 @@ def test_the_end_fits_a_terminal_and_says_where_the_whole_table_lies(tmp_path, m
         "no planted run of this job",
         "records: results/local/eurlex57k/runs",
     ]
+
+
+def test_the_best_planted_run_planted_something():
+    def record(system, dev, kind="planted"):
+        return SimpleNamespace(system=system, kind=kind, history=[{"ndcg@5": dev}])
+
+    controls = [record(name, 0.9) for name in ("random", "linear", "shuffled", "shuffled+linear")]
+    controls.append(record("SVM", 0.95, kind="linear"))
+    assert reproduce.best_run(controls) is None and reproduce.best_run([]) is None
+    planted = [record("lookup", 0.3), record("lookup+linear", 0.5), record("score", 0.4)]
+    assert reproduce.best_run(controls + planted).system == "lookup+linear"

@@ -6,10 +6,13 @@ built here from a dozen words, so nothing is downloaded.
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from sklearn.feature_extraction.text import TfidfVectorizer
 
+from plantlib.data import tokens as tokens_module
 from plantlib.data.tokens import Ragged, cached_tokens, tfidf, tokenise, words
 
 DOCUMENTS = [[3, 1, 3], [], [2], [0, 0, 0, 4], []]
@@ -47,6 +50,10 @@ def tokenizer():
         "pad_token": "[PAD]",
     }
     return PreTrainedTokenizerFast(tokenizer_object=core, model_max_length=6, **special)
+
+
+# Python lists of the ids of one call of a tokenizer: 2^20 characters, at least 2 per token
+CALL_BYTES = 2**20 / 2 * 16
 
 
 def test_ragged_gives_back_the_lists(ragged):
@@ -172,3 +179,34 @@ def test_tokens_are_made_once_and_read_after(tmp_path):
         )
         assert tokens.flat.dtype == np.int32 and tokens.offsets.dtype == np.int64
     assert len(calls) == 1 and [p.name for p in (tmp_path / "deep").iterdir()] == ["t.safetensors"]
+
+
+def test_tokenising_takes_at_most_12_bytes_per_token(tokenizer):
+    texts = ["cough breath smoke pulse valve " * 400] * 400
+    tokenise(texts[:5], tokenizer)  # what the tokenizer itself loads
+    tracemalloc.start()
+    tokens = tokenise(texts, tokenizer, progress=False)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    # beside one call of the tokenizer, whose lists are freed
+    assert (peak - CALL_BYTES) / len(tokens.flat) <= 12, f"{peak / len(tokens.flat):.0f} bytes"
+    assert len(tokens.flat) > 500_000 and tokens.flat.dtype == np.int32
+
+
+def test_long_texts_are_read_in_calls_of_bounded_size(tokenizer, monkeypatch):
+    monkeypatch.setattr(tokens_module, "CHARACTERS", 40)
+    texts = ["cough " * 3, "", "pulse " * 30, "", "rash", "itch " * 2] * 3
+    bounds = list(tokens_module._parts(texts, 4))
+    assert [begin for begin, _ in bounds[1:]] == [end for _, end in bounds[:-1]]
+    assert bounds[0][0] == 0 and bounds[-1][1] == len(texts)
+    sizes = [sum(map(len, texts[begin:end])) for begin, end in bounds]
+    assert all(
+        size <= 40 or end - begin == 1 for size, (begin, end) in zip(sizes, bounds, strict=True)
+    )
+    assert max(end - begin for begin, end in bounds) <= 4
+    small = tokenise(texts, tokenizer)
+    monkeypatch.undo()
+    whole = tokenise(texts, tokenizer)
+    assert small.flat.tolist() == whole.flat.tolist()
+    assert small.offsets.tolist() == whole.offsets.tolist()
+    assert tokenise([], tokenizer).offsets.tolist() == [0]

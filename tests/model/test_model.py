@@ -16,7 +16,7 @@ import torch
 from plantlib import PlantModel
 from plantlib.backbones import loading
 from plantlib.kernels.attention_bce import sparse_bce
-from plantlib.model.plant_model import PlantConfig
+from plantlib.model.plant_model import PlantConfig, PlantOutput
 from plantlib.planting import starts
 from plantlib.planting.decoder import LabelDecoder, Packed
 from plantlib.training.ingredients import teacher_of
@@ -184,6 +184,21 @@ def test_predict_does_not_depend_on_the_batch_or_on_training_mode(model):
     second = model.predict(TEXTS, k=2, batch=1)
     for (a, x), (b, y) in zip(sum(first, []), sum(second, []), strict=True):
         assert a == b and x == pytest.approx(y, abs=1e-5)
+
+
+def test_equal_scores_are_ranked_by_label_id(model, monkeypatch):
+    labels = model.config.num_labels
+    logits = torch.zeros(1, labels)
+    logits[0, labels - 1] = 2.0
+    monkeypatch.setattr(type(model), "forward", lambda *a, **k: PlantOutput(logits=logits))
+    ids = [model.config.label2id[name] for name, _ in model.predict(["pulse"], labels)[0]]
+    assert ids == [labels - 1, *range(labels - 1)]
+
+
+@pytest.mark.parametrize("options", [{"k": 0}, {"k": -1}, {"k": 1.5}, {"batch": 0}, {"k": None}])
+def test_predict_refuses_numbers_that_mean_nothing(options, model):
+    with pytest.raises(ValueError, match=f"{next(iter(options))}="):
+        model.predict(["pulse"], **options)
 
 
 def test_predict_on_one_string_is_refused(model):
