@@ -28,7 +28,7 @@ from plantlib.training.prepare import prepare
 from plantlib.training.records import load_all
 from plantlib.training.runs import STARTS
 from plantlib.utils.base import DataError
-from plantlib.utils.io import atomic_path, read_json
+from plantlib.utils.io import read_json
 
 # parts of a start that plant nothing, or a permuted teacher
 CONTROLS = {"random", "shuffled", "linear"}
@@ -238,9 +238,10 @@ def save_best(common: dict, epochs: int, records: Path, target: Path) -> Path | 
         saved["params"].get(name) != best.params.get(name) for name in names
     ):
         print(f"training the best planted run on dev once more:\n  {best.id}", flush=True)
-        _, model = runs.run_start(prepared, best.system, best.seed, config=config)
-        with atomic_path(target) as temporary:
-            model.attach_backbone(artefacts.load_backbone(prepared)).save_pretrained(temporary)
+        _, model = runs.run_start(
+            prepared, best.system, best.seed, config=config, keep_checkpoints=True
+        )
+        model.attach_backbone(artefacts.load_backbone(prepared)).save_pretrained(target)
     print("model for PlantModel.from_pretrained and for notebook A2 (its parameter model_folder):")
     print(f"  {os.path.relpath(target)}")
     return target

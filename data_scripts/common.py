@@ -24,6 +24,7 @@ from plantlib.data.credentials import check_folder, check_place
 from plantlib.data.sources import homes
 from plantlib.data.streaming import write_label_texts
 from plantlib.utils.base import DataError
+from plantlib.utils.folders import atomic_folder, check_target
 from plantlib.utils.io import atomic_path, sha256
 
 
@@ -203,7 +204,7 @@ def credentialed(
 
 def save(corpus: Corpus, out: Path, label_texts: dict[str, str]) -> Path:
     """Write the corpus folder `out` and its label_texts.json, both at once."""
-    with atomic_path(out) as temporary:
+    with atomic_folder(out, "corpus") as temporary:
         write_label_texts(corpus.save(temporary), label_texts)
     return Path(out)
 
@@ -247,7 +248,7 @@ def cli(
         options: further options, flag -> arguments of `add_argument`.
 
     Returns:
-        Exit status: 1 where `build` raised a DataError, whose message is printed.
+        Exit status: 1 where `out` cannot be written or `build` failed; the message is printed.
     """
     parser = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -268,8 +269,9 @@ def cli(
     out = arguments.pop("out")
     out = out or homes()[0] / (name(**arguments) if callable(name) else name)
     try:
+        check_target(out, "corpus")
         folder = build(out, source, **arguments)
-    except DataError as error:
+    except (DataError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     corpus = Corpus.load(folder)

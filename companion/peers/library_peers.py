@@ -30,7 +30,7 @@ from plantlib.training import artefacts
 from plantlib.training.evaluation import judge
 from plantlib.training.inputs import Inputs
 from plantlib.training.records import RunRecord, record_path, run_name
-from plantlib.utils.io import fingerprint_of, read_json, write_json
+from plantlib.utils.io import fingerprint_of, locked, read_json, temporary_folder, write_json
 from plantlib.utils.progress import tqdm
 
 PINS = ("numpy==1.26.4", "scipy==1.13.1", "scikit-learn==1.5.2")
@@ -59,17 +59,23 @@ def interpreter(root: str | Path | None = None, base: str = sys.executable) -> P
         _check(Path(named))
         return Path(named)
     folder = artefacts.root_of(root) / "pecos"
+    with locked(folder / "bin"):
+        if not (folder / ".ready").is_file():
+            shutil.rmtree(folder, ignore_errors=True)
+            _install(folder, base)
+    return folder / "bin" / "python"
+
+
+def _install(folder: Path, base: str) -> None:
+    """Make the environment in `folder`; `.ready` says that it is whole."""
     python = folder / "bin" / "python"
-    if not (folder / ".ready").is_file():
-        shutil.rmtree(folder, ignore_errors=True)
-        _call([base, "-m", "venv", str(folder)], "make a virtual environment")
-        options = ["--quiet", "--disable-pip-version-check", "--only-binary=:all:"]
-        pip = [str(python), "-m", "pip", "install", *options]
-        _call([*pip, *PINS], f"install {', '.join(PINS)}")
-        _call([*pip, "--no-deps", LIBPECOS], f"install {LIBPECOS}")
-        _check(python)
-        (folder / ".ready").touch()
-    return python
+    _call([base, "-m", "venv", str(folder)], "make a virtual environment")
+    options = ["--quiet", "--disable-pip-version-check", "--only-binary=:all:"]
+    pip = [str(python), "-m", "pip", "install", *options]
+    _call([*pip, *PINS], f"install {', '.join(PINS)}")
+    _call([*pip, "--no-deps", LIBPECOS], f"install {LIBPECOS}")
+    _check(python)
+    (folder / ".ready").touch()
 
 
 def _check(python: Path) -> None:
@@ -307,8 +313,7 @@ class Job:
         """
         if self.place is not None:
             self.place.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix="peer-", dir=self.place))
-        try:
+        with temporary_folder(self.place or Path(tempfile.gettempdir())) as folder:
             # hand over the data
             for part, matrix in self.arrays.items():
                 sparse.save_npz(folder / f"{part}.npz", matrix)
@@ -336,8 +341,6 @@ class Job:
                 s: sparse.load_npz(folder / f"{s}_scores.npz").tocsr() for s in ("dev", "test")
             }
             return read_json(folder / "report.json"), scores
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def train(

@@ -12,7 +12,6 @@ the publications are the frozen hidden states, in place of word embeddings (CAML
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -33,7 +32,7 @@ from plantlib.training.evaluation import judge
 from plantlib.training.inputs import Inputs
 from plantlib.training.options import TrainConfig
 from plantlib.training.records import RunRecord, agrees, run_name
-from plantlib.utils.io import fingerprint_of
+from plantlib.utils.io import fingerprint_of, held, remove_unless_held
 
 # a randomly initialised head gets more epochs than planted runs have; dev stops it
 CONFIG = TrainConfig(epochs=20, patience=4, lr_backbone=1e-3)
@@ -198,22 +197,22 @@ def run_head(
     wall = time.perf_counter()
     cpu = time.process_time()
     parts = {split: prepared.documents(split) for split in ("train", "dev", "test")}
-    epochs = train.fine_tune(
-        model,
-        parts["train"],
-        parts["dev"],
-        prepared.train_counts,
-        folder,
-        config=config,
-        seed=seed,
-        progress=progress,
-    )
+    with held(folder):
+        epochs = train.fine_tune(
+            model,
+            parts["train"],
+            parts["dev"],
+            prepared.train_counts,
+            folder,
+            config=config,
+            seed=seed,
+            progress=progress,
+        )
+        remove_unless_held(folder)
     times = {"train": time.perf_counter() - wall, "train_cpu": time.process_time() - cpu}
     # judge it
     model.eval()
-    record = _record(prepared, model, name, seed, run_id, config, epochs, times)
-    shutil.rmtree(folder, ignore_errors=True)
-    return record
+    return _record(prepared, model, name, seed, run_id, config, epochs, times)
 
 
 def _record(

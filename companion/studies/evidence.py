@@ -33,7 +33,8 @@ from plantlib.training.options import RunConfig, TrainConfig
 from plantlib.training.prepare import prepare
 from plantlib.training.records import environment, plain, run_name
 from plantlib.utils.base import DataError
-from plantlib.utils.io import atomic_path, fingerprint_of, read_json, write_json
+from plantlib.utils.io import fingerprint_of, read_if_whole, read_json, write_json
+from plantlib.utils.tensors import check_tensors, save_tensors
 
 if TYPE_CHECKING:
     import pandas
@@ -260,15 +261,14 @@ def systems(prepared: Inputs, seed: int, config, progress: bool = True) -> dict:
 
 def _trained(prepared: Inputs, start: str, seed: int, config, teacher, progress: bool):
     """The decoder of a start after its run; cached under artefacts/."""
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import load_file
 
     key = fingerprint_of(prepared.key, start, asdict(config), seed)
     path = prepared.root / "evidence" / f"{run_name(prepared, start, seed)}-{key}.safetensors"
     decoder = build_model(prepared, teacher, RunConfig(keep=config.keep)).decoder
-    if not path.exists():
+    if read_if_whole(path, check_tensors) is None:
         _, model = runs.run_start(prepared, start, seed, config=config, progress=progress)
-        with atomic_path(path) as temporary:
-            save_file(model.decoder.state_dict(), temporary)
+        save_tensors(path, model.decoder.state_dict())
     decoder.load_state_dict(load_file(path))
     return decoder.eval()
 

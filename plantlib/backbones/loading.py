@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -265,6 +266,18 @@ def config_of(name_or_path: str | Path, trust_remote_code: bool = False):
     path = locate(str(name_or_path))
     with own_code_refused(path):
         return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+
+
+def float32_bytes(name_or_path: str) -> int:
+    """Bytes of a local backbone's weights as float32, read from the headers; 0 for a hub id."""
+    from safetensors import safe_open
+
+    total = 0
+    for path in Path(locate(name_or_path)).glob("*.safetensors"):
+        with safe_open(path, "np") as file:
+            names = list(file.keys())
+            total += sum(4 * math.prod(file.get_slice(name).get_shape()) for name in names)
+    return total
 
 
 def hidden_size_of(config) -> int:

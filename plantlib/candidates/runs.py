@@ -8,7 +8,6 @@ candidates, which bounds every other number: gold labels outside a document's ca
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, replace
@@ -17,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from scipy import sparse
 
 from plantlib.candidates import decoder as candidate_decoder
@@ -37,8 +36,16 @@ from plantlib.training.inputs import Inputs
 from plantlib.training.options import HISTORY_METRICS
 from plantlib.training.records import RunRecord, agrees, peak_memory, run_name
 from plantlib.utils.base import DataError
-from plantlib.utils.io import atomic_path, fingerprint_of, read_json, write_json
+from plantlib.utils.io import (
+    Damaged,
+    fingerprint_of,
+    held,
+    read_json,
+    remove_unless_held,
+    write_json,
+)
 from plantlib.utils.progress import tqdm
+from plantlib.utils.tensors import check_tensors, save_tensors
 
 # times the learning rate where training begins from the linear score, whose ranking larger steps
 # would spoil
@@ -127,12 +134,35 @@ def run_candidates(
         ValueError: a start that candidates do not know, or `rare` without the linear score.
         DataError: a training document has more labels than `width`, or there are no features.
     """
+    config = config or CandidateConfig()
+    check_start(start, config)
+    check_width(prepared.train_labels, config.width)
+    run_id = run_id_of(prepared, start, config, seed)
+    key = fingerprint_of(prepared.key, start, asdict(config), seed)
+    folder = prepared.root / "checkpoints" / f"{run_id}-{key}"
+    with held(folder):
+        record, decoder = _run(prepared, config, start, seed, run_id, folder, notebook, progress)
+        if results is not None:
+            record.save(results)
+        remove_unless_held(folder)
+    return record, decoder
+
+
+def _run(
+    prepared: Inputs,
+    config: CandidateConfig,
+    start: str,
+    seed: int,
+    run_id: str,
+    folder: Path,
+    notebook: str | None,
+    progress: bool,
+) -> tuple[RunRecord, CandidateDecoder]:
+    """As `run_candidates`, with the run's id and the folder of what survives a kill."""
     began = time.perf_counter()
     cpu = time.process_time()
-    config = config or CandidateConfig()
     labels, rows = prepared.corpus.labels, prepared.rows
-    parts = check_start(start, config)
-    check_width(prepared.train_labels, config.width)
+    parts = candidate_decoder.parts_of(start)
     # rank and plant
     torch.manual_seed(seed)
     data, linear = data_of(prepared, config, start, seed, progress)
@@ -141,12 +171,6 @@ def run_candidates(
     candidate_decoder.plant(decoder, prepared.train_labels, start, seed=seed)
     decoder.to(machine.device())
     # train, from the last whole epoch where a run was killed
-    run_id = run_id_of(prepared, start, config, seed)
-    folder = (
-        prepared.root
-        / "checkpoints"
-        / f"{run_id}-{fingerprint_of(prepared.key, start, asdict(config), seed)}"
-    )
     kept = Kept(decoder, folder)
     resumed = bool(kept.history)
     clock = time.perf_counter()
@@ -196,11 +220,7 @@ def run_candidates(
     record = _record(
         prepared, config, start, seed, run_id, data, scores, kept, times, linear, notebook
     )
-    record = replace(record, params=record.params | about)
-    if results is not None:
-        record.save(results)
-    shutil.rmtree(folder, ignore_errors=True)
-    return record, decoder
+    return replace(record, params=record.params | about), decoder
 
 
 def raise_rare(
@@ -293,10 +313,30 @@ class Kept:
 
     def __init__(self, decoder: CandidateDecoder, folder: Path):
         self.decoder = decoder
+        self.folder = folder
         self.best = folder / "best.safetensors"
         self.log = folder / "history.json"
-        resumes = self.log.exists() and (folder / "epoch.safetensors").exists()
-        self.history: list[dict] = read_json(self.log) if resumes else []
+        self.history: list[dict] = self._stored()
+
+    def _stored(self) -> list[dict]:
+        """The history of a killed run; empty, and its files removed, where one of them is
+        damaged.
+        """
+        epoch = self.folder / "epoch.safetensors"
+        if not (self.log.exists() and epoch.exists()):
+            return []
+        try:
+            check_tensors(epoch)
+            check_tensors(self.best)
+            stored = read_json(self.log)
+            if stored["fingerprint"] != fingerprint_of(stored["epochs"]):
+                raise Damaged(f"{self.log} is damaged: it is not what was written")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            print(f"{error}; the run begins again", flush=True)
+            for path in (epoch, self.best, self.log):
+                path.unlink(missing_ok=True)
+            return []
+        return stored["epochs"]
 
     def offer(self, row: dict) -> None:
         """Add an epoch's row to the history, and keep the decoder if no earlier epoch was as
@@ -306,10 +346,10 @@ class Kept:
         before = [r for r in self.history if r["epoch"] < row["epoch"]]
         if all(row["ndcg@5"] > r["ndcg@5"] for r in before):
             tensors = {n: p.detach().contiguous() for n, p in self.decoder.named_parameters()}
-            with atomic_path(self.best) as path:
-                save_file(tensors, path)
+            save_tensors(self.best, tensors)
         self.history = [*before, row]
-        write_json(self.log, self.history)
+        about = {"epochs": self.history, "fingerprint": fingerprint_of(self.history)}
+        write_json(self.log, about)
 
     @property
     def chosen(self) -> int:
@@ -318,7 +358,7 @@ class Kept:
 
     def restore(self) -> None:
         """Load the best epoch into the decoder."""
-        self.decoder.load_state_dict(load_file(self.best))
+        self.decoder.load_state_dict(load_file(check_tensors(self.best)))
 
 
 def _record(

@@ -18,7 +18,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from scipy import sparse
 
 from plantlib.candidates import lists as candidates
@@ -31,8 +30,8 @@ from plantlib.metrics.statistics import largest, order_keys
 from plantlib.metrics.topk import TopK
 from plantlib.planting.decoder import Packed
 from plantlib.teacher.mig import Teacher
-from plantlib.utils.io import atomic_path
 from plantlib.utils.progress import tqdm
+from plantlib.utils.tensors import check_tensors, save_tensors
 
 BLOCK = 512  # documents scored on all labels at a time
 CHOICE = 2  # times width: depth of the list that negatives are drawn from
@@ -260,13 +259,12 @@ def save_epoch(path: Path, decoder: CandidateDecoder, optimisers, losses: list[f
                 f"optimiser.{i}.{k}.{name}": torch.as_tensor(value).clone()
                 for name, value in state.items()
             }
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata={"losses": json.dumps(losses)})
+    save_tensors(path, tensors, {"losses": json.dumps(losses)})
 
 
 def load_epoch(path: Path, decoder: CandidateDecoder, optimisers) -> list[float]:
     """Restore what `save_epoch` wrote; returns the losses so far."""
-    with safe_open(path, "pt") as file:
+    with safe_open(check_tensors(path), "pt") as file:
         with torch.no_grad():
             for name, p in decoder.named_parameters():
                 p.copy_(file.get_tensor(f"decoder.{name}"))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import shutil
 import sys
 from argparse import Namespace
 from collections.abc import Iterable
@@ -17,7 +18,8 @@ from pathlib import Path
 from plantlib.cli.inputs import corpus_of, documents_of, is_table, read_document
 from plantlib.data.corpus import Corpus
 from plantlib.utils.base import DataError
-from plantlib.utils.io import atomic_path, write_json
+from plantlib.utils.folders import check_target, kind_of
+from plantlib.utils.io import atomic_path, check_file, write_json
 from plantlib.utils.progress import tqdm
 from plantlib.utils.terminal import json_line, printable, spreadsheet_cell
 
@@ -75,6 +77,7 @@ def fit(options: Namespace) -> None:
     corpus = corpus_of(options)
     check_private(corpus, out)
     print(corpus.overview(), file=sys.stderr)
+    check_room(out, options.backbone, corpus.L)
     from plantlib import RunConfig
     from plantlib.training import runs
     from plantlib.training.options import TrainConfig
@@ -91,8 +94,7 @@ def fit(options: Namespace) -> None:
             max_tokens=options.tokens,
             root=options.artefacts,
         )
-    with atomic_path(out) as temporary:
-        model.save_pretrained(temporary)
+    save(model, out, options)
     record = model.record
     options_line = f"start {record.system}, backbone {record.backbone}, seed {record.seed}"
     print(f"model: {printable(out)}\n{dataset_line(record.dataset)}")
@@ -100,15 +102,48 @@ def fit(options: Namespace) -> None:
     print_metrics(record.metrics)
 
 
+def save(model, out: Path, options: Namespace) -> None:
+    """Save a trained model; after a failure the same command saves it without training again."""
+    try:
+        check_out(out, options.force)  # another process may have saved its model there since
+        model.save_pretrained(out)
+    except (OSError, ValueError) as error:
+        raise OSError(
+            f"{error}. The trained model is kept: with room, or another --out, this command saves"
+            f" it without training again: {options.typed}"
+        ) from error
+
+
 def check_out(out: Path, force: bool) -> None:
-    """ValueError if `out` exists and may not be replaced."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    if not is_model(out):
-        raise ValueError(f"{out} exists and is no model: name another folder with --out")
-    if not force:
+    """ValueError if no model can be saved to `out`, or if one is there and may not be replaced."""
+    check_target(out, "model")
+    if kind_of(out) and not force:
         fix = "name another folder with --out, or replace it with --force"
         raise ValueError(f"{out} holds a model already: {fix}")
+
+
+def check_room(out: Path, backbone: str, labels: int) -> None:
+    """OSError if the disk has no room for the model: weights, label queries and output rows."""
+    from plantlib.backbones import loading
+
+    weights = loading.float32_bytes(backbone)
+    needed = weights + 2 * 4 * labels * loading.hidden_size_of(loading.config_of(backbone))
+    place = next(p for p in (out, *out.absolute().parents) if p.is_dir())
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        raise OSError(
+            f"the model needs at least {needed / 1e6:,.0f} MB in {place}, and {free / 1e6:,.0f} MB"
+            " are free: make room, or name another folder with --out"
+        )
+
+
+def check_file_out(options: Namespace, source: str) -> None:
+    """ValueError if the file --out cannot be written, or is what the command reads."""
+    if not options.out:
+        return
+    out = check_file(options.out)
+    if out.exists() and Path(source).exists() and out.samefile(source):
+        raise ValueError(f"--out {options.out} is the file that is read: name another file")
 
 
 def check_private(corpus: Corpus, out: Path) -> None:
@@ -173,6 +208,7 @@ def predict(options: Namespace) -> None:
     if out and out.suffix not in {".csv", ".jsonl"}:
         raise ValueError(f"--out {out}: scores are written as .csv or .jsonl")
     check_marked(options)
+    check_file_out(options, options.documents)
     ids, texts = documents_of(options)
     model = model_of(options)
     predictions = _predictions(model, ids, texts, options)
@@ -218,6 +254,7 @@ def evaluate(options: Namespace) -> None:
     """`plant evaluate`: metrics in the model's label space, and with all gold labels (all/...)."""
     import numpy as np
 
+    check_file_out(options, options.corpus)
     table = is_table(options.corpus)
     on = options.on or ("all" if table and not options.split else "test")
     # a table without a split column gets the split that plant fit drew, unless all of it is read
@@ -299,6 +336,7 @@ def explain(options: Namespace) -> None:
     if options.out and Path(options.out).suffix not in {".html", ".htm"}:
         raise ValueError(f"--out {options.out}: the page is written as .html")
     check_marked(options)
+    check_file_out(options, options.document)
     text = read_document(options.document, options.encoding)
     if not text.strip():
         raise ValueError(f"{options.document} is blank: give a file that holds one document")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 import traceback
 import warnings
@@ -46,6 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
 
             return memory.main(arguments[1:])
         options = parser().parse_args(arguments)
+        options.typed = shlex.join(["plant", *arguments])
     except SystemExit as stop:
         return stop.code or 0
     # transformers reads this when it is imported: nothing is downloaded by default

@@ -2,7 +2,8 @@
 
 `documents.parquet` holds id, text, split and label columns of each document, `labels.parquet` name
 and description of each label, `evidence.parquet` marked spans if there are any, `manifest.json`
-origin, counts and a fingerprint of the contents. Pickles are never read. `streaming.CorpusWriter`
+origin, counts and a fingerprint of the contents, `contents.json` the checksum of every file
+(`utils.folders`). Pickles are never read. `streaming.CorpusWriter`
 writes the same folder document by document; the class `Corpus` is in `corpus.py`.
 """
 
@@ -16,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from plantlib.utils.base import FORMAT, DataError
-from plantlib.utils.io import atomic_path, read_json, write_json
+from plantlib.utils.folders import atomic_folder, verify
+from plantlib.utils.io import read_json, write_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -99,8 +101,7 @@ def write(
     names = pa.table(
         {"name": pa.array(label_names, pa.string()), "text": pa.array(descriptions, pa.string())}
     )
-    with atomic_path(folder) as temporary:
-        temporary.mkdir()
+    with atomic_folder(folder, "corpus") as temporary:
         pq.write_table(documents, temporary / "documents.parquet", compression="zstd")
         pq.write_table(names, temporary / "labels.parquet")
         if evidence is not None:
@@ -113,16 +114,12 @@ def read(folder: Path) -> tuple[dict[str, Any], str | None]:
     """The fields of a `Corpus` in a folder, and the fingerprint in its manifest.
 
     Raises:
-        DataError: a file is missing, or the folder has another format.
+        DataError: a file is missing, cut short or changed, or the folder has another format.
     """
     import pyarrow.parquet as pq
 
     # check the folder
-    missing = [f for f in ("documents.parquet", "labels.parquet") if not (folder / f).is_file()]
-    if missing:
-        raise DataError(
-            f"{folder} lacks {', '.join(missing)}: delete the folder and load the corpus again"
-        )
+    verify(folder, "corpus", "delete the folder and load the corpus again")
     manifest = read_json(folder / "manifest.json")
     if manifest.get("format") != FORMAT:
         raise DataError(

@@ -18,7 +18,8 @@ import numpy as np
 from plantlib.data import credentials
 from plantlib.data.storage import digest
 from plantlib.utils.base import FORMAT, SPLITS, DataError
-from plantlib.utils.io import atomic_path, write_json
+from plantlib.utils.folders import atomic_folder
+from plantlib.utils.io import write_json
 
 LABEL_TEXTS_FILE = "label_texts.json"
 GROUP_CHARACTERS = 8 << 20  # characters of text held before a row group is written
@@ -84,9 +85,8 @@ class CorpusWriter:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        self._place = atomic_path(self.folder)
+        self._place = atomic_folder(self.folder, "corpus")
         self._path = self._place.__enter__()
-        self._path.mkdir()
         self._schema = pa.schema(
             [
                 ("id", pa.string()),

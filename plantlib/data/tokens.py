@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 from scipy import sparse
 
-from plantlib.utils.io import atomic_path
+from plantlib.utils.io import read_if_whole
 from plantlib.utils.progress import tqdm
+from plantlib.utils.tensors import check_tensors, save_tensors
 
 # most characters of one call of a tokenizer, whose own lists take some 100 bytes per token
 CHARACTERS = 1 << 20
@@ -115,21 +116,23 @@ def _parts(texts: list[str], most: int) -> Iterator[tuple[int, int]]:
 
 
 def cached_tokens(path: str | Path, make: Callable[[], Ragged]) -> Ragged:
-    """The token ids in a safetensors file, which is written first if it is missing.
+    """The token ids in a safetensors file, which is written first if it is missing or damaged.
 
     Args:
         path: the file; its name must identify texts, tokenizer and options.
         make: computes the ids.
     """
-    from safetensors.numpy import load_file, save_file
+    from safetensors.numpy import load_file
 
-    path = Path(path)
-    if path.exists():
-        arrays = load_file(path)
+    def load(path: Path) -> Ragged:
+        arrays = load_file(check_tensors(path))
         return Ragged(arrays["flat"], arrays["offsets"])
+
+    stored = read_if_whole(Path(path), load)
+    if stored is not None:
+        return stored
     tokens = make()
-    with atomic_path(path) as temporary:
-        save_file({"flat": tokens.flat, "offsets": tokens.offsets}, temporary)
+    save_tensors(path, {"flat": tokens.flat, "offsets": tokens.offsets})
     return tokens
 
 

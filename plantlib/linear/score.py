@@ -11,6 +11,7 @@ module that scores text is in `planting.scores`.
 
 from __future__ import annotations
 
+import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -28,8 +29,9 @@ from plantlib.linear.stacking import Stack
 from plantlib.linear.terms import centroids, one_against_rest, ppmi
 from plantlib.teacher import mig
 from plantlib.utils.checks import check_fields
-from plantlib.utils.io import atomic_path
+from plantlib.utils.io import read_if_whole
 from plantlib.utils.progress import tqdm
+from plantlib.utils.tensors import check_tensors, save_tensors
 
 TERMS = ("svm", "jaccard", "raw", "ppmi", "centroid")
 
@@ -210,12 +212,12 @@ def folds_of(weights: sparse.csr_matrix, folds: int, seed: int = 0) -> np.ndarra
 
 
 def _part(weights, labels, path: Path | None, bar, *, count: int, **options) -> dict[str, Table]:
-    """The terms of one of `count` parts of the rows, read from `path` if it exists and else written
-    to it; options as for `terms_of`.
+    """The terms of one of `count` parts of the rows, read from `path` if it holds them and else
+    written to it; options as for `terms_of`.
     """
-    if path is not None and path.exists():
+    if path is not None and (stored := read_if_whole(path, load_tables)) is not None:
         bar.update(bar.total // count)
-        return load_tables(path)
+        return stored
     tables = terms_of(weights, labels, bar=bar, **options)
     if path is not None:
         save_tables(tables, path)
@@ -384,8 +386,6 @@ def _fold_up(part: dict[str, Table], stack: Stack, counts: np.ndarray) -> Table:
 
 def save_tables(tables: dict[str, Table], path: str | Path) -> None:
     """Write tables as one safetensors file."""
-    from safetensors.numpy import save_file
-
     arrays = {}
     for name, table in tables.items():
         arrays |= {
@@ -395,9 +395,8 @@ def save_tables(tables: dict[str, Table], path: str | Path) -> None:
             f"{name}.intercept": table.intercept,
         }
     arrays = {key: np.ascontiguousarray(array) for key, array in arrays.items()}
-    width = {name: str(table.cells.shape[1]) for name, table in tables.items()}
-    with atomic_path(path) as temporary:
-        save_file(arrays, temporary, metadata=width)
+    width = {name: table.cells.shape[1] for name, table in tables.items()}
+    save_tensors(path, arrays, {"widths": json.dumps(width)})
 
 
 def word_cells(score: LinearScore | None) -> dict[str, int]:
@@ -408,17 +407,17 @@ def word_cells(score: LinearScore | None) -> dict[str, int]:
 
 
 def load_tables(path: str | Path) -> dict[str, Table]:
-    """Read what `save_tables` wrote."""
+    """Read what `save_tables` wrote; Damaged for a file that changed since."""
     from safetensors import safe_open
 
     tables = {}
-    with safe_open(path, "numpy") as file:
-        for name, width in file.metadata().items():
+    with safe_open(check_tensors(path), "numpy") as file:
+        for name, width in json.loads(file.metadata()["widths"]).items():
             data, indices, indptr, intercept = (
                 file.get_tensor(f"{name}.{part}")
                 for part in ("data", "indices", "indptr", "intercept")
             )
-            shape = (len(intercept), int(width))
+            shape = (len(intercept), width)
             tables[name] = Table(sparse.csr_matrix((data, indices, indptr), shape=shape), intercept)
     return tables
 

@@ -131,6 +131,8 @@ class PlantModel(PreTrainedModel):
         # options of training, set by the trainer
         self.label_loss = "bce"  # or "approx_ndcg", over the labels of a document
         self.still: torch.Tensor | None = None  # (U,) labels that the loss leaves out
+        # of the run that trained it; they are removed when the model is saved
+        self.checkpoints: Path | None = None
         self.lm_weight = 0.0  # weight of the language model's loss, while a backbone is trained
         # what belongs to the model beside its weights
         self.tokenizer: Any = None
@@ -347,7 +349,7 @@ class PlantModel(PreTrainedModel):
     def save_pretrained(  # type: ignore[override]
         self, save_directory: str | Path, state_dict: dict | None = None, **kwargs: Any
     ) -> None:
-        """Write weights (safetensors), configuration and tokenizer; see `saving`."""
+        """Write weights (safetensors), configuration and tokenizer; see `saving.save`."""
         saving.save(self, Path(save_directory), super().save_pretrained, state_dict, **kwargs)
 
     @classmethod

@@ -2,7 +2,8 @@
 
 The folder of a model with LoRA holds `model.safetensors` (without the backbone), `adapter/` (in
 peft's format) and the tokenizer. The backbone is not copied: it is loaded again from where it came
-from, and its fingerprint must agree. Only safetensors and JSON are read.
+from, and its fingerprint must agree. Only safetensors and JSON are read. `contents.json` holds the
+checksum of every file, and a folder that differs from it is refused.
 """
 
 from __future__ import annotations
@@ -14,13 +15,16 @@ from typing import get_type_hints
 
 import torch
 from huggingface_hub.dataclasses import type_validator
+from safetensors import SafetensorError
 
 from plantlib.backbones import adapters, loading
 from plantlib.data import credentials, privacy
-from plantlib.utils.io import atomic_path, read_json, write_json
+from plantlib.utils.folders import atomic_folder, verify
+from plantlib.utils.io import atomic_path, read_json, remove_unless_held, write_json
 from plantlib.utils.progress import without_library_bars
 
 CONFIG = "config.json"
+MODEL = "model"  # the format of the folder, see `utils.folders`
 ADAPTER = "adapter"
 WORDS = "words.json"
 # what is fetched of a hub's model, and how
@@ -29,12 +33,34 @@ HUB_OPTIONS = ("revision", "cache_dir", "token", "local_files_only", "force_down
 
 
 def save(model, folder: Path, write, state_dict=None, **kwargs) -> None:
-    """Save `model` to `folder`; `write` is transformers' save_pretrained and gets `kwargs`.
+    """Save `model` to `folder`; the checkpoints of its run are removed afterwards.
 
-    state_dict: weights of a Trainer's checkpoint, which gets neither adapters nor a card. Raises
-    PrivacyError for a model of a credentialed corpus outside the data folder.
+    Args:
+        folder: a new or an empty folder, or one of a model, whose files are replaced.
+        write: transformers' save_pretrained; it gets `kwargs`.
+        state_dict: weights of a Trainer's checkpoint, which gets neither adapters nor a card.
+
+    Raises:
+        PrivacyError: a model of a credentialed corpus would be saved outside the data folder.
+        DataError: `folder` may not be replaced; see `utils.folders.check_target`.
+        OSError: the disk is full.
     """
     credentials.check_folder("the corpus of this model", folder, model.config.credentialed)
+    try:
+        if state_dict is not None:
+            _write(model, folder, write, state_dict, **kwargs)
+            return
+        with atomic_folder(folder, MODEL) as temporary:
+            _write(model, temporary, write, **kwargs)
+    except SafetensorError as error:
+        raise OSError(f"nothing could be saved to {folder} ({error})") from error
+    if model.checkpoints is not None:
+        remove_unless_held(model.checkpoints)
+        model.checkpoints = None
+
+
+def _write(model, folder: Path, write, state_dict=None, **kwargs) -> None:
+    """Write the files of a model, or of a checkpoint where `state_dict` is given."""
     checkpoint = state_dict is not None
     adapted = not checkpoint and adapters.is_adapted(model.backbone)
     if adapted:
@@ -67,10 +93,12 @@ def load(read, path, backbone: str | None = None, *args, trust_remote_code=False
     """The model in the folder `path`, or of a hub id; `read` is transformers' from_pretrained.
 
     backbone, trust_remote_code: see `PlantModel.from_pretrained`. args and kwargs go to `read`.
+    Raises Damaged for a file that is missing, cut short or changed.
     """
     hub = {name: kwargs.pop(name) for name in HUB_OPTIONS if name in kwargs}
     folder = folder_of(path, **hub)
     check_config(folder / CONFIG, read.__self__.config_class)
+    verify(folder, MODEL, "copy the whole folder again, or train the model again")
     options = {"use_safetensors": True, "dtype": torch.float32} | kwargs
     try:
         with without_library_bars():

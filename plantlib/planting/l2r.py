@@ -21,8 +21,8 @@ from plantlib.backbones.features import Features
 from plantlib.planting import ranking
 from plantlib.teacher.mig import Teacher
 from plantlib.utils.checks import check_fields
-from plantlib.utils.io import atomic_path
 from plantlib.utils.progress import tqdm
+from plantlib.utils.tensors import check_tensors, save_tensors
 
 TRAINERS = ("approx_ndcg", "lambdarank", "listnet", "closed_form")
 
@@ -70,27 +70,20 @@ class Planted:
         """Write `planted.safetensors`: queries, both vocabularies (as bytes of JSON) and the
         quality.
         """
-        from safetensors.torch import save_file
-
         tensors = {"label_queries": self.label_queries.contiguous()}
         for name in ("label_names", "tokens"):
             tensors[name] = torch.frombuffer(
                 bytearray(json.dumps(getattr(self, name)).encode()), dtype=torch.uint8
             )
-        with atomic_path(path) as temporary:
-            save_file(
-                tensors,
-                temporary,
-                metadata={"trainer": self.trainer, "quality": json.dumps(self.quality)},
-            )
-        return Path(path)
+        about = {"trainer": self.trainer, "quality": json.dumps(self.quality)}
+        return save_tensors(path, tensors, about)
 
     @classmethod
     def load(cls, path: str | Path) -> Planted:
-        """Read what `save` wrote."""
+        """Read what `save` wrote; Damaged for a file that changed since."""
         from safetensors import safe_open
 
-        with safe_open(path, "pt") as f:
+        with safe_open(check_tensors(path), "pt") as f:
             names, tokens = (
                 json.loads(bytes(f.get_tensor(n).numpy()).decode())
                 for n in ("label_names", "tokens")

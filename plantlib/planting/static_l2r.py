@@ -26,8 +26,8 @@ from plantlib.kernels.counts import column_counts, presence
 from plantlib.planting import ranking
 from plantlib.planting.l2r import check_same
 from plantlib.teacher import mig
-from plantlib.utils.io import atomic_path
 from plantlib.utils.progress import tqdm
+from plantlib.utils.tensors import check_tensors, save_tensors
 
 DIM = 400  # d as first published
 BLOCK = 256  # labels whose scores of all tokens are held at once
@@ -169,23 +169,19 @@ class StaticL2R:
         """One safetensors file: the four tensors, both vocabularies (as bytes of JSON) and the
         quality.
         """
-        from safetensors.torch import save_file
-
         tensors = {name: getattr(self, name).contiguous() for name in _TENSORS}
         for name in ("label_names", "tokens"):
             tensors[name] = torch.frombuffer(
                 bytearray(json.dumps(getattr(self, name)).encode()), dtype=torch.uint8
             )
-        with atomic_path(path) as temporary:
-            save_file(tensors, temporary, metadata={"quality": json.dumps(self.quality)})
-        return Path(path)
+        return save_tensors(path, tensors, {"quality": json.dumps(self.quality)})
 
     @classmethod
     def load(cls, path: str | Path) -> StaticL2R:
-        """Read what `save` wrote."""
+        """Read what `save` wrote; Damaged for a file that changed since."""
         from safetensors import safe_open
 
-        with safe_open(path, "pt") as f:
+        with safe_open(check_tensors(path), "pt") as f:
             names, tokens = (
                 json.loads(bytes(f.get_tensor(n).numpy()).decode())
                 for n in ("label_names", "tokens")

@@ -34,8 +34,10 @@ from plantlib.kernels.counts import (
     tokens_beside,
 )
 from plantlib.teacher import mig
-from plantlib.utils.io import atomic_path, read_json, write_json
+from plantlib.utils.folders import atomic_folder
+from plantlib.utils.io import Damaged, read_if_whole, read_json, write_json
 from plantlib.utils.progress import tqdm
+from plantlib.utils.tensors import check_tensors, save_tensors
 
 
 def optional(name: str):
@@ -49,17 +51,13 @@ def optional(name: str):
 
 def _save(path: Path, *, ones: bool = False, about: dict[str, str], **matrices) -> Path:
     """Write csr matrices as one safetensors file, without their values if they are all `ones`."""
-    from safetensors.numpy import save_file
-
     tensors = {}
     for name, matrix in matrices.items():
         shape = np.asarray(matrix.shape, np.int64)
         parts = {"indptr": matrix.indptr, "indices": matrix.indices, "shape": shape}
         parts |= {} if ones else {"data": matrix.data}
         tensors |= {f"{name}.{part}": np.ascontiguousarray(array) for part, array in parts.items()}
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata=about)
-    return Path(path)
+    return save_tensors(path, tensors, about)
 
 
 def _read(path: Path, *names: str, key: str | None = None) -> tuple[list, dict[str, str]]:
@@ -68,7 +66,7 @@ def _read(path: Path, *names: str, key: str | None = None) -> tuple[list, dict[s
 
     matrices = []
     try:
-        with safe_open(path, framework="numpy") as file:
+        with safe_open(check_tensors(path), framework="numpy") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
             about = file.metadata() or {}
         for name in names:
@@ -77,6 +75,8 @@ def _read(path: Path, *names: str, key: str | None = None) -> tuple[list, dict[s
             shape = tuple(tensors[f"{name}.shape"].tolist())
             matrices.append(sparse.csr_matrix((data, indices, indptr), shape=shape))
             matrices[-1].check_format(full_check=True)
+    except Damaged:
+        raise
     except (SafetensorError, KeyError, ValueError, OSError) as error:
         fix = "write it again, to a place that all workers see"
         raise ValueError(f"{path} holds no csr matrices {names} ({error}); {fix}") from error
@@ -126,8 +126,7 @@ def write_partitions(
         raise ValueError(f"rows={rows}: a partition needs at least 1 row")
     if Path(folder).exists():
         raise ValueError(f"{folder} exists; give a new folder, or delete this one")
-    with atomic_path(folder) as temporary:
-        temporary.mkdir()
+    with atomic_folder(folder, "partitions") as temporary:
         for i, begin in enumerate(range(0, x.shape[0], rows)):
             part = Partition(x[begin : begin + rows], y[begin : begin + rows])
             part.save(temporary / f"part-{i:06d}.safetensors")
@@ -345,16 +344,20 @@ def _blocks(
     keep = _share(total.n_t >= max(min_documents, 1), client)
     ranges = list(blocks_of_cells(np.minimum(total.cells, len(total.n_t)), memory_mb))
     blocks = []
+
+    def read_block(path: Path) -> list:
+        return _read(path, "scores", "ranks", key=key)[0]
+
     with _bar(client, len(sources) * len(ranges), "count", progress) as tick:
         for begin, end in ranges:
             done = folder and folder / f"block-{begin:07d}.safetensors"
-            if done and done.exists():
-                blocks.append(_read(done, "scores", "ranks", key=key)[0])
+            if done and (block := read_if_whole(done, read_block)) is not None:
+                blocks.append(block)
                 continue
             counts = []
             for i, source in enumerate(sources):
                 path = folder and folder / f"counts-{begin:07d}-{i:06d}.safetensors"
-                if path and path.exists():
+                if path and read_if_whole(path, check_tensors) is not None:
                     counts.append(delayed(_read)(path, "counts", key=key)[0][0])
                 else:
                     counts.append(delayed(_count)(source, i, begin, end, keep, path, key, tick))

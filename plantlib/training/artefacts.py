@@ -1,22 +1,20 @@
 """Where the files of a run lie, and how each is made once: tokens, hidden states, queries.
 
 A file is named by the fingerprint of what it was made from, so a later run reads it instead of
-computing it again. Every file has one lock (`locked`), so that two processes never make it at the
-same time. Files are written under a temporary name that differs per process, and renamed when they
-are whole (`utils.io.atomic_path`).
+computing it again. Every file has one lock (`utils.io.locked`), so that two processes never make it
+at the same time. Files are written in a folder that differs per process, and renamed when they are
+whole (`utils.io.atomic_path`). A file that is damaged is named and made again.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from filelock import FileLock, Timeout
 
 from plantlib.backbones import loading
 from plantlib.backbones.features import (
@@ -36,7 +34,7 @@ from plantlib.planting.l2r import L2RConfig, Planted
 from plantlib.planting.static_l2r import StaticL2R
 from plantlib.teacher.mig import Teacher, TeacherConfig
 from plantlib.training.inputs import Inputs
-from plantlib.utils.io import fingerprint_of
+from plantlib.utils.io import fingerprint_of, locked, read_if_whole
 
 # Part of every name: raise it when a constant changes that an artefact was computed with.
 VERSION = 1
@@ -52,30 +50,11 @@ def root_of(root: str | Path | None = None) -> Path:
     return Path(root) if root else base_folder() / "artefacts"
 
 
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the lock of `path`, and say so when another process has to be waited for.
-
-    The lock is a file in the folder `locks` beside the artefact's folder.
-    """
-    lock_path = path.parent.parent / "locks" / f"{path.parent.name}-{path.name}.lock"
-    lock_path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(lock_path)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        print(f"waiting for another process that makes {path.parent.name}/{path.name}", flush=True)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
-
-
 def load_or_make(path: Path, load: Callable[[Path], T], make: Callable[[Path], T]) -> T:
-    """`load(path)` where the file exists, else `make(path)`, which writes the file."""
+    """`load(path)` where the file exists and is whole, else `make(path)`, which writes the file."""
     with locked(path):
-        return load(path) if path.exists() else make(path)
+        stored = read_if_whole(path, load)
+        return make(path) if stored is None else stored
 
 
 def place(inputs: Inputs, kind: str, *made_from) -> Path:
@@ -140,11 +119,8 @@ def train_dev_features(inputs: Inputs, progress: bool = True) -> Features:
 
 def _features(inputs: Inputs, tokens: Ragged, path: Path, key: str, progress: bool) -> Features:
     # `cached_features` opens a finished file and goes on with one that a kill cut off
-    def compute(path: Path) -> Features:
-        backbone = partial(frozen_backbone, inputs)
-        return cached_features(backbone, tokens, path, key=key, progress=progress)
-
-    return load_or_make(path, compute, compute)
+    backbone = partial(frozen_backbone, inputs)
+    return cached_features(backbone, tokens, path, key=key, progress=progress)
 
 
 @lru_cache(maxsize=4)

@@ -10,29 +10,23 @@ a folder that can be given as a backbone. Perplexity is measured on dev text. No
 from __future__ import annotations
 
 import math
-import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch.utils.data import SequentialSampler
-from transformers import (
-    PreTrainedTokenizerFast,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
-    set_seed,
-)
+from transformers import PreTrainedTokenizerFast, TrainerCallback, TrainingArguments, set_seed
 
 from plantlib.backbones.awd_lstm import AwdLstmConfig, AwdLstmForCausalLM, check_direction
 from plantlib.data import credentials
 from plantlib.data.corpus import Corpus
 from plantlib.data.tokens import tokenise
 from plantlib.training.language_model import texts_of
-from plantlib.training.train import StepBar, one_device, start
+from plantlib.training.train import SealingTrainer, StepBar, one_device, start
 from plantlib.utils.checks import check_fields, check_seed
-from plantlib.utils.io import atomic_path, fingerprint_of, write_json
+from plantlib.utils.folders import atomic_folder, check_target
+from plantlib.utils.io import fingerprint_of, held, remove_unless_held, write_json
 from plantlib.utils.progress import tqdm
 
 
@@ -129,6 +123,7 @@ def pretrain(
         ValueError: an unknown direction, or a corpus without dev text or with too little text.
         PrivacyError: a credentialed corpus, and a folder outside the data folder.
     """
+    check_target(folder, "backbone")
     config = config or PretrainConfig()
     corpus = Corpus.load(corpus) if isinstance(corpus, str) else corpus
     marked = credentials.is_marked(corpus.manifest)
@@ -144,23 +139,25 @@ def pretrain(
     before = perplexity(model, dev_rows, config, progress)
     key = fingerprint_of(corpus.fingerprint(), tokenizer.get_vocab(), asdict(config))
     checkpoints = Path(folder).with_name(f".{Path(folder).name}-{key}.checkpoints")
-    _train(model, train_rows, config, checkpoints, progress)
-    about = {
-        "perplexity_before": before,
-        "perplexity": perplexity(model, dev_rows, config, progress),
-        "documents": len(train_texts),
-        "tokens": int(train_rows.size),
-        "vocabulary": len(tokenizer),
-    }
-    if marked:
-        about[credentials.MARK] = True
+    with held(checkpoints):
+        _train(model, train_rows, config, checkpoints, progress)
+        about = {
+            "perplexity_before": before,
+            "perplexity": perplexity(model, dev_rows, config, progress),
+            "documents": len(train_texts),
+            "tokens": int(train_rows.size),
+            "vocabulary": len(tokenizer),
+        }
+        if marked:
+            about[credentials.MARK] = True
 
-    # the folder appears when it is complete
-    model.config.direction = config.direction
-    with atomic_path(folder) as temporary:
-        model.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
-        write_json(temporary / "pretraining.json", about | {"options": asdict(config)})
+        # the folder appears when it is complete; until then a call goes on from the checkpoints
+        model.config.direction = config.direction
+        with atomic_folder(folder, "backbone") as temporary:
+            model.save_pretrained(temporary)
+            tokenizer.save_pretrained(temporary)
+            write_json(temporary / "pretraining.json", about | {"options": asdict(config)})
+        remove_unless_held(checkpoints)
     return about
 
 
@@ -252,7 +249,7 @@ class CarriedState(TrainerCallback):
         self.state = None
 
 
-class StreamTrainer(Trainer):
+class StreamTrainer(SealingTrainer):
     """transformers.Trainer over the chunks of a stream, in their order."""
 
     def __init__(self, *args, carried: CarriedState, activation: float, **kwargs):
@@ -272,7 +269,7 @@ class StreamTrainer(Trainer):
 
 
 def _train(model, rows: np.ndarray, config: PretrainConfig, folder: Path, progress: bool) -> None:
-    """Train on the stream `rows`; a checkpoint per epoch lies in `folder` until the end."""
+    """Train on the stream `rows`; a checkpoint per epoch is written to `folder`."""
     arguments = TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=config.epochs,
@@ -282,7 +279,6 @@ def _train(model, rows: np.ndarray, config: PretrainConfig, folder: Path, progre
         lr_scheduler_type="cosine",
         warmup_steps=0.1,
         save_strategy="epoch",
-        save_total_limit=1,
         logging_strategy="no",
         report_to="none",
         disable_tqdm=True,
@@ -302,4 +298,3 @@ def _train(model, rows: np.ndarray, config: PretrainConfig, folder: Path, progre
         activation=config.activation,
     )
     start(trainer)
-    shutil.rmtree(folder, ignore_errors=True)

@@ -22,7 +22,8 @@ from plantlib.training.evaluation import AUC_BINS, calibrate, judge
 from plantlib.training.inputs import Documents, Inputs
 from plantlib.training.records import RunRecord, peak_memory, plain
 from plantlib.utils.checks import check_whole
-from plantlib.utils.io import atomic_path, fingerprint_of, read_json, write_json
+from plantlib.utils.folders import atomic_folder, verify
+from plantlib.utils.io import fingerprint_of, read_json, write_json
 
 SUM = " ensemble"  # the system of summed logits: this after the system of the first member
 
@@ -98,21 +99,21 @@ class Ensemble:
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a folder: each member as a model that can be loaded alone, and ensemble.json."""
-        with atomic_path(folder) as temporary:
-            Path(temporary).mkdir(parents=True, exist_ok=True)
+        with atomic_folder(folder, "ensemble") as temporary:
             for i, model in enumerate(self.models):
-                model.save_pretrained(Path(temporary) / f"member-{i}")
+                model.save_pretrained(temporary / f"member-{i}")
             about = {
                 "members": len(self.models),
                 "threshold": self.threshold,
                 "calibration": self.calibration,
             }
-            write_json(Path(temporary) / "ensemble.json", about)
+            write_json(temporary / "ensemble.json", about)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Ensemble:
         """Load what `save_pretrained` wrote."""
         folder = Path(folder)
+        verify(folder, "ensemble", "copy the whole folder again, or save the ensemble again")
         about = read_json(folder / "ensemble.json")
         members = [folder / f"member-{i}" for i in range(about["members"])]
         models = [PlantModel.from_pretrained(member) for member in members]

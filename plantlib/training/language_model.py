@@ -12,7 +12,6 @@ and after.
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,7 +22,6 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
     DataCollatorForLanguageModeling,
-    Trainer,
     TrainingArguments,
     set_seed,
 )
@@ -33,9 +31,10 @@ from plantlib.backbones import adapters, loading
 from plantlib.data import credentials
 from plantlib.data.corpus import Corpus
 from plantlib.data.tokens import tokenise
-from plantlib.training.train import StepBar, one_device, start
+from plantlib.training.train import SealingTrainer, StepBar, one_device, start
 from plantlib.utils.checks import check_fields, check_seed
-from plantlib.utils.io import atomic_path, fingerprint_of, write_json
+from plantlib.utils.folders import atomic_folder, check_target
+from plantlib.utils.io import fingerprint_of, held, remove_unless_held, write_json
 from plantlib.utils.progress import tqdm
 
 OBJECTIVES = ("causal", "masked")
@@ -112,6 +111,7 @@ def adapt(
             or with too little text.
         PrivacyError: a credentialed corpus, and a folder outside the data folder.
     """
+    check_target(folder, "backbone")
     config = config or AdaptConfig()
     corpus = Corpus.load(corpus) if isinstance(corpus, str) else corpus
     marked = credentials.is_marked(corpus.manifest)
@@ -139,19 +139,21 @@ def adapt(
         corpus.fingerprint(), loading.fingerprint(backbone), asdict(config), str(lora)
     )
     checkpoints = Path(folder).with_name(f".{Path(folder).name}-{key}.checkpoints")
-    _train(model, train_rows, collate, config, checkpoints, progress)
-    after = perplexity(model, dev_rows, collate, config, progress)
+    with held(checkpoints):
+        _train(model, train_rows, collate, config, checkpoints, progress)
+        after = perplexity(model, dev_rows, collate, config, progress)
 
-    about = {
-        "perplexity_before": before,
-        "perplexity_after": after,
-        "documents": len(train_texts),
-        "tokens": int(train_rows.size),
-        "objective": objective,
-    }
-    if marked:
-        about[credentials.MARK] = True
-    _write(adapted, tokenizer, backbone, Path(folder), about | {"options": asdict(config)})
+        about = {
+            "perplexity_before": before,
+            "perplexity_after": after,
+            "documents": len(train_texts),
+            "tokens": int(train_rows.size),
+            "objective": objective,
+        }
+        if marked:
+            about[credentials.MARK] = True
+        _write(adapted, tokenizer, backbone, Path(folder), about | {"options": asdict(config)})
+        remove_unless_held(checkpoints)
     return about
 
 
@@ -273,7 +275,7 @@ def _examples(rows: np.ndarray) -> list[dict]:
 def _train(
     model, rows: np.ndarray, collate: Callable, config: AdaptConfig, folder: Path, progress: bool
 ) -> None:
-    """Train with transformers.Trainer; its checkpoints lie in `folder` until the end."""
+    """Train with transformers.Trainer; its checkpoints are kept in `folder`."""
     arguments = TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=config.epochs,
@@ -283,7 +285,6 @@ def _train(
         warmup_steps=0.05,
         save_strategy="steps",
         save_steps=200,
-        save_total_limit=1,
         logging_strategy="no",
         report_to="none",
         disable_tqdm=True,
@@ -291,7 +292,7 @@ def _train(
         log_level="error",
         dataloader_pin_memory=False,
     )
-    trainer = Trainer(
+    trainer = SealingTrainer(
         model=model,
         args=one_device(arguments),
         train_dataset=_examples(rows),
@@ -299,14 +300,13 @@ def _train(
         callbacks=[StepBar("adapt", progress)],
     )
     start(trainer)
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _write(adapted, tokenizer, backbone: str, folder: Path, about: dict) -> None:
     """Write adapter, tokenizer and adaptation.json; the folder appears when it is complete."""
     for config in adapted.peft_config.values():
         config.base_model_name_or_path = backbone
-    with atomic_path(folder) as temporary:
+    with atomic_folder(folder, "backbone") as temporary:
         adapters.save_adapter(adapted, temporary)
         tokenizer.save_pretrained(temporary)
         write_json(temporary / "adaptation.json", about)

@@ -7,7 +7,6 @@ small JSON, a `RunRecord`; nothing else of it is needed later.
 from __future__ import annotations
 
 import contextlib
-import shutil
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
@@ -31,6 +30,7 @@ from plantlib.training.prepare import prepare
 from plantlib.training.records import RunRecord, agrees, check_id, peak_memory, run_name
 from plantlib.utils.checks import check_seed
 from plantlib.utils.distributed import is_main
+from plantlib.utils.io import held, remove_unless_held
 from plantlib.utils.progress import tqdm
 
 STARTS = (
@@ -128,6 +128,7 @@ def run_start(
     notebook: str | None = None,
     progress: bool = True,
     made: Ingredients | None = None,
+    keep_checkpoints: bool = False,
 ) -> tuple[RunRecord, PlantModel]:
     """Plant `start`, fine-tune, choose on dev, read test once.
 
@@ -139,6 +140,8 @@ def run_start(
         run_id: name of the record, and of its file; `run_name` when None.
         notebook: stated in the record.
         made: what is planted; `ingredients` of the start when None.
+        keep_checkpoints: keep them until the model is saved, so that a run whose model could not
+            be saved is not trained again.
 
     Returns:
         the record, and the model at its best dev epoch.
@@ -160,8 +163,8 @@ def run_start(
     folder = artefacts.run_folder(inputs, run_id, start, asdict(config), seed)
     run = Run(inputs, start, seed, config, made, model, folder, progress)
 
-    with artefacts.locked(folder) if is_main() else contextlib.nullcontext():
-        resumed = folder.exists()
+    with held(folder) if is_main() else contextlib.nullcontext():
+        resumed = folder.is_dir() and any(folder.iterdir())
         began = time.perf_counter()
         # plant and fine-tune; dev chooses the gain, the epoch and the weight of the linear score
         history, chosen = plant_and_fine_tune(run)
@@ -180,7 +183,10 @@ def run_start(
         if is_main():
             if results is not None:
                 record.save(results)
-            shutil.rmtree(folder, ignore_errors=True)
+            if keep_checkpoints:
+                model.checkpoints = folder
+            else:
+                remove_unless_held(folder)
     return record, model
 
 
@@ -323,7 +329,8 @@ def fit(
 ) -> PlantModel:
     """Train a model on a corpus: MI gain, learning to rank, planting, fine-tuning.
 
-    The same call after a kill goes on from the last checkpoint.
+    The same call after a kill goes on from the last checkpoint. Checkpoints are kept until the
+    model is saved, so after a save that failed the same call does not train again.
 
     Args:
         corpus: a `Corpus`, or the name or folder of one.
@@ -350,7 +357,9 @@ def fit(
         )
     inputs = prepare(corpus, backbone=backbone, **{"frozen": frozen} | prepare_options)
     progress = prepare_options.get("progress", True)
-    record, model = run_start(inputs, start, seed, config=config, progress=progress)
+    record, model = run_start(
+        inputs, start, seed, config=config, progress=progress, keep_checkpoints=True
+    )
     print(record)
     if model.backbone is None:
         model.attach_backbone(artefacts.load_backbone(inputs))

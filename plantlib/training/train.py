@@ -8,6 +8,7 @@ after a kill, and the choice of gains.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import time
@@ -25,7 +26,7 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 from transformers.utils import logging as transformers_logging
 
 from plantlib.metrics.documents import evaluate
@@ -34,10 +35,12 @@ from plantlib.training import schedules
 from plantlib.training.evaluation import score
 from plantlib.training.inputs import Documents
 from plantlib.training.options import CHOSEN_BY, HISTORY_METRICS, TrainConfig
-from plantlib.utils.distributed import LONGEST_WAIT, main_first, on_cpu
-from plantlib.utils.io import read_json
+from plantlib.utils.distributed import LONGEST_WAIT, is_main, main_first, on_cpu
+from plantlib.utils.folders import CONTENTS, seal, verify
+from plantlib.utils.io import Damaged, held, read_json
 from plantlib.utils.progress import tqdm
 
+CHECKPOINT = "checkpoint"  # the format of its folder, see `utils.folders`
 EPSILON = 1e-8  # of AdamW, PyTorch's default
 # Times the rates of queries and outputs where training begins from the linear score: that score is
 # better than what few documents teach, so the head takes smaller steps.
@@ -48,7 +51,36 @@ LINEAR_RATE = 0.3
 LINEAR_EPSILON = 1e-4
 
 
-class PlantTrainer(Trainer):
+class SealingTrainer(Trainer):
+    """Trainer whose checkpoints list their files with checksums, so that damage is found.
+
+    Of the checkpoints the newest is kept, and the one with the best dev metric.
+    """
+
+    def _save_checkpoint(self, model, trial) -> None:
+        super()._save_checkpoint(model, trial)
+        # every process writes its random state
+        self.accelerator.wait_for_everyone()
+        if not self.args.should_save:
+            return
+        folder = Path(self.args.output_dir)
+        newest = folder / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        seal(newest, CHECKPOINT)
+        best = Path(self.state.best_model_checkpoint or newest)
+        for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+            if path.name not in (newest.name, best.name):
+                shutil.rmtree(path)
+
+    def _load_best_model(self) -> None:
+        """Load the best checkpoint of this folder; Damaged if it is not what was written."""
+        folder = Path(self.args.output_dir)
+        best = folder / Path(self.state.best_model_checkpoint).name
+        verify(best, CHECKPOINT, f"delete {folder} to train again")
+        self.state.best_model_checkpoint = str(best)
+        super()._load_best_model()
+
+
+class PlantTrainer(SealingTrainer):
     """Trainer with PLANT's parameter groups and a streaming evaluation; see `fine_tune`.
 
     Args:
@@ -267,10 +299,20 @@ def fine_tune(
 
 
 def start(trainer: Trainer, resume: bool = True) -> None:
-    """Train without printing; resume: continue from the newest complete checkpoint, if any."""
+    """Train without printing; resume: continue from the newest whole checkpoint, if any.
+
+    One process at a time trains in the trainer's folder.
+    """
     trainer.remove_callback(PrinterCallback)
-    with trainer.args.main_process_first():
-        last = last_whole_checkpoint(Path(trainer.args.output_dir)) if resume else None
+    folder = Path(trainer.args.output_dir)
+    with held(folder) if is_main() else contextlib.nullcontext():
+        with trainer.args.main_process_first():
+            last = last_whole_checkpoint(folder) if resume else None
+        _train_from(trainer, last)
+
+
+def _train_from(trainer: Trainer, last: str | None) -> None:
+    """Train from the checkpoint `last`, or from the beginning."""
     if last is not None and stopped_early(Path(last)):
         # Trainer does not remember that dev stopped the run, and would train one more epoch
         trainer.state = TrainerState.load_from_json(str(Path(last) / "trainer_state.json"))
@@ -290,13 +332,25 @@ def stopped_early(checkpoint: Path) -> bool:
 
 
 def last_whole_checkpoint(folder: Path) -> str | None:
-    """The newest complete checkpoint, None without one; incomplete ones are deleted."""
-    for path in folder.glob("checkpoint-*"):
+    """The newest checkpoint that is whole, and whose best one is too; None without one.
+
+    Later ones are deleted: a kill cut them off, or a line says which of their files is damaged. The
+    caller holds the lock of the folder (`io.held`).
+    """
+    while (last := get_last_checkpoint(str(folder)) if folder.is_dir() else None) is not None:
+        path = Path(last)
+        fix = "it is left out, and training goes on from an earlier one or begins again"
         try:
-            read_json(path / "trainer_state.json")  # Trainer writes this file last
-        except (OSError, ValueError):
+            verify(path, CHECKPOINT, fix)
+            best = read_json(path / "trainer_state.json").get("best_model_checkpoint")
+            if best is not None:
+                verify(folder / Path(best).name, CHECKPOINT, fix)
+            return last
+        except Damaged as error:
+            if (path / CONTENTS).is_file():
+                print(error, flush=True)
             shutil.rmtree(path)
-    return get_last_checkpoint(str(folder)) if folder.is_dir() else None
+    return None
 
 
 def _arguments(folder: Path, config: TrainConfig, seed: int = 0) -> TrainingArguments:
@@ -314,7 +368,6 @@ def _arguments(folder: Path, config: TrainConfig, seed: int = 0) -> TrainingArgu
         eval_strategy="epoch",
         save_strategy="epoch",
         logging_strategy="epoch",
-        save_total_limit=1,
         load_best_model_at_end=True,
         metric_for_best_model=f"eval_{CHOSEN_BY}",
         greater_is_better=True,

@@ -1,77 +1,260 @@
-"""Files that are either whole or absent: atomic writes, checksums and small JSON.
+"""Files that are either whole or absent: atomic writes, locks, checksums and small JSON.
 
-Every artefact of the data flow (corpora, planted queries, run records) is written through
-`atomic_path`, so an interrupted program never leaves half a file under the final name. This module
-does not know what the files contain, and it never unpickles.
+Every file of the data flow (planted queries, run records, tables) is written through `atomic_path`,
+so an interrupted program never leaves half a file under the final name. Folders are written by
+`utils.folders`, tensors by `utils.tensors`. This module does not know what the files contain, and
+it never unpickles.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from filelock import FileLock, Timeout
+
+from plantlib.utils.base import DataError
+
+TEMPORARY = ".plant-{}.tmp"  # folders that hold what is being written; a lock on each says by whom
+
+T = TypeVar("T")
+_HELD: set[Path] = set()  # folders whose lock this process holds
 
 
-def _remove(path: Path) -> None:
-    """Delete a file or a folder if it exists."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+class Damaged(DataError):
+    """A file that is not what was written: cut short, changed, or partly missing."""
 
 
-def _flush(path: Path) -> None:
-    """Make the system write the file's bytes to disk before the file is renamed."""
-    with open(path, "rb+") as handle:
-        os.fsync(handle.fileno())
+def read_if_whole(path: Path, load: Callable[[Path], T]) -> T | None:
+    """`load(path)`; None where there is no file, or one that is damaged and has to be made again.
+
+    load: raises Damaged for a damaged file; a line on stdout then names it.
+    """
+    if not path.exists():
+        return None
+    try:
+        return load(path)
+    except Damaged as error:
+        print(f"{error}; it is made again", flush=True)
+        return None
 
 
 @contextlib.contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary sibling of `path`, which becomes `path` if the block ends without an error.
+    """Yield a path in a temporary folder; its file becomes `path` if the block ends well.
 
-    The block may create a file or a folder under the yielded name, which has the suffix of `path`
-    because some libraries look at it. On an error the temporary file or folder is removed and
-    `path` stays as it was.
+    On an error the temporary folder is removed and `path` stays as it was. A symbolic link stays,
+    and what it leads to is replaced. Temporary folders that killed processes left beside `path`
+    are removed.
 
     Raises:
-        FileNotFoundError: the block ended without writing anything.
+        DataError: `path` is a folder, a device, or lies where nothing can be written.
+        FileNotFoundError: the block ended without writing a file.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}.tmp{path.suffix}")
-    try:
+    target = check_file(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with temporary_folder(target.parent) as folder:
+        temporary = folder / target.name
         yield temporary
-        if not temporary.exists():
+        if not temporary.is_file():
             raise FileNotFoundError(
-                f"nothing was written for {path}: write to the path that atomic_path yields"
+                f"nothing was written for {path}: write a file to the path that atomic_path yields"
             )
-        _commit(temporary, path)
-    finally:
-        _remove(temporary)
+        flush(temporary)
+        check_file(target)  # what came into the way while the block ran
+        os.replace(temporary, target)
 
 
-def _commit(temporary: Path, path: Path) -> None:
-    """Rename `temporary` to `path`; a folder already there is moved aside first, deleted last."""
-    if temporary.is_file():
-        _flush(temporary)
-    if not path.is_dir():
-        os.replace(temporary, path)
-        return
-    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.old")
-    os.replace(path, aside)
+def check_file(path: str | Path) -> Path:
+    """Check that a file can be written to `path`, before any long work.
+
+    Returns:
+        the path of the file that is written, behind symbolic links.
+
+    Raises:
+        DataError: `path` is a folder or a device, or cannot be written.
+    """
+    target = followed(path)
+    if target.is_dir():
+        raise DataError(f"{path} is a folder: name a file")
+    if target.exists() and not target.is_file():
+        raise DataError(f"{path} is a device, not a file: name a file")
+    if target.exists() and not os.access(target, os.W_OK):
+        raise DataError(f"{path} may not be overwritten: name another file")
+    probe(target.parent)
+    return target
+
+
+def followed(path: str | Path) -> Path:
+    """`path`, or where it leads if it is a symbolic link."""
+    path = Path(path)
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
+
+
+def probe(folder: Path) -> None:
+    """DataError if nothing can be written to `folder`, or if it cannot be made."""
+    place = next(p for p in (folder, *folder.absolute().parents) if p.exists() or p.is_symlink())
+    if not place.is_dir():
+        raise DataError(f"{place} is a file, so nothing can be written below it: name another path")
     try:
-        os.replace(temporary, path)
+        folder, handle = new_temporary(place)
+        folder.rmdir()
+        os.close(handle)
+    except OSError as error:
+        raise DataError(
+            f"nothing can be written to {place} ({error.strerror}): name another path, or change"
+            " its permissions"
+        ) from error
+
+
+@contextlib.contextmanager
+def temporary_folder(parent: Path) -> Iterator[Path]:
+    """A new folder in `parent`, removed at the end, after those that dead processes left there."""
+    remove_leftovers(parent)
+    folder, handle = new_temporary(parent)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(handle)
+
+
+def new_temporary(parent: Path, name: str = TEMPORARY) -> tuple[Path, int]:
+    """A new folder in `parent`, and the descriptor that holds its lock until it is closed."""
+    while True:
+        folder = parent / name.format(uuid.uuid4().hex[:12])
+        folder.mkdir()
+        handle, free = _opened(folder)
+        # a process that removes leftovers may have come between
+        if free and folder.exists():
+            return folder, handle
+        os.close(handle)
+
+
+def abandoned(parent: Path, name: str = TEMPORARY) -> Iterator[tuple[Path, int]]:
+    """Temporary folders in `parent` whose process is dead; their locks are held meanwhile.
+
+    The caller may keep a folder by duplicating the descriptor.
+    """
+    for folder in sorted(parent.glob(name.format("*"))):
+        try:
+            handle, free = _opened(folder, assume=False)
+        except OSError:  # its process has just removed it
+            continue
+        try:
+            if free and folder.exists():
+                yield folder, handle
+        finally:
+            os.close(handle)
+
+
+def remove_leftovers(parent: Path) -> None:
+    """Remove the temporary folders in `parent` whose process is dead."""
+    for folder, _ in abandoned(parent):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _opened(folder: Path, assume: bool = True) -> tuple[int, bool]:
+    """A descriptor of `folder`, and whether its lock was free and is now held by it.
+
+    assume: what to take for true on a file system without locks.
+    """
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return handle, False
     except OSError:
-        os.replace(aside, path)
-        raise
-    _remove(aside)
+        return handle, assume
+    return handle, True
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock of `path`, and say so when another process has to be waited for.
+
+    The lock is a file in the folder `locks` beside the folder of `path`.
+    """
+    lock_path = path.parent.parent / "locks" / f"{path.parent.name}-{path.name}.lock"
+    lock_path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(lock_path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f"waiting for another process that makes {path.parent.name}/{path.name}", flush=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder that several processes may want to fill; it is made if missing.
+
+    Another process has to be waited for; a line says so. The process that holds the lock may take
+    it again, and may remove the folder.
+    """
+    key = folder.absolute()
+    if key in _HELD:
+        yield
+        return
+    handle = _hold(folder)
+    _HELD.add(key)
+    try:
+        yield
+    finally:
+        _HELD.remove(key)
+        os.close(handle)
+
+
+def _hold(folder: Path) -> int:
+    """A descriptor of `folder` that holds its lock until it is closed."""
+    waits = False
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            handle, free = _opened(folder)
+        except FileNotFoundError:  # removed since
+            continue
+        if not free:
+            if not waits:
+                waits = True
+                name = f"{folder.parent.name}/{folder.name}"
+                print(f"waiting for another process that works in {name}", flush=True)
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        # who held it before may have removed the folder
+        if folder.exists() and os.path.samestat(os.fstat(handle), folder.stat()):
+            return handle
+        os.close(handle)
+
+
+def remove_unless_held(folder: Path) -> None:
+    """Remove a folder, unless another process holds its lock: then that process still needs it."""
+    try:
+        handle, free = _opened(folder)
+    except FileNotFoundError:
+        return
+    try:
+        if free or folder.absolute() in _HELD:
+            shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        os.close(handle)
+
+
+def flush(path: Path) -> None:
+    """Make the system write the file's bytes to disk before the file is renamed."""
+    with open(path, "rb+") as handle:
+        os.fsync(handle.fileno())
 
 
 def _plain(value: Any) -> Any:
@@ -103,7 +286,7 @@ def write_json(path: str | Path, obj: Any) -> Path:
 
 
 def read_json(path: str | Path) -> Any:
-    """Read JSON. Raises ValueError with the path, line and column when the file is not JSON."""
+    """Read JSON. Raises ValueError with the path and the place when the file is not JSON."""
     path = Path(path)
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -111,6 +294,8 @@ def read_json(path: str | Path) -> Any:
         raise ValueError(
             f"{path} is not JSON (line {error.lineno}, column {error.colno}: {error.msg})"
         ) from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not JSON (byte {error.start} is not UTF-8)") from error
 
 
 def sha256(path: str | Path) -> str:

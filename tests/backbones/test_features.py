@@ -6,6 +6,9 @@ interrupted run loses at most one stretch, and its file ends with the same bytes
 
 from __future__ import annotations
 
+import errno
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -194,6 +197,74 @@ def test_killed_and_resumed_file_is_the_same_to_the_bit(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["cut.safetensors", "whole.safetensors"]
 
 
+def test_a_damaged_file_is_named_and_made_again(backbone, tmp_path, capsys):
+    path = tmp_path / "f.safetensors"
+    options = {"key": "k", "progress": False}
+    whole = cached_features(backbone, tokens_of(), path, **options)
+    content = path.read_bytes()
+    for place in (3, 20, 100, len(content) // 2, len(content) - 1):
+        path.unlink()
+        path.write_bytes(content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :])
+        again = cached_features(backbone, tokens_of(), path, **options)
+        assert "f.safetensors is damaged" in capsys.readouterr().out
+        np.testing.assert_array_equal(again.array, whole.array)
+    path.unlink()
+    path.write_bytes(content[:-500])
+    again = cached_features(backbone, tokens_of(), path, **options)
+    np.testing.assert_array_equal(again.array, whole.array)
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("damaged", ["states", "marks"])
+def test_half_a_file_that_is_damaged_is_not_continued(
+    damaged, backbone_folder, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(features, "STRETCH", 2)
+    path, tokens = tmp_path / "f.safetensors", tokens_of()
+    options = {"key": "k", "batch_tokens": 30, "progress": False}
+    dies = Counting(loading.load(backbone_folder), 4)
+    with pytest.raises(KeyboardInterrupt):
+        cached_features(dies.backbone, tokens, path, **options)
+    (half,) = tmp_path.glob(".f.*.partial/f.safetensors")
+    if damaged == "states":  # of the longest document, which comes first
+        array = features._map(half, "r+")
+        array[tokens.offsets[7]] += 1
+        array.flush()
+    else:
+        (half.parent / "progress.json").write_text("{")
+    fresh = Counting(loading.load(backbone_folder))
+    result = cached_features(fresh.backbone, tokens, path, **options)
+    assert fresh.read == len(tokens.flat)
+    expected = alone(loading.load(backbone_folder), tokens[7])
+    np.testing.assert_allclose(result.document(7), expected, atol=2e-3)
+    assert [p.name for p in tmp_path.iterdir()] == ["f.safetensors"]
+
+
+def test_a_full_disk_is_one_line_before_any_work(backbone, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    counting = Counting(backbone)
+    with pytest.raises(OSError, match=r"hidden states of 139 tokens need 0 MB in .* are free"):
+        cached_features(
+            counting.backbone, tokens_of(), tmp_path / "f.safetensors", key="k", progress=False
+        )
+    assert not counting.passes and not list(tmp_path.iterdir())
+
+
+def test_what_a_live_process_writes_is_neither_continued_nor_removed(backbone, tmp_path):
+    """Without the lock of the file, as on a file system that has none between machines."""
+    path = tmp_path / "f.safetensors"
+    order = np.argsort(-tokens_of().lengths, kind="stable")
+    arguments = (path, "k", (139, backbone.hidden_size), tokens_of(), order)
+    with features._begun(*arguments) as (first, _), features._begun(*arguments) as (second, done):
+        assert first != second and first.exists() and not done.documents
+        assert first.stat().st_size == second.stat().st_size
+    cached_features(backbone, tokens_of(), path, key="k", progress=False)
+    assert [p.name for p in tmp_path.iterdir()] == ["f.safetensors"]
+
+
 def test_half_a_file_of_another_key_is_not_continued(backbone_folder, tmp_path, monkeypatch):
     from plantlib.backbones import loading
 
@@ -243,7 +314,7 @@ def test_file_is_plain_safetensors(lengths, backbone, tmp_path):
     tokens = tokens_of(lengths)
     result = cached_features(backbone, tokens, tmp_path / "f.safetensors", key="k", progress=False)
     with safe_open(tmp_path / "f.safetensors", "np") as f:
-        assert f.metadata() == {"key": "k"}
+        assert f.metadata().keys() == {"key", "sha256"} and f.metadata()["key"] == "k"
         np.testing.assert_array_equal(f.get_tensor("hidden_states"), result.array)
 
 

@@ -291,7 +291,7 @@ def test_explain_prints_words_and_writes_a_page_that_fetches_nothing(shop, capsy
             "no document of mine has a label",
         ),
         (["fit", "mine.csv", *COLUMNS, "--out", "model"], "--force"),
-        (["fit", "mine.csv", *COLUMNS, "--out", "notes"], "is no model: name another folder"),
+        (["fit", "mine.csv", *COLUMNS, "--out", "notes"], "is no model and holds"),
         (["fit", "mine.csv", *COLUMNS, "--out", "new", "--start", "lokup"], "lokup"),
         (["fit", "mine.csv", *COLUMNS, "--out", "new", "--epochs", "0"], "--epochs 0: give"),
         (["fit", "unheard-of", "--out", "new"], "unknown corpus 'unheard-of'"),

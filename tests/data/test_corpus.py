@@ -14,6 +14,7 @@ from scipy.sparse import csr_matrix
 from plantlib.data import sources
 from plantlib.data.corpus import Corpus
 from plantlib.utils.base import DataError, hash_order
+from plantlib.utils.folders import seal
 
 
 def corpus(n: int = 60, name: str = "toy") -> Corpus:
@@ -248,6 +249,7 @@ def test_save_and_load_give_the_same_corpus(tmp_path):
     folder = result.save(tmp_path / "deep" / "toy")
     back = Corpus.load(folder)
     assert sorted(p.name for p in folder.iterdir()) == [
+        "contents.json",
         "documents.parquet",
         "evidence.parquet",
         "labels.parquet",
@@ -268,11 +270,35 @@ def test_a_changed_or_torn_folder_is_refused(tmp_path):
     folder = corpus().save(tmp_path / "toy")
     corpus(59).save(tmp_path / "other")
     (folder / "documents.parquet").write_bytes((tmp_path / "other/documents.parquet").read_bytes())
+    with pytest.raises(DataError, match="documents.parquet has .* bytes, and .* were written"):
+        Corpus.load(folder)
+    seal(folder, "corpus")  # the files are as listed, but the manifest is of other documents
     with pytest.raises(DataError, match="differ from the manifest"):
         Corpus.load(folder)
     (folder / "labels.parquet").unlink()
     with pytest.raises(DataError, match="lacks labels.parquet"):
         Corpus.load(folder)
+
+
+@pytest.mark.parametrize(
+    "name", ["documents.parquet", "labels.parquet", "evidence.parquet", "manifest.json"]
+)
+def test_a_flipped_byte_names_the_file(name, tmp_path):
+    folder = with_evidence().save(tmp_path / "toy")
+    path = folder / name
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=f"toy/{name} is not what was written"):
+        Corpus.load(folder)
+
+
+def test_a_corpus_is_not_saved_over_the_files_of_somebody_else(tmp_path):
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "notes.txt").write_text("of a user")
+    with pytest.raises(DataError, match="results exists, is no corpus and holds 1 entries"):
+        corpus().save(tmp_path / "results")
+    assert (tmp_path / "results" / "notes.txt").read_text() == "of a user"
 
 
 def test_saved_corpora_without_documents_in_a_split_or_without_labels(tmp_path):

@@ -1,13 +1,20 @@
-"""Atomic writes and JSON files."""
+"""Atomic writes, locks and JSON files."""
 
 from __future__ import annotations
 
-import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from plantlib.utils.io import atomic_path, read_json, write_json
+from plantlib.utils import io
+from plantlib.utils.base import DataError
+from plantlib.utils.io import atomic_path, check_file, read_json, write_json
 
 
 def test_atomic_path_keeps_the_old_file_when_the_block_fails(tmp_path):
@@ -24,12 +31,115 @@ def test_atomic_path_keeps_the_old_file_when_the_block_fails(tmp_path):
     path.write_text("{")
     with pytest.raises(ValueError, match="is not JSON .line 1"):
         read_json(path)
+    path.write_bytes(b'{"a": "\xff"}')
+    with pytest.raises(ValueError, match="a.json is not JSON .byte 7 is not UTF-8"):
+        read_json(path)
 
 
-def test_atomic_path_replaces_a_folder_as_a_whole(tmp_path):
-    for content in ("one", "two"):
-        with atomic_path(tmp_path / "folder") as temporary:
-            temporary.mkdir()
-            (temporary / content).write_text(json.dumps(content))
-    assert [p.name for p in (tmp_path / "folder").iterdir()] == ["two"]
-    assert [p.name for p in tmp_path.iterdir()] == ["folder"]
+def test_a_file_never_replaces_a_folder(tmp_path):
+    folder = tmp_path / "results"
+    folder.mkdir()
+    for content in (None, "of a user"):
+        if content:
+            (folder / "notes.txt").write_text(content)
+        with pytest.raises(DataError, match="results is a folder: name a file"):
+            write_json(folder, {})
+    # nor one that appears while the file is written
+    with pytest.raises(DataError, match="is a folder"), atomic_path(tmp_path / "late") as temporary:
+        temporary.write_text("x")
+        (tmp_path / "late").mkdir()
+    assert (folder / "notes.txt").read_text() == "of a user"
+
+
+def test_a_link_to_a_file_is_followed(tmp_path):
+    (tmp_path / "real").mkdir()
+    link = tmp_path / "link.json"
+    for target in ("there.json", "not yet.json"):
+        link.unlink(missing_ok=True)
+        link.symlink_to(tmp_path / "real" / target)
+        write_json(link, [target])
+        assert link.is_symlink() and read_json(tmp_path / "real" / target) == [target]
+    link.unlink()
+    link.symlink_to(tmp_path / "real")
+    with pytest.raises(DataError, match="is a folder"):
+        write_json(link, {})
+
+
+def test_what_cannot_be_written_is_refused_before_the_block(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    os.mkfifo(tmp_path / "pipe")
+    for path, message in (
+        (tmp_path / "file" / "a.json", "file is a file, so nothing can be written below it"),
+        (tmp_path / "file" / "b" / "a.json", "file is a file, so nothing can be written below it"),
+        (tmp_path / "pipe", "pipe is a device, not a file"),
+        ("/dev/null", "is a device, not a file"),
+        ("/proc/a.json", "nothing can be written to /proc .*: name another path"),
+    ):
+        with pytest.raises(DataError, match=message), atomic_path(path):
+            pytest.fail("the block ran")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(DataError, match="file may not be overwritten"):
+        check_file(tmp_path / "file")
+    assert {p.name for p in tmp_path.iterdir()} == {"file", "pipe"}
+
+
+WRITE_AND_WAIT = """
+    import sys
+    from plantlib.utils.io import atomic_path
+    with atomic_path(sys.argv[1]) as temporary:
+        temporary.write_text("half")
+        print("ready", flush=True)
+        sys.stdin.read()
+"""
+
+
+def writer(path: Path) -> subprocess.Popen:
+    """A process that has written half of `path` and waits."""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    code = textwrap.dedent(WRITE_AND_WAIT)
+    process = subprocess.Popen([sys.executable, "-c", code, str(path)], **pipes)
+    assert process.stdout.readline() == b"ready\n"
+    return process
+
+
+def test_what_a_killed_process_left_is_removed_and_what_a_live_one_writes_is_not(tmp_path):
+    killed, live = writer(tmp_path / "a.txt"), writer(tmp_path / "a.txt")
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    assert len(list(tmp_path.iterdir())) == 2
+    write_json(tmp_path / "b.json", 1)
+    assert len(list(tmp_path.iterdir())) == 2, "b.json, and the folder of the live process"
+    live.communicate()
+    assert live.returncode == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.txt", "b.json"]
+    assert (tmp_path / "a.txt").read_text() == "half"
+
+
+HOLD = """
+    import sys
+    from pathlib import Path
+    from plantlib.utils.io import held, remove_unless_held
+    folder = Path(sys.argv[1])
+    with held(folder), held(folder):
+        (folder / "mine").touch()
+        print("ready", flush=True)
+        sys.stdin.read()
+        remove_unless_held(folder)
+"""
+
+
+def test_a_folder_is_held_by_one_process_and_removed_by_no_other(tmp_path, capsys):
+    folder = tmp_path / "run"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    code = textwrap.dedent(HOLD)
+    process = subprocess.Popen([sys.executable, "-c", code, str(folder)], **pipes)
+    assert process.stdout.readline() == b"ready\n"
+    io.remove_unless_held(folder)
+    assert (folder / "mine").exists(), "another process needs it"
+    process.stdin.close()  # it removes its folder while this process waits or comes later
+    with io.held(folder):
+        assert not list(folder.iterdir())
+        assert process.wait() == 0
+    io.remove_unless_held(folder)
+    assert not folder.exists()
+    io.remove_unless_held(folder)
