@@ -29,6 +29,7 @@ from plantlib.training.records import load_all
 from plantlib.training.runs import STARTS
 from plantlib.utils.base import DataError
 from plantlib.utils.io import read_json
+from plantlib.utils.terminal import printable
 
 # parts of a start that plant nothing, or a permuted teacher
 CONTROLS = {"random", "shuffled", "linear"}
@@ -76,7 +77,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"done in {(time.perf_counter() - began) / 60:.1f} minutes\n")
         print(summary(corpus.fingerprint(), options.tokens, options.backbone, local))
     except (OSError, ValueError, RuntimeError) as error:
-        print(f"reproduce: {in_shell(str(error))}", file=sys.stderr)
+        print(f"reproduce: {printable(in_shell(str(error)))}", file=sys.stderr)
         return 1
     return 0
 

@@ -21,6 +21,7 @@ from plantlib.training.inputs import Inputs
 from plantlib.training.prepare import prepare
 from plantlib.training.records import RunRecord, device_of, load_all
 from plantlib.utils.io import atomic_path
+from plantlib.utils.terminal import spreadsheet_cell
 
 if TYPE_CHECKING:
     import pandas
@@ -221,7 +222,8 @@ def write(records: Iterable[RunRecord], path: str | Path | None = None) -> Path:
     """Write `frame` to results/peers.csv, or to `path`; returns the path."""
     path = Path(path or checkout() / "results" / "peers.csv")
     with atomic_path(path) as temporary:
-        frame(records).to_csv(temporary, index=False)
+        cells = frame(records).map(lambda x: spreadsheet_cell(x) if isinstance(x, str) else x)
+        cells.to_csv(temporary, index=False)
     return path
 
 

@@ -25,6 +25,7 @@ from plantlib.data.overview import overview
 from plantlib.data.tables import Reading
 from plantlib.utils.base import SPLITS, DataError, hash_order
 from plantlib.utils.reprs import Card, Rich
+from plantlib.utils.terminal import printable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -462,10 +463,11 @@ class Corpus(Rich):
     def __repr__(self) -> str:
         splits = ", ".join(f"{s} {n:,}" for s, n in self.counts()["documents"].items())
         mark = ", synthetic" if self.manifest.get("synthetic") else ""
-        return f"Corpus({self.name}: {self.N:,} documents ({splits}), {self.L:,} labels{mark})"
+        name = printable(self.name)
+        return f"Corpus({name}: {self.N:,} documents ({splits}), {self.L:,} labels{mark})"
 
     def _card(self) -> Card:
-        about = repr(self).removeprefix(f"Corpus({self.name}: ")[:-1]
+        about = repr(self).removeprefix(f"Corpus({printable(self.name)}: ")[:-1]
         return Card.of_frame(self.name, about, self.summary())
 
 

@@ -191,11 +191,11 @@ def _bytes(path: Path) -> bytes:
 def _check_readable(path: Path) -> None:
     if path.is_dir():
         raise DataError(f"{path} is a folder: give the path of a file; {WANTED}")
-    if not path.is_file():
+    if not path.exists():
         raise DataError(
             f"no file {path} (working folder {Path.cwd()}): give the path of an existing file"
         )
-    if path.stat().st_size == 0:
+    if path.is_file() and path.stat().st_size == 0:
         raise DataError(
             f"{path} is empty (0 bytes): wanted a header line and one line per document"
         )
@@ -245,7 +245,8 @@ def read_parquet(path: Path) -> pd.DataFrame:
 def _read_json_lines(path: Path, encoding: str) -> pd.DataFrame:
     """One JSON object per line; a key that an object lacks is a missing cell."""
     records: list[dict[str, Any]] = []
-    for number, line in enumerate(read_text(path, encoding).rstrip().split("\n"), 1):
+    text = read_text(path, encoding).rstrip()
+    for number, line in enumerate(text.split("\n" if "\n" in text else "\r"), 1):
         records.append(_record(line, number, path) if line.strip() else {})
     header = list(dict.fromkeys(key for record in records for key in record))
     if not header:
@@ -298,25 +299,42 @@ def _read_workbook(path: Path) -> pd.DataFrame:
             f"{path} needs the package openpyxl: pip install openpyxl, or save it as .csv"
         ) from None
     try:
-        book = openpyxl.load_workbook(io.BytesIO(path.read_bytes()), data_only=True)
-        sheets = {sheet.title: [list(row) for row in sheet.values] for sheet in book.worksheets}
+        data = path.read_bytes()
+        values = openpyxl.load_workbook(io.BytesIO(data), data_only=True).worksheets
+        formulas = openpyxl.load_workbook(io.BytesIO(data)).worksheets
     except Exception as error:  # a damaged workbook raises anything
         raise DataError(
             f"{path} does not read as a workbook ({type(error).__name__}): save it again, or as"
             " .csv"
         ) from None
-    filled = [rows for rows in sheets.values() if any(map(_has_cell, rows))]
+    filled = [i for i, sheet in enumerate(formulas) if any(map(_has_cell, sheet.values))]
     if len(filled) != 1:
         raise DataError(
             f"{path} has {len(filled)} sheets with cells: wanted one; save the sheet as .csv"
         )
-    rows = filled[0]
+    rows = [list(map(_workbook_cell, row)) for row in values[filled[0]].values]
+    of_formulas = list(formulas[filled[0]].values)
+    lost = [
+        number
+        for number, (row, formula) in enumerate(zip(rows, of_formulas, strict=True), 1)
+        if any(value is None and cell is not None for value, cell in zip(row, formula, strict=True))
+    ]
+    if lost:
+        raise DataError(
+            f"{path} has formulas without values in {len(lost)} lines, first {lost[:5]}: open it in"
+            " a spreadsheet program and save it, or write values"
+        )
     while not _has_cell(rows[0]):
         rows.pop(0)
     while not _has_cell(rows[-1]):
         rows.pop()
     header = ["" if cell is None else str(cell).strip() for cell in rows[0]]
     return _frame(header, rows[1:], path)
+
+
+def _workbook_cell(value: Any) -> Any:
+    """A workbook's number as it is stored: 428.0 and 428 are one number there."""
+    return float(value) if type(value) is int and abs(value) < 2**53 else value
 
 
 def _has_cell(row: Sequence[Any]) -> bool:

@@ -286,7 +286,10 @@ class Reader:
             fix = f"write the separator {self.sep!r} between them; {AS_IT_STANDS}"
             self._refuse("labels that look like several, divided in another way,", odd, fix)
         if joined:
-            self.notes.append(f"names that look like several, joined, in {self._where(odd)}")
+            self.notes.append(
+                f"names that look like several, joined, in {self._where(odd)}: write {self.sep!r}"
+                " between them if they are several"
+            )
 
     def _positions(self, cells: Sequence[Any]) -> list[list[str]]:
         """Positions of the ones in a cell that is a vector; a single 0 or 1 is the column's."""
@@ -314,7 +317,7 @@ class Reader:
     def _plain(self, names: Sequence[Sequence[str]]) -> list[list[str]]:
         """Names written plainly, sorted, once each; spellings that differ by case are refused."""
         names = self._unquoted(names)
-        plain = {name: label_names.plain(name) for row in names for name in row}
+        plain = {name: label_names.plain(name) for name in {n for row in names for n in row}}
         mended = [name for name, new in plain.items() if new and new != name.strip()]
         if mended:
             self.notes.append(
@@ -329,7 +332,7 @@ class Reader:
                 f"the only labels are {', '.join(sorted(distinct))}: if the column says whether one"
                 " label is there, pass labels_format='onehot'"
             )
-        groups = label_names.spellings(name for row in result for name in row)
+        groups = label_names.spellings(distinct)
         if groups and self.form is None:
             shown = ", ".join(brief_list(group, 3, words=6) for group in groups[:3])
             rarer = _rarer(groups, result)

@@ -309,7 +309,7 @@ def cells_of_text(frame: pd.DataFrame, column: str) -> list[str]:
     if odd:
         raise DataError(
             f"column {column!r} holds {type(values[odd[0]]).__name__}, wanted str, in {len(odd)}"
-            f" rows, first {odd[:5]}: pass text=<the text column>"
+            f" rows, first {odd[:5]}: pass text=<the text column>, or write those cells as text"
         )
     return values
 

@@ -23,6 +23,7 @@ from plantlib.data import credentials, privacy
 from plantlib.utils import reprs
 from plantlib.utils.io import atomic_path
 from plantlib.utils.reprs import page
+from plantlib.utils.terminal import printable
 
 if TYPE_CHECKING:
     import torch
@@ -229,7 +230,7 @@ class DocumentExplanation:
         ]
 
     def __repr__(self) -> str:
-        labels = ", ".join(f"{one.label} {one.score:.2f}" for one in self.explanations)
+        labels = ", ".join(f"{printable(one.label)} {one.score:.2f}" for one in self.explanations)
         return f"DocumentExplanation({labels or 'no label'})"
 
     def table_html(self) -> str:

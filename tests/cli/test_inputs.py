@@ -8,7 +8,9 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import os
 import sys
+import threading
 from argparse import Namespace
 from types import SimpleNamespace
 
@@ -68,6 +70,12 @@ def folder_of(tmp_path, name):
 def test_a_text_file_has_one_document_per_line(tmp_path):
     path = tmp_path / "notes.txt"
     expected = (["1", "3"], ["one", "two"])
+    fifo = tmp_path / "pipe"
+    os.mkfifo(fifo)
+    writer = threading.Thread(target=fifo.write_bytes, args=[b"one\n\ntwo\n"])
+    writer.start()
+    assert documents(fifo) == expected, "what a shell makes of <(...)"
+    writer.join()
     for content in (b"one\n\ntwo\n", b"\xef\xbb\xbfone\r\n\r\ntwo", b"one\r\rtwo\r"):
         path.write_bytes(content)
         assert documents(path) == expected
@@ -200,6 +208,12 @@ def test_a_workbook_with_two_filled_sheets_or_codes_as_numbers_is_refused(tmp_pa
         frame.to_excel(book, sheet_name="one", index=False)
         frame.to_excel(book, sheet_name="two", index=False)
     with pytest.raises(DataError, match="has 2 sheets with cells: wanted one"):
+        corpus(path)
+    with pytest.warns(UserWarning, match="if they are codes such as 428.0, write them as text"):
+        frame.assign(labels=[428, 250, 401]).to_excel(path, index=False)
+        assert corpus(path).label_names == ["250", "401", "428"]
+    frame.assign(text=["a", "=1+1", "c"]).to_excel(path, index=False)
+    with pytest.raises(DataError, match="formulas without values in 1 lines, first .3."):
         corpus(path)
     frame.assign(labels=[428, 401.9, "V58.61"]).to_excel(path, index=False)
     with pytest.raises(DataError, match="floating-point numbers in 1 row.*first .1."):

@@ -161,6 +161,11 @@ def test_mixed_separators_are_refused():
     message = refusal(cells)
     assert "separated by ';' in some rows and by ',' in others" in message
     assert "first [1, 4]" in message
+    words = ["cough;fever", "fever", "cough", "rash;fever", "cough,rash", "rash"]
+    with pytest.raises(
+        UserWarning, match="several, joined, in 1 row.*first .4.: write ';' between"
+    ):
+        labels_of(words)
     one = ["I10;E11.9", "E11.9,I10", "I10", "E11.9", "K21;I10", "K21"] * 5
     assert "look like several" in refusal(one)
 

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from plantlib.data.corpus import Corpus
 from plantlib.utils.terminal import brief, brief_list, json_line, printable, spreadsheet_cell
 
 NAMES = ["\x1b[2Jx", "\x9b31mx", "a\rb", "a\nb", "a\tb", "\u202eabc", "\ud800", "\x07", "\u2028"]
@@ -32,6 +33,11 @@ def test_formulas_become_text_in_a_spreadsheet(name):
 
 def test_a_tab_or_line_end_in_front_of_a_formula_is_shown():
     assert spreadsheet_cell("\t=1+1") == "\\t=1+1" and spreadsheet_cell("\r=1") == "\\r=1"
+
+
+def test_reprs_execute_nothing():
+    lists = (["1"], ["text"], [["x"]], ["train"])
+    assert "\x1b" not in repr(Corpus.from_lists("\x1b[2J", *lists))
 
 
 def test_what_may_be_a_text_is_given_by_its_size():

@@ -233,6 +233,8 @@ def test_the_table_states_quality_costs_and_what_was_not_run(finished, tmp_path)
         head, id="tiny-candidates", system="lookup+linear", times={"teacher": 1.0, "fine_tune": 4.0}
     )
     path = peer_table.write([*records, cheap, head, other, listed], tmp_path / "peers.csv")
+    odd = replace(dear, dataset={**dear.dataset, "name": "=1+1"})
+    assert "'=1+1," in peer_table.write([odd], tmp_path / "odd.csv").read_text()
     import pandas as pd
 
     table = pd.read_csv(path).set_index("system")
