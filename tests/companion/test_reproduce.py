@@ -173,7 +173,7 @@ def test_the_best_planted_model_is_left_for_notebook_a2(
 
     folder = str(corpus.save(tmp_path / "tiny"))
     common = {"dataset": folder, "backbone": backbone_folder, "max_tokens": None}
-    monkeypatch.setattr(artefacts, "checkout", lambda: tmp_path)
+    monkeypatch.setattr(artefacts, "base_folder", lambda: tmp_path)
     assert reproduce.save_best(common, 2, tmp_path / "runs", tmp_path / "model") is None
     prepared = prepare(corpus, backbone=backbone_folder, max_tokens=None, progress=False)
     config = RunConfig(train=TrainConfig(epochs=2))
