@@ -16,7 +16,7 @@ from pathlib import Path
 
 from companion.report import digests, job_summary, report
 from companion.runner import run_notebook
-from plantlib.cli.inputs import READING, in_shell, is_table
+from plantlib.cli.inputs import READING, SHELL, in_shell, is_table
 from plantlib.data import files, privacy, sources
 from plantlib.data.corpus import Corpus
 from plantlib.data.credentials import MARK
@@ -24,7 +24,7 @@ from plantlib.data.label_forms import FORMS
 from plantlib.planting.starts import parts_of
 from plantlib.training import artefacts, runs
 from plantlib.training.options import CHOSEN_BY, RunConfig, TrainConfig
-from plantlib.training.prepare import prepare
+from plantlib.training.prepare import check_labels, prepare
 from plantlib.training.records import load_all
 from plantlib.training.runs import STARTS
 from plantlib.utils.base import DataError
@@ -42,6 +42,9 @@ CAPS: dict[str, dict] = {
     "cooking": {"train_documents": 4000, "dev_documents": 500, "test_documents": 1000},
     "synthetic-icd": {},
 }
+# this command's words for names that messages of the library use
+WORDS = SHELL | {"start": "--starts", "seed": "--seeds"}
+WORDS |= {f"{split}_documents": f"--{split}" for split in ("train", "dev", "test")}
 LARGE = {"train_documents": 1000, "dev_documents": 300, "test_documents": 1000}
 
 
@@ -77,7 +80,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"done in {(time.perf_counter() - began) / 60:.1f} minutes\n")
         print(summary(corpus.fingerprint(), options.tokens, options.backbone, local))
     except (OSError, ValueError, RuntimeError) as error:
-        print(f"reproduce: {printable(in_shell(str(error)))}", file=sys.stderr)
+        print(f"reproduce: {printable(in_shell(str(error), WORDS))}", file=sys.stderr)
         return 1
     return 0
 
@@ -104,6 +107,9 @@ def _describe(common: dict) -> Corpus:
     """Print the corpus after its caps, and how many dev and test documents also stand in train.
 
     Returns the corpus as its runs read it: with the labels that have a training document.
+
+    Raises:
+        DataError: a split is empty, or there is nothing to learn.
     """
     caps = {s: common[f"{s}_documents"] for s in ("train", "dev", "test")}
     whole = Corpus.load(common["dataset"]).labelled().with_dev()
@@ -122,7 +128,10 @@ def _describe(common: dict) -> Corpus:
             f"near-duplicates: {copies['exact']} exact and {copies['near']} near copies of training"
             f" documents in {split}"
         )
-    return corpus.seen_in_train()
+    corpus.rows("test")
+    seen = corpus.seen_in_train()
+    check_labels(seen)
+    return seen
 
 
 def _table(options: argparse.Namespace) -> tuple[str, str] | None:

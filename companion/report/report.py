@@ -20,6 +20,7 @@ from companion.report import plots
 from companion.report.compare import compare, to_markdown, unlike
 from plantlib.data.sources import checkout
 from plantlib.metrics.buckets import EDGES, checked, in_words
+from plantlib.training.options import HISTORY_METRICS
 from plantlib.training.records import RunRecord, device_of, load_all
 from plantlib.utils.io import atomic_path
 
@@ -286,7 +287,7 @@ def figures(group: Group, folder: str | Path) -> list[Path]:
 
 def curves(records: Iterable[RunRecord]) -> pandas.DataFrame:
     """History of planted runs as `plots.learning_curves` reads it: start, seed, epoch and dev
-    metrics.
+    metrics, nan where dev has no label of a bucket.
     """
     import pandas as pd
 
@@ -298,7 +299,8 @@ def curves(records: Iterable[RunRecord]) -> pandas.DataFrame:
         if r.system == s
         for e in r.history
     ]
-    return pd.DataFrame(rows)
+    columns = dict.fromkeys(["start", "seed", "epoch", *(k for row in rows for k in row)])
+    return pd.DataFrame(rows, columns=list(columns | dict.fromkeys(HISTORY_METRICS)))
 
 
 def all_systems(found: list[Group]) -> str:

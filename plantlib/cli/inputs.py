@@ -8,23 +8,27 @@ from __future__ import annotations
 import re
 import sys
 from argparse import Namespace
+from collections.abc import Mapping
 from pathlib import Path
 
 from plantlib.utils.base import DataError
 
 # options of the commands that have the same name in Python
 READING = ("text", "labels", "labels_format", "sep", "split", "id", "encoding", "delimiter")
-OPTION = re.compile(rf"(?<![\w-])({'|'.join(READING)})=(?=\S)")
-BARE_OPTION = re.compile(rf"(?<![\w-])({'|'.join(READING)})=(?!\S)")
+SAME = (*READING, "start", "backbone", "epochs", "seed", "batch")
+SHELL = {name: "--" + name.replace("_", "-") for name in SAME}
+SHELL |= {"k": "-k", "max_tokens": "--tokens", "root": "--artefacts"}
 
 
-def in_shell(message: str) -> str:
-    """A message of the library in the words of the shell: `sep=';'` becomes `--sep ';'`."""
+def in_shell(message: str, options: Mapping[str, str] = SHELL) -> str:
+    """A message of the library in the words of the shell: `sep=';'` becomes `--sep ';'`.
 
-    def option(match: re.Match) -> str:
-        return "--" + match[1].replace("_", "-")
-
-    return BARE_OPTION.sub(option, OPTION.sub(lambda match: option(match) + " ", message))
+    options: the shell's word for each name of Python.
+    """
+    names = re.compile(rf"(?<![\w.-])({'|'.join(options)})=(?=(\S)?)")
+    message = names.sub(lambda match: options[match[1]] + (" " if match[2] else ""), message)
+    # the scripts that build corpora call it so; `plant data` runs them
+    return re.sub(r"(?<!\.py )--from\b", "plant data's --source", message)
 
 
 def corpus_of(options: Namespace, **reading):

@@ -165,6 +165,8 @@ class Corpus(Rich):
             sizes = {s: int((self.split == s).sum()) for s in SPLITS}
             present = ", ".join(f"{s} ({size})" for s, size in sizes.items() if size)
             hint = "; with_dev() carves one from train" if split == "dev" else ""
+            if split == "test":
+                hint = ": give more documents, or a column of splits, split='COLUMN'"
             raise DataError(
                 f"corpus {self.name!r} has no documents in split {split!r}; it has"
                 f" {present or 'none'}{hint}"
@@ -267,7 +269,7 @@ class Corpus(Rich):
         """Carve a dev split from train by hash, if there is none; copies of a text stay together.
 
         Args:
-            fraction: of the training documents, rounded.
+            fraction: of the training documents, rounded, at least one.
             seed: of the hash order.
 
         Raises:
@@ -279,14 +281,17 @@ class Corpus(Rich):
         rows = self.rows("train")
         texts = [self.texts[i] for i in rows]
         copies = Counter(texts)
-        count = round(fraction * rows.size)
+        count = max(round(fraction * rows.size), 1)
         # a text moves if all its copies find room; where every text repeats, the least repeated one
         # still does
         room = max(count, min(copies.values()))
-        if count < 1 or room >= rows.size:
+        if not 0 < fraction < 1:
+            raise DataError(f"fraction={fraction}: wanted a number between 0 and 1")
+        if room >= rows.size:
             raise DataError(
-                f"fraction={fraction} of {rows.size} training documents leaves dev or train empty; "
-                "wanted a fraction between 0 and 1 and enough documents of different text"
+                f"dev cannot be carved from {rows.size} training documents with"
+                f" {len(copies)} different texts: give more of different text, or a column of"
+                " splits, split='COLUMN'"
             )
         # fill dev in hash order
         dev = set()

@@ -7,11 +7,14 @@ into windows in `backbones/windows.py`, not here.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import regex
 from scipy import sparse
 
 from plantlib.utils.io import read_if_whole
@@ -147,11 +150,42 @@ class Words:
 WORD = r"(?u)\b\w\w+\b"
 
 
-def word_analyser(pattern: str = WORD):
-    """The function from a text to its lower-cased words, as `words` counts them."""
-    from sklearn.feature_extraction.text import CountVectorizer
+# Letters and marks of scripts that put no spaces between words. Their words are not known here; two
+# neighbouring characters stand for them, as search engines take it.
+UNSPACED = (
+    r"(?V1)[[\p{scx=Han}\p{scx=Hiragana}\p{scx=Katakana}\p{scx=Bopomofo}"
+    r"\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]&&[\p{L}\p{M}\p{N}]]+"
+)
+# from so large a share of a text's characters on, so that a name in Chinese or a wrongly decoded
+# letter leaves the words of an English text as they are
+UNSPACED_SHARE = 0.1
 
-    return CountVectorizer(token_pattern=pattern).build_analyzer()
+
+def word_analyser(pattern: str = WORD) -> Callable[[str], list[str]]:
+    """The function from a text to its lower-cased words, as `words` counts them.
+
+    In a text of a script without spaces (Chinese, Japanese, Thai, Lao, Khmer, Burmese) a word is
+    two neighbouring characters, each with its vowel signs and accents.
+    """
+    word = re.compile(pattern)
+    unspaced = regex.compile(UNSPACED)
+
+    def analyse(text: str) -> list[str]:
+        text = text.lower()
+        runs = [] if text.isascii() else list(unspaced.finditer(text))
+        if sum(len(run[0]) for run in runs) < max(UNSPACED_SHARE * len(text), 1):
+            return word.findall(text)
+        found = []
+        end = 0
+        for run in runs:
+            found += word.findall(text[end : run.start()])
+            characters = regex.findall(r"\X", run[0])
+            pairs = ["".join(pair) for pair in pairwise(characters)]
+            found += pairs or characters
+            end = run.end()
+        return found + word.findall(text[end:])
+
+    return analyse
 
 
 def words(
@@ -170,13 +204,14 @@ def words(
     """
     from sklearn.feature_extraction.text import CountVectorizer
 
-    vectorizer = CountVectorizer(min_df=min_documents, token_pattern=pattern, dtype=np.int32)
+    analyse = word_analyser(pattern)
+    vectorizer = CountVectorizer(min_df=min_documents, analyzer=analyse, dtype=np.int32)
     try:
         vectorizer.fit([texts[i] for i in train_rows])
     except ValueError as error:
         raise ValueError(
-            f"no word occurs in at least {min_documents} of {len(train_rows)} training documents; "
-            "lower min_documents or add text"
+            f"no word occurs in at least {min_documents} of {len(train_rows)} training documents;"
+            " give more training documents, or texts that share words"
         ) from error
     return Words(list(vectorizer.get_feature_names_out()), vectorizer.transform(texts).tocsr())
 

@@ -52,7 +52,8 @@ LARGE_FOLDS = 3
 class LinearConfig:
     """Option of the linear score.
 
-    folds: parts of the training rows for out-of-fold scores; large problems have LARGE_FOLDS.
+    folds: parts of the training rows for out-of-fold scores, never more than there are rows; large
+        problems have LARGE_FOLDS.
     """
 
     folds: int = 5
@@ -154,18 +155,22 @@ def fit(
         The fitted score.
 
     Raises:
-        ValueError: there are fewer training documents than folds.
+        ValueError: all training documents have the same words.
     """
-    # cut the rows into folds
+    # cut the rows into folds; of very few documents each is a fold of its own
     train_rows = np.asarray(train_rows)
     large = is_large(len(train_rows) * labels.shape[1])
-    folds = LARGE_FOLDS if large else config.folds
-    if len(train_rows) < folds:
-        raise ValueError(
-            f"{len(train_rows)} training documents cannot be cut into {folds} folds; lower folds"
-        )
+    folds = min(LARGE_FOLDS if large else config.folds, len(train_rows))
     weights = tfidf(words.counts, train_rows)
-    fold = folds_of(weights[train_rows], folds, seed)
+    # documents of the same words share a fold, so that some may be empty
+    used, fold = np.unique(folds_of(weights[train_rows], folds, seed), return_inverse=True)
+    folds = len(used)
+    if folds < 2:
+        raise ValueError(
+            f"{len(train_rows)} training documents have the same words, so that no linear score can"
+            " be tested on others: give documents of different words, or leave the score out with"
+            " start='lookup'"
+        )
     part = np.zeros(weights.shape[0], np.int32)
     part[train_rows] = fold + 1
     parts: list[dict[str, Table]] = []

@@ -167,7 +167,9 @@ def logistic(x, y, w, hats: sparse.csr_matrix, ridge: float) -> tuple[np.ndarray
     def loss(theta):
         s = design @ theta
         value = w @ (np.logaddexp(0, s) - y * s)
-        slope = transposed @ (w * (1 / (1 + np.exp(-s)) - y))
+        # exp overflows to infinity where the chance is 0, which is right
+        with np.errstate(over="ignore"):
+            slope = transposed @ (w * (1 / (1 + np.exp(-s)) - y))
         if steps is not None:
             change = steps @ theta
             value, slope = value + ridge * change @ change, slope + 2 * ridge * (steps.T @ change)

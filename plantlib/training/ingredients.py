@@ -97,10 +97,11 @@ def ingredients(
     # the teacher
     began = time.perf_counter()
     teacher = teacher_of(inputs, config.teacher) if teacher is None else teacher
-    if not teacher.scores.nnz and parts != ["random"]:
+    if not teacher.scores.nnz and set(parts) - {"random", "linear"}:
         raise DataError(
             "no token of the training documents is associated with a label, so nothing can be"
-            " planted; check texts and labels"
+            " planted; check texts and labels, name a backbone that knows this language,"
+            " backbone='FOLDER', or plant no tokens, start='linear'"
         )
     made = Ingredients(teacher, seconds=seconds)
     seconds["teacher"] = time.perf_counter() - began

@@ -5,6 +5,7 @@ Not here: what comes out of it (`inputs.Inputs`), and the files it is kept in (`
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,7 @@ def prepare(
         within = uncapped.seen_in_train().subset(**caps, seed=subset_seed)
     else:
         within = capped.seen_in_train() if label_space == "seen" else capped
-    _check_labels(within)
+    check_labels(within)
     extra_gold = np.diff(capped.labels.indptr) - np.diff(within.labels.indptr)
     # token ids
     tokenizer = loading.tokenizer_of(backbone, trust_remote_code)
@@ -91,10 +92,12 @@ def prepare(
     key = fingerprint_of(within.fingerprint(), loading.fingerprint(backbone), max_tokens, *windows)
     config = loading.config_of(backbone, trust_remote_code)
     root = artefacts.root_of(privacy.artefacts_root(within, root))
+    tokens = _tokens(within, tokenizer, max_tokens, root, key, progress)
+    warn_of_unknown(tokens, tokenizer.unk_token_id)
     inputs = Inputs(
         corpus=within,
         backbone=backbone,
-        tokens=_tokens(within, tokenizer, max_tokens, root, key, progress),
+        tokens=tokens,
         vocabulary=tokenizer.convert_ids_to_tokens(list(range(len(tokenizer)))),
         extra_gold=extra_gold,
         features=None,
@@ -110,13 +113,35 @@ def prepare(
     return replace(inputs, features=artefacts.features(inputs, progress)) if frozen else inputs
 
 
-def _check_labels(corpus: Corpus) -> None:
+UNKNOWN_SHARE = 0.05  # of the tokens, from which a warning tells it
+
+
+def warn_of_unknown(tokens: Ragged, unknown: int | None) -> None:
+    """Warn where the tokenizer does not know much of the texts; unknown: the id of its [UNK]."""
+    share = float((tokens.flat == unknown).mean()) if unknown is not None else 0.0
+    if share >= UNKNOWN_SHARE:
+        warnings.warn(
+            f"{share:.0%} of the tokens of these texts are unknown to the backbone's tokenizer, so"
+            " attention cannot tell them apart; name one made for their language, backbone='FOLDER'"
+            " or a hub id",
+            stacklevel=3,
+        )
+
+
+def check_labels(corpus: Corpus) -> None:
+    """DataError where training has nothing to learn, or dev nothing to choose by."""
     for split in ("train", "dev"):
         if not corpus.labels[corpus.rows(split)].nnz:
             raise DataError(
-                f"no {split} document has a label of the training rows; check the labels column and"
-                " the splits"
+                f"no {split} document has a label of the training rows: give more documents, or"
+                " check the columns of labels and splits"
             )
+    train = corpus.labels[corpus.rows("train")]
+    if train.nnz == train.shape[0] * train.shape[1]:
+        raise DataError(
+            f"every training document has the same labels, all {corpus.L} of them, so there is"
+            " nothing to learn; give documents without some of them too"
+        )
 
 
 def _tokens(

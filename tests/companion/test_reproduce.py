@@ -102,7 +102,7 @@ def test_a_known_corpus_keeps_its_caps_and_says_so(job, capsys, tmp_path):
         "cooking",
         [f"d{i}" for i in range(5000)],
         [f"text {i}" for i in range(5000)],
-        [["x"]] * 5000,
+        [["x"], ["y"]] * 2500,
         ["train"] * 4500 + ["test"] * 500,
     )
     elsewhere = tmp_path / "elsewhere" / "cooking"

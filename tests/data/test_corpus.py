@@ -163,8 +163,9 @@ def test_with_dev_carves_once_and_says_so():
     )
     assert "carved" in carved.manifest["notes"][-1] and carved.with_dev() is carved
     assert not (result.split == "dev").any()
-    with pytest.raises(DataError, match="leaves dev or train empty"):
-        result.with_dev(0.001)
+    assert result.with_dev(0.001).rows("dev").size == 1
+    with pytest.raises(DataError, match="fraction=0: wanted a number between 0 and 1"):
+        result.with_dev(0)
 
 
 def repeated(copies: list[int]) -> Corpus:
@@ -189,7 +190,7 @@ def test_with_dev_keeps_copies_of_a_text_on_one_side(copies, dev):
             len(carved.rows("dev")) == dev
             and f"dev: {dev} documents carved" in carved.manifest["notes"][-1]
         )
-    with pytest.raises(DataError, match="documents of different text"):
+    with pytest.raises(DataError, match="with 1 different texts: give more of different text"):
         repeated([20]).with_dev()
 
 

@@ -10,10 +10,10 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 
 from plantlib.data import tokens as tokens_module
-from plantlib.data.tokens import Ragged, cached_tokens, tfidf, tokenise, words
+from plantlib.data.tokens import WORD, Ragged, cached_tokens, tfidf, tokenise, word_analyser, words
 
 DOCUMENTS = [[3, 1, 3], [], [2], [0, 0, 0, 4], []]
 VOCABULARY = {
@@ -150,9 +150,43 @@ def test_word_vocabulary_comes_from_training_rows_alone():
 def test_no_words_is_a_clear_error(texts, least):
     with pytest.raises(
         ValueError,
-        match=rf"no word occurs in at least {least} of 2 training documents; lower min_documents",
+        match=rf"no word occurs in at least {least} of 2 training documents; give more training",
     ):
         words(texts, np.arange(2), min_documents=least)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("患者发热。吃了Aspirin 100mg", ["患者", "者发", "发热", "吃了", "aspirin", "100mg"]),
+        ("熱", ["熱"]),
+        ("コーヒーを飲む", ["コー", "ーヒ", "ヒー", "ーを", "を飲", "飲む"]),
+        ("มีไข้ ที่", ["มีไ", "ไข้", "ที่"]),  # a vowel sign belongs to its consonant
+    ],
+    ids=["Chinese", "one character", "Japanese", "Thai"],
+)
+def test_scripts_without_spaces_are_read_in_pairs_of_characters(text, found):
+    assert word_analyser()(text) == found
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Don't: a red_wine, élan! İstanbul 2,5 mg",
+        "열이 있는 환자",
+        "مريض يعاني من حمى",
+        "हिन्दी में",
+        "a long sentence about one name, 飞秋, and no more of it",
+    ],
+)
+def test_words_between_spaces_are_those_of_scikit_learn(text):
+    assert word_analyser()(text) == CountVectorizer(token_pattern=WORD).build_analyzer()(text)
+
+
+def test_words_of_chinese_texts_are_counted():
+    texts = ["患者发热", "患者咳嗽", "发热咳嗽"]
+    assert words(texts, np.array([0, 1])).names == ["患者"]
+    assert words(texts, np.array([0, 1])).counts.toarray().ravel().tolist() == [1, 1, 0]
 
 
 def test_tfidf_equals_scikit_learn_fitted_on_training_rows():

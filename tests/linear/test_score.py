@@ -234,7 +234,7 @@ def test_options_are_checked():
 
 
 def test_too_few_documents_for_the_folds(prepared):
-    with pytest.raises(ValueError, match="cannot be cut into"):
+    with pytest.raises(ValueError, match="2 training documents have the same words"):
         linear_score.fit(
             words(["aa bb", "aa bb"], np.arange(2)),
             sparse.csr_matrix(np.eye(2)),
