@@ -18,7 +18,7 @@ import numpy as np
 from plantlib.data import credentials
 from plantlib.data.storage import digest
 from plantlib.utils.base import FORMAT, SPLITS, DataError
-from plantlib.utils.folders import atomic_folder
+from plantlib.utils.folders import atomic_folder, list_again
 from plantlib.utils.io import write_json
 
 LABEL_TEXTS_FILE = "label_texts.json"
@@ -31,10 +31,10 @@ def write_label_texts(folder: str | Path, texts: dict[str, str]) -> Path:
 
     texts: label name -> description, inclusion terms and other names; empty ones are left out.
     """
-    return write_json(
-        Path(folder) / LABEL_TEXTS_FILE,
-        {name: texts[name] for name in sorted(texts) if texts[name]},
-    )
+    table = {name: texts[name] for name in sorted(texts) if texts[name]}
+    path = write_json(Path(folder) / LABEL_TEXTS_FILE, table)
+    list_again(folder, LABEL_TEXTS_FILE)
+    return path
 
 
 class CorpusWriter:

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 
 from plantlib.backbones import adapters, loading
 from plantlib.data import credentials, privacy
-from plantlib.utils.folders import atomic_folder, verify
+from plantlib.utils.folders import atomic_folder, list_again, verify
 from plantlib.utils.io import atomic_path, read_json, remove_unless_held, write_json
 from plantlib.utils.progress import without_library_bars
 
@@ -282,6 +282,7 @@ def write_card(record, folder: str | Path) -> Path:
         temporary.write_text(card, encoding="utf-8")
     run = {"id": record.id, "params": record.params, "metrics": metrics, "dataset": data}
     write_json(Path(folder) / "run.json", run)
+    list_again(folder, "run.json")
     return path
 
 

@@ -115,6 +115,16 @@ def seal(folder: Path, kind: str) -> None:
     write_json(folder / CONTENTS, {"format": kind, "files": files})
 
 
+def list_again(folder: str | Path, name: str) -> None:
+    """Take a file of a written folder that was replaced on purpose into its `contents.json`."""
+    folder = Path(folder)
+    if (folder / CONTENTS).is_file():
+        contents = _contents(folder / CONTENTS)
+        path = folder / name
+        contents["files"][name] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
+        write_json(folder / CONTENTS, contents)
+
+
 def verify(folder: str | Path, kind: str, fix: str) -> None:
     """Check every file of a folder that `atomic_folder` wrote against its `contents.json`.
 

@@ -14,7 +14,14 @@ from pathlib import Path
 import pytest
 
 from plantlib.utils.base import DataError
-from plantlib.utils.folders import CONTENTS, atomic_folder, check_target, kind_of, verify
+from plantlib.utils.folders import (
+    CONTENTS,
+    atomic_folder,
+    check_target,
+    kind_of,
+    list_again,
+    verify,
+)
 from plantlib.utils.io import Damaged
 
 
@@ -170,6 +177,19 @@ def test_people_may_edit_what_is_written_for_people(tmp_path):
         (temporary / "README.md").write_text("a card")
     (tmp_path / "m" / "README.md").write_text("a better card")
     verify(tmp_path / "m", "model", "make it again")
+
+
+def test_a_file_that_is_replaced_on_purpose_is_listed_again(tmp_path):
+    write(tmp_path / "m", a="1", b="1")
+    (tmp_path / "m" / "a").write_text("2")
+    (tmp_path / "m" / "c").write_text("2")
+    for name in "ac":
+        list_again(tmp_path / "m", name)
+    verify(tmp_path / "m", "model", "make it again")
+    (tmp_path / "m" / "c").unlink()
+    with pytest.raises(Damaged, match="m lacks c"):
+        verify(tmp_path / "m", "model", "make it again")
+    list_again(tmp_path, "a folder without contents is left alone")
 
 
 REPLACE = """
