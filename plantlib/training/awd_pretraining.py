@@ -22,8 +22,9 @@ from plantlib.backbones.awd_lstm import AwdLstmConfig, AwdLstmForCausalLM, check
 from plantlib.data import credentials
 from plantlib.data.corpus import Corpus
 from plantlib.data.tokens import tokenise
+from plantlib.training.checkpoints import SealingTrainer
 from plantlib.training.language_model import texts_of
-from plantlib.training.train import SealingTrainer, StepBar, one_device, start
+from plantlib.training.train import StepBar, one_device, start
 from plantlib.utils.checks import check_fields, check_seed
 from plantlib.utils.folders import atomic_folder, check_target
 from plantlib.utils.io import fingerprint_of, held, remove_unless_held, write_json

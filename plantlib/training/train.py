@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -26,21 +25,19 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 from transformers.utils import logging as transformers_logging
 
 from plantlib.metrics.documents import evaluate
 from plantlib.model.plant_model import PlantModel
 from plantlib.training import schedules
+from plantlib.training.checkpoints import SealingTrainer, last_whole_checkpoint, stopped_early
 from plantlib.training.evaluation import score
 from plantlib.training.inputs import Documents
 from plantlib.training.options import CHOSEN_BY, HISTORY_METRICS, TrainConfig
 from plantlib.utils.distributed import LONGEST_WAIT, is_main, main_first, on_cpu
-from plantlib.utils.folders import CONTENTS, seal, verify
-from plantlib.utils.io import Damaged, held, read_json
+from plantlib.utils.io import held, read_json
 from plantlib.utils.progress import tqdm
 
-CHECKPOINT = "checkpoint"  # the format of its folder, see `utils.folders`
 EPSILON = 1e-8  # of AdamW, PyTorch's default
 # Times the rates of queries and outputs where training begins from the linear score: that score is
 # better than what few documents teach, so the head takes smaller steps.
@@ -49,35 +46,6 @@ LINEAR_RATE = 0.3
 # far above its epsilon, so with a tiny one a label that no document of a batch has is pushed down
 # as far as others are pushed up. A larger one leaves such labels nearer to their start.
 LINEAR_EPSILON = 1e-4
-
-
-class SealingTrainer(Trainer):
-    """Trainer whose checkpoints list their files with checksums, so that damage is found.
-
-    Of the checkpoints the newest is kept, and the one with the best dev metric.
-    """
-
-    def _save_checkpoint(self, model, trial) -> None:
-        super()._save_checkpoint(model, trial)
-        # every process writes its random state
-        self.accelerator.wait_for_everyone()
-        if not self.args.should_save:
-            return
-        folder = Path(self.args.output_dir)
-        newest = folder / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        seal(newest, CHECKPOINT)
-        best = Path(self.state.best_model_checkpoint or newest)
-        for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
-            if path.name not in (newest.name, best.name):
-                shutil.rmtree(path)
-
-    def _load_best_model(self) -> None:
-        """Load the best checkpoint of this folder; Damaged if it is not what was written."""
-        folder = Path(self.args.output_dir)
-        best = folder / Path(self.state.best_model_checkpoint).name
-        verify(best, CHECKPOINT, f"delete {folder} to train again")
-        self.state.best_model_checkpoint = str(best)
-        super()._load_best_model()
 
 
 class PlantTrainer(SealingTrainer):
@@ -319,38 +287,6 @@ def _train_from(trainer: Trainer, last: str | None) -> None:
         trainer._load_best_model()
         return
     trainer.train(resume_from_checkpoint=last)
-
-
-def stopped_early(checkpoint: Path) -> bool:
-    """Whether dev had stopped the run when this checkpoint was written."""
-    state = read_json(checkpoint / "trainer_state.json")
-    stopping = state.get("stateful_callbacks", {}).get("EarlyStoppingCallback")
-    if not stopping:
-        return False
-    epochs_without_gain = stopping["attributes"]["early_stopping_patience_counter"]
-    return epochs_without_gain >= stopping["args"]["early_stopping_patience"]
-
-
-def last_whole_checkpoint(folder: Path) -> str | None:
-    """The newest checkpoint that is whole, and whose best one is too; None without one.
-
-    Later ones are deleted: a kill cut them off, or a line says which of their files is damaged. The
-    caller holds the lock of the folder (`io.held`).
-    """
-    while (last := get_last_checkpoint(str(folder)) if folder.is_dir() else None) is not None:
-        path = Path(last)
-        fix = "it is left out, and training goes on from an earlier one or begins again"
-        try:
-            verify(path, CHECKPOINT, fix)
-            best = read_json(path / "trainer_state.json").get("best_model_checkpoint")
-            if best is not None:
-                verify(folder / Path(best).name, CHECKPOINT, fix)
-            return last
-        except Damaged as error:
-            if (path / CONTENTS).is_file():
-                print(error, flush=True)
-            shutil.rmtree(path)
-    return None
 
 
 def _arguments(folder: Path, config: TrainConfig, seed: int = 0) -> TrainingArguments:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from plantlib import fit
-from plantlib.training import train
+from plantlib.training import checkpoints
 from plantlib.training.options import RunConfig, TrainConfig
 from plantlib.utils.io import Damaged
 from tests.training.test_train import train_it, weights
@@ -26,7 +26,7 @@ def run(prepared, tmp_path_factory):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:  # none is removed
-        patch.setattr(train.shutil, "rmtree", lambda *a, **k: None)
+        patch.setattr(checkpoints.shutil, "rmtree", lambda *a, **k: None)
         model, _ = train_it(prepared, folder, **OPTIONS)
     yield folder, weights(model)
     torch.set_num_threads(threads)
@@ -48,17 +48,17 @@ def flip(path: Path) -> None:
 @pytest.mark.parametrize("name", FILES)
 def test_a_damaged_checkpoint_is_named_and_left_out(folder, name, capsys):
     flip(folder / "checkpoint-16" / name)
-    assert train.last_whole_checkpoint(folder) == str(folder / "checkpoint-8")
+    assert checkpoints.last_whole_checkpoint(folder) == str(folder / "checkpoint-8")
     assert f"checkpoint-16/{name} is not what was written" in capsys.readouterr().out
     # without its best checkpoint, whose weights the run ends with, a checkpoint is of no use
     flip(folder / "checkpoint-8" / name)
-    assert train.last_whole_checkpoint(folder) is None and not list(folder.iterdir())
+    assert checkpoints.last_whole_checkpoint(folder) is None and not list(folder.iterdir())
 
 
 def test_half_a_checkpoint_of_a_killed_process_is_left_out_without_a_word(folder, capsys):
     for name in ("contents.json", "trainer_state.json"):
         (folder / "checkpoint-16" / name).unlink()
-    assert train.last_whole_checkpoint(folder) == str(folder / "checkpoint-8")
+    assert checkpoints.last_whole_checkpoint(folder) == str(folder / "checkpoint-8")
     assert not capsys.readouterr().out
 
 
@@ -71,13 +71,13 @@ def test_a_run_with_a_damaged_checkpoint_ends_with_the_same_weights(prepared, ru
 
 def test_a_best_checkpoint_that_is_lost_while_training_is_an_error(prepared, tmp_path, monkeypatch):
     """transformers would warn, and leave the model at its last epoch."""
-    finish = train.SealingTrainer._load_best_model
+    finish = checkpoints.SealingTrainer._load_best_model
 
     def lost(self):
         shutil.rmtree(self.state.best_model_checkpoint)
         finish(self)
 
-    monkeypatch.setattr(train.SealingTrainer, "_load_best_model", lost)
+    monkeypatch.setattr(checkpoints.SealingTrainer, "_load_best_model", lost)
     with pytest.raises(Damaged, match="checkpoint-8 lacks contents.json"):
         train_it(prepared, tmp_path, epochs=1)
 
