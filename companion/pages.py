@@ -156,7 +156,7 @@ def leak(frame: pandas.DataFrame) -> str:
         cells = [data, start, str(part["seed"].nunique())]
         for bucket in leak_audit.BUCKETS:
             known = bucket in means.index
-            cells.append("{:.1f} to {:.1f} ({:+.1f})".format(*means.loc[bucket]) if known else "-")
+            cells.append("{:.1f} to {:.1f} ({:+z.1f})".format(*means.loc[bucket]) if known else "-")
         rows.append(cells)
     head = ["data", "start", "seeds", *(f"RP@5 {bucket}" for bucket in leak_audit.BUCKETS)]
     note = (

@@ -150,8 +150,9 @@ def difference_cell(row: Mapping[str, float], metric: str) -> str:
     values = [row.get(f"{metric} {name}") for name in ("diff", "low", "high")]
     if any(value is None or math.isnan(value) for value in values):
         return "-"
-    difference, low, high = (_percent(value, "+") for value in values)
-    return f"{difference} [{low}, {high}]"
+    difference, low, high = (100 * value for value in values)
+    # "-0.0" says something of an interval's end, and nothing of a difference
+    return f"{difference:+z.1f} [{low:+.1f}, {high:+.1f}]"
 
 
 def _starred(row: Mapping[str, float], metric: str, level: float) -> str:

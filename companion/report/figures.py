@@ -139,29 +139,35 @@ def _words(ax: Axes) -> None:
 
 _STEPS = {
     "text": (0, 1, "documents,\nlabel names"),
-    "X, Y": (1, 1, "token presence,\nlabels (CSR)"),
+    "X, Y": (1, 1, "token presence,\nlabels (sparse)"),
     "C = X'Y": (2, 1, "counts,\ntraining rows only"),
-    "J": (3, 1, "normalised\nmutual information"),
-    "G": (4, 1, "graded relevance,\nK tokens per label"),
+    "I": (3, 1, "mutual information\nof token and label"),
+    "G": (4, 1, "K best tokens of\neach label, 0 to 1"),
+    "u": (0, 0, "linear score\nover words"),
     "H": (1, 0, "hidden states\nof the backbone"),
+    "L2R": (4, 0, "learning to rank\ntokens, a list per label"),
     "metrics": (0, -1, "P@k, nDCG@k, ...\nby label frequency"),
     "logits": (1, -1, "one per label,\nstreamed top-k"),
-    "LabelDecoder": (2, -1, "planted label\nattention"),
-    "Q": (3, -1, "label queries,\nplanted"),
-    "L2R": (4, -1, "learning to rank\ntokens, a list per label"),
+    "LabelDecoder": (2.7, -1, "planted label\nattention"),
+    "Q": (4, -1, "label queries"),
 }
+_ORANGE = {"C = X'Y", "I", "G", "L2R", "Q"}
+_OPTIONAL = {"L2R", "Q"}  # of the starts l2r and closed_form alone
 
 
 _ARROWS = (
     ("text", "X, Y"),
     ("X, Y", "C = X'Y"),
-    ("C = X'Y", "J"),
-    ("J", "G"),
+    ("C = X'Y", "I"),
+    ("I", "G"),
+    ("G", "LabelDecoder"),
     ("G", "L2R"),
     ("L2R", "Q"),
     ("Q", "LabelDecoder"),
     ("LabelDecoder", "logits"),
     ("logits", "metrics"),
+    ("text", "u"),
+    ("u", "logits"),
     ("text", "H"),
     ("H", "L2R"),
     ("H", "LabelDecoder"),
@@ -177,7 +183,7 @@ def draw_flow(ax: Axes, orange: str, blue: str) -> Axes:
     from matplotlib.patches import FancyBboxPatch
 
     for name, (column, row, note) in _STEPS.items():
-        colour = orange if name in {"C = X'Y", "J", "G", "L2R", "Q"} else blue
+        colour = orange if name in _ORANGE else blue
         x, y = 2.2 * column, 1.5 * row
         corner = (x - _HALF[0] + 0.08, y - _HALF[1] + 0.08)
         ax.add_patch(
@@ -189,27 +195,31 @@ def draw_flow(ax: Axes, orange: str, blue: str) -> Axes:
                 facecolor="white",
                 edgecolor=colour,
                 linewidth=1.8,
+                linestyle="--" if name in _OPTIONAL else "-",
             )
         )
         ax.text(x, y + 0.21, name, ha="center", va="center", fontweight="bold", fontsize=12)
         ax.text(x, y - 0.15, note, ha="center", va="center", fontsize=8.5, linespacing=1.15)
     for start, end in _ARROWS:
-        _arrow(ax, _STEPS[start], _STEPS[end])
+        _arrow(ax, _STEPS[start], _STEPS[end], dashed=bool(_OPTIONAL & {start, end}))
     ax.text(
-        5.5,
-        0.2,
-        "orange: teacher and planting, training documents only\nblue: data and classifier",
+        4.4,
+        -2.35,
+        "orange: teacher and planting, training documents only; blue: data and classifier;"
+        " dashed: the starts that plant queries",
         ha="center",
         va="center",
         fontsize=9.5,
         linespacing=1.5,
     )
-    ax.set(xlim=(-1.0, 9.8), ylim=(-2.1, 2.1))
+    ax.set(xlim=(-1.0, 9.8), ylim=(-2.6, 2.1))
     ax.set_axis_off()
     return ax
 
 
-def _arrow(ax: Axes, start: tuple[int, int, str], end: tuple[int, int, str]) -> None:
+def _arrow(
+    ax: Axes, start: tuple[float, int, str], end: tuple[float, int, str], dashed: bool = False
+) -> None:
     """An arrow between two boxes: sideways within a row, up or down between rows."""
     (x0, y0), (x1, y1) = ((2.2 * column, 1.5 * row) for column, row, _ in (start, end))
     dx = (x1 > x0) - (x1 < x0)
@@ -227,6 +237,7 @@ def _arrow(ax: Axes, start: tuple[int, int, str], end: tuple[int, int, str]) -> 
             "arrowstyle": "-|>",
             "color": "#333333",
             "linewidth": 1.4,
+            "linestyle": "--" if dashed else "-",
             "shrinkA": 1,
             "shrinkB": 1,
         },

@@ -10,8 +10,8 @@ import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 
-from companion.report.compare import difference_cell
-from companion.report.report import NAMES, Group, backbone_of, tokens_of
+from companion.report.compare import compare, difference_cell
+from companion.report.report import NAMES, Group, backbone_of, in_order, tokens_of
 from companion.report.worth import pairs_of
 from plantlib.metrics.statistics import paired_bootstrap
 from plantlib.training.records import RunRecord
@@ -59,14 +59,30 @@ def sentence(group: Group) -> str:
     on dev, reading test once").
     """
     for planted, control in PAIRS:
-        pairs = pairs_of(group.records, planted, control)
-        if pairs and all(METRIC in record.per_document for pair in pairs for record in pair):
+        if pairs := _pairs(group, planted, control):
             return _compared(group, planted, control, pairs)
     possible = ", ".join(f"`{planted}` with `{control}`" for planted, control in PAIRS)
     return (
         "This job does not say what planting is worth: no planted start was run beside its control"
         f" with the same seed. Pairs that would do: {possible}."
     )
+
+
+def _pairs(group: Group, planted: str, control: str) -> list[tuple[RunRecord, RunRecord]]:
+    """`pairs_of` the two systems; empty where a record does not keep the metric per document."""
+    pairs = pairs_of(group.records, planted, control)
+    kept = all(METRIC in record.per_document for pair in pairs for record in pair)
+    return pairs if kept else []
+
+
+def reference(group: Group) -> str:
+    """The system that the table's differences are taken to: the control of the sentence's pair, so
+    that the planted row shows what planting is worth.
+    """
+    for planted, control in PAIRS:
+        if _pairs(group, planted, control):
+            return control
+    return group.baseline
 
 
 def _compared(
@@ -82,7 +98,7 @@ def _compared(
     distinct = "distinguishable" if low > 0 or high < 0 else "not distinguishable"
     seeds = "1 seed" if len(pairs) == 1 else f"{len(pairs)} seeds"
     return (
-        f"Planting changed {NAMES[METRIC]} on test by {difference:+.1f} points (95 % interval"
+        f"Planting changed {NAMES[METRIC]} on test by {difference:+z.1f} points (95 % interval"
         f" {low:+.1f} to {high:+.1f}, {distinct} from zero): `{planted}` reached {means[0]:.1f},"
         f" and `{control}`, the same model with nothing planted in its attention, {means[1]:.1f};"
         f" {group.dataset['name']}, {group.dataset['test']:,} test documents, mean of {seeds}."
@@ -92,13 +108,15 @@ def _compared(
 def short_table(group: Group) -> str:
     """A row per system in at most 6 columns, aligned for a terminal.
 
-    System, seeds, nDCG@5, its difference to the first row with the 95 % interval, P@1 and RP@5 of
+    System, seeds, nDCG@5, its difference to `reference` with the 95 % interval, P@1 and RP@5 of
     rare labels; percent on test, mean ± sd over seeds. Long names of systems are cut.
     """
-    table = group.table(COLUMNS)
+    recorded = [m for m in COLUMNS if any(r.metrics.get(m) is not None for r in group.records)]
+    table = compare(group.records, reference(group), recorded)
+    table = table.loc[in_order(table.index)]
     metrics = [metric for metric in COLUMNS if metric in table.columns]
     rows = [["system", "seeds", *(NAMES[metric] for metric in metrics)]]
-    rows[0].insert(3, f"against {group.baseline}")
+    rows[0].insert(3, f"against {reference(group)}")
     for system, row in table.iterrows():
         cells = [_mean(row, metric) for metric in metrics]
         cells.insert(1, _difference(row))
@@ -134,7 +152,7 @@ def _difference(row) -> str:
 def text(group: Group) -> str:
     """The sentence and the short table, every line at most 100 columns wide."""
     note = (
-        f"Percent on test, mean ± sd over seeds; 'against {group.baseline}': points of"
+        f"Percent on test, mean ± sd over seeds; 'against {reference(group)}': points of"
         f" {NAMES[METRIC]} with the 95 % interval over seeds and test documents; *: p < 0.05,"
         " not corrected for the number of comparisons."
     )

@@ -238,7 +238,7 @@ def bars_table(held: pandas.DataFrame) -> str:
                 row["start"],
                 f"{row['bar']:.1f}",
                 row["ours"],
-                "-" if difference != difference else f"{difference:+.1f}",
+                "-" if difference != difference else f"{difference:+z.1f}",
                 row["met"],
             ]
         )

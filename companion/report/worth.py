@@ -46,11 +46,11 @@ METRICS = ("ndcg@5", "few/rp@5")
 # the README's table: what it compares, and its rows; codiesp-d3 has the documents of codiesp
 PLANTED, UNPLANTED, MEASURE = "lookup+linear", "linear", "ndcg@5"
 CORPORA = {
-    "codiesp": "diagnosis codes (CodiEsp-D)",
-    "codiesp-p": "procedure codes (CodiEsp-P)",
-    "eurlex57k": "laws (EURLEX57K)",
-    "cooking": "cooking questions",
-    "debtags": "package tags",
+    "codiesp": "case reports, diagnosis codes (CodiEsp-D)",
+    "codiesp-p": "case reports, procedure codes (CodiEsp-P)",
+    "eurlex57k": "laws, topics (EURLEX57K)",
+    "cooking": "cooking questions, tags",
+    "debtags": "package descriptions, tags",
 }
 
 
@@ -134,7 +134,7 @@ def table(frame: pandas.DataFrame, level: float = 0.05) -> str:
 def _cell(row: dict, level: float) -> str:
     star = " \\*" if row["p"] < level else ""
     return (
-        f"{100 * row['difference']:+.1f} [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]"
+        f"{100 * row['difference']:+z.1f} [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]"
         f" ({row['seeds']}){star}"
     )
 
@@ -155,11 +155,10 @@ def headline(found: Iterable[Group]) -> str:
     head = ["training documents", "best linear model", "nothing planted", "planted", "difference"]
     rows = [cells for _, cells in sorted(rows, key=lambda row: -row[0])]
     note = (
-        "nDCG@5 on test, percent; differences with their 95 % interval over seeds and test"
-        " documents and, in parentheses, the number of seeds. Best linear model: of SVMs (tuned:"
-        " cost chosen on dev; + J: a word statistic added), logistic regression, label"
-        " trees, word statistics alone, and `linear score`, a sum of SVMs and word statistics from"
-        " which both models start."
+        "nDCG@5 on test over labels seen in training, percent; differences with their 95 %"
+        " interval over seeds and test documents and, in parentheses, the number of seeds. Best"
+        " linear model: the best on test of SVMs (+ J: a word statistic added), logistic"
+        " regression, label trees, word statistics and the linear score."
     )
     return f"{markdown_table(head, rows)}\n\n{note}"
 
@@ -181,7 +180,7 @@ def _headline_row(
         f"{group.dataset['train']:,} {CORPORA[group.dataset['name']]}",
         f"{100 * best:.1f} ({name})",
         *(f"{mean:.1f}" for mean in means),
-        f"{difference:+.1f} [{low:+.1f}, {high:+.1f}] ({len(pairs)})",
+        f"{difference:+z.1f} [{low:+.1f}, {high:+.1f}] ({len(pairs)})",
     ]
     return difference, cells
 

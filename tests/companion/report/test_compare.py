@@ -324,8 +324,9 @@ def test_yaml_runs_what_is_missing_and_reports_failure(tmp_path, capsys, monkeyp
 def test_yaml_errors_name_the_fix(tmp_path):
     path = tmp_path / "runs" / "a.yaml"
     path.parent.mkdir()
+    notebook(tmp_path / "n.ipynb", "seed = 0")
     for text, message in (
-        ("id: b\nnotebook: n", "has the id 'b'"),
+        ("id: b\nnotebook: n.ipynb", "has the id 'b'"),
         ("parameters: {}", "expected the keys"),
         ("notebook: n\nparams: {}", "expected the keys"),
     ):
@@ -341,21 +342,21 @@ def test_grid_notebook_writes_into_the_folder_it_is_given(tmp_path):
     record(id="placeholder").save(tmp_path / "template")
     notebook(
         tmp_path / "notebooks" / "grid.ipynb",
-        "results = ''\nseeds = [0]",
+        "results = ''\nnumbers = [0]",
         "import json, pathlib\nraw ="
         " json.loads(pathlib.Path('../template/placeholder.json').read_text())\nfolder ="
-        " pathlib.Path(results)\nfolder.mkdir(parents=True, exist_ok=True)\nfor seed in seeds:\n   "
+        " pathlib.Path(results)\nfolder.mkdir(parents=True, exist_ok=True)\nfor seed in numbers:\n   "
         " (folder / f'g{seed}.json').write_text(json.dumps(raw | {'id': f'g{seed}', 'seed':"
         " seed}))",
     )
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "g.yaml").write_text(
-        "notebook: notebooks/grid.ipynb\nparameters: {seeds: [0, 1], results: out/r}\n"
+        "notebook: notebooks/grid.ipynb\nparameters: {numbers: [0, 1], results: out/r}\n"
     )
     folder = runner.run_yaml(tmp_path / "runs" / "g.yaml", progress=False)
     assert folder == tmp_path / "out" / "r" and [r.id for r in load_all(folder)] == ["g0", "g1"]
     (tmp_path / "runs" / "none.yaml").write_text(
-        "notebook: notebooks/grid.ipynb\nparameters: {seeds: [], results: none}\n"
+        "notebook: notebooks/grid.ipynb\nparameters: {numbers: [], results: none}\n"
     )
     with pytest.raises(RuntimeError, match="wrote no record into none"):
         runner.run_yaml(tmp_path / "runs" / "none.yaml", progress=False)

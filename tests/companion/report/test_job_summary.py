@@ -121,7 +121,7 @@ def test_committed_records_give_lines_of_at_most_100_columns(stem):
     assert max(map(len, lines)) <= 100
     head, ruler, *rows = lines[lines.index("") + 1 :]
     assert head.split()[:3] == ["system", "seeds", "nDCG@5"] and set(ruler) == {"-"}
-    assert f"against {one.baseline}" in head and len(one.systems) <= len(rows)
+    assert f"against {job_summary.reference(one)}" in head and len(one.systems) <= len(rows)
     system = "lookup" if "lookup" in one.systems else "lookup+linear"
     value = one.table().loc[system, "ndcg@5"]
     (row,) = [line for line in rows if line.startswith(f"{system} ")]

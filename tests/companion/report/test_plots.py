@@ -164,14 +164,14 @@ def test_data_flow_names_every_step_without_overlap():
         for patch in ax.patches
         if patch.__class__.__name__ == "FancyBboxPatch"
     ]
-    assert len(frames) == 11
+    assert len(frames) == 12
     for box in boxes:
         owners = [f for f in frames if f.overlaps(box)]
         assert all(
             f.x0 < box.x0 and box.x1 < f.x1 and f.y0 < box.y0 and box.y1 < f.y1 for f in owners
         )
         assert len(owners) <= 1
-    steps = {"text", "X, Y", "C = X'Y", "J", "G", "L2R", "Q", "LabelDecoder", "logits", "metrics"}
+    steps = {"text", "X, Y", "C = X'Y", "I", "G", "L2R", "Q", "LabelDecoder", "logits", "metrics"}
     assert steps <= {text.get_text() for text in words}
 
 

@@ -291,9 +291,11 @@ def test_the_readme_table_compares_planted_with_unplanted_and_the_best_linear_mo
     other = [record(start, 0, 0.6) for start in ("lookup+linear", "linear")]
     peer = record("SVM", value=0.3, kind="linear", data="cooking")
     lines = worth.headline(report.groups([*little, peer, *other, *made])).splitlines()
-    assert lines[2].startswith("| 100 diagnosis codes (CodiEsp-D) | 45.0 (bare MI) | 50.")
+    assert lines[2].startswith(
+        "| 100 case reports, diagnosis codes (CodiEsp-D) | 45.0 (bare MI) | 50."
+    )
     assert lines[2].endswith("| +10.0 [+10.0, +10.0] (2) |"), "the largest difference first"
-    assert lines[3].startswith("| 100 cooking questions | 30.0 (SVM) | 70.0 | 70.0 | +0.0")
+    assert lines[3].startswith("| 100 cooking questions, tags | 30.0 (SVM) | 70.0 | 70.0 | +0.0")
     assert lines[4] == "", "a corpus that has no name there is left out"
 
 
