@@ -71,6 +71,11 @@ def style() -> None:
     )
 
 
+def plain(name: str) -> str:
+    """A name of the user's (label, word, data set) as a figure shows it: its $ begin no formula."""
+    return str(name).replace("$", r"\$")
+
+
 def colours(systems: Iterable[str]) -> dict[str, str]:
     """System -> colour: fixed for known systems, a spare colour in turn for each other one."""
     names = list(dict.fromkeys(systems))
@@ -274,11 +279,12 @@ def teacher_tokens(
             .sort_values(["score", "token"], ascending=[False, True])
             .head(top)
         )
-        ax.text(0, place, label, fontweight="bold", va="center", transform=ax.get_yaxis_transform())
+        across = ax.get_yaxis_transform()
+        ax.text(0, place, plain(label), fontweight="bold", va="center", transform=across)
         spots = [place + 1 + j for j in range(len(rows))]
         ax.barh(spots, rows["score"], color=palette[i % len(palette)], height=0.75)
         ticks += spots
-        names += rows["token"].tolist()
+        names += [plain(token) for token in rows["token"]]
         place = spots[-1] + 1.6
     ax.set(yticks=ticks, yticklabels=names, ylim=(place - 0.9, -0.7), xlabel="J(token; label)")
     ax.grid(axis="y", visible=False)
@@ -336,13 +342,13 @@ def attention_strip(
         ax.text(
             left + len(token) / 2,
             row,
-            token.replace("$", r"\$"),
+            plain(token),
             family="DejaVu Sans Mono",
             fontsize=9,
             ha="center",
             va="center",
         )
-    ax.set(xlim=(-0.5, columns + 0.5), ylim=(line + 0.6, -0.6), title=title)
+    ax.set(xlim=(-0.5, columns + 0.5), ylim=(line + 0.6, -0.6), title=plain(title))
     ax.set_axis_off()
     return ax
 

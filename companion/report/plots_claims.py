@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from companion.report.plots import _axes, _bands, _by_rank, _need, colours
+from companion.report.plots import _axes, _bands, _by_rank, _need, colours, plain
 
 if TYPE_CHECKING:
     import pandas
@@ -102,7 +102,7 @@ def leak_gain(frame: pandas.DataFrame, ax: Axes | None = None) -> Axes:
             width * 0.92,
             yerr=spread,
             color=palette[start],
-            label=f"{start}, {name}",
+            label=f"{start}, {plain(name)}",
             hatch=["", "//", "xx"][data.index(name) % 3],
             edgecolor="white",
             error_kw={"linewidth": 1},
@@ -170,7 +170,8 @@ def long_tails(corpora: dict[str, dict], ax: Axes | None = None) -> Axes:
     for name, colour in colours(names).items():
         about = corpora[name]
         _need_places(name, about)
-        label = f"{name}{', synthetic' if about['synthetic'] else ''}: {about['labels']:,} labels"
+        mark = ", synthetic" if about["synthetic"] else ""
+        label = f"{plain(name)}{mark}: {about['labels']:,} labels"
         ax.plot(about["places"], about["counts"], color=colour, linewidth=2, label=label)
     ax.axhspan(0.7, 5, color="#fbe3c8", zorder=0)
     ax.text(0.015, 1.8, "few: 1 to 5 documents", transform=ax.get_yaxis_transform(), va="center")

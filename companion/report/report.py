@@ -22,6 +22,7 @@ from plantlib.data.sources import checkout
 from plantlib.metrics.buckets import EDGES, checked, in_words
 from plantlib.training.options import HISTORY_METRICS
 from plantlib.training.records import RunRecord, device_of, load_all
+from plantlib.utils.checks import safe_name
 from plantlib.utils.io import atomic_path
 
 if TYPE_CHECKING:
@@ -215,7 +216,7 @@ def groups(records: Iterable[RunRecord], elsewhere: tuple[str, ...] = ELSEWHERE)
             planted.setdefault((backbone_of(record), str(tokens_of(record))), []).append(record)
         for (backbone, tokens), own in sorted(planted.items()):
             stem, ends = (
-                f"{name}-{train}d-{tokens}t",
+                f"{safe_name(name)}-{train}d-{tokens}t",
                 ("", f"-{backbone}", f"-{backbone}-{fingerprint[:6]}"),
             )
             stem = next(stem + end for end in ends if stem + end not in {g.stem for g in found})
@@ -265,7 +266,7 @@ def figures(group: Group, folder: str | Path) -> list[Path]:
     paths, table = [], group.table().drop(index="bare PPMI", errors="ignore")
     for metric in [m for m in FIGURE_METRICS if f"{m} diff" in table.columns]:
         ax = plots.start_comparison(table, metric)
-        ax.set_title(f"{group.stem}: difference in {NAMES[metric]}")
+        ax.set_title(f"{plots.plain(group.stem)}: difference in {NAMES[metric]}")
         paths.append(
             plots.save(
                 ax, Path(folder) / f"start_comparison-{metric.replace('/', '_')}-{group.stem}.png"
@@ -275,12 +276,12 @@ def figures(group: Group, folder: str | Path) -> list[Path]:
     frame = pd.DataFrame(rows).reindex(columns=["system", "few/rp@5", "medium/rp@5", "head/rp@5"])
     if len(frame):
         ax = plots.bucket_bars(frame.astype({c: float for c in frame.columns[1:]}))
-        ax.set_title(f"{group.stem}: RP@5 by training frequency of the labels")
+        ax.set_title(f"{plots.plain(group.stem)}: RP@5 by training frequency of the labels")
         paths.append(plots.save(ax, Path(folder) / f"bucket_bars-{group.stem}.png"))
     epochs = curves(group.records)
     if len(epochs):
         ax = plots.learning_curves(epochs)
-        ax.set_title(f"{group.stem}: dev nDCG@5 while training")
+        ax.set_title(f"{plots.plain(group.stem)}: dev nDCG@5 while training")
         paths.append(plots.save(ax, Path(folder) / f"learning_curves-{group.stem}.png"))
     return paths
 

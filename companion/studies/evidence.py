@@ -383,7 +383,8 @@ def draw(
     rows = table(numbers)
     ax = plots.evidence_agreement(rows[rows["bucket"] == "all"], chance=counts["chance precision"])
     ax.figure.suptitle(
-        f"{numbers['dataset']['name']}, {numbers['split']}: {counts['labels']:,} marked labels of "
+        f"{plots.plain(numbers['dataset']['name'])}, {numbers['split']}:"
+        f" {counts['labels']:,} marked labels of "
         f"{counts['documents']} documents, {len(numbers['seeds'])} seed(s)"
     )
     plots.save(ax, target)

@@ -227,12 +227,25 @@ def _predictions(
     model, ids: list[str], texts: list[str], options: Namespace
 ) -> Iterable[tuple[str, list[tuple[str, float]]]]:
     """(id, [(label, score), ...]) of each document, in order, one batch at a time."""
+    note_unread(model, texts)
     with tqdm(total=len(texts), desc="documents", unit="doc") as bar:
         for begin in range(0, len(texts), options.batch):
             part = slice(begin, begin + options.batch)
             best = model.predict(texts[part], options.k, options.batch)
             yield from zip(ids[part], best, strict=True)
             bar.update(len(texts[part]))
+
+
+def note_unread(model, texts: list[str]) -> None:
+    """Say on stderr how much of long documents the model does not read."""
+    beyond = model.unread(texts)
+    if not beyond.any():
+        return
+    which = f"{int((beyond > 0).sum()):,} of {len(texts):,} documents are longer"
+    which = "the document is longer" if len(texts) == 1 else which
+    most = model.config.max_tokens
+    note = f"{which} than the {most:,} tokens that this model reads: {int(beyond.sum()):,} tokens"
+    print(f"plant: note: {note} at the end are not read", file=sys.stderr)
 
 
 def _write(file, kind: str, predictions: Iterable) -> None:
@@ -303,6 +316,7 @@ def measure(model, corpus: Corpus, rows) -> tuple[dict[str, float], str]:
         raise DataError(f"no document of {corpus.name} has a label that the model knows; {fix}")
     # scores; without training counts every label counts as equally frequent
     texts, counts = [corpus.texts[i] for i in rows], np.ones(labels.shape[1], np.int64)
+    note_unread(model, texts)
     tokens, linear = model.tokenise(texts), model.linear_of(texts)
     documents = Documents(tokens, labels, np.arange(len(rows)), linear=linear)
     scores, gold = evaluation.score(model, documents, counts, progress=True)
@@ -342,6 +356,7 @@ def explain(options: Namespace) -> None:
         raise ValueError(f"{options.document} is blank: give a file that holds one document")
     model = model_of(options)
     label = options.label or model.predict([text], k=1)[0][0][0]
+    note_unread(model, [text])
     explanation = model.explain(text, label)
     # attention is only a part of the logit; bias and document scores are the rest
     attention, rest = explanation.logit - explanation.rest, explanation.rest

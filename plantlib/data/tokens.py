@@ -106,6 +106,17 @@ def tokenise(
     return Ragged(np.concatenate(pieces), np.concatenate([[0], np.cumsum(lengths)]))
 
 
+def tokens_beyond(texts: list[str], tokenizer, max_tokens: int | None) -> np.ndarray:
+    """(N,) int64 tokens of each text that `tokenise` cuts off; 0 where `max_tokens` is None."""
+    beyond = np.zeros(len(texts), np.int64)
+    # a token has at least one byte
+    long = [i for i, text in enumerate(texts) if max_tokens and len(text.encode()) > max_tokens]
+    if long:
+        lengths = tokenise([texts[i] for i in long], tokenizer, progress=False).lengths
+        beyond[long] = np.maximum(lengths - max_tokens, 0)
+    return beyond
+
+
 def _parts(texts: list[str], most: int) -> Iterator[tuple[int, int]]:
     """Bounds of consecutive texts: at most `most` of them and `CHARACTERS` in all, or one text."""
     begin, characters = 0, 0

@@ -63,6 +63,7 @@ class Explanation:
     fixed: (T,) attention of a model of the first version, a sum of several softmaxes; else None.
     scored: words of the whole document with what the linear score adds to the logit for them.
     credentialed: the model or the text is, so pages are written in the data folder alone.
+    unread: tokens at the end of the text that the model does not read.
     """
 
     label: str
@@ -78,6 +79,7 @@ class Explanation:
     fixed: np.ndarray | None = None
     scored: Sequence[tuple[str, float]] = ()
     credentialed: bool = False
+    unread: int = 0
 
     @property
     def planted(self) -> np.ndarray:
@@ -163,7 +165,8 @@ class Explanation:
         rest = f"{self.rest:+.2f} by bias and document scores"
         logit = f"score {self.score:.2f}, logit {self.logit:.2f} ({attention}, {rest})"
         keep = "" if self.keep is None else f", K {self.keep}"
-        return f"{logit}, planted gain {self.gain:.2f}{keep}"
+        unread = f", last {self.unread:,} tokens unread" if self.unread else ""
+        return f"{logit}, planted gain {self.gain:.2f}{keep}{unread}"
 
     def _scored(self) -> str:
         return ", ".join(f"{word} {added:+.2f}" for word, added in self.scored)
@@ -328,6 +331,7 @@ def explain(model, text: str, labels: Sequence[str]) -> list[Explanation]:
     if linear is not None:
         rest = rest + decoder.linear_gain * linear[0, columns]
     spans, scored = spans_of(model, text), words_of_score(model, text, columns.tolist())
+    unread = int(model.unread([text])[0])
     return [
         Explanation(
             label,
@@ -341,6 +345,7 @@ def explain(model, text: str, labels: Sequence[str]) -> list[Explanation]:
             None,
             scored[i],
             model.config.credentialed,
+            unread,
         )
         for i, label in enumerate(labels)
     ]
@@ -367,8 +372,8 @@ def _first_version(model, text, labels, columns, packed, linear) -> list[Explana
         attention, planted, outputs = (part.float().cpu().numpy() for part in parts)
         learned = np.zeros_like(planted)
         rest = logit - float(attention.astype(np.float64) @ outputs.astype(np.float64))
-        marked = model.config.credentialed
-        more = (1.0, None, rest, _calibration(model), attention, words, marked)
+        marked, unread = model.config.credentialed, int(model.unread([text])[0])
+        more = (1.0, None, rest, _calibration(model), attention, words, marked, unread)
         explanations.append(Explanation(label, text, spans, learned, planted, outputs, *more))
     return explanations
 

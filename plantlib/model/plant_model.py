@@ -22,7 +22,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 from transformers.utils import ModelOutput
 
 from plantlib.backbones import loading, windows
-from plantlib.data.tokens import Ragged, tokenise
+from plantlib.data.tokens import Ragged, tokenise, tokens_beyond
 from plantlib.kernels.attention_bce import left_out, sparse_bce
 from plantlib.metrics.topk import TopK
 from plantlib.model import explanation, lm_head, saving
@@ -378,6 +378,10 @@ class PlantModel(PreTrainedModel):
                 "this model has no tokenizer; attach a backbone or load a folder saved with one"
             )
         return tokenise(texts, self.tokenizer, self.config.max_tokens, progress=False)
+
+    def unread(self, texts: list[str]) -> np.ndarray:
+        """(N,) tokens of each text that lie beyond `config.max_tokens` and are not read."""
+        return tokens_beyond(texts, self.tokenizer, self.config.max_tokens)
 
     def _packed(self, tokens: Ragged) -> tuple[torch.Tensor, torch.Tensor]:
         """token_ids (S,) and offsets (B+1) on the model's device."""

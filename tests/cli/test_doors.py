@@ -99,3 +99,21 @@ def test_privacy_names_a_path_that_is_missing(capsys, tmp_path):
     assert privacy.main([str(tmp_path / "a.txt"), str(tmp_path / "absent")]) == 2
     printed = capsys.readouterr()
     assert "absent: no such file or folder" in printed.err and printed.out == ""
+
+
+def test_what_is_not_read_of_a_long_text_is_said(shop, capsys, tmp_path):
+    model = PlantModel.from_pretrained(shop / "model")
+    most = model.config.max_tokens
+    long = "pulse " * (most + 30)
+    assert model.unread([long, "pulse", "", "é" * (most - 1)]).tolist()[:3] == [30, 0, 0]
+    (tmp_path / "two.txt").write_text(f"{long}\nvalve\n", encoding="utf-8")
+    (tmp_path / "one.txt").write_text(long, encoding="utf-8")
+    _, _, err = call(capsys, "predict", shop / "model", tmp_path / "two.txt", "--batch", "1")
+    assert err.count("tokens at the end are not read") == 1
+    assert f"1 of 2 documents are longer than the {most} tokens that this model reads: 30" in err
+    _, _, err = call(capsys, "explain", shop / "model", tmp_path / "one.txt")
+    assert f"the document is longer than the {most} tokens that this model reads: 30" in err
+    assert "unread" in model.explain(long, "skin")._head()
+    assert "unread" not in model.explain("pulse", "skin")._head()
+    _, _, err = call(capsys, "predict", shop / "model", shop / "notes.txt")
+    assert "not read" not in err

@@ -14,8 +14,9 @@ import matplotlib.pyplot as plt  # noqa: E402
 import numpy as np  # noqa: E402
 import pandas as pd  # noqa: E402
 import pytest  # noqa: E402
+from matplotlib.text import Text  # noqa: E402
 
-from companion.report import plots  # noqa: E402
+from companion.report import plots, plots_claims  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -238,3 +239,20 @@ def test_saved_bytes_repeat_and_the_figure_is_closed(tmp_path):
 def test_drawing_into_given_axes():
     _, axes = plt.subplots(1, 2)
     assert plots.learning_curves(curves(), ax=axes[1]) is axes[1] and not axes[0].lines
+
+
+@pytest.mark.parametrize(
+    "name", ["$\\frac{", "$\\frac{$", "$x$", "a $ b $ \\badcommand", "100 %", "_x", "\\$"]
+)
+def test_names_of_users_are_no_formulas(name):
+    """Such a name is an error of mathtext, at the moment the figure is drawn."""
+    frame = pd.DataFrame({"label": [name] * 2, "token": [name, "word"], "score": [0.5, 0.2]})
+    about = {"places": [1, 2], "counts": [3, 1], "labels": 2, "synthetic": False}
+    for ax in (
+        plots.teacher_tokens(frame, [name], top=2),
+        plots.attention_strip([name, "word"], [0.3, 0.7], name),
+        plots_claims.long_tails({f"a{name}": about}),
+    ):
+        ax.figure.canvas.draw()
+        texts = [text.get_text() for text in ax.findobj(Text)]
+        assert any(name in text.replace(r"\$", "$") for text in texts), "the name is shown"
