@@ -242,9 +242,11 @@ def save_best(common: dict, epochs: int, records: Path, target: Path) -> Path | 
         print("no planted run, so no model was saved")
         return None
     # train it, unless the model of this run lies there already
-    saved = read_json(target / "run.json") if (target / "run.json").is_file() else {"id": None}
+    saved = read_json(target / "run.json") if (target / "run.json").is_file() else None
+    if not isinstance(saved, dict) or not isinstance(saved.get("params"), dict):
+        saved = {"id": None}
     names = ("inputs", "train", "start", "teacher", "gain_chosen", "linear_weights")
-    if saved["id"] != best.id or any(
+    if saved.get("id") != best.id or any(
         saved["params"].get(name) != best.params.get(name) for name in names
     ):
         print(f"training the best planted run on dev once more:\n  {best.id}", flush=True)

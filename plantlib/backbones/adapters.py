@@ -180,8 +180,9 @@ def holds_adapter(path: str | Path) -> bool:
 
 def base_of(folder: str | Path) -> str:
     """Name or path of the backbone that an adapter folder belongs to; ValueError if it has none."""
-    name = read_json(Path(folder).expanduser() / CONFIGURATION)["base_model_name_or_path"]
-    if not name:
+    about = read_json(Path(folder).expanduser() / CONFIGURATION)
+    name = about.get("base_model_name_or_path") if isinstance(about, dict) else None
+    if not name or not isinstance(name, str):
         fix = "write the backbone's name into it"
         raise ValueError(f"{folder}/{CONFIGURATION} names no base_model_name_or_path; {fix}")
     return name

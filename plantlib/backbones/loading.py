@@ -17,6 +17,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
+
 from plantlib.backbones import (
     adapters,
     awd_lstm,  # noqa: F401 (registers its classes)
@@ -25,6 +27,8 @@ from plantlib.backbones import (
 from plantlib.utils.io import sha256
 from plantlib.utils.progress import without_library_bars
 
+# what transformers raises for a configuration whose entries have the wrong types
+NOT_OF_TRANSFORMERS = (AttributeError, KeyError, TypeError, StrictDataclassError)
 DTYPES = ("float32", "bfloat16", "float16")
 LONGEST_WINDOW = 4096
 # in these the first position comes after that of the padding
@@ -265,7 +269,13 @@ def config_of(name_or_path: str | Path, trust_remote_code: bool = False):
 
     path = locate(str(name_or_path))
     with own_code_refused(path):
-        return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+        try:
+            return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+        except NOT_OF_TRANSFORMERS as error:
+            raise ValueError(
+                f"the config.json of {path} is none of transformers ({type(error).__name__}:"
+                f" {' '.join(str(error).split())[:200]}); save the model with save_pretrained"
+            ) from error
 
 
 def float32_bytes(name_or_path: str) -> int:

@@ -25,6 +25,7 @@ from typing import Any
 from plantlib.data import credentials, sources
 from plantlib.data.corpus import Corpus
 from plantlib.data.credentials import PrivacyError, inside_data
+from plantlib.data.storage import manifest_of
 from plantlib.utils.io import read_json
 from plantlib.utils.progress import tqdm
 
@@ -165,7 +166,7 @@ def check_record(record, where: str | Path) -> None:
     # the environment names a processor in many words and comes from no text
     values = [getattr(record, item.name) for item in fields(record) if item.name != "environment"]
     corpora = credentialed_folders()
-    known = {read_json(folder / "manifest.json")["name"] for folder in corpora}
+    known = {manifest_of(folder)["name"] for folder in corpora}
     if record.dataset["name"] not in known and any(any(shown(text)) for text in strings(values)):
         raise PrivacyError(
             f"{Path(where).name} holds whole sentences and {record.dataset['name']} is not in the"

@@ -15,8 +15,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
+from plantlib.data.storage import manifest_of
 from plantlib.utils.base import DataError
-from plantlib.utils.io import read_json
 from plantlib.utils.places import cache_folder
 
 
@@ -186,7 +186,7 @@ def _outdated(name: str, folder: Path) -> bool:
         return False
     source = local_source(name)
     real = source is not None and not any(source.rglob(GENERATED))
-    return real and bool(read_json(folder / "manifest.json").get("synthetic"))
+    return real and bool(manifest_of(folder).get("synthetic"))
 
 
 def choose(dataset: str | None = None) -> tuple[str, str]:

@@ -110,6 +110,26 @@ def write(
     return Path(folder)
 
 
+def manifest_of(folder: Path) -> dict[str, Any]:
+    """The manifest of a corpus folder; DataError names an entry of the wrong type."""
+    path = folder / "manifest.json"
+    about = read_json(path)
+    wrong = None
+    if not isinstance(about, dict):
+        wrong = f"holds a {type(about).__name__}, wanted an object"
+    elif not isinstance(about.get("name"), str):
+        wrong = "has no text as name"
+    else:
+        kinds = {"notes": list, "sources": dict, "counts": dict, "label_space": dict}
+        kinds |= {"synthetic": bool, "credentialed": bool}
+        for name, kind in kinds.items():
+            if not isinstance(about.get(name, kind()), kind):
+                wrong = f"has {name} that is no {kind.__name__}"
+    if wrong:
+        raise DataError(f"{path} {wrong}: delete the folder and load the corpus again")
+    return about
+
+
 def read(folder: Path) -> tuple[dict[str, Any], str | None]:
     """The fields of a `Corpus` in a folder, and the fingerprint in its manifest.
 
@@ -120,7 +140,7 @@ def read(folder: Path) -> tuple[dict[str, Any], str | None]:
 
     # check the folder
     verify(folder, "corpus", "delete the folder and load the corpus again")
-    manifest = read_json(folder / "manifest.json")
+    manifest = manifest_of(folder)
     if manifest.get("format") != FORMAT:
         raise DataError(
             f"{folder} has format {manifest.get('format')}, wanted {FORMAT}: delete it and load"

@@ -21,7 +21,7 @@ from plantlib.planting.l2r import check_same
 from plantlib.training.evaluation import AUC_BINS, calibrate, judge
 from plantlib.training.inputs import Documents, Inputs
 from plantlib.training.records import RunRecord, peak_memory, plain
-from plantlib.utils.checks import check_whole
+from plantlib.utils.checks import check_whole, is_whole
 from plantlib.utils.folders import atomic_folder, verify
 from plantlib.utils.io import fingerprint_of, read_json, write_json
 
@@ -115,6 +115,8 @@ class Ensemble:
         folder = Path(folder)
         verify(folder, "ensemble", "copy the whole folder again, or save the ensemble again")
         about = read_json(folder / "ensemble.json")
+        if not isinstance(about, dict) or not is_whole(about.get("members")):
+            raise ValueError(f"{folder}/ensemble.json is not as Ensemble wrote it; save it again")
         members = [folder / f"member-{i}" for i in range(about["members"])]
         models = [PlantModel.from_pretrained(member) for member in members]
         return cls(models, about["threshold"], about["calibration"])

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import math
 import os
 import sys
@@ -28,6 +27,7 @@ from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 from plantlib.backbones import loading
 from plantlib.backbones.adapters import TUNINGS, LoraOptions, check_tuning, is_target, lora_targets
 from plantlib.data.sources import checkout
+from plantlib.utils.io import read_json
 
 ELEMENT = {"float32": 4, "bfloat16": 2, "float16": 2}  # bytes
 PARTS = ("weights", "adapters", "gradients", "optimizer", "activations", "head")
@@ -141,6 +141,8 @@ def estimate(
     for name, size in sizes.items():
         if size is not None and size < 1:
             raise ValueError(f"{name}={size}; give at least 1")
+    if num_planted_cells < 0:
+        raise ValueError(f"num_planted_cells={num_planted_cells}; give at least 0")
     loading.check_dtype(dtype)
     check_tuning(tuning, quantise)
     lora = lora or LoraOptions()
@@ -422,10 +424,14 @@ def config_of(name: str):
     if not path.is_file():
         known = ", ".join(presets())
         raise ValueError(f"{name} does not exist; give a config.json, a backbone or one of {known}")
-    fields = json.loads(path.read_text(encoding="utf-8"))
-    if "model_type" not in fields:
+    fields = read_json(path)
+    if not isinstance(fields, dict) or not isinstance(fields.get("model_type"), str):
         raise ValueError(f"{path.name} has no model_type; give a config.json of transformers")
-    return AutoConfig.for_model(fields.pop("model_type"), **fields)
+    try:
+        return AutoConfig.for_model(fields.pop("model_type"), **fields)
+    except loading.NOT_OF_TRANSFORMERS as error:
+        about = " ".join(str(error).split())
+        raise ValueError(f"{path.name} is no config.json of transformers ({about:.200})") from error
 
 
 def main(arguments: list[str] | None = None) -> int:

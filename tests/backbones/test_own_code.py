@@ -15,6 +15,8 @@ import pytest
 
 from plantlib import PlantModel
 from plantlib.backbones import loading
+from plantlib.model.saving import MODEL
+from plantlib.utils.folders import seal
 from tests.model.test_model import planted_model
 
 OWN_CODE = """
@@ -73,6 +75,7 @@ def test_code_of_a_saved_model_runs_only_when_asked_for(prepared, backbone, tmp_
     planted_model(prepared, backbone).save_pretrained(folder)
     # a PlantModel's tokenizer has no class of transformers to fall back on
     marker = add_own_code(folder, "tokenizer_config.json", OWN_TOKENIZER)
+    seal(folder, MODEL)  # as whoever made the folder would
     with pytest.raises(ValueError, match="model brings Python code of its own"):
         PlantModel.from_pretrained(folder)
     assert not marker.exists()

@@ -11,6 +11,8 @@ import pytest
 from plantlib import PlantModel
 from plantlib.cli import commands
 from plantlib.data import privacy, sources
+from plantlib.model.saving import MODEL
+from plantlib.utils.folders import seal
 from tests.cli.test_main import COLUMNS, call, shop
 
 
@@ -57,6 +59,7 @@ def test_marked_texts_and_models_are_written_in_the_data_folder_alone(
     shutil.copytree(shop / "model", marked)
     about = json.loads((marked / "config.json").read_text())
     (marked / "config.json").write_text(json.dumps(about | {"credentialed": True}))
+    seal(marked, MODEL)
     for place in (str(home), None):
         if place:
             monkeypatch.setenv("PLANT_HOME", place)

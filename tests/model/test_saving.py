@@ -8,9 +8,11 @@ import shutil
 import pytest
 
 from plantlib import PlantModel
+from plantlib.model.saving import MODEL
 from plantlib.training.ingredients import ingredients, use_score
 from plantlib.training.options import RunConfig
 from plantlib.training.runs import build_model
+from plantlib.utils.folders import seal
 from tests.model.test_model import TEXTS
 
 
@@ -84,6 +86,7 @@ def test_a_configuration_of_the_wrong_type_names_the_file(changes, saved, tmp_pa
     shutil.copytree(saved, folder)
     about = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(about | changes))
+    seal(folder, MODEL)
     with pytest.raises(ValueError) as refused:
         PlantModel.from_pretrained(folder)
     assert "model" in str(refused.value) and "\n" not in str(refused.value)
@@ -94,6 +97,7 @@ def test_a_configuration_that_is_no_object_is_refused(content, saved, tmp_path):
     folder = tmp_path / "model"
     shutil.copytree(saved, folder)
     (folder / "config.json").write_text(content)
+    seal(folder, MODEL)
     with pytest.raises(ValueError, match="config.json|another kind of model") as refused:
         PlantModel.from_pretrained(folder)
     assert "\n" not in str(refused.value)
