@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import hashlib
+import os
 import re
 import sys
 from pathlib import Path
@@ -48,6 +49,9 @@ def run_notebook(
     """
     import papermill
 
+    # the kernel runs in another folder, from where a relative path would lead elsewhere
+    if home := os.environ.get("PLANT_HOME"):
+        os.environ["PLANT_HOME"] = str(Path(home).resolve())
     # refuse parameters that the notebook would ignore
     notebook = Path(notebook).resolve()
     output = Path(output).resolve()

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from companion.report import figures
+from plantlib.data import privacy
 from plantlib.utils.io import atomic_path
 
 if TYPE_CHECKING:
@@ -49,6 +50,10 @@ _ROWS = {
 }
 _SPARE = ("#fbafe4", "#ece133", "#949494", "#5b3a8e", "#8c2d04")
 _BUCKET_SHADES = {"few": "#fbe3c8", "medium": "#e3eef7", "head": "#e6e6e6"}
+
+
+# marks axes that show the words of a document one after another
+DOCUMENT_WORDS = "words of a document"
 
 
 def style() -> None:
@@ -350,6 +355,7 @@ def attention_strip(
         )
     ax.set(xlim=(-0.5, columns + 0.5), ylim=(line + 0.6, -0.6), title=plain(title))
     ax.set_axis_off()
+    ax.set_gid(DOCUMENT_WORDS)
     return ax
 
 
@@ -453,11 +459,14 @@ def save(ax: Axes, path: str | Path) -> Path:
     """Write the figure of `ax` as PNG (120 dpi, the same bytes each time) and close it.
 
     The picture is reduced to 128 colours: enough for lines and bars, and a third of the bytes.
+    PrivacyError outside the data folder for a figure that shows a credentialed corpus's text.
     """
     import matplotlib.pyplot as plt
     from PIL import Image
 
     path = Path(path)
+    strips = [axes for axes in ax.figure.axes if axes.get_gid() == DOCUMENT_WORDS]
+    privacy.check([" ".join(t.get_text() for t in axes.texts) for axes in strips], path)
     with atomic_path(path) as temporary:
         ax.figure.savefig(temporary, format="png", dpi=120, metadata={"Software": None})
         with Image.open(temporary) as drawn:

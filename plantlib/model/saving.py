@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 
 from plantlib.backbones import adapters, loading
 from plantlib.data import credentials, privacy
+from plantlib.data.credentials import PrivacyError
 from plantlib.utils.folders import atomic_folder, list_again, verify
 from plantlib.utils.io import atomic_path, read_json, remove_unless_held, write_json
 from plantlib.utils.progress import without_library_bars
@@ -46,6 +47,8 @@ def save(model, folder: Path, write, state_dict=None, **kwargs) -> None:
         OSError: the disk is full.
     """
     credentials.check_folder("the corpus of this model", folder, model.config.credentialed)
+    if model.config.credentialed and kwargs.get("push_to_hub"):
+        raise PrivacyError("the corpus of this model is credentialed: it goes to no hub")
     try:
         if state_dict is not None:
             _write(model, folder, write, state_dict, **kwargs)

@@ -26,6 +26,7 @@ from plantlib.kernels.counts import column_counts, presence
 from plantlib.planting import ranking
 from plantlib.planting.l2r import check_same
 from plantlib.teacher import mig
+from plantlib.utils.checks import check_seed, check_whole
 from plantlib.utils.progress import tqdm
 from plantlib.utils.tensors import check_tensors, save_tensors
 
@@ -225,10 +226,10 @@ def pretrain(
         of a random order ("chance"), and the sizes.
 
     Raises:
-        ValueError: dim is below 1.
+        ValueError: dim or seed is no such number.
     """
-    if dim < 1:
-        raise ValueError(f"dim={dim}; give at least 1")
+    check_whole("dim", dim)
+    check_seed(seed)
     teacher = mig.teach(counts, labels, variant="jaccard", top_k=TEACHER_TOKENS, relevance="grade")
     grades = teacher.relevance.astype(np.float32)
     feature = frequency(counts)

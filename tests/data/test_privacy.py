@@ -12,7 +12,7 @@ import yaml
 
 from companion import runner
 from companion.peers import library_peers
-from companion.report import plots_claims
+from companion.report import plots, plots_claims
 from data_scripts import describe
 from plantlib.data import credentials, privacy, sources
 from plantlib.data.corpus import Corpus
@@ -90,6 +90,9 @@ def test_the_canary_reaches_no_record_card_model_or_artefact(home, backbone_fold
     assert not (tmp_path / "model").exists()
     model.save_pretrained(home / "model")
     again = PlantModel.from_pretrained(home / "model")
+    with pytest.raises(PrivacyError, match="it goes to no hub"):
+        again.save_pretrained(home / "pushed", push_to_hub=True)
+    assert not (home / "pushed").exists()
     with pytest.raises(PrivacyError, match="model is credentialed and copy lies outside"):
         again.save_pretrained(tmp_path / "copy")
     # without PLANT_HOME nothing is found to compare with, and the mark alone decides
@@ -245,6 +248,18 @@ def test_pictures_of_an_open_run_stay(home, tmp_path):
     assert {"image/png", "image/svg+xml", "text/html"} <= {k for o in shown for k in o["data"]}
 
 
+def test_a_figure_of_a_documents_words_is_compared(home, tmp_path):
+    def strip():
+        return plots.attention_strip(CANARY.split(), [0.1] * len(CANARY.split()), "a title")
+
+    with pytest.raises(PrivacyError, match="strip.png would hold"):
+        plots.save(strip(), tmp_path / "strip.png")
+    assert not (tmp_path / "strip.png").exists()
+    assert plots.save(strip(), home / "strip.png").is_file()
+    words = plots.attention_strip("no such words in any of them".split(), [0.1] * 7)
+    assert plots.save(words, tmp_path / "strip.png").is_file()
+
+
 def test_colours_of_a_traceback_hide_no_words():
     words = "\x1b[31m" + "\x1b[39m \x1b[32m".join(CANARY.split()) + "\x1b[0m"
     assert privacy.shown(words) == privacy.shown(CANARY)
@@ -253,16 +268,16 @@ def test_colours_of_a_traceback_hide_no_words():
 def test_what_a_linear_peer_reads_stays_in_the_data_folder(home, monkeypatch):
     prepared, places = library_peers.words_only("secret"), []
     assert prepared.root == home / "artefacts"
-    make = library_peers.tempfile.mkdtemp
+    make = library_peers.temporary_folder
     monkeypatch.setattr(
-        library_peers.tempfile, "mkdtemp", lambda **o: places.append(o["dir"]) or make(**o)
+        library_peers, "temporary_folder", lambda place: places.append(place) or make(place)
     )
     job = library_peers.Job.data_of(prepared)
     with pytest.raises((library_peers.WorkerFailed, OSError)):
         job.work("PLT", {}, home / "no python", 0, 1)
-    assert places == [home / "artefacts"] and not list(home.glob("artefacts/peer-*")), (
-        "and nothing is left"
-    )
+    assert places == [home / "artefacts"]
+    left = [path for path in (home / "artefacts").rglob("*") if path.suffix in (".npz", ".txt")]
+    assert left == [], "and nothing is left"
     assert library_peers.Job.data_of(library_peers.words_only("open")).place is None
 
 

@@ -46,7 +46,7 @@ def test_language_models_use_one_gpu_too(module, monkeypatch, tmp_path):
         raise Seen
 
     monkeypatch.setattr(module, "TrainingArguments", TwoGpus)
-    name = "Trainer" if module is language_model else "StreamTrainer"
+    name = "SealingTrainer" if module is language_model else "StreamTrainer"
     monkeypatch.setattr(module, name, trainer)
     config = language_model.AdaptConfig()
     if module is awd_pretraining:
