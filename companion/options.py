@@ -109,6 +109,8 @@ def check_parameters(parameters: Mapping[str, Any], defaults: Mapping[str, Any],
                 # None among the defaults allows it among the values
                 if default and not (item is None and None in default):
                     _check_kind(name, item, default[0], where)
+        elif name == "keep" and isinstance(value, (list, tuple)):
+            continue  # one K per context; `RunConfig` checks it
         elif default is not None:
             _check_kind(name, value, default, where)
 

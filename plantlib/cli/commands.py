@@ -267,6 +267,8 @@ def evaluate(options: Namespace) -> None:
     """`plant evaluate`: metrics in the model's label space, and with all gold labels (all/...)."""
     import numpy as np
 
+    from plantlib.data import privacy
+
     check_file_out(options, options.corpus)
     table = is_table(options.corpus)
     on = options.on or ("all" if table and not options.split else "test")
@@ -282,6 +284,7 @@ def evaluate(options: Namespace) -> None:
     if options.out:
         defined = {name: value for name, value in metrics.items() if value == value}
         about = {"corpus": corpus.name, "fingerprint": corpus.fingerprint(), "on": on}
+        privacy.check(about, Path(options.out))  # numbers may leave, a text may not
         write_json(options.out, about | {"metrics": defined})
 
 

@@ -74,6 +74,7 @@ class Corpus(Rich):
         labels.data[:] = 1
         object.__setattr__(self, "labels", labels)
         object.__setattr__(self, "split", np.asarray(self.split, dtype=str))
+        credentials.remember(self)
         self._check()
 
     def _check(self) -> None:

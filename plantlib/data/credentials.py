@@ -8,6 +8,7 @@ cards) may leave after `privacy.check` has compared them with the texts.
 from __future__ import annotations
 
 import subprocess
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,10 @@ from plantlib.utils.io import read_json
 MARK = "credentialed"
 # files whose JSON may carry the mark: of a corpus, a model, and backbones made from a corpus's text
 MARKED_FILES = ("manifest.json", "config.json", "pretraining.json", "adaptation.json")
+
+
+# the credentialed corpora of this process, wherever they were read from
+IN_MEMORY: weakref.WeakSet = weakref.WeakSet()
 
 
 class PrivacyError(DataError):
@@ -39,6 +44,18 @@ def inside_data(path: str | Path) -> bool:
 def is_marked(about: Mapping[str, Any]) -> bool:
     """Whether a manifest or a configuration carries the mark."""
     return bool(about.get(MARK))
+
+
+def remember(corpus: Any) -> None:
+    """Keep a `Corpus` among those that written texts are compared with, as long as it lives."""
+    if is_marked(corpus.manifest):
+        IN_MEMORY.add(corpus)
+
+
+def texts_in_memory() -> list[str]:
+    """Each text of the remembered corpora once; subsets share the texts of their corpus."""
+    texts = {id(text): text for corpus in list(IN_MEMORY) for text in corpus.texts}
+    return list(texts.values())
 
 
 def folder_is_marked(folder: str | Path) -> bool:

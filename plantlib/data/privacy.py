@@ -19,6 +19,7 @@ import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import fields
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -108,14 +109,22 @@ def texts_of(corpus: Corpus | Path, progress: bool = True) -> Iterator[str]:
                 bar.update(batch.num_rows)
 
 
-def overlap(wanted: set[Gram], corpora: Iterable[Corpus | Path]) -> set[Gram]:
-    """The grams among `wanted` that occur in a document of the corpora."""
+def overlap(wanted: set[Gram], corpora: Iterable[Corpus | Path] | None) -> set[Gram]:
+    """The grams among `wanted` that occur in a document of the corpora.
+
+    None means every credentialed corpus in the data folders and in this process.
+    """
+    if not wanted:
+        return set()
+    if corpora is None:
+        in_folders = (text for corpus in credentialed_folders() for text in texts_of(corpus))
+        texts = chain(in_folders, credentials.texts_in_memory())
+    else:
+        texts = (text for corpus in corpora for text in texts_of(corpus))
     shared: set[Gram] = set()
-    if wanted:
-        for corpus in corpora:
-            for text in texts_of(corpus):
-                if not wanted.isdisjoint(grams(text)):
-                    shared.update(wanted.intersection(grams(text)))
+    for text in texts:
+        if not wanted.isdisjoint(grams(text)):
+            shared.update(wanted.intersection(grams(text)))
     return shared
 
 
@@ -136,7 +145,7 @@ def check(value: Any, where: str | Path, corpora: Iterable[Corpus | Path] | None
     Args:
         value: text, or dicts, lists and tuples of texts, about to be written.
         where: the file; inside the data folder it may hold anything. A str is only a name.
-        corpora: to compare with; None means every credentialed corpus in the data folder.
+        corpora: to compare with; see `overlap`.
 
     Raises:
         PrivacyError: a text in `value` overlaps one of the corpora.
@@ -146,7 +155,7 @@ def check(value: Any, where: str | Path, corpora: Iterable[Corpus | Path] | None
     to_write = {gram for text in strings(value) for gram in shown(text)}
     if not to_write:
         return
-    if overlap(to_write, credentialed_folders() if corpora is None else corpora):
+    if overlap(to_write, corpora):
         name = where.name if isinstance(where, Path) else where
         raise PrivacyError(
             f"{name} would hold {N_WORDS} or more words in a row of a credentialed corpus: its text"
@@ -165,14 +174,14 @@ def check_record(record, where: str | Path) -> None:
         return
     # the environment names a processor in many words and comes from no text
     values = [getattr(record, item.name) for item in fields(record) if item.name != "environment"]
-    corpora = credentialed_folders()
-    known = {manifest_of(folder)["name"] for folder in corpora}
+    known = {manifest_of(folder)["name"] for folder in credentialed_folders()}
+    known |= {corpus.name for corpus in credentials.IN_MEMORY}
     if record.dataset["name"] not in known and any(any(shown(text)) for text in strings(values)):
         raise PrivacyError(
             f"{Path(where).name} holds whole sentences and {record.dataset['name']} is not in the"
             " data folder to compare with: set PLANT_HOME to the folder that holds it"
         )
-    check(values, Path(where), corpora)
+    check(values, Path(where))
 
 
 def artefacts_root(corpus: Corpus, root: str | Path | None) -> str | Path | None:

@@ -21,6 +21,7 @@ import numpy as np
 from plantlib.backbones import windows
 from plantlib.data import credentials, privacy
 from plantlib.utils import reprs
+from plantlib.utils.checks import check_whole
 from plantlib.utils.io import atomic_path
 from plantlib.utils.reprs import page
 from plantlib.utils.terminal import printable
@@ -134,6 +135,7 @@ class Explanation:
 
     def top(self, k: int = 10) -> list[tuple[str, float]]:
         """The k tokens with most attention, each with its attention."""
+        check_whole("k", k)
         order = np.argsort(-self.attention, kind="stable")[:k]
         return [(self.text[slice(*self.spans[i])], float(self.attention[i])) for i in order]
 
@@ -145,6 +147,7 @@ class Explanation:
 
     def top_words(self, k: int = 10) -> list[tuple[str, float]]:
         """The k words with most attention, summed over a word's repeats in any case."""
+        check_whole("k", k)
         total: dict[str, float] = {}
         spelling: dict[str, str] = {}
         for word in self.words:

@@ -279,6 +279,7 @@ def write_card(record, folder: str | Path) -> Path:
         cpu=record.environment["cpu"],
         sizes=_sizes(record.model_size),
     )
+    privacy.check_record(record, path)
     if data.get("credentialed"):
         privacy.check(card.splitlines(), path)
     with atomic_path(path) as temporary:

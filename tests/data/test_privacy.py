@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import subprocess
+import weakref
 
 import nbformat
 import pandas as pd
@@ -19,6 +21,7 @@ from plantlib.data.corpus import Corpus
 from plantlib.data.credentials import PrivacyError
 from plantlib.data.streaming import CorpusWriter
 from plantlib.model import saving
+from plantlib.model.explanation import save_page
 from plantlib.model.plant_model import PlantModel
 from plantlib.training import artefacts
 from plantlib.training.options import RunConfig
@@ -133,6 +136,8 @@ def test_the_canary_reaches_no_record_card_model_or_artefact(home, backbone_fold
 def test_a_record_that_cannot_be_compared_is_refused(home, monkeypatch, tmp_path):
     record = RunRecord.__new__(RunRecord)
     monkeypatch.setenv("PLANT_HOME", str(tmp_path / "empty"))
+    # other tests read a corpus of this name in this process
+    monkeypatch.setattr(credentials, "IN_MEMORY", weakref.WeakSet())
     for item in dataclasses.fields(RunRecord):
         object.__setattr__(
             record,
@@ -246,6 +251,19 @@ def test_pictures_of_an_open_run_stay(home, tmp_path):
     runner.run_notebook(notebook(tmp_path, DRAWN), {}, output, progress=False)
     shown = [o for c in nbformat.read(output, 4).cells for o in c.get("outputs", [])]
     assert {"image/png", "image/svg+xml", "text/html"} <= {k for o in shown for k in o["data"]}
+
+
+def test_a_corpus_read_from_anywhere_is_compared_while_it_lives(home, tmp_path, monkeypatch):
+    """Also where the data folder is another one, as without PLANT_HOME."""
+    monkeypatch.setenv("PLANT_HOME", str(tmp_path / "empty"))
+    page = tmp_path / "page.html"
+    gc.collect()
+    save_page(page, "before", "the quick brown fox jumps over the lazy dog")
+    part = Corpus.load(home / "secret").subset(train=15)
+    with pytest.raises(PrivacyError, match="page.html would hold"):
+        save_page(page, "a page", f"<p>{CANARY}</p>")
+    assert part.N < 30, "the subset alone is alive"
+    save_page(page, "after", "none of the words that it holds are there")
 
 
 def test_a_figure_of_a_documents_words_is_compared(home, tmp_path):

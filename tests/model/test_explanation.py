@@ -291,3 +291,11 @@ def test_cells_of_cards():
         "| b | 1 | - |",
     ]
     assert reprs.html_table(["x"], []) == reprs.markdown_table(["x"], []) == ""
+
+
+@pytest.mark.parametrize("k", [0, -1, 1.5, None])
+def test_a_number_of_words_that_means_nothing_is_refused(k):
+    explanation = Explanation("x", "no pulse", [(0, 2), (3, 8)], *np.ones((3, 2)))
+    for best in (explanation.top, explanation.top_words, DocumentExplanation([explanation]).rows):
+        with pytest.raises(ValueError, match="k="):
+            best(k)
