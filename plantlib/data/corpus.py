@@ -342,17 +342,8 @@ class Corpus(Rich):
             "counts": self.counts(),
             "fingerprint": self.fingerprint(),
         }
-        return storage.write(
-            folder,
-            self.ids,
-            self.texts,
-            self.labels,
-            self.label_names,
-            self.split,
-            self.label_texts,
-            self.evidence,
-            manifest,
-        )
+        columns = (self.ids, self.texts, self.labels, self.label_names, self.split)
+        return storage.write(folder, *columns, self.label_texts, self.evidence, manifest)
 
     @classmethod
     def load(cls, name_or_path: str | Path, root: str | Path | None = None) -> Corpus:
