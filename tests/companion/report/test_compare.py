@@ -345,8 +345,8 @@ def test_grid_notebook_writes_into_the_folder_it_is_given(tmp_path):
         "results = ''\nnumbers = [0]",
         "import json, pathlib\nraw ="
         " json.loads(pathlib.Path('../template/placeholder.json').read_text())\nfolder ="
-        " pathlib.Path(results)\nfolder.mkdir(parents=True, exist_ok=True)\nfor seed in numbers:\n   "
-        " (folder / f'g{seed}.json').write_text(json.dumps(raw | {'id': f'g{seed}', 'seed':"
+        " pathlib.Path(results)\nfolder.mkdir(parents=True, exist_ok=True)\nfor seed in numbers:\n"
+        "    (folder / f'g{seed}.json').write_text(json.dumps(raw | {'id': f'g{seed}', 'seed':"
         " seed}))",
     )
     (tmp_path / "runs").mkdir()
