@@ -25,12 +25,19 @@ class SealingTrainer(Trainer):
     """
 
     def _save_checkpoint(self, model, trial) -> None:
-        super()._save_checkpoint(model, trial)
+        folder = Path(self.args.output_dir)
+        try:
+            super()._save_checkpoint(model, trial)
+        except (OSError, RuntimeError) as error:  # torch has the latter for a full disk
+            free = shutil.disk_usage(folder).free
+            raise OSError(
+                f"no checkpoint could be written to {folder} ({error}), where {free / 1e6:,.0f} MB"
+                " are free: make room and begin the run again, which goes on from what it has"
+            ) from error
         # every process writes its random state
         self.accelerator.wait_for_everyone()
         if not self.args.should_save:
             return
-        folder = Path(self.args.output_dir)
         newest = folder / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         seal(newest, CHECKPOINT)
         best = Path(self.state.best_model_checkpoint or newest)

@@ -82,6 +82,15 @@ def test_a_best_checkpoint_that_is_lost_while_training_is_an_error(prepared, tmp
         train_it(prepared, tmp_path, epochs=1)
 
 
+def test_a_full_disk_is_an_error_that_names_the_folder(prepared, tmp_path, monkeypatch):
+    def full(*arguments):
+        raise RuntimeError("basic_ios::clear: iostream error")
+
+    monkeypatch.setattr(checkpoints.Trainer, "_save_checkpoint", full)
+    with pytest.raises(OSError, match=r"no checkpoint could be written to .*: make room"):
+        train_it(prepared, tmp_path, epochs=1)
+
+
 def fit_one(corpus, backbone: str, root: Path, seed: int) -> dict:
     """Train one model on one thread; the metrics of test."""
     torch.set_num_threads(1)
