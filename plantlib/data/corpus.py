@@ -165,9 +165,8 @@ class Corpus(Rich):
         if not rows.size:
             sizes = {s: int((self.split == s).sum()) for s in SPLITS}
             present = ", ".join(f"{s} ({size})" for s, size in sizes.items() if size)
-            hint = "; with_dev() carves one from train" if split == "dev" else ""
-            if split == "test":
-                hint = ": give more documents, or a column of splits, split='COLUMN'"
+            column = ": give more documents, or a column of splits, split='COLUMN'"
+            hint = "; with_dev() carves one from train" if split == "dev" else column
             raise DataError(
                 f"corpus {self.name!r} has no documents in split {split!r}; it has"
                 f" {present or 'none'}{hint}"
@@ -278,21 +277,19 @@ class Corpus(Rich):
         """
         if (self.split == "dev").any():
             return self
-        # how many documents dev may take, and how many copies each text has
+        # how many copies each text has
         rows = self.rows("train")
         texts = [self.texts[i] for i in rows]
         copies = Counter(texts)
-        count = max(round(fraction * rows.size), 1)
         # a text moves if all its copies find room; where every text repeats, the least repeated one
         # still does
-        room = max(count, min(copies.values()))
+        room = max(round(fraction * rows.size), min(copies.values()))
         if not 0 < fraction < 1:
             raise DataError(f"fraction={fraction}: wanted a number between 0 and 1")
         if room >= rows.size:
             raise DataError(
-                f"dev cannot be carved from {rows.size} training documents with"
-                f" {len(copies)} different texts: give more of different text, or a column of"
-                " splits, split='COLUMN'"
+                f"dev cannot be carved from {rows.size} training documents ({len(copies)} texts):"
+                " give more of different text, or a column of splits, split='COLUMN'"
             )
         # fill dev in hash order
         dev = set()
@@ -302,10 +299,8 @@ class Corpus(Rich):
                 room -= copies[texts[i]]
         split = self.split.copy()
         split[rows[[text in dev for text in texts]]] = "dev"
-        note = (
-            f"dev: {(split == 'dev').sum()} documents carved from train, fraction {fraction}, seed"
-            f" {seed}"
-        )
+        count = (split == "dev").sum()
+        note = f"dev: {count} documents carved from train, fraction {fraction}, seed {seed}"
         return self._derive(note, split=split)
 
     @cached_property

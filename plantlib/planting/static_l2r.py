@@ -226,10 +226,12 @@ def pretrain(
         of a random order ("chance"), and the sizes.
 
     Raises:
-        ValueError: dim or seed is no such number.
+        ValueError: dim or seed is no such number, or no training document has a token.
     """
     check_whole("dim", dim)
     check_seed(seed)
+    if not counts.nnz:
+        raise ValueError("no training document has a token; check the texts and the tokenizer")
     teacher = mig.teach(counts, labels, variant="jaccard", top_k=TEACHER_TOKENS, relevance="grade")
     grades = teacher.relevance.astype(np.float32)
     feature = frequency(counts)
@@ -273,7 +275,8 @@ def _measured(counts, feature, grades, seen, dim: int, seed: int, progress: bool
 def hold_out(seen: np.ndarray, seed: int = 0) -> np.ndarray:
     """(V,) bool: a share HELD_OUT of the tokens `seen` (V,) in training, drawn token by token."""
     drawn = np.random.default_rng(seed).random(len(seen)) < HELD_OUT
-    return drawn & seen
+    # of very few tokens all may be drawn, and the measured model needs one
+    return drawn & seen if (seen & ~drawn).any() else np.zeros_like(seen)
 
 
 def begin(embeddings, grades: sparse.csr_matrix, shown: np.ndarray):
@@ -287,7 +290,9 @@ def begin(embeddings, grades: sparse.csr_matrix, shown: np.ndarray):
     label = torch.from_numpy(
         np.linalg.solve(gram + ridge * np.eye(len(gram)), target).T.astype(np.float32)
     )
-    covariance = torch.cov(torch.from_numpy(e).T).reshape(len(gram), len(gram))
+    # a single token has no spread
+    covariance = torch.cov(torch.from_numpy(e).T, correction=min(len(e) - 1, 1))
+    covariance = covariance.reshape(len(gram), len(gram))
     deviation = ((label @ covariance) * label).sum(1).clamp(min=0).sqrt()
     scale = torch.where(deviation > 1e-8, SPREAD / deviation.clamp(min=1e-8), 0.0)
     return label * scale[:, None], torch.zeros(())

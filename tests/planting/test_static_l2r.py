@@ -4,6 +4,8 @@ their grades stay unseen.
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -217,3 +219,21 @@ def test_the_command_adds_to_its_json(tmp_path, corpus, monkeypatch):
         assert study.main([name, "--out", str(tmp_path / "s.json"), "--dim", "7"]) == 0
     written = read_json(tmp_path / "s.json")
     assert list(written) == ["one", "two"] and written["one"]["quality"] == {"dim": 7}
+
+
+@pytest.mark.parametrize(
+    "counts",
+    [[[5, 0], [3, 0], [2, 0]], [[1, 0], [0, 1], [1, 0]], [[1, 1], [1, 1], [1, 1]]],
+    ids=["one token", "two tokens", "tokens of every document"],
+)
+def test_very_few_tokens_give_a_table_without_warnings(counts):
+    x, y = sparse.csr_matrix(np.array(counts)), sparse.csr_matrix(np.array([[1], [0], [1]]))
+    names = {"label_names": ["a"], "tokens": ["s", "t"]}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for seed in range(12):  # some hold every token out
+            model = static_l2r.pretrain(x, y, **names, seed=seed, progress=False)
+            assert np.isfinite(model.table().data).all()
+            assert model.quality["shown_tokens"] >= 1
+    with pytest.raises(ValueError, match="no training document has a token"):
+        static_l2r.pretrain(sparse.csr_matrix((3, 2)), y, **names, progress=False)
