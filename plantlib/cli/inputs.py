@@ -100,6 +100,8 @@ def read_document(source: str, encoding: str = "utf-8") -> str:
 
     if source != "-":
         files.check_kind(Path(source), "documents are plain text")
+        if files.is_table(Path(source)):
+            raise DataError(f"{source} is a table: give the text of one document as .txt")
         return files.read_text(Path(source), encoding)
     data = getattr(sys.stdin, "buffer", None)
     # a replaced standard input, as in tests, may hold text

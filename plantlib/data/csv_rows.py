@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from plantlib.data.label_names import INVISIBLE
 from plantlib.utils.base import DataError
 
 ESCAPES = {r"\t": "\t", r"\n": "\n", r"\r": "\r", r"\\": "\\"}
@@ -64,7 +65,7 @@ def rows_of(text: str, delimiter: str, name: str) -> tuple[list[str], list[list[
         rows.pop()
     if not rows:
         raise DataError(f"{name} holds no header: wanted a header line and one line per document")
-    header = [cell.strip().lstrip("\ufeff") for cell in rows.pop(0).cells]
+    header = [INVISIBLE.sub("", cell).strip() for cell in rows.pop(0).cells]
     while len(header) > 1 and not header[-1]:
         header.pop()
     _check_widths(rows, header, delimiter, name)

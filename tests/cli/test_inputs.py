@@ -11,7 +11,6 @@ import json
 import os
 import sys
 import threading
-from argparse import Namespace
 from types import SimpleNamespace
 
 import pandas as pd
@@ -98,10 +97,16 @@ def test_bytes_of_another_encoding_on_standard_input(monkeypatch):
     assert "standard input is not utf-8: byte 3" in refusal_of_explain()
 
 
-def refusal_of_explain() -> str:
+def refusal_of_explain(source="-") -> str:
     with pytest.raises(DataError) as error:
-        commands.explain(Namespace(document="-", encoding="utf-8", out=None))
+        inputs.read_document(str(source))
     return str(error.value)
+
+
+def test_explain_reads_no_table(tmp_path):
+    for name in ("t.csv", "t.jsonl", "t.parquet"):
+        (tmp_path / name).write_text("text\nx\n")
+        assert "is a table: give the text of one document" in refusal_of_explain(tmp_path / name)
 
 
 def test_json_lines_are_a_table_and_never_documents(tmp_path, monkeypatch):

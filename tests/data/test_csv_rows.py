@@ -49,7 +49,8 @@ def test_empty_cells_beyond_the_header_are_nothing():
 
 
 def test_header_cells_lose_blanks_and_a_mark_of_excel_names_the_delimiter():
-    assert rows_of(" text ;labels \na;x\n", ";", "t")[0] == ["text", "labels"]
+    for head in (" text ;labels ", "\u200btext;\ufefflabels\xa0"):
+        assert rows_of(f"{head}\na;x\n", ";", "t")[0] == ["text", "labels"]
     for mark, delimiter in (("sep=;\r\n", ","), ("sep=\t\n", ",")):
         cut = mark[4]
         assert rows_of(f"{mark}text{cut}labels\na{cut}x\n", delimiter, "t")[1] == [["a", "x"]]
