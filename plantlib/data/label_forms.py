@@ -261,9 +261,10 @@ class Reader:
             if isinstance(cell, str)
             for name in found
         ]
-        other = label_names.evident_separator(of_strings)
+        other = label_names.evident_separator(of_strings, words=not used)
         if other is None:
             self._check_joined(names)
+            self._note_commas(set(of_strings), used)
             return
         odd = [any(other in name for name in found) for found in names]
         if used:
@@ -277,6 +278,16 @@ class Reader:
             odd,
             f"pass sep={other!r}; {AS_IT_STANDS}",
         )
+
+    def _note_commas(self, names: set[str], used: bool) -> None:
+        """A note on commas in many names of a column in which `sep` never occurs."""
+        for mark in "" if used else ",，、":
+            holding = sum(mark in name for name in names)
+            if holding >= max(2, len(names) / 5):
+                self.notes.append(
+                    f"sep={self.sep!r} separates nothing, and {holding} labels hold {mark!r}: pass"
+                    f" sep={mark!r} if it separates labels"
+                )
 
     def _check_joined(self, names: Sequence[Sequence[str]]) -> None:
         """Single names that look like several: refused where the parts are codes, else noted."""

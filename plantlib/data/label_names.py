@@ -22,6 +22,8 @@ JOINERS = "\u200c\u200d"
 # characters that stand in codes and words, and so are no separators
 OF_NAMES = set(".-_'’()[]{}<>\"")
 OF_LISTS = ",;|\t\n；，、"
+IN_NO_NAME = ("\n", "\t", "；", "|", "||", "<br>", "<br/>", "<br />", "\\n", "\\t")
+IN_CODES = ":-_"
 ENOUGH = 20_000  # cells that are looked at for a separator
 LONGER_MARKS = (
     *("<br>", "<br/>", "<br />", "\\n", "\\t", "||", "__", "--", "->", "=>"),
@@ -75,19 +77,25 @@ def _unquoted(part: str) -> str:
     return inner.replace('""', '"') if quoted else part
 
 
-def evident_separator(cells: Iterable[str]) -> str | None:
+def evident_separator(cells: Iterable[str], words: bool = True) -> str | None:
     """What evidently separates several names in distinct `cells`, or None.
+
+    words: whether a blank may separate words; if not, it separates codes alone.
 
     Names in a list change their places: a part that stands at two places, or alone in a cell and
     later in another one, speaks for a list. Parts of one name ("heart failure", "ICD9:401") keep
-    theirs. Codes that recur also speak for a list where the mark stands in no code.
+    theirs. Line ends, tabs and bars stand in no name. Several whole codes in a cell are a list.
     """
     distinct = sorted({cell.strip() for cell in cells if cell.strip()})
     distinct = distinct[:: len(distinct) // ENOUGH + 1]
-    return next((mark for mark in _candidates(distinct) if _separates(mark, distinct)), None)
+    # a blank separates no words where another mark may separate names of several words
+    others = [m for m in _marks(distinct) if m != " " and sum(m in c for c in distinct) > 1]
+    words = words and not others
+    found = (mark for mark in _candidates(distinct) if _separates(mark, distinct, words))
+    return next(found, None)
 
 
-def _separates(mark: str, distinct: Sequence[str]) -> bool:
+def _separates(mark: str, distinct: Sequence[str], words: bool) -> bool:
     """Whether `mark` separates names in the distinct cells."""
     rows = [[part.strip() for part in cell.split(mark)] for cell in distinct]
     rows = [[part for part in row if part] for row in rows]
@@ -99,19 +107,31 @@ def _separates(mark: str, distinct: Sequence[str]) -> bool:
             places[part].add(place)
     parts = [part for row in rows if len(row) > 1 for part in row]
     cut_cells = sum(len(row) > 1 for row in rows)
-    if cut_cells < max(2, len(distinct) / 20):
-        return False
     if not all(any(c.isalnum() for c in part) for part in parts):
         return False
+    if mark in IN_NO_NAME and parts:
+        return True
     codes = all(_is_code(part) for part in parts)
+    whole = all(_is_whole_code(part) for row in rows for part in row)
+    if whole and mark not in IN_CODES and cut_cells >= max(1, len(distinct) / 20):
+        return True
+    if cut_cells < max(2, len(distinct) / 20):
+        return False
     moving = sum(len(places[part]) > 1 for part in parts) / len(parts)
     recurring = sum(counts[part] > 1 for part in parts) / len(parts)
     if mark in OF_LISTS and codes and recurring >= 0.5:
         return True
     # blanks and hyphens stand inside names, so they need more evidence; hyphens need codes as well
+    if mark == " " and not words:
+        return codes and moving >= 0.3
     if mark in "-_":
         return codes and moving >= 0.8
     return moving >= (0.8 if " " in mark and not codes else 0.3)
+
+
+def _is_whole_code(name: str) -> bool:
+    """Whether a name is a code by its look alone: digits, no blanks, three characters or more."""
+    return 3 <= len(name) <= 20 and any(c.isdigit() for c in name) and len(name.split()) == 1
 
 
 def _candidates(cells: Sequence[str]) -> list[str]:
@@ -159,6 +179,10 @@ def odd(names: Iterable[str]) -> dict[str, list[str]]:
         "hold control characters": [n for n in names if any(_is_control(c) for c in n)],
         "are longer than 100 characters": [n for n in names if len(n) > 100],
     }
+    for mark in _marks(names):
+        holding = [name for name in names if mark in name.strip(mark)]
+        if mark != " " and len(holding) >= max(2, len(names) / 5):
+            reasons[f"hold {mark!r}"] = holding
     return {reason: found for reason, found in reasons.items() if found}
 
 

@@ -137,6 +137,29 @@ def test_another_separator_is_refused_and_the_advice_reads_right(mark):
     assert "first [1, 3, 5]" in message
 
 
+def test_two_cells_of_whole_codes_or_lines_are_enough():
+    for mark in (",", "/", "+", " ", "；", "~", " - "):
+        cells = [f"I37.1{mark}D77.4", "A67.2", f"H66.7{mark}D36.6", "E34.2"]
+        assert f"pass sep={mark!r}" in refusal(cells)
+    for mark in ("\n", "|", "<br>"):
+        cells = [f"heart failure{mark}cough", "fever", f"rash{mark}sepsis"]
+        assert f"pass sep={mark!r}" in refusal(cells)
+    with pytest.raises(UserWarning, match="3 labels hold ','"):
+        labels_of(["428,0", "250,00", "401,9"])
+
+
+def test_commas_in_many_names_are_noted():
+    cells = ["cough, fever", "rash, sepsis", "shock", "stroke"]
+    with pytest.raises(UserWarning, match="2 labels hold ',': pass sep=',' if it separates"):
+        labels_of(cells)
+    assert len(labels_of([*cells, "shock;stroke"])) == 5
+
+
+def test_words_beside_a_separator_in_use_are_one_name():
+    cells = ["heart pain;cough", "pain", "acute cough;heart", "cough;acute pain", "acute"]
+    assert labels_of(cells) == [sorted(cell.split(";")) for cell in cells]
+
+
 def test_codes_that_keep_their_places_are_a_list_too():
     cells = ["A1,B2,C3", "A1,B5,C4", "A2,B2,C3", "A2,B5,C4"]
     assert "pass sep=','" in refusal(cells)
@@ -166,7 +189,8 @@ def test_mixed_separators_are_refused():
         UserWarning, match="several, joined, in 1 row.*first .4.: write ';' between"
     ):
         labels_of(words)
-    one = ["I10;E11.9", "E11.9,I10", "I10", "E11.9", "K21;I10", "K21"] * 5
+    one = ["I10;E11.9", "E11.9,I10", "I10", "E11.9", "K21;I10", "K21"]
+    one += [f"{name};I10" for name in SPREAD] + [f"Z{i}" for i in range(10, 40)]
     assert "look like several" in refusal(one)
 
 
@@ -394,4 +418,6 @@ def test_overview_shows_what_was_understood():
     assert "odd: 1 documents without labels" in lines
     assert "odd: 1 labels look like missing values: 'nan'" in lines
     assert any(line.startswith("odd: 1 labels hold brackets") for line in lines)
+    lists = (list("ab"), ["t"] * 2, [["x~y"], ["z~w"]], ["train"] * 2)
+    assert "odd: 2 labels hold '~': 'x~y', 'z~w'" in Corpus.from_lists("c", *lists).overview()
     assert "odd: 2 labels occur once: \"['y']\", 'nan'" in lines
