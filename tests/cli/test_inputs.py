@@ -13,6 +13,7 @@ import sys
 import threading
 from types import SimpleNamespace
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -315,6 +316,9 @@ class Fake:
     """A model that knows three dangerous labels."""
 
     labels = ["=1+1", "\x1b[31mred\n", "-3"]
+
+    def unread(self, texts):
+        return np.zeros(len(texts), int)
 
     def predict(self, texts, k, batch):
         return [[(label, 0.5) for label in self.labels[:k]] for _ in texts]
