@@ -26,8 +26,8 @@ def main(argv: list[str] | None = None) -> None:
     add("--partitions", type=int, default=8, help="files that the rows are cut into (default: 8)")
     about = "processes on this machine; 0 uses threads of this process (default: 2)"
     add("--workers", type=int, default=2, help=about)
-    about = "tokens read from each document (default: 510)"
-    add("--tokens", type=int, default=510, help=about)
+    about = "tokens read from each document (default: 256)"
+    add("--tokens", type=int, default=256, help=about)
     add("--backbone", default="minilm", help="backbone whose tokenizer is used (default: minilm)")
     add("--scheduler", help="address of a running Dask scheduler, instead of --workers")
     args = parser.parse_args(argv)

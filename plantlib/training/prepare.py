@@ -27,7 +27,7 @@ def prepare(
     corpus: Corpus | str,
     *,
     backbone: str = "minilm",
-    max_tokens: int | None = 510,
+    max_tokens: int | None = 256,
     train_documents: int | None = None,
     dev_documents: int | None = None,
     test_documents: int | None = None,

@@ -152,9 +152,13 @@ class StepBar(TrainerCallback):
         self.show = show
         self.bar = None
 
+    def steps(self, args, state) -> int:
+        """How many steps the bar counts to."""
+        return state.max_steps
+
     def on_train_begin(self, args, state, control, **kwargs):
         options = {
-            "total": state.max_steps,
+            "total": self.steps(args, state),
             "initial": state.global_step,
             "desc": self.description,
             "unit": "step",
@@ -169,11 +173,18 @@ class StepBar(TrainerCallback):
 
 
 class _Progress(StepBar):
-    """A step bar that shows the dev metric, and logs wall seconds at each evaluation."""
+    """A step bar that shows the dev metric, and logs wall seconds at each evaluation.
 
-    def __init__(self, metric: str, show: bool):
-        super().__init__("fine-tune", show)
+    trial: the one epoch that is trained, None to train to the end.
+    """
+
+    def __init__(self, metric: str, show: bool, trial: OneEpoch | None = None):
+        super().__init__("fine-tune" if trial is None else f"try {trial.what}, one epoch", show)
         self.metric = metric
+        self.trial = trial
+
+    def steps(self, args, state) -> int:
+        return state.max_steps // (round(args.num_train_epochs) if self.trial else 1)
 
     def on_train_begin(self, args, state, control, **kwargs):
         # a resumed run counts on from the seconds of its last epoch
@@ -226,6 +237,8 @@ def fine_tune(
             does not fit the model.
     """
     folder = Path(folder)
+    callbacks = list(callbacks)
+    trial = next((callback for callback in callbacks if isinstance(callback, OneEpoch)), None)
     trainer = PlantTrainer(
         model=model,
         args=_arguments(folder, config, seed),
@@ -237,7 +250,7 @@ def fine_tune(
         from_linear=from_linear,
         callbacks=[
             EarlyStoppingCallback(config.patience),
-            _Progress(CHOSEN_BY, progress),
+            _Progress(CHOSEN_BY, progress, trial),
             *callbacks,
         ],
     )
@@ -370,7 +383,13 @@ def chosen_epoch(epochs: list[dict], metric: str = CHOSEN_BY) -> int:
 
 
 class OneEpoch(TrainerCallback):
-    """Stops training after the first epoch, when it is evaluated and saved."""
+    """Stops training after the first epoch, when it is evaluated and saved.
+
+    what: what is tried, for the progress bar.
+    """
+
+    def __init__(self, what: str):
+        self.what = what
 
     def on_epoch_end(self, args, state, control, **kwargs):
         control.should_training_stop = True
@@ -412,7 +431,7 @@ def choose(
             epochs = history(read_json(Path(last) / "trainer_state.json")["log_history"])
         else:
             begin(gain)
-            epochs = fit(gain_folder, callbacks=[OneEpoch()])
+            epochs = fit(gain_folder, callbacks=[OneEpoch(f"gain {gain:g}")])
         scores[gain] = epochs[0][metric]
     best = max(scores, key=scores.get)
     begin(best)
