@@ -13,7 +13,7 @@ from collections.abc import Callable
 import numpy as np
 from scipy import sparse
 
-from plantlib.linear.terms import one_against_rest
+from plantlib.linear.liblinear import one_against_rest
 from plantlib.metrics.buckets import EDGES, Edges
 from plantlib.metrics.documents import Scores, StreamingEvaluator
 from plantlib.teacher.mig import Teacher

@@ -34,7 +34,7 @@ from plantlib.training import artefacts
 from plantlib.training.evaluation import judge
 from plantlib.training.inputs import Inputs
 from plantlib.training.options import HISTORY_METRICS
-from plantlib.training.records import RunRecord, agrees, peak_memory, run_name
+from plantlib.training.records import RunRecord, agrees, cpu_seconds, peak_memory, run_name
 from plantlib.utils.base import DataError
 from plantlib.utils.io import (
     Damaged,
@@ -160,7 +160,7 @@ def _run(
 ) -> tuple[RunRecord, CandidateDecoder]:
     """As `run_candidates`, with the run's id and the folder of what survives a kill."""
     began = time.perf_counter()
-    cpu = time.process_time()
+    cpu = cpu_seconds()
     labels, rows = prepared.corpus.labels, prepared.rows
     parts = candidate_decoder.parts_of(start)
     # rank and plant
@@ -211,7 +211,7 @@ def _run(
     about = raise_rare(decoder, data, prepared, config) if config.rare else {}
     times["fine_tune"] = round(time.perf_counter() - began - times["teacher"], 2)
     if not resumed:  # what a killed process spent is not known
-        times["train_cpu"] = round(time.process_time() - cpu, 2)
+        times["train_cpu"] = round(cpu_seconds() - cpu, 2)
     # judge and record
     scores = {
         s: score(decoder, data, rows[s], config, prepared.train_counts, edges=prepared.edges)

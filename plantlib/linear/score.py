@@ -12,7 +12,6 @@ module that scores text is in `planting.scores`.
 from __future__ import annotations
 
 import json
-import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,9 +23,9 @@ from scipy import sparse
 
 from plantlib.data.tokens import smooth_idf, tfidf
 from plantlib.kernels.counts import column_counts, presence
-from plantlib.linear import solver, stacking
+from plantlib.linear import liblinear, solver, stacking
 from plantlib.linear.stacking import Stack
-from plantlib.linear.terms import centroids, one_against_rest, ppmi
+from plantlib.linear.terms import centroids, ppmi
 from plantlib.teacher import mig
 from plantlib.utils.checks import check_fields
 from plantlib.utils.io import read_if_whole
@@ -177,7 +176,8 @@ def fit(
     # the terms of every part
     names = columns_of(large)
     steps = (folds + 1) * labels.shape[1] * max(sum(name.startswith("svm") for name in names), 1)
-    with tqdm(total=steps, desc="linear score", unit="label", disable=not progress) as bar:
+    options = {"total": steps, "desc": "linear score", "unit": "label", "disable": not progress}
+    with liblinear.workers(len(train_rows), labels.shape[1]), tqdm(**options) as bar:
         # all rows come last: their SVMs may begin from those of the folds; those of a fold must not
         # begin from any that have seen its documents
         for k in [*range(folds), -1]:
@@ -308,28 +308,15 @@ def svm(
     """
     prune = prune * c**0.7
     columns = labels.tocsc()
+    by_label: list = [None] * labels.shape[1]
     if large:
-        solve, blocks = _together(weights, columns, c, start)
+        solved = _together(weights, columns, c, prune, start)
     else:
-        solve, blocks = _one_by_one(weights, columns, c, seed)
-
-    def pruned(block: np.ndarray) -> list[tuple[np.ndarray, np.ndarray, float]]:
-        """Words, weights and intercept of every label of a block."""
-        rows = []
-        for coef, intercept in solve(block):
-            words = np.flatnonzero(np.abs(coef) > prune)
-            rows.append((words.astype(np.int32), coef[words].astype(np.float32), intercept))
-        return rows
-
-    # LIBLINEAR and SciPy's products release the interpreter while they work, so threads can share
-    # one copy of the documents
-    by_label = [None] * labels.shape[1]
-    with ThreadPoolExecutor(_threads()) as pool:
-        for block, rows in zip(blocks, pool.map(pruned, blocks), strict=True):
-            for label, row in zip(block, rows, strict=True):
-                by_label[label] = row
-            if bar is not None:
-                bar.update(len(block))
+        solved = enumerate(liblinear.solve(weights, columns, c, seed, prune))
+    for label, row in solved:
+        by_label[label] = row
+        if bar is not None:
+            bar.update()
     # one table of all labels
     words, values, intercepts = zip(*by_label, strict=True)
     indptr = np.cumsum([0, *(len(row) for row in words)])
@@ -338,28 +325,14 @@ def svm(
     return Table(cells, np.array(intercepts, np.float32))
 
 
-def _one_by_one(weights, columns: sparse.csc_matrix, c: float, seed: int):
-    """A function from a block of labels to [(weights (V,), intercept)], and the blocks: LIBLINEAR,
-    one label per block.
-    """
-
-    def solve(block: np.ndarray):
-        return [
-            one_against_rest(weights, columns[:, label].toarray().ravel() > 0, c, seed)
-            for label in block
-        ]
-
-    return solve, np.arange(columns.shape[1])[:, None]
-
-
-def _together(weights, columns: sparse.csc_matrix, c: float, start: Table | None):
-    """The same by `linear.solver`; labels of similar frequency share a block, since they take as
-    many steps.
+def _together(weights, columns: sparse.csc_matrix, c: float, prune: float, start: Table | None):
+    """Pairs of a label and its `liblinear.Row` by `linear.solver`; labels of similar frequency
+    share a block, since they take as many steps.
     """
     documents = solver.Documents.of(weights)
     counts = np.diff(columns.indptr)
 
-    def solve(block: np.ndarray):
+    def solve(block: np.ndarray) -> list[liblinear.Row]:
         # labels on no row or on every row are constants
         constant = (counts[block] == 0) | (counts[block] == len(documents))
         solved = np.zeros((weights.shape[1] + 1, len(block)), np.float32)
@@ -371,10 +344,14 @@ def _together(weights, columns: sparse.csc_matrix, c: float, start: Table | None
                 begin = np.vstack([start.cells[mixed].toarray().T, start.intercept[mixed]])
             positive = columns[:, mixed].toarray() > 0
             solved[:, ~constant] = solver.solve(documents, positive, c, start=begin)
-        return [(w[:-1], float(w[-1])) for w in solved.T]
+        return [liblinear.pruned(w[:-1], float(w[-1]), prune) for w in solved.T]
 
     order, size = np.argsort(-counts, kind="stable"), solver.block_of(len(documents))
-    return solve, [order[i : i + size] for i in range(0, len(order), size)]
+    blocks = [order[i : i + size] for i in range(0, len(order), size)]
+    # SciPy's products release the interpreter, so threads can share one copy of the documents
+    with ThreadPoolExecutor(liblinear.cores()) as pool:
+        for block, rows in zip(blocks, pool.map(solve, blocks), strict=True):
+            yield from zip(block, rows, strict=True)
 
 
 def _fold_up(part: dict[str, Table], stack: Stack, counts: np.ndarray) -> Table:
@@ -429,7 +406,3 @@ def load_tables(path: str | Path) -> dict[str, Table]:
 
 def _float32(cells) -> sparse.csr_matrix:
     return sparse.csr_matrix(cells, dtype=np.float32)
-
-
-def _threads() -> int:
-    return int(os.environ.get("OMP_NUM_THREADS") or 0) or os.cpu_count() or 1

@@ -1,6 +1,4 @@
-"""Terms of the linear score that need no attention: positive pointwise MI, label centroids and
-one-vs-rest SVMs.
-"""
+"""Terms of the linear score that are counted: positive pointwise MI and label centroids."""
 
 from __future__ import annotations
 
@@ -33,18 +31,3 @@ def centroids(weights: sparse.csr_matrix, y: sparse.csr_matrix) -> Teacher:
     norm = np.sqrt(np.asarray(total.multiply(total).sum(1))).ravel().clip(min=1e-12)
     unit = (sparse.diags(1 / norm) @ total).tocsr()
     return Teacher(unit, unit, "centroid", weights.shape[0])
-
-
-def one_against_rest(
-    x: sparse.csr_matrix, positive: np.ndarray, c: float, seed: int
-) -> tuple[np.ndarray, float]:
-    """Weights (V,) and intercept of one LinearSVC; a label on no row scores -1, on every row 1.
-
-    x: (n, V) csr. positive: (n,) bool. c: cost. seed: of LIBLINEAR.
-    """
-    from sklearn.svm import LinearSVC
-
-    if not positive.any() or positive.all():
-        return np.zeros(x.shape[1]), 1.0 if positive.all() else -1.0
-    model = LinearSVC(C=c, random_state=seed).fit(x, positive)
-    return model.coef_[0], float(model.intercept_[0])

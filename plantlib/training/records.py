@@ -380,3 +380,8 @@ def record_path(inputs: Inputs, system: str, seed: int, results: str | Path, end
 def peak_memory() -> float:
     """Largest resident memory of this process so far, MiB."""
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
+
+
+def cpu_seconds() -> float:
+    """CPU seconds of this process and of those that it began and ended, so far."""
+    return sum(os.times()[:4])

@@ -27,7 +27,14 @@ from plantlib.training.ingredients import Ingredients, build_model, ingredients,
 from plantlib.training.inputs import Inputs
 from plantlib.training.options import CHOSEN_BY, RunConfig
 from plantlib.training.prepare import prepare
-from plantlib.training.records import RunRecord, agrees, check_id, peak_memory, run_name
+from plantlib.training.records import (
+    RunRecord,
+    agrees,
+    check_id,
+    cpu_seconds,
+    peak_memory,
+    run_name,
+)
 from plantlib.utils.checks import check_seed
 from plantlib.utils.distributed import is_main
 from plantlib.utils.io import held, remove_unless_held
@@ -152,7 +159,7 @@ def run_start(
     """
     check_start(start, config)
     check_seed(seed)
-    cpu = time.process_time()
+    cpu = cpu_seconds()
     set_seed(seed)
     run_id = run_id or run_name(inputs, start, seed, config.tuning)
     check_id(run_id)
@@ -171,7 +178,7 @@ def run_start(
         chosen |= choose_linear_weight(run)
         made.seconds["fine_tune"] = time.perf_counter() - began
         if not resumed:  # what a killed process spent is not known
-            made.seconds["train_cpu"] = time.process_time() - cpu
+            made.seconds["train_cpu"] = cpu_seconds() - cpu
 
         # threshold and calibration from dev, then the one reading of test
         model.eval()

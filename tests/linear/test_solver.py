@@ -7,7 +7,7 @@ import pytest
 from scipy import sparse
 
 from plantlib.linear import solver
-from plantlib.linear.terms import one_against_rest
+from plantlib.linear.liblinear import one_against_rest
 
 
 @pytest.fixture(scope="module")
