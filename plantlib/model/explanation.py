@@ -20,6 +20,7 @@ import numpy as np
 
 from plantlib.backbones import windows
 from plantlib.data import credentials, privacy
+from plantlib.metrics.calibration import chances
 from plantlib.utils import reprs
 from plantlib.utils.checks import check_whole
 from plantlib.utils.io import atomic_path
@@ -60,7 +61,7 @@ class Explanation:
     gain: planted gain gamma.
     keep: inattention's K, or None.
     rest: what the logit holds beside attention (bias and document scores).
-    calibration: slope and shift from logit to calibrated logit.
+    calibration: the curve from logit to score, see `metrics.calibration`.
     fixed: (T,) attention of a model of the first version, a sum of several softmaxes; else None.
     scored: words of the whole document with what the linear score adds to the logit for them.
     credentialed: the model or the text is, so pages are written in the data folder alone.
@@ -76,7 +77,7 @@ class Explanation:
     gain: float = 0.0
     keep: int | None = None
     rest: float = 0.0
-    calibration: tuple[float, float] = (1.0, 0.0)
+    calibration: Sequence[float] | None = None
     fixed: np.ndarray | None = None
     scored: Sequence[tuple[str, float]] = ()
     credentialed: bool = False
@@ -111,8 +112,7 @@ class Explanation:
     @property
     def score(self) -> float:
         """The calibrated score in [0, 1] that `predict` gives."""
-        slope, shift = self.calibration
-        return float(1 / (1 + np.exp(-np.clip(slope * self.logit + shift, -700, 700))))
+        return float(chances(self.logit, self.calibration))
 
     def at(self, gain: float | None = None, keep=AS_IT_IS) -> Explanation:
         """The explanation with another planted gain or another K.
@@ -344,7 +344,7 @@ def explain(model, text: str, labels: Sequence[str]) -> list[Explanation]:
             float(decoder.planted_gain),
             decoder.keep,
             float(rest[i]),
-            _calibration(model),
+            model.config.calibration,
             None,
             scored[i],
             model.config.credentialed,
@@ -352,11 +352,6 @@ def explain(model, text: str, labels: Sequence[str]) -> list[Explanation]:
         )
         for i, label in enumerate(labels)
     ]
-
-
-def _calibration(model) -> tuple[float, float]:
-    """Slope and shift from logit to calibrated logit."""
-    return tuple(model.config.calibration or (1.0, 0.0))
 
 
 def _first_version(model, text, labels, columns, packed, linear) -> list[Explanation]:
@@ -376,7 +371,7 @@ def _first_version(model, text, labels, columns, packed, linear) -> list[Explana
         learned = np.zeros_like(planted)
         rest = logit - float(attention.astype(np.float64) @ outputs.astype(np.float64))
         marked, unread = model.config.credentialed, int(model.unread([text])[0])
-        more = (1.0, None, rest, _calibration(model), attention, words, marked, unread)
+        more = (1.0, None, rest, model.config.calibration, attention, words, marked, unread)
         explanations.append(Explanation(label, text, spans, learned, planted, outputs, *more))
     return explanations
 

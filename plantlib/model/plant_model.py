@@ -24,6 +24,7 @@ from transformers.utils import ModelOutput
 from plantlib.backbones import loading, windows
 from plantlib.data.tokens import Ragged, tokenise, tokens_beyond
 from plantlib.kernels.attention_bce import left_out, sparse_bce
+from plantlib.metrics.calibration import chances
 from plantlib.metrics.topk import TopK
 from plantlib.model import explanation, lm_head, saving
 from plantlib.model.explanation import DocumentExplanation, Explanation
@@ -42,7 +43,7 @@ class PlantConfig(PreTrainedConfig):
     backbone_fingerprint names. overlap: see `loading.Backbone`. num_l2r_cells, contexts, stateful,
     keep: see `LabelDecoder`. l2r_from: see `lm_head`. lm_head: the model has that head.
     backward: texts are read from their end. standardised: see `features.standard_of`. threshold:
-    of F1, on the calibrated score. calibration: slope and shift from logit to calibrated logit.
+    of F1, on the logit. calibration: see `metrics.calibration`.
     credentialed: the model was trained on such a corpus and stays in the data folder.
     """
 
@@ -429,7 +430,6 @@ class PlantModel(PreTrainedModel):
         check_whole("k", k)
         check_whole("batch", batch)
         self.eval()
-        slope, shift = self.config.calibration or [1.0, 0.0]
         names = self.config.id2label or {}
         predictions = []
         for begin in range(0, len(texts), batch):
@@ -437,7 +437,7 @@ class PlantModel(PreTrainedModel):
             tokens = self._packed(self.tokenise(part))
             logits = self(*tokens, linear_scores=self.word_scores(part)).logits
             best = TopK.from_dense(logits, min(k, logits.shape[1]))
-            scores = torch.sigmoid(torch.from_numpy(best.scores) * slope + shift)
+            scores = chances(best.scores, self.config.calibration)
             for ids, row in zip(best.ids.tolist(), scores.tolist(), strict=True):
                 predictions.append([(names[i], s) for i, s in zip(ids, row, strict=True)])
         return predictions

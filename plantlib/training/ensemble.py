@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from plantlib.metrics.calibration import chances
 from plantlib.metrics.documents import Scores, StreamingEvaluator
 from plantlib.metrics.topk import TopK
 from plantlib.model.plant_model import PlantModel
@@ -34,7 +35,7 @@ class Ensemble:
     Args:
         models: at least two.
         threshold: score above which the sum predicts a label.
-        calibration: slope and shift of the logistic curve from summed logits to scores.
+        calibration: the curve from summed logits to scores, see `metrics.calibration`.
 
     Raises:
         ValueError: fewer than two models, or models of different labels.
@@ -87,12 +88,11 @@ class Ensemble:
             raise ValueError("predict takes a list of texts, got one string; write predict([text])")
         check_whole("k", k)
         check_whole("batch", batch)
-        slope, shift = self.calibration or [1.0, 0.0]
         predictions = []
         for begin in range(0, len(texts), batch):
             logits = self.logits(texts[begin : begin + batch])
             best = TopK.from_dense(logits, min(k, len(self.names)))
-            scores = torch.sigmoid(torch.from_numpy(best.scores) * slope + shift)
+            scores = chances(best.scores, self.calibration)
             for ids, row in zip(best.ids.tolist(), scores.tolist(), strict=True):
                 predictions.append([(self.names[i], s) for i, s in zip(ids, row, strict=True)])
         return predictions

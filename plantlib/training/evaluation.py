@@ -7,11 +7,14 @@ scores never exists: of a document its best k labels and the ranks of its gold l
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import torch
 from scipy import sparse
 
 from plantlib.linear.score import LinearScore
+from plantlib.metrics import calibration
 from plantlib.metrics.documents import (
     Scores,
     StreamingEvaluator,
@@ -118,18 +121,21 @@ def dev_metric(
 
 
 def calibrate(topk: TopK, labels: sparse.csr_matrix) -> list[float]:
-    """Slope and shift of a logistic curve from scores to the chance of being right (Platt scaling).
+    """The curve from scores to chances of being right, `metrics.calibration.fit` on dev.
+
+    Warns where dev has fewer right labels among its best places than a curve needs.
 
     Args:
         topk: best places of the dev documents.
         labels: (n, L) gold labels of the same documents.
     """
-    from sklearn.linear_model import LogisticRegression
-
     used = topk.ids >= 0
     right = hits(topk, labels, topk.k)[used]
-    scores = topk.scores[used].astype(np.float64)
-    if right.all() or not right.any():
-        return [1.0, 0.0]
-    curve = LogisticRegression(C=1e6).fit(scores[:, None], right)
-    return [float(curve.coef_[0, 0]), float(curve.intercept_[0])]
+    if right.sum() < calibration.FEW:
+        warnings.warn(
+            f"dev has {int(right.sum())} right labels among the best {topk.k} of its"
+            f" {len(topk.ids)} documents, and calibration wants {calibration.FEW}: read the scores"
+            " as an order, not as chances, or give more dev documents",
+            stacklevel=2,
+        )
+    return calibration.fit(topk.scores[used], right)

@@ -56,7 +56,7 @@ def hand(**changes) -> Explanation:
         "outputs": outputs,
         "gain": math.log(3),
         "rest": 0.25,
-        "calibration": (2.0, -1.0),
+        "calibration": (2.0, -1.0, 0.9),
     }
     return Explanation(**(parts | changes))
 
@@ -102,7 +102,7 @@ def test_logit_and_score_by_hand():
     explanation = hand()
     assert explanation.logit == pytest.approx(
         3 / 16 * 4 + 0.25
-    ) and explanation.score == pytest.approx(1 / (1 + math.exp(-(2 * 1 - 1))))
+    ) and explanation.score == pytest.approx(0.9 / (1 + math.exp(-(2 * 1 - 1))))
 
 
 def test_other_gains_and_other_k():

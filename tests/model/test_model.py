@@ -40,7 +40,7 @@ def planted_model(prepared, backbone, *, start="lookup+score", keep=None, seed=0
         patch.setattr(starts, "INIT_STD", 0.3)
         starts.plant(model.decoder, start, teacher, prepared.train_labels, seed=seed)
     use_score(model, start.split("+"), teacher, prepared)
-    model.config.calibration, model.config.threshold = [0.5, 0.1], 0.25
+    model.config.calibration, model.config.threshold = [0.5, 0.1, 0.9], 0.25
     return model.attach_backbone(backbone).eval()
 
 
@@ -69,7 +69,7 @@ def test_saved_and_loaded_to_the_bit(start, prepared, backbone, tmp_path):
         and "decoder.planted.planted_values" in model.state_dict()
     )
     assert (loaded.config.calibration, loaded.config.threshold, loaded.config.keep) == (
-        [0.5, 0.1],
+        [0.5, 0.1, 0.9],
         0.25,
         5,
     )
@@ -174,7 +174,7 @@ def test_predict_gives_sorted_probabilities(model, k):
         name, best = row[0]
         assert name == model.config.id2label[int(logits.argmax())]
         assert best == pytest.approx(
-            1 / (1 + math.exp(-(0.5 * float(logits.max()) + 0.1))), abs=1e-5
+            0.9 / (1 + math.exp(-(0.5 * float(logits.max()) + 0.1))), abs=1e-5
         )
 
 

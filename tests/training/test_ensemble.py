@@ -44,12 +44,12 @@ def test_predictions_are_of_the_sum_and_survive_saving(members, corpus, tmp_path
     torch.testing.assert_close(ensemble.logits(texts), summed.detach())
 
     # scores are calibrated logits of the sum
-    slope, shift = ensemble.calibration
+    slope, shift, ceiling = ensemble.calibration
     for predictions, logits in zip(ensemble.predict(texts, k=2), summed, strict=True):
         label, label_score = predictions[0]
         best = int(logits.argmax())
         assert label == ensemble.names[best]
-        probability = torch.sigmoid(logits[best] * slope + shift).item()
+        probability = ceiling * torch.sigmoid(logits[best] * slope + shift).item()
         assert label_score == pytest.approx(probability, abs=1e-5)
 
     # saved and loaded
