@@ -663,4 +663,6 @@ def test_notes_of_other_kinds_take_the_memory_of_one_chunk(tmp_path):
         sizes.append(size)
         shutil.rmtree(tmp_path / str(count))
     assert sizes[1] - sizes[0] > 120, "MiB of text: holding it in memory would show"
-    assert peaks[1] - peaks[0] < 30, f"peaks {peaks} MiB for tables of {sizes} MiB"
+    assert peaks[1] - peaks[0] < (sizes[1] - sizes[0]) / 4, (
+        f"peaks {peaks} MiB for tables of {sizes} MiB"
+    )
