@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from plantlib.backbones import adapters, loading
 from plantlib.data import credentials, privacy
 from plantlib.data.credentials import PrivacyError
+from plantlib.metrics import calibration
 from plantlib.utils.folders import atomic_folder, list_again, verify
 from plantlib.utils.io import atomic_path, read_json, remove_unless_held, write_json
 from plantlib.utils.progress import without_library_bars
@@ -147,9 +148,9 @@ def check_config(path: Path, config_class: type) -> None:
     labels = about.get("id2label")
     if not isinstance(labels, dict) or set(labels) != set(map(str, range(len(labels)))):
         raise ValueError(f"{path}: id2label does not number the labels from 0; save it again")
-    curve = about.get("calibration") or [1.0, 0.0]
-    if [type(x) for x in curve] != [float, float]:
-        raise ValueError(f"{path}: calibration is no pair of numbers; save it again")
+    curve = about.get("calibration") or calibration.NONE
+    if [type(x) for x in curve] != [float] * len(calibration.NONE):
+        raise ValueError(f"{path}: calibration is not three numbers; save it again")
 
 
 def folder_of(path: str | Path, **hub) -> Path:

@@ -74,6 +74,7 @@ def test_a_folder_without_a_configuration_is_no_model(tmp_path):
         {"id2label": {"x": "a"}},
         {"max_tokens": "many"},
         {"calibration": 3},
+        {"calibration": [1.0, 0.0]},
         {"backbone_config": "bert"},
         {"backbone_config": {}},
         {"keep": "some"},
