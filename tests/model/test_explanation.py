@@ -123,7 +123,7 @@ def test_forms_are_deterministic_and_the_plain_one_holds_no_text():
     first, second = hand(), hand()
     for form in ("__repr__", "_repr_html_", "_repr_markdown_"):
         assert getattr(first, form)() == getattr(second, form)()
-    assert repr(first) == "Explanation('I42', 10 tokens, logit 1.00, score 0.73)"
+    assert repr(first) == "Explanation('I42', 10 tokens, logit 1.00, score 0.66)"
     assert "| cardio-myopathy | 0.500 | 1.10 | +0.75 |" in first._repr_markdown_()
     both = DocumentExplanation([first, first.at(gain=0)])
     assert (
