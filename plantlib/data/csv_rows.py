@@ -18,6 +18,7 @@ from plantlib.data.label_names import INVISIBLE
 from plantlib.utils.base import DataError
 
 ESCAPES = {r"\t": "\t", r"\n": "\n", r"\r": "\r", r"\\": "\\"}
+ESCAPE = re.compile(r"\\(?:[tnr\\]|x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4})")
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,12 @@ class Row:
 
 
 def typed(characters: str | None) -> str | None:
-    r"""A separator as it was meant: the two characters `\t`, typed in a shell, are a tab."""
-    return ESCAPES.get(characters, characters) if characters else characters
+    r"""A separator as it was meant: `\t`, `\x1f` or `\u2028` typed in a shell is one character."""
+
+    def meant(match: re.Match[str]) -> str:
+        return ESCAPES.get(match[0]) or chr(int(match[0][2:], 16))
+
+    return ESCAPE.sub(meant, characters) if characters else characters
 
 
 def rows_of(text: str, delimiter: str, name: str) -> tuple[list[str], list[list[str]]]:
@@ -180,7 +185,7 @@ def _check_widths(rows: Sequence[Row], header: Sequence[str], delimiter: str, na
     narrow = [(i, row) for i, row in narrow if not _is_blank(row.cells)]
     fix = (
         f"with delimiter {delimiter!r}: quote the cells that hold the delimiter or a line end, or"
-        " name another delimiter="
+        " name another delimiter= (lines before the header do not belong in the file)"
     )
     for what, odd in (("more", wide), ("fewer", narrow)):
         if odd:
@@ -195,7 +200,8 @@ def _check_repeated_header(rows: Sequence[Row], header: Sequence[str], name: str
     again = [
         (i, row)
         for i, row in enumerate(rows)
-        if any(header) and [cell.strip() for cell in row.cells[: len(header)]] == list(header)
+        if any(header)
+        and [INVISIBLE.sub("", cell).strip() for cell in row.cells[: len(header)]] == list(header)
     ]
     if again and len(header) > 1:
         raise DataError(
@@ -228,8 +234,9 @@ def _check_swallowed(
     """Refuse a quoted cell whose lines are rows of this very table.
 
     A line counts as a row if it has the header's number of cells and one of them stands in the same
-    column of a row of one line that begins without a quote. Where every row begins with a quote, a
-    swallowed row shows as text after a closing quote.
+    column of a row of one line that begins without a quote, as a whole or by most of the names that
+    it lists, or numbers its row as the others do. Where every row begins with a quote, a swallowed
+    row shows as text after a closing quote.
     """
     if width < 2:
         return
@@ -262,12 +269,32 @@ def _known_cells(rows: Sequence[Row], width: int, lines: Sequence[str]) -> list[
         if row.first_line == row.last_line and not lines[row.first_line - 1].startswith('"'):
             for column, cell in enumerate(row.cells[:width]):
                 if 0 < len(cell) <= 100:
-                    known[column].add(cell)
+                    known[column].update({cell, *_listed_names(cell)})
+    ids = [row.cells[0] for row in rows if row.cells]
+    if len(set(ids)) == len(ids):
+        known[0].update(_shape(cell) for cell in known[0] & set(ids))
     return known
+
+
+def _listed_names(cell: str) -> list[str]:
+    """The names in a cell that may be a list of labels."""
+    return re.split(r"[;,|/\t]", cell)
+
+
+def _shape(number: str) -> str:
+    """A document's number with each run of digits as 0; of any other cell the cell itself."""
+    return re.sub(r"\d+", "0", number) if re.fullmatch(r"\S*\d\S*", number) else number
 
 
 def _reads_as_row(cells: list[str], offset: int, width: int, known: list[set[str]]) -> bool:
     """Whether cells from column `offset` on end a row: the width fits and one cell is known."""
     if len(cells) != width - offset or len(cells) < 2:
         return False
-    return any(cell in known[offset + i] for i, cell in enumerate(cells))
+    if any(cell in known[offset + i] for i, cell in enumerate(cells)):
+        return True
+    if any(cell.startswith(" ") for cell in cells):
+        # in prose a blank follows a comma
+        return False
+    lists = [(_listed_names(cell), known[offset + i]) for i, cell in enumerate(cells)]
+    most = any(2 * sum(name in names for name in cell) > len(cell) for cell, names in lists)
+    return most or (offset == 0 and _shape(cells[0]) in known[0])

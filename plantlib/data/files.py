@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from plantlib.data import csv_rows
+from plantlib.data.label_forms import name_of
 from plantlib.utils.base import DataError
 from plantlib.utils.terminal import brief_list
 
@@ -151,9 +152,25 @@ def decode(data: bytes, encoding: str, name: str) -> str:
             f"unknown encoding {encoding!r}: pass a known one, such as encoding='utf-8' or"
             " encoding='cp1252'"
         ) from None
+    if _is_utf8_after_all(data, encoding):
+        raise DataError(
+            f"{name} was read as {encoding}, but is UTF-8: leave out encoding= or pass"
+            " encoding='utf-8'"
+        )
     if text.count("\0") > len(text) / 4:
         raise DataError(f"{name} does not read as {encoding}: {_other_encoding(data)}")
     return text
+
+
+def _is_utf8_after_all(data: bytes, encoding: str) -> bool:
+    """Whether bytes are UTF-8 that another encoding turns into other characters."""
+    wide = codecs.lookup(encoding).name.startswith(("utf-16", "utf-32"))
+    narrow = len("é".encode(encoding, "replace")) == 1 and not wide
+    try:
+        of_utf8 = data.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return (wide and b"\0" not in data) or (narrow and not of_utf8.isascii())
 
 
 def _other_encoding(data: bytes) -> str:
@@ -161,6 +178,8 @@ def _other_encoding(data: bytes) -> str:
     signs = [sign for start, sign in SIGNATURES.items() if data.startswith(start)]
     if signs:
         return f"it is {signs[0]}"
+    if data[:4] in (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE):
+        return "it looks like UTF-32: pass encoding='utf-32', or save it as UTF-8"
     if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
         return "it looks like UTF-16: pass encoding='utf-16', or save it as UTF-8"
     if data.count(0) > len(data) / 4:
@@ -328,7 +347,7 @@ def _read_workbook(path: Path) -> pd.DataFrame:
         rows.pop(0)
     while not _has_cell(rows[-1]):
         rows.pop()
-    header = ["" if cell is None else str(cell).strip() for cell in rows[0]]
+    header = ["" if cell is None else name_of(cell) for cell in rows[0]]
     return _frame(header, rows[1:], path)
 
 

@@ -25,7 +25,7 @@ import numpy as np
 
 from plantlib.data import label_names
 from plantlib.data.csv_rows import typed
-from plantlib.data.printed_lists import is_bracketed, parse_list
+from plantlib.data.printed_lists import bare_names, is_bracketed, parse_list
 from plantlib.utils.base import DataError
 from plantlib.utils.terminal import brief_list
 
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 FORMS = ("list", "long", "onehot", "columns", "separated")
 SEVERAL = (list, tuple, set, frozenset, np.ndarray)
+AROUND = "'[^']+'|“[^”]+”|‘[^’]+’|`[^`]+`"
 VECTOR = re.compile(r"[01](\.0*)?([\s,;|]+[01](\.0*)?)+|[01]{4,}")
 ZEROS_AND_ONES = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "0.": 0, "1.": 1, "false": 0, "true": 1}
 AS_IT_STANDS = "if each cell is right as it stands, pass labels_format='separated'"
@@ -120,7 +121,7 @@ class Reader:
         """The names in each cell, as they stand."""
         self._check_types(cells)
         cells = [None if missing(cell) else cell for cell in cells]
-        if self.form in (None, "list"):
+        if self.form in (None, "list", "long", "columns"):
             cells = self._parsed(cells)
         if self.form is None:
             self._check_no_vectors(cells)
@@ -188,6 +189,11 @@ class Reader:
             parse_list(cell, bare=self.form == "list") if is_list else None
             for cell, is_list in zip(cells, bracketed, strict=True)
         ]
+        bare_lists = self._bare_lists(cells, bracketed)
+        if bare_lists and self.form == "list":
+            parsed = bare_lists
+        elif bare_lists:
+            parsed = [None] * len(cells)
         read = [value is not None for value in parsed]
         if self.form == "list":
             no_list = [
@@ -220,6 +226,26 @@ class Reader:
                 f"{fix if bare else 'wanted names, or lists of names'}; {AS_IT_STANDS}",
             )
         return [value if ok else cell for value, ok, cell in zip(parsed, read, cells, strict=True)]
+
+    def _bare_lists(self, cells: list[Any], bracketed: list[bool]) -> list[list[str] | None]:
+        """Names of each cell where lists hold names without quotes; empty if they are quoted."""
+        if not all(bracketed[i] for i, cell in enumerate(cells) if isinstance(cell, str)):
+            return []
+        strings = [cell for cell in cells if isinstance(cell, str)]
+        if any(set(cell) & {"'", '"'} for cell in strings):
+            return []
+        if all(parse_list(cell) is not None for cell in strings):
+            return []
+        if any(parse_list(cell, bare=True) is None for cell in strings):
+            return []
+        names = [bare_names(cell) if isinstance(cell, str) else None for cell in cells]
+        if None in [n for n, c in zip(names, cells, strict=True) if isinstance(c, str)]:
+            return []
+        if self.form == "list":
+            other = label_names.evident_separator([n for row in names for n in row or []])
+            odd = [bool(other) and any(str(other) in n for n in row or []) for row in names]
+            self._refuse(f"names in lists are separated by {other!r}", odd, "write commas")
+        return names
 
     def _check_no_vectors(self, cells: Sequence[Any]) -> None:
         present = [cell for cell in cells if cell is not None]
@@ -261,6 +287,7 @@ class Reader:
             if isinstance(cell, str)
             for name in found
         ]
+        self._check_quotes(strings)
         other = label_names.evident_separator(of_strings, words=not used)
         if other is None:
             self._check_joined(names)
@@ -273,11 +300,23 @@ class Reader:
                 odd,
                 f"write one separator in all rows; {AS_IT_STANDS}",
             )
+        parts = [part for name in of_strings for part in name.split(other)]
+        broken = other == self.sep or any(map(_is_broken, parts))
+        fix = f"delete what stands around the names and write {self.sep!r} between them"
         self._refuse(
-            f"names are separated by {other!r}, not by sep={self.sep!r},",
+            f"names are separated by {other!r}, not by sep={self.sep!r} alone,",
             odd,
-            f"pass sep={other!r}; {AS_IT_STANDS}",
+            f"{fix if broken else f'pass sep={other!r}'}; {AS_IT_STANDS}",
         )
+
+    def _check_quotes(self, strings: Sequence[str]) -> None:
+        """Refuse quotes around whole cells, of which `sep` would leave one on a name."""
+        around = [re.fullmatch(r"\s*(['\"])[^'\"]*\1\s*", cell) for cell in strings]
+        if strings and all(around) and any(self.sep and self.sep in cell for cell in strings):
+            raise DataError(
+                f"quotes stand around all {len(strings)} cells of column {self.column!r}, and"
+                f" {self.sep!r} inside of them: delete the quotes; {AS_IT_STANDS}"
+            )
 
     def _note_commas(self, names: set[str], used: bool) -> None:
         """A note on commas in many names of a column in which `sep` never occurs."""
@@ -358,10 +397,10 @@ class Reader:
         return result
 
     def _unquoted(self, names: Sequence[Sequence[str]]) -> Sequence[Sequence[str]]:
-        """Without single quotes, if they stand around every name."""
+        """Without single or typographic quotes, if they stand around every name."""
         every = [name for row in names for name in row]
-        if self.form is None and every and all(re.fullmatch(r"'[^']+'", name) for name in every):
-            self.notes.append("single quotes around all labels were taken off")
+        if self.form is None and every and all(re.fullmatch(AROUND, name) for name in every):
+            self.notes.append("quotes around all labels were taken off")
             return [[name[1:-1] for name in row] for row in names]
         return names
 
@@ -384,6 +423,13 @@ def _rarer(groups: Sequence[Sequence[str]], names: Sequence[Sequence[str]]) -> s
         for name in row:
             counts[name] = counts.get(name, 0) + 1
     return {name for group in groups for name in set(group) - {max(group, key=counts.__getitem__)}}
+
+
+def _is_broken(part: str) -> bool:
+    """Whether a part holds half of a pair of brackets, or a printed type."""
+    return any(part.count(a) != part.count(b) for a, b in ("()", "[]", "{}", "<>")) or (
+        "dtype:" in part
+    )
 
 
 def _is_bool(value: Any) -> bool:

@@ -19,10 +19,14 @@ INVISIBLE = re.compile(
 )
 # these two join letters inside words of Persian or Hindi and some emoji
 JOINERS = "\u200c\u200d"
+DASHES = re.compile("[\u2010-\u2015\u2212]")
 # characters that stand in codes and words, and so are no separators
 OF_NAMES = set(".-_'’()[]{}<>\"")
 OF_LISTS = ",;|\t\n；，、"
-IN_NO_NAME = ("\n", "\t", "；", "|", "||", "<br>", "<br/>", "<br />", "\\n", "\\t")
+# line ends and separators of records; a blank that holds words together, but codes apart
+ENDS = "\x0b\x0c\x1c\x1d\x1e\x1f\x85\u2028\u2029"
+KEPT_BLANKS = "\t\n\r\xa0" + ENDS
+IN_NO_NAME = (*ENDS, "\n", "\t", "；", "|", "||", "<br>", "<br/>", "<br />", "\\n", "\\t")
 IN_CODES = ":-_"
 ENOUGH = 20_000  # cells that are looked at for a separator
 LONGER_MARKS = (
@@ -40,8 +44,8 @@ def plain(name: str) -> str:
 
 
 def key_of(name: str) -> str:
-    """What two spellings of one name share: case, width and joiners aside."""
-    folded = unicodedata.normalize("NFKC", name).casefold()
+    """What two spellings of one name share: case, width, joiners and kinds of dashes aside."""
+    folded = DASHES.sub("-", unicodedata.normalize("NFKC", name).casefold())
     return "".join(c for c in folded if c not in JOINERS)
 
 
@@ -111,6 +115,9 @@ def _separates(mark: str, distinct: Sequence[str], words: bool) -> bool:
         return False
     if mark in IN_NO_NAME and parts:
         return True
+    if sum(len(set(row)) < len(row) for row in rows) > cut_cells / 4:
+        # a list names nothing twice; the label of __label__I10 comes again
+        return False
     codes = all(_is_code(part) for part in parts)
     whole = all(_is_whole_code(part) for row in rows for part in row)
     if whole and mark not in IN_CODES and cut_cells >= max(1, len(distinct) / 20):
@@ -145,7 +152,7 @@ def _marks(cells: Sequence[str]) -> list[str]:
     """The characters in cells that may separate, those in most cells first."""
     counts: Counter[str] = Counter()
     for cell in cells:
-        counts.update({" " if c.isspace() and c not in "\t\n\r" else c for c in cell})
+        counts.update({" " if c.isspace() and c not in KEPT_BLANKS else c for c in cell})
     found = [c for c, _ in counts.most_common() if not (c.isalnum() or c in OF_NAMES)]
     return [c for c in found if not unicodedata.category(c).startswith("M")]
 

@@ -38,7 +38,7 @@ def parse_list(cell: str, bare: bool = False) -> list[Any] | None:
         # numbers as numpy prints them
         readers.append(lambda: [ast.literal_eval(part) for part in inner.split()])
     if bare:
-        readers.append(lambda: _bare_names(inner))
+        readers.append(lambda: bare_names(cell))
     for read in readers:
         try:
             value = read()
@@ -61,9 +61,12 @@ def _literals(cell: str) -> list[Any] | None:
     ]
 
 
-def _bare_names(inner: str) -> list[str] | None:
-    """Names without quotes between commas; None for what looks like pairs or nested lists."""
-    names = [part.strip().strip("'\"") for part in inner.split(",")]
+def bare_names(cell: str) -> list[str] | None:
+    """Names without quotes between the commas of a list; None for pairs or nested lists."""
+    inner = _unwrapped(cell)[1:-1].strip()
+    if not inner:
+        return []
+    names = [part.strip().strip("'\"“”‘’") for part in inner.split(",")]
     return None if any(set(name) & set("[]{}:'\"") for name in names) else names
 
 

@@ -114,6 +114,8 @@ def documents(
     label_forms.check_form(labels_format, sep)
     frame, columns = _checked(frame, text, labels, split, id, labels_format)
     cells_of_text(frame, text)
+    if labels_format == "long" and id is None:
+        _check_texts_join(frame, text)
     keep, notes = _texts(frame, text, all_rows=labels_format == "long" and id is not None)
     rows = np.flatnonzero(keep).tolist()
     frame = frame.iloc[rows]
@@ -217,6 +219,10 @@ def check_columns(frame: pd.DataFrame, roles: dict[str, Any]) -> None:
         raise DataError(
             f"no column {column!r} for {role}; the columns are {brief_list(columns, 20)}: pass"
             f" {role}=<one of them>{_hint(frame, columns, role)}"
+            if len(columns) > 1
+            else f"no column {column!r} for {role}; the table has one column,"
+            f" {brief_list(columns, 20)}: if that is several in a delimited file, name the"
+            f" delimiter= ; else pass {role}=<that column>"
         )
 
 
@@ -300,6 +306,16 @@ def _texts(frame: pd.DataFrame, column: str, all_rows: bool) -> tuple[np.ndarray
         return keep | all_rows, []
     count = int((~keep).sum())
     return keep, [f"{count} of {len(values)} documents have no text and were dropped"]
+
+
+def _check_texts_join(frame: pd.DataFrame, column: str) -> None:
+    """DataError for rows of the long form that neither an id nor a text joins to a document."""
+    bare = [row for row, value in enumerate(frame[column].tolist()) if missing(value)]
+    if bare and len(bare) < len(frame):
+        raise DataError(
+            f"column {column!r} has no text in {len(bare)} rows, first {bare[:5]}, so that their"
+            " labels belong to no document: pass id=<the column that the rows of a document share>"
+        )
 
 
 def cells_of_text(frame: pd.DataFrame, column: str) -> list[str]:

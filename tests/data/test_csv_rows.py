@@ -126,6 +126,36 @@ def test_rows_in_one_cell_are_refused(swallowed):
     assert lines in str(error.value) and "Sample" not in str(error.value)
 
 
+@pytest.mark.parametrize("order", ["text,labels", "labels,text", "id,text"])
+def test_swallowed_rows_are_seen_where_no_cell_stands_twice(order):
+    def row(i: int, mark: str) -> str:
+        codes = f"{'ABCDE'[i % 5]}{i % 7};{'VWXYZ'[i % 5]}{i % 3};Q{i % 4}"
+        cells = {"id": f"d-{i}", "labels": codes, "text": f"note {i} of {SECRET}"}
+        cells["text"] = '"' + cells["text"] if mark == "opens" else cells["text"]
+        cells["text"] += '"' if mark == "closes" else ""
+        return ",".join(cells[name] for name in order.split(","))
+
+    marks = {5: "opens", 20: "closes"}
+    text = "\n".join([order, *(row(i, marks.get(i, "")) for i in range(40))])
+    with pytest.raises(DataError) as error:
+        rows_of(text, ",", "t")
+    assert "reads as several rows" in str(error.value) and "Sample" not in str(error.value)
+
+
+def test_lists_in_a_quoted_text_are_no_rows_of_the_table():
+    note = "He said,\nfever, cough\ncough, fever\n1. aspirin, 81 mg\nNa,140\nafebrile"
+    rows = [(f"{note} {i}", ";".join(["fever", "cough", f"{i}"][i % 3 :])) for i in range(30)]
+    rows += [(f"short {i}", "fever") for i in range(9)]
+    file = io.StringIO(newline="")
+    csv.writer(file, lineterminator="\n").writerows([["text", "labels"], *rows])
+    assert rows_of(file.getvalue(), ",", "t")[1] == [list(row) for row in rows]
+
+
+def test_a_header_behind_a_byte_order_mark_is_seen_again():
+    with pytest.raises(DataError, match="the header stands again in row 1"):
+        rows_of("text,labels\na,x\n\ufefftext,labels\nb,y\n", ",", "t")
+
+
 def test_a_text_that_looks_like_a_small_table_is_read():
     text = 'text,labels\n"values:\nNa, 140\nK, 4.0\nx",x\n"a, b\nc, d",y\n'
     assert rows_of(text, ",", "t")[1][0] == ["values:\nNa, 140\nK, 4.0\nx", "x"]

@@ -26,6 +26,7 @@ def labels_of(cells, sep=";", **options) -> list[list[str]]:
         warnings.filterwarnings("error")
         warnings.filterwarnings("ignore", message=".*have no labels")
         warnings.filterwarnings("ignore", message=".*never in train")
+        warnings.filterwarnings("ignore", message=".*joined into")
         return names_of(Corpus.from_pandas(frame, "text", "labels", sep=sep, **options))
 
 
@@ -66,6 +67,67 @@ def test_lists_without_quotes_are_asked_for():
     for cells in (["[I10]", "[E11.9, I10]"], ["{I10}", "{E11.9,I10}"]):
         assert "pass labels_format='list'" in refusal(cells)
         assert labels_of(cells, labels_format="list") == [["I10"], ["E11.9", "I10"]]
+
+
+def test_codes_that_are_numbers_stay_as_written_in_lists_without_quotes():
+    for cells in (["[I10, 428.0]", "[0010, 250.00]", "[428.0]"], ["{I10,428.0}", "{250.00}"]):
+        assert "pass labels_format='list'" in refusal(cells)
+        want = [c.strip("[]{}").replace(" ", "").split(",") for c in cells]
+        assert labels_of(cells, labels_format="list") == [sorted(row) for row in want]
+    for mark in (" ", "; "):
+        cells = [f"[I10{mark}E11.9]", f"[E11.9{mark}I10]", "[428.0]"]
+        assert "write commas" in refusal(cells, labels_format="list")
+    assert labels_of(["[‘I10’, ‘E11.9’]"], labels_format="list") == [["E11.9", "I10"]]
+
+
+def test_rows_of_single_labels_may_be_printed_lists():
+    cells = ["['I10', 'E11.9']", "['I10']"]
+    assert labels_of(cells, labels_format="long") == [["E11.9", "I10"], ["I10"]]
+
+
+@pytest.mark.parametrize("form", ['c("{}")', "WrappedArray({})", "<c>{}</c>", "0  {}\ndtype: str"])
+def test_no_advice_leaves_halves_of_a_print_in_names(form):
+    middle = {"c": '", "', "W": ", ", "<": "</c><c>", "0": "\n1  "}[form[0]]
+    message = refusal([form.format(middle.join(row)) for row in CODES if row])
+    assert "pass sep=" not in message and "delete what stands around the names" in message
+
+
+def test_labels_with_a_prefix_keep_it():
+    cells = [" ".join(f"__label__{name}" for name in row) for row in CODES]
+    assert "pass sep=' '" in refusal(cells)
+
+
+@pytest.mark.parametrize("quote", ["'", '"'])
+def test_quotes_around_whole_cells_are_refused(quote):
+    message = refusal([f"{quote}{';'.join(row)}{quote}" for row in CODES if row])
+    assert "quotes stand around all 5 cells of column 'labels'" in message
+
+
+@pytest.mark.parametrize("quotes", ["“”", "‘’", "``"])
+def test_other_quotes_around_all_names_are_taken_off(quotes):
+    with pytest.raises(UserWarning, match="quotes around all labels were taken off"):
+        labels_of([f"{quotes[0]}I10{quotes[1]};{quotes[0]}E11{quotes[1]}"])
+
+
+@pytest.mark.parametrize("mark", ["\x1e", "\x1f", "\x0b", "\u2028", "\xa0", "\\n"])
+def test_unseen_separators_are_named_as_a_shell_can_pass_them(mark):
+    cells = [mark.join(row) for row in CODES]
+    assert f"pass sep={mark!r}" in refusal(cells)
+    assert labels_of(cells, sep=repr(mark)[1:-1]) == CODES
+
+
+def test_unusual_blanks_inside_names_separate_nothing():
+    assert label_names.evident_separator(["heart\xa0failure", "heart failure", "x"]) is None
+
+
+def test_kinds_of_dashes_are_one_name():
+    assert "1 labels are written in several ways" in refusal(["A-1", "A–1", "A‑1", "B"])
+
+
+def test_rows_without_text_need_an_id_in_the_long_form():
+    frame = pd.DataFrame({"text": ["a", "", "b"], "labels": ["x", "y", "x"], "case": [1, 1, 2]})
+    with pytest.raises(DataError, match=r"no text in 1 rows, first \[1\].*pass id="):
+        Corpus.from_pandas(frame, "text", "labels", labels_format="long")
 
 
 def test_pairs_and_gaps_in_printed_lists():
@@ -166,7 +228,7 @@ def test_codes_that_keep_their_places_are_a_list_too():
 
 
 def test_single_quotes_around_all_names_and_lone_truths_are_noted():
-    with pytest.raises(UserWarning, match="single quotes around all labels were taken off"):
+    with pytest.raises(UserWarning, match="quotes around all labels were taken off"):
         labels_of(["'I10';'E11'", "'E11'"])
     assert labels_of(["'I10'", "O'Brien"]) == [["'I10'"], ["O'Brien"]]
     with pytest.raises(UserWarning, match="the only labels are 0, 1: .* labels_format='onehot'"):

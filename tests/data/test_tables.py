@@ -116,6 +116,39 @@ def test_mistakes_are_named_with_their_fix(tmp_path, case):
     assert message in str(error.value)
 
 
+@pytest.mark.parametrize("encoding", ["cp1252", "latin-1", "utf-16-le"])
+def test_utf8_is_not_read_as_other_characters(tmp_path, encoding):
+    path = tmp_path / "t.csv"
+    path.write_text("text,labels\nwords,x\n" if "16" in encoding else "text,labels\ncafé,x\n")
+    with pytest.raises(DataError, match=f"was read as {encoding}, but is UTF-8: leave out enc"):
+        Corpus.from_csv(path, encoding=encoding)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "utf-16-le", "utf-16-be"])
+def test_the_encoding_that_is_advised_reads_right(tmp_path, encoding):
+    path = tmp_path / "t.csv"
+    path.write_text("text,labels\ncafé élevé,x\n", encoding=encoding)
+    with pytest.raises(DataError, match=f"pass encoding='{encoding}'"):
+        Corpus.from_csv(path)
+    assert Corpus.from_csv(path, encoding=encoding, test_fraction=0).texts == ["café élevé"]
+
+
+def test_a_header_of_one_cell_asks_for_the_delimiter(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("text:labels\na:x\nb:y\n")
+    with pytest.raises(DataError, match="one column, .'text:labels'.: .* name the delimiter="):
+        Corpus.from_csv(path)
+
+
+def test_numbers_in_a_header_of_a_workbook_stay_whole(tmp_path):
+    pytest.importorskip("openpyxl")
+    pd.DataFrame({"text": ["a", "b"], 428: [1, 0], 250: [0, 1]}).to_excel(
+        tmp_path / "t.xlsx", index=False
+    )
+    corpus = Corpus.from_file(tmp_path / "t.xlsx", labels_format="onehot", test_fraction=0)
+    assert corpus.label_names == ["250", "428"]
+
+
 def test_missing_file_and_wrong_encoding(tmp_path):
     with pytest.raises(DataError, match="no file .*absent.csv"):
         Corpus.from_csv(tmp_path / "absent.csv")
