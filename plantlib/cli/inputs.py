@@ -70,13 +70,13 @@ def documents_of(options: Namespace) -> tuple[list[str], list[str]]:
     """
     source, path = options.documents, Path(options.documents)
     if source == "-":
-        rows = _lines(read_document("-", options.encoding), "standard input")
+        rows = _lines(read_document("-", options.encoding), "standard input", options.text)
     elif path.is_dir():
         rows = _folder(path, options.encoding)
     elif is_table(source):
         rows = _rows(path, options)
     else:
-        rows = _lines(read_document(source, options.encoding), source)
+        rows = _lines(read_document(source, options.encoding), source, options.text)
     documents = [(name, text) for name, text in rows if text.strip()]
     if not documents:
         fix = "give one per line, a folder of .txt files or a table"
@@ -108,8 +108,26 @@ def read_document(source: str, encoding: str = "utf-8") -> str:
     return files.decode(data.read(), encoding, "standard input") if data else sys.stdin.read()
 
 
-def _lines(text: str, name: str) -> list[tuple[str, str]]:
-    """(number, line) of each line."""
+def _lines(text: str, name: str, column: str) -> list[tuple[str, str]]:
+    """(number, line) of each line; DataError for lines of a table, with `column` in its header."""
+    _check_no_json(text, name)
+    end = "\n" if "\n" in text else "\r"
+    lines = [line.rstrip("\r") for line in text.removesuffix(end).split(end)]
+    if any(column in lines[0].split(mark) for mark in ",;|\t" if mark in lines[0]):
+        raise DataError(
+            f"{name} begins with the header of a table, which would be read as text: save it as"
+            " .csv or .tsv"
+        )
+    odd = [number for number, line in enumerate(lines, 1) if "\r" in line]
+    if odd:
+        raise DataError(
+            f"{name} holds a carriage return inside {len(odd)} lines, first {odd[:5]}, which may"
+            " end a document or stand in one: end all lines alike"
+        )
+    return [(str(number), line) for number, line in enumerate(lines, 1)]
+
+
+def _check_no_json(text: str, name: str) -> None:
     from plantlib.data import files
 
     if files.holds_json_lines(text):
@@ -117,15 +135,16 @@ def _lines(text: str, name: str) -> list[tuple[str, str]]:
             f"{name} holds JSON, which would be read as text: save it as .jsonl, one object per"
             " line, and name its key of texts with --text"
         )
-    end = "\n" if "\n" in text else "\r"
-    lines = text.removesuffix(end).split(end)
-    return [(str(number), line.rstrip("\r")) for number, line in enumerate(lines, 1)]
 
 
 def _folder(folder: Path, encoding: str) -> list[tuple[str, str]]:
-    """(name, text) of each .txt file; a note says which files were read and which were not."""
+    """(name, text) of each .txt file; a note says which files were read and which were not.
+
+    Hidden files, such as those that macOS writes beside each file, are left out.
+    """
     entries = sorted(folder.iterdir())
     chosen = [path for path in entries if path.is_file() and path.suffix.lower() == ".txt"]
+    chosen = [path for path in chosen if not path.name.startswith(".")]
     others = [f"{path.name}/" if path.is_dir() else path.name for path in entries]
     others = [name for name in others if name not in {path.name for path in chosen}]
     left = f"; left out: {_listed(others)}" if others else ""
@@ -137,7 +156,9 @@ def _folder(folder: Path, encoding: str) -> list[tuple[str, str]]:
 
 def _text_of(path: Path, encoding: str) -> str:
     """The text of a file; an empty one is blank."""
-    return read_document(str(path), encoding) if path.stat().st_size else ""
+    text = read_document(str(path), encoding) if path.stat().st_size else ""
+    _check_no_json(text, str(path))
+    return text
 
 
 def _listed(names: list[str]) -> str:
@@ -156,4 +177,6 @@ def _rows(path: Path, options: Namespace) -> list[tuple[str, str]]:
         raise DataError(f"--id {options.id}: that is the column of texts; name another one")
     ids = tables.ids_of(frame, options.id, numbers) if options.id else [str(i) for i in numbers]
     texts = tables.cells_of_text(frame, options.text)
+    if len(set(ids)) < len(ids):
+        note(f"{len(ids) - len(set(ids))} rows have an id of an earlier row (--id {options.id})")
     return list(zip(ids, texts, strict=True))

@@ -298,14 +298,21 @@ def _record(line: str, number: int, path: Path) -> dict[str, Any]:
 
 
 def holds_json_lines(text: str) -> bool:
-    """Whether each line that is not blank is a JSON object or array."""
-    lines = [line for line in text.split("\n") if line.strip()]
-    if not lines or not all(line.strip()[0] in "{[" for line in lines):
+    """Whether a text, or most of its lines that are not blank, are JSON objects or arrays."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    found = sum(map(_is_json, lines))
+    return _is_json(text) or 2 * found > len(lines)
+
+
+def _is_json(text: str) -> bool:
+    """Whether a text is one JSON object, or an array that holds more than numbers."""
+    if text.strip()[:1] not in ("{", "["):
         return False
     try:
-        return all(isinstance(json.loads(line), (dict, list)) for line in lines)
+        value = json.loads(text)
     except (ValueError, RecursionError):
         return False
+    return isinstance(value, (dict, list))
 
 
 def _read_workbook(path: Path) -> pd.DataFrame:

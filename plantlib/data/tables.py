@@ -221,8 +221,8 @@ def check_columns(frame: pd.DataFrame, roles: dict[str, Any]) -> None:
             f" {role}=<one of them>{_hint(frame, columns, role)}"
             if len(columns) > 1
             else f"no column {column!r} for {role}; the table has one column,"
-            f" {brief_list(columns, 20)}: if that is several in a delimited file, name the"
-            f" delimiter= ; else pass {role}=<that column>"
+            f" {brief_list(columns, 20)}: name the delimiter= if it should be several, or pass"
+            f" {role}=<that column>"
         )
 
 

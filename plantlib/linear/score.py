@@ -167,8 +167,7 @@ def fit(
     if folds < 2:
         raise ValueError(
             f"{len(train_rows)} training documents have the same words, so that no linear score can"
-            " be tested on others: give documents of different words, or leave the score out with"
-            " start='lookup'"
+            " be tested on others: give documents of different words"
         )
     part = np.zeros(weights.shape[0], np.int32)
     part[train_rows] = fold + 1

@@ -136,6 +136,13 @@ def check_labels(corpus: Corpus) -> None:
                 f"no {split} document has a label of the training rows: give more documents, or"
                 " check the columns of labels and splits"
             )
+    test = corpus.labels[corpus.split == "test"]
+    if test.shape[0] and not test.nnz:
+        warnings.warn(
+            "no test document has a label of the training rows, so that all its figures will be 0"
+            " or missing; check the columns of labels and splits",
+            stacklevel=3,
+        )
     train = corpus.labels[corpus.rows("train")]
     if train.nnz == train.shape[0] * train.shape[1]:
         raise DataError(

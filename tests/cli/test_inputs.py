@@ -60,6 +60,46 @@ def test_a_folder_says_which_files_were_read_and_which_not(tmp_path, capsys):
     assert "wanted .txt files; left out: c.text" in refused(folder_of(tmp_path, "c.text"))
 
 
+def test_hidden_files_of_a_folder_are_left_out(tmp_path, capsys):
+    (tmp_path / "a.txt").write_text("one")
+    (tmp_path / "._a.txt").write_bytes(b"\0\5\x16\7\xff")
+    assert documents(tmp_path) == (["a.txt"], ["one"])
+    assert "left out: ._a.txt" in capsys.readouterr().err
+
+
+RECORD = f'{{"text": "{SECRET}", "labels": ["I10"]}}'
+NO_LINES = {
+    "an object among lines": (f"{RECORD}\n{RECORD}\nplain\n", "holds JSON"),
+    "objects of several lines": (f"[\n{RECORD},\n{RECORD}\n]\n", "holds JSON"),
+    "a tabbed table": (f"id\ttext\n1\t{SECRET}\n", "begins with the header of a table"),
+    "a table": (f"text,labels\n{SECRET},I10\n", "begins with the header of a table"),
+    "one line end among others": (f"a\n{SECRET}\rb\nc\n", "return inside 1 lines, first [2]"),
+}
+
+
+@pytest.mark.parametrize("case", NO_LINES)
+def test_what_is_no_document_per_line_is_refused(tmp_path, case):
+    content, message = NO_LINES[case]
+    path = tmp_path / "notes.txt"
+    path.write_bytes(content.encode())
+    assert message in refused(path)
+    if "JSON" in message:
+        assert message in refused(tmp_path), "in a folder too"
+
+
+def test_lines_with_brackets_and_commas_are_documents(tmp_path):
+    path = tmp_path / "notes.txt"
+    path.write_text("[sic] text, labels\n{x}\nthe text,labels and more\n")
+    assert len(documents(path)[1]) == 3
+
+
+def test_repeated_ids_are_noted(tmp_path, capsys):
+    path = tmp_path / "t.csv"
+    path.write_text("id,text\n1,a\n1,b\n2,c\n")
+    assert documents(path, "--id", "id")[0] == ["1", "1", "2"]
+    assert "1 rows have an id of an earlier row (--id id)" in capsys.readouterr().err
+
+
 def folder_of(tmp_path, name):
     folder = tmp_path / "other"
     folder.mkdir()

@@ -136,7 +136,7 @@ def test_the_encoding_that_is_advised_reads_right(tmp_path, encoding):
 def test_a_header_of_one_cell_asks_for_the_delimiter(tmp_path):
     path = tmp_path / "t.csv"
     path.write_text("text:labels\na:x\nb:y\n")
-    with pytest.raises(DataError, match="one column, .'text:labels'.: .* name the delimiter="):
+    with pytest.raises(DataError, match="one column, .'text:labels'.: name the delimiter="):
         Corpus.from_csv(path)
 
 

@@ -26,7 +26,7 @@ from plantlib.cli.main import parser
 from plantlib.linear import stacking
 from plantlib.training import artefacts
 from plantlib.training.options import RunConfig, TrainConfig
-from plantlib.training.prepare import prepare
+from plantlib.training.prepare import check_labels, prepare
 from plantlib.utils.base import DataError
 from tests.conftest import FILLER
 
@@ -310,3 +310,11 @@ def test_the_shell_says_its_own_words():
     assert in_shell("pass --from FOLDER") == "pass plant data's --source FOLDER"
     assert in_shell("run data_scripts/x.py --from F") == "run data_scripts/x.py --from F"
     assert in_shell("train_documents=1", reproduce.WORDS) == "--train 1"
+
+
+def test_a_test_split_without_known_labels_is_said():
+    corpus = Corpus.from_lists(
+        "t", list("abcd"), list("wxyz"), [["i"], [], ["i"], []], ["train", "train", "dev", "test"]
+    )
+    with pytest.warns(UserWarning, match="no test document has a label of the training rows"):
+        check_labels(corpus)
