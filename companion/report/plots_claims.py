@@ -1,4 +1,5 @@
-"""Figures of the studies: costs of peers, gains by a leak, convergence, data efficiency, corpora.
+"""Figures of the studies: costs of peers, gains by a leak, convergence, data efficiency, corpora,
+reliability of scores.
 
 They share the style and the colours of `plots.py`: a DataFrame goes in, a matplotlib Axes comes
 out. No metric is computed and no file is read here.
@@ -8,9 +9,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from companion.report.plots import _axes, _bands, _by_rank, _need, colours, plain
+from companion.report.plots import COLOURS, _axes, _bands, _by_rank, _need, colours, plain
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas
     from matplotlib.axes import Axes
 
@@ -186,3 +188,51 @@ def _need_places(name: str, about: dict) -> None:
             f"{name}: expected one count per place; make them with python -m"
             f" data_scripts.describe {name}"
         )
+
+
+def reliability(
+    lines: dict[str, np.ndarray], system: str = "linear", ax: Axes | None = None
+) -> Axes:
+    """Share of right labels against their mean score, in percent, one line per way to score.
+
+    Whiskers are two binomial standard errors of the share. The grey diagonal is where a score is
+    the share that is right. All lines have the colour of the system; every line but the last is
+    dashed and has open marks.
+
+    Args:
+        lines: name -> (m, 3), as `metrics.calibration.reliability` returns it.
+        system: whose scores these are.
+        ax: where to draw; a new figure when None.
+
+    Raises:
+        ValueError: no line, or a line without a prediction.
+    """
+    empty = [name for name, parts in lines.items() if not len(parts)]
+    if empty or not lines:
+        raise ValueError(
+            f"expected lines with predictions; got {len(lines)} lines, without any: {empty}"
+        )
+    ax = _axes(ax, (6.4, 4.4))
+    ax.plot([0, 100], [0, 100], color=COLOURS["random"], linewidth=1, label="score = share right")
+    colour = colours([system])[system]
+    for name, parts in lines.items():
+        score, share, count = parts.T
+        error = 2 * (share * (1 - share) / count) ** 0.5
+        # a whisker never leaves the axes
+        spread = [100 * error.clip(max=share), 100 * error.clip(max=1 - share)]
+        last = name == list(lines)[-1]
+        ax.errorbar(
+            100 * score,
+            100 * share,
+            yerr=spread,
+            fmt="o-" if last else "o--",
+            color=colour,
+            markerfacecolor=colour if last else "white",
+            linewidth=1.5,
+            elinewidth=1,
+            label=plain(name),
+        )
+    ax.set(xlim=(0, 100), ylim=(-2, 102), title="Does a score say how often it is right?")
+    ax.set(xlabel="mean score (%)", ylabel="labels that are right (%)")
+    ax.legend(title=f"{plain(system)} (whiskers: two standard errors)")
+    return ax

@@ -241,6 +241,31 @@ def test_drawing_into_given_axes():
     assert plots.learning_curves(curves(), ax=axes[1]) is axes[1] and not axes[0].lines
 
 
+def test_reliability_shows_scores_against_shares_of_right_labels():
+    raw = np.array([[0.4, 0.1, 90.0], [0.6, 1.0, 10.0]])
+    calibrated = np.array([[0.1, 0.1, 90.0], [0.9, 1.0, 10.0]])
+    ax = plots_claims.reliability({"raw": raw, "calibrated": calibrated})
+    diagonal, *lines = (line for line in ax.lines if line.get_linestyle() != "None")
+    np.testing.assert_allclose(diagonal.get_xydata(), [[0, 0], [100, 100]])
+    for line, parts in zip(lines, (raw, calibrated), strict=True):
+        np.testing.assert_allclose(line.get_xydata(), 100 * parts[:, :2])
+        assert line.get_color() == plots.COLOURS["linear"]
+    assert [line.get_linestyle() for line in lines] == ["--", "-"]
+    # two standard errors of 9 right ones of 90, and no whisker where all are right
+    whiskers = [c.get_segments() for c in ax.collections]
+    np.testing.assert_allclose(whiskers[0][0][:, 1], 10 + np.array([-2, 2]) * 30 / 90**0.5)
+    np.testing.assert_allclose(whiskers[0][1][:, 1], [100, 100])
+    names = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert names == ["score = share right", "raw", "calibrated"]
+    assert ax.get_title().endswith("?") and ax.get_xlabel() and ax.get_ylabel()
+
+
+@pytest.mark.parametrize("lines", [{}, {"raw": np.zeros((0, 3))}])
+def test_reliability_refuses_a_line_without_predictions(lines):
+    with pytest.raises(ValueError, match=f"got {len(lines)} lines"):
+        plots_claims.reliability(lines)
+
+
 @pytest.mark.parametrize(
     "name", ["$\\frac{", "$\\frac{$", "$x$", "a $ b $ \\badcommand", "100 %", "_x", "\\$"]
 )
