@@ -263,6 +263,16 @@ def tokenizer_in(folder: str | Path, trust_remote_code: bool = False):
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
 
 
+def save_tokenizer(tokenizer, folder: Path) -> None:
+    """Write a tokenizer; OSError for a full disk, where tokenizers has a plain Exception."""
+    try:
+        tokenizer.save_pretrained(folder)
+    except Exception as error:
+        if type(error) is not Exception:
+            raise
+        raise OSError(f"the tokenizer could not be written to {folder} ({error})") from error
+
+
 def config_of(name_or_path: str | Path, trust_remote_code: bool = False):
     """The configuration alone."""
     from transformers import AutoConfig

@@ -22,10 +22,11 @@ from plantlib.data import credentials, privacy
 from plantlib.data.credentials import PrivacyError
 from plantlib.metrics import calibration
 from plantlib.utils.folders import atomic_folder, list_again, verify
-from plantlib.utils.io import atomic_path, read_json, remove_unless_held, write_json
+from plantlib.utils.io import Damaged, atomic_path, read_json, remove_unless_held, write_json
 from plantlib.utils.progress import without_library_bars
 
 CONFIG = "config.json"
+AGAIN = "copy the whole folder again, or train the model again"  # the fix of a damaged one
 MODEL = "model"  # the format of the folder, see `utils.folders`
 ADAPTER = "adapter"
 WORDS = "words.json"
@@ -80,7 +81,7 @@ def _write(model, folder: Path, write, state_dict=None, **kwargs) -> None:
     if model.word_score is not None and not checkpoint:
         write_json(folder / WORDS, model.word_score.words)
     if model.tokenizer is not None:
-        model.tokenizer.save_pretrained(folder)
+        loading.save_tokenizer(model.tokenizer, folder)
     if model.record is not None and not checkpoint:
         write_card(model.record, folder)
 
@@ -102,7 +103,7 @@ def load(read, path, backbone: str | None = None, *args, trust_remote_code=False
     hub = {name: kwargs.pop(name) for name in HUB_OPTIONS if name in kwargs}
     folder = folder_of(path, **hub)
     check_config(folder / CONFIG, read.__self__.config_class)
-    verify(folder, MODEL, "copy the whole folder again, or train the model again")
+    verify(folder, MODEL, AGAIN)
     options = {"use_safetensors": True, "dtype": torch.float32} | kwargs
     try:
         with without_library_bars():
@@ -130,7 +131,10 @@ def is_model(folder: Path) -> bool:
     """Whether the folder holds what `PlantModel.save_pretrained` writes."""
     if not (folder / CONFIG).is_file():
         return False
-    config = read_json(folder / CONFIG)
+    try:
+        config = read_json(folder / CONFIG)
+    except ValueError as error:
+        raise Damaged(f"{error}: {AGAIN}") from None
     return isinstance(config, dict) and config.get("model_type") == "plant"
 
 

@@ -20,7 +20,7 @@ from plantlib.training import artefacts
 from plantlib.training.inputs import LABEL_SPACES, Inputs
 from plantlib.utils.base import DataError
 from plantlib.utils.checks import check_seed, is_whole, safe_name
-from plantlib.utils.io import fingerprint_of
+from plantlib.utils.io import fingerprint_of, probe
 
 
 def prepare(
@@ -92,6 +92,7 @@ def prepare(
     key = fingerprint_of(within.fingerprint(), loading.fingerprint(backbone), max_tokens, *windows)
     config = loading.config_of(backbone, trust_remote_code)
     root = artefacts.root_of(privacy.artefacts_root(within, root))
+    probe(root)
     tokens = _tokens(within, tokenizer, max_tokens, root, key, progress)
     warn_of_unknown(tokens, tokenizer.unk_token_id)
     inputs = Inputs(

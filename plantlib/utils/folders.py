@@ -140,7 +140,10 @@ def verify(folder: str | Path, kind: str, fix: str) -> None:
     folder = Path(folder)
     if not (folder / CONTENTS).is_file():
         raise Damaged(f"{folder} lacks {CONTENTS}, so it is not a whole {kind}: {fix}")
-    contents = _contents(folder / CONTENTS)
+    try:
+        contents = _contents(folder / CONTENTS)
+    except Damaged as error:
+        raise Damaged(f"{error}: {fix}") from None
     if contents["format"] != kind:
         raise Damaged(f"{folder} is a {contents['format']}, wanted a {kind}: {fix}")
     for name, about in contents["files"].items():
@@ -174,7 +177,7 @@ def _contents(path: Path) -> dict:
     except (ValueError, KeyError, TypeError, AttributeError):
         whole = False
     if not whole:
-        raise Damaged(f"{path} is damaged: the folder is not what was written")
+        raise Damaged(f"{path} is damaged, so the folder is not what was written")
     return contents
 
 

@@ -25,6 +25,8 @@ from plantlib.utils.base import DataError
 
 TEMPORARY = ".plant-{}.tmp"  # folders that hold what is being written; a lock on each says by whom
 
+LONGEST_NAME = 255  # bytes, the limit of the usual file systems
+
 T = TypeVar("T")
 _HELD: set[Path] = set()  # folders whose lock this process holds
 
@@ -40,6 +42,8 @@ def read_if_whole(path: Path, load: Callable[[Path], T]) -> T | None:
     """
     if not path.exists():
         return None
+    if path.is_dir():
+        raise DataError(f"{path} is a folder, and a file is written there: move the folder away")
     try:
         return load(path)
     except Damaged as error:
@@ -94,9 +98,24 @@ def check_file(path: str | Path) -> Path:
 
 
 def followed(path: str | Path) -> Path:
-    """`path`, or where it leads if it is a symbolic link."""
+    """`path`, or where it leads if it is a symbolic link.
+
+    DataError for a link that leads back to itself, and for a name that no disk can hold.
+    """
     path = Path(path)
-    return Path(os.path.realpath(path)) if path.is_symlink() else path
+    for name in path.parts:
+        size = len(os.fsencode(name))
+        if size > LONGEST_NAME:
+            raise DataError(
+                f"the name {name[:20]!r}... in the path has {size} bytes, and at most"
+                f" {LONGEST_NAME} can be written: give a shorter name"
+            )
+        if "\0" in name:
+            raise DataError(f"{str(path)!r} has a null character: give a name without it")
+    target = Path(os.path.realpath(path)) if path.is_symlink() else path
+    if target.is_symlink():
+        raise DataError(f"{path} is a symbolic link that leads back to itself: name another path")
+    return target
 
 
 def probe(folder: Path) -> None:

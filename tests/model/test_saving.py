@@ -13,6 +13,7 @@ from plantlib.training.ingredients import ingredients, use_score
 from plantlib.training.options import RunConfig
 from plantlib.training.runs import build_model
 from plantlib.utils.folders import seal
+from plantlib.utils.io import Damaged
 from tests.model.test_model import TEXTS
 
 
@@ -91,6 +92,30 @@ def test_a_configuration_of_the_wrong_type_names_the_file(changes, saved, tmp_pa
     with pytest.raises(ValueError) as refused:
         PlantModel.from_pretrained(folder)
     assert "model" in str(refused.value) and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("content", ["", "{", '{"model_type": "pl'])
+def test_a_configuration_cut_short_is_damage_with_the_fix(content, saved, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(saved, folder)
+    (folder / "config.json").write_text(content)
+    with pytest.raises(Damaged, match="config.json is not JSON.*: copy the whole folder again"):
+        PlantModel.from_pretrained(folder)
+
+
+def test_a_full_disk_while_the_tokenizer_is_saved_is_an_error_of_the_disk(
+    saved, tmp_path, monkeypatch
+):
+    def full(*args, **kwargs):
+        raise Exception("No space left on device (os error 28)")  # as tokenizers does
+
+    model = PlantModel.from_pretrained(saved)
+    model.checkpoints = tmp_path / "checkpoints"
+    model.checkpoints.mkdir()
+    monkeypatch.setattr(type(model.tokenizer), "save_pretrained", full)
+    with pytest.raises(OSError, match="tokenizer could not be written.*No space left"):
+        model.save_pretrained(tmp_path / "model")
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoints"]
 
 
 @pytest.mark.parametrize("content", ["[]", "3", "null", '"plant"', "{", ""])

@@ -121,6 +121,20 @@ def test_what_cannot_be_trained_is_refused_before_any_work(
         trained(corpus, backbone_folder, tmp_path)
 
 
+def test_artefacts_that_cannot_be_written_are_refused_before_any_work(
+    corpus, backbone_folder, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("plantlib.training.prepare.tokenise", pytest.fail)
+    (tmp_path / "file").write_text("mine")
+    for root, message in (
+        (tmp_path / "file" / "work", "file is a file, so nothing can be written below it"),
+        ("/proc/work", "nothing can be written to /proc .*: name another path"),
+    ):
+        with pytest.raises(DataError, match=message):
+            prepare(corpus, backbone=backbone_folder, root=root, progress=False)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
 def test_documents_of_the_same_words_have_no_linear_score(backbone_folder, tmp_path):
     corpus = Corpus.from_lists(
         "same",

@@ -152,7 +152,7 @@ def test_a_damaged_folder_is_refused_by_the_name_of_the_file(damage, message, tm
     (tmp_path / "m" / "notes.txt").write_text("a file of a user is no damage")
     verify(tmp_path / "m", "model", "make it again")
     damage(tmp_path / "m")
-    with pytest.raises(Damaged, match=message + ".*: make it again|is damaged"):
+    with pytest.raises(Damaged, match=message + ".*: make it again"):
         verify(tmp_path / "m", "model", "make it again")
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from plantlib.utils import io
 from plantlib.utils.base import DataError
-from plantlib.utils.io import atomic_path, check_file, read_json, write_json
+from plantlib.utils.io import atomic_path, check_file, read_if_whole, read_json, write_json
 
 
 def test_atomic_path_keeps_the_old_file_when_the_block_fails(tmp_path):
@@ -68,7 +68,12 @@ def test_a_link_to_a_file_is_followed(tmp_path):
 def test_what_cannot_be_written_is_refused_before_the_block(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
     for path, message in (
+        (tmp_path / "loop", "loop is a symbolic link that leads back to itself"),
+        (tmp_path / ("ä" * 130), "has 260 bytes, and at most 255 can be written"),
+        (tmp_path / ("b" * 256) / "a.json", "has 256 bytes, and at most 255 can be written"),
+        ("a\0.json", "has a null character"),
         (tmp_path / "file" / "a.json", "file is a file, so nothing can be written below it"),
         (tmp_path / "file" / "b" / "a.json", "file is a file, so nothing can be written below it"),
         (tmp_path / "pipe", "pipe is a device, not a file"),
@@ -80,7 +85,14 @@ def test_what_cannot_be_written_is_refused_before_the_block(tmp_path, monkeypatc
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     with pytest.raises(DataError, match="file may not be overwritten"):
         check_file(tmp_path / "file")
-    assert {p.name for p in tmp_path.iterdir()} == {"file", "pipe"}
+    assert {p.name for p in tmp_path.iterdir()} == {"file", "pipe", "loop"}
+
+
+def test_a_folder_in_the_place_of_a_file_is_named_and_stays(tmp_path):
+    (tmp_path / "a.safetensors").mkdir()
+    with pytest.raises(DataError, match="a.safetensors is a folder.*: move the folder away"):
+        read_if_whole(tmp_path / "a.safetensors", Path.read_bytes)
+    assert (tmp_path / "a.safetensors").is_dir()
 
 
 WRITE_AND_WAIT = """
