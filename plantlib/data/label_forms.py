@@ -132,6 +132,10 @@ class Reader:
         names = [self._cut(cell) for cell in cells]
         if self.form is None:
             self._check_separator(cells, names)
+        doubtful = names if self.form in ("long", "columns") else []
+        other = label_names.evident_separator([name for row in doubtful for name in row])
+        if other:
+            self.notes.append(f"labels hold {other!r}: pass sep={other!r} if it separates labels")
         return names
 
     def _cut(self, cell: Any) -> list[str]:

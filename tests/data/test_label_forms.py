@@ -85,6 +85,13 @@ def test_rows_of_single_labels_may_be_printed_lists():
     assert labels_of(cells, labels_format="long") == [["E11.9", "I10"], ["I10"]]
 
 
+@pytest.mark.parametrize("form", ["long", "columns"])
+def test_another_separator_is_noted_where_a_form_is_named(form):
+    with pytest.raises(UserWarning, match=r"labels hold '\|': pass sep='\|' if it separates"):
+        labels_of(["|".join(row) for row in CODES], labels_format=form)
+    assert labels_of(["|".join(row) for row in CODES], "|", labels_format=form) == CODES
+
+
 @pytest.mark.parametrize("form", ['c("{}")', "WrappedArray({})", "<c>{}</c>", "0  {}\ndtype: str"])
 def test_no_advice_leaves_halves_of_a_print_in_names(form):
     middle = {"c": '", "', "W": ", ", "<": "</c><c>", "0": "\n1  "}[form[0]]

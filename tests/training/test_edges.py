@@ -147,7 +147,7 @@ def test_documents_of_the_same_words_have_no_linear_score(backbone_folder, tmp_p
     alike = Corpus.from_lists(
         "alike", corpus.ids, ["pulse of"] * 4 + corpus.texts[4:], [["a"], ["b"]] * 4, corpus.split
     )
-    with pytest.raises(ValueError, match="associated with a label|same words.*start='lookup'"):
+    with pytest.raises(ValueError, match="associated with a label|same words"):
         trained(alike, backbone_folder, tmp_path)
 
 
