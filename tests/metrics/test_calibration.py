@@ -102,3 +102,7 @@ def test_few_right_labels_of_dev_are_said(right, warns, recwarn):
 def test_reliability_counts_every_prediction_once():
     found = calibration.reliability(np.array([0.05, 0.07, 0.95, 1.0]), np.array([0, 1, 1, 1]))
     np.testing.assert_allclose(found, [[0.06, 0.5, 2], [0.975, 1.0, 2]])
+
+
+def test_without_a_calibration_chances_are_the_plain_sigmoid():
+    np.testing.assert_array_equal(calibration.chances([-3.0, 0.0, 2.5], None), expit([-3, 0, 2.5]))

@@ -332,6 +332,9 @@ def test_evaluate_agrees_with_its_parts_and_accounts_for_all_labels():
         "head/macro_f1",
         "few/overall_r@15",
     }
+    assert {name for name in measured if "/overall_" in name} == {
+        f"{bucket}/overall_r@{k}" for bucket in result.masks for k in (5, 15)
+    }
     assert all(type(value) is float for value in measured.values())
     assert measured["documents_without_gold"] == (np.diff(Y.indptr) == 0).sum() >= 3
     for name in ("r@15", "ndcg@5", "rp@5", "map"):

@@ -151,6 +151,14 @@ def test_streaming_with_inattention_needs_a_start_state():
         made.read(documents([3]), first)
 
 
+def test_a_running_state_remembers_no_tokens():
+    """With stateful="v1" a segment is read alone, with inattention too."""
+    running = LabelDecoder(LABELS, DIM, keep=2, stateful="v1").start_state(3)
+    assert running.kept_scores is None and running.kept_outputs is None
+    exact = LabelDecoder(LABELS, DIM, keep=2).start_state(3)
+    assert exact.kept_scores.shape == exact.kept_outputs.shape == (3, LABELS, 0)
+
+
 @pytest.mark.parametrize("keep", [None, 2])
 def test_padding_and_special_tokens_are_never_attended_to(keep):
     """Their hidden states are NaN: one that were read would show."""

@@ -254,6 +254,8 @@ def test_errors_name_shapes_and_choices():
     scores, relevance, mask = lists()
     with pytest.raises(ValueError, match=r"scores \(4, 6\) and relevance \(4, 5\)"):
         ranking.listnet(scores, relevance[:, :5])
+    with pytest.raises(ValueError, match=r"scores \(4, 1\) and relevance \(4, 6\)"):
+        ranking.listnet(scores[:, :1], relevance)
     with pytest.raises(ValueError, match=r"mask \(4, 5\).*scores \(4, 6\)"):
         ranking.approx_ndcg(scores, relevance, mask[:, :5])
     with pytest.raises(ValueError, match="gains='cubic'.*linear, exponential"):
