@@ -468,6 +468,14 @@ def test_interval_covers_fresh_seeds_and_documents():
     assert 170 <= inside <= 198
 
 
+@pytest.mark.parametrize("seeds", [2, 3, 6])
+def test_drawn_seeds_vary_as_fresh_ones_would(seeds):
+    values = np.random.default_rng(seeds).random((seeds, 8))
+    widened = statistics._widened(values)
+    assert widened.mean(1).var() == pytest.approx(values.mean(1).var(ddof=1))
+    assert widened.mean() == pytest.approx(values.mean())
+
+
 def test_seeds_are_paired_where_both_systems_have_as_many():
     rng = np.random.default_rng(0)
     shared = 5 * rng.standard_normal((3, 1))
