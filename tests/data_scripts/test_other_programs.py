@@ -24,6 +24,12 @@ NAMES3 = "ROW_ID ICD9_CODE SHORT_TITLE LONG_TITLE".split()
 SECRET = "Mr Aabye"
 
 
+@pytest.fixture(autouse=True)
+def data_folder(tmp_path, monkeypatch):
+    """Credentialed corpora are built in the data folder alone."""
+    monkeypatch.setenv("PLANT_HOME", str(tmp_path))
+
+
 def write(path: Path, columns: list[str], rows: list[list]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     opened = gzip.open(path, "wt", newline="") if path.suffix == ".gz" else open(path, "w")
