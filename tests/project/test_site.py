@@ -71,7 +71,7 @@ def test_every_module_has_its_page_with_the_docstrings(site):
     names = {name.removesuffix(".__init__") for name in names}
     assert {p.stem for p in (site / "docs" / "_api").glob("*.html")} >= names
     page = (site / "docs" / "_api" / "plantlib.utils.io.html").read_text(encoding="utf-8")
-    assert "Yield a temporary sibling of" in page and "FileNotFoundError" in page
+    assert "Yield a path in a temporary folder" in page and "FileNotFoundError" in page
 
 
 def test_search_and_mathematics_work_without_a_network(site):

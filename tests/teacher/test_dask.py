@@ -27,6 +27,7 @@ from plantlib.teacher import dask as mig_dask
 from plantlib.teacher import mig
 from plantlib.teacher.dask import Partition, partitions_in, teach_partitions, write_partitions
 from plantlib.training.ingredients import teacher_of
+from plantlib.utils.tensors import save_tensors
 
 dask = pytest.importorskip("dask")
 distributed = pytest.importorskip("distributed")
@@ -193,7 +194,7 @@ def test_the_stored_format_is_safetensors_without_values(tmp_path):
     assert set(load_file(path)) == {
         f"{m}.{part}" for m in "xy" for part in ("indptr", "indices", "shape")
     }
-    assert sorted(p.name for p in path.parent.iterdir()) == [path.name], (
+    assert sorted(p.name for p in path.parent.iterdir()) == ["contents.json", path.name], (
         "no half-written file stays"
     )
 
@@ -379,18 +380,21 @@ def test_errors_name_the_partition_and_the_shapes(tmp_path):
     with pytest.raises(ValueError, match="rows=0: a partition needs"):
         write_partitions(x, y, tmp_path / "parts", 0)
     (tmp_path / "torn.safetensors").write_bytes(b"no such file")
-    for name in ("torn.safetensors", "absent.safetensors"):
-        with pytest.raises(ValueError, match=f"{name} holds no csr matrices"):
+    for name, fault in (
+        ("torn.safetensors", "is damaged"),
+        ("absent.safetensors", "holds no csr matrices"),
+    ):
+        with pytest.raises(ValueError, match=f"{name} {fault}"):
             teach([(x, y), tmp_path / name])
 
 
 def test_a_file_whose_indices_leave_the_matrix_is_an_error(tmp_path):
-    from safetensors.numpy import load_file, save_file
+    from safetensors.numpy import load_file
 
     path = write_partitions(*toy(), tmp_path / "parts", N)[0]
     tensors = load_file(path)
     tensors["x.indices"][3] = V + 1000
-    save_file(tensors, path)
+    save_tensors(path, tensors)
     with pytest.raises(ValueError, match="holds no csr matrices"):
         teach([path])
 
