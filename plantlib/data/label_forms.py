@@ -115,8 +115,6 @@ class Reader:
             return self._plain(self._positions(cells))
         return self._plain(self._names(cells))
 
-    # ---- one cell
-
     def _names(self, cells: Sequence[Any]) -> list[list[str]]:
         """The names in each cell, as they stand."""
         self._check_types(cells)
@@ -365,8 +363,6 @@ class Reader:
         )
         digits = len(str(usual - 1))
         return [[f"{i:0{digits}}" for i, bit in enumerate(v or []) if bit] for v in vectors]
-
-    # ---- all names
 
     def _plain(self, names: Sequence[Sequence[str]]) -> list[list[str]]:
         """Names written plainly, sorted, once each; spellings that differ by case are refused."""
