@@ -154,8 +154,8 @@ def page(browser):
 
 
 def run_all(page, lab: str, name: str, minutes: float = 15) -> None:
-    """Open a notebook, run every cell through the menu and wait until no prompt shows a star; no
-    cell may end in an error.
+    """Open a notebook, run every cell through the menu and wait until every one has run; no cell
+    may end in an error.
     """
     page.goto(f"{lab}/lab/tree/{name}.ipynb?reset")
     page.locator(".jp-Notebook .jp-CodeCell").first.wait_for(timeout=PATIENCE)
@@ -163,7 +163,7 @@ def run_all(page, lab: str, name: str, minutes: float = 15) -> None:
     page.wait_for_function(CONNECTED, arg=f"{name}.ipynb", timeout=PATIENCE, polling=500)
     start_all(page)
     try:
-        page.wait_for_function(NO_STAR, timeout=60_000 * minutes, polling=500)
+        page.wait_for_function(FINISHED, timeout=60_000 * minutes, polling=500)
     finally:
         shot(page, name)
     numbers = page.locator(".jp-Notebook .jp-CodeCell .jp-InputPrompt").all_inner_texts()
@@ -195,10 +195,14 @@ STARTED = (
     "() => [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].some(e =>"
     " /[*0-9]/.test(e.textContent))"
 )
-NO_STAR = (
-    "() => ![...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].some(e =>"
-    " e.textContent.includes('*'))"
-)
+# every cell has run, or one has ended in an error and the others wait no longer; a blank prompt may
+# be one that JupyterLab has not yet queued
+FINISHED = """() => {
+    const prompts = [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')];
+    const failed = document.querySelector("[data-mime-type='application/vnd.jupyter.error']");
+    const waits = failed ? /[*]/ : /[*]|\\[ *\\]/;
+    return !prompts.some(e => waits.test(e.textContent));
+}"""
 
 
 def shot(page, name: str) -> None:
