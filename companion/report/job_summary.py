@@ -58,9 +58,8 @@ def sentence(group: Group) -> str:
     interval is that of a paired bootstrap over seeds and test documents (docs/method.md, "Choosing
     on dev, reading test once").
     """
-    for planted, control in PAIRS:
-        if pairs := _pairs(group, planted, control):
-            return _compared(group, planted, control, pairs)
+    if found := compared_pair(group):
+        return _compared(group, *found)
     possible = ", ".join(f"`{planted}` with `{control}`" for planted, control in PAIRS)
     return (
         "This job does not say what planting is worth: no planted start was run beside its control"
@@ -68,21 +67,24 @@ def sentence(group: Group) -> str:
     )
 
 
-def _pairs(group: Group, planted: str, control: str) -> list[tuple[RunRecord, RunRecord]]:
-    """`pairs_of` the two systems; empty where a record does not keep the metric per document."""
-    pairs = pairs_of(group.records, planted, control)
-    kept = all(METRIC in record.per_document for pair in pairs for record in pair)
-    return pairs if kept else []
+def compared_pair(group: Group) -> tuple[str, str, list[tuple[RunRecord, RunRecord]]] | None:
+    """The first of `PAIRS` that was run, planted start and control, with its records by seed.
+
+    Records that do not keep the metric per document cannot be compared.
+    """
+    for planted, control in PAIRS:
+        pairs = pairs_of(group.records, planted, control)
+        if pairs and all(METRIC in record.per_document for pair in pairs for record in pair):
+            return planted, control, pairs
+    return None
 
 
 def reference(group: Group) -> str:
     """The system that the table's differences are taken to: the control of the sentence's pair, so
     that the planted row shows what planting is worth.
     """
-    for planted, control in PAIRS:
-        if _pairs(group, planted, control):
-            return control
-    return group.baseline
+    found = compared_pair(group)
+    return found[1] if found else group.baseline
 
 
 def _compared(
@@ -112,11 +114,12 @@ def short_table(group: Group) -> str:
     rare labels; percent on test, mean ± sd over seeds. Long names of systems are cut.
     """
     recorded = [m for m in COLUMNS if any(r.metrics.get(m) is not None for r in group.records)]
-    table = compare(group.records, reference(group), recorded)
+    baseline = reference(group)
+    table = compare(group.records, baseline, recorded)
     table = table.loc[in_order(table.index)]
     metrics = [metric for metric in COLUMNS if metric in table.columns]
     rows = [["system", "seeds", *(NAMES[metric] for metric in metrics)]]
-    rows[0].insert(3, f"against {reference(group)}")
+    rows[0].insert(3, f"against {baseline}")
     for system, row in table.iterrows():
         cells = [_mean(row, metric) for metric in metrics]
         cells.insert(1, _difference(row))
