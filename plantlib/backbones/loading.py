@@ -23,6 +23,7 @@ from plantlib.backbones import (
     adapters,
     awd_lstm,  # noqa: F401 (registers its classes)
     weights,
+    words,
 )
 from plantlib.utils.io import sha256
 from plantlib.utils.progress import without_library_bars
@@ -259,6 +260,8 @@ def tokenizer_in(folder: str | Path, trust_remote_code: bool = False):
     """The tokenizer in a folder, or of a hub id; see `tokenizer_of`."""
     from transformers import AutoTokenizer
 
+    if words.WordTokenizer.lies_in(folder):
+        return words.WordTokenizer.from_pretrained(folder)
     with own_code_refused(folder):
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
 
@@ -313,6 +316,11 @@ def locate(name_or_path: str) -> str:
     """
     if name_or_path in weights.FOLDERS:
         return str(weights.FOLDERS[name_or_path]())
+    if name_or_path == words.NAME:
+        raise ValueError(
+            "the backbone 'words' is made of a corpus: give it to fit or prepare; to load one that"
+            " was made, name its folder"
+        )
     path = Path(name_or_path).expanduser()
     if path.is_dir():
         if adapters.holds_adapter(path):

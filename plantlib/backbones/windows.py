@@ -115,6 +115,8 @@ def encode(backbone, token_ids: torch.Tensor, offsets: torch.Tensor) -> torch.Te
         token_ids: (S,) packed, on the backbone's device.
         offsets: (B+1,) where each document begins.
     """
+    if getattr(backbone.model, "is_static", False):
+        return backbone.model.embeddings(token_ids)
     if not carries_state(backbone):
         cut = [window for document in _cut(backbone, offsets) for window in document]
         # one document may have as many windows as it likes, so they are read some at a time

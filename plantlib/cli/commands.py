@@ -124,10 +124,14 @@ def check_out(out: Path, force: bool) -> None:
 
 def check_room(out: Path, backbone: str, labels: int) -> None:
     """OSError if the disk has no room for the model: weights, label queries and output rows."""
-    from plantlib.backbones import loading
+    from plantlib.backbones import loading, words
 
-    weights = loading.float32_bytes(backbone)
-    needed = weights + 2 * 4 * labels * loading.hidden_size_of(loading.config_of(backbone))
+    if backbone == words.NAME:
+        weights, hidden = 0, words.DIM
+    else:
+        weights = loading.float32_bytes(backbone)
+        hidden = loading.hidden_size_of(loading.config_of(backbone))
+    needed = weights + 2 * 4 * labels * hidden
     place = next(p for p in (out, *out.absolute().parents) if p.is_dir())
     free = shutil.disk_usage(place).free
     if free < needed:

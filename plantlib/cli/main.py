@@ -191,7 +191,10 @@ resumes a fit that was interrupted.""",
     _columns(command)
     add = command.add_argument_group("training").add_argument
     add("--start", default="lookup+linear", help=f"one of {STARTS} (default: lookup+linear)")
-    about = "minilm, smollm2, a folder or a hub id (default: minilm)"
+    about = (
+        "minilm, smollm2, a folder or a hub id; words: no language model, the quick tier"
+        " (default: minilm)"
+    )
     add("--backbone", default="minilm", help=about)
     about = "maximum number of passes over the training documents (default: 4)"
     add("--epochs", type=int, default=4, help=about)

@@ -16,7 +16,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from plantlib.backbones import loading
+from plantlib.backbones import loading, words
 from plantlib.backbones.features import (
     Features,
     Standard,
@@ -24,8 +24,10 @@ from plantlib.backbones.features import (
     hidden_states,
     standard_of,
 )
+from plantlib.data import tokens as tokenising
+from plantlib.data.corpus import Corpus
 from plantlib.data.sources import base_folder
-from plantlib.data.tokens import Ragged, words
+from plantlib.data.tokens import Ragged
 from plantlib.kernels import machine
 from plantlib.linear import score as linear_score
 from plantlib.linear.score import MIN_DOCUMENTS, LinearConfig, LinearScore
@@ -34,11 +36,15 @@ from plantlib.planting.l2r import L2RConfig, Planted
 from plantlib.planting.static_l2r import StaticL2R
 from plantlib.teacher.mig import Teacher, TeacherConfig
 from plantlib.training.inputs import Inputs
+from plantlib.utils.checks import safe_name
+from plantlib.utils.folders import atomic_folder, verify
 from plantlib.utils.io import fingerprint_of, locked, read_if_whole
 
 # Part of every name: raise it when a constant changes that an artefact was computed with.
 VERSION = 1
 STANDARD_SAMPLE = 64  # training documents that the spread of hidden states is measured on
+
+BACKBONE = "backbone"  # the format of a folder of word vectors
 
 T = TypeVar("T")
 
@@ -96,8 +102,37 @@ def frozen_backbone(inputs: Inputs) -> loading.Backbone:
 
 def features(inputs: Inputs, progress: bool = True) -> Features:
     """Hidden states of all documents under the frozen backbone."""
+    if words.is_static(loading.config_of(inputs.backbone, inputs.trust_remote_code)):
+        table = load_backbone(inputs).model.embeddings.weight.detach().numpy()
+        return Features(words.LookedUp(table, inputs.tokens.flat), inputs.tokens)
     path = inputs.root / "features" / f"{inputs.file_name}-{inputs.key}.safetensors"
     return _features(inputs, inputs.tokens, path, inputs.key, progress)
+
+
+def word_backbone(corpus: Corpus, root: Path, *, seed: int = 0) -> str:
+    """The folder of the backbone `words` made of the training texts of `corpus`.
+
+    Args:
+        corpus: its training rows give the words and their vectors.
+        root: folder of intermediate artefacts.
+        seed: of the projection.
+    """
+    key = fingerprint_of(VERSION, corpus.fingerprint(), words.DIM, seed)
+    folder = root / words.NAME / f"{safe_name(corpus.name)}-{key}" / words.NAME
+
+    def load(weights: Path) -> Path:
+        verify(weights.parent, BACKBONE, "remove the folder")
+        return weights.parent
+
+    def make(_: Path) -> Path:
+        rows = corpus.rows("train")
+        counted = tokenising.words(corpus.texts, rows, MIN_DOCUMENTS)
+        weights = tokenising.tfidf(counted.counts, rows)[rows]
+        with atomic_folder(folder, BACKBONE) as temporary:
+            words.save(counted.names, words.vectors(weights, seed=seed), temporary)
+        return folder
+
+    return str(load_or_make(folder / "model.safetensors", load, make))
 
 
 def train_dev_features(inputs: Inputs, progress: bool = True) -> Features:
@@ -146,7 +181,7 @@ def linear_scores(
 
     Finished folds are kept, so a fit that was killed goes on with the next fold.
     """
-    word_counts = words(inputs.corpus.texts, inputs.rows["train"], MIN_DOCUMENTS)
+    word_counts = tokenising.words(inputs.corpus.texts, inputs.rows["train"], MIN_DOCUMENTS)
     # the score reads words, not tokens, so it is named by the corpus alone where all rows train
     documents = inputs.corpus.fingerprint() if inputs.train_rows is None else inputs.key
     name = f"{inputs.file_name}-{fingerprint_of(VERSION, documents, asdict(config), seed)}"

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from plantlib.backbones import loading
+from plantlib.backbones import loading, words
 from plantlib.data import privacy
 from plantlib.data.corpus import Corpus
 from plantlib.data.tokens import Ragged, cached_tokens, tokenise
@@ -47,8 +47,9 @@ def prepare(
 
     Args:
         corpus: a `Corpus`, or the name or folder of one.
-        backbone: name or folder of a pretrained language model.
-        max_tokens: tokens read per document, None for all.
+        backbone: name or folder of a pretrained language model; "words" makes vectors of the words
+            of the training texts instead.
+        max_tokens: tokens read per document, None for all; of "words", distinct words.
         train_documents, dev_documents, test_documents: most documents per split, None for all.
         subset_seed: seed by which capped documents are drawn.
         root: folder of intermediate artefacts; artefacts/ of the checkout when None.
@@ -86,13 +87,15 @@ def prepare(
         within = capped.seen_in_train() if label_space == "seen" else capped
     check_labels(within)
     extra_gold = np.diff(capped.labels.indptr) - np.diff(within.labels.indptr)
+    root = artefacts.root_of(privacy.artefacts_root(within, root))
+    probe(root)
+    if backbone == words.NAME:
+        backbone = artefacts.word_backbone(within, root)
     # token ids
     tokenizer = loading.tokenizer_of(backbone, trust_remote_code)
     windows = [window, overlap] if window or overlap else []
     key = fingerprint_of(within.fingerprint(), loading.fingerprint(backbone), max_tokens, *windows)
     config = loading.config_of(backbone, trust_remote_code)
-    root = artefacts.root_of(privacy.artefacts_root(within, root))
-    probe(root)
     tokens = _tokens(within, tokenizer, max_tokens, root, key, progress)
     warn_of_unknown(tokens, tokenizer.unk_token_id)
     inputs = Inputs(

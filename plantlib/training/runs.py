@@ -341,7 +341,7 @@ def fit(
 
     Args:
         corpus: a `Corpus`, or the name or folder of one.
-        backbone: name or folder of a pretrained language model.
+        backbone: name or folder of a pretrained language model, or "words" for none.
         start: what is planted; see `planting.starts`.
         seed: of everything that is drawn.
         config: every other option of the run.
