@@ -15,8 +15,9 @@ from html import escape
 import numpy as np
 
 from companion.studies.evidence import agreement, gold_spans, token_marks
-from plantlib.model.explanation import DocumentExplanation, Explanation, highlighted
+from plantlib.model.explanation import DocumentExplanation, Explanation
 from plantlib.model.plant_model import PlantModel
+from plantlib.model.words import highlighted
 from plantlib.planting.starts import INIT_STD, StartConfig
 from plantlib.utils.reprs import html_table
 
@@ -134,7 +135,11 @@ class Panels:
         first = next(iter(self.views.values()))
         # a column per view, and one of the gold spans
         columns = {
-            name: highlighted(view.text, view.spans, view.attention)
+            name: highlighted(
+                view.text,
+                [(word.begin, word.end) for word in view.words],
+                [word.attention for word in view.words],
+            )
             for name, view in self.views.items()
         }
         if self.gold:
@@ -147,7 +152,7 @@ class Panels:
         heads = "".join(f'<th style="{style}">{escape(name)}</th>' for name in columns)
         cells = "".join(f'<td style="{style}">{body}</td>' for body in columns.values())
         table = f"<table><tr>{heads}</tr><tr>{cells}</tr></table>"
-        return f"<p><b>{escape(first.label)}</b></p>{table}{self._measures()}"
+        return f"<p><b>{escape(first.title())}</b></p>{table}{self._measures()}"
 
     def _measures(self) -> str:
         if not self.gold:
@@ -211,7 +216,7 @@ def explore(
     gold: dict[str, list[tuple[int, int]]] | None = None,
     largest_gain: float = 16.0,
 ):
-    """Sliders for planted gain and K over the labels of one document.
+    """Sliders for planted gain and K over the attention of the labels of one document.
 
     Args:
         found: the explanation of the document; it is redrawn from its numbers, without a model.
@@ -234,7 +239,7 @@ def explore(
     output = w.HTML()
 
     def draw(_=None) -> None:
-        document = found.at(float(gain.value), _number(keep.value))
+        document = found.at(float(gain.value), _number(keep.value), "attention")
         one = document[label.value]
         marks = token_marks(one.spans, (gold or {}).get(label.value, []))
         share = ""
@@ -282,7 +287,7 @@ def picker(models: dict, corpus, rows, label: str | None = None):
 
 
 def text_box(model, text: str, k: int = 5):
-    """A box for a reader's text: its k best labels, their scores and the words behind each.
+    """A box for a reader's text: its k best labels, their scores and what each word adds to them.
 
     They are computed again whenever the text or K changes. Without ipywidgets the explanation of
     `text` is returned.

@@ -192,3 +192,14 @@ def rounds_of(cut: list[list[Window]], from_the_end: bool = False) -> Iterator[l
     cut = [document[::-1] for document in cut] if from_the_end else cut
     for r in range(max((len(document) for document in cut), default=0)):
         yield [document[r] if r < len(document) else None for document in cut]
+
+
+def starts_of(cut: list[Window | None], device: torch.device) -> torch.Tensor:
+    """(B+1,) offsets of the tokens of one window of each of B documents."""
+    lengths = [0 if w is None else w.end - w.begin for w in cut]
+    return torch.tensor([0, *lengths], device=device).cumsum(0)
+
+
+def longest(offsets: torch.Tensor) -> int:
+    """Tokens of the longest of B documents; offsets (B+1)."""
+    return int(offsets.diff().max()) if len(offsets) > 1 else 0

@@ -353,7 +353,7 @@ def in_label_space(corpus: Corpus, rows, names: list[str]):
 
 
 def explain(options: Namespace) -> None:
-    """`plant explain`: words with most attention, then words that raise the linear score."""
+    """`plant explain`: words and what they add, down to the logit; or their attention."""
     if options.out and Path(options.out).suffix not in {".html", ".htm"}:
         raise ValueError(f"--out {options.out}: the page is written as .html")
     check_marked(options)
@@ -364,14 +364,17 @@ def explain(options: Namespace) -> None:
     model = model_of(options)
     label = options.label or model.predict([text], k=1)[0][0][0]
     note_unread(model, [text])
-    explanation = model.explain(text, label)
-    # attention is only a part of the logit; bias and document scores are the rest
-    attention, rest = explanation.logit - explanation.rest, explanation.rest
-    parts = f"attention {attention:+.4f}\trest {rest:+.4f}"
-    print(f"{printable(explanation.label)}\tlogit {explanation.logit:.4f}\t{parts}")
-    for word, weight in explanation.top_words(options.k):
-        print(f"{printable(word)}\t{weight:.4f}")
-    for word, added in explanation.scored[: options.k]:
-        print(f"{printable(word)}\t{added:+.4f}\tlinear score")
+    explanation = model.explain(text, label, kind=options.kind)
+    print(f"{printable(explanation.title())}\tscore {explanation.score:.4f}")
+    if explanation.note():
+        print(explanation.note())
+    if options.kind == "attention":
+        print("words\tattention")
+        for word, weight in explanation.top_words(options.k):
+            print(f"{printable(word)}\t{weight:.4f}")
+    else:
+        print("\t".join(explanation.heads))
+        for name, numbers in explanation.table(options.k):
+            print("\t".join([printable(name), *(f"{number:+.4f}" for number in numbers)]))
     if options.out:
         explanation.save_html(Path(options.out))

@@ -255,7 +255,7 @@ def _explain(commands) -> None:
     command = _command(
         commands,
         "explain",
-        "show the words behind a label, by attention and by the linear score",
+        "show what each word adds to the logit of a label",
         """\
   plant explain model/ note.txt
   plant explain model/ --label i50.9 note.txt --out page.html""",
@@ -266,6 +266,8 @@ def _explain(commands) -> None:
     add("--encoding", default="utf-8", help="encoding of the document (default: utf-8)")
     add("--label", help="the label to explain (default: the best one)")
     add("-k", type=int, default=10, help="number of words printed (default: 10)")
+    about = "what is shown of a word: what it adds to the logit, or its attention"
+    add("--kind", choices=("contribution", "attention"), default="contribution", help=about)
     about = "write an HTML page with the text and its highlighted words"
     add("--out", metavar="FILE", help=about)
     _mark(add)

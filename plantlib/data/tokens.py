@@ -179,24 +179,54 @@ def word_analyser(pattern: str = WORD) -> Callable[[str], list[str]]:
     two neighbouring characters, each with its vowel signs and accents.
     """
     word = re.compile(pattern)
-    unspaced = regex.compile(UNSPACED)
 
     def analyse(text: str) -> list[str]:
         text = text.lower()
-        runs = [] if text.isascii() else list(unspaced.finditer(text))
-        if sum(len(run[0]) for run in runs) < max(UNSPACED_SHARE * len(text), 1):
+        runs = _unspaced_runs(text)
+        if not runs:
             return word.findall(text)
-        found = []
-        end = 0
-        for run in runs:
-            found += word.findall(text[end : run.start()])
-            characters = regex.findall(r"\X", run[0])
-            pairs = ["".join(pair) for pair in pairwise(characters)]
-            found += pairs or characters
-            end = run.end()
-        return found + word.findall(text[end:])
+        return [text[begin:end] for begin, end in _spans(text, runs, word)]
 
     return analyse
+
+
+def word_spans(text: str) -> list[tuple[str, tuple[int, int]]]:
+    """The words that `word_analyser` finds in a text, each with its characters [begin, end)."""
+    lower = text.lower()
+    spans = _spans(lower, _unspaced_runs(lower), re.compile(WORD))
+    if len(lower) == len(text):
+        return [(lower[begin:end], (begin, end)) for begin, end in spans]
+    # a few capital letters have small forms of several characters
+    begins = np.cumsum([0, *(len(character.lower()) for character in text)])
+    words = []
+    for begin, end in spans:
+        first = int(np.searchsorted(begins, begin, side="right")) - 1
+        words.append((lower[begin:end], (first, int(np.searchsorted(begins, end)))))
+    return words
+
+
+def _unspaced_runs(text: str) -> list:
+    """Matches of the runs of a script without spaces; [] where they are a small part of a text."""
+    runs = [] if text.isascii() else list(regex.finditer(UNSPACED, text))
+    return runs if sum(len(run[0]) for run in runs) >= max(UNSPACED_SHARE * len(text), 1) else []
+
+
+def _spans(text: str, runs: list, word: re.Pattern) -> list[tuple[int, int]]:
+    """Characters [begin, end) of the words of a lower-cased text with runs without spaces."""
+    spans: list[tuple[int, int]] = []
+    end = 0
+    for run in runs:
+        spans += _spans_of_part(text, end, run.start(), word)
+        borders = [run.start() + m.start() for m in regex.finditer(r"\X", run[0])] + [run.end()]
+        pairs = list(zip(borders, borders[2:], strict=False))
+        spans += pairs or list(pairwise(borders))
+        end = run.end()
+    return spans + _spans_of_part(text, end, len(text), word)
+
+
+def _spans_of_part(text: str, begin: int, end: int, word: re.Pattern) -> list[tuple[int, int]]:
+    """The words of text[begin:end], as if nothing stood beside it."""
+    return [(begin + m.start(), begin + m.end()) for m in word.finditer(text[begin:end])]
 
 
 def words(

@@ -1,54 +1,55 @@
-"""Explanations: which words of a document a label was read from, as HTML, Markdown or one line.
+"""Explanations: what every word of a document adds to the logit of a label.
 
-Learned scores, planted relevance and outputs of every token are kept apart (docs/method.md,
-"Planted attention"), so attention, logit and calibrated score follow for any planted gain and any K
-without the model. The document's text is in the HTML and Markdown forms; the plain form, which ends
-up in logs, leaves it out.
+    logit = words (attention times output, teacher's score, linear score) + bias + rest
+
+Attention alone does not say what decides: a token may be looked at and add nothing, and documents
+scores add without attention. So a word's weight is its contribution; `kind="attention"` shows the
+attention instead. Learned scores, planted relevance and outputs of every token are kept apart
+(docs/method.md, "Planted attention"), so all numbers follow for any planted gain and any K without
+the model. `explaining.py` reads them from a model. The document's text is in the HTML and Markdown
+forms; the plain form, which ends up in logs, leaves it out.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 
-from plantlib.backbones import windows
 from plantlib.data import credentials, privacy
 from plantlib.metrics.calibration import chances
+from plantlib.model import words as marking
+from plantlib.model.words import Span, Word, highlighted
 from plantlib.utils import reprs
 from plantlib.utils.checks import check_whole
 from plantlib.utils.io import atomic_path
 from plantlib.utils.reprs import page
 from plantlib.utils.terminal import printable
 
-if TYPE_CHECKING:
-    import torch
-
-
-WORD = re.compile(r"\w+(?:['’-]\w+)*|[^\w\s]")
 AS_IT_IS: Any = object()
-HEADS = ["label", "score", "words behind it (attention)"]
+KINDS = ("contribution", "attention")
+PARTS = ("attention", "teacher", "linear score", "bias", "rest")
+TERMS = ("adds", *(f"by {part}" for part in PARTS[:3]))  # columns of a table of words
+HEADS = {
+    "contribution": ["label", "score", "words and what they add to the logit"],
+    "attention": ["label", "score", "words with most attention"],
+}
+LEGEND = {
+    "contribution": "Orange adds to the logit, violet takes from it",
+    "attention": "The darker, the more attention",
+}
+LONGEST_NAME = 80  # characters of a label's text that are shown
 
 
-class Word(NamedTuple):
-    """The word text[begin:end].
-
-    attention and contribution (part of the logit) are sums over its tokens, planted is the largest
-    planted score among them.
-    """
-
-    text: str
-    begin: int
-    end: int
-    attention: float
-    planted: float
-    contribution: float
+def check_kind(kind: str) -> None:
+    """Raise ValueError for a kind of weight that there is not."""
+    if kind not in KINDS:
+        raise ValueError(f"kind={kind!r} is not known; use one of {', '.join(KINDS)}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,28 +61,40 @@ class Explanation:
     learned, relevance, outputs: (T,) each, <H, Q>, G and <H, W>.
     gain: planted gain gamma.
     keep: inattention's K, or None.
-    rest: what the logit holds beside attention (bias and document scores).
+    bias: of the label, with the intercept of the linear score.
+    rest: what no word can be given: what the running state carries from earlier segments.
     calibration: the curve from logit to score, see `metrics.calibration`.
-    fixed: (T,) attention of a model of the first version, a sum of several softmaxes; else None.
-    scored: words of the whole document with what the linear score adds to the logit for them.
+    fixed: (T,) attention that is a sum of several softmaxes or of the last segment; else None.
+    teacher: (T,) what each token adds by the teacher's score; None without one.
+    scored: (begin, end, what it adds) of each word of the linear score, in the whole text.
     credentialed: the model or the text is, so pages are written in the data folder alone.
-    unread: tokens at the end of the text that the model does not read.
+    unread: tokens at the end of the text that attention does not read.
+    name: what the label is called, "" where only its code is known.
+    kind: weight of a word in `top_words` and the drawn forms, one of KINDS.
     """
 
     label: str
     text: str
-    spans: list[tuple[int, int]]
+    spans: list[Span]
     learned: np.ndarray
     relevance: np.ndarray
     outputs: np.ndarray
     gain: float = 0.0
     keep: int | None = None
+    bias: float = 0.0
     rest: float = 0.0
     calibration: Sequence[float] | None = None
     fixed: np.ndarray | None = None
-    scored: Sequence[tuple[str, float]] = ()
+    teacher: np.ndarray | None = None
+    scored: Sequence[tuple[int, int, float]] = ()
     credentialed: bool = False
     unread: int = 0
+    name: str = ""
+    kind: str = "contribution"
+    heads: ClassVar[tuple[str, ...]] = ("words", *TERMS)
+
+    def __post_init__(self) -> None:
+        check_kind(self.kind)
 
     @property
     def planted(self) -> np.ndarray:
@@ -104,26 +117,41 @@ class Explanation:
         weights = np.exp(scores - scores.max())
         return weights / weights.sum()
 
+    @cached_property
+    def parts(self) -> dict[str, float]:
+        """What each of PARTS adds to the logit."""
+        attended = float(self.attention @ self.outputs.astype(np.float64))
+        teacher = 0.0 if self.teacher is None else float(self.teacher.sum(dtype=np.float64))
+        linear = float(sum(added for _, _, added in self.scored))
+        return dict(zip(PARTS, (attended, teacher, linear, self.bias, self.rest), strict=True))
+
     @property
     def logit(self) -> float:
-        """Attention times outputs, and the rest."""
-        return float(self.attention @ self.outputs.astype(np.float64)) + self.rest
+        """The sum of the parts."""
+        return sum(self.parts.values())
 
     @property
     def score(self) -> float:
         """The calibrated score in [0, 1] that `predict` gives."""
         return float(chances(self.logit, self.calibration))
 
-    def at(self, gain: float | None = None, keep=AS_IT_IS) -> Explanation:
-        """The explanation with another planted gain or another K.
+    def at(
+        self, gain: float | None = None, keep: int | None = AS_IT_IS, kind: str | None = None
+    ) -> Explanation:
+        """The explanation with another planted gain, another K or another kind of weight.
 
         Args:
             gain: None leaves it as it is.
             keep: None attends to all tokens.
+            kind: one of KINDS; None leaves it as it is.
 
         Raises:
-            ValueError: K below 1, or attention that is a sum of several softmaxes.
+            ValueError: K below 1, an unknown kind, or another gain or K for attention that is a sum
+                of several softmaxes.
         """
+        kind = self.kind if kind is None else kind
+        if gain is None and keep is AS_IT_IS:
+            return replace(self, kind=kind)
         keep = self.keep if keep is AS_IT_IS else keep
         if keep is not None and keep < 1:
             fix = "use None to attend to all"
@@ -131,70 +159,119 @@ class Explanation:
         if self.fixed is not None:
             sums = "this attention is a sum of several softmaxes"
             raise ValueError(f"{sums}, whose gain and K cannot be moved afterwards")
-        return replace(self, gain=self.gain if gain is None else gain, keep=keep)
-
-    def top(self, k: int = 10) -> list[tuple[str, float]]:
-        """The k tokens with most attention, each with its attention."""
-        check_whole("k", k)
-        order = np.argsort(-self.attention, kind="stable")[:k]
-        return [(self.text[slice(*self.spans[i])], float(self.attention[i])) for i in order]
+        return replace(self, gain=self.gain if gain is None else gain, keep=keep, kind=kind)
 
     @cached_property
     def words(self) -> list[Word]:
         """The words in reading order, each with the sums over its tokens."""
-        contribution = self.attention * self.outputs
-        return list(_words(self.text, self.spans, self.attention, self.planted, contribution))
+        attended = self.attention * self.outputs
+        teacher = np.zeros(len(self.spans)) if self.teacher is None else self.teacher
+        numbers = zip(self.attention, self.planted, attended, teacher, strict=True)
+        tokens = [
+            Word(self.text[begin:end], begin, end, *map(float, four))
+            for (begin, end), four in zip(self.spans, numbers, strict=True)
+        ]
+        of_score = [Word(self.text[b:e], b, e, linear=added) for b, e, added in self.scored]
+        return marking.words_of(self.text, tokens + of_score)
+
+    @cached_property
+    def phrases(self) -> list[Word]:
+        """The words in reading order, neighbours that speak alike as one: `words.phrases_of`."""
+        return marking.phrases_of(self.text, self.words)
+
+    def weight(self, word: Word) -> float:
+        """The weight of a word by `kind`."""
+        return word.attention if self.kind == "attention" else word.contribution
+
+    def top(self, k: int = 10) -> list[Word]:
+        """The k phrases of largest weight by size, summed over their repeats in any case.
+
+        With kind="attention" they are single words.
+        """
+        check_whole("k", k)
+        shown = self.words if self.kind == "attention" else self.phrases
+        return sorted(marking.repeats_joined(shown), key=lambda word: -abs(self.weight(word)))[:k]
 
     def top_words(self, k: int = 10) -> list[tuple[str, float]]:
-        """The k words with most attention, summed over a word's repeats in any case."""
+        """The k words of largest weight by size, summed over their repeats in any case."""
         check_whole("k", k)
-        total: dict[str, float] = {}
-        spelling: dict[str, str] = {}
-        for word in self.words:
-            key = word.text.casefold()
-            spelling.setdefault(key, word.text)
-            total[key] = total.get(key, 0.0) + word.attention
-        best = sorted(total, key=lambda key: -total[key])[:k]
-        return [(spelling[key], total[key]) for key in best]
+        joined = marking.repeats_joined(self.words)
+        best = sorted(joined, key=lambda word: -abs(self.weight(word)))[:k]
+        return [(word.text, self.weight(word)) for word in best]
+
+    def table(self, k: int = 10) -> list[tuple[str, list[float]]]:
+        """Rows that add up: the k phrases that add or take most, all others, bias, rest, logit.
+
+        Returns:
+            (name, [what it adds, by attention, by the teacher, by the linear score]). Names of rows
+            that are no phrase stand in parentheses; there is a row of the rest where there is one.
+        """
+        best = self.at(kind="contribution").top(k)
+        rows = [(w.text, [w.contribution, w.attended, w.teacher, w.linear]) for w in best]
+        by_part = [self.parts[part] for part in PARTS[:3]]
+        named = np.array([numbers for _, numbers in rows]).reshape(-1, len(TERMS)).sum(0)
+        rows.append(("(other words)", list(np.array([sum(by_part), *by_part]) - named)))
+        rows.append(("(bias)", [self.bias, 0.0, 0.0, 0.0]))
+        if self.rest:
+            rows.append(("(earlier segments)", [self.rest, 0.0, 0.0, 0.0]))
+        return [*rows, ("(logit)", [self.logit, *by_part])]
+
+    def note(self) -> str:
+        """One sentence where attention is not what decides; else the empty string."""
+        by_part = {part: self.parts[part] for part in PARTS[:3]}
+        decides = max(by_part, key=lambda part: abs(by_part[part]))
+        if decides == "attention":
+            return ""
+        added = f"{by_part[decides]:+.2f} of the logit against {by_part['attention']:+.2f}"
+        return f"Not attention but the {_called(decides)} decides here: {added} by attention."
 
     def save_html(self, path: str | Path) -> Path:
         """Write a self-contained HTML file with the document's text; see `save_page`."""
         title = f"Explanation of {self.label}"
         return save_page(path, title, self._repr_html_(), self.credentialed)
 
-    def _head(self) -> str:
-        """One line of numbers."""
-        attention = f"{self.logit - self.rest:+.2f} by attention"
-        rest = f"{self.rest:+.2f} by bias and document scores"
-        logit = f"score {self.score:.2f}, logit {self.logit:.2f} ({attention}, {rest})"
-        keep = "" if self.keep is None else f", K {self.keep}"
-        unread = f", last {self.unread:,} tokens unread" if self.unread else ""
-        return f"{logit}, planted gain {self.gain:.2f}{keep}{unread}"
+    def title(self) -> str:
+        """The label, and what it is called."""
+        return titled(self.label, self.name)
 
-    def _scored(self) -> str:
-        return ", ".join(f"{word} {added:+.2f}" for word, added in self.scored)
+    def _head(self) -> str:
+        """One line of numbers: the logit and its parts."""
+        parts = [f"{self.parts[part]:+.2f} {part}" for part in PARTS if self._has(part)]
+        keep = "" if self.keep is None else f", K {self.keep}"
+        unread = f", last {self.unread:,} tokens unread by attention" if self.unread else ""
+        logit = f"logit {self.logit:.2f} = {' '.join(parts)}"
+        return f"score {self.score:.2f}; {logit}; planted gain {self.gain:.2f}{keep}{unread}"
+
+    def _has(self, part: str) -> bool:
+        return part in ("attention", "bias") or self.parts[part] != 0
 
     def __repr__(self) -> str:
         numbers = f"logit {self.logit:.2f}, score {self.score:.2f}"
         return f"Explanation({self.label!r}, {len(self.spans)} tokens, {numbers})"
 
     def _repr_html_(self) -> str:
-        head = f"<p><b>{escape(self.label)}</b>: {escape(self._head())}</p>"
-        if self.scored:
-            head += f"<p>Linear score, by word: {escape(self._scored())}</p>"
-        text = highlighted(self.text, self.spans, self.attention)
-        return f'{head}<p style="line-height:1.7">{text}</p>'
+        head = f"<p><b>{escape(self.title())}</b>: {escape(self._head())}</p>"
+        note = f"<p>{escape(self.note())}</p>" if self.note() else ""
+        spans = [(word.begin, word.end) for word in self.words]
+        read = max((end for _, end in self.spans), default=0) if self.unread else None
+        weights = [self.weight(word) for word in self.words]
+        text = highlighted(self.text, spans, weights, read=read)
+        legend = LEGEND[self.kind] + ("; grey text is not read by attention" * bool(self.unread))
+        return f'{head}{note}<p style="line-height:1.7">{text}</p><p><small>{legend}.</small></p>'
 
     def _repr_markdown_(self) -> str:
-        best = sorted(self.words, key=lambda word: -word.attention)[:10]
-        rows = [
-            [w.text, f"{w.attention:.3f}", f"{w.planted:.2f}", f"{w.contribution:+.2f}"]
-            for w in best
-        ]
-        title = f"**{reprs.cell(self.label)}**: {self._head()}"
-        if self.scored:
-            title += f"\n\nLinear score, by word: {reprs.cell(self._scored())}"
-        heads = ["word", "attention", "planted score", "part of the logit"]
+        title = f"**{reprs.cell(self.title())}**: {self._head()}"
+        if self.note():
+            title += f"\n\n{self.note()}"
+        if self.kind == "attention":
+            heads = ["word", "attention", "planted score", "adds"]
+            rows = [
+                [w.text, f"{w.attention:.3f}", f"{w.planted:.2f}", f"{w.contribution:+.2f}"]
+                for w in self.top()
+            ]
+        else:
+            heads = list(self.heads)
+            rows = [[name, *(f"{x:+.2f}" for x in row)] for name, row in self.table()]
         return f"{title}\n\n{reprs.markdown_table(heads, rows)}"
 
 
@@ -216,24 +293,34 @@ class DocumentExplanation:
             return by_label[which]
         return self.explanations[which]
 
-    def at(self, gain: float | None = None, keep=AS_IT_IS) -> DocumentExplanation:
-        """Every label at another planted gain or K; see `Explanation.at`."""
-        return DocumentExplanation([one.at(gain, keep) for one in self.explanations])
+    def at(
+        self, gain: float | None = None, keep: int | None = AS_IT_IS, kind: str | None = None
+    ) -> DocumentExplanation:
+        """Every label at another planted gain, K or kind of weight; see `Explanation.at`."""
+        return DocumentExplanation([one.at(gain, keep, kind) for one in self.explanations])
 
     def rows(self, k: int = 6) -> list[tuple[str, float, list[tuple[str, float]]]]:
-        """(label, score, the k words with most attention) for each label."""
-        return [(one.label, one.score, one.top_words(k)) for one in self.explanations]
+        """(label, score, the k phrases of largest weight, each with it) for each label."""
+        return [
+            (one.label, one.score, [(word.text, one.weight(word)) for word in one.top(k)])
+            for one in self.explanations
+        ]
 
     def save_html(self, path: str | Path) -> Path:
         """Write a self-contained HTML file with the document's text; see `save_page`."""
         marked = any(one.credentialed for one in self.explanations)
         return save_page(path, f"Explanation of {len(self)} labels", self._repr_html_(), marked)
 
+    def _heads(self) -> list[str]:
+        return HEADS[self.explanations[0].kind if self.explanations else KINDS[0]]
+
     def _cells(self) -> list[list[str]]:
-        return [
-            [label, f"{score:.2f}", ", ".join(f"{word} {weight:.2f}" for word, weight in words)]
-            for label, score, words in self.rows()
-        ]
+        cells = []
+        for one, (_, score, words) in zip(self.explanations, self.rows(), strict=True):
+            sign = "" if one.kind == "attention" else "+"
+            behind = ", ".join(f"{word} {weight:{sign}.2f}" for word, weight in words)
+            cells.append([one.title(), f"{score:.2f}", behind])
+        return cells
 
     def __repr__(self) -> str:
         labels = ", ".join(f"{printable(one.label)} {one.score:.2f}" for one in self.explanations)
@@ -241,202 +328,25 @@ class DocumentExplanation:
 
     def table_html(self) -> str:
         """The labels with their scores and words, without the text, as an HTML table."""
-        return reprs.html_table(HEADS, self._cells())
+        return reprs.html_table(self._heads(), self._cells())
 
     def _repr_html_(self) -> str:
         return self.table_html() + "".join(one._repr_html_() for one in self.explanations)
 
     def _repr_markdown_(self) -> str:
-        return reprs.markdown_table(HEADS, self._cells())
+        return reprs.markdown_table(self._heads(), self._cells())
 
 
-def highlighted(
-    text: str, spans: Sequence[tuple[int, int]], weights: np.ndarray, colour: str = "230,159,0"
-) -> str:
-    """`text` as HTML, each token on a background as dark as its weight.
-
-    Args:
-        text: the document.
-        spans: character span of each of T tokens; overlapping ones are drawn as one.
-        weights: (T,); the largest gets the full colour.
-        colour: red, green and blue of the background.
-    """
-    # join overlapping tokens
-    runs: list[list] = []
-    for (begin, end), weight in zip(spans, weights, strict=True):
-        if runs and begin < runs[-1][1]:
-            runs[-1][1:] = max(end, runs[-1][1]), runs[-1][2] + float(weight)
-        elif end > begin:
-            runs.append([begin, end, float(weight)])
-    # draw them, with the text between them
-    strongest = max([run[2] for run in runs] + [1e-12])
-    parts, last = [], 0
-    for begin, end, weight in runs:
-        shade = f"rgba({colour},{max(weight, 0.0) / strongest:.2f})"
-        style = f'style="background:{shade}" title="{weight:.3f}"'
-        parts.append(f"{escape(text[last:begin])}<span {style}>{escape(text[begin:end])}</span>")
-        last = end
-    return "".join(parts) + escape(text[last:])
+def titled(label: str, name: str) -> str:
+    """A label beside what it is called, shortened to `LONGEST_NAME`."""
+    if not name or name == label:
+        return label
+    short = name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1].rstrip() + "…"
+    return f"{label} {short}"
 
 
-def _words(text: str, spans, attention, planted, contribution):
-    """The words of `text` that have a token.
-
-    A token belongs to the word that it shares most characters with; without one it is its own word.
-    """
-    places = [match.span() for match in WORD.finditer(text)]
-    sums: dict[tuple[int, int], list[float]] = {}
-    first = 0
-    for i, (begin, end) in enumerate(spans):
-        # places[first:last] overlap the token
-        while first < len(places) and places[first][1] <= begin:
-            first += 1
-        last = first
-        while last < len(places) and places[last][0] < end:
-            last += 1
-        shared = {place: min(end, place[1]) - max(begin, place[0]) for place in places[first:last]}
-        place = max(shared, key=lambda place: shared[place], default=(begin, end))
-        word = sums.setdefault(place, [0.0, -np.inf, 0.0])
-        word[0] += attention[i]
-        word[1] = max(word[1], planted[i])
-        word[2] += contribution[i]
-    for (begin, end), values in sorted(sums.items()):
-        yield Word(text[begin:end], begin, end, *(float(value) for value in values))
-
-
-def explain(model, text: str, labels: Sequence[str]) -> list[Explanation]:
-    """One Explanation per label; the text is read window by window.
-
-    Args:
-        model: a `PlantModel` with its backbone.
-        text: one document.
-        labels: names of labels.
-
-    Raises:
-        ValueError: an unknown label; the message names similar ones.
-    """
-    import torch
-
-    columns = torch.tensor([column_of(model, label) for label in labels], dtype=torch.long)
-    columns = columns.to(model.device)
-    ids, offsets = model._packed(model.tokenise([text]))
-    decoder, linear = model.decoder, model.word_scores([text])
-    if decoder.l2r is not None or decoder.contexts == "sum" or decoder.stateful == "v1":
-        return _first_version(model, text, labels, columns, (ids, offsets), linear)
-    # the three parts of every token, (T, labels) each
-    learned, outputs = _read(model, ids, offsets, columns)
-    relevance = relevance_of(decoder.planted.cells(ids), columns, len(ids))
-    parts = [part.float().cpu().numpy().T for part in (learned, relevance, outputs)]
-    # what the logit holds beside attention
-    rest = decoder.label_bias[columns]
-    if model.teacher_score is not None:
-        rest = rest + decoder.teacher_gain * model.teacher_score(ids, offsets)[0, columns]
-    if linear is not None:
-        rest = rest + decoder.linear_gain * linear[0, columns]
-    spans, scored = spans_of(model, text), words_of_score(model, text, columns.tolist())
-    unread = int(model.unread([text])[0])
-    return [
-        Explanation(
-            label,
-            text,
-            spans,
-            *(part[i] for part in parts),
-            float(decoder.planted_gain),
-            decoder.keep,
-            float(rest[i]),
-            model.config.calibration,
-            None,
-            scored[i],
-            model.config.credentialed,
-            unread,
-        )
-        for i, label in enumerate(labels)
-    ]
-
-
-def _first_version(model, text, labels, columns, packed, linear) -> list[Explanation]:
-    """Explanations of a model with an L2R table, several contexts or the running state.
-
-    Attention is that of the decoder over the whole document. With the running state the logit leans
-    on the last segment; the difference is in the rest.
-    """
-    hidden = model.encode(*packed)
-    logits = model(*packed, hidden, linear_scores=linear).logits[0, columns].tolist()
-    spans, columns = spans_of(model, text), columns.tolist()
-    scored = words_of_score(model, text, columns)
-    explanations = []
-    for label, column, logit, words in zip(labels, columns, logits, scored, strict=True):
-        parts = model.decoder.attention(model.packed(hidden, *packed), column)
-        attention, planted, outputs = (part.float().cpu().numpy() for part in parts)
-        learned = np.zeros_like(planted)
-        rest = logit - float(attention.astype(np.float64) @ outputs.astype(np.float64))
-        marked, unread = model.config.credentialed, int(model.unread([text])[0])
-        more = (1.0, None, rest, model.config.calibration, attention, words, marked, unread)
-        explanations.append(Explanation(label, text, spans, learned, planted, outputs, *more))
-    return explanations
-
-
-def words_of_score(model, text: str, columns: list[int]) -> list[list[tuple[str, float]]]:
-    """For each label column, the words that raise its logit by the linear score, largest first."""
-    if model.word_score is None:
-        return [[] for _ in columns]
-    gain = float(model.decoder.linear_gain)
-    return [
-        [(word, gain * added) for word, added in parts]
-        for parts in model.word_score.parts(text, columns)
-    ]
-
-
-def column_of(model, label: str) -> int:
-    """The column of a label; ValueError for an unknown one, naming labels that begin alike."""
-    known = model.config.label2id
-    if label not in known:
-        near = [name for name in known if name.lower().startswith(label.lower()[:3])][:5]
-        raise ValueError(
-            f"label {label!r} is not one of {model.config.num_labels}; near ones:"
-            f" {', '.join(near) or 'none'}"
-        )
-    return known[label]
-
-
-def spans_of(model, text: str) -> list[tuple[int, int]]:
-    """Character span of each token that the model reads of `text`."""
-    most = model.config.max_tokens
-    encoded = model.tokenizer(
-        text,
-        add_special_tokens=False,
-        return_offsets_mapping=True,
-        truncation=most is not None,
-        max_length=most,
-        verbose=False,
-    )
-    return [tuple(span) for span in encoded["offset_mapping"]]
-
-
-def relevance_of(cells, columns: torch.Tensor, tokens: int) -> torch.Tensor:
-    """(T, labels) relevance G of one document's tokens, from its planted cells or None."""
-    import torch
-
-    relevance = torch.zeros((tokens, len(columns)), device=columns.device)
-    for i, column in enumerate(columns.tolist() if cells is not None else ()):
-        of_label = cells.labels == column
-        relevance[:, i].index_add_(0, cells.positions[of_label], cells.values[of_label])
-    return relevance
-
-
-def _read(
-    model, ids: torch.Tensor, offsets: torch.Tensor, columns: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(T, labels) learned scores and outputs; hidden states exist for one window at a time."""
-    backbone, memory = model.as_backbone(), ()
-    learned = model.decoder.label_bias.new_zeros((len(ids), len(columns)))
-    outputs = learned.clone()
-    for cut in windows.rounds(backbone, offsets):
-        hidden, memory = windows.encode_round(backbone, ids, cut, memory)
-        part = slice(cut[0].begin, cut[0].end)
-        hidden = model.standardise(hidden).to(learned.dtype)
-        learned[part], outputs[part] = model.decoder.token_scores(hidden, None, columns)
-    return learned, outputs
+def _called(part: str) -> str:
+    return "teacher's score" if part == "teacher" else part
 
 
 def save_page(path: str | Path, title: str, body: str, credentialed: bool = False) -> Path:

@@ -26,7 +26,7 @@ from plantlib.data.tokens import Ragged, tokenise, tokens_beyond
 from plantlib.kernels.attention_bce import left_out, sparse_bce
 from plantlib.metrics.calibration import chances
 from plantlib.metrics.topk import TopK
-from plantlib.model import explanation, lm_head, saving
+from plantlib.model import explaining, lm_head, saving
 from plantlib.model.explanation import DocumentExplanation, Explanation
 from plantlib.planting import ranking
 from plantlib.planting.decoder import AttentionState, LabelDecoder, Packed
@@ -43,7 +43,7 @@ class PlantConfig(PreTrainedConfig):
     backbone_fingerprint names. overlap: see `loading.Backbone`. num_l2r_cells, contexts, stateful,
     keep: see `LabelDecoder`. l2r_from: see `lm_head`. lm_head: the model has that head.
     backward: texts are read from their end. standardised: see `features.standard_of`. threshold:
-    of F1, on the logit. calibration: see `metrics.calibration`.
+    of F1, on the logit. calibration: see `metrics.calibration`. label_texts: names of codes.
     credentialed: the model was trained on such a corpus and stays in the data folder.
     """
 
@@ -73,6 +73,7 @@ class PlantConfig(PreTrainedConfig):
     standardised: bool = False
     threshold: float = 0.5
     calibration: list | None = None
+    label_texts: dict | None = None
     credentialed: bool = False
     tie_word_embeddings: bool = False
 
@@ -203,7 +204,7 @@ class PlantModel(PreTrainedModel):
         state = (*state[:4], self.decoder.label_bias.new_zeros(2))
         for cut in windows.rounds(backbone, offsets):
             # this round's tokens: one window of each document
-            starts = starts_of(cut, offsets.device)
+            starts = windows.starts_of(cut, offsets.device)
             ids = torch.cat([token_ids[w.begin : w.end] for w in cut if w is not None])
 
             def read(
@@ -235,7 +236,7 @@ class PlantModel(PreTrainedModel):
         for segments in windows.rounds_of(cut, self.config.backward):
             present = [slice(w.begin, w.end) for w in segments if w is not None]
             states, ids = (torch.cat([x[part] for part in present]) for x in (hidden, token_ids))
-            packed = self.packed(states, ids, starts_of(segments, offsets.device))
+            packed = self.packed(states, ids, windows.starts_of(segments, offsets.device))
             state = self.decoder.read(packed, state)
         return state
 
@@ -275,7 +276,7 @@ class PlantModel(PreTrainedModel):
                 else "linear_scores were given to a model that plants none; leave them out"
             )
         # long documents, window by window
-        long = longest(offsets) > self.config.window
+        long = windows.longest(offsets) > self.config.window
         if long and (hidden_states is None or self.config.stateful == "v1"):
             if hidden_states is None:
                 state = self.stream(token_ids, offsets)
@@ -443,56 +444,57 @@ class PlantModel(PreTrainedModel):
         return predictions
 
     @overload
-    def explain(self, text: str, label: str, html: str | Path | None = None) -> Explanation: ...
+    def explain(
+        self, text: str, label: str, html: str | Path | None = None, kind: str = "contribution"
+    ) -> Explanation: ...
 
     @overload
     def explain(
-        self, text: str, label: list[str] | tuple[str, ...], html: str | Path | None = None
+        self,
+        text: str,
+        label: list[str] | tuple[str, ...],
+        html: str | Path | None = None,
+        kind: str = "contribution",
     ) -> DocumentExplanation: ...
 
     @torch.inference_mode()
     def explain(
-        self, text: str, label: str | Sequence[str], html: str | Path | None = None
+        self,
+        text: str,
+        label: str | Sequence[str],
+        html: str | Path | None = None,
+        kind: str = "contribution",
     ) -> Explanation | DocumentExplanation:
-        """Which words of `text` speak for a label.
+        """What each word of `text` adds to the logit of a label.
 
         Args:
             text: one document.
             label: a label, or several.
             html: also write a self-contained page there.
+            kind: weight of a word in what is drawn: "contribution", what it adds to the logit, or
+                "attention".
 
         Returns:
             An `Explanation`, or a `DocumentExplanation` for several labels.
 
         Raises:
-            ValueError: a label that the model does not know, or a model without a backbone.
+            ValueError: a label that the model does not know, an unknown kind, or a model without a
+                backbone.
         """
         self.eval()
         labels = [label] if isinstance(label, str) else list(label)
-        explanations = explanation.explain(self, text, labels)
-        result: Explanation | DocumentExplanation = (
-            explanations[0] if isinstance(label, str) else DocumentExplanation(explanations)
-        )
+        by_label = explaining.explain(self, text, labels, kind)
+        result: Explanation | DocumentExplanation
+        result = by_label[0] if isinstance(label, str) else DocumentExplanation(by_label)
         if html is not None:
             result.save_html(html)
         return result
 
     def explain_document(
-        self, text: str, k: int = 5, html: str | Path | None = None
+        self, text: str, k: int = 5, html: str | Path | None = None, kind: str = "contribution"
     ) -> DocumentExplanation:
         """The k labels that `predict` ranks first, each with its score and words; see `explain`."""
-        return self.explain(text, [label for label, _ in self.predict([text], k)[0]], html)
-
-
-def starts_of(cut: list[windows.Window | None], device: torch.device) -> torch.Tensor:
-    """(B+1,) offsets of the tokens of one window of each of B documents."""
-    lengths = [0 if w is None else w.end - w.begin for w in cut]
-    return torch.tensor([0, *lengths], device=device).cumsum(0)
-
-
-def longest(offsets: torch.Tensor) -> int:
-    """Tokens of the longest of B documents; offsets (B+1)."""
-    return int(offsets.diff().max()) if len(offsets) > 1 else 0
+        return self.explain(text, [label for label, _ in self.predict([text], k)[0]], html, kind)
 
 
 AutoConfig.register("plant", PlantConfig)

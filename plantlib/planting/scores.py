@@ -13,7 +13,7 @@ import torch
 from scipy import sparse
 from torch import nn
 
-from plantlib.data.tokens import Ragged, smooth_idf, word_analyser
+from plantlib.data.tokens import Ragged, smooth_idf, word_analyser, word_spans
 from plantlib.kernels import machine
 from plantlib.linear.score import LinearScore
 from plantlib.planting.decoder import PlantedTable
@@ -65,6 +65,27 @@ class TeacherScore(nn.Module):
             squares = self.idf.new_zeros(batch).index_add_(0, document, weight**2)
         norm = squares.sqrt().clamp(min=1e-12)
         return document, token, weight / norm[document] / self.scale
+
+    def added(self, token_ids: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+        """(T, U) what each token of one document adds to its score for U labels.
+
+        A token that occurs several times is one summand of the score; its occurrences share it
+        evenly.
+
+        token_ids: (T,) of the document. columns: (U,) ids of labels.
+        """
+        offsets = torch.tensor([0, len(token_ids)], device=token_ids.device)
+        _, tokens, weight = self.weights(token_ids, offsets)
+        added = self.idf.new_zeros(len(tokens), len(columns))
+        cells = self.table.cells(tokens)
+        if cells is not None:
+            values = weight[cells.positions] * cells.values
+            for i, column in enumerate(columns.tolist()):
+                of_label = cells.labels == column
+                added[cells.positions[of_label], i] = values[of_label]
+        # from distinct tokens, which are sorted, to their occurrences
+        place = torch.searchsorted(tokens, token_ids)
+        return added[place] / torch.bincount(place, minlength=len(tokens))[place, None]
 
     def forward(self, token_ids: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
         """z (B, L) of packed token_ids (S,) with offsets (B+1)."""
@@ -136,28 +157,12 @@ class WordScore(TeacherScore):
         known = [[self.place[w] for w in analyse(text) if w in self.place] for text in texts]
         return Ragged.from_lists([np.array(ids, np.int32) for ids in known])
 
+    def places(self, text: str) -> tuple[list[tuple[int, int]], torch.Tensor]:
+        """Character spans of the known words of a text, and their ids (T,); in reading order."""
+        known = [(span, self.place[w]) for w, span in word_spans(text) if w in self.place]
+        ids = torch.tensor([i for _, i in known], dtype=torch.long, device=self.idf.device)
+        return [span for span, _ in known], ids
+
     def forward(self, word_ids: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
         """u (B, L) of packed word_ids (S,) with offsets (B+1)."""
         return super().forward(word_ids, offsets) + self.intercept
-
-    def parts(self, text: str, columns: list[int], k: int = 10) -> list[list[tuple[str, float]]]:
-        """Per label of `columns` the k words of `text` that add most to its score, with what each
-        adds; the intercept is not part of it.
-        """
-        device = self.idf.device
-        packed = self.word_ids([text])
-        ids = torch.from_numpy(packed.flat.astype(np.int64)).to(device)
-        _, words, weight = self.weights(ids, torch.from_numpy(packed.offsets).to(device))
-        cells = self.table.cells(words)
-        if cells is None:
-            return [[] for _ in columns]
-        names, best_words = self.words, []
-        for column in columns:
-            of_label = cells.labels == column
-            positions = cells.positions[of_label]
-            added = weight[positions] * cells.values[of_label]
-            best = added.argsort(descending=True, stable=True)[:k].tolist()
-            best_words.append(
-                [(names[int(words[positions[i]])], float(added[i])) for i in best if added[i] > 0]
-            )
-        return best_words

@@ -181,7 +181,7 @@ def build_model(
 def _model_config(
     inputs: Inputs, made: Ingredients, config: RunConfig, l2r_cells: int, has_head: bool
 ) -> PlantConfig:
-    names = inputs.corpus.label_names
+    names, known = inputs.corpus.label_names, inputs.corpus.label_texts
     inner = loading.config_of(inputs.backbone, inputs.trust_remote_code)
     keep = config.keep
     return PlantConfig(
@@ -202,6 +202,7 @@ def _model_config(
         overlap=inputs.overlap,
         id2label=dict(enumerate(names)),
         label2id={name: i for i, name in enumerate(names)},
+        label_texts={name: known[name] for name in names if name in known} or None,
         standardised=artefacts.standard(inputs) is not None,
         num_words=len(made.linear.words) if made.linear else 0,
         num_word_cells=made.linear.tables[0].cells.nnz if made.linear else 0,

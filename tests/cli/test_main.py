@@ -21,7 +21,7 @@ import pandas as pd
 import pytest
 
 from companion import runner
-from plantlib import RunRecord, fit
+from plantlib import PlantModel, RunRecord, fit
 from plantlib.cli import commands, main
 from plantlib.data.corpus import Corpus
 
@@ -251,20 +251,29 @@ def test_explain_prints_words_and_writes_a_page_that_fetches_nothing(shop, capsy
         "--out",
         shop / "page.html",
     )
-    lines = out.splitlines()
-    assert status == 0 and lines[0].startswith("heart\tlogit ") and len(lines) > 4
-    assert {"valve", "pulse"} & {line.split("\t")[0] for line in lines[1:4]}
-    logit, attention, rest = (float(cell.split()[-1]) for cell in lines[0].split("\t")[1:])
-    assert logit == pytest.approx(attention + rest, abs=2e-4), (
-        "attention is one of two parts of the logit"
-    )
-    assert all(
-        line.endswith("\tlinear score") and float(line.split("\t")[1]) > 0 for line in lines[4:]
+    title, *lines = out.splitlines()
+    rows = [line.split("\t") for line in lines if "\t" in line]
+    assert status == 0 and title.startswith("heart\tscore ")
+    assert rows[0] == ["words", "adds", "by attention", "by teacher", "by linear score"]
+    names = [name for name, *_ in rows[1:]]
+    assert {"valve", "pulse"} & set(names[:3]) and names[-1] == "(logit)"
+    numbers = np.array([row[1:] for row in rows[1:]], float)
+    assert numbers[:-1].sum(0) == pytest.approx(numbers[-1], abs=1e-3), "the rows add up"
+    model = PlantModel.from_pretrained(shop / "model")
+    text = (shop / "note.txt").read_text(encoding="utf-8")
+    logit = model.explain(text, "heart").logit
+    assert numbers[-1, 0] == pytest.approx(logit, abs=1e-4)
+    attention = call(
+        capsys, "explain", shop / "model", shop / "note.txt", "-k", 500, "--kind", "attention"
+    )[1].splitlines()
+    start = attention.index("words\tattention") + 1
+    assert sum(float(line.split("\t")[1]) for line in attention[start:]) == pytest.approx(
+        1, abs=0.01
     )
     page = (shop / "page.html").read_text(encoding="utf-8")
     assert "heart" in page and "<b>." not in page and "http" not in page and "<script" not in page
     assert call(capsys, "explain", shop / "model", shop / "note.txt")[1].startswith(
-        "heart\tlogit "
+        "heart\tscore "
     ), "the best label"
 
 

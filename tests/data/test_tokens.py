@@ -13,7 +13,16 @@ import pytest
 from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 
 from plantlib.data import tokens as tokens_module
-from plantlib.data.tokens import WORD, Ragged, cached_tokens, tfidf, tokenise, word_analyser, words
+from plantlib.data.tokens import (
+    WORD,
+    Ragged,
+    cached_tokens,
+    tfidf,
+    tokenise,
+    word_analyser,
+    word_spans,
+    words,
+)
 
 DOCUMENTS = [[3, 1, 3], [], [2], [0, 0, 0, 4], []]
 VOCABULARY = {
@@ -244,3 +253,20 @@ def test_long_texts_are_read_in_calls_of_bounded_size(tokenizer, monkeypatch):
     assert small.flat.tolist() == whole.flat.tolist()
     assert small.offsets.tolist() == whole.offsets.tolist()
     assert tokenise([], tokenizer).offsets.tolist() == [0]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Pulse of the valve, 3x daily; café",
+        "İSTANBUL'da İki ağrı",
+        "心不全の患者 with AB-3 標準",
+        "โรคหัวใจ heart",
+        "a b, c",
+        "",
+    ],
+)
+def test_word_spans_are_the_places_of_the_words_that_are_counted(text):
+    found = word_spans(text)
+    assert [word for word, _ in found] == word_analyser()(text)
+    assert [text[begin:end].lower() for _, (begin, end) in found] == [word for word, _ in found]

@@ -283,15 +283,19 @@ def test_an_explanation_names_the_words_of_the_linear_score(prepared, fitted):
     weights = linear.tfidf[prepared.rows["test"][0]]
     cells = linear.tables[0].cells.multiply(weights).tocsr()
     column = int(cells.max(axis=1).toarray().argmax())
-    [parts] = model.word_score.parts(text, [column], k=1000)
-    wanted = {
-        linear.words[i]: v
-        for i, v in zip(cells[column].indices, cells[column].data, strict=True)
-        if v > 0
-    }
-    assert dict(parts) == pytest.approx(wanted, abs=1e-4) and len(wanted) > 2
-    assert [v for _, v in parts] == sorted((v for _, v in parts), reverse=True)
-    assert model.word_score.parts("zzzzqqq", [column]) == [[]]
+    spans, ids = model.word_score.places(text)
+    added = model.word_score.added(ids, torch.tensor([column]))[:, 0]
+    parts = dict.fromkeys((text[b:e].lower() for b, e in spans), 0.0)
+    for (begin, end), value in zip(spans, added.tolist(), strict=True):
+        parts[text[begin:end].lower()] += value
+    row = cells[column]
+    wanted = {linear.words[i]: v for i, v in zip(row.indices, row.data, strict=True)}
+    assert {w: v for w, v in parts.items() if v} == pytest.approx(wanted, abs=1e-4)
+    assert len(wanted) > 2
+    nothing = model.word_score.places("zzzzqqq")
+    assert nothing[0] == [] and model.word_score.added(
+        nothing[1], torch.tensor([column])
+    ).shape == (0, 1)
 
 
 def test_gain_and_attention_are_trained_and_saved(prepared, tmp_path):
@@ -313,10 +317,7 @@ def test_gain_and_attention_are_trained_and_saved(prepared, tmp_path):
     label = model.predict(texts[:1], k=1)[0][0][0]
     found = again.explain(texts[0], label)
     assert abs(found.logit - model.explain(texts[0], label).logit) < 1e-4
-    assert (
-        "by bias and document scores" in found._repr_html_()
-        and f"{found.scored[0][0]} +" in found._repr_markdown_()
-    )
+    assert "linear score" in found._repr_html_() and found.parts["linear score"] != 0
 
 
 def test_a_model_says_when_its_linear_scores_are_missing_or_unwanted(prepared, fitted):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -16,13 +17,18 @@ import pytest
 import torch
 
 from plantlib.backbones import loading, windows
+from plantlib.linear.score import LinearConfig
 from plantlib.model.explanation import DocumentExplanation, Explanation
+from plantlib.planting.starts import V1Config, plant
 from plantlib.teacher import mig
-from plantlib.training.ingredients import teacher_of
+from plantlib.training import artefacts
+from plantlib.training.ingredients import Ingredients, build_model, teacher_of
+from plantlib.training.options import RunConfig
 from plantlib.training.records import RunRecord
 from plantlib.utils import reprs
 from tests.conftest import WINDOW, tiny_corpus
 from tests.model.test_model import planted_model
+from tests.tolerances import SLACK, rounding
 
 TEXT = "The cardio-myopathy, café."
 
@@ -55,7 +61,7 @@ def hand(**changes) -> Explanation:
         "relevance": relevance,
         "outputs": outputs,
         "gain": math.log(3),
-        "rest": 0.25,
+        "bias": 0.25,
         "calibration": (2.0, -1.0, 0.9),
     }
     return Explanation(**(parts | changes))
@@ -75,15 +81,17 @@ def test_pieces_become_words():
         math.log(3)
     ) and compound.contribution == pytest.approx(3 / 16 * 4)
     assert sum(w.attention for w in explanation.words) == pytest.approx(1)
-    assert [name for name, _ in explanation.top_words(2)] == ["cardio-myopathy", "café"]
-    assert explanation.top(1) == [("myo", pytest.approx(3 / 16))]
+    by_attention = explanation.at(kind="attention")
+    assert [name for name, _ in by_attention.top_words(2)] == ["cardio-myopathy", "café"]
+    assert by_attention.top(1)[0].attention == pytest.approx(1 / 2)
+    assert explanation.top_words(1) == [("cardio-myopathy", pytest.approx(3 / 16 * 4))]
 
 
 def test_repeated_words_are_summed_whatever_their_case():
-    explanation = Explanation(
-        "x", "Pulse or pulse", [(0, 5), (6, 8), (9, 14)], np.zeros(3), np.zeros(3), np.zeros(3)
-    )
-    assert explanation.top_words() == [
+    spans = [(0, 5), (6, 8), (9, 14)]
+    explanation = Explanation("x", "Pulse or pulse", spans, *np.zeros((2, 3)), np.array([3, 0, 6]))
+    assert explanation.top_words() == [("Pulse", pytest.approx(3)), ("or", 0.0)]
+    assert explanation.at(kind="attention").top_words() == [
         ("Pulse", pytest.approx(2 / 3)),
         ("or", pytest.approx(1 / 3)),
     ]
@@ -120,20 +128,72 @@ def test_other_gains_and_other_k():
 
 
 def test_forms_are_deterministic_and_the_plain_one_holds_no_text():
-    first, second = hand(), hand()
+    first, second = hand(name="Cardiomyopathy"), hand(name="Cardiomyopathy")
     for form in ("__repr__", "_repr_html_", "_repr_markdown_"):
         assert getattr(first, form)() == getattr(second, form)()
     assert repr(first) == "Explanation('I42', 10 tokens, logit 1.00, score 0.66)"
-    assert "| cardio-myopathy | 0.500 | 1.10 | +0.75 |" in first._repr_markdown_()
+    assert "| cardio-myopathy | +0.75 | +0.75 | +0.00 | +0.00 |" in first._repr_markdown_()
+    attention = first.at(kind="attention")
+    assert "| cardio-myopathy | 0.500 | 1.10 | +0.75 |" in attention._repr_markdown_()
     both = DocumentExplanation([first, first.at(gain=0)])
-    assert (
-        "cardio" not in repr(first) + repr(both)
-        and "cardio-myopathy 0.50" in both._repr_markdown_()
+    assert "cardio" not in repr(first) + repr(both)
+    assert "cardio-myopathy +0.75" in both._repr_markdown_()
+    assert "cardio-myopathy 0.50" in both.at(kind="attention")._repr_markdown_()
+    assert "I42 Cardiomyopathy" in first._repr_html_() and "I42 Cardiomyopathy" in both.table_html()
+    html = attention._repr_html_()
+    # the pieces of a word are one mark with the sum of their attention
+    assert html.count("<span") == 5 and 'title="0.312">café</span>' in html
+    [text] = re.findall(r'<p style="line-height:1.7">(.*?)</p>', html)
+    assert re.sub("<[^>]+>", "", text) == TEXT
+
+
+def test_words_bias_and_rest_are_the_logit():
+    """Teacher's and linear terms join the words they belong to, also beyond the tokens."""
+    scored = [(4, 19, 0.5), (21, 25, -0.125), (31, 36, 2.0)]
+    teacher = np.array([0, 0.25, 0, 0, 0, 0, 0, 0, 0, 0], np.float32)
+    text = TEXT + " Beat valve"
+    explanation = hand(text=text, scored=scored, teacher=teacher, rest=0.5, unread=2)
+    by_word = {word.text: word.contribution for word in explanation.words}
+    assert by_word["cardio-myopathy"] == pytest.approx(0.75 + 0.25 + 0.5)
+    assert by_word["café"] == -0.125 and by_word["valve"] == 2.0 and "Beat" not in by_word
+    total = sum(by_word.values()) + explanation.bias + explanation.rest
+    assert explanation.logit == pytest.approx(total) == pytest.approx(4.125)
+    html = explanation._repr_html_()
+    assert "rgba(117,112,179" in html, "a word that takes from the logit has another colour"
+    assert 'not read by attention"> Beat </i>' in html, "unread text is grey"
+    assert explanation.note() == (
+        "Not attention but the linear score decides here: +2.38 of the logit against +0.75 by"
+        " attention."
     )
-    html = first._repr_html_()
-    # the two tokens of é are one mark with the sum of their attention
-    assert html.count("<span") == 9 and 'title="0.250">é</span>' in html
-    assert re.sub("<[^>]+>", "", html).endswith(TEXT)
+    assert hand().note() == ""
+
+
+@pytest.mark.parametrize("k", [1, 2, 10])
+def test_the_rows_of_the_table_add_up(k):
+    scored = [(4, 19, 0.5), (21, 25, -0.125)]
+    rows = hand(scored=scored, rest=0.5).table(k)
+    *summands, (name, total) = rows
+    assert name == "(logit)" and total[0] == pytest.approx(hand(scored=scored, rest=0.5).logit)
+    np.testing.assert_allclose(np.sum([row for _, row in summands], 0), total, atol=1e-12)
+    for _, (added, *parts) in rows[: -3 if k < 10 else -4]:
+        assert added == pytest.approx(sum(parts))
+
+
+def test_neighbours_that_speak_alike_form_a_phrase():
+    text = "chronic kidney  disease, stage of kidney stone"
+    added = {"chronic": 1, "kidney": 2, "disease": 2, "stage": 1, "of": 0.01, "stone": -1}
+    scored = [(m.start(), m.end(), added[m[0]]) for m in re.finditer(r"\w+", text)]
+    explanation = Explanation("x", text, [], *np.zeros((3, 0)), scored=scored)
+    assert [(w.text, w.contribution) for w in explanation.phrases] == [
+        ("chronic kidney disease", 5),
+        ("stage", 1),
+        ("of", 0.01),
+        ("kidney", 2),
+        ("stone", -1),
+    ]
+    assert explanation.top(1)[0].contribution == 5
+    with pytest.raises(ValueError, match="kind='weights'.*contribution, attention"):
+        explanation.at(kind="weights")
 
 
 def test_the_saved_page_stands_alone(tmp_path):
@@ -178,6 +238,47 @@ def test_a_long_document_is_read_window_by_window_to_the_models_logit(
         assert keep is None or (one.attention > 0).sum() == keep
     scores = dict(model.predict([LONG], k=100)[0])
     assert explanation["skin"].score == pytest.approx(scores["skin"], abs=1e-5)
+
+
+def with_everything(prepared, backbone, contexts: str, stateful: str):
+    """A model with both document scores and, beside plain attention, an L2R table."""
+    linear = artefacts.linear_scores(prepared, LinearConfig(folds=2), progress=False)
+    made = Ingredients(teacher_of(prepared), linear=linear)
+    if (contexts, stateful) != ("mixed", "exact"):
+        made.static = SimpleNamespace(table=lambda: made.teacher.relevance)
+    v1 = V1Config(contexts=contexts, stateful=stateful)
+    model = build_model(prepared, made, RunConfig(v1=v1))
+    table = {"l2r_table": made.l2r_table}
+    plant(model.decoder, "lookup+linear", made.teacher, prepared.train_labels, **table)
+    model.teacher_score.load_teacher(made.teacher, prepared.train_tokens)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.decoder.parameters():
+            parameter.normal_(0, 0.5, generator=generator)
+    return model.attach_backbone(backbone).eval()
+
+
+@pytest.mark.parametrize(
+    ("contexts", "stateful"), [("mixed", "exact"), ("sum", "exact"), ("mixed", "v1")]
+)
+def test_what_the_words_add_is_the_models_logit(contexts, stateful, prepared, backbone):
+    """Words, bias and rest sum to the logit, over one window and over many."""
+    model = with_everything(prepared, backbone, contexts, stateful)
+    for text in ("Pulse, pulse and the valve; itch?", LONG):
+        packed = model._packed(model.tokenise([text]))
+        with torch.inference_mode():
+            logits = model(*packed, linear_scores=model.word_scores([text])).logits[0]
+        for one in model.explain(text, ["heart", "skin"]):
+            parts = one.parts
+            assert all(parts[name] != 0 for name in ("attention", "teacher", "linear score"))
+            words = sum(word.contribution for word in one.words)
+            size = sum(abs(word.contribution) for word in one.words) + 1
+            logit = float(logits[model.config.label2id[one.label]])
+            bound = SLACK * rounding(size, 2 * len(one.spans) + 24, torch.float32)
+            assert words + one.bias + one.rest == pytest.approx(one.logit, abs=1e-6 * size)
+            assert one.logit == pytest.approx(logit, abs=bound)
+            carried = stateful == "v1" and text == LONG
+            assert (0 < one.rest < 1) if carried else one.rest == 0
 
 
 def test_several_labels_are_the_single_ones(prepared, backbone):

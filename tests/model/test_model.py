@@ -239,7 +239,8 @@ def test_explanation_is_what_the_model_did(keep, prepared, backbone):
         == pytest.approx(result.logit, abs=1e-4)
         == pytest.approx(float(logits_of(model, [text])[0, column]), abs=1e-4)
     )
-    assert result.top(1)[0] == (
+    best = result.at(kind="attention").top_words(1)[0]
+    assert best == (
         words[int(result.attention.argmax())],
         pytest.approx(float(result.attention.max())),
     )
@@ -252,7 +253,7 @@ def test_explanation_escapes_the_text(model):
         "<script" not in html
         and "&amp;" in html
         and "&lt;" in html
-        and html.count("<span") == len(result.spans)
+        and html.count("<span") == len(result.words)
     )
     assert "heart" in repr(result)
 

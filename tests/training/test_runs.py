@@ -246,7 +246,7 @@ def test_fit_returns_a_model_that_reads_text(
     model = fit(corpus, backbone=backbone_folder, start="lookup+score", config=config, **options)
     (best, chance), *_ = model.predict(["the pulse and the valve were seen", "a cough"], k=3)[0]
     assert best == "heart" and 0 < chance <= 1
-    assert model.explain("the pulse was seen", "heart").top(1)[0][0] == "pulse"
+    assert model.explain("the pulse was seen", "heart").top_words(1)[0][0] == "pulse"
     assert "tiny" in capsys.readouterr().out
     model.save_pretrained(tmp_path / "out")
     assert (
