@@ -1,0 +1,335 @@
+"""The phrase teacher: phrases with a weight for a label, from marked evidence, label texts and
+n-grams; docs/method.md, "Phrases and evidence".
+
+A phrase s speaks for label l with the weight p = m / (n + 1). n training documents hold the phrase;
+in m of them it is marked as evidence of l. A phrase that also stands unmarked, as negated findings
+do, weighs less. Where nothing is marked, m counts the documents that hold the phrase and carry the
+label. A label's own text counts as one more document, in which it is marked.
+
+A document's score is 1 - prod(1 - p) over the different phrases that stand in it. A training
+document reads weights that were counted without it, else training would trust them too much. Only
+training documents are read. How phrases are found is in `phrase_matching.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from zlib import crc32
+
+import numpy as np
+from scipy import sparse
+
+from plantlib.kernels.counts import column_counts, presence
+from plantlib.teacher import mig
+from plantlib.teacher.phrase_matching import FORMS, Trie, phrase_of, words_of
+from plantlib.utils.base import DataError
+
+SOURCES = ("evidence", "label text", "n-gram")
+Phrase = tuple[str, ...]
+LONGEST_NGRAM = 4
+NGRAM_DOCUMENTS = 2  # training documents that a mined n-gram stands in at least
+# Counters of the first pass over n-grams, 4 bytes each. Two n-grams that share a counter may both
+# pass it; the second pass counts the survivors one by one.
+COUNTERS = 1 << 22
+
+
+@dataclass(frozen=True, eq=False)
+class Marks:
+    """M phrases that are marked as evidence in training documents.
+
+    document: (M,) rows 0 to n - 1 of the training documents.
+    label: (M,) columns of the labels.
+    phrases: M phrases.
+    """
+
+    document: np.ndarray
+    label: np.ndarray
+    phrases: list[Phrase]
+
+    @classmethod
+    def of_spans(
+        cls,
+        texts: Sequence[str],
+        document: np.ndarray,
+        label: np.ndarray,
+        start: np.ndarray,
+        end: np.ndarray,
+        form: str = "words",
+    ) -> Marks:
+        """Marks from M spans; a phrase is made of all words that a span touches.
+
+        texts: of the n training documents. document, label, start, end: (M,) row, column and
+        characters [start, end) of each span. Spans that touch no word are left out.
+        """
+        kept: list[int] = []
+        phrases: list[Phrase] = []
+        order = np.argsort(document, kind="stable")
+        at = -1
+        for i in order.tolist():
+            if document[i] != at:
+                at = int(document[i])
+                words, places = words_of(texts[at], form)
+            first = int(np.searchsorted(places[:, 1], start[i], side="right"))
+            behind = int(np.searchsorted(places[:, 0], end[i], side="left"))
+            if first < behind:
+                kept.append(i)
+                phrases.append(tuple(words[first:behind]))
+        return cls(np.asarray(document)[kept], np.asarray(label)[kept], phrases)
+
+
+@dataclass(frozen=True, eq=False)
+class PhraseTeacher:
+    """S phrases and C cells (phrase, label) counted on n training documents.
+
+    phrases: S phrases; trie: finds them.
+    documents: (S,) training documents that hold each phrase.
+    cells: (S, L) csr of ones, whose order numbers the cells.
+    marked: (C,) training documents in which the phrase is marked for the label, or carries it.
+    told: (C,) bool, the phrase is a text of the label.
+    source: (C,) the first of SOURCES that gave the cell.
+    holds: (n, S) csr, phrases of the training documents.
+    marks: (n, C) csr, cells that a training document has counted in `marked`.
+    """
+
+    phrases: list[Phrase]
+    trie: Trie
+    documents: np.ndarray
+    cells: sparse.csr_matrix
+    marked: np.ndarray
+    told: np.ndarray
+    source: np.ndarray
+    holds: sparse.csr_matrix
+    marks: sparse.csr_matrix
+
+    @property
+    def num_labels(self) -> int:
+        """L."""
+        return self.cells.shape[1]
+
+    def weights(self) -> sparse.csr_matrix:
+        """(S, L) csr of p."""
+        phrase = np.repeat(np.arange(len(self.phrases)), np.diff(self.cells.indptr))
+        p = (self.marked + self.told) / (self.documents[phrase] + self.told + 1)
+        return sparse.csr_matrix((p, self.cells.indices, self.cells.indptr), self.cells.shape)
+
+    def scores(self, texts: Iterable[str]) -> sparse.csr_matrix:
+        """(b, L) csr of the scores 1 - prod(1 - p) of b texts."""
+        texts = list(texts)
+        matches = self.trie.match(texts)
+        ones = np.ones(len(matches), np.int32)
+        shape = (len(texts), len(self.phrases))
+        holds = presence(sparse.csr_matrix((ones, (matches.document, matches.phrase)), shape))
+        return self._combined(*self._cells_of(holds)[:2], self.weights().data, len(texts))
+
+    def held_out_scores(self) -> sparse.csr_matrix:
+        """(n, L) csr of the scores of the training documents, each by weights counted without
+        it.
+        """
+        document, cell, phrase = self._cells_of(self.holds)
+        own = np.asarray(self.marks[document, cell]).ravel()
+        told = self.told[cell]
+        p = (self.marked[cell] - own + told) / (self.documents[phrase] - 1 + told + 1)
+        return self._combined(document, cell, p, len(self.holds.indptr) - 1, of_cells=False)
+
+    def _cells_of(self, holds: sparse.csr_matrix) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Document, cell and phrase of every cell whose phrase a document holds; holds: (b, S)."""
+        begin = self.cells.indptr[holds.indices]
+        count = self.cells.indptr[holds.indices + 1] - begin
+        pair = np.repeat(np.arange(holds.nnz), count)
+        within = np.arange(len(pair)) - np.repeat(np.cumsum(count) - count, count)
+        document = np.repeat(np.arange(holds.shape[0]), np.diff(holds.indptr))
+        return document[pair], begin[pair] + within, holds.indices[pair]
+
+    def _combined(
+        self,
+        document: np.ndarray,
+        cell: np.ndarray,
+        p: np.ndarray,
+        documents: int,
+        of_cells: bool = True,
+    ) -> sparse.csr_matrix:
+        """1 - prod(1 - p) by document and label; p: (C,), or one per pair without `of_cells`."""
+        logs = -np.log1p(-(p[cell] if of_cells else p))
+        shape = (documents, self.num_labels)
+        total = sparse.csr_matrix((logs, (document, self.cells.indices[cell])), shape)
+        total.sum_duplicates()
+        total.data = -np.expm1(-total.data)
+        total.eliminate_zeros()
+        return total
+
+
+def teach(
+    texts: Sequence[str],
+    labels: sparse.csr_matrix,
+    *,
+    marks: Marks | None = None,
+    label_texts: Sequence[Sequence[str]] | None = None,
+    ngrams: int = 0,
+    form: str = "words",
+) -> PhraseTeacher:
+    """Count phrases on training documents.
+
+    Args:
+        texts: of the n training documents.
+        labels: (n, L) csr, their labels.
+        marks: phrases that are marked as evidence, in the same form.
+        label_texts: for each label its texts, such as a name and synonyms.
+        ngrams: n-grams of up to LONGEST_NGRAM words that are mined per label, 0 for none.
+        form: of the words, "words" or "stems".
+
+    Raises:
+        DataError: there is no phrase.
+        ValueError: texts, labels and label texts do not fit each other, or an unknown form.
+    """
+    labels = presence(labels)
+    _check(texts, labels, label_texts, form)
+    # cells by source: (phrase, label)
+    by_source = [
+        list(zip(marks.phrases, marks.label.tolist(), strict=True)) if marks else [],
+        _of_label_texts(label_texts or [], form),
+        mined(texts, labels, ngrams, form) if ngrams else [],
+    ]
+    phrases = sorted({phrase for pairs in by_source for phrase, _ in pairs})
+    if not phrases:
+        raise DataError(
+            "there is no phrase to teach: give evidence, label texts or a number of n-grams, of"
+            " texts that hold words"
+        )
+    place = {phrase: i for i, phrase in enumerate(phrases)}
+    trie = Trie.of(phrases, form)
+    # which training document holds which phrase; a marked one stands there by definition
+    found = trie.match(texts)
+    rows, columns = [found.document], [found.phrase]
+    if marks:
+        rows.append(np.asarray(marks.document, np.int64))
+        columns.append(np.array([place[p] for p in marks.phrases], np.int64))
+    pair = (np.concatenate(rows), np.concatenate(columns))
+    ones = np.ones(len(pair[0]), np.int32)
+    holds = presence(sparse.csr_matrix((ones, pair), (len(texts), len(phrases))))
+    # number the cells
+    width = labels.shape[1]
+    keys = [_keys(pairs, place, width) for pairs in by_source]
+    every = np.unique(np.concatenate(keys))
+    source = np.full(len(every), len(SOURCES), np.int8)
+    for number in reversed(range(len(SOURCES))):
+        source[np.searchsorted(every, keys[number])] = number
+    told = np.zeros(len(every), bool)
+    told[np.searchsorted(every, keys[1])] = True
+    phrase = every // width
+    indptr = np.searchsorted(phrase, np.arange(len(phrases) + 1))
+    shape = (len(phrases), width)
+    cells = sparse.csr_matrix((np.ones(len(every)), every % width, indptr), shape)
+    counted = _marks_of(marks, place, every, source, holds, labels)
+    return PhraseTeacher(
+        phrases,
+        trie,
+        column_counts(holds),
+        cells,
+        column_counts(counted),
+        told,
+        source,
+        holds,
+        counted,
+    )
+
+
+def _check(texts: Sequence[str], labels: sparse.csr_matrix, label_texts, form: str) -> None:
+    if form not in FORMS:
+        raise ValueError(f"form={form!r} is not known; use one of {', '.join(FORMS)}")
+    if len(texts) != labels.shape[0]:
+        raise ValueError(
+            f"{len(texts)} texts and {labels.shape[0]} rows of labels; give the training documents"
+            " of both"
+        )
+    if label_texts is not None and len(label_texts) != labels.shape[1]:
+        raise ValueError(
+            f"texts of {len(label_texts)} labels for {labels.shape[1]} labels; give a list for each"
+            " label, empty where it has no text"
+        )
+
+
+def _keys(pairs: list[tuple[Phrase, int]], place: dict[Phrase, int], width: int) -> np.ndarray:
+    """phrase * L + label of each pair."""
+    return np.array([place[phrase] * width + label for phrase, label in pairs], np.int64)
+
+
+def _of_label_texts(label_texts: Sequence[Sequence[str]], form: str) -> list[tuple[Phrase, int]]:
+    pairs = [(phrase_of(t, form), label) for label, own in enumerate(label_texts) for t in own]
+    return [(phrase, label) for phrase, label in pairs if phrase]
+
+
+def _marks_of(
+    marks: Marks | None,
+    place: dict[Phrase, int],
+    every: np.ndarray,
+    source: np.ndarray,
+    holds: sparse.csr_matrix,
+    labels: sparse.csr_matrix,
+) -> sparse.csr_matrix:
+    """(n, C) csr of ones: the cells that each training document counts in m."""
+    width = labels.shape[1]
+    shape = (labels.shape[0], len(every))
+    counted = sparse.csr_matrix(shape, dtype=np.int32)
+    # evidence: what is marked in the document
+    if marks and len(marks.phrases):
+        key = _keys(list(zip(marks.phrases, marks.label.tolist(), strict=True)), place, width)
+        ones = np.ones(len(key), np.int32)
+        column = np.searchsorted(every, key)
+        counted = counted + sparse.csr_matrix((ones, (marks.document, column)), shape)
+    # the rest: labels of the documents that hold the phrase
+    others = np.flatnonzero(source > 0)
+    if len(others):
+        holding = holds[:, every[others] // width]
+        carrying = labels[:, every[others] % width]
+        both = holding.multiply(carrying).tocoo()
+        rest = sparse.csr_matrix((both.data, (both.row, others[both.col])), shape)
+        counted = counted + rest
+    return presence(counted)
+
+
+def mined(
+    texts: Sequence[str], labels: sparse.csr_matrix, per_label: int, form: str = "words"
+) -> list[tuple[Phrase, int]]:
+    """The n-grams of highest mutual information with each label, as pairs (phrase, label).
+
+    Two passes over the texts. The first counts documents per n-gram in COUNTERS hashed counters,
+    the second keeps n-grams whose counter reaches NGRAM_DOCUMENTS, so that memory follows the
+    n-grams that repeat and not all that occur.
+
+    Args:
+        texts: of the n training documents.
+        labels: (n, L) csr.
+        per_label: n-grams kept per label.
+        form: of the words.
+    """
+    counters = np.zeros(COUNTERS, np.int32)
+    for text in texts:
+        words, _ = words_of(text, form)
+        counters[np.unique([hash_of(p) for p in set(_ngrams(words))]).astype(np.int64)] += 1
+    place: dict[Phrase, int] = {}
+    rows, columns = [], []
+    for row, text in enumerate(texts):
+        words, _ = words_of(text, form)
+        for phrase in sorted(set(_ngrams(words))):
+            if counters[hash_of(phrase)] >= NGRAM_DOCUMENTS:
+                rows.append(row)
+                columns.append(place.setdefault(phrase, len(place)))
+    pair = (np.array(rows, np.int64), np.array(columns, np.int64))
+    ones = np.ones(len(rows), np.int32)
+    counts = sparse.csr_matrix((ones, pair), (len(texts), len(place)))
+    teacher = mig.teach(counts, labels, top_k=per_label, min_documents=NGRAM_DOCUMENTS)
+    phrases = list(place)
+    best = teacher.scores.tocoo()
+    return [(phrases[c], int(r)) for r, c in zip(best.row, best.col, strict=True)]
+
+
+def _ngrams(words: list[str]) -> Iterable[Phrase]:
+    for length in range(1, LONGEST_NGRAM + 1):
+        for begin in range(len(words) - length + 1):
+            yield tuple(words[begin : begin + length])
+
+
+def hash_of(phrase: Phrase) -> int:
+    """The counter of an n-gram, the same on every machine."""
+    return crc32(" ".join(phrase).encode()) % COUNTERS
