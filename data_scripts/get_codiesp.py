@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from plantlib.data import evidence
 from plantlib.data.corpus import Corpus
 from plantlib.utils.base import DataError
 
@@ -85,10 +86,13 @@ def code_of(code: str, task: str) -> str:
 
 
 def evidence_frame(cases: list[dict[str, Any]], task: str) -> pd.DataFrame:
-    """One row per span: id, label, start and end (characters of the Spanish text), and its text."""
+    """One row per span: id, label, start and end (characters of the Spanish text), its text, and
+    the number of its mention, which pieces that stand apart share.
+    """
     import pandas as pd
 
     rows = []
+    mention = 0
     for case in cases:
         for kind, code, _, places in case.get("X", ()):
             if KINDS.get(kind) not in task:
@@ -96,9 +100,10 @@ def evidence_frame(cases: list[dict[str, Any]], task: str) -> pd.DataFrame:
             code = code_of(code, task)
             for place in places.split(";"):
                 start, end = map(int, place.split())
-                rows.append((case["id"], code, start, end, case["text"][start:end]))
-    return pd.DataFrame(rows, columns=["id", "label", "start", "end", "text"]).astype(
-        {"start": int, "end": int}
+                rows.append((case["id"], code, start, end, case["text"][start:end], mention))
+            mention += 1
+    return pd.DataFrame(rows, columns=list(evidence.COLUMNS)).astype(
+        dict.fromkeys(("start", "end", "mention"), int)
     )
 
 

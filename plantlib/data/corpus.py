@@ -48,7 +48,7 @@ class Corpus(Rich):
     split: (N,) of 'train', 'dev', 'test' or 'unlabelled'.
     label_texts: label -> description; may be empty or partial.
     evidence: None, or a frame of columns id, label, start, end, text: character spans
-        [start, end) of `texts`.
+        [start, end) of `texts`. Pieces of one mention share a number in a column mention, if any.
     manifest: origin, licence, sources (file -> sha256), counts, notes.
 
     Raises:
@@ -487,6 +487,5 @@ def corpus_of_table(
         # three frames up is the caller of Corpus.from_pandas and its relatives
         warnings.warn(note, UserWarning, stacklevel=3)
     name = name or (files.stem(file) if file else "custom")
-    return Corpus.from_lists(
-        name, read.ids, read.texts, read.names, read.split, manifest=read.manifest
-    )
+    parts = {"manifest": read.manifest, "evidence": read.evidence}
+    return Corpus.from_lists(name, read.ids, read.texts, read.names, read.split, **parts)

@@ -18,6 +18,7 @@ import numpy as np
 
 from plantlib.data import label_forms
 from plantlib.data.credentials import MARK
+from plantlib.data.evidence import read as read_evidence
 from plantlib.data.files import check_columns_once
 from plantlib.data.label_forms import missing, name_of
 from plantlib.utils.base import SPLITS, DataError, hash_order
@@ -45,6 +46,7 @@ class Reading(TypedDict, total=False):
     test_fraction: share of test that is drawn, 0.2 if left out.
     seed: of the hash that draws it.
     credentialed: the corpus, and models trained on it, stay in the data folder.
+    evidence: table, file or folder of the spans that justify labels; see `evidence.read`.
     """
 
     name: str | None
@@ -55,6 +57,7 @@ class Reading(TypedDict, total=False):
     test_fraction: float
     seed: int
     credentialed: bool
+    evidence: str | Path | pd.DataFrame | None
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,7 @@ class Documents:
     ids, texts, names, split: of each document; names are its labels.
     manifest: of the corpus; its notes include `notes`.
     notes: what was mended or is doubtful.
+    evidence: marked spans, or None.
     """
 
     ids: list[str]
@@ -72,6 +76,7 @@ class Documents:
     split: list[str]
     manifest: dict[str, Any]
     notes: list[str]
+    evidence: pd.DataFrame | None = None
 
 
 def documents(
@@ -88,6 +93,7 @@ def documents(
     path: Path | None = None,
     to_train: bool = True,
     credentialed: bool = False,
+    evidence: str | Path | pd.DataFrame | None = None,
 ) -> Documents:
     """The documents of a table.
 
@@ -106,6 +112,7 @@ def documents(
         to_train: False for a table that a model is measured on: train may be empty, and labels
             that are never in train are not counted.
         credentialed: whether the manifest is marked as such.
+        evidence: spans that justify labels, as `evidence.read` takes them.
 
     Raises:
         DataError: the table cannot be used.
@@ -145,6 +152,10 @@ def documents(
         )
     # manifest
     notes += _count_oddities(names, splits, to_train)
+    spans = None
+    if evidence is not None:
+        spans, of_spans = read_evidence(evidence, ids, texts, names)
+        notes += of_spans
     of_split = f"split: test_fraction {test_fraction} by hash of the text, seed {seed}"
     manifest = {
         "origin": path.name if path else "a frame in memory",
@@ -154,7 +165,7 @@ def documents(
     }
     if credentialed:
         manifest[MARK] = True
-    return Documents(ids, texts, names, splits, manifest, notes)
+    return Documents(ids, texts, names, splits, manifest, notes, spans)
 
 
 def _checked(
