@@ -266,16 +266,6 @@ def tokenizer_in(folder: str | Path, trust_remote_code: bool = False):
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
 
 
-def save_tokenizer(tokenizer, folder: Path) -> None:
-    """Write a tokenizer; OSError for a full disk, where tokenizers has a plain Exception."""
-    try:
-        tokenizer.save_pretrained(folder)
-    except Exception as error:
-        if type(error) is not Exception:
-            raise
-        raise OSError(f"the tokenizer could not be written to {folder} ({error})") from error
-
-
 def config_of(name_or_path: str | Path, trust_remote_code: bool = False):
     """The configuration alone."""
     from transformers import AutoConfig
@@ -301,6 +291,12 @@ def float32_bytes(name_or_path: str) -> int:
             names = list(file.keys())
             total += sum(4 * math.prod(file.get_slice(name).get_shape()) for name in names)
     return total
+
+
+def tokenizer_bytes(name_or_path: str) -> int:
+    """Bytes of the texts beside a local backbone's weights, which are mostly its tokenizer's."""
+    files = Path(locate(name_or_path)).glob("*")
+    return sum(path.stat().st_size for path in files if path.suffix in (".json", ".txt", ".model"))
 
 
 def hidden_size_of(config) -> int:

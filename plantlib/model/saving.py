@@ -15,14 +15,20 @@ from typing import get_type_hints
 
 import torch
 from huggingface_hub.dataclasses import type_validator
-from safetensors import SafetensorError
 
 from plantlib.backbones import adapters, loading
 from plantlib.data import credentials, privacy
 from plantlib.data.credentials import PrivacyError
 from plantlib.metrics import calibration
 from plantlib.utils.folders import atomic_folder, list_again, verify
-from plantlib.utils.io import Damaged, atomic_path, read_json, remove_unless_held, write_json
+from plantlib.utils.io import (
+    Damaged,
+    atomic_path,
+    naming_full_disk,
+    read_json,
+    remove_unless_held,
+    write_json,
+)
 from plantlib.utils.progress import without_library_bars
 
 CONFIG = "config.json"
@@ -51,14 +57,12 @@ def save(model, folder: Path, write, state_dict=None, **kwargs) -> None:
     credentials.check_folder("the corpus of this model", folder, model.config.credentialed)
     if model.config.credentialed and kwargs.get("push_to_hub"):
         raise PrivacyError("the corpus of this model is credentialed: it goes to no hub")
-    try:
-        if state_dict is not None:
+    if state_dict is not None:
+        with naming_full_disk(folder):
             _write(model, folder, write, state_dict, **kwargs)
-            return
-        with atomic_folder(folder, MODEL) as temporary:
-            _write(model, temporary, write, **kwargs)
-    except SafetensorError as error:
-        raise OSError(f"nothing could be saved to {folder} ({error})") from error
+        return
+    with atomic_folder(folder, MODEL) as temporary:
+        _write(model, temporary, write, **kwargs)
     if model.checkpoints is not None:
         remove_unless_held(model.checkpoints)
         model.checkpoints = None
@@ -81,7 +85,7 @@ def _write(model, folder: Path, write, state_dict=None, **kwargs) -> None:
     if model.word_score is not None and not checkpoint:
         write_json(folder / WORDS, model.word_score.words)
     if model.tokenizer is not None:
-        loading.save_tokenizer(model.tokenizer, folder)
+        model.tokenizer.save_pretrained(folder)
     if model.record is not None and not checkpoint:
         write_card(model.record, folder)
 
@@ -289,7 +293,8 @@ def write_card(record, folder: str | Path) -> Path:
         privacy.check(card.splitlines(), path)
     with atomic_path(path) as temporary:
         temporary.write_text(card, encoding="utf-8")
-    run = {"id": record.id, "params": record.params, "metrics": metrics, "dataset": data}
+    names = ("id", "system", "backbone", "seed", "chosen_epoch", "params", "metrics", "dataset")
+    run = {name: getattr(record, name) for name in names}
     write_json(Path(folder) / "run.json", run)
     list_again(folder, "run.json")
     return path

@@ -309,5 +309,5 @@ def _write(adapted, tokenizer, backbone: str, folder: Path, about: dict) -> None
         config.base_model_name_or_path = backbone
     with atomic_folder(folder, "backbone") as temporary:
         adapters.save_adapter(adapted, temporary)
-        loading.save_tokenizer(tokenizer, temporary)
+        tokenizer.save_pretrained(temporary)
         write_json(temporary / "adaptation.json", about)

@@ -18,6 +18,7 @@ from plantlib.utils.io import (
     Damaged,
     flush,
     followed,
+    naming_full_disk,
     probe,
     read_json,
     sha256,
@@ -43,12 +44,14 @@ def atomic_folder(path: str | Path, kind: str) -> Iterator[Path]:
 
     Raises:
         DataError: see `check_target`; it is checked before the block and again after it.
+        OSError: the disk is full; the message names `path`.
     """
     target = check_target(path, kind)
     existing = target.is_dir()
     if not existing:
         target.parent.mkdir(parents=True, exist_ok=True)
-    with temporary_folder(target if existing else target.parent) as place:
+    beside = target if existing else target.parent
+    with naming_full_disk(path), temporary_folder(beside) as place:
         temporary = place / (target.absolute().name or kind)
         temporary.mkdir()
         yield temporary

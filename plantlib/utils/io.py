@@ -9,26 +9,29 @@ it never unpickles.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
 import os
 import shutil
+import threading
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from filelock import FileLock, Timeout
-
 from plantlib.utils.base import DataError
 
 TEMPORARY = ".plant-{}.tmp"  # folders that hold what is being written; a lock on each says by whom
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_SPACE = "No space left on device"  # what packages in Rust say, without a number
+
 LONGEST_NAME = 255  # bytes, the limit of the usual file systems
 
 T = TypeVar("T")
-_HELD: set[Path] = set()  # folders whose lock this process holds
+_HELD: set[tuple[Path, int]] = set()  # folders whose lock a thread of this process holds
 
 
 class Damaged(DataError):
@@ -62,10 +65,11 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     Raises:
         DataError: `path` is a folder, a device, or lies where nothing can be written.
         FileNotFoundError: the block ended without writing a file.
+        OSError: the disk is full; the message names `path`.
     """
     target = check_file(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    with temporary_folder(target.parent) as folder:
+    with naming_full_disk(path), temporary_folder(target.parent) as folder:
         temporary = folder / target.name
         yield temporary
         if not temporary.is_file():
@@ -75,6 +79,19 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         flush(temporary)
         check_file(target)  # what came into the way while the block ran
         os.replace(temporary, target)
+
+
+@contextlib.contextmanager
+def naming_full_disk(path: str | Path) -> Iterator[None]:
+    """Say of a full disk, in whatever way a package says it, that `path` could not be written."""
+    try:
+        yield
+    except Exception as error:
+        number = error.errno if isinstance(error, OSError) else None
+        if number not in FULL and NO_SPACE not in str(error):
+            raise
+        about = f"{path} could not be written, because the disk is full: make room, or name a path"
+        raise OSError(number or errno.ENOSPC, f"{about} on another disk") from error
 
 
 def check_file(path: str | Path) -> Path:
@@ -196,38 +213,30 @@ def _opened(folder: Path, assume: bool = True) -> tuple[int, bool]:
     return handle, True
 
 
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the lock of `path`, and say so when another process has to be waited for.
+def locked(path: Path) -> contextlib.AbstractContextManager[None]:
+    """Hold the lock of a file that several processes may want to make; see `held`.
 
-    The lock is a file in the folder `locks` beside the folder of `path`.
+    A file that is replaced cannot hold its own lock: an empty folder in `locks`, beside the folder
+    of `path`, does.
     """
-    lock_path = path.parent.parent / "locks" / f"{path.parent.name}-{path.name}.lock"
-    lock_path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(lock_path)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        print(f"waiting for another process that makes {path.parent.name}/{path.name}", flush=True)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
+    name = f"{path.parent.name}-{path.name}"
+    return held(path.parent.parent / "locks" / name, f"makes {path.parent.name}/{path.name}")
 
 
 @contextlib.contextmanager
-def held(folder: Path) -> Iterator[None]:
+def held(folder: Path, work: str | None = None) -> Iterator[None]:
     """Hold the lock of a folder that several processes may want to fill; it is made if missing.
 
-    Another process has to be waited for; a line says so. The process that holds the lock may take
-    it again, and may remove the folder.
+    Another process or thread has to be waited for; a line says so. The thread that holds the lock
+    may take it again, and may remove the folder.
+
+    work: what the other process does, for that line.
     """
-    key = folder.absolute()
+    key = _key(folder)
     if key in _HELD:
         yield
         return
-    handle = _hold(folder)
+    handle = _hold(folder, work or f"works in {folder.parent.name}/{folder.name}")
     _HELD.add(key)
     try:
         yield
@@ -236,7 +245,11 @@ def held(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def _hold(folder: Path) -> int:
+def _key(folder: Path) -> tuple[Path, int]:
+    return folder.absolute(), threading.get_ident()
+
+
+def _hold(folder: Path, work: str) -> int:
     """A descriptor of `folder` that holds its lock until it is closed."""
     waits = False
     while True:
@@ -248,8 +261,7 @@ def _hold(folder: Path) -> int:
         if not free:
             if not waits:
                 waits = True
-                name = f"{folder.parent.name}/{folder.name}"
-                print(f"waiting for another process that works in {name}", flush=True)
+                print(f"waiting for another process that {work}", flush=True)
             fcntl.flock(handle, fcntl.LOCK_EX)
         # who held it before may have removed the folder
         if folder.exists() and os.path.samestat(os.fstat(handle), folder.stat()):
@@ -264,7 +276,7 @@ def remove_unless_held(folder: Path) -> None:
     except FileNotFoundError:
         return
     try:
-        if free or folder.absolute() in _HELD:
+        if free or _key(folder) in _HELD:
             shutil.rmtree(folder, ignore_errors=True)
     finally:
         os.close(handle)

@@ -30,17 +30,13 @@ def save_tensors(
     Raises:
         OSError: the disk is full.
     """
-    from safetensors import SafetensorError
     from safetensors.numpy import save_file as save_arrays
 
     save = save_arrays
     if any(hasattr(value, "detach") for value in tensors.values()):
         from safetensors.torch import save_file as save
     with atomic_path(path) as temporary:
-        try:
-            save(dict(tensors), temporary, metadata={**(metadata or {}), KEY: BLANK})
-        except SafetensorError as error:
-            raise OSError(f"{path} could not be written ({error})") from error
+        save(dict(tensors), temporary, metadata={**(metadata or {}), KEY: BLANK})
         write_checksum(temporary)
     return Path(path)
 

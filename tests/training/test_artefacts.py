@@ -64,7 +64,7 @@ def test_of_two_processes_one_makes_the_file_and_both_get_it(path, tmp_path):
     workers = [spawn.Process(target=load_or_write, args=(path, log, answers)) for _ in range(2)]
     for worker in workers:
         worker.start()
-    assert [answers.get(timeout=120) for _ in workers] == ["whole", "whole"]
+    assert [answers.get(timeout=600) for _ in workers] == ["whole", "whole"]
     for worker in workers:
         worker.join()
     assert log.read_text() == "made\n"
@@ -76,7 +76,7 @@ def test_a_killed_process_leaves_no_lock_behind(path, capsys):
     locked = spawn.Event()
     holder = spawn.Process(target=hold_lock, args=(path, locked))
     holder.start()
-    assert locked.wait(timeout=120)
+    assert locked.wait(timeout=600)
     holder.kill()
     holder.join()
     with artefacts.locked(path):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
 import sys
 import textwrap
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ import pytest
 
 from plantlib.utils import io
 from plantlib.utils.base import DataError
+from plantlib.utils.folders import atomic_folder
 from plantlib.utils.io import atomic_path, check_file, read_if_whole, read_json, write_json
 
 
@@ -49,6 +52,35 @@ def test_a_file_never_replaces_a_folder(tmp_path):
         temporary.write_text("x")
         (tmp_path / "late").mkdir()
     assert (folder / "notes.txt").read_text() == "of a user"
+
+
+def full_of_the_system(file):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def full_of_rust(file):
+    raise Exception("I/O error: No space left on device (os error 28)")
+
+
+@pytest.mark.parametrize("full", [full_of_the_system, full_of_rust])
+def test_a_full_disk_names_the_path_that_was_asked_for(full, tmp_path):
+    (tmp_path / "scores.csv").write_text("old")
+    with pytest.raises(OSError, match="scores.csv could not be written, because the disk") as error:
+        with atomic_path(tmp_path / "scores.csv") as temporary:
+            full(temporary)
+    assert error.value.errno == errno.ENOSPC and ".plant-" not in str(error.value)
+    with pytest.raises(OSError, match="model could not be written, because the disk") as error:
+        with atomic_folder(tmp_path / "model", "model") as temporary:
+            with atomic_path(temporary / "run.json") as inner:
+                full(inner)
+    assert ".plant-" not in str(error.value)
+    assert (tmp_path / "scores.csv").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["scores.csv"]
+
+
+def test_another_error_of_the_block_stays_what_it_is(tmp_path):
+    with pytest.raises(PermissionError, match="of the block"), atomic_path(tmp_path / "a"):
+        raise PermissionError(errno.EACCES, "of the block")
 
 
 def test_a_link_to_a_file_is_followed(tmp_path):
@@ -155,3 +187,23 @@ def test_a_folder_is_held_by_one_process_and_removed_by_no_other(tmp_path, capsy
     io.remove_unless_held(folder)
     assert not folder.exists()
     io.remove_unless_held(folder)
+
+
+def test_threads_exclude_each_other_and_one_thread_may_take_its_lock_again(tmp_path):
+    path, order = tmp_path / "tables" / "a.txt", []
+    inside = threading.Event()
+
+    def second():
+        inside.wait()
+        with io.locked(path):
+            order.append("second")
+
+    thread = threading.Thread(target=second)
+    thread.start()
+    with io.locked(path), io.locked(path):
+        inside.set()
+        thread.join(timeout=0.2)
+        order.append("first")
+    thread.join()
+    assert order == ["first", "second"]
+    assert not path.parent.exists(), "the lock is beside the folder of the file"
