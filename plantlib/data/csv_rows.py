@@ -18,6 +18,7 @@ from plantlib.data.label_names import INVISIBLE
 from plantlib.utils.base import DataError
 
 ESCAPES = {r"\t": "\t", r"\n": "\n", r"\r": "\r", r"\\": "\\"}
+ENOUGH_ROWS = 4  # of one line, to know how long rows are
 ESCAPE = re.compile(r"\\(?:[tnr\\]|x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4})")
 
 
@@ -233,12 +234,15 @@ def _check_swallowed(
 ) -> None:
     """Refuse a quoted cell whose lines are rows of this very table.
 
+    In a table of one column lines cannot be told from rows by their cells: the only cell of several
+    lines is refused if each of its lines is as long as rows are.
     A line counts as a row if it has the header's number of cells and one of them stands in the same
     column of a row of one line that begins without a quote, as a whole or by most of the names that
     it lists, or numbers its row as the others do. Where every row begins with a quote, a swallowed
     row shows as text after a closing quote.
     """
     if width < 2:
+        _refuse_swallowing(_longer_alone(rows), name)
         return
     known = _known_cells(rows, width, lines)
     swallowing = []
@@ -254,6 +258,20 @@ def _check_swallowed(
             if found and sum(found) > len(found) / 2:
                 swallowing.append((number, row))
                 break
+    _refuse_swallowing(swallowing, name)
+
+
+def _longer_alone(rows: Sequence[Row]) -> list[tuple[int, Row]]:
+    """In a table of one column the only cell of several lines, if they look like its rows."""
+    several = [(i, row) for i, row in enumerate(rows) if row.first_line < row.last_line]
+    lengths = [len(row.cells[0]) for row in rows if row.first_line == row.last_line and row.cells]
+    if len(several) != 1 or len(lengths) < ENOUGH_ROWS:
+        return []
+    parts = re.split(r"\r?\n", several[0][1].cells[0])
+    return several if all(min(lengths) <= len(part) <= max(lengths) for part in parts) else []
+
+
+def _refuse_swallowing(swallowing: Sequence[tuple[int, Row]], name: str) -> None:
     if swallowing:
         raise DataError(
             f"{name}: one cell holds what reads as several rows of this table in"

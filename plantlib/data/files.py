@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from plantlib.data import csv_rows
-from plantlib.data.label_forms import name_of
+from plantlib.data.label_forms import Written, name_of
 from plantlib.utils.base import DataError
 from plantlib.utils.terminal import brief_list
 
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 PACKED = {".gz": gzip, ".bz2": bz2, ".xz": lzma}
 LINES = (".jsonl", ".ndjson")
+# codecs of Python's source and of host names, which change characters that stand for themselves
+NO_TEXT = ("unicode-escape", "raw-unicode-escape", "idna", "punycode", "undefined")
 TABLES = (*DELIMITERS, *LINES, ".parquet", ".xlsx")
 WANTED = "a table is .csv, .tsv or .jsonl (also as .gz, .bz2 or .xz), .parquet or .xlsx"
 # kinds that are neither a table nor plain text here, and what to do with them
@@ -139,7 +141,10 @@ def decode(data: bytes, encoding: str, name: str) -> str:
     data: of a file or of standard input, called `name` in the message.
     """
     try:
-        encoding = "utf-8" if codecs.lookup(encoding).name == "utf-8-sig" else encoding
+        codec = codecs.lookup(encoding).name.replace("_", "-")
+        if codec in NO_TEXT:
+            raise LookupError
+        encoding = "utf-8" if codec == "utf-8-sig" else encoding
         text = data.decode(encoding).removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
@@ -149,8 +154,8 @@ def decode(data: bytes, encoding: str, name: str) -> str:
         ) from None
     except (LookupError, UnicodeError):
         raise DataError(
-            f"unknown encoding {encoding!r}: pass a known one, such as encoding='utf-8' or"
-            " encoding='cp1252'"
+            f"{encoding!r} is no encoding of texts: pass the one it was saved in, such as"
+            " encoding='utf-8' or encoding='cp1252'"
         ) from None
     if _is_utf8_after_all(data, encoding):
         raise DataError(
@@ -215,9 +220,9 @@ def _check_readable(path: Path) -> None:
             f"no file {path} (working folder {Path.cwd()}): give the path of an existing file"
         )
     if path.is_file() and path.stat().st_size == 0:
-        raise DataError(
-            f"{path} is empty (0 bytes): wanted a header line and one line per document"
-        )
+        wanted = "a header line and one line per document" if is_table(path) else "text"
+        wanted = "one JSON object per line" if kind_of(path) in LINES else wanted
+        raise DataError(f"{path} is empty (0 bytes): wanted {wanted}")
 
 
 def check_columns_once(columns: Sequence[Any], name: str) -> None:
@@ -281,7 +286,9 @@ def _record(line: str, number: int, path: Path) -> dict[str, Any]:
         return record
 
     try:
-        record = json.loads(line, object_pairs_hook=once, parse_constant=lambda _: None)
+        record = json.loads(
+            line, object_pairs_hook=once, parse_float=Written, parse_constant=lambda _: None
+        )
     except json.JSONDecodeError as error:
         raise DataError(
             f"{path}: line {number} is not JSON (column {error.colno}: {error.msg}): wanted one"

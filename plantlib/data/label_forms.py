@@ -26,6 +26,16 @@ import numpy as np
 from plantlib.data import label_names
 from plantlib.data.csv_rows import typed
 from plantlib.data.printed_lists import bare_names, is_bracketed, parse_list
+from plantlib.data.zeros_and_ones import (
+    SEVERAL,
+    bit_of,
+    bits_of,
+    is_vector,
+    mark_of,
+    missing,
+    vector_of,
+    width_of,
+)
 from plantlib.utils.base import DataError
 from plantlib.utils.terminal import brief_list
 
@@ -33,24 +43,21 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FORMS = ("list", "long", "onehot", "columns", "separated")
-SEVERAL = (list, tuple, set, frozenset, np.ndarray)
 AROUND = "'[^']+'|“[^”]+”|‘[^’]+’|`[^`]+`"
-VECTOR = re.compile(r"[01](\.0*)?([\s,;|]+[01](\.0*)?)+|[01]{4,}")
-ZEROS_AND_ONES = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "0.": 0, "1.": 1, "false": 0, "true": 1}
 AS_IT_STANDS = "if each cell is right as it stands, pass labels_format='separated'"
 
 
-def missing(value: Any) -> bool:
-    """Whether a cell is None, NaN, NA or a blank string."""
-    if isinstance(value, str):
-        return not value.strip()
-    if value is None or type(value).__name__ in ("NAType", "NaTType"):
-        return True
-    return isinstance(value, (float, np.floating)) and bool(np.isnan(value))
+class Written(float):
+    """A number with a point or an exponent whose digits are known, as in JSON."""
+
+    def __init__(self, digits: str) -> None:
+        self.digits = digits
 
 
 def name_of(value: Any) -> str:
-    """A label or id as text; 7.0 (an integer column with gaps) is '7'."""
+    """A label or id as text; 7.0 (an integer column with gaps) is '7', unless it is `Written`."""
+    if isinstance(value, Written):
+        return value.digits
     if isinstance(value, (float, np.floating)) and float(value).is_integer():
         value = int(value)
     return str(value).strip()
@@ -88,20 +95,26 @@ class Reader:
         names: list[list[str]] = [[] for _ in self.rows]
         for label, cells in columns.items():
             for place, cell in enumerate(cells):
-                if _bit(cell):
+                if mark_of(cell):
                     names[place].append(label)
-            odd = [row for row, cell in zip(self.rows, cells, strict=True) if _bit(cell) is None]
+            odd = [row for row, cell in zip(self.rows, cells, strict=True) if mark_of(cell) is None]
             if odd:
                 raise DataError(
                     f"column {label!r} holds other cells than 0 and 1 in {len(odd)} rows, first"
-                    f" {odd[:5]}: write 0 and 1, or name the columns of labels, as in"
-                    " labels='code*' or labels='I10,E11.9'"
+                    f" {odd[:5]}: write 0 and 1, y and n, or x and nothing, or name the columns of"
+                    " labels, as in labels='code*' or labels='I10,E11.9'"
                 )
         return self._plain(names)
 
     def columns(self, columns: dict[str, Sequence[Any]]) -> list[list[str]]:
         """Names of each row from all of several columns, {column: cells}."""
         cells = [cell for values in columns.values() for cell in values]
+        filled = [not missing(cell) for cell in cells]
+        if any(filled) and all(mark_of(cell) is not None for cell in cells):
+            raise DataError(
+                f"columns {self.column!r} hold marks such as 0 and 1, y and n, or x, not labels:"
+                " pass labels_format='onehot' to take the columns as labels"
+            )
         rows, self.rows = self.rows, [row for _ in columns for row in self.rows]
         parts = self._names(cells)
         self.rows = rows
@@ -251,7 +264,7 @@ class Reader:
 
     def _check_no_vectors(self, cells: Sequence[Any]) -> None:
         present = [cell for cell in cells if cell is not None]
-        if present and all(map(_is_vector, present)) and len(set(map(_width, present))) == 1:
+        if present and all(map(is_vector, present)) and len(set(map(width_of, present))) == 1:
             self._refuse(
                 "vectors of 0 and 1, not names,",
                 [cell is not None for cell in cells],
@@ -274,9 +287,11 @@ class Reader:
             self._refuse("labels are numbers beside text", numbers, fix)
         floats = [any(_is_float(v) and not missing(v) for v in row) for row in values]
         if any(floats) and all(floats):
+            kept = any(isinstance(v, Written) for row in values for v in row)
+            how = "they stand" if kept else "whole ones"
             self.notes.append(
                 f"labels of column {self.column!r} are floating-point numbers and were read as"
-                " whole ones: if they are codes such as 428.0, write them as text"
+                f" {how}: if they are codes such as 428.0, write them as text"
             )
 
     def _check_separator(self, cells: Sequence[Any], names: Sequence[Sequence[str]]) -> None:
@@ -345,13 +360,13 @@ class Reader:
 
     def _positions(self, cells: Sequence[Any]) -> list[list[str]]:
         """Positions of the ones in a cell that is a vector; a single 0 or 1 is the column's."""
-        if all(missing(cell) or _bit(cell) is not None for cell in cells):
-            return [[self.column] if _bit(cell) else [] for cell in cells]
+        if all(missing(cell) or bit_of(cell) is not None for cell in cells):
+            return [[self.column] if bit_of(cell) else [] for cell in cells]
         values = [
-            cell if not isinstance(cell, str) else parse_list(cell) or _bits_of(cell)
+            cell if not isinstance(cell, str) else parse_list(cell) or bits_of(cell)
             for cell in cells
         ]
-        vectors = [None if missing(cell) else _vector(cell) for cell in values]
+        vectors = [None if missing(cell) else vector_of(cell) for cell in values]
         bad = [v is None and not missing(c) for v, c in zip(vectors, cells, strict=True)]
         self._refuse("no vector of 0 and 1", bad, "wanted cells such as [0, 1, 0]")
         widths = [len(v) for v in vectors if v is not None]
@@ -440,37 +455,6 @@ def _is_float(value: Any) -> bool:
     return isinstance(value, (float, np.floating))
 
 
-def _bit(value: Any) -> int | None:
-    """0 or 1 for a cell that means it, blanks included; else None."""
-    return 0 if missing(value) else ZEROS_AND_ONES.get(str(value).strip().lower())
-
-
-def _bits_of(cell: str) -> list[str] | None:
-    """The zeros and ones of a string such as '0 1 0', '0,1,0' or '0110'."""
-    cell = cell.strip()
-    if not VECTOR.fullmatch(cell):
-        return None
-    return list(cell) if cell.isdigit() else re.split(r"[\s,;|]+", cell)
-
-
-def _vector(value: Any) -> list[int] | None:
-    """Zeros and ones of a list; None if it is none."""
-    if not isinstance(value, SEVERAL):
-        return None
-    bits = [None if missing(v) else _bit(v) for v in value]
-    return None if None in bits or not bits else bits  # type: ignore[return-value]
-
-
-def _is_vector(cell: Any) -> bool:
-    """Whether a cell is a vector of 0 and 1 with at least two positions."""
-    vector = _vector(_bits_of(cell) if isinstance(cell, str) else cell)
-    return vector is not None and len(vector) > 1
-
-
-def _width(cell: Any) -> int:
-    return len(_bits_of(cell) or "") if isinstance(cell, str) else len(cell)
-
-
 def columns_named(frame: pd.DataFrame, labels: str | Sequence[str]) -> list[str] | None:
     """The columns that `labels` names, in the table's order; None if a part names none.
 
@@ -488,8 +472,3 @@ def columns_named(frame: pd.DataFrame, labels: str | Sequence[str]) -> list[str]
             return None
         chosen.update(found)
     return [column for column in columns if column in chosen]
-
-
-def of_zeros_and_ones(frame: pd.DataFrame, columns: Sequence[str]) -> list[str]:
-    """Those of `columns` that hold 0 and 1 alone."""
-    return [c for c in columns if all(_bit(cell) is not None for cell in frame[c].tolist())]

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
 
+# what the lists and objects of a manifest hold
+ENTRIES = {"notes": str, "sources": str, "counts": int, "label_space": int}
+
+
 def digest(columns: Iterable[tuple[int, Iterable[str]]], *arrays: Iterable[np.ndarray]) -> str:
     """The fingerprint of a corpus.
 
@@ -125,9 +129,22 @@ def manifest_of(folder: Path) -> dict[str, Any]:
         for name, kind in kinds.items():
             if not isinstance(about.get(name, kind()), kind):
                 wrong = f"has {name} that is no {kind.__name__}"
+        for name, kind in ENTRIES.items():
+            wrong = wrong or _wrong_entry(about.get(name, {}), kind, name)
     if wrong:
         raise DataError(f"{path} {wrong}: delete the folder and load the corpus again")
     return about
+
+
+def _wrong_entry(values: list | dict, kind: type, name: str) -> str | None:
+    """What is wrong with an entry inside a list or an object of a manifest; objects may nest."""
+    for key, value in values.items() if isinstance(values, dict) else enumerate(values):
+        if kind is int and isinstance(value, dict):
+            if wrong := _wrong_entry(value, kind, f"{name}.{key}"):
+                return wrong
+        elif type(value) is not kind:
+            return f"has {name} whose entry {key!r} is no {kind.__name__}"
+    return None
 
 
 def read(folder: Path) -> tuple[dict[str, Any], str | None]:

@@ -20,7 +20,8 @@ from plantlib.data import label_forms
 from plantlib.data.credentials import MARK
 from plantlib.data.evidence import read as read_evidence
 from plantlib.data.files import check_columns_once
-from plantlib.data.label_forms import missing, name_of
+from plantlib.data.label_forms import name_of
+from plantlib.data.zeros_and_ones import missing, of_zeros_and_ones
 from plantlib.utils.base import SPLITS, DataError, hash_order
 from plantlib.utils.io import sha256
 from plantlib.utils.terminal import brief_list
@@ -248,7 +249,7 @@ def _hint(frame: pd.DataFrame, columns: list[str], role: str) -> str:
     """Another form in which the columns may hold labels."""
     if role != "labels":
         return ""
-    bits = label_forms.of_zeros_and_ones(frame, columns)
+    bits = of_zeros_and_ones(frame, columns)
     if len(bits) > 1:
         return f"; {len(bits)} columns hold 0 and 1: labels_format='onehot' takes them as labels"
     family = _family(columns)
@@ -278,9 +279,7 @@ def _labels(
     """Names of each row, and notes."""
     notes = []
     reader = label_forms.Reader(columns[0] if len(columns) == 1 else str(labels), sep, form, rows)
-    bits = form == "onehot" and (
-        len(columns) > 1 or bool(label_forms.of_zeros_and_ones(frame, columns))
-    )
+    bits = form == "onehot" and (len(columns) > 1 or bool(of_zeros_and_ones(frame, columns)))
     if bits:
         names = reader.one_hot({column: frame[column].tolist() for column in columns})
     elif form == "columns":

@@ -185,6 +185,15 @@ def test_other_kinds_are_refused_by_name(tmp_path, name):
     assert f"t.{name.split('.')[1]} is not read" in refused(tmp_path / name)
 
 
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [("notes.txt", "text"), ("notes", "text"), ("t.csv", "a header line"), ("t.jsonl", "one JSON")],
+)
+def test_an_empty_file_is_told_what_its_kind_holds(name, wanted, tmp_path):
+    (tmp_path / name).write_bytes(b"")
+    assert f"{name} is empty (0 bytes): wanted {wanted}" in refused(tmp_path / name)
+
+
 def test_text_of_two_bytes_a_character_names_its_encoding(tmp_path):
     (tmp_path / "notes").write_bytes("one\ntwo".encode("utf-16-le"))
     assert "pass --encoding 'utf-16-le'" in refused(tmp_path / "notes")

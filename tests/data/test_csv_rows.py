@@ -151,6 +151,29 @@ def test_lists_in_a_quoted_text_are_no_rows_of_the_table():
     assert rows_of(file.getvalue(), ",", "t")[1] == [list(row) for row in rows]
 
 
+@pytest.mark.parametrize("swallowed", [1, 2, 15])
+def test_rows_in_the_one_cell_of_a_table_of_one_column_are_refused(swallowed):
+    rows = [f"note {i} of {SECRET} {'a' * (i % 5)}" for i in range(40)]
+    rows[5] = '"' + rows[5]
+    rows[5 + swallowed] += '"'
+    text = "\n".join(["text", *rows]) + "\n"
+    with pytest.raises(DataError) as error:
+        rows_of(text, ",", "t")
+    assert f"in row 5 (line 7 to {7 + swallowed}): close" in str(error.value)
+    assert "Sample" not in str(error.value)
+
+
+def test_a_text_of_several_lines_in_one_column_is_read():
+    rows = [f"note {i}" for i in range(9)]
+    longer = '"a note\nof several lines, and one of them is long"'
+    assert len(rows_of("\n".join(["text", *rows, longer]), ",", "t")[1]) == 10
+    # two cells of several lines are no slip
+    twice = ['"note a\nnote b"', '"note c\nnote d"']
+    assert len(rows_of("\n".join(["text", *rows, *twice]), ",", "t")[1]) == 11
+    # nor do few rows say how long rows are
+    assert len(rows_of("\n".join(["text", *rows[:3], twice[0]]), ",", "t")[1]) == 4
+
+
 def test_a_header_behind_a_byte_order_mark_is_seen_again():
     with pytest.raises(DataError, match="the header stands again in row 1"):
         rows_of("text,labels\na,x\n\ufefftext,labels\nb,y\n", ",", "t")

@@ -320,6 +320,26 @@ def test_columns_of_zeros_and_ones(kind):
     assert few.label_names == ["E11.9", "I10"]
 
 
+@pytest.mark.parametrize("marks", ["ny", "NY", ("no", "yes"), ("", "x"), (None, "X"), "-+", "FT"])
+def test_columns_of_other_marks_are_labels_by_one_hot_and_never_names(marks):
+    frame = bits()
+    for code in SPREAD:
+        frame[code] = pd.Series([marks[x] for x in frame[code]], dtype=object)
+    options = dict(id="id", test_fraction=0)
+    with pytest.raises(DataError, match="hold marks .* pass labels_format='onehot' to take"):
+        Corpus.from_pandas(frame, "text", ",".join(SPREAD), labels_format="columns", **options)
+    with pytest.warns(UserWarning, match="have no labels"):
+        corpus = Corpus.from_pandas(frame, "text", "labels", labels_format="onehot", **options)
+    assert names_of(corpus) == CODES
+
+
+def test_lists_and_columns_of_letters_are_still_names():
+    assert labels_of([["x", "y"], ["y"]]) == [["x", "y"], ["y"]]
+    frame = pd.DataFrame({"text": list("ab"), "code1": ["Y", "N"], "code2": ["R07.0", None]})
+    corpus = Corpus.from_pandas(frame, "text", "code*", labels_format="columns", test_fraction=0)
+    assert names_of(corpus) == [["R07.0", "Y"], ["N"]]
+
+
 def test_other_cells_than_zeros_and_ones_are_refused():
     frame = bits().assign(age=[30, 1, 0, 1, 1, 77])
     with pytest.raises(DataError, match="'age' holds other cells than 0 and 1 in 2 rows, first .0"):
@@ -434,6 +454,20 @@ def test_whole_numbers_are_names_and_doubtful_ones_noted():
     assert "numbers beside text in 1 row" in refusal([428, "V58.61", "401.9"])
     with pytest.raises(UserWarning, match="if they are codes such as 428.0"):
         labels_of([428.0, 250.0])
+
+
+def test_json_numbers_keep_their_digits_or_are_refused(tmp_path):
+    path = tmp_path / "t.jsonl"
+    path.write_text('{"text": "a", "labels": 428.0}\n{"text": "b", "labels": [250.00, 401.0]}\n')
+    with pytest.warns(UserWarning, match="floating-point numbers and were read as they stand"):
+        corpus = Corpus.from_file(path, test_fraction=0)
+    assert names_of(corpus) == [["428.0"], ["250.00", "401.0"]]
+    path.write_text('{"text": "a", "labels": 428.0}\n{"text": "b", "labels": 401.9}\n')
+    with pytest.raises(DataError, match="labels are floating-point numbers in 1 row"):
+        Corpus.from_file(path, test_fraction=0)
+    path.write_text('{"text": "a", "labels": "x", "id": 1e400}\n')
+    with pytest.raises(DataError, match="other ids than text and whole numbers"):
+        Corpus.from_file(path, id="id", test_fraction=0)
 
 
 # ---- spellings

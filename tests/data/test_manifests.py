@@ -29,6 +29,13 @@ WRONG = [
     GOOD | {"counts": 3},
     GOOD | {"synthetic": "yes"},
     GOOD | {"credentialed": 1},
+    GOOD | {"notes": ["made", 3]},
+    GOOD | {"notes": [["made"]]},
+    GOOD | {"sources": {"a.csv": None}},
+    GOOD | {"counts": {"labels": "7"}},
+    GOOD | {"counts": {"labels": True}},
+    GOOD | {"counts": {"documents": {"train": 1.5}}},
+    GOOD | {"label_space": {"labels": []}},
 ]
 
 

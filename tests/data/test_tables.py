@@ -103,7 +103,11 @@ MISTAKES = {
     ),
     "test fraction": (ROWS, {"test_fraction": 1}, "test_fraction=1"),
     "empty separator": (ROWS, {"sep": ""}, "sep='' cuts nothing"),
-    "unknown encoding": (ROWS, {"encoding": "klingon"}, "unknown encoding 'klingon'"),
+    "unknown encoding": (ROWS, {"encoding": "klingon"}, "'klingon' is no encoding of texts"),
+    **{
+        name: (ROWS, {"encoding": name}, f"'{name}' is no encoding of texts: pass the one it was")
+        for name in ("unicode_escape", "raw_unicode_escape", "punycode", "idna", "rot13", "hex")
+    },
 }
 
 
