@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import dataclasses
 import shutil
 import sys
 from argparse import Namespace
@@ -18,8 +19,8 @@ from pathlib import Path
 from plantlib.cli.inputs import corpus_of, documents_of, is_table, read_document
 from plantlib.data.corpus import Corpus
 from plantlib.utils.base import DataError
-from plantlib.utils.folders import check_target, kind_of
-from plantlib.utils.io import atomic_path, check_file, write_json
+from plantlib.utils.folders import check_target, kind_of, verify
+from plantlib.utils.io import Damaged, atomic_path, check_file, read_json, write_json
 from plantlib.utils.progress import tqdm
 from plantlib.utils.terminal import json_line, printable, spreadsheet_cell
 
@@ -28,6 +29,7 @@ ORIGINS = {
     "credentialed": "your own tables of PhysioNet (plant data NAME --source FOLDER)",
     "by browser": "files that you fetch in a browser (plant data NAME --source FOLDER)",
 }
+CELL = 12  # bytes of a cell of the linear score: label, value and a share of the columns
 SHOWN = "p@1 p@3 p@5 r@5 rp@5 ndcg@5 map micro_f1 macro_f1 micro_auc macro_auc".split()
 
 
@@ -73,16 +75,23 @@ def data(options: Namespace) -> None:
 def fit(options: Namespace) -> None:
     """`plant fit`: train, save the model's folder, print the metrics on test."""
     out = Path(options.out)
-    check_out(out, options.force)
+    check_target(out, "model")
     corpus = corpus_of(options)
     check_private(corpus, out)
-    print(corpus.overview(), file=sys.stderr)
-    check_room(out, options.backbone, corpus.L)
     from plantlib import RunConfig
     from plantlib.training import runs
     from plantlib.training.options import TrainConfig
 
     config = RunConfig(train=TrainConfig(epochs=options.epochs))
+    if not options.force and (run := run_in(out)):
+        if not made_by(run, corpus, config, options):
+            check_out(out, options.force)
+        print(f"plant: note: this command has made {printable(out)} before", file=sys.stderr)
+        tell(out, run)
+        return
+    check_out(out, options.force)
+    print(corpus.overview(), file=sys.stderr)
+    check_room(out, options.backbone, options.start, corpus)
     # what the library prints while it trains is progress, not a result
     with contextlib.redirect_stdout(sys.stderr):
         model = runs.fit(
@@ -95,11 +104,41 @@ def fit(options: Namespace) -> None:
             root=options.artefacts,
         )
     save(model, out, options)
-    record = model.record
-    options_line = f"start {record.system}, backbone {record.backbone}, seed {record.seed}"
-    print(f"model: {printable(out)}\n{dataset_line(record.dataset)}")
-    print(f"{options_line}, epoch {record.chosen_epoch}; on test:")
-    print_metrics(record.metrics)
+    tell(out, run_in(out))
+
+
+def run_in(folder: Path) -> dict | None:
+    """What `run.json` of a saved model says of its run; None without a whole one."""
+    if not kind_of(folder) or not (folder / "run.json").is_file():
+        return None
+    try:
+        verify(folder, "model", "name another folder")
+    except Damaged:
+        return None
+    return read_json(folder / "run.json")
+
+
+def made_by(run: dict, corpus: Corpus, config, options: Namespace) -> bool:
+    """Whether a saved model is of this corpus and these options, so that it is not made again."""
+    from plantlib.training.records import plain
+
+    read = corpus.labelled().with_dev().seen_in_train()  # as `prepare` reads it
+    wanted = {"system": options.start, "seed": options.seed}
+    wanted["backbone"] = Path(options.backbone).name
+    params = plain(dataclasses.asdict(config)) | {"max_tokens": options.tokens}
+    return (
+        all(run[name] == value for name, value in wanted.items())
+        and all(run["params"].get(name) == value for name, value in params.items())
+        and run["dataset"]["fingerprint"] == read.fingerprint()
+    )
+
+
+def tell(out: Path, run: dict) -> None:
+    """Print where the model is, what it was made of and its metrics on test."""
+    about = f"start {run['system']}, backbone {run['backbone']}, seed {run['seed']}"
+    print(f"model: {printable(out)}\n{dataset_line(run['dataset'])}")
+    print(f"{about}, epoch {run['chosen_epoch']}; on test:")
+    print_metrics(run["metrics"])
 
 
 def save(model, out: Path, options: Namespace) -> None:
@@ -122,21 +161,27 @@ def check_out(out: Path, force: bool) -> None:
         raise ValueError(f"{out} holds a model already: {fix}")
 
 
-def check_room(out: Path, backbone: str, labels: int) -> None:
-    """OSError if the disk has no room for the model: weights, label queries and output rows."""
+def check_room(out: Path, backbone: str, start: str, corpus: Corpus) -> None:
+    """OSError if the disk has no room for the model: weights, label queries and output rows,
+    tokenizer, and the table of the linear score with at least one cell for each word.
+    """
     from plantlib.backbones import loading, words
 
     if backbone == words.NAME:
-        weights, hidden = 0, words.DIM
+        needed, hidden = 0, words.DIM
     else:
-        weights = loading.float32_bytes(backbone)
+        needed = loading.float32_bytes(backbone) + loading.tokenizer_bytes(backbone)
         hidden = loading.hidden_size_of(loading.config_of(backbone))
-    needed = weights + 2 * 4 * labels * hidden
+    needed += 2 * 4 * corpus.L * hidden
+    if "linear" in start or backbone == words.NAME:
+        texts = [corpus.texts[i] for i in corpus.rows("train")]
+        vocabulary = {word for text in texts for word in text.lower().split()}
+        needed += sum(len(word.encode()) for word in vocabulary) + CELL * len(vocabulary)
     place = next(p for p in (out, *out.absolute().parents) if p.is_dir())
     free = shutil.disk_usage(place).free
     if free < needed:
         raise OSError(
-            f"the model needs at least {needed / 1e6:,.0f} MB in {place}, and {free / 1e6:,.0f} MB"
+            f"the model needs about {needed / 1e6:,.0f} MB in {place}, and {free / 1e6:,.0f} MB"
             " are free: make room, or name another folder with --out"
         )
 

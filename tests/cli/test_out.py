@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections import namedtuple
 from pathlib import Path
@@ -9,11 +10,14 @@ from pathlib import Path
 import pytest
 from safetensors import SafetensorError
 
+from plantlib.backbones import loading
 from plantlib.cli import commands, main
 from plantlib.model import saving
 from plantlib.training.train import PlantTrainer
 from plantlib.utils.folders import CONTENTS
 from tests.cli.test_main import COLUMNS, write_table
+
+Usage = namedtuple("Usage", "free")
 
 
 @pytest.fixture
@@ -81,12 +85,26 @@ def test_what_may_not_be_written_is_one_line_before_any_work(
 def test_a_disk_without_room_for_the_model_is_one_line_before_training(
     place, backbone_folder, capsys, monkeypatch
 ):
-    usage = namedtuple("usage", "free")
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10))
     monkeypatch.setattr("plantlib.training.runs.fit", never)
     status, _, err = call(capsys, *fitting(backbone_folder, "model"))
     (error,) = [line for line in err.splitlines() if line.startswith("plant: error: ")]
-    assert status == 1 and "the model needs at least 0 MB in" in error and "--out" in error
+    assert status == 1 and "the model needs about 0 MB in" in error and "--out" in error
+
+
+def test_room_is_asked_for_words_and_tokenizer_too(
+    place, corpus, backbone_folder, monkeypatch, tmp_path
+):
+    """With room for the weights alone the model would fail to be saved."""
+    size = loading.hidden_size_of(loading.config_of(backbone_folder))
+    weights = loading.float32_bytes(backbone_folder) + 2 * 4 * corpus.L * size
+    files = sum((Path(backbone_folder) / name).stat().st_size for name in ("tokenizer.json",))
+    for start, needed in (("lookup", weights + files), ("lookup+linear", weights + files + 1000)):
+        for free, enough in ((needed, False), (weights + 10**6, True)):
+            monkeypatch.setattr(shutil, "disk_usage", lambda path, free=free: Usage(free))
+            expected = contextlib.nullcontext() if enough else pytest.raises(OSError, match="room")
+            with expected:
+                commands.check_room(tmp_path / "m", backbone_folder, start, corpus)
 
 
 def test_a_model_that_could_not_be_saved_is_saved_by_the_same_command_without_training(
@@ -108,7 +126,7 @@ def test_a_model_that_could_not_be_saved_is_saved_by_the_same_command_without_tr
         patch.setattr(saving, "_write", full)
         status, out, err = call(capsys, *command)
     (error,) = [line for line in err.splitlines() if line.startswith("plant: error: ")]
-    assert status == 1 and out == "" and "No space left" in error
+    assert status == 1 and out == "" and "m could not be written, because the disk is full" in error
     assert f"plant fit mine.csv {' '.join(COLUMNS[:4])}" in error and error.endswith("--out m")
     assert not list((place / "m").iterdir())
 
@@ -124,10 +142,18 @@ def test_a_model_that_could_not_be_saved_is_saved_by_the_same_command_without_tr
     whole[whole.index("work")] = "other"
     assert call(capsys, *whole)[1].replace("whole", "m") == out
 
+    # the same command, killed before it could print, prints what it made
+    with monkeypatch.context() as patch:
+        patch.setattr("plantlib.training.runs.fit", never)
+        assert call(capsys, *command)[:2] == (0, out)
+
     # the model is not replaced without being asked, and a user's file in it never is
     (place / "m" / "kept.txt").write_text("of a user")
-    status, _, err = call(capsys, *command)
-    assert status == 1 and "replace it with --force" in err
+    for other in (("--seed", "1"), ("--start", "lookup"), ("--epochs", "1"), ("--tokens", "9")):
+        with monkeypatch.context() as patch:
+            patch.setattr("plantlib.training.runs.fit", never)
+            status, _, err = call(capsys, *command, *other)
+        assert status == 1 and "replace it with --force" in err
     assert call(capsys, *command, "--force")[0] == 0
     assert (place / "m" / "kept.txt").read_text() == "of a user"
 
