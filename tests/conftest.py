@@ -46,6 +46,7 @@ FILLER = (
     "more",
     "left",
 )
+OPERATIONS = 300  # sums of 24 or 32 in the tiny backbone, attention over 16 places, and the head
 WINDOW = 14  # real tokens a forward pass of the tiny backbone: 16 positions less two special tokens
 
 

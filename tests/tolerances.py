@@ -2,15 +2,22 @@
 
 Processors add in different orders and fuse different operations, so results differ by rounding. Of
 a sum of n terms the rounding error is at most n epsilons of the sum of their sizes, in any order.
-Two forms of tolerance follow from it. `rounding` is that bound. `assert_as_exact` takes float64 as
-the yardstick: a result may err as much as a plain computation in the same precision errs on the
-worst of several draws, times SLACK, and by the bound where both errors are near it.
+Two forms of tolerance follow from it. `rounding` is that bound; `assert_within_rounding` asks it of
+arrays, `near` of numbers. `assert_as_exact` takes float64 as the yardstick: a result may err as
+much as a plain computation in the same precision errs on the worst of several draws, times SLACK,
+and by the bound where both errors are near it.
+
+Operations are counted along the longest way to one number: the lengths of the sums, one after
+another. An exponential makes a relative error of an absolute one, so the size of its exponent is
+added.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+import pytest
 import torch
 
 SLACK = 4  # another order and other fused operations change the constant of an error, not its size
@@ -28,13 +35,21 @@ def rounding(size: torch.Tensor | float, operations: int, dtype: torch.dtype) ->
     return operations * torch.finfo(dtype).eps * largest
 
 
-def assert_within_rounding(result, expected, operations: int, size=None, name: str = "") -> None:
-    """Two tensors of one computation differ by rounding at most; the coarser dtype decides.
+def assert_within_rounding(
+    result, expected, operations: int, size=None, name: str = "", dtype=None
+) -> None:
+    """Two computations of one array differ by rounding at most; the coarser dtype decides.
 
-    size: see `rounding`; the larger of the two results when None.
+    Args:
+        result, expected: tensors or arrays of one shape; infinities stand in the same places.
+        operations: see `rounding`.
+        size: see `rounding`; the largest finite number of the two when None.
+        name: stated where it fails.
+        dtype: of the computation, where its numbers were stored in a finer one.
     """
     result, expected = torch.as_tensor(result), torch.as_tensor(expected)
-    dtype = max((result.dtype, expected.dtype), key=lambda kind: torch.finfo(kind).eps)
+    kinds = [x.dtype for x in (result, expected) if x.is_floating_point()]
+    dtype = dtype or max(kinds, key=lambda kind: torch.finfo(kind).eps)
     result, expected = result.detach().double(), expected.detach().double()
     if size is None:
         finite = torch.cat([x[x.isfinite()].flatten() for x in (result, expected)])
@@ -43,6 +58,18 @@ def assert_within_rounding(result, expected, operations: int, size=None, name: s
     torch.testing.assert_close(
         result, expected, rtol=0, atol=bound, msg=lambda m: f"{name}: {m}" if name else m
     )
+
+
+def near(expected, operations: int, size: float | None = None, dtype=torch.float32):
+    """What equals numbers, or lists or dicts of them, that differ by rounding; NaN equals NaN.
+
+    dtype: that of the computation; it does not show in Python's numbers.
+    """
+    numbers = expected.values() if isinstance(expected, dict) else np.ravel(expected)
+    if size is None:
+        size = np.nanmax(np.abs(np.asarray([*numbers, 0.0], dtype=np.float64)))
+    bound = SLACK * rounding(size, operations, dtype)
+    return pytest.approx(expected, rel=0, abs=bound, nan_ok=True)
 
 
 def worst_error(results: Sequence[torch.Tensor], exact: Sequence[torch.Tensor]) -> float:

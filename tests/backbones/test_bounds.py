@@ -6,7 +6,8 @@ import torch
 
 from plantlib.backbones import windows
 from plantlib.backbones.windows import MOST_WINDOWS
-from tests.conftest import WINDOW
+from tests.conftest import OPERATIONS, WINDOW
+from tests.tolerances import assert_within_rounding
 
 
 def test_a_long_document_is_read_some_windows_at_a_time(backbone, monkeypatch):
@@ -27,7 +28,7 @@ def test_a_long_document_is_read_some_windows_at_a_time(backbone, monkeypatch):
     with torch.no_grad():
         cut = [window for document in windows._cut(backbone, offsets) for window in document]
         at_once = windows.encode_windows(backbone, ids, cut)
-    assert torch.allclose(hidden, at_once, atol=1e-5) and hidden.shape == at_once.shape
+    assert_within_rounding(hidden, at_once, OPERATIONS)
     # documents that fit a window are read together, as many as there are
     sizes.clear()
     many = 2 * MOST_WINDOWS

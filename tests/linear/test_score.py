@@ -22,6 +22,9 @@ from plantlib.training.ingredients import Ingredients, teacher_of
 from plantlib.training.options import RunConfig, TrainConfig
 from plantlib.training.runs import build_model, run_start, use_score
 from plantlib.training.train import score
+from tests.tolerances import assert_within_rounding, near
+
+WORDS = 100  # words of a document, five terms with their own sums, and the weights of the stack
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +43,7 @@ def test_svm_equals_the_peer_where_nothing_is_pruned(prepared):
     found = linear_score.svm(weights[rows], labels[rows], prune=0.0).scores(
         weights[prepared.rows["dev"]]
     )
-    assert np.allclose(found, wanted, atol=1e-4)
+    assert_within_rounding(found, np.float32(wanted), WORDS)
     pruned = linear_score.svm(weights[rows], labels[rows], prune=0.1).cells
     assert (
         np.abs(pruned.data).min() > 0.1 and pruned.nnz < np.count_nonzero(wanted) * weights.shape[1]
@@ -55,7 +58,7 @@ def test_folded_table_is_the_weighted_sum_of_its_terms(prepared, fitted):
     assert list(weights) == list(parts) == list(linear_score.columns_of(False))
     assert min(w.min() for w in weights.values()) >= 0 < weights["svm 0.3"].max()
     total = sum(w * parts[term].scores(linear.tfidf[dev]) for term, w in weights.items())
-    assert np.allclose(linear.scores(dev), total + shift, atol=1e-3)
+    assert_within_rounding(linear.scores(dev), np.float32(total + shift), WORDS)
 
 
 def test_a_training_document_is_scored_by_a_table_that_has_not_seen_it(prepared, fitted):
@@ -67,7 +70,7 @@ def test_a_training_document_is_scored_by_a_table_that_has_not_seen_it(prepared,
     parts = linear_score.terms_of(linear.tfidf[without], labels[without])
     counts = np.asarray(labels[without].sum(0)).ravel()
     seen = linear_score._fold_up(parts, linear.stack, counts).scores(linear.tfidf[[row]])
-    assert np.allclose(linear.scores([row]), seen, atol=1e-3)
+    assert_within_rounding(linear.scores([row]), np.float32(seen), WORDS)
     # and its own labels do not sway it: flip them, and its score stays
     flipped = labels.tolil()
     flipped[row] = 0
@@ -264,16 +267,16 @@ def test_training_begins_from_the_linear_score_exactly(prepared, fitted):
         auc=False,
     )
     assert np.array_equal(scores.topk.ids[:, :5], wanted.topk.ids[:, :5])
-    assert np.allclose(scores.topk.scores[:, :5], wanted.topk.scores[:, :5], atol=1e-4)
+    assert_within_rounding(scores.topk.scores[:, :5], wanted.topk.scores[:, :5], WORDS)
 
 
 def test_the_module_scores_text_as_the_stack_scores_rows(prepared, fitted):
     linear, _ = fitted
     model, rows = planted_model(prepared, linear), prepared.rows["test"][:7]
     texts = [prepared.corpus.texts[i] for i in rows]
-    assert np.allclose(model.word_scores(texts).numpy(), linear.scores(rows), atol=1e-3)
+    assert_within_rounding(model.word_scores(texts), linear.scores(rows), WORDS)
     empty = model.word_scores(["", "zzzzqqq"]).numpy()
-    assert np.allclose(empty, linear.tables[0].intercept[None], atol=1e-6)
+    assert np.array_equal(empty, np.float32([linear.tables[0].intercept] * 2))  # nothing is added
 
 
 def test_an_explanation_names_the_words_of_the_linear_score(prepared, fitted):
@@ -290,7 +293,7 @@ def test_an_explanation_names_the_words_of_the_linear_score(prepared, fitted):
         parts[text[begin:end].lower()] += value
     row = cells[column]
     wanted = {linear.words[i]: v for i, v in zip(row.indices, row.data, strict=True)}
-    assert {w: v for w, v in parts.items() if v} == pytest.approx(wanted, abs=1e-4)
+    assert {w: v for w, v in parts.items() if v} == near(wanted, WORDS)
     assert len(wanted) > 2
     nothing = model.word_score.places("zzzzqqq")
     assert nothing[0] == [] and model.word_score.added(

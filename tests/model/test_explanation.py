@@ -26,9 +26,9 @@ from plantlib.training.ingredients import Ingredients, build_model, teacher_of
 from plantlib.training.options import RunConfig
 from plantlib.training.records import RunRecord
 from plantlib.utils import reprs
-from tests.conftest import WINDOW, tiny_corpus
+from tests.conftest import OPERATIONS, WINDOW, tiny_corpus
 from tests.model.test_model import planted_model
-from tests.tolerances import SLACK, rounding
+from tests.tolerances import SLACK, assert_within_rounding, near, rounding
 
 TEXT = "The cardio-myopathy, café."
 
@@ -234,10 +234,11 @@ def test_a_long_document_is_read_window_by_window_to_the_models_logit(
     with torch.inference_mode():
         logits = model(*model._packed(tokens)).logits[0]
     for one in explanation:
-        assert one.logit == pytest.approx(float(logits[model.config.label2id[one.label]]), abs=1e-4)
+        column = model.config.label2id[one.label]
+        assert one.logit == near(float(logits[column]), OPERATIONS, size=float(logits.abs().max()))
         assert keep is None or (one.attention > 0).sum() == keep
     scores = dict(model.predict([LONG], k=100)[0])
-    assert explanation["skin"].score == pytest.approx(scores["skin"], abs=1e-5)
+    assert explanation["skin"].score == near(scores["skin"], OPERATIONS)
 
 
 def with_everything(prepared, backbone, contexts: str, stateful: str):
@@ -287,12 +288,12 @@ def test_several_labels_are_the_single_ones(prepared, backbone):
     assert [one.label for one in several] == ["skin", "heart"]
     for one in several:
         alone = model.explain(LONG, one.label)
-        np.testing.assert_allclose(one.attention, alone.attention, atol=1e-6)
+        assert_within_rounding(one.attention, alone.attention, OPERATIONS, dtype=torch.float32)
         np.testing.assert_array_equal(one.relevance, alone.relevance)
     ids, table = model.tokenise([LONG]).flat, teacher_of(prepared).relevance
     for one in several:
         row = table[model.config.label2id[one.label]].toarray()[0]
-        np.testing.assert_allclose(one.relevance, row[ids], rtol=1e-6)
+        assert_within_rounding(one.relevance, row[ids].astype(np.float32), operations=1)
     with pytest.raises(KeyError, match="'bone' is not explained here; there are skin, heart"):
         several["bone"]
 
@@ -301,9 +302,7 @@ def test_explain_document_ranks_as_predict_does(prepared, backbone, tmp_path):
     model = planted_model(prepared, backbone)
     explanation = model.explain_document("the pulse was seen", k=3, html=tmp_path / "d.html")
     expected = model.predict(["the pulse was seen"], k=3)[0]
-    assert [
-        (label, pytest.approx(score, abs=1e-5)) for label, score, _ in explanation.rows()
-    ] == expected
+    assert [(label, near(score, OPERATIONS)) for label, score, _ in explanation.rows()] == expected
     assert all(
         word in "the pulse was seen" for _, _, words in explanation.rows() for word, _ in words
     )
@@ -319,13 +318,13 @@ def test_gain_moves_the_model_and_its_explanation_alike(prepared, backbone):
         model.decoder.planted_gain.fill_(9.0)
     model.decoder.keep = 4
     explanation = model.explain(LONG, "heart")
-    np.testing.assert_allclose(moved.attention, explanation.attention, atol=1e-5)
-    assert moved.logit == pytest.approx(explanation.logit, abs=1e-4)
+    assert_within_rounding(moved.attention, explanation.attention, OPERATIONS, dtype=torch.float32)
+    assert moved.logit == near(explanation.logit, OPERATIONS, size=explanation.outputs.max())
 
 
 def test_a_bfloat16_backbone_is_explained(prepared, backbone_folder):
     model = planted_model(prepared, loading.load(backbone_folder, dtype="bfloat16"))
-    assert model.explain("the pulse", "heart").attention.sum() == pytest.approx(1)
+    assert model.explain("the pulse", "heart").attention.sum() == near(1, OPERATIONS)
 
 
 def rich_objects() -> dict:

@@ -14,6 +14,8 @@ from plantlib.training.ingredients import teacher_of
 from plantlib.training.options import RunConfig, TrainConfig
 from plantlib.training.runs import build_model, run_start, use_score
 from plantlib.training.train import score
+from tests.conftest import OPERATIONS
+from tests.tolerances import assert_within_rounding
 
 
 def model_of(prepared, start="lookup"):
@@ -45,7 +47,7 @@ def test_context_is_the_attention_weighted_mean(prepared):
         ):
             scores[position] += model.decoder.planted_gain * value * (column == label)
         wanted = (torch.softmax(scores, 0)[:, None] * hidden).sum(0)
-        assert torch.allclose(found[place], wanted, atol=1e-5)
+        assert_within_rounding(found[place], wanted, OPERATIONS)
 
 
 def test_equals_discriminant_analysis_where_every_document_has_one_label(monkeypatch):
