@@ -27,7 +27,7 @@ from plantlib.kernels.reference import keep_top_k
 from plantlib.metrics.statistics import paired_bootstrap
 from plantlib.planting import starts
 from plantlib.training import artefacts, runs
-from plantlib.training.ingredients import build_model, teacher_of
+from plantlib.training.ingredients import build_model, teacher_of, withheld_of
 from plantlib.training.inputs import Inputs
 from plantlib.training.options import RunConfig, TrainConfig
 from plantlib.training.prepare import prepare
@@ -230,6 +230,7 @@ def systems(prepared: Inputs, seed: int, config, progress: bool = True) -> dict:
     teacher = teacher_of(prepared, config.teacher)
     decoders = {}
     options = {
+        "withheld": withheld_of(prepared, teacher, ["l2r"], config.teacher),
         "teacher_config": config.teacher,
         "config": config.l2r,
         "seed": seed,

@@ -9,7 +9,7 @@ exists only in this module, as `leaky`, and its records have that word in the na
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -79,7 +79,7 @@ def every_label(
 def leaky(prepared: Inputs, config: TeacherConfig = TeacherConfig()) -> Teacher:
     """A teacher that counts train, dev and test rows; for this audit only."""
     rows = np.concatenate(list(prepared.rows.values()))
-    return mig.teach(prepared.counts[rows], prepared.corpus.labels[rows], **asdict(config))
+    return mig.teach(prepared.counts[rows], prepared.corpus.labels[rows], **config.counting)
 
 
 def audit(

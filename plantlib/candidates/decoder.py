@@ -22,6 +22,7 @@ from plantlib import kernels
 from plantlib.candidates import lists
 from plantlib.kernels import Cells
 from plantlib.planting import starts
+from plantlib.planting.contexts import together
 from plantlib.planting.decoder import Packed
 from plantlib.utils.checks import check_fields
 
@@ -51,6 +52,17 @@ class CandidateConfig:
         for name in ("width", "rank", "epochs"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}; give at least 1")
+
+
+def among(cells: Cells | None, labels: torch.Tensor) -> Cells | None:
+    """Cells of some labels by their places in `labels` (U,), which is sorted; None without any."""
+    if cells is None:
+        return None
+    places = torch.searchsorted(labels, cells.labels).clamp(max=len(labels) - 1)
+    kept = labels[places] == cells.labels
+    if not kept.any():
+        return None
+    return Cells(cells.positions[kept], places[kept], cells.values[kept])
 
 
 class CandidateDecoder(nn.Module):
@@ -83,7 +95,7 @@ class CandidateDecoder(nn.Module):
         """Logits of documents on their candidates.
 
         Args:
-            packed: B documents.
+            packed: B documents; their own cells are planted beside those of `relevance`.
             candidates: (B, C) label ids, -1 in unused places.
             relevance: G (L, V) csr to plant; None plants nothing.
             scores: (B, C), the teacher's or the linear score, added with a trained gain.
@@ -97,13 +109,14 @@ class CandidateDecoder(nn.Module):
         labels = torch.unique(present)
         places = torch.searchsorted(labels, candidates.masked_fill(absent, labels[0]))
         # their planted cells
-        cells = None
+        cells = among(packed.cells, labels)
         if relevance is not None:
             arrays = lists.planted_cells(
                 relevance, labels.cpu().numpy(), packed.token_ids.cpu().numpy()
             )
             if len(arrays[0]):
-                cells = Cells(*(torch.from_numpy(x).to(labels.device) for x in arrays))
+                planted = Cells(*(torch.from_numpy(x).to(labels.device) for x in arrays))
+                cells = together(planted, cells)
         # attention, bias and score
         value, _ = kernels.attend(
             packed.hidden_states,

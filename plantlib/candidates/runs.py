@@ -9,7 +9,7 @@ candidates, which bounds every other number: gold labels outside a document's ca
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -23,13 +23,15 @@ from plantlib.candidates import decoder as candidate_decoder
 from plantlib.candidates import lists as candidates
 from plantlib.candidates.decoder import CandidateConfig, CandidateDecoder
 from plantlib.candidates.training import LEARNING_RATE, CandidateData, fit, ranking, score
-from plantlib.kernels import machine
+from plantlib.kernels import Cells, machine
 from plantlib.linear.score import LinearConfig, LinearScore, word_cells
 from plantlib.metrics.buckets import EDGES, Edges, checked
 from plantlib.metrics.documents import Scores, evaluate, mean, ndcg_at_k
 from plantlib.metrics.topk import TopK
+from plantlib.planting.contexts import cells_of
 from plantlib.planting.decoder import Packed
-from plantlib.teacher import mig
+from plantlib.teacher import crossfit, mig
+from plantlib.teacher.mig import Teacher
 from plantlib.training import artefacts
 from plantlib.training.evaluation import judge
 from plantlib.training.inputs import Inputs
@@ -79,7 +81,9 @@ def data_of(
     parts = candidate_decoder.parts_of(start)
     train, counts = prepared.rows["train"], prepared.counts
     teacher = mig.teach(counts[train], prepared.train_labels, variant="raw", relevance="score")
-    relevance = (teacher.shuffled(seed) if "shuffled" in parts else teacher).relevance
+    relevance = own = None
+    if {"lookup", "shuffled"} & set(parts):
+        relevance, own = _planted(prepared, teacher, seed if "shuffled" in parts else None)
     features = replace(prepared.features, standard=artefacts.standard(prepared))
 
     def packed(rows: np.ndarray) -> Packed:
@@ -94,12 +98,35 @@ def data_of(
         # a large corpus
         linear = artefacts.linear_scores(prepared, LinearConfig(), progress=progress)
         added = config.rare * rare(prepared.train_counts, prepared.edges)
-        return CandidateData.of_linear(packed, linear, relevance, config, progress, added), linear
+        data = CandidateData.of_linear(packed, linear, relevance, config, progress, added)
+        return replace(data, own=own), linear
     other = mig.teach(counts[train], prepared.train_labels, variant="jaccard", relevance="score")
     data = CandidateData.of_teachers(
         packed, counts, train, prepared.corpus.L, (teacher, other), relevance, config, progress
     )
-    return data if "score" in parts else replace(data, scores=None), None
+    return replace(data, own=own, scores=data.scores if "score" in parts else None), None
+
+
+def _planted(
+    prepared: Inputs, teacher: Teacher, shuffle: int | None
+) -> tuple[sparse.csr_matrix, Callable[[np.ndarray, Packed], Cells | None]]:
+    """G (L, V) to plant, and the cells that training documents read beside it.
+
+    shuffle: the seed of the control that permutes the lists among labels; None leaves them.
+    """
+    train = prepared.rows["train"]
+    withheld = crossfit.withhold(prepared.train_tokens, prepared.train_labels, teacher)
+    if shuffle is not None:
+        withheld = withheld.relabelled(teacher.shuffled_order(shuffle))
+        teacher = teacher.shuffled(shuffle)
+    place_of = {int(row): i for i, row in enumerate(train)}
+
+    def own(rows: np.ndarray, packed: Packed) -> Cells | None:
+        places = [place_of[int(row)] for row in rows]
+        cells = withheld.cells(places, packed.token_ids.numpy(), packed.offsets.numpy())
+        return cells_of({name: torch.from_numpy(values) for name, values in cells.items()})
+
+    return teacher.relevance, own
 
 
 def run_candidates(
@@ -255,7 +282,7 @@ def candidate_grid(
     config = config or CandidateConfig()
     for start in starts:
         check_start(start, config)  # before the first run
-    params = asdict(config) | {"inputs": prepared.key}
+    params = asdict(config) | {"inputs": prepared.key, "cross_fitted": True}
     records = []
     jobs = [(start, seed) for seed in seeds for start in starts]
     for start, seed in tqdm(jobs, desc="runs", unit="run", disable=not progress):
@@ -394,6 +421,7 @@ def _record(
         | {
             "max_tokens": prepared.max_tokens,
             "inputs": prepared.key,
+            "cross_fitted": True,
             "final_gains": gains,
             "candidates": "linear score" if linear else "MI and J",
             "unlisted": data.unlisted,

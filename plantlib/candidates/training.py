@@ -23,6 +23,7 @@ from scipy import sparse
 from plantlib.candidates import lists as candidates
 from plantlib.candidates.decoder import CandidateConfig, CandidateDecoder, candidate_bce
 from plantlib.data.tokens import tfidf
+from plantlib.kernels import Cells
 from plantlib.linear.score import LinearScore
 from plantlib.metrics.buckets import EDGES, Edges, frequency_buckets
 from plantlib.metrics.documents import BUCKET_DEPTH, Scores, restrict
@@ -44,18 +45,21 @@ class CandidateData:
     """N documents as the decoder on candidates reads them.
 
     packed: from rows to their hidden states.
-    relevance: G (L, V) csr, the planted cells.
+    relevance: G (L, V) csr, the planted cells; None plants nothing.
     ranked: (N, CHOICE * width) label ids, best first, -1 where there are no more.
     scores: from rows (b,) and label ids (b, C) to the (b, C) scores that are added to the logits;
     None adds nothing.
     unlisted: whether gold labels outside the first `width` of a document's list are trained.
+    own: from training rows (b,) and their documents to the cells that these read in training beside
+    those of `relevance`.
     """
 
     packed: Callable[[np.ndarray], Packed]
-    relevance: sparse.csr_matrix
+    relevance: sparse.csr_matrix | None
     ranked: np.ndarray
     scores: Callable[[np.ndarray, np.ndarray], np.ndarray] | None
     unlisted: bool = True
+    own: Callable[[np.ndarray, Packed], Cells | None] | None = None
 
     @classmethod
     def of_teachers(
@@ -65,7 +69,7 @@ class CandidateData:
         train: np.ndarray,
         num_labels: int,
         taught: tuple[Teacher, Teacher],
-        relevance: sparse.csr_matrix,
+        relevance: sparse.csr_matrix | None,
         config: CandidateConfig,
         progress: bool = True,
     ) -> CandidateData:
@@ -77,7 +81,7 @@ class CandidateData:
             train: (n,) training rows.
             num_labels: L.
             taught: the teachers MI and J of the training rows.
-            relevance: G (L, V) csr to plant.
+            relevance: G (L, V) csr to plant, None plants nothing.
             config: width of the lists.
             progress: show a bar.
 
@@ -106,7 +110,7 @@ class CandidateData:
         cls,
         packed,
         linear: LinearScore,
-        relevance: sparse.csr_matrix,
+        relevance: sparse.csr_matrix | None,
         config: CandidateConfig,
         progress: bool = True,
         added: np.ndarray | float = 0.0,
@@ -121,7 +125,7 @@ class CandidateData:
         Args:
             packed: see the class.
             linear: the score, fitted on the training rows of N documents.
-            relevance: G (L, V) csr to plant.
+            relevance: G (L, V) csr to plant, None plants nothing.
             config: width of the lists.
             progress: show a bar.
             added: (L,) is added to the scores by which lists are ranked, not to those of the
@@ -144,11 +148,18 @@ class CandidateData:
 
         return cls(packed, relevance, ranked, scores, unlisted=False)
 
-    def logits(self, decoder: CandidateDecoder, rows: np.ndarray, ids: np.ndarray) -> torch.Tensor:
-        """(b, C) logits of documents `rows` (b,) on labels ids (b, C), on the decoder's device."""
+    def logits(
+        self, decoder: CandidateDecoder, rows: np.ndarray, ids: np.ndarray, training: bool = False
+    ) -> torch.Tensor:
+        """(b, C) logits of documents `rows` (b,) on labels ids (b, C), on the decoder's device.
+
+        training: they are training documents, which read `own` cells.
+        """
         device = decoder.planted_gain.device
         packed = self.packed(rows)
-        packed = Packed(*(part.to(device) for part in packed[:3]))
+        cells = self.own(rows, packed) if training and self.own is not None else None
+        cells = None if cells is None else Cells(*(part.to(device) for part in cells))
+        packed = Packed(*(part.to(device) for part in packed[:3]), cells=cells)
         added = None if self.scores is None else torch.from_numpy(self.scores(rows, ids)).to(device)
         return decoder(packed, torch.from_numpy(ids).long().to(device), self.relevance, added)
 
@@ -210,7 +221,7 @@ def fit(
                     optimiser.zero_grad()
                     for group in optimiser.param_groups:
                         group["lr"] = rate * (1 - done / steps)
-                logits = data.logits(decoder, rows, ids)
+                logits = data.logits(decoder, rows, ids, training=True)
                 loss = candidate_bce(logits, torch.from_numpy(positive).to(logits.device))
                 loss.backward()
                 if held is not None:

@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import importlib
 import shutil
-from dataclasses import asdict
 from pathlib import Path
 
 from plantlib.data import privacy
@@ -35,7 +34,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.partitions < 1:
         parser.error(f"--partitions {args.partitions}: give 1 or more")
     prepared = prepare(args.corpus, backbone=args.backbone, max_tokens=args.tokens, frozen=False)
-    config, rows = asdict(TeacherConfig()), prepared.rows["train"]
+    config, rows = TeacherConfig().counting, prepared.rows["train"]
     privacy.artefacts_root(prepared.corpus, args.out)
     # the name says what the work is for: an interrupted call finds its own work again
     work = args.out / f"work-{fingerprint_of(prepared.key, config, args.partitions)}"

@@ -17,20 +17,21 @@ from typing import Any, overload
 import numpy as np
 import torch
 from huggingface_hub.dataclasses import strict
-from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from plantlib.backbones import loading, windows
 from plantlib.data.tokens import Ragged, tokenise, tokens_beyond
+from plantlib.kernels import Cells
 from plantlib.kernels.attention_bce import left_out, sparse_bce
 from plantlib.metrics.calibration import chances
 from plantlib.metrics.topk import TopK
-from plantlib.model import explaining, lm_head, saving
+from plantlib.model import explaining, lm_head, saving, streaming
 from plantlib.model.explanation import DocumentExplanation, Explanation
 from plantlib.planting import ranking
-from plantlib.planting.decoder import AttentionState, LabelDecoder, Packed
-from plantlib.planting.scores import TeacherScore, WordScore
+from plantlib.planting.contexts import cells_of
+from plantlib.planting.decoder import LabelDecoder, Packed
+from plantlib.planting.scores import TeacherScore, WordScore, changes_of
 from plantlib.utils.checks import check_whole
 
 
@@ -156,14 +157,21 @@ class PlantModel(PreTrainedModel):
         return (hidden.to(self.hidden_shift.dtype) - self.hidden_shift) * self.hidden_scale
 
     def packed(
-        self, hidden: torch.Tensor, token_ids: torch.Tensor, offsets: torch.Tensor
+        self,
+        hidden: torch.Tensor,
+        token_ids: torch.Tensor,
+        offsets: torch.Tensor,
+        cells: Cells | None = None,
     ) -> Packed:
-        """The decoder's input from the backbone's hidden states (S, D); ids (S,), offsets (B+1)."""
+        """The decoder's input from the backbone's hidden states (S, D); ids (S,), offsets (B+1).
+
+        cells: planted cells of these documents alone, see `Packed`.
+        """
         config, scored = self.config, None
         if config.num_l2r_cells and config.l2r_from != "read":
             top_n = 1 if config.l2r_from == "likely" else lm_head.TOP_N
             scored = lm_head.scored_tokens(self.lm_head, hidden, top_n)
-        return Packed(self.standardise(hidden), token_ids, offsets, scored)
+        return Packed(self.standardise(hidden), token_ids, offsets, scored, cells)
 
     def lm_loss(
         self, hidden: torch.Tensor, token_ids: torch.Tensor, offsets: torch.Tensor
@@ -187,59 +195,6 @@ class PlantModel(PreTrainedModel):
         )
         return loading.Backbone(name or "", self.backbone, self.tokenizer, window, overlap)
 
-    def stream(self, token_ids: torch.Tensor, offsets: torch.Tensor) -> AttentionState:
-        """The decoder's state after reading documents window by window.
-
-        With stateful="exact" it equals that of reading whole documents. In training a window is
-        read again in the backward pass, so memory holds one window of each document and (B, L)
-        numbers per round, however long the documents are.
-
-        Args:
-            token_ids: (S,) packed.
-            offsets: (B+1,).
-        """
-        backbone = self.as_backbone()
-        recompute = torch.is_grad_enabled() and self.training
-        state: tuple = self.decoder.start_state(len(offsets) - 1)
-        state = (*state[:4], self.decoder.label_bias.new_zeros(2))
-        for cut in windows.rounds(backbone, offsets):
-            # this round's tokens: one window of each document
-            starts = windows.starts_of(cut, offsets.device)
-            ids = torch.cat([token_ids[w.begin : w.end] for w in cut if w is not None])
-
-            def read(
-                ids: torch.Tensor, starts: torch.Tensor, *state: Any, cut: list = cut
-            ) -> tuple:
-                # state: four tensors of attention, one of the language model's loss, then the
-                # memory of a recurrent backbone
-                hidden, memory = windows.encode_round(backbone, token_ids, cut, state[5:])
-                lm = self.lm_loss(hidden, ids, starts)
-                packed = self.packed(hidden, ids, starts)
-                after = self.decoder.read(packed, AttentionState(*state[:4]))
-                return (*after[:4], state[4] if lm is None else state[4] + lm, *memory)
-
-            if recompute:
-                state = checkpoint(read, ids, starts, *state, use_reentrant=False)
-            else:
-                state = read(ids, starts, *state)
-        return AttentionState(*state[:5])
-
-    def read_segments(
-        self, hidden: torch.Tensor, token_ids: torch.Tensor, offsets: torch.Tensor
-    ) -> AttentionState:
-        """As `stream`, from hidden states (S, D) that are computed already.
-
-        For stateful="v1", where the result depends on the segments.
-        """
-        state = self.decoder.start_state(len(offsets) - 1)
-        cut = windows.spans(offsets, self.config.window)
-        for segments in windows.rounds_of(cut, self.config.backward):
-            present = [slice(w.begin, w.end) for w in segments if w is not None]
-            states, ids = (torch.cat([x[part] for part in present]) for x in (hidden, token_ids))
-            packed = self.packed(states, ids, windows.starts_of(segments, offsets.device))
-            state = self.decoder.read(packed, state)
-        return state
-
     def forward(
         self,
         token_ids: torch.Tensor,
@@ -248,7 +203,7 @@ class PlantModel(PreTrainedModel):
         label_rows: torch.Tensor | None = None,
         label_columns: torch.Tensor | None = None,
         linear_scores: torch.Tensor | None = None,
-        **_: Any,
+        **own: Any,
     ) -> PlantOutput:
         """Logits of B documents, and the loss if there are labels.
 
@@ -258,6 +213,10 @@ class PlantModel(PreTrainedModel):
             hidden_states: (S, D); None runs the backbone.
             label_rows, label_columns: (P,) the positive cells of (B, L); labels stay sparse.
             linear_scores: (B, L) from `word_scores`, for a model that plants a linear score.
+            own: what these documents have for themselves. cell_positions, cell_labels and
+                cell_values, (M,) each sorted by label, are planted cells, see `Packed`;
+                score_rows, score_tokens, score_labels and score_values are added to the teacher's
+                scores, see `TeacherScore`. Other names are not read.
 
         Returns:
             The loss is `label_loss` (binary cross-entropy summed over labels, or approxNDCG), mean
@@ -267,7 +226,9 @@ class PlantModel(PreTrainedModel):
         Raises:
             ValueError: linear scores are missing or not planted, or there is no backbone.
         """
-        z = self.teacher_score(token_ids, offsets) if self.teacher_score is not None else None
+        z = None
+        if self.teacher_score is not None:
+            z = self.teacher_score(token_ids, offsets, changes_of(own))
         if (self.word_score is None) != (linear_scores is None):
             raise ValueError(
                 "this model adds a linear score over words; pass"
@@ -275,13 +236,14 @@ class PlantModel(PreTrainedModel):
                 if self.word_score
                 else "linear_scores were given to a model that plants none; leave them out"
             )
+        cells = cells_of(own)
         # long documents, window by window
         long = windows.longest(offsets) > self.config.window
         if long and (hidden_states is None or self.config.stateful == "v1"):
             if hidden_states is None:
-                state = self.stream(token_ids, offsets)
+                state = streaming.stream(self, token_ids, offsets, cells)
             else:
-                state = self.read_segments(hidden_states, token_ids, offsets)
+                state = streaming.read_segments(self, hidden_states, token_ids, offsets, cells)
             logits = self.decoder.finish(state, z, linear_scores)
             if label_rows is None or label_columns is None:
                 return PlantOutput(logits=logits)
@@ -289,7 +251,7 @@ class PlantModel(PreTrainedModel):
             return PlantOutput(self._with_lm(loss, state.lm_loss), logits.detach())
         # short documents, or hidden states that are computed already, at once
         hidden = self.encode(token_ids, offsets) if hidden_states is None else hidden_states
-        packed = self.packed(hidden, token_ids, offsets)
+        packed = self.packed(hidden, token_ids, offsets, cells)
         if label_rows is None or label_columns is None:
             return PlantOutput(logits=self.decoder(packed, z, linear_scores))
         if self.label_loss == "bce":

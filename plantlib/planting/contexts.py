@@ -8,7 +8,8 @@ live in `planting.decoder`.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -32,12 +33,15 @@ class Packed(NamedTuple):
     token_ids: (S,).
     offsets: (B+1), where each document begins; the last entry is S.
     scored: the tokens whose L2R scores count; None takes those of `token_ids`.
+    cells: planted cells that these documents have beside those of the planted table, sorted by
+        label; their values are added to the table's where both have a cell.
     """
 
     hidden_states: torch.Tensor
     token_ids: torch.Tensor
     offsets: torch.Tensor
     scored: Scored | None = None
+    cells: Cells | None = None
 
 
 class Branch(NamedTuple):
@@ -84,6 +88,23 @@ def l2r_cells(table, packed: Packed) -> Cells | None:
         return None
     values = cells.values * weights.flatten()[cells.positions]
     return Cells(cells.positions // ids.shape[1], cells.labels, values)
+
+
+def cells_of(batch: Mapping[str, Any]) -> Cells | None:
+    """The planted cells that a batch brings along: its cell_positions, cell_labels, cell_values."""
+    names = ("cell_positions", "cell_labels", "cell_values")
+    if batch.get(names[0]) is None or not len(batch[names[0]]):
+        return None
+    return Cells(*(batch[name] for name in names))
+
+
+def together(first: Cells | None, second: Cells | None) -> Cells | None:
+    """The cells of both, sorted by label; values of a place that both have are added later."""
+    if first is None or second is None:
+        return first if second is None else second
+    positions, labels, values = (torch.cat(pair) for pair in zip(first, second, strict=True))
+    labels, order = labels.sort(stable=True)
+    return Cells(positions[order], labels, values[order])
 
 
 def scaled_sum(*parts: tuple[Cells | None, torch.Tensor]) -> Cells | None:

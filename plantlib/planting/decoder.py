@@ -34,6 +34,7 @@ from plantlib.planting.contexts import (
     l2r_cells,
     parted,
     scaled_sum,
+    together,
 )
 
 __all__ = [
@@ -206,7 +207,8 @@ class LabelDecoder(nn.Module):
         """The softmaxes over a packed batch: one, or those of the learned, the lookup and the L2R
         context.
         """
-        lookup, keeps = self.planted.cells(packed.token_ids), self.keeps
+        lookup = together(self.planted.cells(packed.token_ids), packed.cells)
+        keeps = self.keeps
         if self.l2r is None:
             return [Branch(self.label_queries, lookup, self.planted_gain, keeps[0])]
         l2r = l2r_cells(self.l2r, packed)

@@ -19,6 +19,7 @@ from scipy import sparse
 
 from plantlib.backbones.features import Features
 from plantlib.planting import ranking
+from plantlib.teacher.crossfit import Withheld
 from plantlib.teacher.mig import Teacher
 from plantlib.utils.checks import check_fields
 from plantlib.utils.progress import tqdm
@@ -134,6 +135,7 @@ def pretrain(
     tokens: list[str],
     labels: sparse.csr_matrix,
     held_out: np.ndarray | None = None,
+    withheld: Withheld | None = None,
     config: L2RConfig = L2RConfig(),
     seed: int = 0,
     progress: bool = True,
@@ -148,6 +150,8 @@ def pretrain(
         label_names, tokens: the L labels and V tokens, kept with the queries.
         labels: Y (N, L), from which a document's own labels are taken first; only `rows` are read.
         held_out: documents for the quality; None measures nothing.
+        withheld: what the teacher loses for each of `rows` when it is not counted; None trains on
+            the teacher as it is.
         config: options of the gradient trainers.
         seed: of the random queries, the lists and the documents that are measured.
         progress: show a bar.
@@ -161,9 +165,11 @@ def pretrain(
     if trainer not in TRAINERS:
         raise ValueError(f"trainer={trainer!r} is not known; use one of {', '.join(TRAINERS)}")
     if trainer == "closed_form":
-        queries = closed_form(features, rows, teacher, progress)
+        queries = closed_form(features, rows, teacher, progress, withheld)
     else:
-        queries = _by_gradient(trainer, features, rows, teacher, labels, config, seed, progress)
+        queries = _by_gradient(
+            trainer, features, rows, teacher, labels, withheld, config, seed, progress
+        )
     queries = rescale(queries, features, rows, seed)
     quality = {}
     if held_out is not None:
@@ -172,7 +178,11 @@ def pretrain(
 
 
 def closed_form(
-    features: Features, rows: np.ndarray, teacher: Teacher, progress: bool = True
+    features: Features,
+    rows: np.ndarray,
+    teacher: Teacher,
+    progress: bool = True,
+    withheld: Withheld | None = None,
 ) -> torch.Tensor:
     """Ridge regression of G on centred hidden states in one pass: Q' = (H'H + lambda I)^-1 (S'G).
 
@@ -184,6 +194,7 @@ def closed_form(
         rows: training documents.
         teacher: relevance G (L, V).
         progress: show a bar for 5,000 documents or more.
+        withheld: as in `pretrain`.
 
     Returns:
         (L, D) queries.
@@ -214,10 +225,26 @@ def closed_form(
     gram -= n * np.outer(mean, mean)
     # (L, D) = G'S, centred
     target = (teacher.relevance @ sums) - (teacher.relevance @ occurrences)[:, None] * mean
+    if withheld is not None:
+        target += _withheld_sums(features, rows, withheld, teacher.num_labels, mean)
     ridge = RIDGE * np.trace(gram) / dim + 1e-8
     return torch.from_numpy(
         np.linalg.solve(gram + ridge * np.eye(dim), target.T).T.astype(np.float32)
     )
+
+
+def _withheld_sums(
+    features: Features, rows: np.ndarray, withheld: Withheld, num_labels: int, mean: np.ndarray
+) -> np.ndarray:
+    """(L, D): what the withheld relevance adds to the target of `closed_form`; mean (D,)."""
+    total = np.zeros((num_labels, len(mean)))
+    for i, row in enumerate(rows):
+        cells = withheld.cells([i], (ids := features.tokens[row]), np.array([0, len(ids)]))
+        values, place = cells["cell_values"], (cells["cell_labels"], cells["cell_positions"])
+        if len(values):
+            centred = features.documents([row]) - mean
+            total += sparse.csr_matrix((values, place), (num_labels, len(ids))) @ centred
+    return total
 
 
 def rescale(
@@ -243,11 +270,13 @@ def _lists(
     by_token: sparse.csr_matrix,
     gold: np.ndarray,
     rng: np.random.Generator,
+    own: dict[str, np.ndarray] | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None:
     """The lists drawn from document i, None where no label has a relevant token in it.
 
-    relevance is G (L, V), by_token its transpose, gold the document's labels. Returns labels (n,),
-    and (n, LIST_SIZE) each: token positions, relevance, mask.
+    relevance is G (L, V), by_token its transpose, gold the document's labels, own what is withheld
+    from it (`Withheld.cells`). Returns labels (n,), and (n, LIST_SIZE) each: token positions,
+    relevance, mask.
     """
     ids = features.tokens[i]
     if len(ids) == 0:
@@ -259,10 +288,14 @@ def _lists(
     others = np.setdiff1d(candidates, gold)
     rng.shuffle(others)
     labels = np.concatenate([rng.permutation(gold), others])[:LABELS_PER_DOCUMENT]
-    if len(labels) == 0:
-        return None
     # relevant tokens first, the rest of each list at random
     graded = relevance[labels][:, ids].toarray().astype(np.float32)  # (n, T) of this document alone
+    if own is not None:
+        graded += _change(own, labels, relevance.shape[0], len(ids))
+        relevant = (graded > 0).any(1)
+        labels, graded = labels[relevant], graded[relevant]
+    if len(labels) == 0:
+        return None
     size = min(LIST_SIZE, len(ids))
     keys = rng.random(graded.shape) + (graded > 0)
     positions = np.argpartition(-keys, size - 1, axis=1)[:, :size]
@@ -273,8 +306,15 @@ def _lists(
     return labels, np.pad(positions, pad), np.pad(chosen, pad), mask
 
 
+def _change(own: dict[str, np.ndarray], labels: np.ndarray, num_labels: int, size: int):
+    """(n, T) float32 of what is withheld of labels (n,) from a document of `size` tokens."""
+    place = own["cell_labels"], own["cell_positions"]
+    table = sparse.csr_matrix((own["cell_values"], place), (num_labels, size))
+    return table[labels].toarray()
+
+
 def _by_gradient(
-    trainer, features, rows, teacher, labels, config: L2RConfig, seed: int, progress
+    trainer, features, rows, teacher, labels, withheld, config: L2RConfig, seed: int, progress
 ) -> torch.Tensor:
     """(L, D) by Adam on one of the listwise losses; each step takes the lists of a batch of
     documents.
@@ -286,6 +326,14 @@ def _by_gradient(
     rng = np.random.default_rng(seed)
     relevance = teacher.relevance
     by_token = relevance.T.tocsr()
+    place_of = {int(row): i for i, row in enumerate(rows)}
+
+    def own(i: int) -> dict[str, np.ndarray] | None:
+        if withheld is None:
+            return None
+        ids = features.tokens[i]
+        return withheld.cells([place_of[int(i)]], ids, np.array([0, len(ids)]))
+
     steps = config.epochs * -(-len(rows) // DOCUMENTS_PER_BATCH)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.05, steps)
     bar = tqdm(total=steps, desc=f"L2R {trainer}", unit="step", disable=not progress)
@@ -294,7 +342,8 @@ def _by_gradient(
         for begin in range(0, len(order), DOCUMENTS_PER_BATCH):
             batch = order[begin : begin + DOCUMENTS_PER_BATCH]
             drawn = [
-                (i, _lists(i, features, relevance, by_token, labels[i].indices, rng)) for i in batch
+                (i, _lists(i, features, relevance, by_token, labels[i].indices, rng, own(i)))
+                for i in batch
             ]
             drawn = [(i, lists) for i, lists in drawn if lists is not None]
             loss = _batch_loss(trainer, queries, features, drawn)

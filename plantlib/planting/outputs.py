@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from plantlib.kernels.reference import keep_top_k
+from plantlib.planting.contexts import cells_of, together
 from plantlib.planting.decoder import LabelDecoder
 from plantlib.utils.progress import tqdm
 
@@ -80,6 +81,7 @@ def contexts_of(model, batch: dict, labels: torch.Tensor) -> torch.Tensor:
     if hidden is None:
         hidden = model.encode(batch["token_ids"], batch["offsets"])
     hidden = model.standardise(hidden).to(decoder.label_queries.dtype)
-    scores, _ = decoder.token_scores(hidden, decoder.planted.cells(batch["token_ids"]), labels)
+    cells = together(decoder.planted.cells(batch["token_ids"]), cells_of(batch))
+    scores, _ = decoder.token_scores(hidden, cells, labels)
     attention = torch.softmax(keep_top_k(scores.T, decoder.keep), -1)
     return attention @ hidden

@@ -8,6 +8,9 @@ gains are the decoder's `teacher_gain` and `linear_gain`. How the linear score i
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
 import numpy as np
 import torch
 from scipy import sparse
@@ -18,6 +21,24 @@ from plantlib.kernels import machine
 from plantlib.linear.score import LinearScore
 from plantlib.planting.decoder import PlantedTable
 from plantlib.teacher.mig import Teacher
+
+
+class ScoreChanges(NamedTuple):
+    """Changes of the teacher's scores for single documents of a batch, (M,) each: the document's
+    place in the batch, a token that it has, a label, and what is added to their score.
+    """
+
+    rows: torch.Tensor
+    tokens: torch.Tensor
+    labels: torch.Tensor
+    values: torch.Tensor
+
+
+def changes_of(batch: Mapping[str, Any]) -> ScoreChanges | None:
+    """The changes that a batch brings along: score_rows, score_tokens and so on."""
+    if batch.get("score_rows") is None or not len(batch["score_rows"]):
+        return None
+    return ScoreChanges(*(batch[f"score_{name}"] for name in ScoreChanges._fields))
 
 
 class TeacherScore(nn.Module):
@@ -87,8 +108,13 @@ class TeacherScore(nn.Module):
         place = torch.searchsorted(tokens, token_ids)
         return added[place] / torch.bincount(place, minlength=len(tokens))[place, None]
 
-    def forward(self, token_ids: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
-        """z (B, L) of packed token_ids (S,) with offsets (B+1)."""
+    def forward(
+        self, token_ids: torch.Tensor, offsets: torch.Tensor, changes: ScoreChanges | None = None
+    ) -> torch.Tensor:
+        """z (B, L) of packed token_ids (S,) with offsets (B+1).
+
+        changes: what is added to the teacher's scores for these documents alone.
+        """
         batch = len(offsets) - 1
         document, token, weight = self.weights(token_ids, offsets)
         z = self.idf.new_zeros(batch * self.num_labels)
@@ -97,6 +123,13 @@ class TeacherScore(nn.Module):
             where = document[cells.positions] * self.num_labels + cells.labels
             with machine.fixed_order():
                 z.index_add_(0, where, weight[cells.positions] * cells.values)
+        if changes is not None:
+            vocabulary = len(self.idf)
+            wanted = changes.rows * vocabulary + changes.tokens
+            place = torch.searchsorted(document * vocabulary + token, wanted)
+            with machine.fixed_order():
+                where = changes.rows * self.num_labels + changes.labels
+                z.index_add_(0, where, weight[place] * changes.values)
         return z.view(batch, self.num_labels)
 
 

@@ -37,11 +37,21 @@ OTHERS = ("chi2", "ppmi", "random")  # associations that are not mutual informat
 
 @dataclass(frozen=True)
 class TeacherConfig:
-    """The teacher's options; see `teach`."""
+    """The teacher's options; see `teach`.
+
+    cross_fitted: a training document reads the lists of its own labels as they are counted without
+    it (`teacher.crossfit`); otherwise it reads what it has been counted for.
+    """
 
     variant: str = "raw"
     top_k: int = 64
     relevance: str = "score"
+    cross_fitted: bool = True
+
+    @property
+    def counting(self) -> dict:
+        """The options that `teach` takes."""
+        return {"variant": self.variant, "top_k": self.top_k, "relevance": self.relevance}
 
     def __post_init__(self):
         check_fields(self)
@@ -71,6 +81,26 @@ def association_of_counts(
     score = normalise(info, m.h_t[columns], m.h_l[rows], variant)
     indptr = np.concatenate([[0], np.cumsum(np.bincount(rows - begin, minlength=counts.shape[0]))])
     return sparse.csr_matrix((score, columns, indptr), shape=counts.shape)
+
+
+def associations(
+    both: np.ndarray, n_t: np.ndarray, n_l: int, n: int, variant: str, f: np.ndarray
+) -> np.ndarray:
+    """Scores of cells of one label, -1 where the token does not speak for it.
+
+    Args:
+        both, n_t: integers of one shape, documents with token and label and with the token.
+        n_l, n: documents with the label, all documents.
+        variant: one of `VARIANTS`, "chi2" or "ppmi".
+        f: `n_log_n` of n or more.
+    """
+    if variant in VARIANTS:
+        info = information(both, n_t, n_l, n, f)
+        scores = normalise(info, entropy(n_t, n, f), entropy(n_l, n, f), variant)
+    else:
+        scores = _other(both, n_t, n_l, n, variant)
+        scores = np.where(scores > 0, scores, -1.0)
+    return np.where(both * n > n_t * n_l, scores, -1.0)
 
 
 def association_blocks(
@@ -160,11 +190,16 @@ class Teacher(Rich):
         """(L,) bool: labels with at least one kept token."""
         return np.diff(self.scores.indptr) > 0
 
-    def shuffled(self, seed: int) -> Teacher:
-        """A control: the taught labels exchange their token lists at random."""
+    def shuffled_order(self, seed: int) -> np.ndarray:
+        """(L,) the label whose list each label takes in `shuffled`."""
         taught = np.flatnonzero(self.taught)
         order = np.arange(self.num_labels)
         order[taught] = np.random.default_rng(seed).permutation(taught)
+        return order
+
+    def shuffled(self, seed: int) -> Teacher:
+        """A control: the taught labels exchange their token lists at random."""
+        order = self.shuffled_order(seed)
         return Teacher(self.scores[order], self.relevance[order], self.variant, self.n_train)
 
     def __repr__(self) -> str:
@@ -361,17 +396,21 @@ def association_of_others(
     """
     counts, m = counts.tocsr(), margins
     rows = np.repeat(np.arange(counts.shape[0]), np.diff(counts.indptr))
-    both = counts.data.astype(np.float64)
-    n_t = m.n_t[counts.indices].astype(float)
-    n_l = m.n_l[begin + rows].astype(float)
-    excess = both * m.n - n_t * n_l
-    if variant == "chi2":
-        data = m.n * excess**2 / np.maximum(n_t * n_l * (m.n - n_t) * (m.n - n_l), 1.0)
-    elif variant == "ppmi":
-        data = np.log(np.maximum(both * m.n / ((n_t + 1) * n_l), 1e-12))
-    else:
+    both, n_t, n_l = counts.data.astype(np.int64), m.n_t[counts.indices], m.n_l[begin + rows]
+    if variant == "random":
         data = np.random.default_rng([seed, begin]).random(len(both)) + 1e-3
-    data = np.where(excess > 0, np.maximum(data, 0.0), 0.0)
+    else:
+        data = _other(both, n_t, n_l, m.n, variant)
+    data = np.where(both * m.n > n_t * n_l, np.maximum(data, 0.0), 0.0)
     scores = sparse.csr_matrix((data, counts.indices, counts.indptr), counts.shape)
     scores.eliminate_zeros()
     return scores
+
+
+def _other(both, n_t, n_l, n: int, variant: str) -> np.ndarray:
+    """ "chi2" or "ppmi" of broadcastable counts."""
+    both, n_t, n_l = (np.asarray(counts, np.float64) for counts in (both, n_t, n_l))
+    if variant == "chi2":
+        excess = both * n - n_t * n_l
+        return n * excess**2 / np.maximum(n_t * n_l * (n - n_t) * (n - n_l), 1.0)
+    return np.log(np.maximum(both * n / ((n_t + 1) * np.maximum(n_l, 1.0)), 1e-12))

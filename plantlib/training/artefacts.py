@@ -34,6 +34,7 @@ from plantlib.linear.score import MIN_DOCUMENTS, LinearConfig, LinearScore
 from plantlib.planting import l2r, static_l2r
 from plantlib.planting.l2r import L2RConfig, Planted
 from plantlib.planting.static_l2r import StaticL2R
+from plantlib.teacher.crossfit import Withheld
 from plantlib.teacher.mig import Teacher, TeacherConfig
 from plantlib.training.inputs import Inputs
 from plantlib.utils.checks import safe_name
@@ -203,6 +204,7 @@ def label_queries(
     trainer: str,
     teacher: Teacher,
     *,
+    withheld: Withheld | None,
     teacher_config: TeacherConfig,
     config: L2RConfig,
     seed: int = 0,
@@ -233,6 +235,7 @@ def label_queries(
             tokens=inputs.vocabulary,
             labels=inputs.corpus.labels,
             held_out=inputs.rows["dev"],
+            withheld=withheld,
             config=config,
             seed=seed,
             progress=progress,

@@ -20,6 +20,7 @@ from plantlib.metrics.documents import (
     StreamingEvaluator,
     evaluate,
     hits,
+    ndcg_at_k,
     per_document,
     tune_threshold,
 )
@@ -111,13 +112,13 @@ def judge_model(
     return judged
 
 
-def dev_metric(
-    model: PlantModel, inputs: Inputs, metric: str, linear: LinearScore | None = None
-) -> float:
-    """The metric of dev by which a run chooses, on cached features."""
-    documents = inputs.documents("dev", True, linear)
-    scores, labels = score(model, documents, inputs.train_counts, auc=False)
-    return evaluate(scores, labels, inputs.train_counts, len(inputs.rows["train"]))[metric]
+def dev_values(model: PlantModel, inputs: Inputs, linear: LinearScore | None = None) -> np.ndarray:
+    """(n,) `CHOSEN_BY`, nDCG@5, of each dev document with a label, on cached features."""
+    scores, labels = score(
+        model, inputs.documents("dev", True, linear), inputs.train_counts, auc=False
+    )
+    values = ndcg_at_k(scores.topk, labels, 5)
+    return values[np.isfinite(values)]
 
 
 def calibrate(topk: TopK, labels: sparse.csr_matrix) -> list[float]:

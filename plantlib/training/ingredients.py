@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -25,7 +25,8 @@ from plantlib.model.plant_model import PlantConfig, PlantModel
 from plantlib.planting import starts
 from plantlib.planting.l2r import Planted
 from plantlib.planting.static_l2r import StaticL2R
-from plantlib.teacher import label_texts, mig
+from plantlib.teacher import crossfit, label_texts, mig
+from plantlib.teacher.crossfit import Withheld
 from plantlib.teacher.mig import Teacher, TeacherConfig
 from plantlib.training import artefacts
 from plantlib.training.inputs import Inputs
@@ -40,6 +41,7 @@ class Ingredients:
 
     Attributes:
         teacher: relevance (L, V) for attention, scores (L, V) for the document score.
+        withheld: what the training documents' own counts gave the teacher.
         queries: pretrained label queries (L, D).
         static: the static L2R model of the first version.
         linear: the linear score over words.
@@ -47,6 +49,7 @@ class Ingredients:
     """
 
     teacher: Teacher
+    withheld: Withheld | None = None
     queries: Planted | None = None
     static: StaticL2R | None = None
     linear: LinearScore | None = None
@@ -71,7 +74,7 @@ class Ingredients:
 
 def teacher_of(inputs: Inputs, config: TeacherConfig = TeacherConfig()) -> Teacher:
     """The teacher of `config`, counted on the training rows alone."""
-    return mig.teach(inputs.train_tokens, inputs.train_labels, **asdict(config))
+    return mig.teach(inputs.train_tokens, inputs.train_labels, **config.counting)
 
 
 def ingredients(
@@ -86,7 +89,7 @@ def ingredients(
 
     Args:
         seed: of what is drawn in pretraining and in the folds of the linear score.
-        teacher: planted in the place of the one that `config.teacher` counts.
+        teacher: planted in the place of the one that `config.teacher` counts; nothing is withheld.
 
     Raises:
         DataError: the training rows teach nothing, or no rare label has a text for `text`.
@@ -96,6 +99,7 @@ def ingredients(
 
     # the teacher
     began = time.perf_counter()
+    given = teacher is not None
     teacher = teacher_of(inputs, config.teacher) if teacher is None else teacher
     if not teacher.scores.nnz and set(parts) - {"random", "linear"}:
         raise DataError(
@@ -104,6 +108,8 @@ def ingredients(
             " backbone='FOLDER', or plant no tokens, start='linear'"
         )
     made = Ingredients(teacher, seconds=seconds)
+    if not given:
+        made.withheld = withheld_of(inputs, teacher, parts, config.teacher)
     seconds["teacher"] = time.perf_counter() - began
 
     # learning to rank
@@ -115,6 +121,7 @@ def ingredients(
                 inputs,
                 trainer,
                 teacher,
+                withheld=made.withheld,
                 teacher_config=config.teacher,
                 config=config.l2r,
                 seed=seed,
@@ -139,6 +146,29 @@ def ingredients(
     if "text" in parts:
         made.teacher = with_label_texts(inputs, teacher, parts, config.teacher)
     return made
+
+
+def withheld_of(
+    inputs: Inputs, teacher: Teacher, parts: Sequence[str], config: TeacherConfig
+) -> Withheld | None:
+    """What the teacher of a start loses for each training document when that one is not counted.
+
+    Args:
+        teacher: counted by `config`.
+        parts: the names that the start joins by "+".
+
+    Returns:
+        None where the teacher is not cross-fitted.
+    """
+    if not config.cross_fitted:
+        return None
+    rows = inputs.train_tokens, inputs.train_labels
+    if "text" not in parts:
+        return crossfit.withhold(*rows, teacher, config).only(True, "score" in parts)
+    words = words_of_labels(inputs, config)
+    both = label_texts.joined(teacher, words, **_grading(inputs, config))
+    # what comes from the labels' texts alone has counted no document
+    return crossfit.withhold(*rows, both, config, words).only("lookup" in parts, "score" in parts)
 
 
 def build_model(
@@ -243,21 +273,37 @@ def with_label_texts(
     Raises:
         DataError: no such label has a text.
     """
-    counts = inputs.train_tokens
-    options = {"top_k": config.top_k, "relevance": config.relevance}
+    by_text = words_of_labels(inputs, config, folder)
+    both = label_texts.joined(teacher, by_text, **_grading(inputs, config))
+    attention = both if "lookup" in parts else by_text
+    document = both if "score" in parts else by_text
+    return Teacher(document.scores, attention.relevance, teacher.variant, teacher.n_train)
+
+
+def words_of_labels(
+    inputs: Inputs, config: TeacherConfig, folder: str | Path | None = None
+) -> Teacher:
+    """The teacher of labels with at most `label_texts.FEW` documents, from the labels' own texts.
+
+    Raises:
+        DataError: no such label has a text.
+    """
     text_counts = label_word_counts(inputs, label_texts.read(inputs.corpus, folder))
-    by_text = label_texts.teach(text_counts, counts, variant=config.variant, **options)
+    options = {"top_k": config.top_k, "relevance": config.relevance, "variant": config.variant}
+    by_text = label_texts.teach(text_counts, inputs.train_tokens, **options)
     by_text = label_texts.limited(by_text, inputs.train_counts)
     if not by_text.scores.nnz:
         raise DataError(
             f"no label of {inputs.corpus.name!r} with at most {label_texts.FEW} training documents"
             f" has a text; start without 'text', or put {LABEL_TEXTS_FILE} into the corpus's folder"
         )
-    vocabulary = max(int((column_counts(counts) > 0).sum()), 1)
-    both = label_texts.joined(teacher, by_text, vocabulary=vocabulary, **options)
-    attention = both if "lookup" in parts else by_text
-    document = both if "score" in parts else by_text
-    return Teacher(document.scores, attention.relevance, teacher.variant, teacher.n_train)
+    return by_text
+
+
+def _grading(inputs: Inputs, config: TeacherConfig) -> dict:
+    """Options of `label_texts.joined`."""
+    vocabulary = max(int((column_counts(inputs.train_tokens) > 0).sum()), 1)
+    return {"top_k": config.top_k, "relevance": config.relevance, "vocabulary": vocabulary}
 
 
 def label_word_counts(inputs: Inputs, texts: Sequence[str | None]) -> sparse.csr_matrix:

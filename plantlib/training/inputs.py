@@ -22,6 +22,7 @@ from plantlib.data.tokens import Ragged
 from plantlib.kernels.counts import column_counts
 from plantlib.linear.score import LinearScore
 from plantlib.metrics.buckets import EDGES, Edges, edges_of
+from plantlib.teacher.crossfit import Withheld
 from plantlib.utils.checks import safe_name
 
 LABEL_SPACES = {
@@ -41,6 +42,7 @@ class Documents(torch.utils.data.Dataset):
         features: cached hidden states of a frozen backbone; None where the backbone runs.
         linear: row numbers (b,) -> (b, L) linear scores over words, for a start that plants them.
         edges: bounds of the corpus's frequency buckets.
+        withheld: what the teacher loses for each of `rows` when that document is not counted.
 
     Raises:
         ValueError: tokens and labels are of different numbers of documents.
@@ -54,6 +56,7 @@ class Documents(torch.utils.data.Dataset):
         features: Features | None = None,
         linear: Callable[[list[int]], np.ndarray] | None = None,
         edges: Edges = EDGES,
+        withheld: Withheld | None = None,
     ):
         if len(tokens) != labels.shape[0]:
             raise ValueError(
@@ -66,6 +69,8 @@ class Documents(torch.utils.data.Dataset):
         self.features = features
         self.linear = linear
         self.edges = edges
+        self.withheld = withheld
+        self.place_of = {int(row): i for i, row in enumerate(self.rows)}
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -79,7 +84,8 @@ class Documents(torch.utils.data.Dataset):
         Returns:
             token_ids (S,) int64; offsets (b + 1,) int64, where each document begins and ends;
             label_rows and label_columns, the places of the ones of the labels (b, L);
-            hidden_states (S, D) where features are cached; linear_scores (b, L) where planted.
+            hidden_states (S, D) where features are cached; linear_scores (b, L) where planted;
+            the arrays of `Withheld.cells` and `Withheld.score_changes` where it is given.
         """
         tokens = self.tokens.select(rows)
         cells = self.labels[rows].tocoo()
@@ -93,6 +99,12 @@ class Documents(torch.utils.data.Dataset):
             batch["hidden_states"] = torch.from_numpy(self.features.documents(rows))
         if self.linear is not None:
             batch["linear_scores"] = torch.from_numpy(self.linear(rows))
+        if self.withheld is not None:
+            places = [self.place_of[row] for row in rows]
+            own = self.withheld.cells(places, tokens.flat, tokens.offsets)
+            if self.withheld.scores.any():
+                own |= self.withheld.score_changes(places)
+            batch |= {name: torch.from_numpy(values) for name, values in own.items()}
         return batch
 
 
@@ -172,18 +184,24 @@ class Inputs:
         return loading.hidden_size_of(config)
 
     def documents(
-        self, split: str, cached: bool = True, linear: LinearScore | None = None
+        self,
+        split: str,
+        cached: bool = True,
+        linear: LinearScore | None = None,
+        withheld: Withheld | None = None,
     ) -> Documents:
         """A split as the trainer reads it.
 
         Args:
             cached: read cached features; else the backbone runs.
             linear: the linear score over words, for a start that plants it.
+            withheld: of the training rows, what their own counts gave the teacher.
         """
         features = self.features if cached else None
         rows = self.rows[split]
         added = linear.scores if linear else None
-        return Documents(self.tokens, self.corpus.labels, rows, features, added, self.edges)
+        labels = self.corpus.labels
+        return Documents(self.tokens, labels, rows, features, added, self.edges, withheld)
 
     def about(self) -> dict:
         """The data set as a RunRecord states it."""

@@ -133,9 +133,10 @@ class RunConfig:
         l2r: training of label queries by learning to rank.
         start: values that a start plants, such as the gain of the lookup.
         linear: the linear score over words.
-        other_gains: initial gains of the lookup that are tried beside start.lookup_gain; dev
-            chooses one after an epoch of each. Used with a linear score and a frozen backbone; ()
-            tries none.
+        other_gains: initial gains of the lookup that are tried beside start.lookup_gain; with 0
+            nothing is planted. The least gain is kept that dev cannot tell from the best, after
+            training to the end from each. Used with a linear score and a frozen backbone; () tries
+            none.
         linear_weights: multiples of the linear score's trained gain; dev chooses one after
             training. Used with a frozen backbone; () leaves the gain as trained.
         train: fine-tuning.
@@ -157,7 +158,7 @@ class RunConfig:
     l2r: L2RConfig = L2RConfig()
     start: StartConfig = StartConfig()
     linear: LinearConfig = LinearConfig()
-    other_gains: tuple[float, ...] = (1.0,)
+    other_gains: tuple[float, ...] = (0.0,)
     linear_weights: tuple[float, ...] = (1.0, 1.5, 2.0, 3.0)
     train: TrainConfig = TrainConfig()
     l2r_trainer: str = "approx_ndcg"

@@ -14,7 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback, set_seed
+import numpy as np
+from transformers import set_seed
 
 from plantlib.backbones import adapters
 from plantlib.data.corpus import Corpus
@@ -24,8 +25,8 @@ from plantlib.planting import outputs as planted_outputs
 from plantlib.planting import starts
 from plantlib.training import artefacts, evaluation, train
 from plantlib.training.ingredients import Ingredients, build_model, ingredients, use_score
-from plantlib.training.inputs import Inputs
-from plantlib.training.options import CHOSEN_BY, RunConfig
+from plantlib.training.inputs import Documents, Inputs
+from plantlib.training.options import RunConfig
 from plantlib.training.prepare import prepare
 from plantlib.training.records import (
     RunRecord,
@@ -99,16 +100,22 @@ class Run:
         use_score(self.model, self.parts, self.made.teacher, self.inputs)
         if "outputs" in self.parts:
             # the background documents are the same for every seed
-            documents = self.inputs.documents("train")
+            documents = self.training_documents()
             planted_outputs.plant_outputs(self.model, documents, self.progress)
+        # nothing planted is a table that the model cannot raise
+        planted_gain = self.model.decoder.planted_gain
+        planted_gain.requires_grad_(planted_gain.item() > 0)
         # planting may have drawn numbers: every start of a seed gets the same adapters and dropout
         set_seed(self.seed)
 
-    def fine_tune(self, folder: Path, callbacks: Iterable[TrainerCallback] = ()) -> list[dict]:
-        """Train the model to its best dev epoch; the history, one dict per epoch."""
+    def fine_tune(self, folder: Path, what: str = "") -> list[dict]:
+        """Train the model to its best dev epoch; the history, one dict per epoch.
+
+        what: said on the progress bar.
+        """
         return train.fine_tune(
             self.model,
-            self.inputs.documents("train", self.cached, self.made.linear),
+            self.training_documents(),
             self.inputs.documents("dev", self.cached, self.made.linear),
             self.inputs.train_counts,
             folder,
@@ -116,12 +123,23 @@ class Run:
             from_linear="linear" in self.parts,
             seed=self.seed,
             progress=self.progress,
-            callbacks=callbacks,
+            what=what,
         )
+
+    def training_documents(self) -> Documents:
+        """The training documents; each reads its labels' lists as they are without it."""
+        withheld = self.made.withheld
+        if withheld is not None and "shuffled" in self.parts:
+            withheld = withheld.relabelled(self.made.teacher.shuffled_order(self.seed))
+        return self.inputs.documents("train", self.cached, self.made.linear, withheld)
+
+    def dev_values(self) -> np.ndarray:
+        """(n,) the metric by which the run chooses, for each dev document with a label."""
+        return evaluation.dev_values(self.model, self.inputs, self.made.linear)
 
     def dev_metric(self) -> float:
         """The metric of dev by which the run chooses."""
-        return evaluation.dev_metric(self.model, self.inputs, CHOSEN_BY, self.made.linear)
+        return float(self.dev_values().mean())
 
 
 def run_start(
@@ -207,17 +225,14 @@ def check_start(start: str, config: RunConfig) -> None:
 
 
 def plant_and_fine_tune(run: Run) -> tuple[list[dict], dict]:
-    """Plant and train; where there are several gains, dev chooses one after an epoch of each.
+    """Plant and train; where there are several gains, dev chooses one after training from each.
 
     Returns:
         the history, one dict per epoch, and what the record says of the choice.
     """
     gains = run.config.gains_for(run.parts)
     if len(gains) > 1:
-        gain, tried = train.choose(gains, run.plant, run.fine_tune, run.folder, CHOSEN_BY)
-        # goes on from the checkpoint of the epoch that this gain has had
-        history = run.fine_tune(train.folder_of(run.folder, gain))
-        return history, {"gain_chosen": gain, "gains_tried": tried}
+        return train.choose(gains, run.plant, run.fine_tune, run.dev_values, run.folder)
     run.plant(gains[0])
     if not run.cached:  # several gains are tried on frozen backbones alone
         config = run.config

@@ -9,9 +9,10 @@ after a kill, and the choice of gains.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -34,8 +35,8 @@ from plantlib.training.checkpoints import SealingTrainer, last_whole_checkpoint,
 from plantlib.training.evaluation import score
 from plantlib.training.inputs import Documents
 from plantlib.training.options import CHOSEN_BY, HISTORY_METRICS, TrainConfig
-from plantlib.utils.distributed import LONGEST_WAIT, is_main, main_first, on_cpu
-from plantlib.utils.io import held, read_json
+from plantlib.utils.distributed import LONGEST_WAIT, is_main, on_cpu
+from plantlib.utils.io import held
 from plantlib.utils.progress import tqdm
 
 EPSILON = 1e-8  # of AdamW, PyTorch's default
@@ -152,13 +153,9 @@ class StepBar(TrainerCallback):
         self.show = show
         self.bar = None
 
-    def steps(self, args, state) -> int:
-        """How many steps the bar counts to."""
-        return state.max_steps
-
     def on_train_begin(self, args, state, control, **kwargs):
         options = {
-            "total": self.steps(args, state),
+            "total": state.max_steps,
             "initial": state.global_step,
             "desc": self.description,
             "unit": "step",
@@ -173,18 +170,11 @@ class StepBar(TrainerCallback):
 
 
 class _Progress(StepBar):
-    """A step bar that shows the dev metric, and logs wall seconds at each evaluation.
+    """A step bar that shows the dev metric, and logs wall seconds at each evaluation."""
 
-    trial: the one epoch that is trained, None to train to the end.
-    """
-
-    def __init__(self, metric: str, show: bool, trial: OneEpoch | None = None):
-        super().__init__("fine-tune" if trial is None else f"try {trial.what}, one epoch", show)
+    def __init__(self, metric: str, show: bool, what: str = ""):
+        super().__init__(f"fine-tune, {what}" if what else "fine-tune", show)
         self.metric = metric
-        self.trial = trial
-
-    def steps(self, args, state) -> int:
-        return state.max_steps // (round(args.num_train_epochs) if self.trial else 1)
 
     def on_train_begin(self, args, state, control, **kwargs):
         # a resumed run counts on from the seconds of its last epoch
@@ -211,7 +201,7 @@ def fine_tune(
     seed: int = 0,
     resume: bool = True,
     progress: bool = True,
-    callbacks: Iterable[TrainerCallback] = (),
+    what: str = "",
 ) -> list[dict]:
     """Train `model` in place and leave it at its best dev epoch.
 
@@ -227,7 +217,7 @@ def fine_tune(
         resume: continue from the last checkpoint in `folder`, to the numbers of a run that was
             never interrupted.
         progress: show a progress bar.
-        callbacks: further callbacks of the Trainer.
+        what: said on the bar beside "fine-tune".
 
     Returns:
         one dict per epoch, see `history`.
@@ -237,8 +227,6 @@ def fine_tune(
             does not fit the model.
     """
     folder = Path(folder)
-    callbacks = list(callbacks)
-    trial = next((callback for callback in callbacks if isinstance(callback, OneEpoch)), None)
     trainer = PlantTrainer(
         model=model,
         args=_arguments(folder, config, seed),
@@ -248,11 +236,7 @@ def fine_tune(
         plant_config=config,
         train_counts=train_counts,
         from_linear=from_linear,
-        callbacks=[
-            EarlyStoppingCallback(config.patience),
-            _Progress(CHOSEN_BY, progress, trial),
-            *callbacks,
-        ],
+        callbacks=[EarlyStoppingCallback(config.patience), _Progress(CHOSEN_BY, progress, what)],
     )
 
     # what changes from epoch to epoch
@@ -382,60 +366,67 @@ def chosen_epoch(epochs: list[dict], metric: str = CHOSEN_BY) -> int:
     return max(epochs, key=lambda row: (row[metric], -row["epoch"]))["epoch"]
 
 
-class OneEpoch(TrainerCallback):
-    """Stops training after the first epoch, when it is evaluated and saved.
-
-    what: what is tried, for the progress bar.
-    """
-
-    def __init__(self, what: str):
-        self.what = what
-
-    def on_epoch_end(self, args, state, control, **kwargs):
-        control.should_training_stop = True
-
-
 def folder_of(folder: Path, gain: float) -> Path:
     """Folder of the checkpoints of the run with this gain."""
     return folder / f"gain-{float(gain)!r}"
 
 
 def choose(
-    gains: Iterable[float],
+    gains: Sequence[float],
     begin: Callable[[float], None],
     fit: Callable[..., list[dict]],
+    judge: Callable[[], np.ndarray],
     folder: Path,
-    metric: str,
-) -> tuple[float, dict[str, float]]:
-    """Train one epoch from each gain and choose the gain with the best dev metric.
+) -> tuple[list[dict], dict]:
+    """Train to the end from each gain, and keep the least one that dev cannot tell from the best.
 
-    Afterwards the model is at the start of the chosen gain, and `fit` in the chosen gain's
-    `folder_of` continues after that first epoch. Epochs whose checkpoint exists are not repeated.
+    A gain is told from the best where the mean of the paired differences on dev is more than one
+    standard error below 0: the rule by which Breiman et al. (1984, 3.4.3) choose the simplest of
+    several models. The model is left as it was trained from the chosen gain. What a killed process
+    has trained is not trained again.
 
     Args:
-        gains: to be tried, in this order.
+        gains: initial gains.
         begin: begin(gain) sets the model to the start with that gain.
-        fit: fit(folder, callbacks=...) trains the model and returns its `history`.
+        fit: fit(folder, what) trains the model and returns its `history`; what names the gain.
+        judge: judge() returns the dev metric of the model per document, (n,).
         folder: holds one folder of checkpoints per gain.
-        metric: the dev metric, a key of the history.
 
     Returns:
-        the chosen gain, the earliest if tied, and the metric by gain, written as text.
+        the history of the chosen gain, and what the record says of the choice: gain_chosen; and by
+        gain, written as text, gains_tried, the dev metric, and gains_behind, how far it is behind
+        the best, in standard errors.
     """
-    scores: dict[float, float] = {}
+    histories = {}
+    values = {}
+
+    def train_from(gain: float) -> None:
+        begin(gain)
+        histories[gain] = fit(folder_of(folder, gain), f"gain {gain:g}" * (len(gains) > 1))
+
     for gain in gains:
-        gain_folder = folder_of(folder, gain)
-        with main_first():
-            last = last_whole_checkpoint(gain_folder)
-        if last is not None:
-            epochs = history(read_json(Path(last) / "trainer_state.json")["log_history"])
-        else:
-            begin(gain)
-            epochs = fit(gain_folder, callbacks=[OneEpoch(f"gain {gain:g}")])
-        scores[gain] = epochs[0][metric]
-    best = max(scores, key=scores.get)
-    begin(best)
-    return best, {f"{gain:g}": value for gain, value in scores.items()}
+        train_from(gain)
+        values[gain] = judge()
+    best = max(gains, key=lambda gain: values[gain].mean())
+    behind = {gain: standard_errors(values[best] - values[gain]) for gain in gains}
+    chosen = min(gain for gain in gains if behind[gain] <= 1.0)
+    if chosen != gains[-1]:
+        train_from(chosen)
+    told = {
+        "gain_chosen": chosen,
+        "gains_tried": {f"{gain:g}": round(float(values[gain].mean()), 6) for gain in gains},
+        "gains_behind": {f"{gain:g}": round(behind[gain], 3) for gain in gains},
+    }
+    return histories[chosen], told
+
+
+def standard_errors(differences: np.ndarray) -> float:
+    """The mean of paired differences (n,) in its standard errors; 0 where all are equal to 0."""
+    mean = float(differences.mean())
+    if len(differences) < 2 or mean == 0:
+        return 0.0 if mean == 0 else math.copysign(math.inf, mean)
+    error = float(differences.std(ddof=1)) / math.sqrt(len(differences))
+    return mean / error if error else math.copysign(math.inf, mean)
 
 
 def weigh(

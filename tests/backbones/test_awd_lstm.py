@@ -287,6 +287,7 @@ def test_perplexity_falls_and_the_folder_is_a_backbone(pretrained, corpus):
 def test_state_is_carried_over_windows(pretrained, corpus, tmp_path):
     """Short windows give the logits, gradients and cached features of one long window."""
     from plantlib.kernels.attention_bce import sparse_bce
+    from plantlib.model import streaming
     from plantlib.planting.starts import plant
     from plantlib.training.runs import build_model
 
@@ -309,7 +310,7 @@ def test_state_is_carried_over_windows(pretrained, corpus, tmp_path):
         )
         model.attach_backbone(artefacts.load_backbone(prepared, dropout=0.0)).train()
         states = model.encode(ids, offsets).detach()
-        logits = model.decoder.finish(model.stream(ids, offsets))
+        logits = model.decoder.finish(streaming.stream(model, ids, offsets))
         sparse_bce(logits, torch.arange(4), torch.arange(4)).backward()
         gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
         result.append((states, logits.detach(), gradients, prepared.features.array))

@@ -1,14 +1,16 @@
-"""The choice of gains on dev: a lookup's gain after one epoch, the linear score's after training.
+"""The choice of gains on dev, a lookup's and the linear score's, after training.
 
 docs/method.md, "Training". Killed choices and runs must resume to the same numbers.
 """
 
+import math
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
-from transformers import TrainerCallback
 
 from plantlib.linear.score import LinearConfig
 from plantlib.planting.starts import StartConfig
@@ -40,28 +42,50 @@ def test_gains_are_tried_from_the_linear_score_with_a_frozen_backbone_alone():
         RunConfig(other_gains=(-1.0,))
 
 
-@pytest.mark.parametrize(
-    "metric_of, best",
-    [({4: 0.5, 1: 0.7, 0: 0.6}, 1), ({4: 0.7, 1: 0.7, 0: 0.6}, 4)],
-    ids=["best", "tied"],
-)
-def test_the_best_of_dev_is_chosen_and_the_model_stands_at_its_start(metric_of, best, tmp_path):
-    planted_gains = []
+def judged(values: dict[float, list[float]], tmp_path) -> tuple:
+    """`train.choose` where a gain has these dev values; and the gains it has trained from."""
+    begun = []
 
-    def fit(folder, callbacks):
-        return [{"p@1": metric_of[planted_gains[-1]]}]
+    def fit(folder, what):
+        assert folder == tmp_path / f"gain-{float(begun[-1])!r}"
+        return [{"gain": begun[-1]}]
 
-    gain, tried = train.choose(metric_of, planted_gains.append, fit, tmp_path, "p@1")
-    assert gain == best
-    assert tried == {str(gain): metric for gain, metric in metric_of.items()}
-    assert planted_gains == [*metric_of, best]
+    history, told = train.choose(
+        list(values), begun.append, fit, lambda: np.array(values[begun[-1]]), tmp_path
+    )
+    return told["gain_chosen"], history, told, begun
+
+
+def test_the_least_gain_is_kept_that_dev_cannot_tell_from_the_best(tmp_path):
+    # 4 is better in each document; the paired difference has hardly a spread
+    better = {4.0: [0.31, 0.52, 0.71, 0.91], 0.0: [0.3, 0.5, 0.7, 0.9]}
+    gain, history, told, begun = judged(better, tmp_path)
+    assert (gain, history, begun) == (4.0, [{"gain": 4.0}], [4.0, 0.0, 4.0])
+    assert told["gains_tried"] == {"4": 0.6125, "0": 0.6}
+    differences = np.array([0.01, 0.02, 0.01, 0.01])
+    error = differences.std(ddof=1) / 2
+    assert told["gains_behind"]["0"] == pytest.approx(differences.mean() / error, abs=1e-3)
+    # the same mean, from one document alone: one standard error exactly
+    by_chance = {4.0: [0.35, 0.5, 0.7, 0.9], 0.0: [0.3, 0.5, 0.7, 0.9]}
+    gain, _, told, begun = judged(by_chance, tmp_path)
+    assert gain == 0.0 and begun == [4.0, 0.0] and told["gains_behind"]["0"] == pytest.approx(1.0)
+    # a worse one is never kept for being less
+    worse = {4.0: [0.3, 0.5], 1.0: [0.6, 0.7], 0.0: [0.2, 0.1]}
+    assert judged(worse, tmp_path)[0] == 1.0
+
+
+def test_equal_values_are_no_difference():
+    assert train.standard_errors(np.zeros(3)) == train.standard_errors(np.zeros(1)) == 0.0
+    assert train.standard_errors(np.full(3, 0.5)) == math.inf
+    assert train.standard_errors(np.array([-0.5])) == -math.inf
 
 
 def test_the_chosen_run_is_the_run_of_that_gain(prepared, chosen):
-    """Trials change nothing: the numbers equal those of a run with the chosen gain alone."""
+    """Other gains change nothing: the numbers equal those of a run with the chosen gain alone."""
     gain, tried = chosen.params["gain_chosen"], chosen.params["gains_tried"]
-    assert list(tried) == ["4", "1", "0"] and tried[f"{gain:g}"] == max(tried.values())
-    assert chosen.history[0]["ndcg@5"] == tried[f"{gain:g}"] and len(chosen.history) == 2
+    assert list(tried) == ["4", "1", "0"]
+    best = chosen.history[chosen.chosen_epoch - 1]["ndcg@5"]
+    assert best == pytest.approx(tried[f"{gain:g}"], abs=1e-6)
     config = replace(CONFIG, other_gains=(), start=StartConfig(lookup_gain=gain))
     alone, _ = run_start(prepared, "lookup+linear", 0, config=config, progress=False)
     assert "gains_tried" not in alone.params
@@ -70,12 +94,15 @@ def test_the_chosen_run_is_the_run_of_that_gain(prepared, chosen):
     assert alone.params["final_gains"] == pytest.approx(chosen.params["final_gains"], abs=1e-6)
 
 
-def test_a_run_of_one_epoch_is_its_own_trial(prepared):
-    config = replace(CONFIG, other_gains=(1.0,), train=TrainConfig(epochs=1))
-    record, _ = run_start(prepared, "lookup+linear", 0, config=config, progress=False)
-    assert len(record.history) == 1 and record.history[0]["ndcg@5"] == max(
-        record.params["gains_tried"].values()
-    )
+@pytest.mark.parametrize("start", ["lookup+linear", "shuffled+linear"])
+def test_refused_planting_is_the_control(prepared, start):
+    """With a gain of 0 the numbers are those of the start that plants nothing."""
+    config = replace(CONFIG, other_gains=(), start=StartConfig(lookup_gain=0.0))
+    refused, model = run_start(prepared, start, 0, config=config, progress=False)
+    control, _ = run_start(prepared, "linear", 0, config=CONFIG, progress=False)
+    assert refused.metrics == pytest.approx(control.metrics, abs=0, nan_ok=True)
+    assert refused.history[-1]["train_loss"] == control.history[-1]["train_loss"]
+    assert control.params["final_gains"]["planted"] == 0.0, "the control cannot raise its table"
 
 
 def test_a_killed_choice_goes_on_where_it_was(prepared, chosen, monkeypatch):
@@ -95,51 +122,21 @@ def test_a_killed_choice_goes_on_where_it_was(prepared, chosen, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         run_start(prepared, "lookup+linear", 0, config=CONFIG, progress=False)
     assert folders == ["gain-4.0", "gain-1.0"]
+    # what is whole is read again
     monkeypatch.setattr(runs.train, "fine_tune", note_folder)
+    steps = []
+    step = train.PlantTrainer.training_step
+
+    def note_step(trainer, *args, **options):
+        steps.append(Path(trainer.args.output_dir).name)
+        return step(trainer, *args, **options)
+
+    monkeypatch.setattr(train.PlantTrainer, "training_step", note_step)
     again, _ = run_start(prepared, "lookup+linear", 0, config=CONFIG, progress=False)
-    assert folders[2:] == ["gain-0.0", f"gain-{chosen.params['gain_chosen']}"], (
-        "a trial was repeated"
-    )
-    assert again.history[-1]["ndcg@5"] == chosen.history[-1]["ndcg@5"]
+    assert set(steps) == {"gain-0.0"}, "what was trained before the kill was trained again"
+    assert [row["ndcg@5"] for row in again.history] == [row["ndcg@5"] for row in chosen.history]
     assert again.params["gains_tried"] == chosen.params["gains_tried"]
-
-
-class Killed(TrainerCallback):
-    """Interrupts training at the beginning of the third epoch."""
-
-    def on_epoch_begin(self, args, state, control, **kwargs):
-        if state.epoch >= 2:
-            raise KeyboardInterrupt
-
-
-def test_a_run_killed_after_the_choice_goes_on_from_its_last_epoch(prepared, monkeypatch):
-    """Its trials are not repeated, and its numbers equal those of an uninterrupted run."""
-    config = replace(CONFIG, train=TrainConfig(epochs=3, patience=3))
-    fine_tune = train.fine_tune
-    folders = []
-
-    def note_folder(*args, **options):
-        folders.append(args[4].name)
-        return fine_tune(*args, **options)
-
-    def killed_after_the_trials(*args, **options):
-        is_trial = bool(options["callbacks"])
-        return note_folder(*args, **options if is_trial else options | {"callbacks": [Killed()]})
-
-    monkeypatch.setattr(runs.train, "fine_tune", killed_after_the_trials)
-    with pytest.raises(KeyboardInterrupt):
-        run_start(prepared, "lookup+linear", 0, config=config, progress=False)
-    assert len(folders) == 4, "three trials, then the run of the chosen gain"
-    monkeypatch.setattr(runs.train, "fine_tune", note_folder)
-    again, _ = run_start(prepared, "lookup+linear", 0, config=config, progress=False)
-    assert folders[4:] == folders[3:4], "a trial was repeated"
-    monkeypatch.setattr(runs.train, "fine_tune", fine_tune)
-    whole, _ = run_start(prepared, "lookup+linear", 0, config=config, progress=False)
-    assert [row["ndcg@5"] for row in again.history] == [
-        row["ndcg@5"] for row in whole.history
-    ] and len(whole.history) == 3
-    assert again.metrics == pytest.approx(whole.metrics, abs=1e-6, nan_ok=True)
-    assert again.params["final_gains"] == pytest.approx(whole.params["final_gains"], abs=1e-6)
+    assert again.metrics == pytest.approx(chosen.metrics, abs=1e-6, nan_ok=True)
 
 
 def test_the_weight_of_the_score_is_the_best_of_dev_and_the_smallest_if_tied():
