@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from plantlib.backbones import windows
+from plantlib.model import streaming
 from plantlib.model.explanation import Explanation
 
 
@@ -125,7 +126,9 @@ def _running_state(model, hidden, request: Request, segment: slice) -> list[floa
         return [0.0] * len(request.columns)
     earlier = slice(segment.stop, tokens) if model.config.backward else slice(0, segment.start)
     ids = request.ids[earlier]
-    state = model.read_segments(hidden[earlier], ids, request.offsets.new_tensor([0, len(ids)]))
+    state = streaming.read_segments(
+        model, hidden[earlier], ids, request.offsets.new_tensor([0, len(ids)])
+    )
     before = torch.sigmoid(state.value + model.decoder.label_bias)
     return before[0, request.columns].tolist()
 

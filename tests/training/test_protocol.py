@@ -80,6 +80,7 @@ def everything_chosen(corpus: Corpus, start: str, backbone: str, root) -> dict:
             inputs,
             config.l2r_trainer,
             None,
+            withheld=None,
             teacher_config=config.teacher,
             config=config.l2r,
             progress=False,
