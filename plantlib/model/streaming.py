@@ -5,7 +5,7 @@ docs/method.md, "The decoder". How documents are cut is in `backbones.windows`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.utils.checkpoint import checkpoint
@@ -14,12 +14,9 @@ from plantlib.backbones import windows
 from plantlib.kernels import Cells
 from plantlib.planting.decoder import AttentionState
 
-if TYPE_CHECKING:
-    from plantlib.model.plant_model import PlantModel
-
 
 def stream(
-    model: PlantModel, token_ids: torch.Tensor, offsets: torch.Tensor, cells: Cells | None = None
+    model: Any, token_ids: torch.Tensor, offsets: torch.Tensor, cells: Cells | None = None
 ) -> AttentionState:
     """The decoder's state after reading documents window by window.
 
@@ -28,7 +25,7 @@ def stream(
     numbers per round, however long the documents are.
 
     Args:
-        model: with a backbone.
+        model: a `PlantModel` with a backbone.
         token_ids: (S,) packed.
         offsets: (B+1,).
         cells: planted cells of these documents alone, see `Packed`.
@@ -66,7 +63,7 @@ def stream(
 
 
 def read_segments(
-    model: PlantModel,
+    model: Any,
     hidden: torch.Tensor,
     token_ids: torch.Tensor,
     offsets: torch.Tensor,
