@@ -1,5 +1,5 @@
 """Figures of the studies: costs of peers, gains by a leak, convergence, data efficiency, corpora,
-reliability of scores.
+reliability of scores, coverage of promises.
 
 They share the style and the colours of `plots.py`: a DataFrame goes in, a matplotlib Axes comes
 out. No metric is computed and no file is read here.
@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from companion.report.plots import COLOURS, _axes, _bands, _by_rank, _need, colours, plain
 
 if TYPE_CHECKING:
-    import numpy as np
     import pandas
     from matplotlib.axes import Axes
 
@@ -235,4 +236,43 @@ def reliability(
     ax.set(xlim=(0, 100), ylim=(-2, 102), title="Does a score say how often it is right?")
     ax.set(xlabel="mean score (%)", ylabel="labels that are right (%)")
     ax.legend(title=f"{plain(system)} (whiskers: two standard errors)")
+    return ax
+
+
+def coverage(
+    promised: np.ndarray, kept: np.ndarray, system: str = "linear", ax: Axes | None = None
+) -> Axes:
+    """Recall on held-out documents against the recall that others promised, in percent.
+
+    A point is the mean over draws, a whisker goes from the tenth to the ninetieth percentile. Above
+    the grey diagonal a promise is kept.
+
+    Args:
+        promised: (m,) shares.
+        kept: (draws, m) mean recall of the held-out documents of each draw.
+        system: whose scores are cut.
+        ax: where to draw; a new figure when None.
+    """
+    if kept.shape[1:] != promised.shape or not len(kept):
+        raise ValueError(
+            f"kept has shape {kept.shape} for {promised.shape} promises; give (draws, promises)"
+        )
+    ax = _axes(ax, (6.4, 4.4))
+    ax.plot([0, 100], [0, 100], color=COLOURS["random"], linewidth=1, label="kept = promised")
+    mean = 100 * kept.mean(0)
+    low, high = (100 * np.quantile(kept, share, axis=0) for share in (0.1, 0.9))
+    ax.errorbar(
+        100 * promised,
+        mean,
+        yerr=[(mean - low).clip(min=0), (high - mean).clip(min=0)],
+        fmt="o-",
+        color=colours([system])[system],
+        linewidth=1.5,
+        elinewidth=1,
+        label="mean over draws",
+    )
+    edge = max(100 * promised.min() - 10, 0)
+    ax.set(xlim=(edge, 100), ylim=(edge, 100), title="Is the promised recall kept?")
+    ax.set(xlabel="promised recall (%)", ylabel="recall of held-out documents (%)")
+    ax.legend(title=f"{plain(system)} (whiskers: 80 % of draws)")
     return ax

@@ -15,7 +15,7 @@ from plantlib.utils.base import DataError
 
 # options of the commands that have the same name in Python
 READING = ("text", "labels", "labels_format", "sep", "split", "id", "encoding", "delimiter")
-SAME = (*READING, "start", "backbone", "epochs", "seed", "batch")
+SAME = (*READING, "start", "backbone", "epochs", "seed", "batch", "rule", "by", "recall")
 SHELL = {name: "--" + name.replace("_", "-") for name in SAME}
 SHELL |= {"k": "-k", "max_tokens": "--tokens", "root": "--artefacts"}
 

@@ -21,6 +21,7 @@ import numpy as np
 from scipy import sparse
 
 from plantlib.metrics.buckets import EDGES, Edges, frequency_buckets
+from plantlib.metrics.label_rules import LabelRule
 from plantlib.metrics.statistics import (
     UNSCORED,
     AucHistogram,
@@ -219,16 +220,21 @@ def restrict_gold(Y: Any, mask: np.ndarray) -> sparse.csr_matrix:
     return gold_matrix(gold_matrix(Y) @ sparse.diags(np.asarray(mask, np.float64)))
 
 
-def label_counts(topk: TopK, Y: Any, threshold: float) -> np.ndarray:
-    """Counts per label of predictions with score >= threshold, within `topk`.
+def label_counts(topk: TopK, Y: Any, threshold: float | LabelRule) -> np.ndarray:
+    """Counts per label of the places of `topk` with score >= threshold, or that a rule accepts.
 
     Returns:
         (3, L) int64: true positives, predictions, gold documents.
     """
     relevant = hits(topk, Y, topk.k)
-    predicted = (topk.ids >= 0) & (topk.scores.astype(np.float64) >= threshold)
+    predicted = rule_of(threshold).in_places(topk)
     lists = topk.ids[predicted & relevant], topk.ids[predicted], gold_matrix(Y).indices
     return np.stack([np.bincount(x, minlength=Y.shape[1]) for x in lists])
+
+
+def rule_of(threshold: float | LabelRule) -> LabelRule:
+    """A threshold as a rule; a rule as it is."""
+    return threshold if isinstance(threshold, LabelRule) else LabelRule(threshold=threshold)
 
 
 def f1_scores(counts: np.ndarray) -> dict[str, float]:
@@ -405,7 +411,7 @@ def evaluate(
     Y: Any,
     train_counts: np.ndarray,
     n_train: int,
-    threshold: float | None = None,
+    threshold: float | LabelRule | None = None,
     extra_gold: np.ndarray | None = None,
 ) -> dict[str, float]:
     """All metrics of a split.
@@ -415,7 +421,7 @@ def evaluate(
         Y: (N, L) gold labels of the same documents.
         train_counts: (L,) training documents per label.
         n_train: training documents.
-        threshold: for F1, which is left out without it.
+        threshold: for F1, or a rule; without it F1 is left out.
         extra_gold: (N,) gold labels without a column; metrics named 'all/...' count them.
 
     Returns:
@@ -423,7 +429,7 @@ def evaluate(
         among themselves over the documents that have one, 'few/overall_r@15' ranks all labels.
         Values of k beyond the depth of the TopK are left out, and without `gold_ranks` there is
         MAP@k instead of MAP. 'documents_without_gold' are not in R, RP, nDCG and MAP;
-        'documents_cut' have every place of the TopK above the threshold, so F1 may miss some of
+        'documents_cut' have the last place of the TopK accepted, so F1 may miss some of
         their predictions.
     """
     Y, topk = gold_matrix(Y), scores.topk
@@ -447,7 +453,7 @@ def evaluate(
     # F1 at the threshold
     if threshold is not None:
         counts = label_counts(topk, Y, threshold)
-        cut = topk.scores[:, -1].astype(np.float64) >= threshold
+        cut = rule_of(threshold).in_places(topk)[:, -1]
         out |= f1_scores(counts) | {"documents_cut": float(cut.sum())}
     # metrics within each frequency bucket
     in_buckets = (

@@ -9,7 +9,7 @@ Files are in `saving.py`, explanations in `explanation.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
@@ -25,8 +25,9 @@ from plantlib.data.tokens import Ragged, tokenise, tokens_beyond
 from plantlib.kernels import Cells
 from plantlib.kernels.attention_bce import left_out, sparse_bce
 from plantlib.metrics.calibration import chances
+from plantlib.metrics.label_rules import LabelRule
 from plantlib.metrics.topk import TopK
-from plantlib.model import explaining, lm_head, saving, streaming
+from plantlib.model import explaining, label_sets, lm_head, reading, saving, streaming
 from plantlib.model.explanation import DocumentExplanation, Explanation
 from plantlib.planting import ranking
 from plantlib.planting.contexts import cells_of
@@ -44,8 +45,9 @@ class PlantConfig(PreTrainedConfig):
     backbone_fingerprint names. overlap: see `loading.Backbone`. num_l2r_cells, contexts, stateful,
     keep: see `LabelDecoder`. l2r_from: see `lm_head`. lm_head: the model has that head.
     backward: texts are read from their end. standardised: see `features.standard_of`. threshold:
-    of F1, on the logit. calibration: see `metrics.calibration`. label_texts: names of codes.
-    credentialed: the model was trained on such a corpus and stays in the data folder.
+    of F1, on the logit. label_rule: see `metrics.label_rules`, None for the threshold. calibration:
+    see `metrics.calibration`. label_texts: names of codes. credentialed: the model was trained on
+    such a corpus and stays in the data folder.
     """
 
     model_type = "plant"
@@ -73,6 +75,7 @@ class PlantConfig(PreTrainedConfig):
     overlap: int = 0
     standardised: bool = False
     threshold: float = 0.5
+    label_rule: dict | None = None
     calibration: list | None = None
     label_texts: dict | None = None
     credentialed: bool = False
@@ -357,18 +360,6 @@ class PlantModel(PreTrainedModel):
         score = self.word_score
         return None if score is None else score(*self._packed(score.word_ids(texts)))
 
-    def linear_of(self, texts: list[str]) -> Callable[[Sequence[int]], np.ndarray] | None:
-        """Rows (b,) of `texts` -> their linear scores (b, L); None without a linear score."""
-        score = self.word_score
-        if score is None:
-            return None
-
-        def scores(rows: Sequence[int]) -> np.ndarray:
-            ids = score.word_ids([texts[i] for i in rows])
-            return score(*self._packed(ids)).cpu().numpy()
-
-        return scores
-
     @torch.inference_mode()
     def predict(
         self, texts: list[str], k: int = 8, batch: int = 16
@@ -388,22 +379,30 @@ class PlantModel(PreTrainedModel):
             ValueError: one string instead of a list, k or batch below 1, or a model without a
                 backbone.
         """
-        if isinstance(texts, str):
-            raise ValueError("predict takes a list of texts, got one string; write predict([text])")
         check_whole("k", k)
-        check_whole("batch", batch)
-        self.eval()
         names = self.config.id2label or {}
         predictions = []
-        for begin in range(0, len(texts), batch):
-            part = texts[begin : begin + batch]
-            tokens = self._packed(self.tokenise(part))
-            logits = self(*tokens, linear_scores=self.word_scores(part)).logits
+        for logits in reading.logits(self, texts, batch):
             best = TopK.from_dense(logits, min(k, logits.shape[1]))
             scores = chances(best.scores, self.config.calibration)
             for ids, row in zip(best.ids.tolist(), scores.tolist(), strict=True):
                 predictions.append([(names[i], s) for i, s in zip(ids, row, strict=True)])
         return predictions
+
+    def label_sets(self, texts: list[str], batch: int = 16) -> list[list[tuple[str, float]]]:
+        """The labels of each text that the model accepts, by the rule that `choose_labels` left or
+        else by `config.threshold`; best first, with scores as of `predict`."""
+        return label_sets.label_sets(self, texts, batch)
+
+    def choose_labels(
+        self, texts: list[str], labels: Sequence[Sequence[str]], **options: Any
+    ) -> LabelRule:
+        """Choose which labels `label_sets` accepts, on N documents that did not train the model.
+
+        labels: N lists of labels. options: rule, by, recall and batch, see `label_sets.choose`.
+        """
+        gold = label_sets.in_columns(labels, list((self.config.id2label or {}).values()))
+        return label_sets.choose(self, texts, gold, **options)
 
     @overload
     def explain(

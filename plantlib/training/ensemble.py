@@ -17,6 +17,7 @@ import torch
 from plantlib.metrics.calibration import chances
 from plantlib.metrics.documents import Scores, StreamingEvaluator
 from plantlib.metrics.topk import TopK
+from plantlib.model import reading
 from plantlib.model.plant_model import PlantModel
 from plantlib.planting.l2r import check_same
 from plantlib.training.evaluation import AUC_BINS, calibrate, judge
@@ -242,5 +243,5 @@ def made_of(records: list[RunRecord]) -> str:
 def _documents(inputs: Inputs, model: PlantModel, split: str) -> Documents:
     """A split as the model was trained to read it: from cached features if it has no backbone."""
     documents = inputs.documents(split, cached=model.backbone is None)
-    documents.linear = model.linear_of(inputs.corpus.texts)
+    documents.linear = reading.linear_of(model, inputs.corpus.texts)
     return documents

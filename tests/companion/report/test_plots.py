@@ -260,6 +260,20 @@ def test_reliability_shows_scores_against_shares_of_right_labels():
     assert ax.get_title().endswith("?") and ax.get_xlabel() and ax.get_ylabel()
 
 
+def test_coverage_shows_promises_against_what_was_kept():
+    promised = np.array([0.5, 0.9])
+    kept = np.array([[0.4, 0.8], [0.6, 1.0], [0.5, 0.9]])
+    ax = plots_claims.coverage(promised, kept, system="SVM")
+    diagonal, line = (line for line in ax.lines if line.get_linestyle() != "None")
+    np.testing.assert_allclose(diagonal.get_xydata(), [[0, 0], [100, 100]])
+    np.testing.assert_allclose(line.get_xydata(), [[50, 50], [90, 90]])
+    whisker = ax.collections[0].get_segments()[0]
+    np.testing.assert_allclose(whisker[:, 1], [42, 58])
+    assert ax.get_title().endswith("?") and ax.get_xlabel() and ax.get_ylabel()
+    with pytest.raises(ValueError, match="give .draws, promises."):
+        plots_claims.coverage(promised, kept[:, :1])
+
+
 @pytest.mark.parametrize("lines", [{}, {"raw": np.zeros((0, 3))}])
 def test_reliability_refuses_a_line_without_predictions(lines):
     with pytest.raises(ValueError, match=f"got {len(lines)} lines"):

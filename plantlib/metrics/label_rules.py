@@ -1,0 +1,122 @@
+"""LabelRule: which labels of a document are accepted; docs/method.md, "Label sets".
+
+A rule is numbers only, so that a model carries it in its configuration. How its numbers are chosen
+is in `choosing`. N documents, L labels, k places.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from plantlib.metrics.topk import TopK
+
+KINDS = ("threshold", "labels", "budget", "recall")
+
+
+@dataclass(frozen=True)
+class LabelRule:
+    """Which labels of a document are accepted.
+
+    Attributes:
+        kind: "threshold", one cut for all labels; "labels", one per label; "budget", the same
+            number of labels for every document; "recall", one cut that keeps a promised recall.
+        threshold: logit from which a label is accepted; of "labels", the one that the others are
+            shrunk to.
+        thresholds: (L,) logits, of "labels".
+        budget: labels per document, of "budget".
+        by: the metric that chose, None for "recall" and where nothing was chosen.
+        value: that metric on the documents that chose; of "labels" on folds that were held out.
+        recall: promised recall, of "recall".
+        documents: how many documents chose.
+
+    Raises:
+        ValueError: an unknown kind, or one that lacks its numbers.
+    """
+
+    kind: str = "threshold"
+    threshold: float = 0.0
+    thresholds: list[float] | None = None
+    budget: int | None = None
+    by: str | None = None
+    value: float | None = None
+    recall: float | None = None
+    documents: int = 0
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"rule={self.kind!r} is not known; use one of {', '.join(KINDS)}")
+        needed = {"labels": self.thresholds, "budget": self.budget, "recall": self.recall}
+        if self.kind in needed and needed[self.kind] is None:
+            raise ValueError(f"a rule of kind {self.kind!r} lacks its numbers; choose it again")
+
+    @classmethod
+    def of(cls, about: Mapping[str, Any] | None, threshold: float) -> LabelRule:
+        """The rule that `as_dict` described, or `threshold` for all labels where it is None.
+
+        Raises:
+            ValueError: the entries are not those of a rule.
+        """
+        if about is None:
+            return cls(threshold=threshold)
+        names = {item.name for item in fields(cls)}
+        if set(about) - names or "kind" not in about:
+            raise ValueError(f"a rule has {sorted(about)}, wanted {sorted(names)}; choose it again")
+        return cls(**about)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The rule as JSON holds it, without what its kind does not use."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+    def cuts(self, labels: int) -> np.ndarray:
+        """(L,) float64 logits from which each of `labels` labels is accepted.
+
+        Raises:
+            ValueError: the rule has no cuts ("budget"), or those of another number of labels.
+        """
+        if self.kind == "budget":
+            raise ValueError("a budget of labels has no thresholds; read the accepted labels")
+        if self.thresholds is None:
+            return np.full(labels, self.threshold)
+        if len(self.thresholds) != labels:
+            raise ValueError(
+                f"the rule has {len(self.thresholds)} thresholds for {labels} labels; choose it"
+                " with this model"
+            )
+        return np.asarray(self.thresholds, np.float64)
+
+    def in_places(self, topk: TopK) -> np.ndarray:
+        """(N, k) bool: whether the label of each place is accepted."""
+        used = topk.ids >= 0
+        if self.kind == "budget":
+            return used & (np.arange(topk.k) < self.budget)
+        cuts = self.threshold if self.thresholds is None else np.asarray(self.thresholds)[topk.ids]
+        return used & (topk.scores.astype(np.float64) >= cuts)
+
+    def accepts(self, scores: np.ndarray) -> np.ndarray:
+        """(N, L) bool: whether each label is accepted, from all logits (N, L) of N documents."""
+        labels = scores.shape[1]
+        if self.kind != "budget":
+            return scores.astype(np.float64) >= self.cuts(labels)
+        accepted = np.zeros(scores.shape, bool)
+        best = TopK.from_dense(scores, min(self.budget or 1, labels))
+        np.put_along_axis(accepted, best.ids.astype(np.int64), True, axis=1)
+        return accepted
+
+    def __str__(self) -> str:
+        if self.kind == "recall":
+            return (
+                f"threshold {self.threshold:.4f}, which keeps a mean recall of {self.recall:g} on"
+                f" documents like the {self.documents:,} that chose it"
+            )
+        words = {
+            "threshold": f"threshold {self.threshold:.4f}",
+            "labels": f"a threshold for each label around {self.threshold:.4f}",
+            "budget": f"the {self.budget} best labels of each document",
+        }[self.kind]
+        if self.value is None:
+            return words
+        return f"{words}, chosen by {self.by} ({self.value:.4f}) on {self.documents:,} documents"
