@@ -11,6 +11,7 @@ if TYPE_CHECKING:  # the same names as in _HOMES, for type checkers and editors
     from plantlib.model.plant_model import PlantConfig as PlantConfig
     from plantlib.model.plant_model import PlantModel as PlantModel
     from plantlib.planting.decoder import LabelDecoder as LabelDecoder
+    from plantlib.sklearn import PlantClassifier as PlantClassifier
     from plantlib.training.options import RunConfig as RunConfig
     from plantlib.training.prepare import prepare as prepare
     from plantlib.training.records import RunRecord as RunRecord
@@ -22,6 +23,7 @@ _HOMES = {
     "Corpus": "plantlib.data.corpus",
     "PlantModel": "plantlib.model.plant_model",
     "PlantConfig": "plantlib.model.plant_model",
+    "PlantClassifier": "plantlib.sklearn",
     "LabelDecoder": "plantlib.planting.decoder",
     "RunRecord": "plantlib.training.records",
     "RunConfig": "plantlib.training.options",

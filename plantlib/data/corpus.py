@@ -223,20 +223,22 @@ class Corpus(Rich):
         inside train=1000. A cap that is not below the split's size changes nothing.
 
         Args:
-            train, dev, test: at most so many documents of the split; None keeps all.
+            train, dev, test: at most so many documents of the split; None keeps all, and test=0
+                leaves the split out.
             seed: of the permutation.
 
         Raises:
-            DataError: a cap is not a whole number of at least 1.
+            DataError: a cap is not a whole number of at least 1, or 0 for test.
         """
         keep = np.ones(self.N, dtype=bool)
         for name, cap in (("train", train), ("dev", dev), ("test", test)):
             if cap is None:
                 continue
-            if isinstance(cap, bool) or int(cap) != cap or cap < 1:
+            least = 0 if name == "test" else 1
+            if isinstance(cap, bool) or int(cap) != cap or cap < least:
                 raise DataError(
-                    f"{name}={cap!r} is no cap: wanted a whole number of documents, 1 or more, or"
-                    " None"
+                    f"{name}={cap!r} is no cap: wanted a whole number of documents, {least} or"
+                    " more, or None"
                 )
             rows = np.flatnonzero(self.split == name)
             order = hash_order([self.ids[i] for i in rows], seed, f"subset {name}")

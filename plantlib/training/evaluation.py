@@ -74,19 +74,20 @@ def score(
     return evaluator.result(), labels
 
 
-def judge(inputs: Inputs, dev: Scores, test: Scores) -> dict:
-    """Choose the threshold of F1 on dev, then measure test.
+def judge(inputs: Inputs, dev: Scores, test: Scores | None) -> dict:
+    """Choose the threshold of F1 on dev, then measure test, where there is one.
 
     Returns:
         the fields dataset, threshold, metrics and per_document of a RunRecord.
     """
     rows = inputs.rows
-    gold = inputs.corpus.labels[rows["test"]]
     threshold = tune_threshold(dev.topk, inputs.corpus.labels[rows["dev"]])
+    chosen = {"dataset": inputs.about(), "threshold": threshold}
+    if test is None:
+        return chosen | {"metrics": {}, "per_document": {}}
+    gold = inputs.corpus.labels[rows["test"]]
     extra_gold = inputs.extra_gold[rows["test"]]
-    return {
-        "dataset": inputs.about(),
-        "threshold": threshold,
+    return chosen | {
         "metrics": evaluate(
             test, gold, inputs.train_counts, len(rows["train"]), threshold, extra_gold
         ),
@@ -97,7 +98,9 @@ def judge(inputs: Inputs, dev: Scores, test: Scores) -> dict:
 def judge_model(
     model: PlantModel, inputs: Inputs, cached: bool = True, linear: LinearScore | None = None
 ) -> dict:
-    """Score dev, then test, and `judge`; the model keeps the threshold and the calibration.
+    """Score dev, then test where there is one, and `judge`.
+
+    The model keeps the threshold and the calibration.
 
     Args:
         cached: read cached features of the frozen backbone.
@@ -105,7 +108,9 @@ def judge_model(
     """
     dev_documents = inputs.documents("dev", cached, linear)
     dev, dev_labels = score(model, dev_documents, inputs.train_counts, auc=False)
-    test, _ = score(model, inputs.documents("test", cached, linear), inputs.train_counts)
+    test = None
+    if len(inputs.rows["test"]):
+        test, _ = score(model, inputs.documents("test", cached, linear), inputs.train_counts)
     judged = judge(inputs, dev, test)
     model.config.threshold = judged["threshold"]
     model.config.calibration = calibrate(dev.topk, dev_labels)

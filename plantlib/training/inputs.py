@@ -147,10 +147,13 @@ class Inputs:
 
     @cached_property
     def rows(self) -> dict[str, np.ndarray]:
-        """Row numbers by split."""
-        rows = {split: self.corpus.rows(split) for split in ("dev", "test")}
+        """Row numbers by split; none of test for a run that is not judged."""
         whole = self.train_rows is None
-        return {"train": self.corpus.rows("train") if whole else self.train_rows} | rows
+        return {
+            "train": self.corpus.rows("train") if whole else self.train_rows,
+            "dev": self.corpus.rows("dev"),
+            "test": np.flatnonzero(self.corpus.split == "test"),
+        }
 
     @cached_property
     def train_counts(self) -> np.ndarray:

@@ -51,6 +51,7 @@ def prepare(
             of the training texts instead.
         max_tokens: tokens read per document, None for all; of "words", distinct words.
         train_documents, dev_documents, test_documents: most documents per split, None for all.
+            With test_documents=0 there is no test split, and a run is not judged.
         subset_seed: seed by which capped documents are drawn.
         root: folder of intermediate artefacts; artefacts/ of the checkout when None.
         frozen: the backbone stays frozen, so its hidden states are computed once and cached.
@@ -78,7 +79,7 @@ def prepare(
     uncapped = corpus.labelled().with_dev()
     caps = {"train": train_documents, "dev": dev_documents, "test": test_documents}
     capped = uncapped.subset(**caps, seed=subset_seed)
-    for split in ("train", "dev", "test"):
+    for split in ("train", "dev") if test_documents == 0 else ("train", "dev", "test"):
         capped.rows(split)  # an empty split is an error before any long work
     if label_space == "train":
         # labels are chosen first, rows are capped afterwards
