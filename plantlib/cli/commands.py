@@ -256,6 +256,8 @@ def predict(options: Namespace) -> None:
     out = Path(options.out) if options.out else None
     if out and out.suffix not in {".csv", ".jsonl"}:
         raise ValueError(f"--out {out}: scores are written as .csv or .jsonl")
+    if options.accepted and options.k is not None:
+        raise ValueError("--accepted prints the labels that the model accepts; leave out -k")
     check_marked(options)
     check_file_out(options, options.documents)
     ids, texts = documents_of(options)
@@ -280,7 +282,10 @@ def _predictions(
     with tqdm(total=len(texts), desc="documents", unit="doc") as bar:
         for begin in range(0, len(texts), options.batch):
             part = slice(begin, begin + options.batch)
-            best = model.predict(texts[part], options.k, options.batch)
+            if options.accepted:
+                best = model.label_sets(texts[part], options.batch)
+            else:
+                best = model.predict(texts[part], options.k or 8, options.batch)
             yield from zip(ids[part], best, strict=True)
             bar.update(len(texts[part]))
 
@@ -314,19 +319,10 @@ def _write(file, kind: str, predictions: Iterable) -> None:
 
 def evaluate(options: Namespace) -> None:
     """`plant evaluate`: metrics in the model's label space, and with all gold labels (all/...)."""
-    import numpy as np
-
     from plantlib.data import privacy
 
     check_file_out(options, options.corpus)
-    table = is_table(options.corpus)
-    on = options.on or ("all" if table and not options.split else "test")
-    # a table without a split column gets the split that plant fit drew, unless all of it is read
-    reading = {"test_fraction": None} if on == "all" else {}
-    corpus = corpus_of(options, to_train=False, **reading).labelled()
-    if on in ("train", "dev"):
-        corpus = corpus.with_dev()
-    rows = np.arange(corpus.N) if on == "all" else corpus.rows(on)
+    corpus, rows, on = labelled_rows(options, "test")
     metrics, about = measure(model_of(options), corpus, rows)
     print(f"{printable(corpus.name)}, {on}: {about}")
     print_metrics(metrics)
@@ -335,6 +331,53 @@ def evaluate(options: Namespace) -> None:
         about = {"corpus": corpus.name, "fingerprint": corpus.fingerprint(), "on": on}
         privacy.check(about, Path(options.out))  # numbers may leave, a text may not
         write_json(options.out, about | {"metrics": defined})
+
+
+def tune(options: Namespace) -> None:
+    """`plant tune`: choose on labelled documents which labels a saved model accepts."""
+    from plantlib.model import label_sets
+
+    if options.recall is not None and (options.rule or options.by):
+        raise ValueError("--recall promises a recall by itself; leave out --rule and --by")
+    corpus, rows, _ = labelled_rows(options, "dev")
+    model = model_of(options)
+    names = [model.config.id2label[i] for i in range(model.config.num_labels)]
+    gold, _ = in_label_space(corpus, rows, names)
+    texts = [corpus.texts[i] for i in rows]
+    note_unread(model, texts)
+    rule = label_sets.choose(
+        model,
+        texts,
+        gold,
+        options.rule or "threshold",
+        options.by or "micro_f1",
+        options.recall,
+        options.batch,
+    )
+    label_sets.save_rule(model, options.model)
+    print(f"{printable(options.model)} accepts by {rule}")
+
+
+def labelled_rows(options: Namespace, of_corpus: str):
+    """The documents that a command measures on.
+
+    Args:
+        options: of the command; --on names a split.
+        of_corpus: the split that is read of a corpus, or of a table with --split.
+
+    Returns:
+        the corpus, (n,) its rows, and the name of the split or "all".
+    """
+    import numpy as np
+
+    table = is_table(options.corpus)
+    on = options.on or ("all" if table and not options.split else of_corpus)
+    # a table without a split column gets the split that plant fit drew, unless all of it is read
+    reading = {"test_fraction": None} if on == "all" else {}
+    corpus = corpus_of(options, to_train=False, **reading).labelled()
+    if on in ("train", "dev"):
+        corpus = corpus.with_dev()
+    return corpus, np.arange(corpus.N) if on == "all" else corpus.rows(on), on
 
 
 def measure(model, corpus: Corpus, rows) -> tuple[dict[str, float], str]:
@@ -357,6 +400,7 @@ def measure(model, corpus: Corpus, rows) -> tuple[dict[str, float], str]:
     import numpy as np
 
     from plantlib.metrics import documents as metrics
+    from plantlib.model import label_sets, reading
     from plantlib.training import evaluation
     from plantlib.training.inputs import Documents
 
@@ -369,11 +413,12 @@ def measure(model, corpus: Corpus, rows) -> tuple[dict[str, float], str]:
     # scores; without training counts every label counts as equally frequent
     texts, counts = [corpus.texts[i] for i in rows], np.ones(labels.shape[1], np.int64)
     note_unread(model, texts)
-    tokens, linear = model.tokenise(texts), model.linear_of(texts)
+    tokens, linear = model.tokenise(texts), reading.linear_of(model, texts)
     documents = Documents(tokens, labels, np.arange(len(rows)), linear=linear)
     scores, gold = evaluation.score(model, documents, counts, progress=True)
     # metrics that do not need the counts
-    results = metrics.evaluate(scores, gold, counts, len(rows), model.config.threshold, outside)
+    rule = label_sets.rule_of(model)
+    results = metrics.evaluate(scores, gold, counts, len(rows), rule, outside)
     of_counts = ("psp@", *(f"{bucket}/" for bucket in scores.masks))
     results = {name: x for name, x in results.items() if not name.startswith(of_counts)}
     about = (
@@ -395,6 +440,14 @@ def in_label_space(corpus: Corpus, rows, names: list[str]):
     places = (cells.row[known], columns[cells.col[known]])
     inside = sparse.csr_matrix((cells.data[known], places), shape=(len(rows), len(names)))
     return inside, np.bincount(cells.row[~known], minlength=len(rows))
+
+
+def export(options: Namespace) -> None:
+    """`plant export`: write a saved model as an ONNX graph with its tokenizers."""
+    from plantlib.model import export as graph
+
+    check_target(options.out, graph.FORMAT)
+    print(printable(graph.to_onnx(model_of(options), options.out, options.int8)))
 
 
 def explain(options: Namespace) -> None:

@@ -63,7 +63,7 @@ def check_numbers(options: argparse.Namespace) -> None:
     from plantlib.utils import checks
 
     for name, flag in (("k", "-k"), ("batch", "--batch"), ("epochs", "--epochs")):
-        if hasattr(options, name):
+        if getattr(options, name, None) is not None:
             checks.check_whole(flag, getattr(options, name))
     if hasattr(options, "tokens"):
         checks.check_whole("--tokens", options.tokens)
@@ -121,7 +121,7 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"plantlib {__version__}")
     commands = top.add_subparsers(dest="command", metavar="command", required=True)
-    for command in (_fit, _predict, _evaluate, _explain, _data, _run_options):
+    for command in (_fit, _predict, _evaluate, _tune, _explain, _export, _data, _run_options):
         command(commands)
     about = "estimate the memory of a run: plant memory --help"
     commands.add_parser("memory", help=about, add_help=False)
@@ -223,7 +223,9 @@ shown as escapes; .jsonl has all names as they are.""",
     add("model", help="folder that plant fit wrote")
     about = "a file with one document per line, a folder of .txt files, a table, or - for stdin"
     add("documents", help=about)
-    add("-k", type=int, default=8, help="labels per document (default: 8)")
+    add("-k", type=int, help="labels per document (default: 8)")
+    about = "print the labels that the model accepts (plant tune), none or several per document"
+    add("--accepted", action="store_true", help=about)
     about = "write a .csv or .jsonl file instead of tab-separated lines on stdout"
     add("--out", metavar="FILE", help=about)
     add("--batch", type=int, default=16, help="documents read at a time (default: 16)")
@@ -251,6 +253,36 @@ plant fit used as that split of the same table.""",
     _columns(command)
 
 
+def _tune(commands) -> None:
+    command = _command(
+        commands,
+        "tune",
+        "choose on labelled documents which labels a model accepts",
+        """\
+  plant tune model/ mine.csv --text note --labels codes --on dev --rule labels --by macro_f1
+  plant tune model/ more.csv --text note --labels codes --recall 0.9
+  plant predict model/ notes.txt --accepted
+The rule is kept in the model's folder. Its documents must not have trained the model; a recall is
+promised only by documents that dev did not hold either.""",
+    )
+    add = command.add_argument
+    add("model", help="folder that plant fit wrote")
+    add("corpus", help="a table, a known corpus or the folder of a saved corpus")
+    about = "documents to read (default: all of a table without --split, else dev)"
+    add("--on", choices=("all", "dev", "test"), help=about)
+    about = (
+        "threshold: one for all labels; labels: one per label, shrunk to it; budget: the same"
+        " number of labels for every document (default: threshold)"
+    )
+    add("--rule", choices=("threshold", "labels", "budget"), help=about)
+    about = "the measure that chooses (default: micro_f1)"
+    add("--by", choices=("micro_f1", "macro_f1", "sample_f1"), help=about)
+    about = "promise that a document keeps this share of its labels on average, such as 0.9"
+    add("--recall", type=float, help=about)
+    add("--batch", type=int, default=16, help="documents read at a time (default: 16)")
+    _columns(command)
+
+
 def _explain(commands) -> None:
     command = _command(
         commands,
@@ -271,6 +303,24 @@ def _explain(commands) -> None:
     about = "write an HTML page with the text and its highlighted words"
     add("--out", metavar="FILE", help=about)
     _mark(add)
+
+
+def _export(commands) -> None:
+    command = _command(
+        commands,
+        "export",
+        "write a model as a graph that other programs run",
+        """\
+  plant export model/ --to onnx --out graph/
+The folder holds the graph, two tokenizers and export.json; docs/guide.md has a script of ten lines
+that predicts with the packages onnxruntime and tokenizers alone.""",
+    )
+    add = command.add_argument
+    add("model", help="folder that plant fit wrote")
+    add("--to", choices=("onnx",), default="onnx", help="the form of the graph (default: onnx)")
+    add("--out", required=True, metavar="DIR", help="folder for the graph")
+    about = "store the weights of matrix products in 8 bits; scores change by a few hundredths"
+    add("--int8", action="store_true", help=about)
 
 
 def _data(commands) -> None:

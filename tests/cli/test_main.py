@@ -11,6 +11,7 @@ import inspect
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -121,6 +122,44 @@ def test_evaluate_gives_the_numbers_that_fit_gave(shop, capsys):
     assert written["on"] == "all" and written["metrics"]["p@1"] == pytest.approx(
         reached["p@1"], abs=1e-4
     )
+
+
+def test_tune_keeps_a_rule_that_predict_and_evaluate_use(shop, capsys, tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(shop / "model", model)
+    table = (shop / "mine.csv", *COLUMNS, "--split", "part", "--on")
+    plain = PlantModel.from_pretrained(model)
+    texts = ["valve and pulse today", "rash with itch"]
+
+    status, out, err = call(capsys, "tune", model, *table, "dev", "--rule", "budget")
+    assert status == 0, err
+    tuned = PlantModel.from_pretrained(model)
+    budget = tuned.config.label_rule["budget"]
+    assert f"accepts by the {budget} best labels of each document" in out
+    _, out, _ = call(capsys, "predict", model, shop / "notes.txt", "--accepted")
+    assert len(out.splitlines()) == budget * len(texts)
+    assert tuned.label_sets(texts) == plain.predict(texts, k=budget)
+
+    evaluate = ("evaluate", model, *table, "dev")
+    before = numbers(call(capsys, "evaluate", shop / "model", *table, "dev")[1])["micro_f1"]
+    assert call(capsys, "tune", model, *table, "dev")[0] == 0
+    assert numbers(call(capsys, *evaluate)[1])["micro_f1"] == pytest.approx(before)
+    assert call(capsys, "tune", model, *table, "dev", "--rule", "labels")[0] == 0
+    assert PlantModel.from_pretrained(model).config.label_rule["kind"] == "labels"
+
+    status, out, err = call(capsys, "tune", model, *table, "test", "--recall", "0.8")
+    assert status == 0, err
+    assert "keeps a mean recall of 0.8" in out
+    assert numbers(call(capsys, "evaluate", model, *table, "test")[1])["micro_f1"] > 0
+    for wrong, message in (
+        (("--recall", "0.8", "--by", "macro_f1"), "leave out --rule and --by"),
+        (("--recall", "0.999"), "too few to promise --recall 0.999"),
+        (("--recall", "1"), "--recall 1"),
+    ):
+        status, out, err = call(capsys, "tune", model, *table, "dev", *wrong)
+        assert (status, out) == (1, "") and message in err
+    both = call(capsys, "predict", model, shop / "notes.txt", "--accepted", "-k", "3")
+    assert both[0] == 1 and "leave out -k" in both[2]
 
 
 def test_evaluate_asks_a_held_out_table_for_no_split(shop, capsys):
@@ -383,7 +422,9 @@ def test_wrong_usage_is_status_2(capsys, arguments):
     assert status == 2 and out == "" and "usage: plant" in err
 
 
-@pytest.mark.parametrize("name", ["fit", "predict", "evaluate", "explain", "data", "run"])
+@pytest.mark.parametrize(
+    "name", ["fit", "predict", "evaluate", "tune", "explain", "export", "data", "run"]
+)
 def test_every_command_teaches_by_example(capsys, name):
     status, out, _ = call(capsys, name, "--help")
     assert status == 0 and f"  plant {name} " in out.split("example:")[1] and "--debug" in out
