@@ -312,7 +312,7 @@ def _export(commands) -> None:
         "write a model as a graph that other programs run",
         """\
   plant export model/ --to onnx --out graph/
-The folder holds the graph, two tokenizers and export.json; docs/guide.md has a script of ten lines
+The folder holds the graph, two tokenizers and export.json; docs/guide.md has a short script
 that predicts with the packages onnxruntime and tokenizers alone.""",
     )
     add = command.add_argument
