@@ -122,6 +122,38 @@ def leak_gain(frame: pandas.DataFrame, ax: Axes | None = None) -> Axes:
     return ax
 
 
+def planted_mass(frame: pandas.DataFrame, ax: Axes | None = None) -> Axes:
+    """Attention that planting gives the words of a document's own labels, by the number of training
+    documents of the label, a line per way of reading.
+
+    frame: rows of one corpus, as `planted_mass.by_documents` returns them.
+    """
+    _need(frame, "read", "least", "most", "mass")
+    ax = _axes(ax, (6.4, 3.8))
+    groups = frame[["least", "most"]].drop_duplicates().sort_values("least")
+    place = {least: i for i, least in enumerate(groups["least"])}
+    looks = {"training, as counted": ("#d55e00", "s"), "training, cross-fitted": ("#de8f05", "D")}
+    for read, rows in frame.groupby("read", sort=False):
+        colour, marker = looks.get(read, ("#0173b2", "o"))
+        x = [place[least] for least in rows["least"]]
+        ax.plot(x, rows["mass"], marker, linestyle="-", color=colour, label=read)
+    names = [_range(*pair) for pair in groups.itertuples(index=False)]
+    ax.set(xticks=range(len(names)), xticklabels=names, ylim=(0, None))
+    ax.set_xlabel("training documents of the label")
+    ax.set_ylabel("attention on its words (%)")
+    ax.legend()
+    return ax
+
+
+def _range(least: int, most) -> str:
+    """The name of a group of labels: "1", "3-5", "over 100"."""
+    import pandas as pd
+
+    if pd.isna(most):
+        return f"over {least - 1}"
+    return str(least) if least == most else f"{least}-{most}"
+
+
 def convergence(
     frame: pandas.DataFrame,
     metric: str = "ndcg@5",

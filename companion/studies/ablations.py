@@ -42,6 +42,8 @@ SWITCHES: dict[str, tuple[str, dict[str, Any]]] = {
     "teacher chi-squared": ("lookup", {"teacher.variant": "chi2"}),
     "teacher pointwise MI": ("lookup", {"teacher.variant": "ppmi"}),
     "published grades": ("lookup", {"teacher.relevance": "grade"}),
+    # a training document reads the lists that it has been counted for
+    "teacher in-sample": ("lookup", {"teacher.cross_fitted": False}),
     "16 tokens a label": ("lookup", {"teacher.top_k": 16}),
     "256 tokens a label": ("lookup", {"teacher.top_k": 256}),
     "gain 1": ("lookup", {"start.lookup_gain": 1.0}),
