@@ -69,7 +69,7 @@ def near(expected, operations: int, size: float | None = None, dtype=torch.float
     if size is None:
         size = np.nanmax(np.abs(np.asarray([*numbers, 0.0], dtype=np.float64)))
     bound = SLACK * rounding(size, operations, dtype)
-    return pytest.approx(expected, rel=0, abs=bound, nan_ok=True)
+    return pytest.approx(expected, abs=bound, nan_ok=True)
 
 
 def worst_error(results: Sequence[torch.Tensor], exact: Sequence[torch.Tensor]) -> float:

@@ -20,6 +20,8 @@ from plantlib.training.inputs import Documents
 from plantlib.training.options import TrainConfig
 from plantlib.training.records import RunRecord
 from plantlib.training.runs import run_start
+from tests.conftest import OPERATIONS
+from tests.tolerances import assert_within_rounding, near
 
 QUICK = RunConfig(train=TrainConfig(epochs=1))
 
@@ -41,7 +43,7 @@ def test_predictions_are_of_the_sum_and_survive_saving(members, corpus, tmp_path
         model.attach_backbone(artefacts.load_backbone(inputs))
     texts = corpus.texts[80:90]
     summed = sum(m.eval()(*m._packed(m.tokenise(texts))).logits.cpu() for _, m in members)
-    torch.testing.assert_close(ensemble.logits(texts), summed.detach())
+    assert_within_rounding(ensemble.logits(texts), summed, OPERATIONS)
 
     # scores are calibrated logits of the sum
     slope, shift, ceiling = ensemble.calibration
@@ -50,7 +52,7 @@ def test_predictions_are_of_the_sum_and_survive_saving(members, corpus, tmp_path
         best = int(logits.argmax())
         assert label == ensemble.names[best]
         probability = ceiling * torch.sigmoid(logits[best] * slope + shift).item()
-        assert label_score == pytest.approx(probability, abs=1e-5)
+        assert label_score == near(probability, OPERATIONS)
 
     # saved and loaded
     ensemble.save_pretrained(tmp_path / "e")
@@ -115,4 +117,4 @@ def test_members_that_plant_a_linear_score_are_summed_like_others(prepared):
         ).logits.cpu()
         for _, model in members
     ]
-    assert torch.allclose(ensemble.logits([text]), sum(logits), atol=1e-4)
+    assert_within_rounding(ensemble.logits([text]), sum(logits), OPERATIONS)

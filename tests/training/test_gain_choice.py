@@ -17,6 +17,7 @@ from plantlib.planting.starts import StartConfig
 from plantlib.training import runs, train
 from plantlib.training.options import RunConfig, TrainConfig
 from plantlib.training.runs import finished, run_start
+from tests.tolerances import near
 
 CONFIG = RunConfig(
     linear=LinearConfig(folds=2), train=TrainConfig(epochs=2, patience=2), other_gains=(1.0, 0.0)
@@ -90,8 +91,8 @@ def test_the_chosen_run_is_the_run_of_that_gain(prepared, chosen):
     alone, _ = run_start(prepared, "lookup+linear", 0, config=config, progress=False)
     assert "gains_tried" not in alone.params
     assert [row["ndcg@5"] for row in alone.history] == [row["ndcg@5"] for row in chosen.history]
-    assert alone.metrics == pytest.approx(chosen.metrics, abs=1e-6, nan_ok=True)
-    assert alone.params["final_gains"] == pytest.approx(chosen.params["final_gains"], abs=1e-6)
+    assert alone.metrics == near(chosen.metrics, operations=0)
+    assert alone.params["final_gains"] == near(chosen.params["final_gains"], operations=0)
 
 
 @pytest.mark.parametrize("start", ["lookup+linear", "shuffled+linear"])
@@ -136,7 +137,7 @@ def test_a_killed_choice_goes_on_where_it_was(prepared, chosen, monkeypatch):
     assert set(steps) == {"gain-0.0"}, "what was trained before the kill was trained again"
     assert [row["ndcg@5"] for row in again.history] == [row["ndcg@5"] for row in chosen.history]
     assert again.params["gains_tried"] == chosen.params["gains_tried"]
-    assert again.metrics == pytest.approx(chosen.metrics, abs=1e-6, nan_ok=True)
+    assert again.metrics == near(chosen.metrics, operations=0)
 
 
 def test_the_weight_of_the_score_is_the_best_of_dev_and_the_smallest_if_tied():

@@ -28,6 +28,8 @@ from plantlib.training.options import TrainConfig
 from plantlib.training.records import load_all
 from plantlib.training.runs import run_grid, run_start
 from plantlib.utils.base import DataError
+from tests.conftest import OPERATIONS
+from tests.tolerances import near
 
 STARTS = ("random", "lookup", "l2r", "closed_form", "shuffled", "lookup+score")
 QUICK = RunConfig(train=TrainConfig(epochs=1, batch_size=16), l2r=L2RConfig(epochs=1))
@@ -143,7 +145,7 @@ def test_runs_of_other_parameters_are_not_taken_for_finished(grid, prepared, tmp
 def test_a_run_repeats_to_the_same_metrics(grid, prepared):
     record, _ = run_start(prepared, "lookup", 0, config=QUICK, progress=False)
     first = next(r for r in grid[0] if r.system == "lookup")
-    assert record.metrics == pytest.approx(first.metrics, abs=1e-6, nan_ok=True)
+    assert record.metrics == near(first.metrics, operations=0)
 
 
 @pytest.mark.parametrize(
@@ -294,7 +296,7 @@ def test_tuned_backbones_are_scored_saved_and_loaded_whole(tuning, prepared, tmp
     for ours, theirs in zip(
         model.predict(text), type(model).from_pretrained(tmp_path / "m").predict(text), strict=True
     ):
-        assert dict(ours) == pytest.approx(dict(theirs), abs=1e-5)
+        assert dict(ours) == near(dict(theirs), OPERATIONS)
 
 
 @pytest.mark.parametrize(

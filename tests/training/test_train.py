@@ -28,6 +28,7 @@ from plantlib.training.ingredients import build_model, teacher_of, use_score
 from plantlib.training.inputs import Documents
 from plantlib.training.options import RunConfig, TrainConfig
 from plantlib.training.train import fine_tune, score
+from tests.tolerances import near
 
 
 def fresh_model(prepared, seed=0, start="random"):
@@ -202,7 +203,7 @@ def test_two_runs_of_one_seed_are_equal_and_of_two_seeds_are_not(prepared, train
     again, same = train_it(prepared, tmp_path / "again")
     other, _ = train_it(prepared, tmp_path / "other", seed=1, epochs=1)
     for name, value in weights(model).items():
-        torch.testing.assert_close(weights(again)[name], value, rtol=1e-6, atol=1e-6)
+        assert torch.equal(weights(again)[name], value), name
     assert without_times(history) == without_times(same)
     assert not torch.allclose(
         weights(other)["decoder.label_outputs"], weights(model)["decoder.label_outputs"]
@@ -301,7 +302,8 @@ def test_a_model_trained_on_a_gpu_predicts_there_as_on_a_cpu(prepared, tmp_path,
     on_gpu = model.predict(texts, k=prepared.corpus.L)
     on_cpu = model.to("cpu").predict(texts, k=prepared.corpus.L)
     for ours, theirs in zip(on_gpu, on_cpu, strict=True):
-        assert dict(ours) == pytest.approx(dict(theirs), abs=1e-3)
+        # a GPU multiplies in TF32, which has float16's digits
+        assert dict(ours) == near(dict(theirs), operations=2, dtype=torch.float16)
 
 
 SCRIPT = """
@@ -312,6 +314,7 @@ from transformers import TrainerCallback
 from plantlib.training import train
 from plantlib.training.options import TrainConfig
 from plantlib.training.train import fine_tune
+from tests.tolerances import near
 
 folder, inputs, slow = Path(sys.argv[1]), sys.argv[2], sys.argv[3] == "slow"
 model, documents, dev, counts = torch.load(inputs, weights_only=False)
@@ -369,7 +372,7 @@ def test_killed_run_resumes_to_the_same_numbers(prepared, tmp_path):
 
     # kill the run in its third epoch, and leave a half-written checkpoint of that epoch
     victim = start(cut, "slow")
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while not (cut / "steps.log").exists() or steps(cut)[-1:] != [17]:
         assert victim.poll() is None and time.monotonic() < deadline, (
             victim.stdout and victim.communicate(timeout=5)[0]
@@ -387,14 +390,12 @@ def test_killed_run_resumes_to_the_same_numbers(prepared, tmp_path):
     torch.set_num_threads(1)
     _, history = train_it(prepared, whole, model, epochs=4, patience=4, lr_outputs=0.01)
     torch.set_num_threads(threads)
-    output, _ = again.communicate(timeout=120)
+    output, _ = again.communicate(timeout=600)
     assert again.returncode == 0, output
     assert steps(cut) == [*range(1, 18), *range(17, 33)], (
         "resumed at the checkpoint of step 16, not restarted"
     )
     resumed = torch.load(cut / "final.pt")
     for name, value in model.state_dict().items():
-        torch.testing.assert_close(
-            resumed[name], value, rtol=1e-6, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}"
-        )
+        assert torch.equal(resumed[name], value), name
     assert without_times(json.loads((cut / "history.json").read_text())) == without_times(history)
