@@ -1,5 +1,5 @@
-"""Several processes: the loss curve of one process with twice the accumulation; a killed launch
-goes on to the same numbers.
+"""Several processes: the loss curve of one process with twice the accumulation; what dropout and
+uneven batches change; a killed launch goes on to the same numbers.
 
 Real `accelerate launch` with two CPU processes over gloo and the configuration file that ships in
 runs/accelerate.
@@ -18,6 +18,7 @@ import yaml
 
 from companion import launch
 from plantlib import RunRecord
+from tests.tolerances import near
 
 ROOT = Path(__file__).resolve().parents[2]
 DDP = [
@@ -28,6 +29,10 @@ DDP = [
     str(ROOT / "runs" / "accelerate" / "ddp_cpu.yaml"),
 ]
 
+
+# the losses of one curve differ by rounding that 36 steps of Adam enlarge; a lost gradient, or a
+# document that counts twice, changes them by a hundredth
+LOSS = 1e-4
 
 # the same command, waiting to be killed once a checkpoint stands
 SLOW = """
@@ -44,6 +49,25 @@ class Slow(train._Progress):
 
 train._Progress = Slow
 sys.exit(launch.main(sys.argv[1:]))
+"""
+
+
+# the same command, writing down which documents of train each process reads
+READS = """
+import os, sys
+from companion import launch
+from plantlib.training.inputs import Documents
+
+collate = Documents.collate
+
+def writing(self, rows):
+    if len(self.rows) == 60:
+        with open(sys.argv[2] + "." + os.environ.get("RANK", "0"), "a") as file:
+            file.write(" ".join(map(str, rows)) + "\\n")
+    return collate(self, rows)
+
+Documents.collate = writing
+sys.exit(launch.main(sys.argv[1:2] + sys.argv[3:]))
 """
 
 
@@ -68,16 +92,25 @@ def job(corpus, backbone_folder, tmp_path_factory):
     (home / "run.yaml").write_text(yaml.safe_dump({"parameters": parameters}))
 
     (home / "slow.py").write_text(SLOW)
+    (home / "reads.py").write_text(READS)
 
     def start(
-        name: str, *command: str, accumulation: int, port: int | None = None, slow=False
+        name: str,
+        *command: str,
+        accumulation: int,
+        port: int | None = None,
+        script: str | None = None,
+        more: tuple[str, ...] = (),
     ) -> subprocess.Popen:
-        script = [str(home / "slow.py")] if slow else ["-m", "companion.launch"]
+        script = [str(home / script)] if script else ["-m", "companion.launch"]
+        arguments = [str(home / "run.yaml")]
+        arguments += [str(home / f"{name}.reads")] * (script == [str(home / "reads.py")])
         extra = ["--main_process_port", str(port)] if port else []
         overrides = [
             f"accumulation={accumulation}",
             f"results={home / name}",
             f"root={home / (name + '-artefacts')}",
+            *more,
         ]
         environment = os.environ | {
             "OMP_NUM_THREADS": "1",
@@ -85,7 +118,7 @@ def job(corpus, backbone_folder, tmp_path_factory):
             "TOKENIZERS_PARALLELISM": "false",
         }
         return subprocess.Popen(
-            [*command, *extra, *script, str(home / "run.yaml"), *overrides],
+            [*command, *extra, *script, *arguments, *overrides],
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -97,7 +130,7 @@ def job(corpus, backbone_folder, tmp_path_factory):
 
 
 def finish(process: subprocess.Popen) -> str:
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate(timeout=1200)
     assert process.returncode == 0, output[-3000:]
     return output
 
@@ -138,11 +171,9 @@ def check_same(record: RunRecord, expected: RunRecord) -> None:
         == [1, 2, 3]
     )
     for ours, theirs in zip(record.history, expected.history, strict=True):
-        assert ours["train_loss"] == pytest.approx(theirs["train_loss"], abs=1e-4), (
-            "the loss curve, to 1e-4"
-        )
-        assert ours["ndcg@5"] == pytest.approx(theirs["ndcg@5"], abs=1e-4)
-    assert record.metrics == pytest.approx(expected.metrics, abs=1e-4, nan_ok=True)
+        assert ours["train_loss"] == pytest.approx(theirs["train_loss"], abs=LOSS)
+        assert ours["ndcg@5"] == pytest.approx(theirs["ndcg@5"], abs=LOSS)
+    assert record.metrics == pytest.approx(expected.metrics, abs=LOSS, nan_ok=True)
     assert record.history[-1]["train_loss"] < record.history[0]["train_loss"]
 
 
@@ -154,12 +185,47 @@ def test_two_processes_are_one_with_twice_the_accumulation(job, alone):
     check_same(RunRecord.load(path), alone)
 
 
+def test_dropout_and_uneven_batches_are_as_the_guide_says(job):
+    """Each process draws its own dropout; some documents are read twice, so that each process has
+    as many batches; two launches are equal to the bit, and one process trains otherwise.
+    """
+    home, start = job
+    options = ("batch_size=7", "lora_dropout=0.3", "epochs=1", "starts=[lookup]")
+    launches = {"first": (*DDP,), "second": (*DDP,), "single": (sys.executable,)}
+    records = {}
+    for name, command in launches.items():
+        ports = {"port": free_port()} if command == (*DDP,) else {}
+        accumulation = 1 if ports else 2
+        finish(
+            start(
+                name, *command, accumulation=accumulation, script="reads.py", more=options, **ports
+            )
+        )
+        records[name] = RunRecord.load(next((home / name).glob("*.json")))
+
+    # 60 documents are 8 batches of 7 and one of 4: the tenth batch begins again at the front
+    def batches(name: str, rank: int) -> list[list[int]]:
+        lines = (home / f"{name}.reads.{rank}").read_text().splitlines()
+        return [[int(row) for row in line.split()] for line in lines]
+
+    shared = [batches("first", rank) for rank in (0, 1)]
+    assert [len(part) for part in shared] == [5, 5] and len(batches("single", 0)) == 9
+    rows = sorted(row for part in shared for batch in part for row in batch)
+    assert set(rows) == set(range(60)) and len(rows) == 70
+    assert sorted(row for batch in batches("single", 0) for row in batch) == list(range(60))
+
+    first, second, single = records.values()
+    assert second.metrics == near(first.metrics, operations=0)
+    assert second.history[0]["train_loss"] == first.history[0]["train_loss"]
+    assert abs(single.history[0]["train_loss"] - first.history[0]["train_loss"]) > LOSS
+
+
 def test_a_killed_launch_continues_at_its_checkpoint(job, alone):
     """Both processes are killed after a checkpoint; a second launch ends with the same numbers."""
     home, start = job
-    victim = start("killed", *DDP, accumulation=1, port=free_port(), slow=True)
+    victim = start("killed", *DDP, accumulation=1, port=free_port(), script="slow.py")
     checkpoints = home / "killed-artefacts" / "checkpoints"
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 1200
     while not list(checkpoints.glob("*/checkpoint-*/trainer_state.json")):
         assert victim.poll() is None and time.monotonic() < deadline, "no checkpoint was written"
         time.sleep(0.02)

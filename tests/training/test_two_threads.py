@@ -33,7 +33,9 @@ print(digest.hexdigest(), record.threshold)
 
 
 @pytest.mark.parametrize(
-    ("start", "tuning"), [("lookup+linear", "frozen"), ("lookup", "full")], ids=["frozen", "full"]
+    ("start", "tuning"),
+    [("lookup+linear", "frozen"), ("lookup", "full"), ("lookup+linear", "lora")],
+    ids=["frozen", "full", "lora"],
 )
 def test_two_fits_are_equal_to_the_bit(start, tuning, backbone_folder, tmp_path):
     root = Path(__file__).parents[2]
