@@ -421,18 +421,6 @@ class Corpus(Rich):
         reading.setdefault("sep", ";")
         return corpus_of_table(frame, text, labels, path=path, **reading)
 
-    @classmethod
-    def from_parquet(
-        cls,
-        path: str | Path,
-        text: str = "text",
-        labels: str | Sequence[str] = "labels",
-        **reading: Unpack[Reading],
-    ) -> Corpus:
-        """A corpus from a parquet file; without `sep` a string is one label."""
-        frame = files.read_parquet(Path(path))
-        return corpus_of_table(frame, text, labels, path=path, **reading)
-
     def overview(self) -> str:
         """Documents, labels, labels per document, the five most frequent labels, and odd ones."""
         return overview(self.labels, self.label_names, self.split)

@@ -330,7 +330,7 @@ def test_a_table_is_marked_by_hand(home, tmp_path):
     frame.to_parquet(tmp_path / "t.parquet")
     for read in (
         lambda **mark: Corpus.from_csv(tmp_path / "t.csv", **mark),
-        lambda **mark: Corpus.from_parquet(tmp_path / "t.parquet", **mark),
+        lambda **mark: Corpus.from_file(tmp_path / "t.parquet", **mark),
         lambda **mark: Corpus.from_pandas(frame, "text", "labels", **mark),
     ):
         with pytest.raises(PrivacyError, match="is credentialed"):

@@ -232,13 +232,13 @@ def test_from_pandas_takes_nullable_strings():
     )
 
 
-def test_from_parquet_takes_list_columns_and_refuses_what_is_none(tmp_path):
+def test_parquet_takes_list_columns_and_refuses_what_is_none(tmp_path):
     path = tmp_path / "mine.parquet"
     pd.DataFrame({"text": ["a", "b"], "labels": [["x", "y"], ["y"]]}).to_parquet(path)
-    assert Corpus.from_parquet(path, test_fraction=0).labels.toarray().tolist() == [[1, 1], [0, 1]]
+    assert Corpus.from_file(path, test_fraction=0).labels.toarray().tolist() == [[1, 1], [0, 1]]
     path.write_bytes(pickle.dumps({"text": ["a"]}))
     with pytest.raises(DataError, match="does not read as parquet"):
-        Corpus.from_parquet(path)
+        Corpus.from_file(path)
 
 
 def test_a_table_to_measure_on_needs_no_train_and_draws_nothing():
