@@ -11,10 +11,8 @@ module that scores text is in `planting.scores`.
 
 from __future__ import annotations
 
-import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 
@@ -23,14 +21,14 @@ from scipy import sparse
 
 from plantlib.data.tokens import smooth_idf, tfidf
 from plantlib.kernels.counts import column_counts, presence
-from plantlib.linear import liblinear, solver, stacking
+from plantlib.linear import liblinear, rare, solver, stacking
 from plantlib.linear.stacking import Stack
+from plantlib.linear.tables import Table, float32, fold_up, load_tables, mean_of, save_tables
 from plantlib.linear.terms import centroids, ppmi
 from plantlib.teacher import mig
 from plantlib.utils.checks import check_fields
 from plantlib.utils.io import read_if_whole
 from plantlib.utils.progress import tqdm
-from plantlib.utils.tensors import check_tensors, save_tensors
 
 TERMS = ("svm", "jaccard", "raw", "ppmi", "centroid")
 
@@ -77,26 +75,6 @@ def columns_of(large: bool) -> tuple[str, ...]:
 def svm_name(c: float) -> str:
     """The name of the SVM's table at a cost."""
     return "svm" if c == 1 else f"svm {c:g}"
-
-
-@dataclass(frozen=True, eq=False)
-class Table:
-    """Scores weights (b, V) @ cells.T + intercept.
-
-    cells: (L, V) csr float32. intercept: (L,) float32.
-    """
-
-    cells: sparse.csr_matrix
-    intercept: np.ndarray
-
-    @cached_property
-    def by_word(self) -> sparse.csr_matrix:
-        """The cells as csr (V, L), kept: `weights @ cells.T` would transpose them per batch."""
-        return self.cells.T.tocsr()
-
-    def scores(self, weights: sparse.csr_matrix) -> np.ndarray:
-        """(b, L) float32 of documents with tf-idf rows `weights` (b, V)."""
-        return (weights @ self.by_word).toarray().astype(np.float32) + self.intercept
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,7 +178,10 @@ def fit(
     stack = stacking.fit(
         parts[1:], counts[1:], weights[train_rows], labels[train_rows], fold, names, seed=seed
     )
-    tables = [_fold_up(terms, stack, n) for terms, n in zip(parts, counts, strict=True)]
+    stack = rare.raised(
+        stack, parts[1:], counts[1:], weights[train_rows], labels[train_rows], fold, seed=seed
+    )
+    tables = [fold_up(terms, stack, n) for terms, n in zip(parts, counts, strict=True)]
     idf = smooth_idf(words.counts[train_rows]).astype(np.float32)
     return LinearScore(words.names, idf, tables, part, stack, weights)
 
@@ -261,21 +242,13 @@ def terms_of(
     }
     for term in TERMS:
         if term != "svm":
-            tables[term] = Table(_float32(makers[term]()), no_intercept)
+            tables[term] = Table(float32(makers[term]()), no_intercept)
             continue
         for c in LARGE_COSTS if large else COSTS:
             name = svm_name(c)
             start = mean_of([part[name] for part in before])
             tables[name] = svm(weights, labels, c, large=large, seed=seed, bar=bar, start=start)
     return tables
-
-
-def mean_of(tables: list[Table]) -> Table | None:
-    """The mean of tables of one size; None without any."""
-    if not tables:
-        return None
-    cells = sum(table.cells for table in tables) / len(tables)
-    return Table(_float32(cells), np.mean([table.intercept for table in tables], 0, np.float32))
 
 
 def svm(
@@ -353,55 +326,8 @@ def _together(weights, columns: sparse.csc_matrix, c: float, prune: float, start
             yield from zip(block, rows, strict=True)
 
 
-def _fold_up(part: dict[str, Table], stack: Stack, counts: np.ndarray) -> Table:
-    """The weighted sum of a part's terms as one table; counts (L,): training documents per label of
-    that part.
-    """
-    weights, shift = stack.of_labels(counts)
-    cells = sum(sparse.diags(w) @ part[term].cells for term, w in weights.items()).tocsr()
-    cells.eliminate_zeros()
-    cells.sort_indices()
-    shift = shift + sum(w * part[term].intercept for term, w in weights.items())
-    return Table(_float32(cells), np.asarray(shift, np.float32))
-
-
-def save_tables(tables: dict[str, Table], path: str | Path) -> None:
-    """Write tables as one safetensors file."""
-    arrays = {}
-    for name, table in tables.items():
-        arrays |= {
-            f"{name}.indptr": table.cells.indptr.astype(np.int64),
-            f"{name}.indices": table.cells.indices.astype(np.int32),
-            f"{name}.data": table.cells.data,
-            f"{name}.intercept": table.intercept,
-        }
-    arrays = {key: np.ascontiguousarray(array) for key, array in arrays.items()}
-    width = {name: table.cells.shape[1] for name, table in tables.items()}
-    save_tensors(path, arrays, {"widths": json.dumps(width)})
-
-
 def word_cells(score: LinearScore | None) -> dict[str, int]:
     """The entry of a record's model_size for the table that a model carries beside its trained
     parameters; none without a score.
     """
     return {} if score is None else {"word_cells": int(score.tables[0].cells.nnz)}
-
-
-def load_tables(path: str | Path) -> dict[str, Table]:
-    """Read what `save_tables` wrote; Damaged for a file that changed since."""
-    from safetensors import safe_open
-
-    tables = {}
-    with safe_open(check_tensors(path), "numpy") as file:
-        for name, width in json.loads(file.metadata()["widths"]).items():
-            data, indices, indptr, intercept = (
-                file.get_tensor(f"{name}.{part}")
-                for part in ("data", "indices", "indptr", "intercept")
-            )
-            shape = (len(intercept), width)
-            tables[name] = Table(sparse.csr_matrix((data, indices, indptr), shape=shape), intercept)
-    return tables
-
-
-def _float32(cells) -> sparse.csr_matrix:
-    return sparse.csr_matrix(cells, dtype=np.float32)

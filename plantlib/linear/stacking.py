@@ -10,45 +10,56 @@ weights the sum folds into one table.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import optimize, sparse
 
+# In records and in names of checkpoints: raise it when the same terms come to another sum.
+VERSION = 2
 KNOTS = (1, 3, 10, 30, 100)  # documents per label at which the terms have weights of their own
 RIDGE = 1e-3  # weight of the squared differences between neighbouring knots
 STEPS = 200  # of the optimiser
+DOCUMENTS = 2000  # training documents that are read at most
+BLOCK = 64  # documents that are scored at a time
 
 
 @dataclass(frozen=True, eq=False)
 class Stack:
-    """Weights of T terms at K knots.
+    """Weights of T terms at K knots; the score is shift + scale * (weights * terms + intercept).
 
     terms: T names. knots: K numbers of documents per label.
     weights: (T, K), 0 or more. intercept: (K,).
+    scale, shift: (K,), the line by which `linear.rare` maps the weighted sum; 1 and 0 before.
     """
 
     terms: tuple[str, ...]
     knots: tuple[int, ...]
     weights: np.ndarray
     intercept: np.ndarray
+    scale: np.ndarray
+    shift: np.ndarray
 
     def of_labels(self, counts: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """{term: weights (L,)} and intercept (L,) of labels with `counts` (L,) training
         documents.
         """
         hats = hats_of(counts, self.knots)
-        weights = {term: hats @ w for term, w in zip(self.terms, self.weights, strict=True)}
-        return weights, hats @ self.intercept
+        scale = hats @ self.scale
+        pairs = zip(self.terms, self.weights, strict=True)
+        weights = {term: scale * (hats @ w) for term, w in pairs}
+        return weights, hats @ self.shift + scale * (hats @ self.intercept)
 
     def about(self) -> dict:
-        """For a run's record: the knots, and the weights of every term at them, to 4 digits."""
+        """For a run's record: version, knots, and what the stack has at them, to 4 digits."""
 
         def rounded(values) -> list[float]:
             return [float(f"{v:.4g}") for v in values]
 
         weights = {term: rounded(w) for term, w in zip(self.terms, self.weights, strict=True)}
-        return {"documents": list(self.knots), **weights, "intercept": rounded(self.intercept)}
+        lines = {name: rounded(getattr(self, name)) for name in ("intercept", "scale", "shift")}
+        return {"version": VERSION, "documents": list(self.knots), **weights, **lines}
 
 
 def hats_of(counts: np.ndarray, knots: tuple[int, ...]) -> sparse.csr_matrix:
@@ -77,7 +88,7 @@ def fit(
     terms: tuple[str, ...],
     *,
     seed: int = 0,
-    documents: int = 2000,
+    documents: int = DOCUMENTS,
     sample: int = 100,
 ) -> Stack:
     """Logistic regression of labels on out-of-fold terms.
@@ -102,24 +113,38 @@ def fit(
     """
     # draw cells: terms, label or not, weight, and documents of the label
     rng = np.random.default_rng(seed)
-    rows = np.sort(rng.permutation(len(fold))[:documents])
+    rows = drawn(fold, documents, seed)
     x, y, w, n = [], [], [], []
-    for row in rows:
-        part = parts[fold[row]]
-        known = counts[fold[row]]
-        scores = np.stack([part[t].scores(weights[row])[0] for t in terms], 1)
-        cells, weight = sampled(scores, labels[row].indices, sample, rng)
-        used = known[cells] > 0
-        cells = cells[used]
-        x.append(scores[cells])
-        y.append(np.isin(cells, labels[row].indices))
-        w.append(weight[used])
-        n.append(known[cells])
+    for k, block in blocks_of(rows, fold):
+        known = counts[k]
+        tables = [parts[k][term].scores(weights[block]) for term in terms]
+        for i, row in enumerate(block):
+            scores = np.stack([table[i] for table in tables], 1)
+            cells, weight = sampled(scores, labels[row].indices, sample, rng)
+            used = known[cells] > 0
+            cells = cells[used]
+            x.append(scores[cells])
+            y.append(np.isin(cells, labels[row].indices))
+            w.append(weight[used])
+            n.append(known[cells])
     x, y, w, n = (np.concatenate(v) for v in (x, y, w, n))
     # fit
     hats = hats_of(n, KNOTS)
     by_knot, intercept = logistic(x.astype(np.float64), y, w / len(rows), hats, RIDGE)
-    return Stack(terms, KNOTS, by_knot, intercept)
+    return Stack(terms, KNOTS, by_knot, intercept, np.ones(len(KNOTS)), np.zeros(len(KNOTS)))
+
+
+def drawn(fold: np.ndarray, documents: int, seed: int) -> np.ndarray:
+    """At most so many of the n documents of fold (n,), in order."""
+    return np.sort(np.random.default_rng(seed).permutation(len(fold))[:documents])
+
+
+def blocks_of(rows: np.ndarray, fold: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Pairs of a fold and some of its rows, BLOCK at most."""
+    for k in np.unique(fold[rows]):
+        own = rows[fold[rows] == k]
+        for start in range(0, len(own), BLOCK):
+            yield int(k), own[start : start + BLOCK]
 
 
 def sampled(terms: np.ndarray, gold: np.ndarray, sample: int, rng) -> tuple[np.ndarray, np.ndarray]:

@@ -30,6 +30,7 @@ from plantlib.data.sources import base_folder
 from plantlib.data.tokens import Ragged
 from plantlib.kernels import machine
 from plantlib.linear import score as linear_score
+from plantlib.linear import stacking
 from plantlib.linear.score import MIN_DOCUMENTS, LinearConfig, LinearScore
 from plantlib.planting import l2r, static_l2r
 from plantlib.planting.l2r import L2RConfig, Planted
@@ -77,9 +78,8 @@ def place(inputs: Inputs, kind: str, *made_from) -> Path:
 
 def run_folder(inputs: Inputs, run_id: str, *made_from) -> Path:
     """The folder of a run's checkpoints."""
-    return (
-        inputs.root / "checkpoints" / f"{run_id}-{fingerprint_of(VERSION, inputs.key, *made_from)}"
-    )
+    key = fingerprint_of(VERSION, stacking.VERSION, inputs.key, *made_from)
+    return inputs.root / "checkpoints" / f"{run_id}-{key}"
 
 
 def load_backbone(inputs: Inputs, **options) -> loading.Backbone:

@@ -24,6 +24,7 @@ from typing import Any
 
 from plantlib.data import privacy
 from plantlib.data.sources import is_checkout
+from plantlib.linear import stacking
 from plantlib.training.inputs import Inputs
 from plantlib.utils.checks import safe_name
 from plantlib.utils.io import atomic_path, read_json
@@ -327,7 +328,12 @@ def load_all(folder: str | Path) -> list[RunRecord]:
 
 
 def agrees(record: RunRecord, params: Mapping[str, Any]) -> bool:
-    """Whether a record's params hold all of `params`, with the same values."""
+    """Whether a record's params hold all of `params`, with the same values, and its linear score,
+    where it has one, is of this version (`stacking.VERSION`).
+    """
+    linear = record.teacher.get("linear")
+    if linear is not None and linear.get("version") != stacking.VERSION:
+        return False
     return all(
         name in record.params and record.params[name] == value
         for name, value in plain(params).items()

@@ -69,7 +69,7 @@ def test_a_training_document_is_scored_by_a_table_that_has_not_seen_it(prepared,
     without = rows[linear.part[rows] != k]
     parts = linear_score.terms_of(linear.tfidf[without], labels[without])
     counts = np.asarray(labels[without].sum(0)).ravel()
-    seen = linear_score._fold_up(parts, linear.stack, counts).scores(linear.tfidf[[row]])
+    seen = linear_score.fold_up(parts, linear.stack, counts).scores(linear.tfidf[[row]])
     assert_within_rounding(linear.scores([row]), np.float32(seen), WORDS)
     # and its own labels do not sway it: flip them, and its score stays
     flipped = labels.tolil()

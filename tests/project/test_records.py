@@ -3,11 +3,13 @@ version.
 """
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 from companion import reproduce
 from companion.report import digests
-from plantlib.training.records import load_all
+from plantlib.linear import stacking
+from plantlib.training.records import RunRecord, agrees, load_all
 from plantlib.utils.io import read_json, write_json
 
 RESULTS = Path(__file__).resolve().parents[2] / "results"
@@ -59,3 +61,20 @@ def test_promoting_a_job_digests_its_records_too(tmp_path):
         read_json(folder / digests.FILE) for folder in (tmp_path / "results", RESULTS)
     )
     assert found["runs"] == {name: committed["runs"][name]}
+
+
+def test_a_record_of_another_linear_score_is_told_apart():
+    """A run whose options are the same is made again when the linear score has another version."""
+    record = load_one("codiesp-500d-510t-minilm-linear-s0")
+    about = record.teacher["linear"]
+    for version, same in ((stacking.VERSION, True), (stacking.VERSION - 1, False)):
+        other = replace(record, teacher={"linear": about | {"version": version}})
+        assert agrees(other, record.params) is same
+    about.pop("version", None)
+    assert not agrees(record, record.params), "records from before there were versions"
+    without = load_one("codiesp-500d-256t-minilm-lookup-s0")
+    assert agrees(without, without.params)
+
+
+def load_one(name: str) -> RunRecord:
+    return RunRecord.load(RESULTS / "runs" / f"{name}.json")
