@@ -53,6 +53,12 @@ class Corpus(Rich):
 
     Raises:
         DataError: the parts do not fit each other.
+
+    Example:
+        >>> from plantlib import Corpus
+        >>> labels = [["R50", "R05"], ["S62"]]
+        >>> Corpus.from_lists("mine", ["1", "2"], ["fever", "wrist"], labels, ["train", "test"])
+        Corpus(mine: 2 documents (train 1, test 1), 3 labels)
     """
 
     name: str

@@ -92,7 +92,7 @@ class LabelRule:
         """(N, k) bool: whether the label of each place is accepted."""
         used = topk.ids >= 0
         if self.kind == "budget":
-            return used & (np.arange(topk.k) < self.budget)
+            return used & (np.arange(topk.k) < (self.budget or 0))
         cuts = self.threshold if self.thresholds is None else np.asarray(self.thresholds)[topk.ids]
         return used & (topk.scores.astype(np.float64) >= cuts)
 

@@ -104,7 +104,7 @@ def in_columns(labels: Sequence[Sequence[str]], names: Sequence[str]) -> sparse.
     column = {name: i for i, name in enumerate(names)}
     known = [sorted({column[x] for x in row if x in column}) for row in labels]
     indptr = np.cumsum([0, *(len(row) for row in known)])
-    indices = np.concatenate([np.asarray(row, np.int64) for row in known] or [[]])
+    indices = np.array([i for row in known for i in row], np.int64)
     shape = (len(known), len(column))
     return sparse.csr_matrix((np.ones(len(indices), np.int32), indices, indptr), shape=shape)
 

@@ -48,6 +48,10 @@ class PlantConfig(PreTrainedConfig):
     of F1, on the logit. label_rule: see `metrics.label_rules`, None for the threshold. calibration:
     see `metrics.calibration`. label_texts: names of codes. credentialed: the model was trained on
     such a corpus and stays in the data folder.
+
+    >>> from plantlib import PlantConfig
+    >>> PlantConfig(id2label={0: "I10", 1: "J45"}).num_labels
+    2
     """
 
     model_type = "plant"
@@ -91,7 +95,12 @@ class PlantOutput(ModelOutput):
 
 
 class PlantModel(PreTrainedModel):
-    """Backbone (optional), LabelDecoder, and the document scores that a start plants."""
+    """Backbone (optional), LabelDecoder, and the document scores that a start plants.
+
+    >>> from plantlib import PlantConfig, PlantModel
+    >>> PlantModel(PlantConfig(hidden_size=24, id2label={0: "I10"})).decoder.label_queries.shape
+    torch.Size([1, 24])
+    """
 
     config_class = PlantConfig
     base_model_prefix = "plant"

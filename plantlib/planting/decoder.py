@@ -161,6 +161,15 @@ class LabelDecoder(nn.Module):
     stateful: "exact" streams to the attention over the whole document. "v1" adds the sigmoid of the
     logits after the previous segment, detached, to those of the current one, so that the last
     segment decides and alone is trained.
+
+    Example:
+        >>> import torch
+        >>> from plantlib import LabelDecoder
+        >>> from plantlib.planting.decoder import Packed
+        >>> decoder = LabelDecoder(num_labels=3, hidden_size=4)
+        >>> token_ids, offsets = torch.zeros(5, dtype=torch.long), torch.tensor([0, 2, 5])
+        >>> decoder(Packed(torch.ones(5, 4), token_ids, offsets)).shape
+        torch.Size([2, 3])
     """
 
     def __init__(

@@ -152,6 +152,12 @@ class RunConfig:
 
     Raises:
         ValueError: an option is out of range or unknown, or two options exclude each other.
+
+    Example:
+        >>> from plantlib import RunConfig
+        >>> from plantlib.training.options import TrainConfig
+        >>> RunConfig(train=TrainConfig(epochs=2)).train.epochs
+        2
     """
 
     teacher: TeacherConfig = TeacherConfig()

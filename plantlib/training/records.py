@@ -205,6 +205,13 @@ class RunRecord(Rich):
     Raises:
         ValueError: a value that JSON cannot hold, text of a document, an absolute path, an id that
             is no file name, an unknown kind, a missing key, or per_document of another length.
+
+    Example:
+        >>> from plantlib import RunRecord
+        >>> sizes = {"train": 80, "dev": 10, "test": 10, "labels": 5, "label_space": "all labels"}
+        >>> dataset = {"name": "mine", "fingerprint": "0123", "synthetic": False} | sizes
+        >>> RunRecord("first", "linear", dataset, "SVM", 0, {"p@1": 0.5})
+        RunRecord('first', dataset='mine', system='SVM', seed=0, p@1=0.5000)
     """
 
     id: str

@@ -368,6 +368,15 @@ def fit(
     Raises:
         ValueError: an unknown start, or options that exclude each other.
         DataError: a corpus that cannot be trained on; see `prepare`.
+
+    Example (with a corpus, a backbone and a folder):
+        >>> from plantlib import fit
+        >>> options = {"root": folder, "progress": False}
+        >>> model = fit(corpus, backbone=backbone, start="linear", **options)
+        RunRecord(...)
+        >>> label, chance = model.predict(["pulse and valve"], k=1)[0][0]
+        >>> label
+        'heart'
     """
     check_start(start, config)
     check_seed(seed)
