@@ -10,7 +10,6 @@ The folder of such a backbone holds `config.json`, `model.safetensors` and the w
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
-from plantlib.data.tokens import word_analyser
+from plantlib.data.tokens import word_analyser, word_spans
 from plantlib.utils.io import read_json, write_json
 
 NAME = "words"
@@ -126,15 +125,10 @@ class WordTokenizer:
 
     def spans(self, text: str, ids: Sequence[int]) -> list[tuple[int, int]]:
         """The characters of the first place in `text` of each of its words `ids`."""
-        # lower case may have more characters than the text: (i with a dot above, say)
-        origin = [i for i, character in enumerate(text) for _ in character.lower()]
-        lowered = "".join(character.lower() for character in text)
-        spans = []
-        for word in self.convert_ids_to_tokens(ids):
-            whole = re.search(rf"(?<!\w){re.escape(word)}(?!\w)", lowered)
-            begin = whole.start() if whole else max(lowered.find(word), 0)
-            spans.append((origin[begin], origin[begin + len(word) - 1] + 1))
-        return spans
+        first: dict[str, tuple[int, int]] = {}
+        for word, span in word_spans(text):
+            first.setdefault(word, span)
+        return [first[word] for word in self.convert_ids_to_tokens(ids)]
 
     def convert_ids_to_tokens(self, ids: Sequence[int]) -> list[str]:
         """The words of these ids."""

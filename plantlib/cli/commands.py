@@ -30,7 +30,10 @@ ORIGINS = {
     "by browser": "files that you fetch in a browser (plant data NAME --source FOLDER)",
 }
 CELL = 12  # bytes of a cell of the linear score: label, value and a share of the columns
-SHOWN = "p@1 p@3 p@5 r@5 rp@5 ndcg@5 map micro_f1 macro_f1 micro_auc macro_auc".split()
+SHOWN = (
+    "p@1 p@3 p@5 r@5 rp@5 ndcg@5 psp@5 few/rp@5 map micro_f1 macro_f1 micro_auc macro_auc".split()
+)
+SORTED = 256  # documents of `plant predict` that are sorted by length at a time, at least
 
 
 def run(options: Namespace) -> None:
@@ -79,7 +82,8 @@ def fit(options: Namespace) -> None:
     corpus = corpus_of(options)
     check_private(corpus, out)
     from plantlib import RunConfig
-    from plantlib.training import runs
+    from plantlib.data import privacy
+    from plantlib.training import artefacts, runs
     from plantlib.training.options import TrainConfig
 
     config = RunConfig(train=TrainConfig(epochs=options.epochs))
@@ -104,6 +108,7 @@ def fit(options: Namespace) -> None:
             root=options.artefacts,
         )
     save(model, out, options)
+    note_kept(artefacts.root_of(privacy.artefacts_root(corpus, options.artefacts)))
     tell(out, run_in(out))
 
 
@@ -139,6 +144,17 @@ def tell(out: Path, run: dict) -> None:
     print(f"model: {printable(out)}\n{dataset_line(run['dataset'])}")
     print(f"{about}, epoch {run['chosen_epoch']}; on test:")
     print_metrics(run["metrics"])
+
+
+def note_kept(root: Path) -> None:
+    """Say on stderr what a fit leaves in the folder of intermediate files, and what it is for."""
+    size = sum(path.stat().st_size for path in root.rglob("*") if path.is_file())
+    print(
+        f"plant: note: {printable(root)} holds {size / 1e6:,.0f} MB of intermediate files, which"
+        " later fits on the same data read; the saved model needs none of them, and the folder may"
+        " be removed",
+        file=sys.stderr,
+    )
 
 
 def save(model, out: Path, options: Namespace) -> None:
@@ -277,11 +293,13 @@ def predict(options: Namespace) -> None:
 def _predictions(
     model, ids: list[str], texts: list[str], options: Namespace
 ) -> Iterable[tuple[str, list[tuple[str, float]]]]:
-    """(id, [(label, score), ...]) of each document, in order, one batch at a time."""
+    """(id, [(label, score), ...]) of each document, in order, one stretch of them at a time."""
     note_unread(model, texts)
+    # enough documents at a time that those of like length can be read together
+    stretch = max(SORTED, 16 * options.batch)
     with tqdm(total=len(texts), desc="documents", unit="doc") as bar:
-        for begin in range(0, len(texts), options.batch):
-            part = slice(begin, begin + options.batch)
+        for begin in range(0, len(texts), stretch):
+            part = slice(begin, begin + stretch)
             if options.accepted:
                 best = model.label_sets(texts[part], options.batch)
             else:
@@ -383,9 +401,6 @@ def labelled_rows(options: Namespace, of_corpus: str):
 def measure(model, corpus: Corpus, rows) -> tuple[dict[str, float], str]:
     """Metrics of a saved model on any corpus, whose labels are matched by name.
 
-    Frequency buckets and propensities are left out: they need the training counts, which a saved
-    model does not have.
-
     Args:
         model: a PlantModel.
         corpus: texts and gold labels.
@@ -410,17 +425,19 @@ def measure(model, corpus: Corpus, rows) -> tuple[dict[str, float], str]:
     if not labels.nnz:
         fix = "check the labels column and --sep"
         raise DataError(f"no document of {corpus.name} has a label that the model knows; {fix}")
-    # scores; without training counts every label counts as equally frequent
-    texts, counts = [corpus.texts[i] for i in rows], np.ones(labels.shape[1], np.int64)
+    config = model.config
+    counts = np.array(config.train_counts or np.ones(labels.shape[1]), np.int64)
+    texts = [corpus.texts[i] for i in rows]
     note_unread(model, texts)
     tokens, linear = model.tokenise(texts), reading.linear_of(model, texts)
     documents = Documents(tokens, labels, np.arange(len(rows)), linear=linear)
     scores, gold = evaluation.score(model, documents, counts, progress=True)
-    # metrics that do not need the counts
+    n_train = config.train_documents or len(rows)
     rule = label_sets.rule_of(model)
-    results = metrics.evaluate(scores, gold, counts, len(rows), rule, outside)
-    of_counts = ("psp@", *(f"{bucket}/" for bucket in scores.masks))
-    results = {name: x for name, x in results.items() if not name.startswith(of_counts)}
+    results = metrics.evaluate(scores, gold, counts, n_train, rule, outside)
+    if config.train_counts is None:  # propensities and frequency buckets need the counts
+        of_counts = ("psp@", *(f"{bucket}/" for bucket in scores.masks))
+        results = {name: x for name, x in results.items() if not name.startswith(of_counts)}
     about = (
         f"{len(rows):,} documents; label space: the {labels.shape[1]:,} labels of the model;"
         f" {int(outside.sum()):,} of {int(outside.sum()) + labels.nnz:,} gold labels lie outside it"

@@ -61,6 +61,14 @@ class Ragged:
         """The documents `rows`, an array of indices, in that order."""
         return Ragged.from_lists([self[i] for i in rows])
 
+    def cut(self, most: int | None) -> Ragged:
+        """The first `most` tokens of each document; None keeps all of them."""
+        if most is None or not len(self.flat):
+            return self
+        lengths = np.minimum(self.lengths, most)
+        place = np.arange(len(self.flat)) - np.repeat(self.offsets[:-1], self.lengths)
+        return Ragged(self.flat[place < most], np.concatenate([[0], np.cumsum(lengths)]))
+
     def counts(self, vocabulary: int) -> sparse.csr_matrix:
         """(N, vocabulary) int32 counts of token ids."""
         rows = np.repeat(np.arange(len(self)), self.lengths)

@@ -13,6 +13,7 @@ _HOMES = {
     "Cells": ("plantlib.kernels.attention", "Cells"),
     "merge": ("plantlib.kernels.attention", "merge"),
     "attend": ("plantlib.kernels.attention", "planted_attention"),
+    "attend_distinct": ("plantlib.kernels.distinct", "attend_distinct"),
     "attend_bce": ("plantlib.kernels.attention", "planted_attention_bce"),
     "IMPLEMENTATIONS": ("plantlib.kernels.machine", "IMPLEMENTATIONS"),
     "implementation": ("plantlib.kernels.machine", "implementation"),

@@ -42,7 +42,7 @@ def explain(
         ValueError: an unknown label; the message names similar ones.
     """
     columns = torch.tensor([column_of(model, label) for label in labels], dtype=torch.long)
-    request = Request(text, *model._packed(model.tokenise([text])), columns.to(model.device))
+    request = Request(text, *model.pack(model.tokenise([text])), columns.to(model.device))
     decoder = model.decoder
     if decoder.l2r is not None or decoder.contexts == "sum" or decoder.stateful == "v1":
         by_label = _first_version(model, request)

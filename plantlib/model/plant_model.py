@@ -46,8 +46,9 @@ class PlantConfig(PreTrainedConfig):
     keep: see `LabelDecoder`. l2r_from: see `lm_head`. lm_head: the model has that head.
     backward: texts are read from their end. standardised: see `features.standard_of`. threshold:
     of F1, on the logit. label_rule: see `metrics.label_rules`, None for the threshold. calibration:
-    see `metrics.calibration`. label_texts: names of codes. credentialed: the model was trained on
-    such a corpus and stays in the data folder.
+    see `metrics.calibration`. label_texts: names of codes. train_counts: (L,) training documents
+    of each label, of train_documents in all. credentialed: the model was trained on such a corpus
+    and stays in the data folder.
 
     >>> from plantlib import PlantConfig
     >>> PlantConfig(id2label={0: "I10", 1: "J45"}).num_labels
@@ -82,6 +83,8 @@ class PlantConfig(PreTrainedConfig):
     label_rule: dict | None = None
     calibration: list | None = None
     label_texts: dict | None = None
+    train_counts: list | None = None
+    train_documents: int = 0
     credentialed: bool = False
     tie_word_embeddings: bool = False
 
@@ -359,7 +362,7 @@ class PlantModel(PreTrainedModel):
         """(N,) tokens of each text that lie beyond `config.max_tokens` and are not read."""
         return tokens_beyond(texts, self.tokenizer, self.config.max_tokens)
 
-    def _packed(self, tokens: Ragged) -> tuple[torch.Tensor, torch.Tensor]:
+    def pack(self, tokens: Ragged) -> tuple[torch.Tensor, torch.Tensor]:
         """token_ids (S,) and offsets (B+1) on the model's device."""
         ids = torch.from_numpy(tokens.flat.astype(np.int64)).to(self.device)
         return ids, torch.from_numpy(tokens.offsets).to(self.device)
@@ -367,7 +370,7 @@ class PlantModel(PreTrainedModel):
     def word_scores(self, texts: list[str]) -> torch.Tensor | None:
         """(B, L) linear scores of whole texts; None for a model without a linear score."""
         score = self.word_score
-        return None if score is None else score(*self._packed(score.word_ids(texts)))
+        return None if score is None else score(*self.pack(score.word_ids(texts)))
 
     @torch.inference_mode()
     def predict(
@@ -378,7 +381,7 @@ class PlantModel(PreTrainedModel):
         Args:
             texts: N documents.
             k: labels per document, at most L.
-            batch: documents read at a time.
+            batch: documents of like length read at a time; of word vectors at least 256.
 
         Returns:
             For each text, pairs of a label and its score in [0, 1]. With `config.calibration` the

@@ -1,27 +1,47 @@
-"""Texts through a PlantModel: logits of any number of documents, one batch at a time.
+"""Texts through a PlantModel: logits of any number of documents, in their order.
 
 `PlantModel.predict` and what decides on label sets read documents by it; docs/method.md,
-"Long documents".
+"Long documents" and "Word vectors". Documents are sorted by length within a stretch, so that little
+is padded, and a text is cut into words once where the backbone and the linear score read the same
+ones.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from scipy import sparse
 
+from plantlib.data.tokens import Ragged
 from plantlib.utils.checks import check_whole
+
+STRETCH = 2048  # documents that are tokenised and sorted at a time
+CELLS = 2**24  # most logits of a stretch, where a batch has no more
+# documents of word vectors read at a time, at least: they take little memory, and a large batch
+# shares most of its words
+DISTINCT_BATCH = 256
+
+
+class Read(NamedTuple):
+    """What a model reads of texts.
+
+    tokens: of the backbone. words: of the linear score, None for a model without one.
+    """
+
+    tokens: Ragged
+    words: Ragged | None
 
 
 def logits(model: Any, texts: list[str], batch: int = 16) -> Iterator[torch.Tensor]:
-    """Logits of N texts, (b, L) per batch, in the order of the texts; dropout is off.
+    """Logits of N texts, (b, L) per stretch, in the order of the texts; dropout is off.
 
     Args:
         model: a PlantModel with a backbone.
         texts: N documents.
-        batch: b, documents read at a time.
+        batch: documents read at a time.
 
     Raises:
         ValueError: one string instead of a list, batch below 1, or a model without a backbone.
@@ -34,12 +54,68 @@ def logits(model: Any, texts: list[str], batch: int = 16) -> Iterator[torch.Tens
 
 def _logits(model: Any, texts: list[str], batch: int) -> Iterator[torch.Tensor]:
     model.eval()
-    for begin in range(0, len(texts), batch):
-        part = texts[begin : begin + batch]
+    stretch = max(batch, min(STRETCH, CELLS // max(model.config.num_labels, 1)))
+    if reads_distinct(model):
+        batch = max(batch, min(DISTINCT_BATCH, stretch))
+    for begin in range(0, len(texts), stretch):
         with torch.inference_mode():
-            tokens = model._packed(model.tokenise(part))
-            scores = model(*tokens, linear_scores=model.word_scores(part)).logits
+            scores = _of_stretch(model, read(model, texts[begin : begin + stretch]), batch)
         yield scores
+
+
+def read(model: Any, texts: list[str]) -> Read:
+    """Tokens and words of texts."""
+    words = None if model.word_score is None else model.word_score.word_ids(texts)
+    if words is None or not shares_words(model):
+        return Read(model.tokenise(texts), words)
+    most = model.config.max_tokens
+    distinct = [list(dict.fromkeys(ids.tolist()))[:most] for ids in words]
+    return Read(Ragged.from_lists(distinct), words)
+
+
+def shares_words(model: Any) -> bool:
+    """Whether the ids of the model's tokenizer are those of its linear score's words."""
+    words = getattr(model.tokenizer, "words", None)
+    return words is not None and words == model.word_score.words
+
+
+def _of_stretch(model: Any, documents: Read, batch: int) -> torch.Tensor:
+    """Logits (b, L) of documents that were read, `batch` of like length at a time."""
+    lengths = documents.tokens.lengths
+    order = np.argsort(-lengths, kind="stable")
+    parts = []
+    for begin in range(0, len(order), batch):
+        rows = order[begin : begin + batch]
+        ids, offsets = model.pack(documents.tokens.select(rows))
+        linear = None
+        if documents.words is not None:
+            linear = model.word_score(*model.pack(documents.words.select(rows)))
+        if reads_distinct(model):
+            parts.append(_of_distinct(model, ids, offsets, linear))
+        else:
+            parts.append(model(ids, offsets, linear_scores=linear).logits)
+    place = torch.from_numpy(np.argsort(order)).to(model.device)
+    return torch.cat(parts)[place]
+
+
+def reads_distinct(model: Any) -> bool:
+    """Whether documents are read as sets of words, each with one hidden state."""
+    static = getattr(model.backbone, "is_static", False)
+    return static and model.device.type == "cpu" and model.decoder.reads_distinct
+
+
+def _of_distinct(
+    model: Any, token_ids: torch.Tensor, offsets: torch.Tensor, linear_scores: torch.Tensor | None
+) -> torch.Tensor:
+    """Logits (b, L) of packed token ids (S,) by `LabelDecoder.read_distinct`; offsets (b + 1)."""
+    words, places = token_ids.unique(return_inverse=True)
+    ones = np.ones(len(places), np.float32)
+    size = (len(offsets) - 1, len(words))
+    documents = sparse.csr_matrix((ones, places.numpy(), offsets.numpy()), shape=size)
+    hidden = model.standardise(model.backbone.embeddings(words))
+    z = None if model.teacher_score is None else model.teacher_score(token_ids, offsets)
+    value = model.decoder.read_distinct(hidden, words, documents)
+    return value + model.decoder.offset(z, linear_scores)
 
 
 def linear_of(model: Any, texts: list[str]) -> Callable[[Sequence[int]], np.ndarray] | None:

@@ -294,6 +294,7 @@ def write_card(record, folder: str | Path) -> Path:
     with atomic_path(path) as temporary:
         temporary.write_text(card, encoding="utf-8")
     names = ("id", "system", "backbone", "seed", "chosen_epoch", "params", "metrics", "dataset")
+    names += ("history", "times", "peak_memory_mb", "environment")
     run = {name: getattr(record, name) for name in names}
     write_json(Path(folder) / "run.json", run)
     list_again(folder, "run.json")

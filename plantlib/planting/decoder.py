@@ -350,6 +350,30 @@ class LabelDecoder(nn.Module):
             return value
         return (value.view(len(value), 3, -1) * self.context_gain[:, None]).sum(1)
 
+    def read_distinct(
+        self, hidden: torch.Tensor, token_ids: torch.Tensor, documents: sparse.csr_matrix
+    ) -> torch.Tensor:
+        """Attention's part (B, L) of the logits where a token has one hidden state everywhere.
+
+        It equals `read` of whole documents, without gradients, for `mixed` contexts that attend to
+        all tokens and have no L2R table.
+
+        Args:
+            hidden: (U, D) states of distinct tokens.
+            token_ids: (U,).
+            documents: (B, U) csr float32, how often a document holds a token.
+        """
+        cells = self.planted.cells(token_ids)
+        queries, outputs = self.label_queries, self.label_outputs
+        return kernels.attend_distinct(
+            hidden, documents, queries, outputs, cells, self.planted_gain
+        )
+
+    @property
+    def reads_distinct(self) -> bool:
+        """Whether `read_distinct` holds for this decoder."""
+        return self.contexts == "mixed" and self.l2r is None and not any(self.keeps)
+
     def start_state(self, batch: int) -> AttentionState:
         """The state before the first token; needed to stream with inattention."""
         contexts = 1 if self.stateful == "v1" else self.num_contexts

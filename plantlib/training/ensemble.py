@@ -64,7 +64,7 @@ class Ensemble:
         """(B, L) summed logits of B texts; each model uses its own tokenizer."""
         logits = []
         for model in self.models:
-            packed = model.eval()._packed(model.tokenise(texts))
+            packed = model.eval().pack(model.tokenise(texts))
             output = model(*packed, linear_scores=model.word_scores(texts))
             logits.append(output.logits.float().cpu())
         return sum(logits)

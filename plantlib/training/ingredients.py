@@ -236,6 +236,8 @@ def _model_config(
         standardised=artefacts.standard(inputs) is not None,
         num_words=len(made.linear.words) if made.linear else 0,
         num_word_cells=made.linear.tables[0].cells.nnz if made.linear else 0,
+        train_counts=inputs.train_counts.tolist(),
+        train_documents=len(inputs.rows["train"]),
         credentialed=inputs.credentialed,
     )
 

@@ -103,8 +103,10 @@ def prepare(
     windows = [window, overlap] if window or overlap else []
     key = fingerprint_of(within.fingerprint(), loading.fingerprint(backbone), max_tokens, *windows)
     config = loading.config_of(backbone, trust_remote_code)
-    tokens = _tokens(within, tokenizer, max_tokens, root, key, progress)
+    whole = _tokens(within, tokenizer, root, key, progress)
+    tokens = whole.cut(max_tokens)
     warn_of_unknown(tokens, tokenizer.unk_token_id)
+    warn_of_unread(whole, tokens, max_tokens)
     inputs = Inputs(
         corpus=within,
         backbone=backbone,
@@ -139,6 +141,27 @@ def warn_of_unknown(tokens: Ragged, unknown: int | None) -> None:
         )
 
 
+UNREAD_SHARE = 0.05  # of the tokens, from which a warning tells it
+
+
+def warn_of_unread(whole: Ragged, read: Ragged, max_tokens: int | None) -> None:
+    """Warn where much of the texts lies beyond `max_tokens`.
+
+    Args:
+        whole: all token ids of N documents.
+        read: those that are read.
+        max_tokens: most tokens of a document that are read.
+    """
+    share = 1 - len(read.flat) / max(len(whole.flat), 1)
+    if share >= UNREAD_SHARE:
+        warnings.warn(
+            f"{share:.0%} of the tokens of these documents are not read by the backbone, because"
+            f" they come after the first {max_tokens}; max_tokens={2 * (max_tokens or 0)} reads"
+            " more and takes longer. The linear score reads whole documents",
+            stacklevel=3,
+        )
+
+
 def check_labels(corpus: Corpus) -> None:
     """DataError where training has nothing to learn, or dev nothing to choose by."""
     for split in ("train", "dev"):
@@ -162,14 +185,11 @@ def check_labels(corpus: Corpus) -> None:
         )
 
 
-def _tokens(
-    corpus: Corpus, tokenizer: Any, max_tokens: int | None, root: Path, key: str, progress: bool
-) -> Ragged:
+def _tokens(corpus: Corpus, tokenizer: Any, root: Path, key: str, progress: bool) -> Ragged:
+    """The token ids of whole documents."""
     path = root / "tokens" / f"{safe_name(corpus.name)}-{key}.safetensors"
     with artefacts.locked(path):
-        tokens = cached_tokens(
-            path, lambda: tokenise(corpus.texts, tokenizer, max_tokens, progress=progress)
-        )
+        tokens = cached_tokens(path, lambda: tokenise(corpus.texts, tokenizer, progress=progress))
     if not len(tokens.flat):
         raise DataError("no document has a token this tokenizer knows; check the text column")
     return tokens

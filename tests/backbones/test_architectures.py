@@ -113,7 +113,9 @@ def test_card_is_written_from_the_record(road, tmp_path):
         and f"| p@1 | {record.metrics['p@1']:.4f} |" in text
         and "tuning `lora`" in text
     )
-    assert read_json(tmp_path / "m" / "run.json")["metrics"]["p@1"] == record.metrics["p@1"]
+    run = read_json(tmp_path / "m" / "run.json")
+    assert run["metrics"]["p@1"] == record.metrics["p@1"]
+    assert run["history"] == record.history and run["times"] == record.times
     other = replace(record, metrics=record.metrics | {"p@1": 0.1234})
     assert "| p@1 | 0.1234 |" in saving.write_card(other, tmp_path / "m").read_text()
 

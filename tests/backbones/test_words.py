@@ -11,6 +11,7 @@ from plantlib.backbones import loading, words
 from plantlib.backbones.words import WordTokenizer
 from plantlib.data.tokens import tfidf
 from plantlib.data.tokens import words as count_words
+from plantlib.metrics.calibration import chances
 from plantlib.utils.io import read_json
 from tests.conftest import tiny_corpus
 
@@ -75,10 +76,27 @@ def test_an_explanation_points_at_the_first_place_of_every_word(model):
     explained = model.explain(text, "heart")
     seen = [text[begin:end] for begin, end in explained.spans]
     assert seen == ["Pulse", "and", "the", "VALVE"]
-    logits = model(*model._packed(model.tokenise([text])), linear_scores=model.word_scores([text]))
+    logits = model(*model.pack(model.tokenise([text])), linear_scores=model.word_scores([text]))
     column = model.config.label2id["heart"]
     # both add float32 products, in another order
     assert explained.logit == pytest.approx(logits.logits[0, column].item(), abs=1e-4)
+
+
+def test_predictions_are_those_of_the_model_read_document_by_document(model):
+    texts = [*tiny_corpus().texts[60:], "", "pulse"]
+    predicted = model.predict(texts, k=3)
+    with torch.inference_mode():
+        for text, best in zip(texts, predicted, strict=True):
+            packed = model.pack(model.tokenise([text]))
+            logits = model(*packed, linear_scores=model.word_scores([text])).logits[0]
+            chance = chances(logits.numpy(), model.config.calibration)
+            by_name = dict(zip(model.config.label2id, chance.tolist(), strict=True))
+            # float32 sums over a document's words in another order
+            for label, score in best:
+                assert score == pytest.approx(by_name[label], abs=1e-5)
+            assert [score for _, score in best] == pytest.approx(
+                sorted(by_name.values(), reverse=True)[:3], abs=1e-5
+            )
 
 
 def test_two_fits_of_one_seed_are_the_same(model, tmp_path):
@@ -111,3 +129,10 @@ def test_truncation_counts_distinct_words():
 def test_the_name_alone_loads_nothing():
     with pytest.raises(ValueError, match="made of a corpus"):
         loading.load("words")
+
+
+def test_what_a_small_max_tokens_leaves_unread_is_said(root):
+    corpus = tiny_corpus()
+    with pytest.warns(UserWarning, match=r"\d+% of the tokens .* max_tokens=8 reads more"):
+        inputs = prepare(corpus, backbone="words", root=root, max_tokens=4, progress=False)
+    assert inputs.tokens.lengths.max() == 4

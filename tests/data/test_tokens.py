@@ -270,3 +270,11 @@ def test_word_spans_are_the_places_of_the_words_that_are_counted(text):
     found = word_spans(text)
     assert [word for word, _ in found] == word_analyser()(text)
     assert [text[begin:end].lower() for _, (begin, end) in found] == [word for word, _ in found]
+
+
+def test_a_cut_keeps_the_first_tokens_of_each_document():
+    tokens = Ragged.from_lists([[5, 6, 7], [], [8], [1, 2, 3, 4]])
+    cut = tokens.cut(2)
+    assert [cut[i].tolist() for i in range(4)] == [[5, 6], [], [8], [1, 2]]
+    assert tokens.cut(None) is tokens
+    assert len(Ragged.from_lists([[], []]).cut(3)) == 2

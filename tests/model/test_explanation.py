@@ -232,7 +232,7 @@ def test_a_long_document_is_read_window_by_window_to_the_models_logit(
     )
     tokens = model.tokenise([LONG])
     with torch.inference_mode():
-        logits = model(*model._packed(tokens)).logits[0]
+        logits = model(*model.pack(tokens)).logits[0]
     for one in explanation:
         column = model.config.label2id[one.label]
         assert one.logit == near(float(logits[column]), OPERATIONS, size=float(logits.abs().max()))
@@ -266,7 +266,7 @@ def test_what_the_words_add_is_the_models_logit(contexts, stateful, prepared, ba
     """Words, bias and rest sum to the logit, over one window and over many."""
     model = with_everything(prepared, backbone, contexts, stateful)
     for text in ("Pulse, pulse and the valve; itch?", LONG):
-        packed = model._packed(model.tokenise([text]))
+        packed = model.pack(model.tokenise([text]))
         with torch.inference_mode():
             logits = model(*packed, linear_scores=model.word_scores([text])).logits[0]
         for one in model.explain(text, ["heart", "skin"]):

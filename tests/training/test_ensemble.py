@@ -42,7 +42,7 @@ def test_predictions_are_of_the_sum_and_survive_saving(members, corpus, tmp_path
     for inputs, model in members:
         model.attach_backbone(artefacts.load_backbone(inputs))
     texts = corpus.texts[80:90]
-    summed = sum(m.eval()(*m._packed(m.tokenise(texts))).logits.cpu() for _, m in members)
+    summed = sum(m.eval()(*m.pack(m.tokenise(texts))).logits.cpu() for _, m in members)
     assert_within_rounding(ensemble.logits(texts), summed, OPERATIONS)
 
     # scores are calibrated logits of the sum
@@ -113,7 +113,7 @@ def test_members_that_plant_a_linear_score_are_summed_like_others(prepared):
     text = prepared.corpus.texts[int(prepared.rows["test"][0])]
     logits = [
         model(
-            *model._packed(model.tokenise([text])), linear_scores=model.word_scores([text])
+            *model.pack(model.tokenise([text])), linear_scores=model.word_scores([text])
         ).logits.cpu()
         for _, model in members
     ]
