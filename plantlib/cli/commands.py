@@ -376,6 +376,22 @@ def tune(options: Namespace) -> None:
     print(f"{printable(options.model)} accepts by {rule}")
 
 
+def review(options: Namespace) -> None:
+    """`plant review`: documents with expected errors and doubtful labels, most errors first."""
+    from plantlib.model import review as reviewing
+
+    ids, texts = documents_of(options)
+    model = model_of(options)
+    note_unread(model, texts)
+    writer = csv.writer(sys.stdout, delimiter="\t", lineterminator="\n")
+    for document in reviewing.review(model, texts, options.batch)[: options.n]:
+        doubtful = [
+            f"{'+' if accepted else '-'}{printable(label)} {chance:.2f}"
+            for label, chance, accepted in document.doubtful
+        ]
+        writer.writerow([printable(ids[document.row]), f"{document.errors:.2f}", *doubtful])
+
+
 def labelled_rows(options: Namespace, of_corpus: str):
     """The documents that a command measures on.
 

@@ -62,7 +62,7 @@ def check_numbers(options: argparse.Namespace) -> None:
     """ValueError for a number that no command can use, in the words of the command line."""
     from plantlib.utils import checks
 
-    for name, flag in (("k", "-k"), ("batch", "--batch"), ("epochs", "--epochs")):
+    for name, flag in (("k", "-k"), ("n", "-n"), ("batch", "--batch"), ("epochs", "--epochs")):
         if getattr(options, name, None) is not None:
             checks.check_whole(flag, getattr(options, name))
     if hasattr(options, "tokens"):
@@ -121,7 +121,8 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"plantlib {__version__}")
     commands = top.add_subparsers(dest="command", metavar="command", required=True)
-    for command in (_fit, _predict, _evaluate, _tune, _explain, _export, _data, _run_options):
+    answers = (_fit, _predict, _evaluate, _tune, _review, _explain, _export)
+    for command in (*answers, _data, _run_options):
         command(commands)
     about = "estimate the memory of a run: plant memory --help"
     commands.add_parser("memory", help=about, add_help=False)
@@ -281,6 +282,28 @@ promised only by documents that dev did not hold either.""",
     add("--recall", type=float, help=about)
     add("--batch", type=int, default=16, help="documents read at a time (default: 16)")
     _columns(command)
+
+
+def _review(commands) -> None:
+    command = _command(
+        commands,
+        "review",
+        "list the documents that a person should look at first",
+        """\
+  plant review model/ notes/
+  plant review model/ mine.csv --text note --id case -n 20
+One line per document, those with most expected errors first: document, expected number of wrong
+decisions among its best 100 labels, and the decisions that are least sure, with the chance that
+the label is right. + stands before a label that the model accepts (plant tune), - before
+others.""",
+    )
+    add = command.add_argument
+    add("model", help="folder that plant fit wrote")
+    about = "a file with one document per line, a folder of .txt files, a table, or - for stdin"
+    add("documents", help=about)
+    add("-n", type=int, metavar="N", help="documents listed, at most (default: all)")
+    add("--batch", type=int, default=16, help="documents read at a time (default: 16)")
+    _columns(command, labels=False)
 
 
 def _explain(commands) -> None:

@@ -162,6 +162,20 @@ def test_tune_keeps_a_rule_that_predict_and_evaluate_use(shop, capsys, tmp_path)
     assert both[0] == 1 and "leave out -k" in both[2]
 
 
+def test_review_lists_documents_by_their_expected_errors(shop, capsys):
+    model = shop / "model"
+    status, out, err = call(capsys, "review", model, shop / "notes")
+    assert status == 0, err
+    rows = [line.split("\t") for line in out.splitlines()]
+    assert sorted(row[0] for row in rows) == ["a.txt", "b.txt"]
+    errors = [float(row[1]) for row in rows]
+    assert errors == sorted(errors, reverse=True) and min(errors) > 0
+    assert all(cell[0] in "+-" for row in rows for cell in row[2:])
+    first = call(capsys, "review", model, shop / "notes", "-n", "1")[1]
+    assert first == out.splitlines(keepends=True)[0]
+    assert call(capsys, "review", model, shop / "notes", "-n", "0")[0] == 1
+
+
 def test_evaluate_asks_a_held_out_table_for_no_split(shop, capsys):
     """A table of test documents gives no warning about missing splits or unseen labels."""
     command = ("evaluate", shop / "model", shop / "held.csv", *COLUMNS)
@@ -423,7 +437,7 @@ def test_wrong_usage_is_status_2(capsys, arguments):
 
 
 @pytest.mark.parametrize(
-    "name", ["fit", "predict", "evaluate", "tune", "explain", "export", "data", "run"]
+    "name", ["fit", "predict", "evaluate", "tune", "review", "explain", "export", "data", "run"]
 )
 def test_every_command_teaches_by_example(capsys, name):
     status, out, _ = call(capsys, name, "--help")
