@@ -156,6 +156,18 @@ def test_joblib_carries_a_fitted_classifier(fitted, documents, tmp_path):
     assert again.predict(held[:3], k=2) == fitted.model_.predict(held[:3], k=2)
 
 
+def test_a_classifier_without_a_language_model_is_carried_too(documents, tmp_path):
+    texts, labels, held, truth = documents
+    quick_tier = PlantClassifier("words", epochs=1).fit(texts, labels)
+    assert quick_tier.score(held, truth) > 0.8
+    joblib.dump(quick_tier, tmp_path / "classifier.joblib")
+    loaded = joblib.load(tmp_path / "classifier.joblib")
+    assert np.array_equal(loaded.predict_proba(held), quick_tier.predict_proba(held))
+    quick_tier.model_.save_pretrained(tmp_path / "model")
+    again = PlantModel.from_pretrained(tmp_path / "model")
+    assert again.predict(held[:3], k=2) == quick_tier.model_.predict(held[:3], k=2)
+
+
 def test_intermediate_files_are_left_only_where_a_folder_is_named(
     quick, documents, tmp_path, monkeypatch
 ):

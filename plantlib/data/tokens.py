@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -186,16 +187,16 @@ def word_analyser(pattern: str = WORD) -> Callable[[str], list[str]]:
     In a text of a script without spaces (Chinese, Japanese, Thai, Lao, Khmer, Burmese) a word is
     two neighbouring characters, each with its vowel signs and accents.
     """
-    word = re.compile(pattern)
+    # of a function of the module, so that what holds it can be pickled
+    return partial(_analyse, re.compile(pattern))
 
-    def analyse(text: str) -> list[str]:
-        text = text.lower()
-        runs = _unspaced_runs(text)
-        if not runs:
-            return word.findall(text)
-        return [text[begin:end] for begin, end in _spans(text, runs, word)]
 
-    return analyse
+def _analyse(word: re.Pattern, text: str) -> list[str]:
+    text = text.lower()
+    runs = _unspaced_runs(text)
+    if not runs:
+        return word.findall(text)
+    return [text[begin:end] for begin, end in _spans(text, runs, word)]
 
 
 def word_spans(text: str) -> list[tuple[str, tuple[int, int]]]:
