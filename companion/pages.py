@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 from companion.report import backbone_report, report, verdicts, worth
 from companion.report.compare import difference_cell, replace_section, section
-from companion.report.report import NAMES, NO_RUNS, markdown_table
+from companion.report.metric_names import NAMES
+from companion.report.report import NO_RUNS, markdown_table
 from companion.studies import ablations, awd_report, leak_audit, learning_curves
 from plantlib.data.sources import checkout
 from plantlib.teacher import label_texts

@@ -23,6 +23,8 @@ from plantlib.utils.reprs import html_table
 
 KEEPS = (1, 2, 4, 8, 16, 32, "all")
 BLUE = "1,115,178"
+# chapters of ICD-10-CM whose terms suit a first page, since nothing in them is distressing
+PRESENTABLE = ("D5", "E", "G", "H", "I", "J", "K", "L", "M", "N0", "N1")
 BEFORE_RANDOM = "random, before training"
 BEFORE_PLANTED = "planted, before training"
 AFTER = "after training"
@@ -76,6 +78,8 @@ def stages(model, seed: int = 0) -> dict:
 def choose(corpus, model, split: str = "dev", documents=(3, 10)) -> tuple[int, str]:
     """A document and label to look at: a rare label, with gold evidence where the corpus marks any.
 
+    Of a synthetic corpus a document comes first whose labels are all of the `PRESENTABLE` chapters.
+
     Args:
         corpus: the corpus the model was trained on.
         model: a `PlantModel`; only labels it knows are chosen.
@@ -97,6 +101,8 @@ def choose(corpus, model, split: str = "dev", documents=(3, 10)) -> tuple[int, s
         if corpus.label_names[j] in model.config.label2id
     ]
     rare = [(i, j) for i, j in fitting if documents[0] <= train[j] <= documents[1]]
+    if corpus.manifest.get("synthetic"):
+        rare.sort(key=lambda pair: not _presentable(corpus, pair[0]))
     for row, column in rare:
         if gold_spans(corpus, row, corpus.label_names[column]):
             return row, corpus.label_names[column]
@@ -107,6 +113,11 @@ def choose(corpus, model, split: str = "dev", documents=(3, 10)) -> tuple[int, s
         )
     row, column = (rare or fitting)[0]
     return row, corpus.label_names[column]
+
+
+def _presentable(corpus, row: int) -> bool:
+    names = [corpus.label_names[j] for j in corpus.labels[row].indices]
+    return all(name.startswith(PRESENTABLE) for name in names)
 
 
 @dataclass(frozen=True, eq=False)

@@ -30,7 +30,8 @@ if importlib.util.find_spec("plantlib") is None:
         folders = [pathlib.Path("plant").resolve()]
     subprocess.run(["bash", str(folders[0] / "binder" / "postBuild")], check=True)
     sys.path.insert(0, str(folders[0]))"""
-TAG = "hide-cell"  # the site folds the cell away
+# the site folds the cell away, and so does JupyterLab
+METADATA = {"tags": ["hide-cell"], "jupyter": {"source_hidden": True}}
 
 
 def insert(notebook: nbformat.NotebookNode, prefix: str) -> bool:
@@ -46,8 +47,8 @@ def insert(notebook: nbformat.NotebookNode, prefix: str) -> bool:
     cell_id = f"{prefix}-install"
     present = next((cell for cell in notebook.cells if cell["id"] == cell_id), None)
     if present is not None:
-        changed = present.source != SOURCE
-        present.source = SOURCE
+        changed = present.source != SOURCE or present.metadata != METADATA
+        present.source, present.metadata = SOURCE, nbformat.from_dict(METADATA)
         return changed
     executed = [
         cell
@@ -58,7 +59,7 @@ def insert(notebook: nbformat.NotebookNode, prefix: str) -> bool:
         if item.get("execution_count") is not None:
             item["execution_count"] += 1
     cell = nbformat.v4.new_code_cell(
-        SOURCE, id=cell_id, metadata={"tags": [TAG]}, execution_count=1 if executed else None
+        SOURCE, id=cell_id, metadata=METADATA, execution_count=1 if executed else None
     )
     notebook.cells.insert(1, cell)
     return True

@@ -51,7 +51,7 @@ def refresh(path: Path) -> float:
             " store notebooks with their default data set"
         )
 
-    # Remove widgets, stderr and every metadata key except tags.
+    # Remove widgets, stderr and every metadata key except tags and what folds a cell.
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs = [
@@ -59,7 +59,7 @@ def refresh(path: Path) -> float:
                 for o in cell.outputs
                 if WIDGET not in o.get("data", {}) and o.get("name") != "stderr"
             ]
-            for key in [k for k in cell.metadata if k != "tags"]:
+            for key in [k for k in cell.metadata if k not in ("tags", "jupyter")]:
                 del cell.metadata[key]
         if not cell.metadata.get("tags"):
             cell.metadata.pop("tags", None)

@@ -69,7 +69,12 @@ def draw_method(orange: str, grey: str) -> Axes:
     counts, relevance, attention = example()
     used = relevance.index[(relevance > 0).any(axis=1)]
     _table(
-        axes[0], counts.loc[used], orange, "{:.0f}", "1  Count, training only", r"$C = X^{\top} Y$"
+        axes[0],
+        counts.loc[used],
+        orange,
+        "{:.0f}",
+        "1  Count, training only",
+        "$C = X^{\\top} Y$: documents with\nboth token ($X$) and label ($Y$)",
     )
     _table(
         axes[1],
@@ -127,11 +132,12 @@ def _words(ax: Axes) -> None:
     lines = (
         r"$A_{tl} = \mathrm{softmax}_t\,( \langle H_t, Q_l \rangle + \gamma\, G_{tl} )$",
         r"$\mathrm{logit}_l = \sum_t A_{tl} \langle H_t, W_l \rangle + \beta_l$",
-        "$H$ hidden states of a backbone\n$Q$, $W$ queries and outputs of labels\n"
-        r"$\gamma$ planted gain, learned too"
-        + "\n\nEverything goes on learning from\nwhat was planted.",
+        "$A_{tl}$ attention of label $l$ to token $t$\n$H$ hidden states of a backbone\n"
+        "$Q$, $W$, $\\beta$ queries, outputs, bias of labels\n"
+        r"$G$ relevance, $\gamma$ its gain, learned too"
+        "\n\nTraining goes on from what was planted.",
     )
-    for height, text, size in zip((0.88, 0.66, 0.46), lines, (11, 11, 10), strict=True):
+    for height, text, size in zip((0.92, 0.74, 0.54), lines, (11, 11, 9.5), strict=True):
         ax.text(0.0, height, text, fontsize=size, va="top", transform=ax.transAxes, linespacing=1.5)
     ax.set_title("4  Fine-tune", fontsize=11, loc="left", fontweight="bold")
     ax.set_axis_off()

@@ -11,7 +11,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from companion.report.compare import compare, difference_cell
-from companion.report.report import NAMES, Group, backbone_of, in_order, tokens_of
+from companion.report.metric_names import NAMES
+from companion.report.report import Group, backbone_of, in_order, tokens_of
 from companion.report.worth import pairs_of
 from plantlib.metrics.statistics import paired_bootstrap
 from plantlib.training.records import RunRecord

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from companion.report import figures
+from companion.report.metric_names import metric_name
 from plantlib.data import privacy
 from plantlib.utils.io import atomic_path
 
@@ -34,8 +35,6 @@ COLOURS = {
     "teacher": "#d55e00",
     "linear+teacher": "#56b4e9",
 }
-
-
 # Peers and a sum of starts; no colour occurs twice.
 _ROWS = {
     "lookup+score": "#d55e00",
@@ -50,8 +49,6 @@ _ROWS = {
 }
 _SPARE = ("#fbafe4", "#ece133", "#949494", "#5b3a8e", "#8c2d04")
 _BUCKET_SHADES = {"few": "#fbe3c8", "medium": "#e3eef7", "head": "#e6e6e6"}
-
-
 # marks axes that show the words of a document one after another
 DOCUMENT_WORDS = "words of a document"
 
@@ -130,7 +127,7 @@ def learning_curves(
     ax = _axes(ax)
     _bands(ax, frame, "start", "epoch", metric)
     ax.xaxis.get_major_locator().set_params(integer=True)
-    ax.set(xlabel="epoch", ylabel=f"dev {metric} (%)")
+    ax.set(xlabel="epoch", ylabel=f"dev {metric_name(metric)} (%)")
     ax.legend(title="start (band: seeds)")
     return ax
 
@@ -150,7 +147,7 @@ def start_comparison(table: pandas.DataFrame, metric: str = "p@1", ax: Axes | No
         ax.plot(middle, place, "o", color=colour, markersize=8)
     ax.axvline(0, color=COLOURS["random"], linewidth=1)
     ax.set(yticks=range(len(rows)), yticklabels=rows.index, ylim=(len(rows) - 0.5, -0.5))
-    ax.set_xlabel(f"{metric}, points above {table.index[0]} (95 % interval)")
+    ax.set_xlabel(f"{metric_name(metric)}, points above {table.index[0]} (95 % interval)")
     return ax
 
 
@@ -176,7 +173,9 @@ def backbone_comparison(
         ax.plot(100 * part[names[0]], y, "o", color=colour, markersize=6, label=start)
     ax.axvline(0, color=COLOURS["random"], linewidth=1)
     ax.set(yticks=range(len(places)), yticklabels=places, ylim=(len(places) - 0.5, -0.5))
-    ax.set_xlabel(f"{metric}, points above random attention on the same backbone (95 % interval)")
+    ax.set_xlabel(
+        f"{metric_name(metric)}, points above random attention on the same backbone (95 % interval)"
+    )
     ax.legend(bbox_to_anchor=(1.01, 1), loc="upper left")
     return ax
 
@@ -206,7 +205,7 @@ def bucket_bars(frame: pandas.DataFrame, metric: str = "rp@5", ax: Axes | None =
             label=system,
             error_kw={"linewidth": 1},
         )
-    ax.set(xticks=range(len(buckets)), xticklabels=buckets, ylabel=f"{metric} (%)")
+    ax.set(xticks=range(len(buckets)), xticklabels=buckets, ylabel=f"{metric_name(metric)} (%)")
     ax.set_xlabel("labels by training frequency")
     ax.grid(axis="x", visible=False)
     ax.legend()
@@ -495,6 +494,6 @@ def inattention_sweep(
         ax.plot(mean.index, mean, color=colour, marker="o", label=start)
         ax.vlines(mean.index, 100 * rows.min(), 100 * rows.max(), color=colour, linewidth=2)
     ax.set(xticks=list(places.values()), xticklabels=list(places))
-    ax.set(xlabel="K tokens kept per label", ylabel=f"{metric} (%)")
+    ax.set(xlabel="K tokens kept per label", ylabel=f"{metric_name(metric)} (%)")
     ax.legend(title="start")
     return ax

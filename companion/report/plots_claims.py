@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from companion.report.metric_names import metric_name
 from companion.report.plots import COLOURS, _axes, _bands, _by_rank, _need, colours, plain
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def quality_cost(frame: pandas.DataFrame, metric: str = "ndcg@5", ax: Axes | Non
     ax.set(
         xscale="log",
         xlabel="seconds of training (filled: CPU, open: wall)",
-        ylabel=f"{metric} on test (%)",
+        ylabel=f"{metric_name(metric)} on test (%)",
     )
     return ax
 
@@ -171,7 +172,7 @@ def convergence(
     best = frame[frame["start"] == baseline].groupby("seed")[metric].max().mean()
     if best == best:  # nan where the baseline was not run
         ax.axhline(100 * best, color=colours([baseline])[baseline], linestyle="--", linewidth=1)
-    ax.set(xlabel="steps", ylabel=f"dev {metric} (%)")
+    ax.set(xlabel="steps", ylabel=f"dev {metric_name(metric)} (%)")
     ax.legend(title="start (band: seeds)")
     return ax
 
@@ -188,7 +189,7 @@ def data_efficiency(
     ax = _axes(ax)
     _bands(ax, frame, "system", "documents", metric, dashed=("SVM",))
     sizes = sorted(set(frame["documents"]))
-    ax.set(xscale="log", xlabel="training documents", ylabel=f"test {metric} (%)")
+    ax.set(xscale="log", xlabel="training documents", ylabel=f"test {metric_name(metric)} (%)")
     ax.set_xticks(sizes, [f"{n:,}" for n in sizes], minor=False)
     ax.minorticks_off()
     ax.legend(title="band: seeds")

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from companion.report import plots
 from companion.report.compare import compare, to_markdown, unlike
+from companion.report.metric_names import NAMES
 from plantlib.data.sources import checkout
 from plantlib.metrics.buckets import EDGES, checked, in_words
 from plantlib.training.options import HISTORY_METRICS
@@ -87,19 +88,6 @@ BAR_SYSTEMS = (
 # notebooks and studies whose records have tables of their own
 ELSEWHERE = ("06", "08", "09", "convergence", "leak_audit", "learning_curves")
 NO_RUNS = "No runs yet: `make reproduce` makes them, `make promote` copies them to results/runs."
-# metrics by the name that tables give them
-NAMES = {
-    "p@1": "P@1",
-    "p@3": "P@3",
-    "p@5": "P@5",
-    "ndcg@5": "nDCG@5",
-    "psp@5": "PSP@5",
-    "macro_f1": "macro-F1",
-    "few/overall_r@15": "R@15 few of all",
-    "few/rp@5": "RP@5 few",
-    "medium/rp@5": "RP@5 medium",
-    "head/rp@5": "RP@5 head",
-}
 METRICS = tuple(NAMES)
 
 

@@ -12,7 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from companion.report.report import NAMES, Group, markdown_table
+from companion.report.metric_names import NAMES
+from companion.report.report import Group, markdown_table
 from plantlib.data.sources import checkout
 from plantlib.metrics.statistics import mean_sd
 from plantlib.training.records import RunRecord, device_of

@@ -13,7 +13,8 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from companion.report.compare import comparable
-from companion.report.report import NAMES, NO_RUNS, Group, markdown_table
+from companion.report.metric_names import NAMES
+from companion.report.report import NO_RUNS, Group, markdown_table
 from plantlib.metrics.statistics import paired_bootstrap
 from plantlib.training.records import RunRecord
 

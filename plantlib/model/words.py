@@ -86,9 +86,9 @@ def words_of(text: str, pieces: Iterable[Word]) -> list[Word]:
 def phrases_of(text: str, words: Sequence[Word]) -> list[Word]:
     """Runs of neighbouring words that speak alike, and every other word by itself.
 
-    Words form a phrase where only blanks lie between them and all of them add to the logit, or all
-    take from it, at least `LEAST_OF_PHRASE` of the largest contribution of a word. A phrase adds
-    what its words add.
+    Words form a phrase where only blanks and no punctuation lie between them, and all of them add
+    to the logit, or all take from it, at least `LEAST_OF_PHRASE` of the largest contribution of a
+    word. A phrase adds what its words add.
     """
     least = LEAST_OF_PHRASE * max((abs(word.contribution) for word in words), default=0.0)
     runs: list[list[Word]] = []
@@ -96,6 +96,8 @@ def phrases_of(text: str, words: Sequence[Word]) -> list[Word]:
         before = runs[-1][-1] if runs else None
         if (
             before is not None
+            and before.text[-1:].isalnum()
+            and word.text[:1].isalnum()
             and not text[before.end : word.begin].strip()
             and min(abs(before.contribution), abs(word.contribution)) >= least > 0
             and before.contribution * word.contribution > 0

@@ -180,12 +180,14 @@ def test_the_rows_of_the_table_add_up(k):
 
 
 def test_neighbours_that_speak_alike_form_a_phrase():
-    text = "chronic kidney  disease, stage of kidney stone"
+    text = "chronic kidney  disease , stage of kidney stone"
     added = {"chronic": 1, "kidney": 2, "disease": 2, "stage": 1, "of": 0.01, "stone": -1}
-    scored = [(m.start(), m.end(), added[m[0]]) for m in re.finditer(r"\w+", text)]
+    added[","] = 1
+    scored = [(m.start(), m.end(), added[m[0]]) for m in re.finditer(r"\w+|,", text)]
     explanation = Explanation("x", text, [], *np.zeros((3, 0)), scored=scored)
     assert [(w.text, w.contribution) for w in explanation.phrases] == [
         ("chronic kidney disease", 5),
+        (",", 1),
         ("stage", 1),
         ("of", 0.01),
         ("kidney", 2),
