@@ -122,7 +122,9 @@ def test_gradients_of_planted_values(monkeypatch, keep, candidates):
         ((value * weights).sum() + (log_sum[finite] * weights[finite]).sum()).backward()
         result[impl] = values.grad
     assert result["reference"].abs().sum() > 0
-    assert_within_rounding(result["triton"], result["reference"], operations(inputs))
+    # planted values are float64, what they are added to is not
+    results = result["triton"], result["reference"]
+    assert_within_rounding(*results, operations(inputs), dtype=torch.float32)
 
 
 @pytest.mark.parametrize("dtype", KINDS[1:], ids=lambda d: str(d).split(".")[1])
