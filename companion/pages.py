@@ -16,7 +16,7 @@ from companion.report import backbone_report, report, verdicts, worth
 from companion.report.compare import difference_cell, replace_section, section
 from companion.report.metric_names import NAMES
 from companion.report.report import NO_RUNS, markdown_table
-from companion.studies import ablations, awd_report, leak_audit, learning_curves
+from companion.studies import ablations, awd_report, leak_audit, learning_curves, official
 from plantlib.data.sources import checkout
 from plantlib.teacher import label_texts
 from plantlib.training.records import RunRecord
@@ -39,6 +39,7 @@ PAGES = {
         "published",
         "bars",
         "zero-shot",
+        "official",
     ],
 }
 
@@ -75,6 +76,7 @@ def blocks(
         "published": verdicts.published_table(verdicts.paper_vs_ours(paper, groups)),
         "bars": verdicts.bars_table(held),
         "zero-shot": zero_shot(label_texts.measured(results / "zero_shot.json")),
+        "official": official.table(results),
     }
 
 

@@ -11,6 +11,8 @@ from __future__ import annotations
 import ast
 import contextlib
 import hashlib
+import importlib
+import inspect
 import os
 import re
 import sys
@@ -121,15 +123,16 @@ def run_yaml(
     progress: bool = True,
     changes: dict[str, Any] | None = None,
 ) -> Path:
-    """Execute the notebook that runs/<id>.yaml names, unless results/runs/<id>.json exists.
+    """Execute the notebook or the study that runs/<id>.yaml names, unless its results exist.
 
     A notebook with a parameter `run_id` makes that one record. A notebook with a parameter
     `results` instead makes a grid: it writes many records to that folder and skips those that are
-    there. The executed notebook stays in results/executed/.
+    there. The executed notebook stays in results/executed/. A file with the key study names a
+    module of `companion.studies` whose function `run` takes the parameters and writes results.
 
     Args:
-        path: YAML file with the keys notebook (relative to the folder above runs/) and parameters;
-            the file's name is the id of the run.
+        path: YAML file with the keys notebook (relative to the folder above runs/) or study, and
+            parameters; the file's name is the id of the run.
         force: run also where the record exists.
         progress: show the notebook's progress bars.
         changes: parameters that replace those of the file. They become part of the id, and a grid
@@ -137,7 +140,7 @@ def run_yaml(
             overwrites a committed record.
 
     Returns:
-        The record's path, for a grid the folder of its records.
+        The record's path, for a grid the folder of its records, for a study its results folder.
 
     Raises:
         ValueError: the file has other keys, another id, or a parameter the notebook lacks.
@@ -150,6 +153,8 @@ def run_yaml(
     root = path.parent.parent
     run_id = path.stem
     data = read_yaml(path)
+    if "study" in data:
+        return _run_study(path, data, force, changes or {})
     if "notebook" not in data or set(data) - {"id", "notebook", "parameters"}:
         keys = ", ".join(data) or "none"
         raise ValueError(f"{path.name}: expected the keys notebook and parameters, got {keys}")
@@ -191,6 +196,29 @@ def run_yaml(
         )
     RunRecord.load(record)
     return record
+
+
+def _run_study(path: Path, data: dict[str, Any], force: bool, changes: dict[str, Any]) -> Path:
+    """Run the study of a file of runs/; with changes it writes to results/local/<id>."""
+    name = str(data["study"])
+    parameters = dict(data.get("parameters") or {}) | changes
+    try:
+        study = importlib.import_module(f"companion.studies.{name}")
+        known = set(inspect.signature(study.run).parameters) - {"force"}
+    except (ModuleNotFoundError, AttributeError):
+        raise ValueError(
+            f"{path.name}: companion.studies has no {name!r} that can be run from a file"
+        ) from None
+    unknown = sorted(set(parameters) - known) + sorted(set(data) - {"id", "study", "parameters"})
+    if unknown:
+        raise ValueError(
+            f"{path.name}: unknown {', '.join(unknown)}; {name} takes the parameters"
+            f" {', '.join(sorted(known))}"
+        )
+    if changes and "results" not in changes:
+        run_id, _ = _changed(path.stem, dict(data.get("parameters") or {}), changes)
+        parameters["results"] = path.parent.parent / "results" / "local" / run_id
+    return study.run(**parameters, force=force)
 
 
 def _check_dataset(dataset: Any, where: str) -> None:

@@ -13,8 +13,9 @@ training documents are read. How phrases are found is in `phrase_matching.py`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from zlib import crc32
 
 import numpy as np
@@ -32,6 +33,8 @@ NGRAM_DOCUMENTS = 2  # training documents that a mined n-gram stands in at least
 # Counters of the first pass over n-grams, 4 bytes each. Two n-grams that share a counter may both
 # pass it; the second pass counts the survivors one by one.
 COUNTERS = 1 << 22
+MULTIPLIER = np.uint64(6364136223846793005)  # of the hash of n-grams
+BLOCK = 1024  # documents that are matched or scored at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,24 +116,29 @@ class PhraseTeacher:
         p = (self.marked + self.told) / (self.documents[phrase] + self.told + 1)
         return sparse.csr_matrix((p, self.cells.indices, self.cells.indptr), self.cells.shape)
 
-    def scores(self, texts: Iterable[str]) -> sparse.csr_matrix:
+    def scores(self, texts: Sequence[str]) -> sparse.csr_matrix:
         """(b, L) csr of the scores 1 - prod(1 - p) of b texts."""
-        texts = list(texts)
-        matches = self.trie.match(texts)
-        ones = np.ones(len(matches), np.int32)
-        shape = (len(texts), len(self.phrases))
-        holds = presence(sparse.csr_matrix((ones, (matches.document, matches.phrase)), shape))
-        return self._combined(*self._cells_of(holds)[:2], self.weights().data, len(texts))
+        p = self.weights().data
+        blocks = [sparse.csr_matrix((0, self.num_labels))]
+        for begin in range(0, len(texts), BLOCK):
+            holds = held_by(texts[begin : begin + BLOCK], self.trie, len(self.phrases))
+            document, cell, _ = self._cells_of(holds)
+            blocks.append(self._combined(document, cell, p[cell], holds.shape[0]))
+        return sparse.vstack(blocks, format="csr")
 
     def held_out_scores(self) -> sparse.csr_matrix:
         """(n, L) csr of the scores of the training documents, each by weights counted without
         it.
         """
-        document, cell, phrase = self._cells_of(self.holds)
-        own = np.asarray(self.marks[document, cell]).ravel()
-        told = self.told[cell]
-        p = (self.marked[cell] - own + told) / (self.documents[phrase] - 1 + told + 1)
-        return self._combined(document, cell, p, len(self.holds.indptr) - 1, of_cells=False)
+        blocks = []
+        for begin in range(0, self.holds.shape[0], BLOCK):
+            holds, marks = (m[begin : begin + BLOCK] for m in (self.holds, self.marks))
+            document, cell, phrase = self._cells_of(holds)
+            own = np.asarray(marks[document, cell]).ravel()
+            told = self.told[cell]
+            p = (self.marked[cell] - own + told) / (self.documents[phrase] - 1 + told + 1)
+            blocks.append(self._combined(document, cell, p, holds.shape[0]))
+        return sparse.vstack(blocks, format="csr")
 
     def _cells_of(self, holds: sparse.csr_matrix) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Document, cell and phrase of every cell whose phrase a document holds; holds: (b, S)."""
@@ -142,21 +150,24 @@ class PhraseTeacher:
         return document[pair], begin[pair] + within, holds.indices[pair]
 
     def _combined(
-        self,
-        document: np.ndarray,
-        cell: np.ndarray,
-        p: np.ndarray,
-        documents: int,
-        of_cells: bool = True,
+        self, document: np.ndarray, cell: np.ndarray, p: np.ndarray, documents: int
     ) -> sparse.csr_matrix:
-        """1 - prod(1 - p) by document and label; p: (C,), or one per pair without `of_cells`."""
-        logs = -np.log1p(-(p[cell] if of_cells else p))
+        """1 - prod(1 - p) by document and label; document, cell, p: one entry per pair."""
         shape = (documents, self.num_labels)
-        total = sparse.csr_matrix((logs, (document, self.cells.indices[cell])), shape)
+        pair = (document, self.cells.indices[cell])
+        total = sparse.csr_matrix((-np.log1p(-p), pair), shape)
         total.sum_duplicates()
         total.data = -np.expm1(-total.data)
         total.eliminate_zeros()
         return total
+
+
+def held_by(texts: Sequence[str], trie: Trie, phrases: int) -> sparse.csr_matrix:
+    """(b, S) csr of ones: which of S phrases stand in b texts."""
+    matches = trie.match(texts)
+    ones = np.ones(len(matches), np.int32)
+    pair = (matches.document, matches.phrase)
+    return presence(sparse.csr_matrix((ones, pair), (len(texts), phrases)))
 
 
 def teach(
@@ -199,14 +210,13 @@ def teach(
     place = {phrase: i for i, phrase in enumerate(phrases)}
     trie = Trie.of(phrases, form)
     # which training document holds which phrase; a marked one stands there by definition
-    found = trie.match(texts)
-    rows, columns = [found.document], [found.phrase]
+    begins = range(0, len(texts), BLOCK)
+    blocks = [held_by(texts[begin : begin + BLOCK], trie, len(phrases)) for begin in begins]
+    holds = sparse.vstack(blocks, format="csr")
     if marks:
-        rows.append(np.asarray(marks.document, np.int64))
-        columns.append(np.array([place[p] for p in marks.phrases], np.int64))
-    pair = (np.concatenate(rows), np.concatenate(columns))
-    ones = np.ones(len(pair[0]), np.int32)
-    holds = presence(sparse.csr_matrix((ones, pair), (len(texts), len(phrases))))
+        columns = np.array([place[p] for p in marks.phrases], np.int64)
+        ones = np.ones(len(columns), np.int32)
+        holds = presence(holds + sparse.csr_matrix((ones, (marks.document, columns)), holds.shape))
     # number the cells
     width = labels.shape[1]
     keys = [_keys(pairs, place, width) for pairs in by_source]
@@ -305,16 +315,18 @@ def mined(
     """
     counters = np.zeros(COUNTERS, np.int32)
     for text in texts:
-        words, _ = words_of(text, form)
-        counters[np.unique([hash_of(p) for p in set(_ngrams(words))]).astype(np.int64)] += 1
+        places = [np.zeros(0, np.int64), *_counters_of(words_of(text, form)[0])]
+        counters[np.unique(np.concatenate(places))] += 1
     place: dict[Phrase, int] = {}
     rows, columns = [], []
     for row, text in enumerate(texts):
         words, _ = words_of(text, form)
-        for phrase in sorted(set(_ngrams(words))):
-            if counters[hash_of(phrase)] >= NGRAM_DOCUMENTS:
-                rows.append(row)
-                columns.append(place.setdefault(phrase, len(place)))
+        own = set()
+        for length, places in enumerate(_counters_of(words), 1):
+            for begin in np.flatnonzero(counters[places] >= NGRAM_DOCUMENTS).tolist():
+                own.add(tuple(words[begin : begin + length]))
+        rows += [row] * len(own)
+        columns += [place.setdefault(phrase, len(place)) for phrase in sorted(own)]
     pair = (np.array(rows, np.int64), np.array(columns, np.int64))
     ones = np.ones(len(rows), np.int32)
     counts = sparse.csr_matrix((ones, pair), (len(texts), len(place)))
@@ -324,12 +336,19 @@ def mined(
     return [(phrases[c], int(r)) for r, c in zip(best.row, best.col, strict=True)]
 
 
-def _ngrams(words: list[str]) -> Iterable[Phrase]:
-    for length in range(1, LONGEST_NGRAM + 1):
-        for begin in range(len(words) - length + 1):
-            yield tuple(words[begin : begin + length])
+def _counters_of(words: list[str]) -> list[np.ndarray]:
+    """The counter of every n-gram by its first word, an array for each length; the same on every
+    machine.
+    """
+    numbers = np.array([_number(word) for word in words], np.uint64)
+    total = np.zeros(len(words), np.uint64)
+    counters = []
+    for length in range(1, min(LONGEST_NGRAM, len(words)) + 1):
+        total = total[: len(words) - length + 1] * MULTIPLIER + numbers[length - 1 :]
+        counters.append((total % np.uint64(COUNTERS)).astype(np.int64))
+    return counters
 
 
-def hash_of(phrase: Phrase) -> int:
-    """The counter of an n-gram, the same on every machine."""
-    return crc32(" ".join(phrase).encode()) % COUNTERS
+@lru_cache(maxsize=1 << 17)
+def _number(word: str) -> int:
+    return crc32(word.encode())

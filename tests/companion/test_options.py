@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 from pathlib import Path
 
 import nbformat
@@ -169,11 +171,42 @@ def test_paths_of_a_run_start_above_runs_wherever_it_is_called(
 
 
 def test_every_file_of_runs_is_accepted():
-    """Of those for launch, the parameters; the others name a notebook and fit its parameters."""
+    """Each names a notebook or a study and fits its parameters."""
     for path in sorted((ROOT / "runs").glob("*.yaml")):
         data = runner.read_yaml(path)
+        if "study" in data:
+            study = importlib.import_module(f"companion.studies.{data['study']}")
+            inspect.signature(study.run).bind(**data["parameters"])
+            continue
         known = runner._defaults(_parameters(ROOT / data["notebook"]))
         runner.check_parameters(data.get("parameters") or {}, known, path.name)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"study": "none"}, "companion.studies has no 'none'"),
+        ({"study": "grids"}, "companion.studies has no 'grids'"),
+        ({"study": "official", "parameters": {"tasks": "D"}}, "unknown tasks; official takes"),
+        ({"study": "official", "parameters": {"task": "X"}}, "task='X'"),
+    ],
+)
+def test_a_study_that_cannot_be_run_is_one_line(place, capsys, content, message):
+    assert runner.main([str(place(content))]) == 1
+    assert message in one_line(capsys)
+
+
+def test_a_changed_study_writes_to_a_folder_of_its_own(place, monkeypatch, tmp_path):
+    seen = {}
+    monkeypatch.setattr(
+        "companion.studies.official.measure",
+        lambda *given: seen.update(given=given) or {"rows": []},
+    )
+    path = place({"study": "official", "parameters": {"task": "D", "supervision": ["codes"]}})
+    folder = runner.run_yaml(path, changes={"seeds": [5]})
+    assert folder.parent == tmp_path / "results" / "local"
+    assert (folder / "official-codiesp-d-codes.json").is_file()
+    assert seen["given"] == ("D", "codes", [5], True)
 
 
 def _parameters(notebook: Path) -> dict:

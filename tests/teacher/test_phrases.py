@@ -123,6 +123,18 @@ def test_training_documents_are_scored_by_counts_without_them():
         np.testing.assert_allclose(held_out[row], expected, rtol=1e-12)
 
 
+def test_blocks_of_documents_change_nothing(monkeypatch):
+    expected = teach(TEXTS, LABELS, marks=FEVER)
+    monkeypatch.setattr(phrases, "BLOCK", 3)
+    teacher = teach(TEXTS, LABELS, marks=FEVER)
+    for made, wanted in (
+        (teacher.scores(TEXTS), expected.scores(TEXTS)),
+        (teacher.held_out_scores(), expected.held_out_scores()),
+    ):
+        assert wanted.nnz and (made != wanted).nnz == 0
+    assert teacher.scores([]).shape == (0, 2)
+
+
 def test_label_texts_are_one_more_document_that_marks_them():
     teacher = teach(TEXTS, LABELS, label_texts=[["fever"], ["Chest pain", "angina"]])
     weights = dict(zip(teacher.phrases, teacher.weights().toarray().tolist(), strict=True))
