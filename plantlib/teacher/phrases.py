@@ -21,6 +21,7 @@ from zlib import crc32
 import numpy as np
 from scipy import sparse
 
+from plantlib.data.corpus import Corpus
 from plantlib.kernels.counts import column_counts, presence
 from plantlib.teacher import mig
 from plantlib.teacher.phrase_matching import FORMS, Trie, phrase_of, words_of
@@ -168,6 +169,41 @@ def held_by(texts: Sequence[str], trie: Trie, phrases: int) -> sparse.csr_matrix
     ones = np.ones(len(matches), np.int32)
     pair = (matches.document, matches.phrase)
     return presence(sparse.csr_matrix((ones, pair), (len(texts), phrases)))
+
+
+def of_corpus(corpus: Corpus, *, ngrams: int = 0, form: str = "words") -> PhraseTeacher:
+    """The phrase teacher of a corpus, from the evidence of its training documents and the texts of
+    its labels. Evidence of other documents is not read.
+
+    Args:
+        corpus: with a training document.
+        ngrams, form: see `teach`.
+
+    Raises:
+        DataError: there is no phrase, or no training document.
+        ValueError: an unknown form.
+    """
+    train = corpus.rows("train")
+    texts = [corpus.texts[i] for i in train]
+    marks = None
+    if corpus.evidence is not None:
+        row = {corpus.ids[i]: place for place, i in enumerate(train)}
+        column = {name: j for j, name in enumerate(corpus.label_names)}
+        spans = corpus.evidence
+        own = spans[spans["id"].isin(row) & spans["label"].isin(column)]
+        document = own["id"].map(row).to_numpy(np.int64)
+        label = own["label"].map(column).to_numpy(np.int64)
+        start, end = (own[name].to_numpy(np.int64) for name in ("start", "end"))
+        marks = Marks.of_spans(texts, document, label, start, end, form)
+    own_texts = [corpus.label_texts.get(name) for name in corpus.label_names]
+    return teach(
+        texts,
+        corpus.labels[train],
+        marks=marks,
+        label_texts=[[text] if text else [] for text in own_texts],
+        ngrams=ngrams,
+        form=form,
+    )
 
 
 def teach(

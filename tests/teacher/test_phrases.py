@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import sparse
 
+from plantlib.data.corpus import Corpus
 from plantlib.teacher import phrases
 from plantlib.teacher.phrase_matching import Trie, phrase_of, words_of
 from plantlib.teacher.phrases import Marks, teach
@@ -171,6 +174,34 @@ def test_a_span_takes_all_words_that_it_touches():
     marks = Marks.of_spans([text], rows, np.arange(4), start, end)
     assert marks.phrases == [("small", "left"), ("a",), ("sided", "hernia")]
     assert marks.label.tolist() == [0, 1, 3]  # the comma alone is no phrase
+
+
+def test_a_corpus_gives_evidence_of_its_training_documents_alone():
+    frame = pd.DataFrame(
+        [
+            ("a", "R50", 5, 10, "fever"),
+            ("b", "R50", 0, 5, "FEVER"),
+            ("d", "R07", 6, 10, "pain"),
+            ("e", "R07", 0, 4, "sore"),
+            ("f", "R50", 0, 3, "hot"),
+        ],
+        columns=["id", "label", "start", "end", "text"],
+    )
+    labels = [["R50"], ["R50"], [], ["R07"], ["R07"], ["R50"]]
+    split = ["train"] * 4 + ["dev", "test"]
+    texts = [*TEXTS, "sore chest", "hot and cold"]
+    parts = {"evidence": frame, "label_texts": {"R07": "Angina"}}
+    corpus = Corpus.from_lists("tiny", list("abcdef"), texts, labels, split, **parts)
+    teacher = phrases.of_corpus(corpus)
+    assert teacher.phrases == [("angina",), ("fever",), ("pain",)]
+    weights = teacher.weights().toarray()
+    np.testing.assert_array_equal(weights, [[1 / 2, 0], [0, 2 / 4], [1 / 3, 0]])
+    # other evidence of dev and test changes nothing, not even where it is out of place
+    frame.loc[3:, "label"] = frame.loc[3:, "label"].to_numpy()[::-1]
+    frame.loc[3:, "end"] = 999
+    again = phrases.of_corpus(dataclasses.replace(corpus, evidence=frame))
+    assert again.phrases == teacher.phrases
+    np.testing.assert_array_equal(again.weights().toarray(), weights)
 
 
 def test_teach_refuses_what_does_not_fit():
