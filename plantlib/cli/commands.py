@@ -30,9 +30,8 @@ ORIGINS = {
     "by browser": "files that you fetch in a browser (plant data NAME --source FOLDER)",
 }
 CELL = 12  # bytes of a cell of the linear score: label, value and a share of the columns
-SHOWN = (
-    "p@1 p@3 p@5 r@5 rp@5 ndcg@5 psp@5 few/rp@5 map micro_f1 macro_f1 micro_auc macro_auc".split()
-)
+SHOWN = "p@1 p@3 p@5 r@5 rp@5 ndcg@5 psp@5 few/rp@5 map micro_f1 macro_f1".split()
+SHOWN += ["micro_auc", "macro_auc"]
 SORTED = 256  # documents of `plant predict` that are sorted by length at a time, at least
 
 
@@ -493,19 +492,9 @@ def explain(options: Namespace) -> None:
     if not text.strip():
         raise ValueError(f"{options.document} is blank: give a file that holds one document")
     model = model_of(options)
-    label = options.label or model.predict([text], k=1)[0][0][0]
     note_unread(model, [text])
+    label = options.label or model.predict([text], k=1)[0][0][0]
     explanation = model.explain(text, label, kind=options.kind)
-    print(f"{printable(explanation.title())}\tscore {explanation.score:.4f}")
-    if explanation.note():
-        print(explanation.note())
-    if options.kind == "attention":
-        print("words\tattention")
-        for word, weight in explanation.top_words(options.k):
-            print(f"{printable(word)}\t{weight:.4f}")
-    else:
-        print("\t".join(explanation.heads))
-        for name, numbers in explanation.table(options.k):
-            print("\t".join([printable(name), *(f"{number:+.4f}" for number in numbers)]))
+    print("\n".join(explanation.lines(options.k)))
     if options.out:
         explanation.save_html(Path(options.out))

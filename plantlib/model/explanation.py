@@ -225,6 +225,19 @@ class Explanation:
         added = f"{by_part[decides]:+.2f} of the logit against {by_part['attention']:+.2f}"
         return f"Not attention but the {_called(decides)} decides here: {added} by attention."
 
+    def lines(self, k: int = 10) -> list[str]:
+        """The label, the note, and the k words of largest weight, columns parted by tabs.
+
+        The rows of contributions are those of `table`.
+        """
+        note = [self.note()] if self.note() else []
+        head = [f"{printable(self.title())}\tscore {self.score:.4f}", *note]
+        if self.kind == "attention":
+            rows = [f"{printable(word)}\t{weight:.4f}" for word, weight in self.top_words(k)]
+            return [*head, "words\tattention", *rows]
+        table = [[printable(name), *(f"{x:+.4f}" for x in row)] for name, row in self.table(k)]
+        return [*head, *("\t".join(row) for row in [self.heads, *table])]
+
     def save_html(self, path: str | Path) -> Path:
         """Write a self-contained HTML file with the document's text; see `save_page`."""
         title = f"Explanation of {self.label}"
