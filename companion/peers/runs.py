@@ -132,7 +132,7 @@ def run_linear_score(
                 prepared,
                 LINEAR_SCORE,
                 "linear",
-                linear.scores,
+                linear.raised,
                 params_of(prepared, config),
                 seconds if all_new else None,
                 results,

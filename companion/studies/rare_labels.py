@@ -22,7 +22,7 @@ from plantlib.data.tokens import words
 from plantlib.kernels.counts import column_counts
 from plantlib.linear import score as linear_score
 from plantlib.linear.score import LinearScore
-from plantlib.linear.tables import Table, fold_up, load_tables
+from plantlib.linear.tables import Table, load_tables, raised
 from plantlib.metrics.documents import evaluate
 from plantlib.training import artefacts
 from plantlib.utils.io import atomic_path, fingerprint_of
@@ -111,9 +111,8 @@ def rows_of(corpus: Corpus, name: str, seed: int, root: str | Path | None = None
 def tables_of(linear: LinearScore, folder: Path, counts: np.ndarray) -> dict[str, Table]:
     """The terms of all training documents, their sum, and the sum after the line, by name."""
     terms = load_tables(folder / "part0.safetensors")
-    stack = linear.stack
-    plain = replace(stack, scale=np.ones_like(stack.scale), shift=np.zeros_like(stack.shift))
-    return terms | {BEFORE: fold_up(terms, plain, counts), AFTER: linear.tables[0]}
+    folded = linear.tables[0]
+    return terms | {BEFORE: folded, AFTER: raised(folded, linear.stack, counts)}
 
 
 def measured(

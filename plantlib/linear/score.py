@@ -83,6 +83,7 @@ class LinearScore:
 
     words: the V words. idf: (V,).
     tables: `tables[0]` from all training rows, `tables[k]` from all but those of part k.
+    lines: scale and shift (L,) of each table, see `raised`.
     part: (N,), the part of a training row, 0 for the other documents.
     stack: the weights of the terms.
     tfidf: (N, V) csr.
@@ -91,6 +92,7 @@ class LinearScore:
     words: list[str]
     idf: np.ndarray
     tables: list[Table]
+    lines: list[tuple[np.ndarray, np.ndarray]]
     part: np.ndarray
     stack: Stack
     tfidf: sparse.csr_matrix
@@ -104,6 +106,20 @@ class LinearScore:
         for k in np.unique(self.part[rows]):
             here = self.part[rows] == k
             out[here] = self.tables[k].scores(self.tfidf[rows[here]])
+        return out
+
+    def raised(self, rows) -> np.ndarray:
+        """As `scores`, with labels of few documents on the scale of the others (`linear.rare`).
+
+        For lists by the score alone. A decoder is trained on `scores`, which are right on average:
+        it would push down again what was raised.
+        """
+        rows = np.asarray(rows)
+        out = self.scores(rows)
+        for k in np.unique(self.part[rows]):
+            here = self.part[rows] == k
+            scale, shift = self.lines[k]
+            out[here] = shift + scale * out[here]
         return out
 
 
@@ -182,8 +198,9 @@ def fit(
         stack, parts[1:], counts[1:], weights[train_rows], labels[train_rows], fold, seed=seed
     )
     tables = [fold_up(terms, stack, n) for terms, n in zip(parts, counts, strict=True)]
+    lines = [stack.line_of(n) for n in counts]
     idf = smooth_idf(words.counts[train_rows]).astype(np.float32)
-    return LinearScore(words.names, idf, tables, part, stack, weights)
+    return LinearScore(words.names, idf, tables, lines, part, stack, weights)
 
 
 def folds_of(weights: sparse.csr_matrix, folds: int, seed: int = 0) -> np.ndarray:

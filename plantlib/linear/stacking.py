@@ -27,11 +27,12 @@ BLOCK = 64  # documents that are scored at a time
 
 @dataclass(frozen=True, eq=False)
 class Stack:
-    """Weights of T terms at K knots; the score is shift + scale * (weights * terms + intercept).
+    """Weights of T terms at K knots; the score is weights * terms + intercept.
 
     terms: T names. knots: K numbers of documents per label.
     weights: (T, K), 0 or more. intercept: (K,).
-    scale, shift: (K,), the line by which `linear.rare` maps the weighted sum; 1 and 0 before.
+    scale, shift: (K,), the line by which `linear.rare` maps the score where it stands alone: shift
+    + scale * score; 1 and 0 change nothing.
     """
 
     terms: tuple[str, ...]
@@ -46,10 +47,13 @@ class Stack:
         documents.
         """
         hats = hats_of(counts, self.knots)
-        scale = hats @ self.scale
         pairs = zip(self.terms, self.weights, strict=True)
-        weights = {term: scale * (hats @ w) for term, w in pairs}
-        return weights, hats @ self.shift + scale * (hats @ self.intercept)
+        return {term: hats @ w for term, w in pairs}, hats @ self.intercept
+
+    def line_of(self, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Scale and shift (L,) of labels with `counts` (L,) training documents."""
+        hats = hats_of(counts, self.knots)
+        return hats @ self.scale, hats @ self.shift
 
     def about(self) -> dict:
         """For a run's record: version, knots, and what the stack has at them, to 4 digits."""

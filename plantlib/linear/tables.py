@@ -42,6 +42,15 @@ def mean_of(tables: list[Table]) -> Table | None:
     return Table(float32(cells), np.mean([table.intercept for table in tables], 0, np.float32))
 
 
+def raised(table: Table, stack: Stack, counts: np.ndarray) -> Table:
+    """A folded table whose labels of few documents stand on the scale of the others, by the stack's
+    line; counts as in `fold_up`.
+    """
+    scale, shift = stack.line_of(counts)
+    intercept = np.asarray(shift + scale * table.intercept, np.float32)
+    return Table(float32(sparse.diags(scale) @ table.cells), intercept)
+
+
 def fold_up(part: dict[str, Table], stack: Stack, counts: np.ndarray) -> Table:
     """The weighted sum of a part's terms as one table; counts (L,): training documents per label of
     that part.

@@ -6,7 +6,7 @@ from scipy import sparse
 
 from plantlib.linear import rare, stacking
 from plantlib.linear.stacking import Stack
-from plantlib.linear.tables import Table, fold_up
+from plantlib.linear.tables import Table, fold_up, raised
 from plantlib.metrics.documents import mean, ndcg_at_k, recall_at_k
 from plantlib.metrics.topk import TopK
 
@@ -70,7 +70,11 @@ def test_a_line_finds_more_labels_of_few_documents_and_leaves_the_first_places()
     found = rare.raised(stack(), *arguments)
     parts, counts, words, _, _ = arguments
     before = of_all(sums, gold, COUNTS)
-    after = of_all(fold_up(parts[0], found, counts[0]).scores(words), gold, COUNTS)
+    folded = fold_up(parts[0], found, counts[0])
+    np.testing.assert_array_equal(
+        folded.scores(words), fold_up(parts[0], stack(), counts[0]).scores(words)
+    )
+    after = of_all(raised(folded, found, counts[0]).scores(words), gold, COUNTS)
     assert after[1] > before[1] + 0.05
     assert after[0] >= before[0] - rare.LOSS
     assert np.array_equal(found.weights, stack().weights)

@@ -2,6 +2,7 @@
 start that equals it.
 """
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -14,6 +15,7 @@ from plantlib.data.tokens import Words, tfidf, words
 from plantlib.linear import score as linear_score
 from plantlib.linear import solver, stacking
 from plantlib.linear.score import LinearConfig, Table
+from plantlib.linear.tables import raised
 from plantlib.model.plant_model import PlantModel
 from plantlib.planting import starts as planting
 from plantlib.planting.scores import WordScore
@@ -59,6 +61,24 @@ def test_folded_table_is_the_weighted_sum_of_its_terms(prepared, fitted):
     assert min(w.min() for w in weights.values()) >= 0 < weights["svm 0.3"].max()
     total = sum(w * parts[term].scores(linear.tfidf[dev]) for term, w in weights.items())
     assert_within_rounding(linear.scores(dev), np.float32(total + shift), WORDS)
+
+
+def test_raised_scores_are_the_line_of_each_documents_own_table(prepared, fitted):
+    linear, _ = fitted
+    rows, labels = prepared.rows["train"], prepared.corpus.labels
+    stack = replace(linear.stack, scale=linear.stack.scale * 0.5, shift=linear.stack.shift + 2.0)
+    counts = [
+        np.asarray(labels[rows[linear.part[rows] != k]].sum(0)).ravel()
+        for k in range(len(linear.tables))
+    ]
+    line = replace(linear, stack=stack, lines=[stack.line_of(n) for n in counts])
+    for row in (rows[4], prepared.rows["test"][0]):
+        k = linear.part[row]
+        table = raised(linear.tables[k], stack, counts[k])
+        assert_within_rounding(
+            line.raised([row]), np.float32(table.scores(linear.tfidf[[row]])), WORDS
+        )
+        np.testing.assert_array_equal(line.scores([row]), linear.scores([row]))
 
 
 def test_a_training_document_is_scored_by_a_table_that_has_not_seen_it(prepared, fitted):
