@@ -198,6 +198,7 @@ OUTCOMES = (
     "final_gains",
     "gains_tried",
     "gain_chosen",
+    "gains_behind",
     "linear_weight",
     "linear_weights_tried",
     "rare_added",
