@@ -69,7 +69,7 @@ def gradients(model, text: str, label: str) -> np.ndarray:
     hook = model.backbone.get_input_embeddings().register_forward_hook(keep)
     try:
         with torch.enable_grad():
-            ids, offsets = model._packed(model.tokenise([text]))
+            ids, offsets = model.pack(model.tokenise([text]))
             hidden = model.encode(ids, offsets)
             logits = model.decoder(model.packed(hidden, ids, offsets))
             slopes = torch.autograd.grad(logits[0, model.config.label2id[label]], embeddings)

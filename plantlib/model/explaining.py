@@ -1,4 +1,4 @@
-"""From a model and a text to `Explanation`s: what each token and word adds to each logit.
+"""From a model and a text to explanations: what each token and word adds to each logit.
 
 Attention gives a token its weight times its output. The teacher's and the linear score are sums
 over distinct tokens and words of a document; what one of them adds is shared evenly among its

@@ -118,13 +118,14 @@ class TeacherScore(nn.Module):
         batch = len(offsets) - 1
         document, token, weight = self.weights(token_ids, offsets)
         if token_ids.device.type == "cpu":
-            return self._product(document, token, weight, batch)
-        z = self.idf.new_zeros(batch * self.num_labels)
-        cells = self.table.cells(token)
-        if cells is not None:
-            where = document[cells.positions] * self.num_labels + cells.labels
-            with machine.fixed_order():
-                z.index_add_(0, where, weight[cells.positions] * cells.values)
+            z = self._product(document, token, weight, batch).flatten()
+        else:
+            z = self.idf.new_zeros(batch * self.num_labels)
+            cells = self.table.cells(token)
+            if cells is not None:
+                where = document[cells.positions] * self.num_labels + cells.labels
+                with machine.fixed_order():
+                    z.index_add_(0, where, weight[cells.positions] * cells.values)
         if changes is not None:
             vocabulary = len(self.idf)
             wanted = changes.rows * vocabulary + changes.tokens

@@ -166,7 +166,7 @@ def run_all(page, lab: str, name: str, minutes: float = 15) -> None:
         page.wait_for_function(FINISHED, timeout=60_000 * minutes, polling=500)
     finally:
         shot(page, name)
-    numbers = page.locator(".jp-Notebook .jp-CodeCell .jp-InputPrompt").all_inner_texts()
+    numbers = page.locator(".jp-Notebook .jp-CodeCell .jp-InputPrompt").all_text_contents()
     assert numbers == [f"[{i + 1}]:" for i in range(len(numbers))] and len(numbers) > 10
     errors = page.locator("[data-mime-type='application/vnd.jupyter.error']")
     assert errors.count() == 0, errors.first.inner_text()

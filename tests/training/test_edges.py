@@ -245,7 +245,7 @@ def test_curves_of_a_dev_split_without_a_bucket_are_drawn():
     record = type("Record", (), dict(kind="planted", system="lookup", seed=0, history=history))
     frame = report.curves([record])
     assert frame["few/rp@5"].isna().all() and frame["ndcg@5"].tolist() == [0.5, 0.6]
-    assert plots.learning_curves(frame, "few/rp@5").get_ylabel() == "dev few/rp@5 (%)"
+    assert plots.learning_curves(frame, "few/rp@5").get_ylabel() == "dev RP@5 few (%)"
 
 
 # ---- messages name options that are there
