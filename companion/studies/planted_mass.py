@@ -76,7 +76,7 @@ def _masses(
             continue
         planted = teacher.relevance[labels][:, ids].toarray().astype(np.float32)  # of one document
         if changes is not None:
-            cells = changes.cells([i], ids, np.array([0, len(ids)]))
+            cells = changes.cells_of(i, ids)
             place = np.searchsorted(labels, cells["cell_labels"])
             np.add.at(planted, (place, cells["cell_positions"]), cells["cell_values"])
         weights = np.exp(gain * planted)

@@ -139,8 +139,9 @@ class CandidateData:
             range(0, documents, BLOCK), desc="candidates", unit="block", disable=not progress
         ):
             rows = np.arange(begin, min(begin + BLOCK, documents))
-            ranked[rows] = best_of(linear.raised(rows) + np.float32(added), depth)
-            listed[rows] = np.take_along_axis(linear.scores(rows), ranked[rows], 1)
+            block = linear.scores(rows)
+            ranked[rows] = best_of(linear.on_one_scale(rows, block) + np.float32(added), depth)
+            listed[rows] = np.take_along_axis(block, ranked[rows], 1)
 
         def scores(rows: np.ndarray, ids: np.ndarray) -> np.ndarray:
             return candidates.listed_scores(ranked[rows], listed[rows], ids)

@@ -114,12 +114,16 @@ class LinearScore:
         For lists by the score alone. A decoder is trained on `scores`, which are right on average:
         it would push down again what was raised.
         """
-        rows = np.asarray(rows)
-        out = self.scores(rows)
-        for k in np.unique(self.part[rows]):
-            here = self.part[rows] == k
+        return self.on_one_scale(rows, self.scores(rows))
+
+    def on_one_scale(self, rows, scores: np.ndarray) -> np.ndarray:
+        """`raised` of documents whose `scores` (b, L) are there already."""
+        part = self.part[np.asarray(rows)]
+        out = np.empty_like(scores)
+        for k in np.unique(part):
+            here = part == k
             scale, shift = self.lines[k]
-            out[here] = shift + scale * out[here]
+            out[here] = shift + scale * scores[here]
         return out
 
 

@@ -239,7 +239,7 @@ def _withheld_sums(
     """(L, D): what the withheld relevance adds to the target of `closed_form`; mean (D,)."""
     total = np.zeros((num_labels, len(mean)))
     for i, row in enumerate(rows):
-        cells = withheld.cells([i], (ids := features.tokens[row]), np.array([0, len(ids)]))
+        cells = withheld.cells_of(i, ids := features.tokens[row])
         values, place = cells["cell_values"], (cells["cell_labels"], cells["cell_positions"])
         if len(values):
             centred = features.documents([row]) - mean
@@ -331,8 +331,7 @@ def _by_gradient(
     def own(i: int) -> dict[str, np.ndarray] | None:
         if withheld is None:
             return None
-        ids = features.tokens[i]
-        return withheld.cells([place_of[int(i)]], ids, np.array([0, len(ids)]))
+        return withheld.cells_of(place_of[int(i)], features.tokens[i])
 
     steps = config.epochs * -(-len(rows) // DOCUMENTS_PER_BATCH)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.05, steps)

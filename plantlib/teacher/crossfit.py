@@ -74,6 +74,10 @@ class Withheld:
             "cell_values": self.relevance[cell],
         }
 
+    def cells_of(self, i: int, ids: np.ndarray) -> dict[str, np.ndarray]:
+        """`cells` of document i alone; ids: (T,) its tokens."""
+        return self.cells([i], ids, np.array([0, len(ids)]))
+
     def score_changes(self, documents: Sequence[int]) -> dict[str, np.ndarray]:
         """The changes of scores for documents (B,): score_rows from 0 to B - 1, score_tokens,
         score_labels and score_values, (M,) each.

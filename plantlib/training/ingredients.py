@@ -100,15 +100,16 @@ def ingredients(
     # the teacher
     began = time.perf_counter()
     given = teacher is not None
+    plants_tokens = bool(set(parts) - {"random", "linear"})
     teacher = teacher_of(inputs, config.teacher) if teacher is None else teacher
-    if not teacher.scores.nnz and set(parts) - {"random", "linear"}:
+    if not teacher.scores.nnz and plants_tokens:
         raise DataError(
             "no token of the training documents is associated with a label, so nothing can be"
             " planted; check texts and labels, name a backbone that knows this language,"
             " backbone='FOLDER', or plant no tokens, start='linear'"
         )
     made = Ingredients(teacher, seconds=seconds)
-    if not given:
+    if plants_tokens and not given:
         made.withheld = withheld_of(inputs, teacher, parts, config.teacher)
     seconds["teacher"] = time.perf_counter() - began
 
