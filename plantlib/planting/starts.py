@@ -20,6 +20,7 @@ Nothing else about a run depends on its start, except that `score` and `linear` 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -123,6 +124,11 @@ def parts_of(start: str) -> list[str]:
             " outputs beside linear"
         )
     return parts
+
+
+def unplanted(parts: Sequence[str]) -> str:
+    """The start of these parts without the teacher's lookup, true or shuffled."""
+    return "+".join(part for part in parts if part not in ("lookup", "shuffled")) or "random"
 
 
 def plant(

@@ -9,12 +9,13 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from transformers import set_seed
 
 from plantlib.backbones import adapters
@@ -54,6 +55,22 @@ STARTS = (
 )  # starts that a grid compares
 
 
+@dataclass(frozen=True)
+class Trained:
+    """What one training made, kept for the other starts of a grid that train the same.
+
+    Attributes:
+        history: one dict per epoch.
+        values: the trained parameters by name.
+        seconds, cpu: wall and CPU seconds that it took.
+    """
+
+    history: list[dict]
+    values: dict[str, torch.Tensor]
+    seconds: float
+    cpu: float
+
+
 @dataclass(eq=False)
 class Run:
     """One start of one seed on one corpus, while it is trained.
@@ -63,6 +80,9 @@ class Run:
         model: planted and trained in place.
         folder: where its checkpoints are kept.
         progress: show progress bars.
+        unplanted: trainings in which nothing is planted in attention, by start and seed, that
+            starts of a grid share; None shares nothing.
+        reused: the trainings that this run took from there.
     """
 
     inputs: Inputs
@@ -73,6 +93,8 @@ class Run:
     model: PlantModel
     folder: Path
     progress: bool
+    unplanted: dict[tuple[str, int], Trained] | None = None
+    reused: list[Trained] = field(default_factory=list)
 
     @property
     def parts(self) -> list[str]:
@@ -113,6 +135,27 @@ class Run:
 
         what: said on the progress bar.
         """
+        if self.unplanted is None or not self.cached or self.model.decoder.planted_gain.item() > 0:
+            return self._train(folder, what)
+        key = (starts.unplanted(self.parts), self.seed)
+        if key not in self.unplanted:
+            self.unplanted[key] = self._trained(folder, what)
+            return self.unplanted[key].history
+        trained = self.unplanted[key]
+        self.model.load_state_dict(trained.values, strict=False)
+        self.reused.append(trained)
+        return trained.history
+
+    def _trained(self, folder: Path, what: str) -> Trained:
+        """Train, and copy what was trained."""
+        began, cpu = time.perf_counter(), cpu_seconds()
+        history = self._train(folder, what)
+        seconds, cpu = time.perf_counter() - began, cpu_seconds() - cpu
+        parameters = self.model.named_parameters()
+        values = {name: p.detach().clone() for name, p in parameters if p.requires_grad}
+        return Trained(history, values, seconds, cpu)
+
+    def _train(self, folder: Path, what: str) -> list[dict]:
         return train.fine_tune(
             self.model,
             self.training_documents(),
@@ -154,6 +197,7 @@ def run_start(
     progress: bool = True,
     made: Ingredients | None = None,
     keep_checkpoints: bool = False,
+    unplanted: dict[tuple[str, int], Trained] | None = None,
 ) -> tuple[RunRecord, PlantModel]:
     """Plant `start`, fine-tune, choose on dev, read test once.
 
@@ -167,6 +211,8 @@ def run_start(
         made: what is planted; `ingredients` of the start when None.
         keep_checkpoints: keep them until the model is saved, so that a run whose model could not
             be saved is not trained again.
+        unplanted: trainings shared with other starts of the same corpus and options, see `Run`; the
+            seconds of one that is reused count in the record.
 
     Returns:
         the record, and the model at its best dev epoch.
@@ -186,7 +232,7 @@ def run_start(
     made = made or ingredients(inputs, start, config, seed, progress)
     model = build_model(inputs, made, config)
     folder = artefacts.run_folder(inputs, run_id, start, asdict(config), seed)
-    run = Run(inputs, start, seed, config, made, model, folder, progress)
+    run = Run(inputs, start, seed, config, made, model, folder, progress, unplanted)
 
     with held(folder) if is_main() else contextlib.nullcontext():
         resumed = folder.is_dir() and any(folder.iterdir())
@@ -194,9 +240,10 @@ def run_start(
         # plant and fine-tune; dev chooses the gain, the epoch and the weight of the linear score
         history, chosen = plant_and_fine_tune(run)
         chosen |= choose_linear_weight(run)
-        made.seconds["fine_tune"] = time.perf_counter() - began
+        seconds, reused_cpu = (sum(getattr(t, of) for t in run.reused) for of in ("seconds", "cpu"))
+        made.seconds["fine_tune"] = time.perf_counter() - began + seconds
         if not resumed:  # what a killed process spent is not known
-            made.seconds["train_cpu"] = cpu_seconds() - cpu
+            made.seconds["train_cpu"] = cpu_seconds() - cpu + reused_cpu
 
         # threshold and calibration from dev, then the one reading of test
         model.eval()
@@ -309,6 +356,7 @@ def run_grid(
     for seed in seeds:
         check_seed(seed)
     jobs = [(start, seed) for seed in seeds for start in starts]
+    unplanted: dict[tuple[str, int], Trained] = {}
     with tqdm(total=len(jobs), desc="runs", unit="run", disable=not progress) as bar:
         for start, seed in jobs:
             bar.set_postfix_str(f"{start}, seed {seed}")
@@ -323,6 +371,7 @@ def run_grid(
                     results=results,
                     notebook=notebook,
                     progress=False,
+                    unplanted=unplanted,
                 )
             records.append(record)
             bar.update()

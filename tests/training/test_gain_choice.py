@@ -16,7 +16,7 @@ from plantlib.linear.score import LinearConfig
 from plantlib.planting.starts import StartConfig
 from plantlib.training import runs, train
 from plantlib.training.options import RunConfig, TrainConfig
-from plantlib.training.runs import finished, run_start
+from plantlib.training.runs import finished, run_grid, run_start
 from tests.tolerances import near
 
 CONFIG = RunConfig(
@@ -104,6 +104,28 @@ def test_refused_planting_is_the_control(prepared, start):
     assert refused.metrics == pytest.approx(control.metrics, abs=0, nan_ok=True)
     assert refused.history[-1]["train_loss"] == control.history[-1]["train_loss"]
     assert control.params["final_gains"]["planted"] == 0.0, "the control cannot raise its table"
+
+
+def test_starts_of_a_grid_share_the_training_with_nothing_planted(
+    prepared, chosen, tmp_path, monkeypatch
+):
+    """It is trained once a seed, and every number is that of a run alone."""
+    trained = []
+    fine_tune = train.fine_tune
+    monkeypatch.setattr(
+        train, "fine_tune", lambda *a, **k: trained.append(k["what"]) or fine_tune(*a, **k)
+    )
+    three = ("lookup+linear", "linear", "shuffled+linear")
+    records = run_grid(prepared, three, (0,), config=CONFIG, results=tmp_path, progress=False)
+    choices = [r.params["gain_chosen"] for r in records if r.system != "linear"]
+    # a chosen gain is set again from its checkpoints, unless it was the last one
+    again = [f"gain {gain:g}" for gain in choices if gain > 0]
+    assert sorted(trained) == sorted(["gain 4", "gain 1", "gain 4", "gain 1", "gain 0", *again])
+    alone, _ = run_start(prepared, "linear", 0, config=CONFIG, progress=False)
+    for record, other in zip(records, (chosen, alone), strict=False):
+        assert record.metrics == pytest.approx(other.metrics, abs=0, nan_ok=True)
+        assert record.params == other.params
+    assert all(record.times["train_cpu"] > 0 for record in records)
 
 
 def test_a_killed_choice_goes_on_where_it_was(prepared, chosen, monkeypatch):
