@@ -4,9 +4,10 @@ Four ways to weigh the words of a document for one of its labels are compared on
 (docs/method.md, "Planted attention"): what a word adds to the logit, its attention, gradient times
 input, and AttInGrad, their product (Edin et al. 2024). Measured are agreement with the marked words
 (`evidence.agreement`) and faithfulness: how far the score falls without as many best words as are
-marked (comprehensiveness) and with these words alone (sufficiency). Documents are of test; one file
-per seed, so a stopped comparison goes on. `python -m companion.studies.contributions` writes
-numbers, no text.
+marked (comprehensiveness) and with these words alone (sufficiency). Documents are of test, cut to
+the tokens that attention reads: all methods rank the same words. Every document that is measured is
+written down at once, so a stopped comparison goes on. `python -m companion.studies.contributions`
+writes numbers, no text.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from companion.studies.evidence import agreement, gold_spans_of, token_marks
 from plantlib.backbones import windows
 from plantlib.backbones.loading import specials
 from plantlib.data.corpus import Corpus
+from plantlib.metrics.calibration import chances
+from plantlib.model import reading
 from plantlib.model.explaining import spans_of
 from plantlib.model.explanation import Explanation
 from plantlib.model.words import Word, words_of
@@ -38,21 +41,29 @@ METHODS = ("contribution", "attention", "gradient x input", "AttInGrad", "random
 MEASURES = ("auc", "precision", "comprehensiveness", "sufficiency")
 
 
-def pairs(corpus: Corpus, model, split: str, most: int) -> list[tuple[int, str, list]]:
-    """(row, label, gold spans) of up to `most` documents of a split; DataError without evidence."""
+def marked_labels(corpus: Corpus, model, split: str, most: int) -> dict[int, list]:
+    """Row -> (label, gold spans) of each marked label that the model knows.
+
+    Of the first `most` documents of a split; DataError where none of them has a marked label.
+    """
     if corpus.evidence is None:
         raise DataError(f"{corpus.name} marks no evidence; use codiesp-es or synthetic-icd")
     by_document = dict(tuple(corpus.evidence.groupby("id")))
-    found = []
+    found: dict[int, list] = {}
     for row in corpus.rows(split)[:most]:
         evidence = by_document.get(corpus.ids[row])
         for column in corpus.labels[row].indices if evidence is not None else ():
             label = corpus.label_names[column]
             if label in model.config.label2id and (gold := gold_spans_of(evidence, label)):
-                found.append((int(row), label, gold))
+                found.setdefault(int(row), []).append((label, gold))
     if not found:
         raise DataError(f"the first {most} documents of {split} mark no evidence; read more")
     return found
+
+
+def as_read(model, text: str) -> str:
+    """The text up to the last token that attention reads."""
+    return text[: max((end for _, end in spans_of(model, text)), default=0)]
 
 
 def gradients(model, text: str, label: str) -> np.ndarray:
@@ -140,22 +151,42 @@ def _without(text: str, words: list[Word], gone: set[int]) -> str:
 
 def _scores(model, texts: list[str], label: str) -> list[float]:
     """The calibrated score of `label` for every text."""
-    return [model.explain(text, label).score for text in texts]
+    column = model.config.label2id[label]
+    logits = torch.cat([rows[:, column] for rows in reading.logits(model, texts)])
+    return chances(logits.double().cpu(), model.config.calibration).tolist()
 
 
-def report(corpus: Corpus, model, split: str, most: int, seed: int) -> dict:
-    """Method -> measure -> mean over the marked labels of up to `most` documents of a split."""
+def report(corpus: Corpus, model, asked: dict, seed: int, partial: Path) -> dict:
+    """Method -> measure -> mean over the marked labels of documents of a split.
+
+    Args:
+        corpus: with evidence.
+        model: trained with `seed`.
+        asked: the options of `main`; split and documents (at most so many) are read here.
+        seed: of the model, and of the random weights.
+        partial: a file that keeps what was measured, document by document, until all of them are.
+
+    Raises:
+        DataError: the documents mark no evidence.
+    """
     import pandas as pd
 
-    rows = []
-    found = pairs(corpus, model, split, most)
-    for done, (row, label, gold) in enumerate(found, start=1):
-        rows += measure_pair(model, corpus.texts[row], label, gold, seed + done)
-        if done % 50 == 0:
-            print(f"{done} of {len(found)} labels", file=sys.stderr, flush=True)
-    means = pd.DataFrame(rows).groupby("method", sort=False)[list(MEASURES)].mean()
+    found = marked_labels(corpus, model, asked["split"], asked["documents"])
+    about = asked | {"seed": seed, "fingerprint": corpus.fingerprint()}
+    kept = read_if_whole(partial, read_json) or {}
+    rows = kept["rows"] if kept.get("about") == about else {}
+    for row, labels in found.items():
+        if corpus.ids[row] in rows:
+            continue
+        text = as_read(model, corpus.texts[row])
+        measured = (measure_pair(model, text, *pair, seed + row) for pair in labels)
+        rows[corpus.ids[row]] = plain([one for of_label in measured for one in of_label])
+        write_json(partial, {"about": about, "rows": rows})
+        print(f"{len(rows)} of {len(found)} documents", file=sys.stderr, flush=True)
+    frame = pd.DataFrame([one for of_document in rows.values() for one in of_document])
+    means = frame.groupby("method", sort=False)[list(MEASURES)].mean()
     measured = {method: dict(means.loc[method]) for method in METHODS}
-    return plain({"labels": len(rows) // len(METHODS), "methods": measured})
+    return plain({"labels": len(frame) // len(METHODS), "methods": measured})
 
 
 def table(found: dict) -> pandas.DataFrame:
@@ -176,13 +207,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--start", default="lookup+linear")
     parser.add_argument("--tokens", type=int, default=256, help="tokens read per document")
     parser.add_argument("--split", default="test", choices=("dev", "test"))
-    parser.add_argument("--documents", type=int, default=60, help="most documents measured")
+    parser.add_argument("--documents", type=int, default=40, help="most documents measured")
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds")
     parser.add_argument("--out", default="results/contributions.json")
     options = parser.parse_args(arguments)
     asked = {name: value for name, value in vars(options).items() if name not in ("out", "seeds")}
     try:
         corpus = Corpus.load(options.dataset).labelled()
+        partial = Path(options.out).with_suffix(".partial.json")
         stored = read_if_whole(Path(options.out), read_json) or {}
         by_seed = stored["by_seed"] if stored.get("asked") == asked else {}
         for seed in range(options.seeds):
@@ -195,9 +227,10 @@ def main(arguments: list[str] | None = None) -> int:
                 seed=seed,
                 max_tokens=options.tokens,
             )
-            by_seed[str(seed)] = report(corpus, model, options.split, options.documents, seed)
+            by_seed[str(seed)] = report(corpus, model, asked, seed, partial)
             about = {"schema": 1, "asked": asked, "environment": environment()}
             write_json(options.out, about | {"by_seed": by_seed})
+            partial.unlink()
         print(table(read_json(options.out)).round(3).to_string())
     except (OSError, ValueError) as error:
         print(f"contributions: {error}", file=sys.stderr)

@@ -47,7 +47,7 @@ def test_a_finished_seed_is_not_measured_again(model, marked, tmp_path, monkeypa
     arguments = ["--dataset", "tiny", "--split", "dev", "--out", str(out)]
     assert contributions.main([*arguments, "--seeds", "1"]) == 0
     assert contributions.main([*arguments, "--seeds", "2"]) == 0
-    assert trained == [0, 1]
+    assert trained == [0, 1] and not (tmp_path / "found.partial.json").exists()
     table = contributions.table(read_json(out))
     assert list(table.columns) == list(contributions.MEASURES)
     assert np.isfinite(table.loc["contribution"].to_numpy()).all()
@@ -55,8 +55,35 @@ def test_a_finished_seed_is_not_measured_again(model, marked, tmp_path, monkeypa
     assert trained == [0, 1, 0], "other options are measured anew"
 
 
+def test_a_stopped_seed_goes_on_at_the_next_document(model, marked, tmp_path, monkeypatch):
+    measure, texts = contributions.measure_pair, []
+
+    def stops(model, text, *rest):
+        if len(texts) == 1:
+            raise KeyboardInterrupt
+        texts.append(text)
+        return measure(model, text, *rest)
+
+    asked = {"split": "dev", "documents": 9}  # two of them have a marked label
+    partial = tmp_path / "found.partial.json"
+    whole = contributions.report(marked, model, asked, 0, tmp_path / "other.json")
+    monkeypatch.setattr(contributions, "measure_pair", stops)
+    with pytest.raises(KeyboardInterrupt):
+        contributions.report(marked, model, asked, 0, partial)
+    monkeypatch.setattr(contributions, "measure_pair", measure)
+    assert len(read_json(partial)["rows"]) == 1
+    assert contributions.report(marked, model, asked, 0, partial) == whole
+
+
+def test_a_text_is_cut_to_what_attention_reads(model):
+    model.config.max_tokens = 2
+    read = contributions.as_read(model, TEXT)
+    assert TEXT.startswith(read) and read == TEXT[: contributions.spans_of(model, TEXT)[-1][1]]
+    assert len(model.tokenise([read]).flat) == 2
+
+
 def test_a_corpus_without_evidence_is_refused(model, corpus, marked):
     with pytest.raises(DataError, match="first 2 documents of test mark no evidence"):
-        contributions.pairs(marked, model, "test", 2)
+        contributions.marked_labels(marked, model, "test", 2)
     with pytest.raises(DataError, match="marks no evidence"):
-        contributions.pairs(corpus, model, "dev", 1)
+        contributions.marked_labels(corpus, model, "dev", 1)
