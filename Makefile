@@ -6,6 +6,8 @@ READY  := $(VENV)/.ready
 DATASET ?=
 TRAIN ?=
 TOKENS ?= 256
+# two files of tests at a time, each on one thread
+TWO := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
@@ -28,8 +30,8 @@ reproduce: $(READY)  ## the main job on a real corpus; DATASET=codiesp|eurlex57k
 
 test: $(READY)   ## lint, unit tests, end-to-end slice, notebooks against their stored outputs
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports && $(BIN)/mypy
-	$(BIN)/python -m pytest -m "not network and not gpu" tests
-	$(BIN)/python -m pytest --nbval --nbval-sanitize-with notebooks/sanitize.cfg --nbval-cell-timeout 600 notebooks
+	$(TWO) -m "not network and not gpu" tests
+	$(TWO) --nbval --nbval-sanitize-with notebooks/sanitize.cfg --nbval-cell-timeout 600 notebooks
 data-check: $(READY) ## what is built under $$PLANT_HOME or data/ against the published counts
 	$(BIN)/python -m data_scripts.check
 lab: $(READY)    ## JupyterLab at notebook 00
