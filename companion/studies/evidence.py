@@ -21,20 +21,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from companion.report import plots
+from companion.studies import trained
 from plantlib.backbones import loading
 from plantlib.data.corpus import Corpus
 from plantlib.kernels.reference import keep_top_k
 from plantlib.metrics.statistics import paired_bootstrap
-from plantlib.planting import starts
-from plantlib.training import artefacts, runs
-from plantlib.training.ingredients import build_model, teacher_of, withheld_of
+from plantlib.training import artefacts
+from plantlib.training.ingredients import teacher_of, withheld_of
 from plantlib.training.inputs import Inputs
 from plantlib.training.options import RunConfig, TrainConfig
 from plantlib.training.prepare import prepare
-from plantlib.training.records import environment, plain, run_name
+from plantlib.training.records import environment, plain
 from plantlib.utils.base import DataError
-from plantlib.utils.io import fingerprint_of, read_if_whole, read_json, write_json
-from plantlib.utils.tensors import check_tensors, save_tensors
+from plantlib.utils.io import read_json, write_json
 
 if TYPE_CHECKING:
     import pandas
@@ -185,8 +184,8 @@ def measure(prepared: Inputs, split: str, decoders: dict, teacher) -> pandas.Dat
         teacher: it weighs tokens by their relevance, without hidden states.
 
     Returns:
-        A DataFrame with a row per system, document and label: count (training documents of the
-        label), share and marked (tokens of the evidence), and MEASURES.
+        A DataFrame with a row per system, document and label (a column of the labels): count
+        (training documents of the label), share and marked (tokens of the evidence), and MEASURES.
 
     Raises:
         DataError: no evidence lies in the tokens read.
@@ -209,6 +208,7 @@ def measure(prepared: Inputs, split: str, decoders: dict, teacher) -> pandas.Dat
                     {
                         "system": name,
                         "document": row,
+                        "label": int(column),
                         "count": int(prepared.train_counts[column]),
                         "share": marked.mean(),
                         "marked": int(marked.sum()),
@@ -242,36 +242,14 @@ def systems(prepared: Inputs, seed: int, config, progress: bool = True) -> dict:
             if start == "l2r"
             else None
         )
-        model = build_model(prepared, teacher, RunConfig(keep=config.keep))
-        starts.plant(
-            model.decoder,
-            start,
-            teacher,
-            prepared.train_labels,
-            planted=queries,
-            config=config.start,
-            seed=seed,
+        decoders[f"{start}, before training"] = trained.before(
+            prepared, start, seed, config, teacher, queries
         )
-        decoders[f"{start}, before training"] = model.decoder.eval()
     for start in TRAINED:
-        decoders[f"{start}, after training"] = _trained(
+        decoders[f"{start}, after training"] = trained.after(
             prepared, start, seed, config, teacher, progress
         )
     return decoders
-
-
-def _trained(prepared: Inputs, start: str, seed: int, config, teacher, progress: bool):
-    """The decoder of a start after its run; cached under artefacts/."""
-    from safetensors.torch import load_file
-
-    key = fingerprint_of(prepared.key, start, asdict(config), seed)
-    path = prepared.root / "evidence" / f"{run_name(prepared, start, seed)}-{key}.safetensors"
-    decoder = build_model(prepared, teacher, RunConfig(keep=config.keep)).decoder
-    if read_if_whole(path, check_tensors) is None:
-        _, model = runs.run_start(prepared, start, seed, config=config, progress=progress)
-        save_tensors(path, model.decoder.state_dict())
-    decoder.load_state_dict(load_file(path))
-    return decoder.eval()
 
 
 def summary(frame: pandas.DataFrame) -> dict:

@@ -219,6 +219,34 @@ def paired_bootstrap(a: Any, b: Any, samples: int = 5000, seed: int = 0) -> dict
     return {name: float(x) for name, x in result.items()} | {"n": n, "dropped": defined.size - n}
 
 
+def bootstrap_ratio(a: Any, b: Any, samples: int = 5000, seed: int = 0) -> dict[str, float]:
+    """Percentile bootstrap of mean(a) / mean(b), draws as in `paired_bootstrap`.
+
+    Args:
+        a, b: (seeds, N) differences per document, None or nan where undefined. The interval means
+            little unless mean(b) can be told from zero.
+        samples: resamples.
+        seed: of the resampling.
+
+    Returns:
+        ratio; low and high, the 95 % interval.
+
+    Raises:
+        ValueError: a and b are not of one shape.
+    """
+    first, second = (np.atleast_2d(np.array(x, np.float64)) for x in (a, b))
+    if first.shape != second.shape:
+        raise ValueError(
+            f"a is {first.shape}, b {second.shape}: pass the same seeds and documents twice"
+        )
+    defined = ~(np.isnan(first).any(0) | np.isnan(second).any(0))
+    first, second = first[:, defined], second[:, defined]
+    # the same generator draws the same seeds and documents for both
+    means = [_resampled_means([x], samples, np.random.default_rng(seed)) for x in (first, second)]
+    low, high = np.quantile(means[0] / means[1], (0.025, 0.975))
+    return {"ratio": float(first.mean() / second.mean()), "low": float(low), "high": float(high)}
+
+
 def _resampled_means(
     groups: list[np.ndarray], samples: int, rng: np.random.Generator
 ) -> np.ndarray:

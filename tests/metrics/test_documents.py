@@ -430,6 +430,21 @@ def test_a_worse_label_never_helps():
         np.testing.assert_array_equal(np.delete(after, 1), np.delete(before, 1))
 
 
+def test_the_ratio_of_two_differences_is_drawn_together():
+    rng = np.random.default_rng(0)
+    whole = 1 + rng.normal(size=(3, 200))
+    half = statistics.bootstrap_ratio(whole / 2, whole)
+    assert half == {name: pytest.approx(0.5) for name in ("ratio", "low", "high")}
+    part = whole / 2 + 0.2 * rng.normal(size=whole.shape)
+    found = statistics.bootstrap_ratio(part, whole)
+    assert found["low"] < found["ratio"] < found["high"] and found["high"] - found["low"] < 0.3
+    undefined = np.where(np.arange(200) < 3, np.nan, part)
+    without = statistics.bootstrap_ratio(undefined, whole)
+    assert without["ratio"] == pytest.approx(part[:, 3:].mean() / whole[:, 3:].mean())
+    with pytest.raises(ValueError, match=r"a is \(3, 200\), b \(2, 200\)"):
+        statistics.bootstrap_ratio(part, whole[:2])
+
+
 def test_paired_bootstrap_is_paired_deterministic_and_covers():
     rng = np.random.default_rng(0)
     difficulty = rng.standard_normal(400)
