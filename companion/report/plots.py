@@ -1,7 +1,7 @@
 """Figures in one style: functions from a DataFrame, or a few lists, to a matplotlib Axes.
 
-A start has the same colour in every figure, from a palette that colour-blind readers can tell
-apart. `save` writes the same bytes for the same figure. Every function takes `ax`, an Axes to draw
+A system has the same colour in every figure (`palette.py`), and rows and legends are sorted by
+effect. `save` writes the same bytes for the same figure. Every function takes `ax`, an Axes to draw
 on, and makes a new figure where it is None. Nothing here computes a metric or reads a file;
 matplotlib and seaborn are imported when something is drawn.
 """
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from companion.report import figures
 from companion.report.metric_names import metric_name
+from companion.report.palette import COLOURS, OTHERS, colours
 from plantlib.data import privacy
 from plantlib.utils.io import atomic_path
 
@@ -22,32 +23,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-# Grey for random attention, light brown for the shuffled control, black for the linear score,
-# seaborn's "colorblind" palette for the rest.
-COLOURS = {
-    "random": "#777777",
-    "shuffled": "#ca9161",
-    "l2r": "#0173b2",
-    "closed_form": "#029e73",
-    "lookup": "#de8f05",
-    "v1": "#cc78bc",
-    "linear": "#000000",
-    "teacher": "#d55e00",
-    "linear+teacher": "#56b4e9",
-}
-# Peers and a sum of starts; no colour occurs twice.
-_ROWS = {
-    "lookup+score": "#d55e00",
-    "SVM": "#000000",
-    "SVM, tuned": "#444444",
-    "SVM + J": "#56b4e9",
-    "SVM + MI": "#5b3a8e",
-    "bare MI": "#cc78bc",
-    "bare J": "#8c2d04",
-    "bare centroid": "#fbafe4",
-    "bare PPMI": "#ece133",
-}
-_SPARE = ("#fbafe4", "#ece133", "#949494", "#5b3a8e", "#8c2d04")
 _BUCKET_SHADES = {"few": "#fbe3c8", "medium": "#e3eef7", "head": "#e6e6e6"}
 # marks axes that show the words of a document one after another
 DOCUMENT_WORDS = "words of a document"
@@ -78,14 +53,6 @@ def plain(name: str) -> str:
     return str(name).replace("$", r"\$")
 
 
-def colours(systems: Iterable[str]) -> dict[str, str]:
-    """System -> colour: fixed for known systems, a spare colour in turn for each other one."""
-    names = list(dict.fromkeys(systems))
-    known = COLOURS | _ROWS
-    spare = [name for name in names if name not in known]
-    return {name: known.get(name) or _SPARE[spare.index(name) % len(_SPARE)] for name in names}
-
-
 def _axes(ax: Axes | None, size: tuple[float, float] | None = None) -> Axes:
     import matplotlib.pyplot as plt
 
@@ -107,9 +74,14 @@ def _bands(
 ) -> None:
     """A line per value of `column`, in percent: the mean over seeds, and a band from worst to best.
 
+    The legend has the order in which the lines end.
+
     dashed: prefixes of the names whose lines are dashed.
     """
-    for name, colour in colours(frame[column]).items():
+    palette = colours(frame[column])
+    last = frame.sort_values(x).groupby([column, x])[metric].mean().groupby(column).last()
+    for name in last.sort_values(ascending=False, kind="stable").index:
+        colour = palette[name]
         by_x = 100 * frame[frame[column] == name].groupby(x)[metric].agg(["mean", "min", "max"])
         line = "--" if dashed and name.startswith(dashed) else "-"
         ax.plot(by_x["mean"], line, color=colour, marker="o", markersize=4, label=name)
@@ -133,7 +105,7 @@ def learning_curves(
 
 
 def start_comparison(table: pandas.DataFrame, metric: str = "p@1", ax: Axes | None = None) -> Axes:
-    """Difference to the baseline in points with its 95 % interval, a row per system.
+    """Difference to the baseline in points with its 95 % interval, a row per system, best first.
 
     table: as `compare.compare` returns it (index system; '<metric> diff', 'low', 'high'), the
     baseline first.
@@ -141,6 +113,7 @@ def start_comparison(table: pandas.DataFrame, metric: str = "p@1", ax: Axes | No
     _need(table, f"{metric} diff", f"{metric} low", f"{metric} high")
     ax = _axes(ax, (6.4, 1.2 + 0.4 * len(table)))
     rows = 100 * table[[f"{metric} diff", f"{metric} low", f"{metric} high"]].dropna()
+    rows = rows.sort_values(f"{metric} diff", ascending=False, kind="stable")
     for place, (system, (middle, low, high)) in enumerate(rows.iterrows()):
         colour = colours(table.index)[system]
         ax.plot([low, high], [place, place], color=colour, linewidth=2)
@@ -162,7 +135,8 @@ def backbone_comparison(
     names = [f"{metric} {part}" for part in ("diff", "low", "high")]
     _need(frame, "group", "start", *names)
     rows = frame.dropna(subset=names)
-    places = list(dict.fromkeys(rows["group"]))
+    largest = rows.groupby("group", sort=False)[names[0]].max()
+    places = list(largest.sort_values(ascending=False, kind="stable").index)
     starts = colours(rows["start"])
     ax = _axes(ax, (6.8, 1.3 + 0.28 * len(rows)))
     for i, (start, colour) in enumerate(starts.items()):
@@ -183,6 +157,8 @@ def backbone_comparison(
 def bucket_bars(frame: pandas.DataFrame, metric: str = "rp@5", ax: Axes | None = None) -> Axes:
     """Metric in the few, medium and head bucket, a bar per system, whiskers one sd over seeds.
 
+    Bars are sorted by their value for rare labels.
+
     frame: one row per run, columns system, 'few/<metric>', 'medium/<metric>' and 'head/<metric>'
     (fractions).
     """
@@ -192,7 +168,9 @@ def bucket_bars(frame: pandas.DataFrame, metric: str = "rp@5", ax: Axes | None =
     ax = _axes(ax)
     palette = colours(frame["system"])
     width = 0.8 / len(palette)
-    for i, (system, colour) in enumerate(palette.items()):
+    rare = frame.groupby("system", sort=False)[names[0]].mean()
+    for i, system in enumerate(rare.sort_values(kind="stable").index):
+        colour = palette[system]
         values = 100 * frame.loc[frame["system"] == system, names].astype(float)
         left = [place - 0.4 + width * (i + 0.5) for place in range(len(buckets))]
         spread = values.std().fillna(0)
@@ -274,10 +252,9 @@ def teacher_tokens(
             " labels"
         )
     ax = _axes(ax, (6.4, 0.8 + 0.24 * (top + 1.6) * len(labels)))
-    palette = (*COLOURS.values(),)[2:]
     ticks, names = [], []
     place = 0.0
-    for i, label in enumerate(labels):
+    for label in labels:
         rows = (
             frame[frame["label"] == label]
             .sort_values(["score", "token"], ascending=[False, True])
@@ -286,7 +263,7 @@ def teacher_tokens(
         across = ax.get_yaxis_transform()
         ax.text(0, place, plain(label), fontweight="bold", va="center", transform=across)
         spots = [place + 1 + j for j in range(len(rows))]
-        ax.barh(spots, rows["score"], color=palette[i % len(palette)], height=0.75)
+        ax.barh(spots, rows["score"], color=COLOURS["lookup"], height=0.75)
         ticks += spots
         names += [plain(token) for token in rows["token"]]
         place = spots[-1] + 1.6
@@ -379,7 +356,7 @@ def evidence_agreement(
     names = {"auc": "AUC", "precision": "precision at the span's length", "iou": "IoU (weighted)"}
     places = range(len(table))
     for i, measure in enumerate(measures):
-        colour = COLOURS[("l2r", "lookup", "closed_form")[i % 3]]
+        colour = OTHERS[i % len(OTHERS)]
         worst = 100 * table[f"{measure} min"]
         best = 100 * table[f"{measure} max"]
         ax.hlines(places, worst, best, color=colour, linewidth=2)
@@ -388,7 +365,7 @@ def evidence_agreement(
     if chance is not None:
         ax.axvline(
             100 * chance,
-            color=COLOURS["lookup"],
+            color=COLOURS["random"],
             linewidth=1,
             linestyle=":",
             label="precision of a blind guess",
@@ -407,13 +384,11 @@ def memory_law(frame: pandas.DataFrame, x: str = "labels", ax: Axes | None = Non
     """
     _need(frame, "implementation", x, "memory_mb")
     ax = _axes(ax)
-    palette = tuple(COLOURS.values())[2:]
     for i, (name, rows) in enumerate(frame.groupby("implementation", sort=False)):
         rows = rows.sort_values(x)
         marker = "os^Dvp"[i % 6]
-        ax.plot(
-            rows[x], rows["memory_mb"], marker=marker, color=palette[i % len(palette)], label=name
-        )
+        colour = OTHERS[i % len(OTHERS)]
+        ax.plot(rows[x], rows["memory_mb"], marker=marker, color=colour, label=name)
     ax.set(xscale="log", yscale="log", xlabel=x, ylabel="memory (MB)")
     ax.legend()
     return ax
@@ -430,11 +405,10 @@ def kernel_times(frame: pandas.DataFrame, ax: Axes | None = None) -> Axes:
     shapes = list(dict.fromkeys(frame["shape"]))
     names = list(dict.fromkeys(frame["implementation"]))
     width = 0.8 / max(len(names), 1)
-    palette = tuple(COLOURS.values())[2:]
     for i, name in enumerate(names):
         rows = frame[frame["implementation"] == name].set_index("shape").reindex(shapes)
         left = [place - 0.4 + width * (i + 0.5) for place in range(len(shapes))]
-        colour = palette[i % len(palette)]
+        colour = OTHERS[i % len(OTHERS)]
         ax.bar(left, rows["both_ms"], 0.92 * width, color=colour, alpha=0.45, label=name)
         ax.bar(left, rows["forward_ms"], 0.92 * width, color=colour)
     ax.set(yscale="log", ylabel="ms, forward (dark) and with backward", xticks=range(len(shapes)))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from companion.report.metric_names import metric_name
-from companion.report.plots import COLOURS, _axes, _bands, _by_rank, _need, colours, plain
+from companion.report.plots import COLOURS, OTHERS, _axes, _bands, _by_rank, _need, colours, plain
 
 if TYPE_CHECKING:
     import pandas
@@ -133,9 +133,9 @@ def planted_mass(frame: pandas.DataFrame, ax: Axes | None = None) -> Axes:
     ax = _axes(ax, (6.4, 3.8))
     groups = frame[["least", "most"]].drop_duplicates().sort_values("least")
     place = {least: i for i, least in enumerate(groups["least"])}
-    looks = {"training, as counted": ("#d55e00", "s"), "training, cross-fitted": ("#de8f05", "D")}
+    looks = {"training, as counted": (OTHERS[4], "s"), "training, cross-fitted": (OTHERS[2], "D")}
     for read, rows in frame.groupby("read", sort=False):
-        colour, marker = looks.get(read, ("#0173b2", "o"))
+        colour, marker = looks.get(read, (OTHERS[1], "o"))
         x = [place[least] for least in rows["least"]]
         ax.plot(x, rows["mass"], marker, linestyle="-", color=colour, label=read)
     names = [_range(*pair) for pair in groups.itertuples(index=False)]

@@ -16,7 +16,7 @@ import pandas as pd  # noqa: E402
 import pytest  # noqa: E402
 from matplotlib.text import Text  # noqa: E402
 
-from companion.report import plots, plots_claims  # noqa: E402
+from companion.report import palette, plots, plots_claims, report  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -39,17 +39,52 @@ def texts(ax) -> list[str]:
     return [text.get_text() for text in ax.texts]
 
 
-def test_colours_are_fixed_for_starts_and_distinct():
-    assert len(set(plots.COLOURS.values())) == len(plots.COLOURS)
-    assert plots.colours(["lookup", "random"]) == {
-        "lookup": plots.COLOURS["lookup"],
-        "random": "#777777",
-    }
+def test_colours_are_fixed_for_systems_and_occur_once():
+    known = palette.COLOURS | palette.PEERS
+    everything = [*known.values(), *palette.OTHERS]
+    assert len(set(everything)) == len(everything)
+    assert set(report.ORDER) <= set(known) | {s for s in report.ORDER if s.endswith("rare raised")}
+    assert plots.colours(["lookup", "SVM"]) == {"lookup": "#de8f05", "SVM": "#5b3a8e"}
     strangers = plots.colours(["a", "random", "b", "a"])
-    assert (
-        list(strangers) == ["a", "random", "b"]
-        and len({*strangers.values(), *plots.COLOURS.values()}) == 11
+    assert list(strangers) == ["a", "random", "b"]
+    assert [strangers["a"], strangers["b"]] == list(palette.OTHERS[:2])
+
+
+# linear RGB as people without green or red cones see it (Machado et al. 2009)
+SEEN = {
+    "as it is": np.eye(3),
+    "deuteranopia": np.array(
+        [[0.367, 0.861, -0.228], [0.280, 0.673, 0.047], [-0.012, 0.043, 0.969]]
+    ),
+    "protanopia": np.array(
+        [[0.152, 1.053, -0.205], [0.115, 0.786, 0.099], [-0.004, -0.048, 1.052]]
+    ),
+}
+
+
+def lab(colour: str, seen: np.ndarray) -> np.ndarray:
+    """CIELAB of a colour as somebody sees it."""
+    rgb = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    matrix = np.array(
+        [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
     )
+    xyz = matrix @ np.clip(seen @ linear, 0, 1) / np.array([0.9505, 1, 1.089])
+    x, y, z = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+@pytest.mark.parametrize("eyes", SEEN)
+def test_the_colours_of_starts_can_be_told_apart(eyes):
+    seen = {name: lab(colour, SEEN[eyes]) for name, colour in palette.COLOURS.items()}
+    for one, other in itertools.combinations(seen, 2):
+        assert np.linalg.norm(seen[one] - seen[other]) > 12, (eyes, one, other)
+
+
+@pytest.mark.parametrize("name", palette.COLOURS)
+def test_the_colours_of_starts_are_seen_on_white(name):
+    light = lab(palette.COLOURS[name], np.eye(3))[0]
+    assert light < 77, light
 
 
 def test_learning_curves_draw_means_and_seed_bands():
@@ -57,7 +92,8 @@ def test_learning_curves_draw_means_and_seed_bands():
     by_name = {line.get_label(): line for line in ax.lines}
     np.testing.assert_allclose(by_name["lookup"].get_ydata(), [16, 26, 36])
     assert by_name["random"].get_color() == plots.COLOURS["random"]
-    band = ax.collections[0].get_paths()[0].vertices
+    assert [line.get_label() for line in ax.lines] == ["lookup", "random"], "best at the end first"
+    band = ax.collections[1].get_paths()[0].vertices
     np.testing.assert_allclose((band[:, 1].min(), band[:, 1].max()), (10, 32))
 
 
@@ -71,7 +107,7 @@ def test_start_comparison_draws_intervals_without_the_baseline():
         },
         index=["random", "l2r", "v1"],
     )
-    ax = plots.start_comparison(table)
+    ax = plots.start_comparison(table.loc[["random", "v1", "l2r"]])
     assert [tick.get_text() for tick in ax.get_yticklabels()] == ["l2r", "v1"]
     np.testing.assert_allclose(ax.lines[0].get_xdata(), [1, 3])
     np.testing.assert_allclose(ax.lines[3].get_xdata(), [-1])
