@@ -202,6 +202,7 @@ def fine_tune(
     resume: bool = True,
     progress: bool = True,
     what: str = "",
+    callbacks: Iterable[TrainerCallback] = (),
 ) -> list[dict]:
     """Train `model` in place and leave it at its best dev epoch.
 
@@ -218,6 +219,7 @@ def fine_tune(
             never interrupted.
         progress: show a progress bar.
         what: said on the bar beside "fine-tune".
+        callbacks: of the Trainer, beside its own.
 
     Returns:
         one dict per epoch, see `history`.
@@ -238,6 +240,8 @@ def fine_tune(
         from_linear=from_linear,
         callbacks=[EarlyStoppingCallback(config.patience), _Progress(CHOSEN_BY, progress, what)],
     )
+    for callback in callbacks:
+        trainer.add_callback(callback)
 
     # what changes from epoch to epoch
     if config.stages:
