@@ -9,7 +9,7 @@ scikit-learn's own tools judge.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,13 @@ from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
 from plantlib.data import privacy
 from plantlib.data.corpus import Corpus
+from plantlib.metrics import choosing
 from plantlib.metrics.calibration import chances
 from plantlib.metrics.choosing import check_choice
+from plantlib.metrics.label_rules import LabelRule
 from plantlib.model import label_sets, reading
 from plantlib.model.plant_model import PlantModel
-from plantlib.training import artefacts
+from plantlib.training import artefacts, learning
 from plantlib.training.options import RunConfig
 from plantlib.training.prepare import prepare
 from plantlib.training.runs import check_start, run_start
@@ -47,13 +49,13 @@ class Labels:
     classes: np.ndarray
     form: str
 
-    def in_form(self, matrix: sparse.csr_matrix) -> Any:
-        """Another (n, L) csr of ones in the form of these labels."""
+    def in_form(self, matrix: sparse.csr_matrix, name: Callable = lambda label: label) -> Any:
+        """Another (n, L) csr of ones in the form of these labels; name: of a label in lists."""
         if self.form == "sparse":
             return matrix
         if self.form == "dense":
             return matrix.toarray()
-        names = self.classes.tolist()
+        names = [name(label) for label in self.classes.tolist()]
         cuts = zip(matrix.indptr[:-1], matrix.indptr[1:], strict=True)
         return [[names[i] for i in matrix.indices[begin:end]] for begin, end in cuts]
 
@@ -270,19 +272,71 @@ class PlantClassifier(ClassifierMixin, BaseEstimator):
             record, model = run_start(
                 inputs, self.start, self.random_state, config=config, progress=self.progress
             )
+            model.kept = learning.kept_of(inputs, config, record)
             if model.backbone is None:
                 model.attach_backbone(artefacts.load_backbone(inputs))
         rows = corpus.rows("dev")
         texts = [corpus.texts[i] for i in rows]
-        self.rule_ = label_sets.choose(model, texts, corpus.labels[rows], self.rule, self.by)
+        rule = label_sets.choose(model, texts, corpus.labels[rows], self.rule, self.by)
         self.record_ = record
         self.model_: PlantModel = model
         self._labels = replace(labels, matrix=labels.matrix[:0])
         self.classes_ = labels.classes
+        return self._decide(rule)
+
+    def partial_fit(self, X: Sequence[str], y: Any, classes: Any = None) -> Any:
+        """Learn on from corrected or further documents; `fit` where there is no model yet.
+
+        Counts, teachers and the linear score are then those of all documents at once, and the
+        decoder trains on; see `training.learning`. `rule_` is chosen again on the dev documents of
+        `fit`.
+
+        Args:
+            X: n texts. One that `fit` was given is corrected.
+            y: their labels. Lists may hold new labels, which join `classes_` at its end; a matrix
+                has the columns of `fit`'s.
+            classes: not used; labels are new when they come.
+
+        Returns:
+            the estimator.
+
+        Raises:
+            ValueError: texts or labels of another kind, number or form than `fit` was given.
+        """
+        if not hasattr(self, "model_"):
+            return self.fit(X, y)
+        texts, labels = read_texts(X), read_labels(y)
+        check_consistent_length(texts, labels.matrix)
+        lists = self._labels.form == "lists"
+        if lists != (labels.form == "lists") or not (
+            lists or np.array_equal(labels.classes, self.classes_)
+        ):
+            wanted = "lists of labels" if lists else f"a matrix of {len(self.classes_)} columns"
+            raise ValueError(f"y has another form than fit was given, {wanted}; give the same")
+        learned = learning.learn(
+            self.model_,
+            texts,
+            replace(labels, form="lists").in_form(labels.matrix, str),
+            credentialed=self.credentialed,
+            progress=self.progress,
+        )
+        self.model_ = learned.model
+        self.record_ = learned.model.record
+        if learned.new_labels:
+            new = [x for x in labels.classes.tolist() if str(x) in set(learned.new_labels)]
+            self.classes_ = np.array([*self.classes_.tolist(), *new], dtype=self.classes_.dtype)
+        self._labels = replace(self._labels, classes=self.classes_)
+        rule = choosing.choose(learned.dev.topk, learned.gold, self.rule, self.by)
+        self.model_.config.label_rule = rule.as_dict()
+        return self._decide(rule)
+
+    def _decide(self, rule: LabelRule) -> Any:
+        """Accept labels by a rule from now on."""
+        self.rule_ = rule
         self.thresholds_ = None
         if self.rule != "budget":
-            cuts = self.rule_.cuts(len(labels.classes))
-            self.thresholds_ = chances(cuts, model.config.calibration)
+            cuts = rule.cuts(len(self.classes_))
+            self.thresholds_ = chances(cuts, self.model_.config.calibration)
         return self
 
     def _corpus(self, X: Any, y: Any, dev: tuple[Any, Any] | None) -> tuple[Corpus, Labels]:

@@ -246,6 +246,11 @@ class OfNumbers(PlantClassifier):
             return super().fit(["a text"], y)
         return super().fit(self._written(X, True), self._columns(y))
 
+    def partial_fit(self, X, y, classes=None):
+        if not hasattr(self, "model_"):
+            return self.fit(X, y)
+        return super().partial_fit(self._written(X, False), self._columns(y))
+
     def _columns(self, y) -> np.ndarray:
         y = np.asarray(y)
         several = y.ndim == 2 and y.shape[1] > 1
@@ -275,6 +280,7 @@ check_estimators_pickle check_estimators_nan_inf check_pipeline_consistency chec
 check_fit_idempotent check_fit_check_is_fitted check_n_features_in check_get_params_invariance
 check_set_params check_parameters_default_constructible check_methods_subset_invariance
 check_methods_sample_order_invariance check_requires_y_none check_estimators_empty_data_messages
+check_estimators_partial_fit_n_features
 """.split()
 OF_TABLES = "it tests how a table of numbers is read, and the estimator reads texts"
 OF_CLASSES = "its y has one class per document, and the estimator takes lists or a matrix"
@@ -305,7 +311,6 @@ INAPPLICABLE = {
     "check_classifiers_multilabel_output_format_predict": "tested above on texts",
     "check_classifiers_multilabel_output_format_predict_proba": "tested above on texts",
     "check_classifiers_multilabel_output_format_decision_function": "tested above on texts",
-    "check_estimators_partial_fit_n_features": "there is no partial_fit",
     "check_non_transformer_estimators_n_iter": "there is no n_iter_",
 }
 

@@ -183,6 +183,34 @@ def vectors(weights: sparse.csr_matrix, dim: int = DIM, seed: int = 0) -> np.nda
     return (SPREAD * np.sqrt(dim) * unit).astype(np.float32)
 
 
+def extended(
+    model: WordVectors, known: Sequence[str], names: Sequence[str], weights: sparse.csr_matrix
+) -> WordVectors:
+    """Vectors of more words: known words keep theirs, and a new one stands near the words that it
+    shares documents with, so that what was learned about the vectors holds.
+
+    Args:
+        known: words of `model`, by id.
+        names: V words of the new table, all known ones among them.
+        weights: (n, V) csr, tf-idf of the training documents.
+    """
+    place = {word: i for i, word in enumerate(names)}
+    ids = np.array([place[word] for word in known])
+    old = model.embeddings.weight.detach().cpu().numpy()
+    table = np.zeros((len(names), old.shape[1]), np.float32)
+    table[ids] = old
+    new = np.setdiff1d(np.arange(len(names)), ids)
+    if len(new):
+        near = weights[:, new].T @ (weights[:, ids] @ old)
+        length = np.linalg.norm(near, axis=1, keepdims=True)
+        size = SPREAD * np.sqrt(old.shape[1])
+        table[new] = size * near / np.maximum(length, 1e-12)
+    wider = WordVectors(WordsConfig(*table.shape))
+    with torch.no_grad():
+        wider.embeddings.weight.copy_(torch.from_numpy(table))
+    return wider.eval()
+
+
 def save(names: Sequence[str], table: np.ndarray, folder: str | Path) -> None:
     """Write a backbone of V words `names` with the vectors `table` (V, D)."""
     model = WordVectors(WordsConfig(*table.shape))

@@ -17,6 +17,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from plantlib.cli.inputs import corpus_of, documents_of, is_table, read_document
+from plantlib.data import kept
 from plantlib.data.corpus import Corpus
 from plantlib.utils.base import DataError
 from plantlib.utils.folders import check_target, kind_of, verify
@@ -81,6 +82,7 @@ def fit(options: Namespace) -> None:
     corpus = corpus_of(options)
     check_private(corpus, out)
     from plantlib import RunConfig
+    from plantlib.cli import corrections
     from plantlib.data import privacy
     from plantlib.training import artefacts, runs
     from plantlib.training.options import TrainConfig
@@ -107,6 +109,7 @@ def fit(options: Namespace) -> None:
             root=options.artefacts,
         )
     save(model, out, options)
+    corrections.note_documents(out)
     note_kept(artefacts.root_of(privacy.artefacts_root(corpus, options.artefacts)))
     tell(out, run_in(out))
 
@@ -116,7 +119,7 @@ def run_in(folder: Path) -> dict | None:
     if not kind_of(folder) or not (folder / "run.json").is_file():
         return None
     try:
-        verify(folder, "model", "name another folder")
+        verify(folder, "model", "name another folder", optional=(kept.FILE,))
     except Damaged:
         return None
     return read_json(folder / "run.json")
@@ -373,22 +376,6 @@ def tune(options: Namespace) -> None:
     )
     label_sets.save_rule(model, options.model)
     print(f"{printable(options.model)} accepts by {rule}")
-
-
-def review(options: Namespace) -> None:
-    """`plant review`: documents with expected errors and doubtful labels, most errors first."""
-    from plantlib.model import review as reviewing
-
-    ids, texts = documents_of(options)
-    model = model_of(options)
-    note_unread(model, texts)
-    writer = csv.writer(sys.stdout, delimiter="\t", lineterminator="\n")
-    for document in reviewing.review(model, texts, options.batch)[: options.n]:
-        doubtful = [
-            f"{'+' if accepted else '-'}{printable(label)} {chance:.2f}"
-            for label, chance, accepted in document.doubtful
-        ]
-        writer.writerow([printable(ids[document.row]), f"{document.errors:.2f}", *doubtful])
 
 
 def labelled_rows(options: Namespace, of_corpus: str):

@@ -13,6 +13,7 @@ import shlex
 import sys
 import traceback
 import warnings
+from importlib import import_module
 
 from plantlib import __version__
 
@@ -34,6 +35,8 @@ and the committed experiments:
 Your documents stay on this machine. Backbones are read from disk unless HF_HUB_OFFLINE=0 is set;
 plant data may download a corpus.
 Exit status: 0 done, 1 an input cannot be used (one line says why), 2 wrong usage."""
+# the modules of commands that are not in commands.py
+HOMES = {name: "plantlib.cli.corrections" for name in ("review", "learn")}
 FORMS = ("separated", "list", "long", "onehot", "columns")
 STARTS = "random, l2r, closed_form, lookup, shuffled, score, lookup+score, linear, lookup+linear"
 
@@ -78,11 +81,10 @@ def _show_warning(message, kind, *_) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from plantlib.cli import commands
-
+    home = import_module(HOMES.get(options.command, "plantlib.cli.commands"))
     try:
         check_numbers(options)
-        getattr(commands, options.command)(options)
+        getattr(home, options.command)(options)
         sys.stdout.flush()
     except BrokenPipeError:
         # the reader (head, less) closed the pipe; python must not complain when it closes stdout
@@ -121,7 +123,7 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"plantlib {__version__}")
     commands = top.add_subparsers(dest="command", metavar="command", required=True)
-    answers = (_fit, _predict, _evaluate, _tune, _review, _explain, _export)
+    answers = (_fit, _predict, _evaluate, _tune, _review, _learn, _explain, _export)
     for command in (*answers, _data, _run_options):
         command(commands)
     about = "estimate the memory of a run: plant memory --help"
@@ -304,6 +306,22 @@ others.""",
     add("-n", type=int, metavar="N", help="documents listed, at most (default: all)")
     add("--batch", type=int, default=16, help="documents read at a time (default: 16)")
     _columns(command, labels=False)
+
+
+def _learn(commands) -> None:
+    from plantlib.cli import corrections
+
+    command = _command(
+        commands,
+        "learn",
+        "let a model learn on from corrected documents",
+        """\
+  plant learn model/ corrected.csv --text note --labels codes --sep ";" --out model2/
+A document of the table that the model was trained on gets the labels of the table; others are new
+training documents. Labels that the model does not have become new ones.""",
+    )
+    corrections.add_options(command)
+    _columns(command)
 
 
 def _explain(commands) -> None:

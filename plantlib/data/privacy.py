@@ -203,8 +203,13 @@ def artefacts_root(corpus: Corpus, root: str | Path | None) -> str | Path | None
 
 def temporary_folder(corpus: Corpus | str | Path) -> tempfile.TemporaryDirectory:
     """A temporary folder for files that are made of a corpus; in the data folder where it must."""
+    return folder_for(is_credentialed(corpus))
+
+
+def folder_for(credentialed: bool) -> tempfile.TemporaryDirectory:
+    """A temporary folder; for what is credentialed in the data folder."""
     place = None
-    if is_credentialed(corpus):
+    if credentialed:
         place = sources.homes()[0] / "temporary"
         place.mkdir(parents=True, exist_ok=True)
     return tempfile.TemporaryDirectory(dir=place)

@@ -21,6 +21,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 from transformers.utils import ModelOutput
 
 from plantlib.backbones import loading, windows
+from plantlib.data.kept import Kept
 from plantlib.data.tokens import Ragged, tokenise, tokens_beyond
 from plantlib.kernels import Cells
 from plantlib.kernels.attention_bce import left_out, sparse_bce
@@ -156,6 +157,8 @@ class PlantModel(PreTrainedModel):
         self.tokenizer: Any = None
         self.backbone_source: str | None = None
         self.record: Any = None
+        # the documents that it may learn on with, or the file that holds them
+        self.kept: Kept | Path | None = None
         self.post_init()
 
     def _init_weights(self, module: torch.nn.Module) -> None:

@@ -3,11 +3,13 @@
 The folder of a model with LoRA holds `model.safetensors` (without the backbone), `adapter/` (in
 peft's format) and the tokenizer. The backbone is not copied: it is loaded again from where it came
 from, and its fingerprint must agree. Only safetensors and JSON are read. `contents.json` holds the
-checksum of every file, and a folder that differs from it is refused.
+checksum of every file, and a folder that differs from it is refused. `documents.safetensors` holds
+what learning on needs (`data.kept`) and may be removed.
 """
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,9 +19,11 @@ import torch
 from huggingface_hub.dataclasses import type_validator
 
 from plantlib.backbones import adapters, loading
-from plantlib.data import credentials, privacy
+from plantlib.data import credentials, kept, privacy
 from plantlib.data.credentials import PrivacyError
+from plantlib.data.kept import Kept
 from plantlib.metrics import calibration
+from plantlib.utils.base import DataError
 from plantlib.utils.folders import atomic_folder, list_again, verify
 from plantlib.utils.io import (
     Damaged,
@@ -86,6 +90,10 @@ def _write(model, folder: Path, write, state_dict=None, **kwargs) -> None:
         write_json(folder / WORDS, model.word_score.words)
     if model.tokenizer is not None:
         model.tokenizer.save_pretrained(folder)
+    if isinstance(model.kept, Path) and model.kept.is_file() and not checkpoint:
+        shutil.copyfile(model.kept, folder / kept.FILE)
+    elif isinstance(model.kept, Kept) and not checkpoint:
+        model.kept.save(folder / kept.FILE)
     if model.record is not None and not checkpoint:
         write_card(model.record, folder)
 
@@ -107,7 +115,7 @@ def load(read, path, backbone: str | None = None, *args, trust_remote_code=False
     hub = {name: kwargs.pop(name) for name in HUB_OPTIONS if name in kwargs}
     folder = folder_of(path, **hub)
     check_config(folder / CONFIG, read.__self__.config_class)
-    verify(folder, MODEL, AGAIN)
+    verify(folder, MODEL, AGAIN, optional=(kept.FILE,))
     options = {"use_safetensors": True, "dtype": torch.float32} | kwargs
     try:
         with without_library_bars():
@@ -120,6 +128,7 @@ def load(read, path, backbone: str | None = None, *args, trust_remote_code=False
         ) from error
     loading.own_memory(model)
     config = model.config
+    model.kept = folder / kept.FILE
     if model.word_score is not None:
         model.word_score.set_words(read_json(folder / WORDS))
     if config.backbone_saved == "adapter":
@@ -129,6 +138,23 @@ def load(read, path, backbone: str | None = None, *args, trust_remote_code=False
         model.tokenizer = loading.tokenizer_in(folder, trust_remote_code)
         model.backbone_source = str(path)
     return model
+
+
+def documents_of(model) -> Kept:
+    """The documents of train and dev that a model learns on with.
+
+    Raises:
+        DataError: the model has none.
+        Damaged: the file changed since it was written.
+    """
+    if isinstance(model.kept, Path) and model.kept.is_file():
+        model.kept = Kept.load(model.kept)
+    if not isinstance(model.kept, Kept):
+        raise DataError(
+            f"this model has no {kept.FILE} with the documents it was trained on, which learning"
+            " on needs: use the folder that plant fit wrote, or fit again on all documents"
+        )
+    return model.kept
 
 
 def is_model(folder: Path) -> bool:
@@ -288,7 +314,9 @@ def write_card(record, folder: str | Path) -> Path:
         cpu=record.environment["cpu"],
         sizes=_sizes(record.model_size),
     )
-    privacy.check_record(record, path)
+    # a model that learned on has the words of its first record, which was checked by its texts
+    if "learned" not in record.params:
+        privacy.check_record(record, path)
     if data.get("credentialed"):
         privacy.check(card.splitlines(), path)
     with atomic_path(path) as temporary:

@@ -27,6 +27,7 @@ from plantlib.planting import starts
 from plantlib.training import artefacts, evaluation, train
 from plantlib.training.ingredients import Ingredients, build_model, ingredients, use_score
 from plantlib.training.inputs import Documents, Inputs
+from plantlib.training.learning import kept_of
 from plantlib.training.options import RunConfig
 from plantlib.training.prepare import prepare
 from plantlib.training.records import (
@@ -441,6 +442,7 @@ def fit(
         inputs, start, seed, config=config, progress=progress, keep_checkpoints=True
     )
     print(record)
+    model.kept = kept_of(inputs, config, record)
     if model.backbone is None:
         model.attach_backbone(artefacts.load_backbone(inputs))
     return model

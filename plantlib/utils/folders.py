@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from plantlib.utils.base import DataError
@@ -128,7 +128,7 @@ def list_again(folder: str | Path, name: str) -> None:
         write_json(folder / CONTENTS, contents)
 
 
-def verify(folder: str | Path, kind: str, fix: str) -> None:
+def verify(folder: str | Path, kind: str, fix: str, optional: Sequence[str] = ()) -> None:
     """Check every file of a folder that `atomic_folder` wrote against its `contents.json`.
 
     Texts for people (`.md`) may be edited or left out.
@@ -136,6 +136,7 @@ def verify(folder: str | Path, kind: str, fix: str) -> None:
     Args:
         kind: the format that is expected.
         fix: what to do with a damaged folder, the end of the message.
+        optional: files that may be left out.
 
     Raises:
         Damaged: a file is missing, cut short or changed; the message names it.
@@ -150,7 +151,7 @@ def verify(folder: str | Path, kind: str, fix: str) -> None:
     if contents["format"] != kind:
         raise Damaged(f"{folder} is a {contents['format']}, wanted a {kind}: {fix}")
     for name, about in contents["files"].items():
-        if name.endswith(".md"):
+        if name.endswith(".md") or (name in optional and not (folder / name).exists()):
             continue
         if not (folder / name).is_file():
             raise Damaged(f"{folder} lacks {name}: {fix}")
