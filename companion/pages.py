@@ -73,7 +73,7 @@ def blocks(
         "leak": leak(leak_audit.gains(records)),
         "backbones": backbone_report.markdown(backbone_report.groups(records)),
         "first-version": awd_report.markdown(records),
-        "published": verdicts.published_table(verdicts.paper_vs_ours(paper, groups)),
+        "published": verdicts.published_table(verdicts.paper_vs_ours(paper, groups, results)),
         "bars": verdicts.bars_table(held),
         "zero-shot": zero_shot(label_texts.measured(results / "zero_shot.json")),
         "official": official.table(results),
