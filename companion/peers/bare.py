@@ -12,8 +12,8 @@ from collections.abc import Callable
 
 import numpy as np
 from scipy import sparse
+from sklearn.svm import LinearSVC
 
-from plantlib.linear.liblinear import one_against_rest
 from plantlib.metrics.buckets import EDGES, Edges
 from plantlib.metrics.documents import Scores, StreamingEvaluator
 from plantlib.teacher.mig import Teacher
@@ -63,6 +63,19 @@ def linear_svm(
             x, y[:, [label]].toarray().ravel() > 0, c, seed
         )
     return lambda part: weights[part] @ coef.T + intercept
+
+
+def one_against_rest(
+    x: sparse.csr_matrix, positive: np.ndarray, c: float, seed: int
+) -> tuple[np.ndarray, float]:
+    """Weights (V,) and intercept of one LinearSVC; a label on no row scores -1, on every row 1.
+
+    x: (n, V) csr. positive: (n,) bool. c: cost. seed: of LIBLINEAR.
+    """
+    if not positive.any() or positive.all():
+        return np.zeros(x.shape[1]), 1.0 if positive.all() else -1.0
+    model = LinearSVC(C=c, random_state=seed).fit(x, positive)
+    return model.coef_[0], float(model.intercept_[0])
 
 
 def added(first: Block, second: Block, weight: float) -> Block:

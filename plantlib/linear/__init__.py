@@ -1,1 +1,1 @@
-"""The linear score over words: one-vs-rest SVMs and association tables, stacked out of fold."""
+"""The linear score over words: ridge regressions and association tables, stacked out of fold."""

@@ -1,4 +1,4 @@
-"""A document's linear score over words: one-vs-rest SVMs, teachers and label centroids, stacked
+"""A document's linear score over words: ridge regressions, teachers and label centroids, stacked
 into one table; docs/method.md, "The linear score".
 
 Every term is linear in the tf-idf weights of a document, so with fixed weights they fold into one
@@ -11,7 +11,6 @@ module that scores text is in `planting.scores`.
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -21,27 +20,24 @@ from scipy import sparse
 
 from plantlib.data.tokens import smooth_idf, tfidf
 from plantlib.kernels.counts import column_counts, presence
-from plantlib.linear import liblinear, rare, solver, stacking
+from plantlib.linear import rare, ridge, stacking
 from plantlib.linear.stacking import Stack
-from plantlib.linear.tables import Table, float32, fold_up, load_tables, mean_of, save_tables
+from plantlib.linear.tables import Table, float32, fold_up, load_tables, save_tables
 from plantlib.linear.terms import centroids, ppmi
 from plantlib.teacher import mig
 from plantlib.utils.checks import check_fields
 from plantlib.utils.io import read_if_whole
 from plantlib.utils.progress import tqdm
 
-TERMS = ("svm", "jaccard", "raw", "ppmi", "centroid")
+TERMS = ("ridge", "jaccard", "raw", "ppmi", "centroid")
 
-# the SVMs' costs: short texts want a small one, long ones a large one, and the stack weighs them
-COSTS = (0.3, 3.0)
-# smaller SVM weights are dropped at a cost of 1; the threshold grows as weights do, as cost ** 0.7
-PRUNE = 0.03
+# penalties of the ridge regressions, and the size up to which their weights are dropped: long texts
+# want a small penalty, short ones and frequent labels a large one, and the stack weighs them
+PENALTIES = {0.2: 0.03, 1.5: 0.015}
 TOP_K = 64  # tokens per label of MI and J, as the teacher has; PPMI and centroids keep 4 times it
 MIN_DOCUMENTS = 2  # training documents that a word of the score has at least
-# Above so many cells of (n, L) the SVMs of many labels are solved together (`solver.py`) instead of
-# one by one by LIBLINEAR, at one cost and on fewer folds, so that a large problem stays affordable.
+# Above so many cells of (n, L) there are fewer folds, so that a large problem stays affordable.
 LARGE_CELLS = 1.5e7
-LARGE_COSTS = (1.0,)
 LARGE_FOLDS = 3
 
 
@@ -66,15 +62,10 @@ def is_large(cells: int) -> bool:
     return cells > LARGE_CELLS
 
 
-def columns_of(large: bool) -> tuple[str, ...]:
-    """Names of the tables that are summed: the terms, the SVM once per cost."""
-    costs = tuple(svm_name(c) for c in (LARGE_COSTS if large else COSTS))
-    return tuple(name for term in TERMS for name in (costs if term == "svm" else (term,)))
-
-
-def svm_name(c: float) -> str:
-    """The name of the SVM's table at a cost."""
-    return "svm" if c == 1 else f"svm {c:g}"
+def columns_of() -> tuple[str, ...]:
+    """Names of the tables that are summed: the terms, ridge regression once per penalty."""
+    ridges = tuple(f"ridge {penalty:g}" for penalty in PENALTIES)
+    return tuple(name for term in TERMS for name in (ridges if term == "ridge" else (term,)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,29 +162,15 @@ def fit(
     part[train_rows] = fold + 1
     parts: list[dict[str, Table]] = []
     # the terms of every part
-    names = columns_of(large)
-    steps = (folds + 1) * labels.shape[1] * max(sum(name.startswith("svm") for name in names), 1)
+    steps = (folds + 1) * labels.shape[1] * len(PENALTIES)
     options = {"total": steps, "desc": "linear score", "unit": "label", "disable": not progress}
-    with liblinear.workers(len(train_rows), labels.shape[1]), tqdm(**options) as bar:
-        # all rows come last: their SVMs may begin from those of the folds; those of a fold must not
-        # begin from any that have seen its documents
-        for k in [*range(folds), -1]:
+    with tqdm(**options) as bar:
+        for k in range(-1, folds):
             rows = train_rows[fold != k]
             path = folder and Path(folder) / f"part{k + 1}.safetensors"
-            parts.append(
-                _part(
-                    weights[rows],
-                    labels[rows],
-                    path,
-                    bar,
-                    count=folds + 1,
-                    large=large,
-                    seed=seed,
-                    before=parts if large and k < 0 else (),
-                )
-            )
+            parts.append(_part(weights[rows], labels[rows], path, bar, count=folds + 1))
     # weigh the terms out of fold, and fold each part into one table
-    parts = [parts.pop(), *parts]
+    names = columns_of()
     counts = [column_counts(labels[train_rows[fold != k]]) for k in range(-1, folds)]
     stack = stacking.fit(
         parts[1:], counts[1:], weights[train_rows], labels[train_rows], fold, names, seed=seed
@@ -217,134 +194,41 @@ def folds_of(weights: sparse.csr_matrix, folds: int, seed: int = 0) -> np.ndarra
     return fold
 
 
-def _part(weights, labels, path: Path | None, bar, *, count: int, **options) -> dict[str, Table]:
+def _part(weights, labels, path: Path | None, bar, *, count: int) -> dict[str, Table]:
     """The terms of one of `count` parts of the rows, read from `path` if it holds them and else
-    written to it; options as for `terms_of`.
+    written to it.
     """
     if path is not None and (stored := read_if_whole(path, load_tables)) is not None:
         bar.update(bar.total // count)
         return stored
-    tables = terms_of(weights, labels, bar=bar, **options)
+    tables = terms_of(weights, labels, bar=bar)
     if path is not None:
         save_tables(tables, path)
     return tables
 
 
-def terms_of(
-    weights: sparse.csr_matrix,
-    labels: sparse.csr_matrix,
-    *,
-    large: bool = False,
-    seed: int = 0,
-    bar=None,
-    before=(),
-) -> dict[str, Table]:
+def terms_of(weights: sparse.csr_matrix, labels: sparse.csr_matrix, bar=None) -> dict[str, Table]:
     """Every term from n training rows.
 
     Args:
         weights: (n, V) csr, tf-idf.
         labels: (n, L) csr.
-        large: solve the SVMs of many labels together.
-        seed: of LIBLINEAR.
-        bar: a progress bar that counts labels per SVM.
-        before: terms of other parts, whose SVMs are averaged to begin from.
+        bar: a progress bar that counts labels per penalty.
 
     Returns:
         {name: table} in the order of `columns_of`.
     """
     x = presence(weights != 0)
+    counted = [
+        mig.teach(x, labels, variant="jaccard", top_k=TOP_K).scores,
+        mig.teach(x, labels, variant="raw", top_k=TOP_K).scores,
+        mig.top_tokens(ppmi(x, labels).scores, 4 * TOP_K)[0],
+        mig.top_tokens(centroids(weights, labels).scores, 4 * TOP_K)[0],
+    ]
     no_intercept = np.zeros(labels.shape[1], np.float32)
-    tables = {}
-    makers = {
-        "jaccard": lambda: mig.teach(x, labels, variant="jaccard", top_k=TOP_K).scores,
-        "raw": lambda: mig.teach(x, labels, variant="raw", top_k=TOP_K).scores,
-        "ppmi": lambda: mig.top_tokens(ppmi(x, labels).scores, 4 * TOP_K)[0],
-        "centroid": lambda: mig.top_tokens(centroids(weights, labels).scores, 4 * TOP_K)[0],
-    }
-    for term in TERMS:
-        if term != "svm":
-            tables[term] = Table(float32(makers[term]()), no_intercept)
-            continue
-        for c in LARGE_COSTS if large else COSTS:
-            name = svm_name(c)
-            start = mean_of([part[name] for part in before])
-            tables[name] = svm(weights, labels, c, large=large, seed=seed, bar=bar, start=start)
-    return tables
-
-
-def svm(
-    weights: sparse.csr_matrix,
-    labels: sparse.csr_matrix,
-    c: float = 1.0,
-    *,
-    large: bool = False,
-    seed: int = 0,
-    prune: float = PRUNE,
-    bar=None,
-    start: Table | None = None,
-) -> Table:
-    """One-vs-rest SVMs with pruned weights; a label on no row scores -1, on every row 1.
-
-    Args:
-        weights: (n, V) csr, tf-idf.
-        labels: (n, L) csr.
-        c: cost of an error.
-        large: solve blocks of labels together instead of one by one by LIBLINEAR.
-        seed: of LIBLINEAR.
-        prune: weights up to prune * c ** 0.7 are dropped.
-        bar: a progress bar that counts labels.
-        start: SVMs of nearly the same rows that those of a large problem begin from; it saves steps
-            and changes no optimum.
-
-    Returns:
-        (L, V) weights and (L,) intercepts.
-    """
-    prune = prune * c**0.7
-    columns = labels.tocsc()
-    by_label: list = [None] * labels.shape[1]
-    if large:
-        solved = _together(weights, columns, c, prune, start)
-    else:
-        solved = enumerate(liblinear.solve(weights, columns, c, seed, prune))
-    for label, row in solved:
-        by_label[label] = row
-        if bar is not None:
-            bar.update()
-    # one table of all labels
-    words, values, intercepts = zip(*by_label, strict=True)
-    indptr = np.cumsum([0, *(len(row) for row in words)])
-    shape = (labels.shape[1], weights.shape[1])
-    cells = sparse.csr_matrix((np.concatenate(values), np.concatenate(words), indptr), shape=shape)
-    return Table(cells, np.array(intercepts, np.float32))
-
-
-def _together(weights, columns: sparse.csc_matrix, c: float, prune: float, start: Table | None):
-    """Pairs of a label and its `liblinear.Row` by `linear.solver`; labels of similar frequency
-    share a block, since they take as many steps.
-    """
-    documents = solver.Documents.of(weights)
-    counts = np.diff(columns.indptr)
-
-    def solve(block: np.ndarray) -> list[liblinear.Row]:
-        # labels on no row or on every row are constants
-        constant = (counts[block] == 0) | (counts[block] == len(documents))
-        solved = np.zeros((weights.shape[1] + 1, len(block)), np.float32)
-        solved[-1] = np.where(counts[block] == 0, -1, 1)
-        if not constant.all():
-            mixed = block[~constant]
-            begin = None
-            if start is not None:
-                begin = np.vstack([start.cells[mixed].toarray().T, start.intercept[mixed]])
-            positive = columns[:, mixed].toarray() > 0
-            solved[:, ~constant] = solver.solve(documents, positive, c, start=begin)
-        return [liblinear.pruned(w[:-1], float(w[-1]), prune) for w in solved.T]
-
-    order, size = np.argsort(-counts, kind="stable"), solver.block_of(len(documents))
-    blocks = [order[i : i + size] for i in range(0, len(order), size)]
-    # SciPy's products release the interpreter, so threads can share one copy of the documents
-    with ThreadPoolExecutor(liblinear.cores()) as pool:
-        for block, rows in zip(blocks, pool.map(solve, blocks), strict=True):
-            yield from zip(block, rows, strict=True)
+    tables = ridge.fit(weights, labels, PENALTIES, bar=bar)
+    tables += [Table(float32(cells), no_intercept) for cells in counted]
+    return dict(zip(columns_of(), tables, strict=True))
 
 
 def word_cells(score: LinearScore | None) -> dict[str, int]:

@@ -1,8 +1,8 @@
 """Weights of the linear score's terms, by how many training documents a label has;
 docs/method.md, "The linear score".
 
-The scales of the terms depend on a label's frequency (MI grows with it, and so does the SVM's
-margin), so that one weight per term would fit labels of medium frequency alone. Weights are
+The scales of the terms depend on a label's frequency (MI grows with it, and so does a fitted
+regression), so that one weight per term would fit labels of medium frequency alone. Weights are
 piecewise linear in the logarithm of a label's documents and never negative. They are fitted by
 logistic regression to training documents that the terms have not seen (out of fold). With fixed
 weights the sum folds into one table.
@@ -17,7 +17,7 @@ import numpy as np
 from scipy import optimize, sparse
 
 # In records and in names of checkpoints: raise it when the same terms come to another sum.
-VERSION = 2
+VERSION = 3
 KNOTS = (1, 3, 10, 30, 100)  # documents per label at which the terms have weights of their own
 RIDGE = 1e-3  # weight of the squared differences between neighbouring knots
 STEPS = 200  # of the optimiser

@@ -34,14 +34,6 @@ class Table:
         return (weights @ self.by_word).toarray().astype(np.float32) + self.intercept
 
 
-def mean_of(tables: list[Table]) -> Table | None:
-    """The mean of tables of one size; None without any."""
-    if not tables:
-        return None
-    cells = sum(table.cells for table in tables) / len(tables)
-    return Table(float32(cells), np.mean([table.intercept for table in tables], 0, np.float32))
-
-
 def raised(table: Table, stack: Stack, counts: np.ndarray) -> Table:
     """A folded table whose labels of few documents stand on the scale of the others, by the stack's
     line; counts as in `fold_up`.

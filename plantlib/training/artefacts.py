@@ -185,7 +185,8 @@ def linear_scores(
     word_counts = tokenising.words(inputs.corpus.texts, inputs.rows["train"], MIN_DOCUMENTS)
     # the score reads words, not tokens, so it is named by the corpus alone where all rows train
     documents = inputs.corpus.fingerprint() if inputs.train_rows is None else inputs.key
-    name = f"{inputs.file_name}-{fingerprint_of(VERSION, documents, asdict(config), seed)}"
+    made_from = (VERSION, stacking.VERSION, documents, asdict(config), seed)
+    name = f"{inputs.file_name}-{fingerprint_of(*made_from)}"
     folder = inputs.root / "linear" / name
     with locked(folder):
         return linear_score.fit(

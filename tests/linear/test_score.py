@@ -3,7 +3,6 @@ start that equals it.
 """
 
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import pytest
@@ -11,9 +10,9 @@ import torch
 from scipy import sparse
 
 from companion.peers import bare as peers
-from plantlib.data.tokens import Words, tfidf, words
+from plantlib.data.tokens import Words, words
 from plantlib.linear import score as linear_score
-from plantlib.linear import solver, stacking
+from plantlib.linear import stacking
 from plantlib.linear.score import LinearConfig, Table
 from plantlib.linear.tables import raised
 from plantlib.model.plant_model import PlantModel
@@ -38,27 +37,13 @@ def fitted(prepared):
     ), config
 
 
-def test_svm_equals_the_peer_where_nothing_is_pruned(prepared):
-    rows, labels = prepared.rows["train"], prepared.corpus.labels
-    weights = tfidf(words(prepared.corpus.texts, rows).counts, rows)
-    wanted = peers.linear_svm(weights, labels, rows, progress=False)(prepared.rows["dev"])
-    found = linear_score.svm(weights[rows], labels[rows], prune=0.0).scores(
-        weights[prepared.rows["dev"]]
-    )
-    assert_within_rounding(found, np.float32(wanted), WORDS)
-    pruned = linear_score.svm(weights[rows], labels[rows], prune=0.1).cells
-    assert (
-        np.abs(pruned.data).min() > 0.1 and pruned.nnz < np.count_nonzero(wanted) * weights.shape[1]
-    )
-
-
 def test_folded_table_is_the_weighted_sum_of_its_terms(prepared, fitted):
     linear, _ = fitted
     rows, dev = prepared.rows["train"], prepared.rows["dev"]
     parts = linear_score.terms_of(linear.tfidf[rows], prepared.corpus.labels[rows])
     weights, shift = linear.stack.of_labels(prepared.train_counts)
-    assert list(weights) == list(parts) == list(linear_score.columns_of(False))
-    assert min(w.min() for w in weights.values()) >= 0 < weights["svm 0.3"].max()
+    assert list(weights) == list(parts) == list(linear_score.columns_of())
+    assert min(w.min() for w in weights.values()) >= 0 < weights["ridge 0.2"].max()
     total = sum(w * parts[term].scores(linear.tfidf[dev]) for term, w in weights.items())
     assert_within_rounding(linear.scores(dev), np.float32(total + shift), WORDS)
 
@@ -94,8 +79,8 @@ def test_a_training_document_is_scored_by_a_table_that_has_not_seen_it(prepared,
     # and its own labels do not sway it: flip them, and its score stays
     flipped = labels.tolil()
     flipped[row] = 0
-    again = linear_score.terms_of(linear.tfidf[without], flipped.tocsr()[without])["svm 3"]
-    assert (again.cells != parts["svm 3"].cells).nnz == 0
+    again = linear_score.terms_of(linear.tfidf[without], flipped.tocsr()[without])["ridge 0.2"]
+    assert (again.cells != parts["ridge 0.2"].cells).nnz == 0
 
 
 def test_no_dev_or_test_row_is_read(prepared, fitted):
@@ -186,32 +171,13 @@ def test_the_slope_of_the_stack_is_that_of_its_loss():
         assert loss(*moved) > best, "no allowed step away is better"
 
 
-def test_labels_of_a_large_problem_are_solved_together(prepared):
-    rows, labels = prepared.rows["train"], prepared.corpus.labels[prepared.rows["train"]]
-    weights = tfidf(words(prepared.corpus.texts, rows).counts, rows)[rows]
+def test_a_large_problem_has_fewer_folds(prepared, monkeypatch):
     most = int(linear_score.LARGE_CELLS)
     assert linear_score.is_large(most + 1) and not linear_score.is_large(most)
-    assert linear_score.columns_of(True)[0] == "svm"
-    assert linear_score.columns_of(False)[:2] == ("svm 0.3", "svm 3")
-    assert linear_score.LARGE_FOLDS != LinearConfig().folds
-    together = linear_score.svm(weights, labels, large=True, prune=0.0)
-    alone = linear_score.svm(weights, labels, large=False, prune=0.0)
-    ours, theirs = together.scores(weights), alone.scores(weights)
-    assert np.corrcoef(ours.ravel(), theirs.ravel())[0, 1] > 0.99
-    assert np.mean((ours > 0) == (theirs > 0)) > 0.99, "a label keeps its own place in the table"
-
-
-def test_a_label_on_no_row_and_one_on_every_row_score_a_constant():
-    weights = sparse.random(70, 9, 0.4, format="csr", random_state=0)
-    labels = np.random.default_rng(0).random((70, 4)) < 0.3
-    labels[:, 1], labels[:, 2] = False, True
-    for large in (False, True):
-        table = linear_score.svm(weights, sparse.csr_matrix(labels), large=large)
-        assert (
-            table.intercept[1:3].tolist() == [-1, 1]
-            and not table.cells[1:3].nnz
-            and table.cells[0].nnz
-        )
+    found = words(prepared.corpus.texts, prepared.rows["train"])
+    monkeypatch.setattr(linear_score, "LARGE_CELLS", 1)
+    linear = linear_score.fit(found, prepared.corpus.labels, prepared.rows["train"], progress=False)
+    assert len(linear.tables) == 1 + linear_score.LARGE_FOLDS < 1 + LinearConfig().folds
 
 
 def test_copies_of_a_text_share_a_fold():
@@ -242,10 +208,7 @@ def test_a_killed_fit_goes_on_with_the_next_part(prepared, fitted, tmp_path, mon
     monkeypatch.setattr(linear_score, "terms_of", dies)
     with pytest.raises(KeyboardInterrupt):
         linear_score.fit(*arguments, config=config, folder=tmp_path, progress=False)
-    assert sorted(p.name for p in tmp_path.iterdir()) == [
-        "part1.safetensors",
-        "part2.safetensors",
-    ], "the folds first"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["part0.safetensors", "part1.safetensors"]
     monkeypatch.setattr(linear_score, "terms_of", lambda *a, **o: made.append(1) or real(*a, **o))
     again = linear_score.fit(*arguments, config=config, folder=tmp_path, progress=False)
     assert len(made) == 4 and again.stack.about() == linear.stack.about()
@@ -326,7 +289,7 @@ def test_gain_and_attention_are_trained_and_saved(prepared, tmp_path):
     record, model = run_start(prepared, "lookup+linear", config=config, progress=False)
     assert (
         record.params["final_gains"]["linear"] != 1.0
-        and max(record.teacher["linear"]["svm 0.3"]) > 0
+        and max(record.teacher["linear"]["ridge 0.2"]) > 0
     )
     assert model.decoder.label_outputs.abs().sum() > 0
     model.attach_backbone(artefacts.load_backbone(prepared))
@@ -388,32 +351,3 @@ def test_runs_from_the_linear_score_alone_take_them(prepared, monkeypatch):
     for start in ("linear", "lookup"):
         run_start(prepared, start, config=config, progress=False)
     assert seen == {"linear": True, "lookup": False}
-
-
-def test_the_whole_of_a_large_problem_begins_from_its_folds(prepared, monkeypatch):
-    """No fold may: what it begins from would have seen the documents that it is to score unseen.
-    The optimum stays.
-    """
-    found, labels = words(prepared.corpus.texts, prepared.rows["train"], 1), prepared.corpus.labels
-    monkeypatch.setattr(linear_score, "LARGE_CELLS", 1)
-    monkeypatch.setattr(linear_score, "LARGE_FOLDS", 2)
-    starts, solve, fitted_svm = [], solver.solve, linear_score.svm
-    svm = partial(fitted_svm, large=True, prune=0.0)
-    monkeypatch.setattr(linear_score, "svm", lambda *a, **o: fitted_svm(*a, **o | {"prune": 0.0}))
-
-    def watched(documents, positive, c=1.0, start=None):
-        starts.append((len(documents), start))
-        return solve(documents, positive, c, start=start, tolerance=1e-6, steps=200)
-
-    monkeypatch.setattr(solver, "solve", watched)
-    linear = linear_score.fit(found, labels, prepared.rows["train"], progress=False)
-    rows = len(prepared.rows["train"])
-    assert {n == rows for n, _ in starts} == {True, False}
-    assert all((start is not None) == (n == rows) for n, start in starts)
-    train_rows = prepared.rows["train"]
-    weights, part = linear.tfidf, linear.part[train_rows]
-    cold = svm(weights[train_rows], labels[train_rows])
-    folds = [svm(weights[r], labels[r]) for r in (train_rows[part != k] for k in (1, 2))]
-    start = linear_score.mean_of(folds)
-    warm = svm(weights[train_rows], labels[train_rows], start=start)
-    np.testing.assert_allclose(warm.cells.toarray(), cold.cells.toarray(), atol=2e-3)

@@ -12,12 +12,10 @@ import pytest
 FIT = """
 import hashlib, sys
 from plantlib import prepare
-from plantlib.linear import liblinear
 from plantlib.training.options import RunConfig, TrainConfig
 from plantlib.training.runs import run_start
 from tests.training.test_protocol import hard_corpus
 
-liblinear.WORK = 1  # share even this little among processes
 start, tuning, backbone, root = sys.argv[1:]
 inputs = prepare(
     hard_corpus(), backbone=backbone, max_tokens=None, root=root, frozen=tuning == "frozen",

@@ -20,7 +20,7 @@ def cut(corpus, monkeypatch, tmp_path):
 def test_a_row_for_every_term_and_for_the_sum_before_and_after(cut, tmp_path, monkeypatch):
     file = tmp_path / "rare.csv"
     rows = rare_labels.run([cut], file)
-    names = [*linear_score.columns_of(False), BEFORE, AFTER]
+    names = [*linear_score.columns_of(), BEFORE, AFTER]
     assert [row["system"] for row in rows] == names
     assert all(tuple(row) == COLUMNS for row in rare_labels.read(file))
     assert all(0 <= float(row[name]) <= 100 for row in rows for name in rare_labels.METRICS)
