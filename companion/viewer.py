@@ -57,6 +57,8 @@ def untrained(model, start: str = "lookup", seed: int = 0):
     )
     if model.word_score is not None:
         twin.word_score.set_words(model.word_score.words)
+    if model.phrase_score is not None:
+        twin.phrase_score.set_words(model.phrase_score.words)
     # the values that training began from
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

@@ -39,7 +39,6 @@ TASKS = {"D": "codiesp", "P": "codiesp-p"}
 SUPERVISIONS = ("codes", "spans", "spans+english")
 FOLDS = 5
 FLOOR = 1e-3  # added to a chance before its logarithm is taken
-PART_WORDS = 4  # words of the longest part of a mention that is a phrase of its own
 NGRAMS = 64  # n-grams that are mined per label
 KNOTS = (1, 3, 10, 30, 100)
 PUBLISHED = "official_published.csv"
@@ -105,21 +104,6 @@ def joined(marks: Marks, mention: np.ndarray) -> Marks:
     return Marks(marks.document[first], marks.label[first], whole)
 
 
-def parts(marks: Marks) -> Marks:
-    """All runs of up to PART_WORDS words inside phrases, but for words of under four letters."""
-    document, label, found = [], [], []
-    rows = zip(marks.document.tolist(), marks.label.tolist(), marks.phrases, strict=True)
-    for row, column, phrase in rows:
-        for first in range(len(phrase)):
-            for behind in range(first + 1, min(first + PART_WORDS, len(phrase)) + 1):
-                part = phrase[first:behind]
-                if part != phrase and (len(part) > 1 or len(part[0]) > 3):
-                    document.append(row)
-                    label.append(column)
-                    found.append(part)
-    return Marks(np.array(document, np.int64), np.array(label, np.int64), found)
-
-
 def phrase_term(texts: list[str], data: Data, train: np.ndarray, **options) -> np.ndarray:
     """(N, L) logarithms of a phrase teacher's scores, 0 where no phrase stands.
 
@@ -140,7 +124,7 @@ def span_terms(data: Data, train: np.ndarray) -> dict[str, np.ndarray]:
         "pieces": phrase_term(data.spanish, data, train, marks=pieces),
         "mentions": phrase_term(data.spanish, data, train, marks=whole),
         "stems": phrase_term(data.spanish, data, train, marks=stems, form="stems"),
-        "parts": phrase_term(data.spanish, data, train, marks=parts(whole)),
+        "parts": phrase_term(data.spanish, data, train, marks=phrases.parts(whole)),
     }
 
 

@@ -16,7 +16,7 @@ from argparse import Namespace
 from collections.abc import Iterable
 from pathlib import Path
 
-from plantlib.cli.inputs import corpus_of, documents_of, is_table, read_document
+from plantlib.cli.inputs import corpus_of, documents_of, in_label_space, is_table, read_document
 from plantlib.data import kept
 from plantlib.data.corpus import Corpus
 from plantlib.utils.base import DataError
@@ -127,15 +127,18 @@ def run_in(folder: Path) -> dict | None:
 
 def made_by(run: dict, corpus: Corpus, config, options: Namespace) -> bool:
     """Whether a saved model is of this corpus and these options, so that it is not made again."""
+    from plantlib.training.phrases import key_of
     from plantlib.training.records import plain
 
     read = corpus.labelled().with_dev().seen_in_train()  # as `prepare` reads it
+    of_phrases = key_of(read, read.rows("train"), options.start)
     wanted = {"system": options.start, "seed": options.seed}
     wanted["backbone"] = Path(options.backbone).name
     params = plain(dataclasses.asdict(config)) | {"max_tokens": options.tokens}
     return (
         all(run[name] == value for name, value in wanted.items())
         and all(run["params"].get(name) == value for name, value in params.items())
+        and run["params"].get("phrases", "") == of_phrases
         and run["dataset"]["fingerprint"] == read.fingerprint()
     )
 
@@ -432,7 +435,8 @@ def measure(model, corpus: Corpus, rows) -> tuple[dict[str, float], str]:
     texts = [corpus.texts[i] for i in rows]
     note_unread(model, texts)
     tokens, linear = model.tokenise(texts), reading.linear_of(model, texts)
-    documents = Documents(tokens, labels, np.arange(len(rows)), linear=linear)
+    own = {"linear": linear, "cells": reading.cells_of_texts(model, texts)}
+    documents = Documents(tokens, labels, np.arange(len(rows)), **own)
     scores, gold = evaluation.score(model, documents, counts, progress=True)
     n_train = config.train_documents or len(rows)
     rule = label_sets.rule_of(model)
@@ -445,20 +449,6 @@ def measure(model, corpus: Corpus, rows) -> tuple[dict[str, float], str]:
         f" {int(outside.sum()):,} of {int(outside.sum()) + labels.nnz:,} gold labels lie outside it"
     )
     return results, about
-
-
-def in_label_space(corpus: Corpus, rows, names: list[str]):
-    """Gold labels of n rows in the columns `names`, (n, L) csr, and how many are outside, (n,)."""
-    import numpy as np
-    from scipy import sparse
-
-    column = {name: i for i, name in enumerate(names)}
-    columns = np.array([column.get(name, -1) for name in corpus.label_names], np.int64)
-    cells = corpus.labels[rows].tocoo()
-    known = columns[cells.col] >= 0
-    places = (cells.row[known], columns[cells.col[known]])
-    inside = sparse.csr_matrix((cells.data[known], places), shape=(len(rows), len(names)))
-    return inside, np.bincount(cells.row[~known], minlength=len(rows))
 
 
 def export(options: Namespace) -> None:

@@ -10,12 +10,27 @@ import sys
 from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from plantlib.utils.base import DataError
 
+if TYPE_CHECKING:
+    from plantlib.data.corpus import Corpus
+
 # options of the commands that have the same name in Python
 READING = ("text", "labels", "labels_format", "sep", "split", "id", "encoding", "delimiter")
-SAME = (*READING, "start", "backbone", "epochs", "seed", "batch", "rule", "by", "recall")
+SAME = (
+    *READING,
+    "evidence",
+    "start",
+    "backbone",
+    "epochs",
+    "seed",
+    "batch",
+    "rule",
+    "by",
+    "recall",
+)
 SHELL = {name: "--" + name.replace("_", "-") for name in SAME}
 SHELL |= {"k": "-k", "max_tokens": "--tokens", "root": "--artefacts"}
 
@@ -44,10 +59,16 @@ def corpus_of(options: Namespace, **reading):
         if path.is_file():
             files.check_kind(path)
             raise DataError(f"{path} is a file of another kind: {files.WANTED}")
+        if getattr(options, "evidence", None):
+            raise DataError(
+                f"--evidence {options.evidence}: {options.corpus} is a saved corpus, which has its"
+                " own evidence; leave --evidence out, or give a table"
+            )
         return Corpus.load(options.corpus)
     names = ("sep", "split", "id", "labels_format", "credentialed")
     columns = {name: getattr(options, name) for name in names}
     frame = files.read_table(path, options.encoding, options.delimiter)
+    columns["evidence"] = getattr(options, "evidence", None)
     return corpus_of_table(frame, options.text, options.labels, path=path, **columns, **reading)
 
 
@@ -180,3 +201,17 @@ def _rows(path: Path, options: Namespace) -> list[tuple[str, str]]:
     if len(set(ids)) < len(ids):
         note(f"{len(ids) - len(set(ids))} rows have an id of an earlier row (--id {options.id})")
     return list(zip(ids, texts, strict=True))
+
+
+def in_label_space(corpus: Corpus, rows, names: list[str]):
+    """Gold labels of n rows in the columns `names`, (n, L) csr, and how many are outside, (n,)."""
+    import numpy as np
+    from scipy import sparse
+
+    column = {name: i for i, name in enumerate(names)}
+    columns = np.array([column.get(name, -1) for name in corpus.label_names], np.int64)
+    cells = corpus.labels[rows].tocoo()
+    known = columns[cells.col] >= 0
+    places = (cells.row[known], columns[cells.col[known]])
+    inside = sparse.csr_matrix((cells.data[known], places), shape=(len(rows), len(names)))
+    return inside, np.bincount(cells.row[~known], minlength=len(rows))

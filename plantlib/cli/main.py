@@ -38,7 +38,10 @@ Exit status: 0 done, 1 an input cannot be used (one line says why), 2 wrong usag
 # the modules of commands that are not in commands.py
 HOMES = {name: "plantlib.cli.corrections" for name in ("review", "learn")}
 FORMS = ("separated", "list", "long", "onehot", "columns")
-STARTS = "random, l2r, closed_form, lookup, shuffled, score, lookup+score, linear, lookup+linear"
+STARTS = (
+    "random, l2r, closed_form, lookup, shuffled, score, lookup+score, linear, lookup+linear,"
+    " evidence+linear, phrases+linear"
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -192,6 +195,11 @@ resumes a fit that was interrupted.""",
     add("--out", required=True, metavar="DIR", help="folder for the model")
     add("--force", action="store_true", help="replace a model that is in this folder")
     _columns(command)
+    about = (
+        "spans that justify labels, for the start evidence: a table of id, label and start, end or"
+        " text, or a folder of brat's .ann files; ids are those of --id"
+    )
+    command.add_argument("--evidence", metavar="FILE", help=about)
     add = command.add_argument_group("training").add_argument
     add("--start", default="lookup+linear", help=f"one of {STARTS} (default: lookup+linear)")
     about = (

@@ -2,7 +2,8 @@
 
 Attention gives a token its weight times its output. The teacher's and the linear score are sums
 over distinct tokens and words of a document; what one of them adds is shared evenly among its
-occurrences. See docs/method.md, "Planted attention" and "The linear score".
+occurrences, and what a phrase adds among its words. See docs/method.md, "Planted attention", "The
+linear score" and "Planted phrases".
 """
 
 from __future__ import annotations
@@ -14,8 +15,12 @@ import numpy as np
 import torch
 
 from plantlib.backbones import windows
-from plantlib.model import streaming
+from plantlib.kernels import Cells
+from plantlib.model import reading, streaming
 from plantlib.model.explanation import Explanation
+from plantlib.planting.contexts import cells_of, together
+from plantlib.planting.phrases import Mention
+from plantlib.teacher.phrase_matching import words_of
 
 
 class Request(NamedTuple):
@@ -68,7 +73,7 @@ def _one_softmax(model, request: Request) -> list[dict]:
     """Learned scores, relevance and outputs of every token, for each label."""
     decoder = model.decoder
     learned, outputs = _read(model, request)
-    cells = decoder.planted.cells(request.ids)
+    cells = together(decoder.planted.cells(request.ids), _phrase_cells(model, request))
     relevance = relevance_of(cells, request.columns, len(request.ids))
     parts = [part.float().cpu().numpy().T for part in (learned, relevance, outputs)]
     options = {"gain": float(decoder.planted_gain), "keep": decoder.keep}
@@ -76,6 +81,14 @@ def _one_softmax(model, request: Request) -> list[dict]:
     return [
         dict(zip(names, of_label, strict=True)) | options for of_label in zip(*parts, strict=True)
     ]
+
+
+def _phrase_cells(model, request: Request) -> Cells | None:
+    """Planted cells of the phrases in the document."""
+    heard = model.heard([request.text])
+    if heard is None:
+        return None
+    return cells_of(reading.cells_of(model, heard.cells, request.offsets))
 
 
 def _first_version(model, request: Request) -> list[dict]:
@@ -89,7 +102,9 @@ def _first_version(model, request: Request) -> list[dict]:
     before = _running_state(model, hidden, request, segment)
     begin, end = segment.start, segment.stop
     offsets = request.offsets.new_tensor([0, end - begin])
-    packed = model.packed(hidden[segment], request.ids[segment], offsets)
+    inside = [windows.Window(begin, end, begin, end)]
+    own = streaming.cells_within(_phrase_cells(model, request), inside, len(request.ids))
+    packed = model.packed(hidden[segment], request.ids[segment], offsets, own)
     by_label = []
     for column, rest in zip(request.columns.tolist(), before, strict=True):
         parts = model.decoder.attention(packed, column)
@@ -150,10 +165,34 @@ def _document_scores(model, request: Request) -> list[dict]:
             [(begin, end, value) for (begin, end), value in zip(spans, values, strict=True)]
             for values in added.double().T.tolist()
         ]
+    mentions: list = [()] * len(columns)
+    if model.phrase_score is not None:
+        bias = bias + decoder.linear_gain * model.phrase_score.intercept[columns]
+        gain = decoder.linear_gain.item()
+        mentions = [
+            [m._replace(adds=gain * m.adds) for m in model.phrase_score.mentions(request.text, i)]
+            for i in columns.tolist()
+        ]
+        scored = [
+            [*of_words, *by_words(request.text, own)]
+            for of_words, own in zip(scored, mentions, strict=True)
+        ]
     return [
-        {"bias": b, "teacher": t, "scored": s}
-        for b, t, s in zip(bias.tolist(), teacher, scored, strict=True)
+        {"bias": b, "teacher": t, "scored": s, "mentions": tuple(m)}
+        for b, t, s, m in zip(bias.tolist(), teacher, scored, mentions, strict=True)
     ]
+
+
+def by_words(text: str, mentions: Sequence[Mention]) -> list[tuple[int, int, float]]:
+    """(begin, end, what it adds) of the words of phrases, which share evenly what a phrase adds."""
+    _, places = words_of(text)
+    found = []
+    for mention in mentions:
+        first = int(np.searchsorted(places[:, 1], mention.begin, side="right"))
+        behind = int(np.searchsorted(places[:, 0], mention.end, side="left"))
+        share = mention.adds / (behind - first)
+        found += [(begin, end, share) for begin, end in places[first:behind].tolist()]
+    return found
 
 
 def column_of(model, label: str) -> int:

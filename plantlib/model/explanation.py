@@ -25,6 +25,7 @@ from plantlib.data import credentials, privacy
 from plantlib.metrics.calibration import chances
 from plantlib.model import words as marking
 from plantlib.model.words import Span, Word, highlighted
+from plantlib.planting.phrases import Mention
 from plantlib.utils import reprs
 from plantlib.utils.checks import check_whole
 from plantlib.utils.io import atomic_path
@@ -71,6 +72,7 @@ class Explanation:
     unread: tokens at the end of the text that attention does not read.
     name: what the label is called, "" where only its code is known.
     kind: weight of a word in `top_words` and the drawn forms, one of KINDS.
+    mentions: planted phrases that speak for the label here; what they add is a part of `scored`.
     """
 
     label: str
@@ -91,6 +93,7 @@ class Explanation:
     unread: int = 0
     name: str = ""
     kind: str = "contribution"
+    mentions: Sequence[Mention] = ()
     heads: ClassVar[tuple[str, ...]] = ("words", *TERMS)
 
     def __post_init__(self) -> None:
@@ -225,10 +228,24 @@ class Explanation:
         added = f"{by_part[decides]:+.2f} of the logit against {by_part['attention']:+.2f}"
         return f"Not attention but the {_called(decides)} decides here: {added} by attention."
 
+    def mention_rows(self, k: int = 10) -> list[tuple[str, str, float, float]]:
+        """Phrase, where it comes from, its weight p and what it adds to the logit, summed over the
+        places and lists that hold it; the k that add most.
+        """
+        check_whole("k", k)
+        rows: dict[tuple[str, str], tuple[float, float]] = {}
+        for one in self.mentions:
+            key = (" ".join(self.text[one.begin : one.end].split()).casefold(), one.source)
+            weight, adds = rows.get(key, (0.0, 0.0))
+            rows[key] = (max(weight, one.weight), adds + one.adds)
+        best = sorted(rows.items(), key=lambda row: -row[1][1])[:k]
+        return [(*key, *numbers) for key, numbers in best]
+
     def lines(self, k: int = 10) -> list[str]:
         """The label, the note, and the k words of largest weight, columns parted by tabs.
 
-        The rows of contributions are those of `table`.
+        The rows of contributions are those of `table`; planted phrases that speak for the label
+        follow, with where they come from.
         """
         note = [self.note()] if self.note() else []
         head = [f"{printable(self.title())}\tscore {self.score:.4f}", *note]
@@ -236,7 +253,13 @@ class Explanation:
             rows = [f"{printable(word)}\t{weight:.4f}" for word, weight in self.top_words(k)]
             return [*head, "words\tattention", *rows]
         table = [[printable(name), *(f"{x:+.4f}" for x in row)] for name, row in self.table(k)]
-        return [*head, *("\t".join(row) for row in [self.heads, *table])]
+        phrases = [
+            [printable(phrase), f"from {source}", f"weight {weight:.2f}", f"{adds:+.4f}"]
+            for phrase, source, weight, adds in self.mention_rows(k)
+        ]
+        if phrases:
+            phrases.insert(0, ["phrases, as a part of the above"])
+        return [*head, *("\t".join(row) for row in [self.heads, *table, *phrases])]
 
     def save_html(self, path: str | Path) -> Path:
         """Write a self-contained HTML file with the document's text; see `save_page`."""
@@ -270,7 +293,15 @@ class Explanation:
         weights = [self.weight(word) for word in self.words]
         text = highlighted(self.text, spans, weights, read=read)
         legend = LEGEND[self.kind] + ("; grey text is not read by attention" * bool(self.unread))
-        return f'{head}{note}<p style="line-height:1.7">{text}</p><p><small>{legend}.</small></p>'
+        body = f'<p style="line-height:1.7">{text}</p><p><small>{legend}.</small></p>'
+        return f"{head}{note}{body}{self._phrases_html()}"
+
+    def _phrases_html(self) -> str:
+        rows = [
+            f"{escape(phrase)} (from {source}, weight {weight:.2f}, {adds:+.2f})"
+            for phrase, source, weight, adds in self.mention_rows()
+        ]
+        return f"<p><small>Phrases: {'; '.join(rows)}.</small></p>" if rows else ""
 
     def _repr_markdown_(self) -> str:
         title = f"**{reprs.cell(self.title())}**: {self._head()}"

@@ -158,6 +158,7 @@ def check_exportable(model: Any) -> None:
         "three contexts (contexts='sum')": decoder.contexts != "mixed",
         "the running state of the first version (stateful='v1')": decoder.stateful != "exact",
         "a static L2R table": decoder.l2r is not None,
+        "planted phrases": model.phrase_score is not None,
         "windows that overlap": model.config.overlap > 0,
         "a recurrent backbone": windows.carries_state(model.as_backbone()),
         "a backbone without a tokenizer of the package tokenizers": not hasattr(

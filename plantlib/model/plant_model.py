@@ -33,6 +33,7 @@ from plantlib.model.explanation import DocumentExplanation, Explanation
 from plantlib.planting import ranking
 from plantlib.planting.contexts import cells_of
 from plantlib.planting.decoder import LabelDecoder, Packed
+from plantlib.planting.phrases import Heard, PhraseScore
 from plantlib.planting.scores import TeacherScore, WordScore, changes_of
 from plantlib.utils.checks import check_whole
 
@@ -47,7 +48,8 @@ class PlantConfig(PreTrainedConfig):
     keep: see `LabelDecoder`. l2r_from: see `lm_head`. lm_head: the model has that head.
     backward: texts are read from their end. standardised: see `features.standard_of`. threshold:
     of F1, on the logit. label_rule: see `metrics.label_rules`, None for the threshold. calibration:
-    see `metrics.calibration`. label_texts: names of codes. train_counts: (L,) training documents
+    see `metrics.calibration`. label_texts: names of codes. phrases: sizes of the lists of a
+    `planting.phrases.PhraseScore`, None without one. train_counts: (L,) training documents
     of each label, of train_documents in all. credentialed: the model was trained on such a corpus
     and stays in the data folder.
 
@@ -84,6 +86,7 @@ class PlantConfig(PreTrainedConfig):
     label_rule: dict | None = None
     calibration: list | None = None
     label_texts: dict | None = None
+    phrases: list | None = None
     train_counts: list | None = None
     train_documents: int = 0
     credentialed: bool = False
@@ -139,6 +142,9 @@ class PlantModel(PreTrainedModel):
         self.word_score: WordScore | None = None
         if config.num_words:
             self.word_score = WordScore(config.num_words, labels, config.num_word_cells)
+        self.phrase_score: PhraseScore | None = None
+        if config.phrases:
+            self.phrase_score = PhraseScore(config.phrases, labels)
         # what stands between the backbone and the decoder
         if config.standardised:
             self.register_buffer("hidden_shift", torch.zeros(config.hidden_size))
@@ -247,11 +253,11 @@ class PlantModel(PreTrainedModel):
         z = None
         if self.teacher_score is not None:
             z = self.teacher_score(token_ids, offsets, changes_of(own))
-        if (self.word_score is None) != (linear_scores is None):
+        if self.scores_text != (linear_scores is not None):
             raise ValueError(
                 "this model adds a linear score over words; pass"
                 " linear_scores=model.word_scores(texts)"
-                if self.word_score
+                if self.scores_text
                 else "linear_scores were given to a model that plants none; leave them out"
             )
         cells = cells_of(own)
@@ -370,10 +376,25 @@ class PlantModel(PreTrainedModel):
         ids = torch.from_numpy(tokens.flat.astype(np.int64)).to(self.device)
         return ids, torch.from_numpy(tokens.offsets).to(self.device)
 
+    @property
+    def scores_text(self) -> bool:
+        """Whether the logit has a term that whole texts give: of words, of phrases or of both."""
+        return self.word_score is not None or self.phrase_score is not None
+
     def word_scores(self, texts: list[str]) -> torch.Tensor | None:
-        """(B, L) linear scores of whole texts; None for a model without a linear score."""
+        """(B, L) scores of whole texts by words and phrases; None for a model without any."""
         score = self.word_score
-        return None if score is None else score(*self.pack(score.word_ids(texts)))
+        total = None if score is None else score(*self.pack(score.word_ids(texts)))
+        heard = self.heard(texts)
+        if heard is None:
+            return total
+        return heard.scores if total is None else total + heard.scores
+
+    def heard(self, texts: list[str]) -> Heard | None:
+        """What planted phrases say of texts; None for a model without phrases."""
+        if self.phrase_score is None:
+            return None
+        return self.phrase_score(texts, self.tokenizer, self.config.max_tokens)
 
     @torch.inference_mode()
     def predict(

@@ -16,6 +16,8 @@ import torch
 from scipy import sparse
 
 from plantlib.data.tokens import Ragged
+from plantlib.planting.phrases import Heard
+from plantlib.teacher.phrase_cells import DocumentCells
 from plantlib.utils.checks import check_whole
 
 STRETCH = 2048  # documents that are tokenised and sorted at a time
@@ -28,11 +30,13 @@ DISTINCT_BATCH = 256
 class Read(NamedTuple):
     """What a model reads of texts.
 
-    tokens: of the backbone. words: of the linear score, None for a model without one.
+    tokens: of the backbone. words: of the linear score, None for a model without one. heard: what
+    planted phrases say, None for a model without phrases.
     """
 
     tokens: Ragged
     words: Ragged | None
+    heard: Heard | None = None
 
 
 def logits(model: Any, texts: list[str], batch: int = 16) -> Iterator[torch.Tensor]:
@@ -67,10 +71,10 @@ def read(model: Any, texts: list[str]) -> Read:
     """Tokens and words of texts."""
     words = None if model.word_score is None else model.word_score.word_ids(texts)
     if words is None or not shares_words(model):
-        return Read(model.tokenise(texts), words)
+        return Read(model.tokenise(texts), words, model.heard(texts))
     most = model.config.max_tokens
     distinct = [list(dict.fromkeys(ids.tolist()))[:most] for ids in words]
-    return Read(Ragged.from_lists(distinct), words)
+    return Read(Ragged.from_lists(distinct), words, model.heard(texts))
 
 
 def shares_words(model: Any) -> bool:
@@ -90,18 +94,30 @@ def _of_stretch(model: Any, documents: Read, batch: int) -> torch.Tensor:
         linear = None
         if documents.words is not None:
             linear = model.word_score(*model.pack(documents.words.select(rows)))
+        own: dict[str, torch.Tensor] = {}
+        if documents.heard is not None:
+            heard = documents.heard.select(rows)
+            linear = heard.scores if linear is None else linear + heard.scores
+            own = cells_of(model, heard.cells, offsets)
         if reads_distinct(model):
             parts.append(_of_distinct(model, ids, offsets, linear))
         else:
-            parts.append(model(ids, offsets, linear_scores=linear).logits)
+            parts.append(model(ids, offsets, linear_scores=linear, **own).logits)
     place = torch.from_numpy(np.argsort(order)).to(model.device)
     return torch.cat(parts)[place]
 
 
+def cells_of(model: Any, cells: DocumentCells, offsets: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The cells of phrases as a model takes them; offsets: (b + 1), of the packed documents."""
+    packed = cells.batch(offsets.cpu().numpy())
+    return {name: torch.from_numpy(column).to(model.device) for name, column in packed.items()}
+
+
 def reads_distinct(model: Any) -> bool:
-    """Whether documents are read as sets of words, each with one hidden state."""
+    """Whether documents are read as sets of words, each with one hidden state and cells."""
     static = getattr(model.backbone, "is_static", False)
-    return static and model.device.type == "cpu" and model.decoder.reads_distinct
+    cpu = model.device.type == "cpu"
+    return static and cpu and model.phrase_score is None and model.decoder.reads_distinct
 
 
 def _of_distinct(
@@ -118,8 +134,16 @@ def _of_distinct(
     return value + model.decoder.offset(z, linear_scores)
 
 
+def cells_of_texts(model: Any, texts: list[str]) -> DocumentCells | None:
+    """Planted cells of phrases in texts; None for a model without phrases."""
+    heard = model.heard(texts)
+    return None if heard is None else heard.cells
+
+
 def linear_of(model: Any, texts: list[str]) -> Callable[[Sequence[int]], np.ndarray] | None:
-    """Rows (b,) of `texts` -> their linear scores (b, L); None for a model without such a score."""
-    if model.word_score is None:
+    """Rows (b,) of `texts` -> their scores (b, L) by words and phrases; None for a model without
+    such a score.
+    """
+    if not model.scores_text:
         return None
     return lambda rows: model.word_scores([texts[i] for i in rows]).cpu().numpy()

@@ -40,6 +40,7 @@ AGAIN = "copy the whole folder again, or train the model again"  # the fix of a 
 MODEL = "model"  # the format of the folder, see `utils.folders`
 ADAPTER = "adapter"
 WORDS = "words.json"
+PHRASES = "phrases.json"  # the words of each list of phrases
 # what is fetched of a hub's model, and how
 HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
 HUB_OPTIONS = ("revision", "cache_dir", "token", "local_files_only", "force_download")
@@ -88,6 +89,8 @@ def _write(model, folder: Path, write, state_dict=None, **kwargs) -> None:
         adapters.save_adapter(model.backbone, folder / ADAPTER)
     if model.word_score is not None and not checkpoint:
         write_json(folder / WORDS, model.word_score.words)
+    if model.phrase_score is not None and not checkpoint:
+        write_json(folder / PHRASES, model.phrase_score.words)
     if model.tokenizer is not None:
         model.tokenizer.save_pretrained(folder)
     if isinstance(model.kept, Path) and model.kept.is_file() and not checkpoint:
@@ -131,6 +134,8 @@ def load(read, path, backbone: str | None = None, *args, trust_remote_code=False
     model.kept = folder / kept.FILE
     if model.word_score is not None:
         model.word_score.set_words(read_json(folder / WORDS))
+    if model.phrase_score is not None:
+        model.phrase_score.set_words(read_json(folder / PHRASES))
     if config.backbone_saved == "adapter":
         return _put_on_backbone(model, folder, backbone, trust_remote_code)
     if model.backbone is not None:

@@ -21,6 +21,7 @@ from plantlib.backbones.features import Features
 from plantlib.planting import ranking
 from plantlib.teacher.crossfit import Withheld
 from plantlib.teacher.mig import Teacher
+from plantlib.teacher.phrase_cells import OwnCells
 from plantlib.utils.checks import check_fields
 from plantlib.utils.progress import tqdm
 from plantlib.utils.tensors import check_tensors, save_tensors
@@ -135,7 +136,7 @@ def pretrain(
     tokens: list[str],
     labels: sparse.csr_matrix,
     held_out: np.ndarray | None = None,
-    withheld: Withheld | None = None,
+    withheld: Withheld | OwnCells | None = None,
     config: L2RConfig = L2RConfig(),
     seed: int = 0,
     progress: bool = True,
@@ -150,8 +151,8 @@ def pretrain(
         label_names, tokens: the L labels and V tokens, kept with the queries.
         labels: Y (N, L), from which a document's own labels are taken first; only `rows` are read.
         held_out: documents for the quality; None measures nothing.
-        withheld: what the teacher loses for each of `rows` when it is not counted; None trains on
-            the teacher as it is.
+        withheld: what the teacher loses for each of `rows` when it is not counted, and cells of
+            phrases; None trains on the teacher as it is.
         config: options of the gradient trainers.
         seed: of the random queries, the lists and the documents that are measured.
         progress: show a bar.
@@ -182,7 +183,7 @@ def closed_form(
     rows: np.ndarray,
     teacher: Teacher,
     progress: bool = True,
-    withheld: Withheld | None = None,
+    withheld: Withheld | OwnCells | None = None,
 ) -> torch.Tensor:
     """Ridge regression of G on centred hidden states in one pass: Q' = (H'H + lambda I)^-1 (S'G).
 
@@ -234,7 +235,11 @@ def closed_form(
 
 
 def _withheld_sums(
-    features: Features, rows: np.ndarray, withheld: Withheld, num_labels: int, mean: np.ndarray
+    features: Features,
+    rows: np.ndarray,
+    withheld: Withheld | OwnCells,
+    num_labels: int,
+    mean: np.ndarray,
 ) -> np.ndarray:
     """(L, D): what the withheld relevance adds to the target of `closed_form`; mean (D,)."""
     total = np.zeros((num_labels, len(mean)))
@@ -284,6 +289,9 @@ def _lists(
     # labels with a relevant token here, the document's own ones first
     candidates = np.unique(by_token[np.unique(ids)].indices)
     candidates = candidates[np.diff(relevance.indptr)[candidates] > 0]
+    if own is not None:
+        raised = own["cell_labels"][own["cell_values"] > 0]
+        candidates = np.union1d(candidates, raised)
     gold = np.intersect1d(gold, candidates)
     others = np.setdiff1d(candidates, gold)
     rng.shuffle(others)

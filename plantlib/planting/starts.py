@@ -12,15 +12,22 @@ A start is one name, or several joined by "+":
     v1                  lookup and the scores of a static L2R model beside learned attention, as
                         first published
     outputs             W and beta in closed form (`planting.outputs`)
+    evidence            phrases that are marked in training documents, in attention and as terms of
+                        the score of the whole text
+    phrases             the same with texts of labels and n-grams, which need no marks
     text                labels with few or no documents are taught by their own words too, in
                         attention and score (`teacher.label_texts`)
 
-Nothing else about a run depends on its start, except that `score` and `linear` add a term.
+With `evidence` or `phrases`, `shuffled` permutes among labels what they plant in attention, and
+`random` plants nothing there; what they add to the score stays.
+
+Nothing else about a run depends on its start, except that `score`, `linear`, `evidence` and
+`phrases` add a term.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,7 +51,10 @@ STARTS = (
     "v1",
     "text",
     "outputs",
+    "evidence",
+    "phrases",
 )
+PHRASE_STARTS = ("evidence", "phrases")
 SCORED = {"score", "text"}  # starts that plant the teacher's document score
 QUERY_STARTS = ("l2r", "closed_form")
 LOOKUP_STARTS = ("lookup", "shuffled", "v1")
@@ -116,19 +126,21 @@ def parts_of(start: str) -> list[str]:
         or len(names & set(QUERY_STARTS)) > 1
         or len(names & set(LOOKUP_STARTS)) > 1
         or {"shuffled", "text"} <= names
-        or {"linear", "outputs"} <= names
+        or ("outputs" in names and from_score(parts))
     ):
         raise ValueError(
             f"start {start!r} plants the same values twice; name each part once, and one of l2r,"
             " closed_form, one of lookup, shuffled, v1, and neither shuffled beside text nor"
-            " outputs beside linear"
+            " outputs beside linear, evidence or phrases"
         )
     return parts
 
 
 def unplanted(parts: Sequence[str]) -> str:
-    """The start of these parts without the teacher's lookup, true or shuffled."""
-    return "+".join(part for part in parts if part not in ("lookup", "shuffled")) or "random"
+    """The start of these parts with nothing planted in attention."""
+    kept = [part for part in parts if part not in ("lookup", "shuffled", "random")]
+    phrases = bool(set(PHRASE_STARTS) & set(kept))
+    return "+".join([*(["random"] if phrases or not kept else []), *kept])
 
 
 def plant(
@@ -190,10 +202,10 @@ def plant(
             # a context with nothing planted begins at zero
             decoder.context_gain.copy_(torch.tensor([1.0, float(lookup > 0), float(l2r > 0)]))
         decoder.teacher_gain.fill_(SCORE_GAIN if SCORED & set(parts) else 0.0)
-        decoder.linear_gain.fill_(LINEAR_GAIN if "linear" in parts else 0.0)
-        if "linear" in parts:
-            # the linear score knows how frequent a label is, and attention adds nothing before it
-            # is trained
+        decoder.linear_gain.fill_(LINEAR_GAIN if from_score(parts) else 0.0)
+        if from_score(parts):
+            # the score of the text knows how frequent a label is, and attention adds nothing before
+            # it is trained
             decoder.label_bias.zero_()
             decoder.label_outputs.zero_()
         if "text" in parts:
@@ -216,10 +228,29 @@ def plant(
         decoder.l2r.load_relevance(l2r_table)
 
 
+def from_score(parts: Iterable[str]) -> bool:
+    """Whether training begins from a score of the whole text: the linear one, or of phrases."""
+    return bool({"linear", *PHRASE_STARTS} & set(parts))
+
+
+def plants_phrases(parts: list[str]) -> bool:
+    """Whether attention begins with phrases planted."""
+    return bool(set(PHRASE_STARTS) & set(parts)) and "random" not in parts
+
+
+def plants_tokens(parts: list[str]) -> bool:
+    """Whether the token teacher has a place in attention: not beside phrases, unless the start
+    names it.
+    """
+    named = {"lookup", "v1", "text"} & set(parts)
+    return bool(named) or not set(PHRASE_STARTS) & set(parts)
+
+
 def gains_of(parts: list[str], config: StartConfig) -> tuple[float, float]:
     """Gamma and rho of a start with these parts."""
     v1 = "v1" in parts
     lookup = {"lookup", "shuffled", "text"} & set(parts) or (v1 and config.v1_lookup)
+    lookup = lookup or plants_phrases(parts)
     gamma = config.lookup_gain if lookup else 0.0
     rho = L2R_GAIN if v1 and config.v1_l2r else 0.0
     return gamma, rho

@@ -30,6 +30,7 @@ from plantlib.utils.base import DataError
 SOURCES = ("evidence", "label text", "n-gram")
 Phrase = tuple[str, ...]
 LONGEST_NGRAM = 4
+PART_WORDS = 4  # words of the longest part of a mention that is a phrase of its own
 NGRAM_DOCUMENTS = 2  # training documents that a mined n-gram stands in at least
 # Counters of the first pass over n-grams, 4 bytes each. Two n-grams that share a counter may both
 # pass it; the second pass counts the survivors one by one.
@@ -136,10 +137,22 @@ class PhraseTeacher:
             holds, marks = (m[begin : begin + BLOCK] for m in (self.holds, self.marks))
             document, cell, phrase = self._cells_of(holds)
             own = np.asarray(marks[document, cell]).ravel()
-            told = self.told[cell]
-            p = (self.marked[cell] - own + told) / (self.documents[phrase] - 1 + told + 1)
+            p = self._without(cell, phrase, own)
             blocks.append(self._combined(document, cell, p, holds.shape[0]))
         return sparse.vstack(blocks, format="csr")
+
+    def held_out(self, document: np.ndarray, cell: np.ndarray) -> np.ndarray:
+        """(M,) weights of cells (M,), each counted without its training document (M,), which holds
+        the cell's phrase.
+        """
+        own = np.asarray(self.marks[document, cell]).ravel() if len(cell) else np.zeros(0)
+        phrase = np.searchsorted(self.cells.indptr, cell, side="right") - 1
+        return self._without(cell, phrase, own)
+
+    def _without(self, cell: np.ndarray, phrase: np.ndarray, own: np.ndarray) -> np.ndarray:
+        """Weights without one document that holds the phrase; own: whether it marks it."""
+        told = self.told[cell]
+        return (self.marked[cell] - own + told) / (self.documents[phrase] - 1 + told + 1)
 
     def _cells_of(self, holds: sparse.csr_matrix) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Document, cell and phrase of every cell whose phrase a document holds; holds: (b, S)."""
@@ -171,6 +184,37 @@ def held_by(texts: Sequence[str], trie: Trie, phrases: int) -> sparse.csr_matrix
     return presence(sparse.csr_matrix((ones, pair), (len(texts), phrases)))
 
 
+def marks_of(corpus: Corpus, train: np.ndarray, form: str = "words") -> Marks:
+    """What is marked in documents `train` (n,) of a corpus with evidence; no other is read.
+
+    form: of the words.
+    """
+    row = {corpus.ids[i]: place for place, i in enumerate(train)}
+    column = {name: j for j, name in enumerate(corpus.label_names)}
+    spans = corpus.evidence
+    own = spans[spans["id"].isin(row) & spans["label"].isin(column)]
+    document = own["id"].map(row).to_numpy(np.int64)
+    label = own["label"].map(column).to_numpy(np.int64)
+    start, end = (own[name].to_numpy(np.int64) for name in ("start", "end"))
+    texts = [corpus.texts[i] for i in train]
+    return Marks.of_spans(texts, document, label, start, end, form)
+
+
+def parts(marks: Marks) -> Marks:
+    """All runs of up to PART_WORDS words inside phrases, but for words of under four letters."""
+    document, label, found = [], [], []
+    rows = zip(marks.document.tolist(), marks.label.tolist(), marks.phrases, strict=True)
+    for row, column, phrase in rows:
+        for first in range(len(phrase)):
+            for behind in range(first + 1, min(first + PART_WORDS, len(phrase)) + 1):
+                part = phrase[first:behind]
+                if part != phrase and (len(part) > 1 or len(part[0]) > 3):
+                    document.append(row)
+                    label.append(column)
+                    found.append(part)
+    return Marks(np.array(document, np.int64), np.array(label, np.int64), found)
+
+
 def of_corpus(corpus: Corpus, *, ngrams: int = 0, form: str = "words") -> PhraseTeacher:
     """The phrase teacher of a corpus, from the evidence of its training documents and the texts of
     its labels. Evidence of other documents is not read.
@@ -185,16 +229,7 @@ def of_corpus(corpus: Corpus, *, ngrams: int = 0, form: str = "words") -> Phrase
     """
     train = corpus.rows("train")
     texts = [corpus.texts[i] for i in train]
-    marks = None
-    if corpus.evidence is not None:
-        row = {corpus.ids[i]: place for place, i in enumerate(train)}
-        column = {name: j for j, name in enumerate(corpus.label_names)}
-        spans = corpus.evidence
-        own = spans[spans["id"].isin(row) & spans["label"].isin(column)]
-        document = own["id"].map(row).to_numpy(np.int64)
-        label = own["label"].map(column).to_numpy(np.int64)
-        start, end = (own[name].to_numpy(np.int64) for name in ("start", "end"))
-        marks = Marks.of_spans(texts, document, label, start, end, form)
+    marks = None if corpus.evidence is None else marks_of(corpus, train, form)
     own_texts = [corpus.label_texts.get(name) for name in corpus.label_names]
     return teach(
         texts,

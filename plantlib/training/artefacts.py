@@ -37,6 +37,7 @@ from plantlib.planting.l2r import L2RConfig, Planted
 from plantlib.planting.static_l2r import StaticL2R
 from plantlib.teacher.crossfit import Withheld
 from plantlib.teacher.mig import Teacher, TeacherConfig
+from plantlib.teacher.phrase_cells import OwnCells
 from plantlib.training.inputs import Inputs
 from plantlib.utils.checks import safe_name
 from plantlib.utils.folders import atomic_folder, verify
@@ -205,7 +206,8 @@ def label_queries(
     trainer: str,
     teacher: Teacher,
     *,
-    withheld: Withheld | None,
+    withheld: Withheld | OwnCells | None,
+    phrases: str = "",
     teacher_config: TeacherConfig,
     config: L2RConfig,
     seed: int = 0,
@@ -213,8 +215,11 @@ def label_queries(
 ) -> Planted:
     """Label queries (L, D) pretrained by `trainer` to rank tokens as `teacher` does.
 
-    The file is named by `inputs.key` and `teacher_config`; a caller that hands over another teacher
-    gives `inputs` another key.
+    withheld: what training documents have for themselves, see `l2r.pretrain`. phrases: fingerprint
+    of what phrases are made of, where cells of phrases are among it.
+
+    The file is named by `inputs.key`, `teacher_config` and `phrases`; a caller that hands over
+    another teacher gives `inputs` another key.
 
     Raises:
         ValueError: the file holds queries of other labels or tokens.
@@ -235,7 +240,8 @@ def label_queries(
             label_names=inputs.corpus.label_names,
             tokens=inputs.vocabulary,
             labels=inputs.corpus.labels,
-            held_out=inputs.rows["dev"],
+            # the quality is measured against the token teacher
+            held_out=inputs.rows["dev"] if teacher.relevance.nnz else None,
             withheld=withheld,
             config=config,
             seed=seed,
@@ -245,6 +251,7 @@ def label_queries(
         return planted
 
     made_from = (inputs.key, trainer, asdict(teacher_config), asdict(config), seed)
+    made_from += (phrases,) if phrases else ()
     return load_or_make(place(inputs, f"planted/{trainer}", *made_from), load, make)
 
 

@@ -64,9 +64,8 @@ class Ensemble:
         """(B, L) summed logits of B texts; each model uses its own tokenizer."""
         logits = []
         for model in self.models:
-            packed = model.eval().pack(model.tokenise(texts))
-            output = model(*packed, linear_scores=model.word_scores(texts))
-            logits.append(output.logits.float().cpu())
+            [of_model] = reading.logits(model, texts, max(len(texts), 1))
+            logits.append(of_model.float().cpu())
         return sum(logits)
 
     def predict(

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from scipy import sparse
 
+from plantlib.linear.phrase_term import TextScore
 from plantlib.linear.score import LinearScore
 from plantlib.metrics import calibration
 from plantlib.metrics.documents import (
@@ -26,6 +27,7 @@ from plantlib.metrics.documents import (
 )
 from plantlib.metrics.topk import TopK
 from plantlib.model.plant_model import PlantModel
+from plantlib.teacher.phrase_cells import DocumentCells
 from plantlib.training.inputs import Documents, Inputs
 from plantlib.utils.progress import tqdm
 
@@ -96,7 +98,11 @@ def judge(inputs: Inputs, dev: Scores, test: Scores | None) -> dict:
 
 
 def judge_model(
-    model: PlantModel, inputs: Inputs, cached: bool = True, linear: LinearScore | None = None
+    model: PlantModel,
+    inputs: Inputs,
+    cached: bool = True,
+    linear: LinearScore | TextScore | None = None,
+    cells: DocumentCells | None = None,
 ) -> dict:
     """Score dev, then test where there is one, and `judge`.
 
@@ -104,24 +110,30 @@ def judge_model(
 
     Args:
         cached: read cached features of the frozen backbone.
-        linear: the linear score over words, where the start plants it.
+        linear: the score of whole texts, where the start plants one.
+        cells: planted cells of phrases, where it plants them.
     """
-    dev_documents = inputs.documents("dev", cached, linear)
+    dev_documents = inputs.documents("dev", cached, linear, cells=cells)
     dev, dev_labels = score(model, dev_documents, inputs.train_counts, auc=False)
     test = None
     if len(inputs.rows["test"]):
-        test, _ = score(model, inputs.documents("test", cached, linear), inputs.train_counts)
+        documents = inputs.documents("test", cached, linear, cells=cells)
+        test, _ = score(model, documents, inputs.train_counts)
     judged = judge(inputs, dev, test)
     model.config.threshold = judged["threshold"]
     model.config.calibration = calibrate(dev.topk, dev_labels)
     return judged
 
 
-def dev_values(model: PlantModel, inputs: Inputs, linear: LinearScore | None = None) -> np.ndarray:
+def dev_values(
+    model: PlantModel,
+    inputs: Inputs,
+    linear: LinearScore | TextScore | None = None,
+    cells: DocumentCells | None = None,
+) -> np.ndarray:
     """(n,) `CHOSEN_BY`, nDCG@5, of each dev document with a label, on cached features."""
-    scores, labels = score(
-        model, inputs.documents("dev", True, linear), inputs.train_counts, auc=False
-    )
+    documents = inputs.documents("dev", True, linear, cells=cells)
+    scores, labels = score(model, documents, inputs.train_counts, auc=False)
     values = ndcg_at_k(scores.topk, labels, 5)
     return values[np.isfinite(values)]
 

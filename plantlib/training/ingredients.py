@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -19,18 +19,22 @@ from plantlib.backbones import loading
 from plantlib.data.streaming import LABEL_TEXTS_FILE
 from plantlib.data.tokens import tokenise
 from plantlib.kernels.counts import column_counts
+from plantlib.linear.phrase_term import TextScore
 from plantlib.linear.score import LinearScore
 from plantlib.model import lm_head
 from plantlib.model.plant_model import PlantConfig, PlantModel
 from plantlib.planting import starts
 from plantlib.planting.l2r import Planted
+from plantlib.planting.phrases import sizes_of
 from plantlib.planting.static_l2r import StaticL2R
 from plantlib.teacher import crossfit, label_texts, mig
 from plantlib.teacher.crossfit import Withheld
 from plantlib.teacher.mig import Teacher, TeacherConfig
+from plantlib.teacher.phrase_cells import DocumentCells, OwnCells
 from plantlib.training import artefacts
 from plantlib.training.inputs import Inputs
 from plantlib.training.options import RunConfig
+from plantlib.training.phrases import PlantedPhrases, key_of, planted_phrases
 from plantlib.utils.base import DataError
 from plantlib.utils.distributed import main_first
 
@@ -45,6 +49,8 @@ class Ingredients:
         queries: pretrained label queries (L, D).
         static: the static L2R model of the first version.
         linear: the linear score over words.
+        phrases: what phrases say of the documents.
+        text: the score of whole texts of which phrases are a term.
         seconds: how long teacher, l2r and linear took; a run adds its own stages.
     """
 
@@ -53,12 +59,24 @@ class Ingredients:
     queries: Planted | None = None
     static: StaticL2R | None = None
     linear: LinearScore | None = None
+    phrases: PlantedPhrases | None = None
+    text: TextScore | None = None
     seconds: dict[str, float] = field(default_factory=dict)
 
     @cached_property
     def l2r_table(self) -> sparse.csr_matrix | None:
         """(L, V) scores of the static L2R model."""
         return None if self.static is None else self.static.table()
+
+    @property
+    def scored(self) -> LinearScore | TextScore | None:
+        """The score of whole texts that training begins from."""
+        return self.linear if self.text is None else self.text
+
+    @property
+    def cells(self) -> DocumentCells | None:
+        """Planted cells of phrases."""
+        return None if self.phrases is None else self.phrases.cells
 
     def about(self) -> dict:
         """What a record states of them beside the teacher's options."""
@@ -67,6 +85,8 @@ class Ingredients:
             about["l2r"] = {"trainer": self.queries.trainer, **self.queries.quality}
         if self.linear:
             about["linear"] = self.linear.stack.about()
+        if self.phrases is not None and self.text is not None:
+            about["phrases"] = self.phrases.about() | {"weights": self.text.stack.about()}
         if self.static is not None:
             about["static_l2r"] = self.static.quality
         return about
@@ -100,7 +120,7 @@ def ingredients(
     # the teacher
     began = time.perf_counter()
     given = teacher is not None
-    plants_tokens = bool(set(parts) - {"random", "linear"})
+    plants_tokens = bool(set(parts) - {"random", "linear", *starts.PHRASE_STARTS})
     teacher = teacher_of(inputs, config.teacher) if teacher is None else teacher
     if not teacher.scores.nnz and plants_tokens:
         raise DataError(
@@ -111,6 +131,16 @@ def ingredients(
     made = Ingredients(teacher, seconds=seconds)
     if plants_tokens and not given:
         made.withheld = withheld_of(inputs, teacher, parts, config.teacher)
+    if not starts.plants_tokens(parts):
+        nothing = sparse.csr_matrix(teacher.relevance.shape, dtype=teacher.relevance.dtype)
+        teacher = made.teacher = replace(teacher, relevance=nothing)
+        if made.withheld is not None:
+            made.withheld = made.withheld.only(False, "score" in parts)
+    # phrases
+    if set(starts.PHRASE_STARTS) & set(parts):
+        made.phrases = planted_phrases(inputs, parts, config.teacher.cross_fitted)
+        if "shuffled" in parts:
+            made.phrases = made.phrases.shuffled(teacher.shuffled_order(seed))
     seconds["teacher"] = time.perf_counter() - began
 
     # learning to rank
@@ -122,7 +152,8 @@ def ingredients(
                 inputs,
                 trainer,
                 teacher,
-                withheld=made.withheld,
+                withheld=own_cells(inputs, made),
+                phrases=key_of(inputs.corpus, inputs.rows["train"], start),
                 teacher_config=config.teacher,
                 config=config.l2r,
                 seed=seed,
@@ -141,12 +172,22 @@ def ingredients(
             made.linear = artefacts.linear_scores(
                 inputs, config.linear, seed=seed, progress=progress
             )
+    if made.phrases is not None:
+        made.text = made.phrases.score(made.linear, inputs, seed)
+        made.linear = made.text.linear
     seconds["linear"] = time.perf_counter() - began
 
     # queries are pretrained on counted words alone; texts of labels join for what is planted
     if "text" in parts:
         made.teacher = with_label_texts(inputs, teacher, parts, config.teacher)
     return made
+
+
+def own_cells(inputs: Inputs, made: Ingredients) -> Withheld | OwnCells | None:
+    """What training documents have for themselves while queries are pretrained."""
+    if made.phrases is None:
+        return made.withheld
+    return OwnCells(made.phrases.cells, inputs.rows["train"], made.withheld)
 
 
 def withheld_of(
@@ -200,6 +241,8 @@ def build_model(
     model = PlantModel(_model_config(inputs, made, config, l2r_cells, head is not None))
     if made.linear is not None:
         model.word_score.load_linear(made.linear)
+    if made.phrases is not None and made.text is not None:
+        model.phrase_score.load(made.phrases.lists, made.text, made.phrases.columns)
     if head is not None:
         model.lm_head.load_state_dict(head.state_dict())
     standard = artefacts.standard(inputs)
@@ -237,6 +280,7 @@ def _model_config(
         standardised=artefacts.standard(inputs) is not None,
         num_words=len(made.linear.words) if made.linear else 0,
         num_word_cells=made.linear.tables[0].cells.nnz if made.linear else 0,
+        phrases=sizes_of(made.phrases.lists) if made.phrases else None,
         train_counts=inputs.train_counts.tolist(),
         train_documents=len(inputs.rows["train"]),
         credentialed=inputs.credentialed,
@@ -248,7 +292,7 @@ def use_score(model: PlantModel, parts: Sequence[str], teacher: Teacher, inputs:
 
     Other starts leave the module out, and do not train its gain.
     """
-    model.decoder.linear_gain.requires_grad_(model.word_score is not None)
+    model.decoder.linear_gain.requires_grad_(model.scores_text)
     if starts.SCORED & set(parts):
         model.teacher_score.load_teacher(teacher, inputs.train_tokens)
         return

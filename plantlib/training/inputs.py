@@ -20,9 +20,11 @@ from plantlib.data import credentials, privacy
 from plantlib.data.corpus import Corpus
 from plantlib.data.tokens import Ragged
 from plantlib.kernels.counts import column_counts
+from plantlib.linear.phrase_term import TextScore
 from plantlib.linear.score import LinearScore
 from plantlib.metrics.buckets import EDGES, Edges, edges_of
 from plantlib.teacher.crossfit import Withheld
+from plantlib.teacher.phrase_cells import DocumentCells, together
 from plantlib.utils.checks import safe_name
 
 LABEL_SPACES = {
@@ -43,6 +45,7 @@ class Documents(torch.utils.data.Dataset):
         linear: row numbers (b,) -> (b, L) linear scores over words, for a start that plants them.
         edges: bounds of the corpus's frequency buckets.
         withheld: what the teacher loses for each of `rows` when that document is not counted.
+        cells: planted cells of phrases, of all N documents.
 
     Raises:
         ValueError: tokens and labels are of different numbers of documents.
@@ -57,6 +60,7 @@ class Documents(torch.utils.data.Dataset):
         linear: Callable[[list[int]], np.ndarray] | None = None,
         edges: Edges = EDGES,
         withheld: Withheld | None = None,
+        cells: DocumentCells | None = None,
     ):
         if len(tokens) != labels.shape[0]:
             raise ValueError(
@@ -70,6 +74,7 @@ class Documents(torch.utils.data.Dataset):
         self.linear = linear
         self.edges = edges
         self.withheld = withheld
+        self.cells = cells
         self.place_of = {int(row): i for i, row in enumerate(self.rows)}
 
     def __len__(self) -> int:
@@ -85,7 +90,8 @@ class Documents(torch.utils.data.Dataset):
             token_ids (S,) int64; offsets (b + 1,) int64, where each document begins and ends;
             label_rows and label_columns, the places of the ones of the labels (b, L);
             hidden_states (S, D) where features are cached; linear_scores (b, L) where planted;
-            the arrays of `Withheld.cells` and `Withheld.score_changes` where it is given.
+            the arrays of `Withheld.cells` and `Withheld.score_changes` where it is given, with
+            the cells of phrases among them.
         """
         tokens = self.tokens.select(rows)
         cells = self.labels[rows].tocoo()
@@ -99,13 +105,16 @@ class Documents(torch.utils.data.Dataset):
             batch["hidden_states"] = torch.from_numpy(self.features.documents(rows))
         if self.linear is not None:
             batch["linear_scores"] = torch.from_numpy(self.linear(rows))
+        own: dict[str, np.ndarray] = {}
         if self.withheld is not None:
             places = [self.place_of[row] for row in rows]
             own = self.withheld.cells(places, tokens.flat, tokens.offsets)
             if self.withheld.scores.any():
                 own |= self.withheld.score_changes(places)
-            batch |= {name: torch.from_numpy(values) for name, values in own.items()}
-        return batch
+        if self.cells is not None:
+            planted = self.cells.select(rows).batch(tokens.offsets)
+            own |= together(planted, own) if own else planted
+        return batch | {name: torch.from_numpy(values) for name, values in own.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,21 +199,23 @@ class Inputs:
         self,
         split: str,
         cached: bool = True,
-        linear: LinearScore | None = None,
+        linear: LinearScore | TextScore | None = None,
         withheld: Withheld | None = None,
+        cells: DocumentCells | None = None,
     ) -> Documents:
         """A split as the trainer reads it.
 
         Args:
             cached: read cached features; else the backbone runs.
-            linear: the linear score over words, for a start that plants it.
+            linear: the score of whole texts, for a start that plants one.
             withheld: of the training rows, what their own counts gave the teacher.
+            cells: planted cells of phrases, of all documents.
         """
         features = self.features if cached else None
         rows = self.rows[split]
         added = linear.scores if linear else None
         labels = self.corpus.labels
-        return Documents(self.tokens, labels, rows, features, added, self.edges, withheld)
+        return Documents(self.tokens, labels, rows, features, added, self.edges, withheld, cells)
 
     def about(self) -> dict:
         """The data set as a RunRecord states it."""

@@ -15,7 +15,7 @@ from plantlib.backbones.adapters import BackboneOptions, LoraOptions
 from plantlib.linear.score import LinearConfig
 from plantlib.planting.decoder import check_decoder
 from plantlib.planting.l2r import TRAINERS, L2RConfig
-from plantlib.planting.starts import StartConfig, V1Config
+from plantlib.planting.starts import StartConfig, V1Config, from_score, plants_phrases
 from plantlib.planting.static_l2r import DIM
 from plantlib.teacher.mig import TeacherConfig
 from plantlib.utils.checks import check_fields
@@ -219,8 +219,8 @@ class RunConfig:
         It does where training begins from the linear score and changes the head alone.
         """
         return (
-            bool({"lookup", "shuffled"} & set(parts))
-            and "linear" in parts
+            (bool({"lookup", "shuffled"} & set(parts)) or plants_phrases(parts))
+            and from_score(parts)
             and self.tuning == "frozen"
         )
 
@@ -229,7 +229,7 @@ class RunConfig:
 
         Each one is judged by scoring dev again, so there are none unless features are cached.
         """
-        return self.linear_weights if "linear" in parts and self.tuning == "frozen" else ()
+        return self.linear_weights if from_score(parts) and self.tuning == "frozen" else ()
 
     def train_for(self, parts: list[str]) -> TrainConfig:
         """Options of fine-tuning for a start of these parts.

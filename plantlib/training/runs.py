@@ -29,6 +29,7 @@ from plantlib.training.ingredients import Ingredients, build_model, ingredients,
 from plantlib.training.inputs import Documents, Inputs
 from plantlib.training.learning import kept_of
 from plantlib.training.options import RunConfig
+from plantlib.training.phrases import key_of
 from plantlib.training.prepare import prepare
 from plantlib.training.records import (
     RunRecord,
@@ -160,11 +161,11 @@ class Run:
         return train.fine_tune(
             self.model,
             self.training_documents(),
-            self.inputs.documents("dev", self.cached, self.made.linear),
+            self.inputs.documents("dev", self.cached, self.made.scored, cells=self.made.cells),
             self.inputs.train_counts,
             folder,
             config=self.config.train_for(self.parts),
-            from_linear="linear" in self.parts,
+            from_linear=starts.from_score(self.parts),
             seed=self.seed,
             progress=self.progress,
             what=what,
@@ -175,11 +176,13 @@ class Run:
         withheld = self.made.withheld
         if withheld is not None and "shuffled" in self.parts:
             withheld = withheld.relabelled(self.made.teacher.shuffled_order(self.seed))
-        return self.inputs.documents("train", self.cached, self.made.linear, withheld)
+        made = self.made
+        return self.inputs.documents("train", self.cached, made.scored, withheld, made.cells)
 
     def dev_values(self) -> np.ndarray:
         """(n,) the metric by which the run chooses, for each dev document with a label."""
-        return evaluation.dev_values(self.model, self.inputs, self.made.linear)
+        made = self.made
+        return evaluation.dev_values(self.model, self.inputs, made.scored, made.cells)
 
     def dev_metric(self) -> float:
         """The metric of dev by which the run chooses."""
@@ -232,7 +235,9 @@ def run_start(
     # count the teacher, pretrain queries, fit the linear score, as far as the start needs them
     made = made or ingredients(inputs, start, config, seed, progress)
     model = build_model(inputs, made, config)
-    folder = artefacts.run_folder(inputs, run_id, start, asdict(config), seed)
+    key = key_of(inputs.corpus, inputs.rows["train"], start)
+    made_of = (asdict(config), seed, *([key] if key else []))
+    folder = artefacts.run_folder(inputs, run_id, start, *made_of)
     run = Run(inputs, start, seed, config, made, model, folder, progress, unplanted)
 
     with held(folder) if is_main() else contextlib.nullcontext():
@@ -249,7 +254,7 @@ def run_start(
         # threshold and calibration from dev, then the one reading of test
         model.eval()
         began = time.perf_counter()
-        judged = evaluation.judge_model(model, inputs, run.cached, made.linear)
+        judged = evaluation.judge_model(model, inputs, run.cached, made.scored, made.cells)
         made.seconds["evaluate"] = time.perf_counter() - began
         record = record_of(run, run_id, history, chosen, judged, notebook)
         model.record = record
@@ -314,7 +319,7 @@ def record_of(
     for name in ("l2r", "context"):
         if (gain := getattr(decoder, f"{name}_gain", None)) is not None:
             gains[name] = gain.tolist()
-    found = {"max_tokens": inputs.max_tokens, "inputs": inputs.key, "final_gains": gains}
+    found = {"max_tokens": inputs.max_tokens, "final_gains": gains} | made_from(inputs, run.start)
     return RunRecord(
         id=run_id,
         kind="planted",
@@ -387,7 +392,14 @@ def finished(path: Path, inputs: Inputs, config: RunConfig, seed: int) -> RunRec
 
 def made_with(record: RunRecord, inputs: Inputs, config: RunConfig, seed: int) -> bool:
     """Whether a record was made from this corpus with this seed and these options."""
-    return record.seed == seed and agrees(record, asdict(config) | {"inputs": inputs.key})
+    wanted = asdict(config) | made_from(inputs, record.system)
+    return record.seed == seed and agrees(record, wanted)
+
+
+def made_from(inputs: Inputs, start: str) -> dict[str, str]:
+    """Fingerprints of what a run of `start` is made from, as its record has them."""
+    key = key_of(inputs.corpus, inputs.rows["train"], start)
+    return {"inputs": inputs.key} | ({"phrases": key} if key else {})
 
 
 def fit(

@@ -86,6 +86,8 @@ def what_it_plants(start: str) -> set[str]:
         "linear": {"linear_gain", "label_outputs", "label_bias"},
         "text": {"planted_gain", "teacher_gain"},
     }
+    phrases = {"planted_gain", "linear_gain", "label_outputs", "label_bias"}
+    table |= dict.fromkeys(starts.PHRASE_STARTS, phrases)
     table["shuffled"] = {
         "planted_gain",
         *(f"planted.planted_{part}" for part in ("indptr", "labels", "values")),
@@ -110,7 +112,7 @@ def test_outputs_and_bias_are_the_same_for_all_starts_of_a_seed(teacher, labels,
         made = [
             decoder_of(s, teacher, labels, planted, seed)
             for s in (*starts.STARTS, *TOGETHER)
-            if s != "linear"
+            if not starts.from_score(s.split("+"))
         ]
         # a linear start begins without outputs and bias, so that it is the linear score and nothing
         # else
@@ -144,11 +146,11 @@ def test_gains_and_queries_are_the_ones_named(teacher, labels, planted):
     for start, decoder in gains.items():
         parts = set(start.split("+"))
         assert decoder.planted_gain.item() == (
-            4.0 if parts & {"lookup", "shuffled", "v1", "text"} else 0.0
+            4.0 if parts & {"lookup", "shuffled", "v1", "text", "evidence", "phrases"} else 0.0
         )
         assert decoder.l2r_gain.item() == (2.0 if "v1" in parts else 0.0)
         assert decoder.teacher_gain.item() == (1.0 if parts & {"score", "text"} else 0.0)
-        assert decoder.linear_gain.item() == (1.0 if "linear" in parts else 0.0)
+        assert decoder.linear_gain.item() == (1.0 if starts.from_score(parts) else 0.0)
         assert torch.equal(decoder.label_queries, planted.label_queries) == bool(
             parts & set(starts.QUERY_STARTS)
         )
@@ -309,7 +311,7 @@ def test_every_parameter_gets_a_gradient_at_the_first_step(start, teacher, label
     decoder = decoder_of(start, teacher, labels, planted)
     before = {k: p.detach().clone() for k, p in decoder.named_parameters()}
     linear = torch.randn(30, L, generator=torch.Generator().manual_seed(3))
-    if "linear" in start:
+    if starts.from_score(start.split("+")):
         # outputs begin at zero and are alone in front of attention: they move first, everything
         # else with the second step
         logits = decoder(packed, None, linear)

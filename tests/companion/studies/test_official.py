@@ -10,6 +10,7 @@ import pytest
 from scipy import sparse
 
 from companion.studies import official
+from plantlib.teacher import phrases as counted
 from plantlib.teacher.phrases import Marks
 from plantlib.utils.io import write_json
 
@@ -40,7 +41,7 @@ def test_pieces_are_joined_and_parted():
     whole = official.joined(marks, np.array([10, 11, 11]))
     assert whole.phrases == [("left", "kidney", "stone"), ("pain", "acute")]
     assert whole.document.tolist() == [0, 1] and whole.label.tolist() == [5, 6]
-    found = official.parts(whole)
+    found = counted.parts(whole)
     assert found.phrases[:5] == [
         ("left",),
         ("left", "kidney"),
