@@ -84,7 +84,7 @@ def fit(options: Namespace) -> None:
     from plantlib import RunConfig
     from plantlib.cli import corrections
     from plantlib.data import privacy
-    from plantlib.training import artefacts, runs
+    from plantlib.training import artefacts, price, runs
     from plantlib.training.options import TrainConfig
 
     config = RunConfig(train=TrainConfig(epochs=options.epochs))
@@ -97,6 +97,8 @@ def fit(options: Namespace) -> None:
     check_out(out, options.force)
     print(corpus.overview(), file=sys.stderr)
     check_room(out, options.backbone, options.start, corpus)
+    if note := price.note(corpus, options.backbone, options.tokens, options.epochs):
+        print(f"plant: note: {note}", file=sys.stderr)
     # what the library prints while it trains is progress, not a result
     with contextlib.redirect_stdout(sys.stderr):
         model = runs.fit(

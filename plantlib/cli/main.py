@@ -59,6 +59,9 @@ def main(arguments: list[str] | None = None) -> int:
     # transformers reads this when it is imported: nothing is downloaded by default
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # read when torch is imported: threads that wait for each other sleep; where other processes
+    # use the cores, spinning ones take several times the CPU time and the time on the clock
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         return _run(options)
