@@ -37,16 +37,13 @@ data-check: $(READY) ## what is built under $$PLANT_HOME or data/ against the pu
 	$(BIN)/python -m data_scripts.check
 lab: $(READY)    ## JupyterLab at notebook 00
 	$(BIN)/jupyter lab notebooks/00_start_here.ipynb
-
 run: $(READY)    ## one YAML run: make run RUN=runs/x.yaml; on several processes with CONFIG=runs/accelerate/ddp.yaml
 	$(if $(CONFIG),$(BIN)/accelerate launch --config_file $(CONFIG) -m companion.launch,$(BIN)/python -m companion.runner) $(RUN)
 bench: $(READY)  ## timings and memory against named baselines -> results/bench/*.csv
 	$(BIN)/python benchmarks/bench_mig.py && $(BIN)/python benchmarks/bench_kernels.py && $(BIN)/python benchmarks/bench_candidates.py
-
 figures: $(READY) ## tables and figures from the committed runs, docs/results.md and README included
 	mkdir -p results/executed && $(BIN)/papermill --cwd notebooks notebooks/07_paper_vs_ours.ipynb results/executed/07_paper_vs_ours.ipynb
 	$(BIN)/python -c "from companion.report import plots; from companion.studies import evidence; evidence.draw(); [plots.save(getattr(plots, n)(), f'results/figures/{n}.png') for n in ('data_flow', 'method_figure')]"
-
 site: $(READY)   ## notebooks, lessons and API pages as static HTML in site/, without a network
 	$(BIN)/sphinx-build -q -W --keep-going -c docs -d artefacts/doctrees . site && $(BIN)/python docs/check_links.py site
 peers: $(READY)  ## peers of other libraries -> results/peers.csv; DATASET= TRAIN= TOKENS=
@@ -56,7 +53,9 @@ promote: $(READY) ## commit-ready copies of a local job's records: make promote 
 constraints: $(READY) ## rewrite constraints.txt from the working environment
 	(head -2 constraints.txt; $(BIN)/pip freeze --exclude-editable | grep -viE '^(torch|gt[-_]all[-_]minilm[-_]l6[-_]v2|llm[-_]smollm2|coverage|py-spy)[ =]' | sort -f) > constraints.new
 	mv constraints.new constraints.txt
+dist: $(READY)   ## sdist and wheel in dist/, checked
+	$(BIN)/python -m build && $(BIN)/twine check --strict dist/*
 clean:      ## remove artefacts and local results (the environment and corpora stay)
 	rm -rf artefacts results/local results/executed
 
-.PHONY: help setup reproduce test data-check lab run bench figures site peers promote constraints clean
+.PHONY: help setup reproduce test data-check lab run bench figures site peers promote constraints dist clean

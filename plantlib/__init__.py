@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # the same names as in _HOMES, for type checkers and editors
     from plantlib.training.records import RunRecord as RunRecord
     from plantlib.training.runs import fit as fit
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     "Corpus": "plantlib.data.corpus",

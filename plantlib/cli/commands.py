@@ -109,6 +109,7 @@ def fit(options: Namespace) -> None:
             config=config,
             max_tokens=options.tokens,
             root=options.artefacts,
+            report_to=options.report_to,
         )
     save(model, out, options)
     corrections.note_documents(out)

@@ -30,6 +30,7 @@ SAME = (
     "rule",
     "by",
     "recall",
+    "report_to",
 )
 SHELL = {name: "--" + name.replace("_", "-") for name in SAME}
 SHELL |= {"k": "-k", "max_tokens": "--tokens", "root": "--artefacts"}

@@ -215,6 +215,8 @@ resumes a fit that was interrupted.""",
     about = "number of tokens read from each document (default: 256)"
     add("--tokens", type=int, default=256, help=about)
     add("--seed", type=int, default=0, help="seed of all random numbers (default: 0)")
+    about = "a tracker that follows the training; its package is not installed with plantlib"
+    add("--report-to", choices=("tensorboard", "mlflow", "trackio"), default=(), help=about)
     about = "folder for intermediate files (default: artefacts/ of the checkout)"
     add("--artefacts", metavar="DIR", help=about)
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 
-from plantlib.data import credentials, files, sources, storage, tables
+from plantlib.data import credentials, dataset_frames, files, sources, storage, tables
 from plantlib.data.neardup import count_repeats
 from plantlib.data.overview import overview
 from plantlib.data.tables import Reading
@@ -389,6 +389,14 @@ class Corpus(Rich):
             DataError: the table cannot be used.
         """
         return corpus_of_table(frame, text, labels, **reading)
+
+    @classmethod
+    def from_dataset(
+        cls, dataset: Any, text: str, labels: str | Sequence[str], **reading: Unpack[Reading]
+    ) -> Corpus:
+        """A corpus from a `datasets.Dataset` or `DatasetDict`; arguments as in `from_pandas`."""
+        frame, options = dataset_frames.frame_of(dataset, labels)
+        return corpus_of_table(frame, text, labels, **{**options, **reading})
 
     @classmethod
     def from_file(

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from plantlib.backbones import adapters, loading, windows
+from plantlib.backbones.words import is_static
 from plantlib.data import credentials
 from plantlib.data.tokens import WORD
 from plantlib.metrics import calibration
@@ -161,8 +162,8 @@ def check_exportable(model: Any) -> None:
         "planted phrases": model.phrase_score is not None,
         "windows that overlap": model.config.overlap > 0,
         "a recurrent backbone": windows.carries_state(model.as_backbone()),
-        "a backbone without a tokenizer of the package tokenizers": not hasattr(
-            model.tokenizer, "backend_tokenizer"
+        "a backbone without a tokenizer of the package tokenizers": not (
+            hasattr(model.tokenizer, "backend_tokenizer") or is_static(model.backbone.config)
         ),
     }
     if found := [reason for reason, holds in reasons.items() if holds]:
@@ -190,7 +191,12 @@ def word_tokenizer(words: list[str]) -> Any:
 
 
 def _whole_texts(tokenizer: Any) -> Any:
-    """The tokenizer of the package tokenizers, without the truncation of earlier calls."""
+    """The tokenizer of the package tokenizers, without the truncation of earlier calls.
+
+    That of word vectors repeats a word where the text does, and knows what it does not know.
+    """
+    if not hasattr(tokenizer, "backend_tokenizer"):
+        return word_tokenizer(tokenizer.words)
     whole = copy.deepcopy(tokenizer.backend_tokenizer)
     whole.no_truncation()
     whole.no_padding()
@@ -240,7 +246,10 @@ def about(model: Any) -> dict[str, Any]:
     """What a reader of the graph needs beside it; see docs/guide.md."""
     config = model.config
     prefix, suffix = loading.specials(model.tokenizer)
+    distinct = is_static(model.backbone.config)
     return {
+        "distinct": distinct,
+        "unknown": len(model.tokenizer) if distinct else None,
         "labels": [config.id2label[i] for i in range(config.num_labels)],
         "prefix": list(prefix),
         "suffix": list(suffix),

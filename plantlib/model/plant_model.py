@@ -28,7 +28,7 @@ from plantlib.kernels.attention_bce import left_out, sparse_bce
 from plantlib.metrics.calibration import chances
 from plantlib.metrics.label_rules import LabelRule
 from plantlib.metrics.topk import TopK
-from plantlib.model import explaining, label_sets, lm_head, reading, saving, streaming
+from plantlib.model import explaining, hub, label_sets, lm_head, reading, saving, streaming
 from plantlib.model.explanation import DocumentExplanation, Explanation
 from plantlib.planting import ranking
 from plantlib.planting.contexts import cells_of
@@ -339,6 +339,14 @@ class PlantModel(PreTrainedModel):
     ) -> None:
         """Write weights (safetensors), configuration and tokenizer; see `saving.save`."""
         saving.save(self, Path(save_directory), super().save_pretrained, state_dict, **kwargs)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:  # type: ignore[override]
+        """Upload to a hub as `owner/name`; the address of the commit.
+
+        options: private, token, revision and message, see `hub.push`. PrivacyError for a model of
+        credentialed texts.
+        """
+        return hub.push(self, repo_id, **options)
 
     @classmethod
     def from_pretrained(  # type: ignore[override]

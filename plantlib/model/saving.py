@@ -1,4 +1,4 @@
-"""A PlantModel on disk: the whole model, or head and adapters, and its model card.
+"""A PlantModel on disk: the whole model, or head and adapters.
 
 The folder of a model with LoRA holds `model.safetensors` (without the backbone), `adapter/` (in
 peft's format) and the tokenizer. The backbone is not copied: it is loaded again from where it came
@@ -19,20 +19,14 @@ import torch
 from huggingface_hub.dataclasses import type_validator
 
 from plantlib.backbones import adapters, loading
-from plantlib.data import credentials, kept, privacy
-from plantlib.data.credentials import PrivacyError
+from plantlib.data import credentials, kept
 from plantlib.data.kept import Kept
 from plantlib.metrics import calibration
+from plantlib.model import hub
+from plantlib.model.card import write_card
 from plantlib.utils.base import DataError
-from plantlib.utils.folders import atomic_folder, list_again, verify
-from plantlib.utils.io import (
-    Damaged,
-    atomic_path,
-    naming_full_disk,
-    read_json,
-    remove_unless_held,
-    write_json,
-)
+from plantlib.utils.folders import atomic_folder, verify
+from plantlib.utils.io import Damaged, naming_full_disk, read_json, remove_unless_held, write_json
 from plantlib.utils.progress import without_library_bars
 
 CONFIG = "config.json"
@@ -59,9 +53,10 @@ def save(model, folder: Path, write, state_dict=None, **kwargs) -> None:
         DataError: `folder` may not be replaced; see `utils.folders.check_target`.
         OSError: the disk is full.
     """
+    if kwargs.get("push_to_hub"):
+        hub.check(model)
+        raise ValueError("save_pretrained writes a folder; model.push_to_hub('owner/name') uploads")
     credentials.check_folder("the corpus of this model", folder, model.config.credentialed)
-    if model.config.credentialed and kwargs.get("push_to_hub"):
-        raise PrivacyError("the corpus of this model is credentialed: it goes to no hub")
     if state_dict is not None:
         with naming_full_disk(folder):
             _write(model, folder, write, state_dict, **kwargs)
@@ -262,83 +257,3 @@ def _put_on_backbone(model, path: Path, backbone: str | None, trust_remote_code:
     )
     model.backbone = adapters.load_adapter(model.backbone, path / ADAPTER)
     return model.eval()
-
-
-CARD = """---
-library_name: plantlib
-pipeline_tag: text-classification
-tags: [plant, multi-label, label-attention, planted-attention]
----
-
-# {id}
-
-A PLANT model: start `{system}`, backbone `{backbone}`, tuning `{tuning}`, seed {seed}.
-
-Trained on **{name}**{synthetic}: {train:,} training, {dev:,} dev and \
-{test:,} test documents; label space: {labels:,} {label_space}.
-
-```python
-from plantlib import PlantModel
-PlantModel.from_pretrained("this folder").predict(["..."], k=8)
-```
-
-Scores are calibrated on dev; the epoch was chosen on dev and test was read once.
-
-| test metric | value |
-| --- | ---: |
-{metrics}
-
-Run of {created} on {cores} cores of {cpu}; parameters trained: {sizes}. All options and metrics: \
-`run.json`.
-
-Not for clinical decisions: a ranking of codes for a person to check.
-"""
-
-
-def write_card(record, folder: str | Path) -> Path:
-    """Write README.md and run.json of a model folder from its RunRecord; the path of the card.
-
-    PrivacyError if the card would hold text of a credentialed corpus.
-    """
-    data, metrics, path = record.dataset, record.metrics, Path(folder) / "README.md"
-    card = CARD.format(
-        id=record.id,
-        system=record.system,
-        backbone=record.backbone,
-        tuning=record.params.get("tuning", "frozen"),
-        seed=record.seed,
-        synthetic=" (synthetic)" if data["synthetic"] else "",
-        **{key: data[key] for key in ("name", "train", "dev", "test", "labels", "label_space")},
-        metrics="\n".join(
-            f"| {name} | {value:.4f} |"
-            for name, value in sorted(metrics.items())
-            if value is not None
-        ),
-        created=record.created,
-        cores=record.environment["cores"],
-        cpu=record.environment["cpu"],
-        sizes=_sizes(record.model_size),
-    )
-    # a model that learned on has the words of its first record, which was checked by its texts
-    if "learned" not in record.params:
-        privacy.check_record(record, path)
-    if data.get("credentialed"):
-        privacy.check(card.splitlines(), path)
-    with atomic_path(path) as temporary:
-        temporary.write_text(card, encoding="utf-8")
-    names = ("id", "system", "backbone", "seed", "chosen_epoch", "params", "metrics", "dataset")
-    names += ("history", "times", "peak_memory_mb", "environment")
-    run = {name: getattr(record, name) for name in names}
-    write_json(Path(folder) / "run.json", run)
-    list_again(folder, "run.json")
-    return path
-
-
-def _sizes(sizes) -> str:
-    """A record's number of trained parameters, or its numbers by name, as text."""
-    if not isinstance(sizes, dict):
-        return f"{sizes or 0:,}"
-    return (
-        f"{sizes['trained_parameters']:,} ({sizes.get('trained_in_backbone', 0):,} of them in the"
-        " backbone)"
-    )

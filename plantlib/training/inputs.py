@@ -229,6 +229,8 @@ class Inputs:
         about |= {split: len(rows) for split, rows in self.rows.items()}
         if self.edges != EDGES:
             about["bucket_edges"] = list(self.edges)
+        if licence := self.corpus.manifest.get("licence"):
+            about["licence"] = str(licence)
         if privacy.is_credentialed(self.corpus):
             about["credentialed"] = True
         return about

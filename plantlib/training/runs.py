@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -19,12 +19,13 @@ import torch
 from transformers import set_seed
 
 from plantlib.backbones import adapters
+from plantlib.data import privacy
 from plantlib.data.corpus import Corpus
 from plantlib.linear.score import word_cells
 from plantlib.model.plant_model import PlantModel
 from plantlib.planting import outputs as planted_outputs
 from plantlib.planting import starts
-from plantlib.training import artefacts, evaluation, train
+from plantlib.training import artefacts, evaluation, trackers, train
 from plantlib.training.ingredients import Ingredients, build_model, ingredients, use_score
 from plantlib.training.inputs import Documents, Inputs
 from plantlib.training.learning import kept_of
@@ -84,6 +85,7 @@ class Run:
         progress: show progress bars.
         unplanted: trainings in which nothing is planted in attention, by start and seed, that
             starts of a grid share; None shares nothing.
+        report_to: trackers that follow the training.
         reused: the trainings that this run took from there.
     """
 
@@ -96,6 +98,7 @@ class Run:
     folder: Path
     progress: bool
     unplanted: dict[tuple[str, int], Trained] | None = None
+    report_to: str | Sequence[str] = ()
     reused: list[Trained] = field(default_factory=list)
 
     @property
@@ -169,6 +172,9 @@ class Run:
             seed=self.seed,
             progress=self.progress,
             what=what,
+            callbacks=trackers.callbacks(
+                self.report_to, self.inputs.root / "trackers" / self.folder.name / what
+            ),
         )
 
     def training_documents(self) -> Documents:
@@ -202,6 +208,7 @@ def run_start(
     made: Ingredients | None = None,
     keep_checkpoints: bool = False,
     unplanted: dict[tuple[str, int], Trained] | None = None,
+    report_to: str | Sequence[str] = (),
 ) -> tuple[RunRecord, PlantModel]:
     """Plant `start`, fine-tune, choose on dev, read test once.
 
@@ -217,6 +224,7 @@ def run_start(
             be saved is not trained again.
         unplanted: trainings shared with other starts of the same corpus and options, see `Run`; the
             seconds of one that is reused count in the record.
+        report_to: trackers that follow the training; see `trackers`.
 
     Returns:
         the record, and the model at its best dev epoch.
@@ -227,6 +235,7 @@ def run_start(
     """
     check_start(start, config)
     check_seed(seed)
+    trackers.check(report_to, inputs.credentialed)
     cpu = cpu_seconds()
     set_seed(seed)
     run_id = run_id or run_name(inputs, start, seed, config.tuning)
@@ -238,7 +247,7 @@ def run_start(
     key = key_of(inputs.corpus, inputs.rows["train"], start)
     made_of = (asdict(config), seed, *([key] if key else []))
     folder = artefacts.run_folder(inputs, run_id, start, *made_of)
-    run = Run(inputs, start, seed, config, made, model, folder, progress, unplanted)
+    run = Run(inputs, start, seed, config, made, model, folder, progress, unplanted, report_to)
 
     with held(folder) if is_main() else contextlib.nullcontext():
         resumed = folder.is_dir() and any(folder.iterdir())
@@ -409,6 +418,7 @@ def fit(
     start: str = "lookup+linear",
     seed: int = 0,
     config: RunConfig = RunConfig(),
+    report_to: str | Sequence[str] = (),
     **prepare_options: Any,
 ) -> PlantModel:
     """Train a model on a corpus: MI gain, learning to rank, planting, fine-tuning.
@@ -422,6 +432,7 @@ def fit(
         start: what is planted; see `planting.starts`.
         seed: of everything that is drawn.
         config: every other option of the run.
+        report_to: trackers that follow the training, "tensorboard", "mlflow" or "trackio".
         prepare_options: options of `prepare`, such as max_tokens and train_documents.
 
     Returns:
@@ -442,6 +453,8 @@ def fit(
     """
     check_start(start, config)
     check_seed(seed)
+    corpus = Corpus.load(corpus) if isinstance(corpus, str) else corpus
+    trackers.check(report_to, privacy.is_credentialed(corpus))
     frozen = config.tuning == "frozen"
     if frozen and prepare_options.get("frozen") is False:
         raise ValueError(
@@ -451,7 +464,13 @@ def fit(
     inputs = prepare(corpus, backbone=backbone, **{"frozen": frozen} | prepare_options)
     progress = prepare_options.get("progress", True)
     record, model = run_start(
-        inputs, start, seed, config=config, progress=progress, keep_checkpoints=True
+        inputs,
+        start,
+        seed,
+        config=config,
+        progress=progress,
+        keep_checkpoints=True,
+        report_to=report_to,
     )
     print(record)
     model.kept = kept_of(inputs, config, record)

@@ -238,7 +238,8 @@ def fine_tune(
         plant_config=config,
         train_counts=train_counts,
         from_linear=from_linear,
-        callbacks=[EarlyStoppingCallback(config.patience), _Progress(CHOSEN_BY, progress, what)],
+        callbacks=[EarlyStoppingCallback(config.patience), _Progress(CHOSEN_BY, progress, what)]
+        + list(callbacks),
     )
     for callback in callbacks:
         trainer.add_callback(callback)

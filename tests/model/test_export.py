@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from plantlib import PlantModel, RunConfig
+from plantlib import PlantModel, RunConfig, fit
 from plantlib.backbones import loading
 from plantlib.data.credentials import PrivacyError
 from plantlib.model import export, reading
@@ -84,6 +84,19 @@ def test_the_script_of_the_guide_agrees_with_the_model(model, exported):
         best = dict(model.predict([text], k=8)[0])
         names = json.loads((exported / export.ABOUT).read_text())["labels"]
         assert dict(zip(names, chances.tolist(), strict=True)) == pytest.approx(best, abs=1e-4)
+
+
+def test_the_script_reads_the_quick_tier_too(corpus, tmp_path):
+    options = {"root": tmp_path, "max_tokens": 12, "progress": False}
+    quick = fit(corpus, backbone="words", start=START, **options)
+    torch.manual_seed(0)
+    quick.decoder.label_outputs.data.normal_(std=3)
+    read, texts = reader(export.to_onnx(quick, tmp_path / "graph")), documents()
+    assert max(quick.unread(texts)) > 5 and not len(quick.tokenise([texts[0]]).flat)
+    expected = torch.cat(list(reading.logits(quick, texts))).numpy()
+    found = np.stack([read(text)[0] for text in texts])
+    assert len(texts) == 200 and np.abs(found - expected).max() < 1e-4
+    assert expected.std(0).min() > 0.1  # documents differ in every label
 
 
 def test_each_term_is_in_the_graph(model, exported):

@@ -176,3 +176,25 @@ def test_importing_the_package_loads_no_framework():
     import sys
 
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_the_conda_recipe_asks_for_what_the_package_asks_for():
+    recipe = yaml.safe_load((ROOT / "conda" / "recipe.yaml").read_text())
+    assert recipe["context"]["version"] == PROJECT["version"]
+    assert recipe["about"]["license"] == PROJECT["license"]
+    (script,) = recipe["build"]["python"]["entry_points"]
+    assert script == f"plant = {PROJECT['scripts']['plant']}"
+    of_pip = {r.name: r.specifier for r in map(Requirement, PROJECT["dependencies"])}
+    of_pip = {{"torch": "pytorch"}.get(name, name): rule for name, rule in of_pip.items()}
+    asked = [Requirement(text.replace(" ", "", 1)) for text in recipe["requirements"]["run"]]
+    of_conda = {r.name: r.specifier for r in asked}
+    assert str(of_conda.pop("python")) == str(
+        Requirement(f"x{PROJECT['requires-python']}").specifier
+    )
+    assert of_conda == of_pip
+
+
+def test_the_core_is_small():
+    names = {Requirement(text).name for text in PROJECT["dependencies"]}
+    assert len(names) <= 16
+    assert not names & {"jupyterlab", "seaborn", "matplotlib", "dask", "sphinx", "datasets", "onnx"}
