@@ -395,8 +395,9 @@ class Corpus(Rich):
         cls, dataset: Any, text: str, labels: str | Sequence[str], **reading: Unpack[Reading]
     ) -> Corpus:
         """A corpus from a `datasets.Dataset` or `DatasetDict`; arguments as in `from_pandas`."""
-        frame, options = dataset_frames.frame_of(dataset, labels)
-        return corpus_of_table(frame, text, labels, **{**options, **reading})
+        frame, split = dataset_frames.frame_of(dataset, labels)
+        reading.setdefault("split", split)
+        return corpus_of_table(frame, text, labels, **reading)
 
     @classmethod
     def from_file(

@@ -19,8 +19,8 @@ SPLIT = "split of the data set"  # the column that a DatasetDict's splits become
 WANTED = "give a datasets.Dataset, or a DatasetDict with the splits train, validation and test"
 
 
-def frame_of(dataset: Any, labels: str | Sequence[str]) -> tuple[pd.DataFrame, dict[str, str]]:
-    """A data set as a table in which labels are names, and the options that reading it needs.
+def frame_of(dataset: Any, labels: str | Sequence[str]) -> tuple[pd.DataFrame, str | None]:
+    """A data set as a table in which labels are names, and the column that names the split.
 
     Args:
         dataset: a `Dataset`, or a `DatasetDict` whose splits are known.
@@ -32,7 +32,7 @@ def frame_of(dataset: Any, labels: str | Sequence[str]) -> tuple[pd.DataFrame, d
     import pandas as pd
 
     if not isinstance(dataset, Mapping):
-        return _table(dataset, labels), {}
+        return _table(dataset, labels), None
     unknown = [name for name in dataset if name not in SPLITS]
     if unknown or not dataset:
         names = [str(name) for name in dataset][:5]
@@ -40,7 +40,7 @@ def frame_of(dataset: Any, labels: str | Sequence[str]) -> tuple[pd.DataFrame, d
     parts = [
         _table(part, labels).assign(**{SPLIT: SPLITS[str(name)]}) for name, part in dataset.items()
     ]
-    return pd.concat(parts, ignore_index=True), {"split": SPLIT}
+    return pd.concat(parts, ignore_index=True), SPLIT
 
 
 def _table(dataset: Any, labels: str | Sequence[str]) -> pd.DataFrame:

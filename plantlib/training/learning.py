@@ -49,7 +49,8 @@ EPOCHS = 2  # passes over the corrections, at most
 # least
 REPLAYED = 4
 LEAST_REPLAYED = 512
-BEYOND = {"shuffled", "v1", "text"}  # parts of a start that are not counted again here
+# parts of a start that are not counted again here
+BEYOND = {"shuffled", "v1", "text", *starts.PHRASE_STARTS}
 
 
 def kept_of(inputs: Inputs, config: RunConfig, record: RunRecord) -> Kept:
