@@ -55,9 +55,9 @@ def fit(
     # the words that are read, and the type in which they are solved
     count, vocabulary = weights.shape
     size = size_for(labels.shape[1])
-    used = np.arange(vocabulary)
-    if min(count, vocabulary) > size:
-        frequency = np.bincount(weights.indices, minlength=vocabulary)
+    frequency = np.bincount(weights.indices, minlength=vocabulary)
+    used = np.flatnonzero(frequency)
+    if min(count, len(used)) > size:
         used = np.sort(np.argsort(-frequency, kind="stable")[:size])
     by_words = len(used) < count
     kind = np.float64 if min(count, len(used)) <= EXACT else np.float32
@@ -124,7 +124,6 @@ def _solve(
 
 def _pruned(w: np.ndarray, used: np.ndarray, vocabulary: int, prune: float) -> sparse.csr_matrix:
     """(b, V) csr float32 of the weights (U, b) above `prune` in size, of the words used (U,)."""
-    w[np.abs(w) <= prune] = 0
-    cells = sparse.csr_matrix(w.T, dtype=np.float32)
-    found = (cells.data, used[cells.indices].astype(np.int32), cells.indptr)
+    words, labels = np.nonzero(np.abs(w) > prune)
+    found = (w[words, labels].astype(np.float32), (labels, used[words]))
     return sparse.csr_matrix(found, shape=(w.shape[1], vocabulary))
