@@ -391,18 +391,12 @@ class PlantModel(PreTrainedModel):
 
     def word_scores(self, texts: list[str]) -> torch.Tensor | None:
         """(B, L) scores of whole texts by words and phrases; None for a model without any."""
-        score = self.word_score
-        total = None if score is None else score(*self.pack(score.word_ids(texts)))
-        heard = self.heard(texts)
-        if heard is None:
-            return total
-        return heard.scores if total is None else total + heard.scores
+        return reading.text_scores(self, texts)
 
     def heard(self, texts: list[str]) -> Heard | None:
         """What planted phrases say of texts; None for a model without phrases."""
-        if self.phrase_score is None:
-            return None
-        return self.phrase_score(texts, self.tokenizer, self.config.max_tokens)
+        score = self.phrase_score
+        return None if score is None else score(texts, self.tokenizer, self.config.max_tokens)
 
     @torch.inference_mode()
     def predict(

@@ -134,6 +134,15 @@ def _of_distinct(
     return value + model.decoder.offset(z, linear_scores)
 
 
+def text_scores(model: Any, texts: list[str]) -> torch.Tensor | None:
+    """(B, L) scores of whole texts by words and phrases; None for a model without any."""
+    score, heard = model.word_score, model.heard(texts)
+    total = None if score is None else score(*model.pack(score.word_ids(texts)))
+    if heard is None:
+        return total
+    return heard.scores if total is None else total + heard.scores
+
+
 def cells_of_texts(model: Any, texts: list[str]) -> DocumentCells | None:
     """Planted cells of phrases in texts; None for a model without phrases."""
     heard = model.heard(texts)
