@@ -66,7 +66,7 @@ def paper_vs_ours(
     paper: pandas.DataFrame, found: list[Group], results: str | Path | None = None
 ) -> pandas.DataFrame:
     """Published numbers beside ours, a row each: paper, ours (mean ± sd (n)), difference,
-    untrained, verdict, run, device.
+    untrained, verdict, run, device; source and note are those of the paper's number.
 
     results: the folder of the files of OFFICIAL; results/ of the checkout when None.
 
@@ -88,6 +88,7 @@ def paper_vs_ours(
         row = {name: item[name] for name in ("system", "dataset", "train", "metric")} | {
             "paper": float(item["value"])
         }
+        row |= {name: item[name] for name in ("source", "note")}
         row |= {
             "ours": "-" if ours is None else str(ours),
             "start": "-" if ours is None else ours.system,
@@ -118,16 +119,26 @@ def _official(item: dict, results: Path) -> Found | None:
 
 
 def _verdict(item: dict, ours: Found | None) -> str:
-    if item["comparable"] != "yes":
+    """The verdict on a published number, also where ours has another number of documents."""
+    comparable = item["comparable"] == "yes"
+    if comparable and ours is not None and str(ours.train) != str(item["train"]):
+        return "different data"
+    mean, sd = (None, float("nan")) if ours is None else (ours.mean, ours.sd)
+    return verdict_of(float(item["value"]), mean, sd, comparable)
+
+
+def verdict_of(paper: float, ours: float | None, sd: float, comparable: bool) -> str:
+    """The verdict on a published number from the same corpus and size.
+
+    ours, sd: mean and standard deviation over seeds; None without a run, nan for a single seed.
+    """
+    if not comparable:
         return "not comparable"
     if ours is None:
         return "not run"
-    if str(ours.train) != str(item["train"]):
-        return "different data"
-    difference = ours.mean - float(item["value"])
-    if abs(difference) <= ours.sd:  # false where one seed leaves the sd unknown
+    if abs(ours - paper) <= sd:  # false where one seed leaves the sd unknown
         return "reproduced"
-    return "below" if difference < 0 else "above"
+    return "below" if ours < paper else "above"
 
 
 def of_start(

@@ -314,8 +314,10 @@ def file_of(results: Path, task: str, supervision: str) -> Path:
     return results / f"official-codiesp-{task.lower()}-{supervision.replace('+', '-')}.json"
 
 
-def table(results: str | Path | None = None) -> str:
-    """Markdown: published rows and ours, by task and MAP; "" without a file of ours."""
+def rows_of(results: str | Path | None = None) -> list[tuple]:
+    """Published rows and ours, by task and MAP: task, documents, system, supervision, MAP,
+    micro-F1 (fractions or None), source; results: the folder, results/ of the checkout when None.
+    """
     results = Path(results or checkout() / "results")
     with (results / PUBLISHED).open(newline="", encoding="utf-8") as file:
         rows = [
@@ -331,10 +333,32 @@ def table(results: str | Path | None = None) -> str:
             means = tuple(float(np.mean([row[name] for row in own])) for name in MEASURES)
             seeds = f"ours, {len(own)} seed{'s' * (len(own) > 1)}, {', '.join(ours['terms'])}"
             rows.append((ours["task"], documents, OURS, ours["supervision"], *means, seeds))
-    rows.sort(key=lambda row: (row[0], -row[4]))
+    return sorted(rows, key=lambda row: (row[0], -row[4]))
+
+
+def in_words(results: str | Path | None = None) -> str:
+    """A Markdown line per task: ours by supervision beside the best published MAP and its own."""
+    rows, lines = rows_of(results), []
+    for task in sorted({row[0] for row in rows}):
+        ours = [row for row in rows if row[0] == task and row[2] == OURS]
+        best = max((row for row in rows if row[0] == task and row[2] != OURS), key=lambda r: r[4])
+        parts = [
+            f"{_cell(ap)} from `{supervision}` of {documents} documents"
+            f" ({100 * (ap - best[4]):+z.1f})"
+            for _, documents, _, supervision, ap, *_ in ours
+        ]
+        lines.append(
+            f"* CodiEsp-{task}: the best published MAP is {_cell(best[4])}, from {best[3]} of"
+            f" {best[1]} documents. Ours: {'; '.join(parts) or 'not run'}."
+        )
+    return "\n".join(lines)
+
+
+def table(results: str | Path | None = None) -> str:
+    """Markdown: published rows and ours, by task and MAP; "" without a file of ours."""
     cells = [
         [f"CodiEsp-{task}", f"{documents}", system, supervision, _cell(ap), _cell(f1), source]
-        for task, documents, system, supervision, ap, f1, source in rows
+        for task, documents, system, supervision, ap, f1, source in rows_of(results)
     ]
     head = ["task", "documents", "system", "supervision", "MAP", "micro-F1", "source"]
     note = (

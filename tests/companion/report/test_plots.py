@@ -43,7 +43,7 @@ def test_colours_are_fixed_for_systems_and_occur_once():
     known = palette.COLOURS | palette.PEERS
     everything = [*known.values(), *palette.OTHERS]
     assert len(set(everything)) == len(everything)
-    assert set(report.ORDER) <= set(known) | {s for s in report.ORDER if s.endswith("rare raised")}
+    assert {name.removesuffix(", rare raised") for name in report.ORDER} <= set(known)
     assert plots.colours(["lookup", "SVM"]) == {"lookup": "#de8f05", "SVM": "#5b3a8e"}
     strangers = plots.colours(["a", "random", "b", "a"])
     assert list(strangers) == ["a", "random", "b"]
@@ -270,6 +270,20 @@ def test_saved_bytes_repeat_and_the_figure_is_closed(tmp_path):
         "b.png",
     ]
     assert plt.imread(first).shape[:2] == (480, 768)
+
+
+def test_a_small_copy_keeps_the_colours(tmp_path):
+    from PIL import Image
+
+    path = plots.save(plots.learning_curves(curves()), tmp_path / "figure.png")
+    (tmp_path / "small.png").write_bytes(plots.small(path, 300))
+    with Image.open(tmp_path / "small.png") as small:
+        assert small.width == 300
+        pixels = np.asarray(small.convert("RGB")).reshape(-1, 3).astype(int)
+    assert (tmp_path / "small.png").stat().st_size < path.stat().st_size
+    for colour in (plots.COLOURS["lookup"], plots.COLOURS["random"]):
+        wanted = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
+        assert np.abs(pixels - wanted).sum(1).min() < 40, colour
 
 
 def test_drawing_into_given_axes():
