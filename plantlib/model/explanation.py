@@ -44,6 +44,7 @@ LEGEND = {
     "contribution": "Orange adds to the logit, violet takes from it",
     "attention": "The darker, the more attention",
 }
+NOISE = 0.005  # a weight that would be shown as 0.00
 LONGEST_NAME = 80  # characters of a label's text that are shown
 
 
@@ -189,11 +190,13 @@ class Explanation:
     def top(self, k: int = 10) -> list[Word]:
         """The k phrases of largest weight by size, summed over their repeats in any case.
 
-        With kind="attention" they are single words.
+        With kind="attention" they are single words. Words of a weight below `NOISE` are left out.
         """
         check_whole("k", k)
         shown = self.words if self.kind == "attention" else self.phrases
-        return sorted(marking.repeats_joined(shown), key=lambda word: -abs(self.weight(word)))[:k]
+        joined = marking.repeats_joined(shown)
+        best = sorted(joined, key=lambda word: -abs(self.weight(word)))[:k]
+        return best[:1] + [word for word in best[1:] if abs(self.weight(word)) >= NOISE]
 
     def top_words(self, k: int = 10) -> list[tuple[str, float]]:
         """The k words of largest weight by size, summed over their repeats in any case."""
