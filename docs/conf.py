@@ -6,10 +6,13 @@ means the same on the site as in the files. Nothing is executed: notebooks show 
 Pages are found by pattern: a new one joins by itself.
 """
 
+import json
 import os
 import re
 import sys
 from pathlib import Path
+
+from docutils import nodes
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -113,6 +116,31 @@ def front_page(app, error):
         (Path(app.outdir) / "index.html").write_text(head + turn, encoding="utf-8")
 
 
+def numbered(app, docname, source):
+    """The title of a notebook begins with its number, on its page and in the sidebar."""
+    found = re.fullmatch(r"notebooks/([0-9A]\d)_\w+", docname)
+    if found:
+        notebook = json.loads(source[0])
+        first = notebook["cells"][0]
+        first["source"] = re.sub(r"^# ", f"# {found[1]} ", "".join(first["source"]))
+        source[0] = json.dumps(notebook)
+
+
+def with_alt_text(app, doctree):
+    """A figure that a cell made is described by its section and the prose nearest above it."""
+    prose, title = "", ""
+    for node in doctree.findall():
+        if isinstance(node, nodes.title):
+            prose, title = "", node.astext()
+        elif isinstance(node, nodes.paragraph):
+            prose = node.astext()
+        elif isinstance(node, nodes.image) and not node.get("alt"):
+            sentence = re.split(r"(?<=[.:?!])\s", " ".join(prose.split()))[0]
+            node["alt"] = f"Figure of the section {title}. {sentence}".strip()[:300]
+
+
 def setup(app):
+    app.connect("source-read", numbered)
+    app.connect("doctree-read", with_alt_text)
     app.connect("autodoc-process-docstring", as_written)
     app.connect("build-finished", front_page)

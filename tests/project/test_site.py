@@ -15,6 +15,9 @@ from pathlib import Path
 
 import pytest
 
+from companion import tour
+from plantlib.utils.io import read_json
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -61,6 +64,22 @@ def test_every_notebook_stands_there_with_its_outputs(site):
         "00_start_here.html" in front and "method_figure.png" in front and "data_flow.png" in front
     )
     assert "docs/index.html" in (site / "index.html").read_text(encoding="utf-8")
+
+
+def test_the_sidebar_numbers_the_notebooks_and_figures_have_alt_texts(site):
+    front = (site / "docs" / "index.html").read_text(encoding="utf-8")
+    for path in sorted((ROOT / "notebooks").glob("[0-9A]*.ipynb")):
+        link = re.search(rf'href="[^"]*{path.stem}.html">([^<]*)<', front.split("</aside>")[0])
+        assert link[1].startswith(f"{path.stem[:2]} "), link
+        page = (site / "notebooks" / f"{path.stem}.html").read_text(encoding="utf-8")
+        for image in re.findall(r"<img [^>]*_images[^>]*>", page):
+            assert len(re.search(r'alt="([^"]*)"', image)[1]) > 20, (path.name, image[:200])
+
+
+def test_the_tour_stands_on_the_front_page_without_a_script(site):
+    front = (site / "docs" / "index.html").read_text(encoding="utf-8")
+    assert tour.page(read_json(ROOT / tour.NUMBERS)) in front
+    assert "planting_worth.png" in front and front.count('class="tour-still"') == 3
 
 
 def test_every_module_has_its_page_with_the_docstrings(site):
