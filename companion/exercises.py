@@ -13,13 +13,15 @@ import numpy as np
 import torch
 from scipy import sparse
 
+from companion.report.verdicts import verdict_of
 from plantlib.kernels import Cells, attend, merge
 from plantlib.kernels.attention_bce import sparse_bce
-from plantlib.kernels.counts import dense_mutual_information
+from plantlib.kernels.counts import dense_mutual_information, entropy, normalise
 from plantlib.metrics.documents import ndcg_at_k, r_precision_at_k
 from plantlib.metrics.topk import TopK
 from plantlib.model.explanation import Explanation
 from plantlib.planting import ranking
+from plantlib.planting.decoder import LabelDecoder, Packed
 
 CASES = 5  # random cases of each check
 
@@ -186,6 +188,131 @@ def check_05_2(answer: Callable[[np.ndarray, np.ndarray], float]) -> None:
                 f" often the mean difference is 0 or less; got {share:.3f} for a lead of {lead}"
             )
     print("right")
+
+
+def check_06_1(answer: Callable[[np.ndarray, np.ndarray, int], float]) -> None:
+    """J of a token and a label as document i reads it when the teacher is cross-fitted.
+
+    answer: token (N,) and label (N,) of 0 and 1, i -> J. Document i has both.
+    """
+    for case in range(CASES):
+        generator = np.random.default_rng(case)
+        token, label = (generator.random(30) < 0.4).astype(int), (generator.random(30) < 0.3)
+        token[3] = label[3] = 1
+        _same(
+            answer(token, label.astype(int), 3),
+            _jaccard(np.delete(token, 3), np.delete(label, 3)),
+            "leave document i out of all four counts (n - 1 as well), then J = I / (H_t + H_l - I)",
+        )
+    print("right")
+
+
+def check_07_1(answer: Callable[[float, float | None, float, bool], str]) -> None:
+    """The verdict on a published number, from the same corpus and size.
+
+    answer: paper, ours (None where there is no run), sd of ours (nan for one seed), comparable ->
+    "not comparable", "not run", "reproduced", "above" or "below".
+    """
+    nan = float("nan")
+    cases = (
+        (60.0, 60.5, 1.0, True),
+        (60.0, 62.0, 1.0, True),
+        (60.0, 58.0, 1.0, True),
+        (60.0, 60.1, nan, True),
+        (60.0, None, nan, True),
+        (60.0, 60.0, 1.0, False),
+        (60.0, None, nan, False),
+    )
+    for paper, ours, sd, comparable in cases:
+        expected = verdict_of(paper, ours, sd, comparable)
+        found = answer(paper, ours, sd, comparable)
+        if found != expected:
+            raise NotYet(
+                f"not yet: {found!r} for {(paper, ours, sd, comparable)}, wanted {expected!r}."
+                " Hint: ask first whether the number is comparable, then whether there is a run;"
+                " one seed has no standard deviation, so it reproduces nothing"
+            )
+    print("right")
+
+
+def check_08_1(answer: Callable[..., torch.Tensor]) -> None:
+    """A linear layer with its LoRA adapter: the products with x (B, D).
+
+    answer: x, w (E, D), a (r, D), b (E, r), alpha -> (B, E). The adapted w is w + alpha / r b a.
+    """
+    for generator in _generators():
+        x, w, a, b = (
+            torch.randn(*shape, generator=generator) for shape in ((5, 6), (4, 6), (2, 6), (4, 2))
+        )
+        _same(
+            answer(x, w, a, b, 32.0),
+            x @ (w + 32.0 / 2 * b @ a).T,
+            "the scale is alpha / r, and r is the number of rows of a",
+        )
+    print("right")
+
+
+def check_08_2(answer: Callable[[list[tuple[int, int]], int], int]) -> None:
+    """Numbers that LoRA of rank r trains: [(D, E) of each layer], r -> their count."""
+    for layers, r in (([(384, 384)] * 3, 16), ([(48, 48), (48, 12)], 16), ([(7, 5)], 1)):
+        trained = sum(torch.empty(r, d).numel() + torch.empty(e, r).numel() for d, e in layers)
+        _same(answer(layers, r), trained, "a layer has a of r x D and b of E x r, and no bias")
+    print("right")
+
+
+def check_09_1(answer: Callable[..., float]) -> None:
+    """The logit of the first version with three contexts.
+
+    answer: learned, lookup, l2r, outputs, (T,) each -> the sum of three contexts.
+    """
+    for generator in _generators():
+        learned, lookup, l2r = (torch.rand(6, generator=generator) for _ in range(3))
+        toy = LabelDecoder(1, 1, 6, 6, num_l2r_cells=6, contexts="sum")
+        toy.planted.load_relevance(sparse.csr_matrix(lookup.numpy()[None]))
+        toy.l2r.load_relevance(sparse.csr_matrix(l2r.numpy()[None]))
+        ones = {name: torch.ones(()) for name in ("planted_gain", "l2r_gain")}
+        toy.load_state_dict(
+            ones | dict.fromkeys(("label_queries", "label_outputs"), torch.ones(1, 1)), strict=False
+        )
+        torch.nn.init.ones_(toy.context_gain)
+        # one dimension, whose query and output are one: learned scores and outputs are the same
+        packed = Packed(learned[:, None], torch.arange(6), torch.tensor([0, 6]))
+        _same(
+            float(answer(learned, lookup, l2r, learned)),
+            float(toy(packed).detach()),
+            "each of the three has a softmax of its own over the tokens; add the three means of the"
+            " outputs, not the scores",
+        )
+    print("right")
+
+
+def check_09_2(answer: Callable[[list[float], float], list[float]]) -> None:
+    """Logits of the running state: the mean output of each segment, the bias -> one logit each."""
+    for generator in _generators():
+        outputs = torch.randn(4, generator=generator)
+        toy = LabelDecoder(1, 1, 1, stateful="v1")
+        given = {"label_outputs": torch.ones(1, 1), "label_bias": torch.tensor([-0.5])}
+        toy.load_state_dict(given, strict=False)
+        state, expected = toy.start_state(1), []
+        for output in outputs:
+            ids, offsets = torch.zeros(1, dtype=torch.long), torch.tensor([0, 1])
+            state = toy.read(Packed(output[None, None], ids, offsets), state)
+            expected.append(float(toy.finish(state).detach()))
+        _same(
+            answer(outputs.tolist(), -0.5),
+            expected,
+            "a logit is mean output + bias + sigmoid of the logit before it; the first has none",
+        )
+    print("right")
+
+
+def _jaccard(token: np.ndarray, label: np.ndarray) -> float:
+    """J of two events in N documents."""
+    n = len(token)
+    x, y = (sparse.csr_matrix(np.asarray(event, int)[:, None]) for event in (token, label))
+    info = dense_mutual_information(x, y)[0, 0]
+    sizes = (entropy(np.array(int(np.sum(event))), n) for event in (token, label))
+    return float(normalise(info, *sizes, "jaccard"))
 
 
 def _rankings():

@@ -26,7 +26,7 @@ def solutions() -> dict[str, str]:
 
 
 def test_each_check_has_a_folded_solution_and_a_place_in_its_notebook():
-    assert sorted(solutions()) == CHECKS and len(CHECKS) >= 11
+    assert sorted(solutions()) == CHECKS and len(CHECKS) >= 17
     for name in CHECKS:
         [notebook] = (ROOT / "notebooks").glob(f"{name[6:8]}_*.ipynb")
         assert f"exercises.{name}(" in notebook.read_text(encoding="utf-8"), name
@@ -46,6 +46,18 @@ def weights_cut(h, q, w, g, gamma, k):
     attention = (h @ q.T + gamma * g).softmax(0)
     best = attention.topk(k, dim=0)
     return (torch.zeros_like(attention).scatter_(0, best.indices, best.values) * (h @ w.T)).sum(0)
+
+
+def counted_with_itself(token, label, i):
+    return exercises._jaccard(token, label)
+
+
+def no_scale(x, w, a, b, alpha):
+    return x @ (w + b @ a).T
+
+
+def one_softmax(learned, lookup, l2r, outputs):
+    return ((learned + lookup + l2r).softmax(0) * outputs).sum()
 
 
 def unsorted_ideal(scores, relevance, alpha):
@@ -68,6 +80,12 @@ def unsorted_ideal(scores, relevance, alpha):
         ("check_04_2", halves, "logaddexp"),
         ("check_05_1", torch.nn.functional.binary_cross_entropy_with_logits, "SUMMED over labels"),
         ("check_05_2", lambda a, b: float(a.mean() <= b.mean()), "with replacement"),
+        ("check_06_1", counted_with_itself, "n - 1 as well"),
+        ("check_07_1", lambda p, o, sd, ok: "above" if ok and o and o > p else "below", "one seed"),
+        ("check_08_1", no_scale, "alpha / r"),
+        ("check_08_2", lambda layers, r: sum(d * e for d, e in layers), "r x D"),
+        ("check_09_1", one_softmax, "a softmax of its own"),
+        ("check_09_2", lambda means, bias: [mean + bias for mean in means], "sigmoid"),
     ],
 )
 def test_a_usual_mistake_gets_a_hint(name, wrong, hint):
