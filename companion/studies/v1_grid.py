@@ -8,13 +8,19 @@ evaluated too. Finished language models and runs are not repeated.
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import asdict, replace
 from pathlib import Path
+
+import numpy as np
 
 from plantlib.backbones.adapters import BackboneOptions
 from plantlib.data import privacy
 from plantlib.data.corpus import Corpus
 from plantlib.data.credentials import inside_data
+from plantlib.kernels.counts import column_counts
+from plantlib.metrics.documents import ndcg_at_k
+from plantlib.metrics.topk import TopK
 from plantlib.planting.starts import V1Config
 from plantlib.training import artefacts
 from plantlib.training.awd_pretraining import PretrainConfig, pretrain, word_tokenizer
@@ -146,14 +152,8 @@ def run_system(
     return model.record, model
 
 
-def awd_grid(
-    dataset: str,
+def configured(
     *,
-    systems=tuple(ABLATIONS),
-    directions=("forward",),
-    seeds=(0,),
-    tokens: int | None = 256,
-    window: int | None = None,
     hidden_size: int = 400,
     lstm_size: int = 1152,
     layers: int = 3,
@@ -176,29 +176,12 @@ def awd_grid(
     keep_from: int | None = None,
     keep_epochs: int = 0,
     dim: int = 400,
-    train_documents: int | None = None,
-    dev_documents: int | None = None,
-    test_documents: int | None = None,
-    results: str | Path = "results/runs",
-    root: str | Path | None = None,
-    notebook: str | None = "09_awd_lstm",
-    progress: bool = True,
-) -> tuple[list[RunRecord], list[dict]]:
-    """Run every system with every seed on the language model of every direction.
+) -> tuple[PretrainConfig, RunConfig]:
+    """Options of the language models and of the runs, from plain parameters.
 
-    With two directions the sum of both is recorded too. The parameters are those of
-    `PretrainConfig` (lm_...), `prepare`, `RunConfig`, `V1Config` and `TrainConfig`.
-
-    Returns:
-        The records, and the reports of the language models.
-
-    Raises:
-        ValueError: an unknown system.
+    hidden_size, lstm_size, layers, vocabulary, lm_...: of `PretrainConfig`. dim: of the static
+    ranker. The others are those of `RunConfig`, `V1Config` and `TrainConfig`.
     """
-    # options from the plain parameters
-    unknown = [system for system in systems if system not in SYSTEMS]
-    if unknown:
-        raise ValueError(f"system {unknown[0]!r} is not known; use {', '.join(SYSTEMS)}")
     sizes = {"hidden_size": hidden_size, "lstm_size": lstm_size, "num_hidden_layers": layers}
     pretraining = PretrainConfig(
         epochs=lm_epochs,
@@ -225,6 +208,58 @@ def awd_grid(
             keep_epochs=keep_epochs,
         ),
     )
+    return pretraining, config
+
+
+def by_frequency(inputs: Inputs) -> float:
+    """nDCG@5 on test of ranking labels by their training documents, the same for every document."""
+    labels = inputs.corpus.labels
+    counts = column_counts(labels[inputs.rows["train"]].tocsr()).astype(float)
+    rows = inputs.rows["test"]
+    best = TopK.from_dense(np.tile(counts, (len(rows), 1)), 5)
+    return float(np.nanmean(ndcg_at_k(best, labels[rows], 5)))
+
+
+def check_options(options: dict) -> None:
+    """ValueError for a name that `configured` does not have; it lists those that there are."""
+    known = inspect.signature(configured).parameters
+    if unknown := sorted(set(options) - set(known)):
+        raise ValueError(f"unknown options {', '.join(unknown)}; known are {', '.join(known)}")
+
+
+def awd_grid(
+    dataset: str,
+    *,
+    systems=tuple(ABLATIONS),
+    directions=("forward",),
+    seeds=(0,),
+    tokens: int | None = 256,
+    window: int | None = None,
+    train_documents: int | None = None,
+    dev_documents: int | None = None,
+    test_documents: int | None = None,
+    results: str | Path = "results/runs",
+    root: str | Path | None = None,
+    notebook: str | None = "09_awd_lstm",
+    progress: bool = True,
+    **options,
+) -> tuple[list[RunRecord], list[dict]]:
+    """Run every system with every seed on the language model of every direction.
+
+    With two directions the sum of both is recorded too. The parameters are those of `prepare`;
+    options are those of `configured`.
+
+    Returns:
+        The records, and the reports of the language models.
+
+    Raises:
+        ValueError: an unknown system or option.
+    """
+    unknown = [system for system in systems if system not in SYSTEMS]
+    if unknown:
+        raise ValueError(f"system {unknown[0]!r} is not known; use {', '.join(SYSTEMS)}")
+    check_options(options)
+    pretraining, config = configured(**options)
     # language models, and the corpus as each of them reads it
     caps = {"train": train_documents, "dev": dev_documents, "test": test_documents}
     corpus = Corpus.load(dataset).with_dev().subset(**caps)
@@ -238,7 +273,7 @@ def awd_grid(
             backbone=folder,
             max_tokens=tokens,
             window=window,
-            frozen=tuning == "frozen",
+            frozen=config.tuning == "frozen",
             root=root,
             progress=progress,
             **{f"{split}_documents": cap for split, cap in caps.items()},
