@@ -163,7 +163,10 @@ def planted_mass(frame: pandas.DataFrame, ax: Axes | None = None) -> Axes:
     ax = _axes(ax, (6.4, 3.8))
     groups = frame[["least", "most"]].drop_duplicates().sort_values("least")
     place = {least: i for i, least in enumerate(groups["least"])}
-    looks = {"training, as counted": (OTHERS[4], "s"), "training, cross-fitted": (OTHERS[2], "D")}
+    looks = {
+        "training, as counted": (OTHERS[4], "s"),
+        "training, cross-fitted": (COLOURS["lookup"], "D"),
+    }
     for read, rows in frame.groupby("read", sort=False):
         colour, marker = looks.get(read, (OTHERS[1], "o"))
         x = [place[least] for least in rows["least"]]

@@ -11,7 +11,7 @@ import re
 from typing import TYPE_CHECKING
 
 from companion.report.metric_names import NAMES
-from companion.report.report import NO_RUNS, Group
+from companion.report.report import NO_RUNS, Group, markdown_table
 from companion.report.worth import CONTROLS
 
 if TYPE_CHECKING:
@@ -154,6 +154,15 @@ def data_set_in_words(group: Group, rows: pandas.DataFrame, metric: str = "ndcg@
 def folded(title: str, markdown: str) -> str:
     """Markdown that a reader unfolds by a click on its title."""
     return f"<details><summary>{title}</summary>\n\n{markdown}\n\n</details>"
+
+
+def numbers_table(frame: pandas.DataFrame, text: int) -> str:
+    """A frame in Markdown with one decimal; its first `text` columns are text, nan is a dash."""
+    rows = frame.round(1).values.tolist()
+    cells = [
+        ["-" if value is None or value != value else f"{value}" for value in row] for row in rows
+    ]
+    return markdown_table(list(frame), cells, text)
 
 
 def without_heading(markdown: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import pandas as pd
 import pytest
 
 from companion.report import plots_claims, report, verdict_words, verdicts, worth
@@ -88,6 +89,12 @@ def test_a_group_has_a_name_in_words(stem, words):
 def test_tables_are_folded_without_their_heading():
     text = verdict_words.folded("All", verdict_words.without_heading("# a\n\nb\n\n# c"))
     assert text == "<details><summary>All</summary>\n\nb\n\n# c\n\n</details>"
+
+
+def test_a_frame_as_markdown():
+    frame = pd.DataFrame({"data": ["a", None], "P@1": [12.34, float("nan")]})
+    text = verdict_words.numbers_table(frame, 1)
+    assert text.splitlines()[1:] == ["| --- | ---: |", "| a | 12.3 |", "| - | - |"]
 
 
 def test_official_rows_say_their_supervision(tmp_path):
