@@ -214,7 +214,7 @@ def main(arguments: list[str] | None = None) -> int:
     asked = {name: value for name, value in vars(options).items() if name not in ("out", "seeds")}
     try:
         corpus = Corpus.load(options.dataset).labelled()
-        partial = Path(options.out).with_suffix(".partial.json")
+        partial = Path(options.out).with_suffix(".partial")
         stored = read_if_whole(Path(options.out), read_json) or {}
         by_seed = stored["by_seed"] if stored.get("asked") == asked else {}
         for seed in range(options.seeds):

@@ -47,7 +47,7 @@ def test_a_finished_seed_is_not_measured_again(model, marked, tmp_path, monkeypa
     arguments = ["--dataset", "tiny", "--split", "dev", "--out", str(out)]
     assert contributions.main([*arguments, "--seeds", "1"]) == 0
     assert contributions.main([*arguments, "--seeds", "2"]) == 0
-    assert trained == [0, 1] and not (tmp_path / "found.partial.json").exists()
+    assert trained == [0, 1] and not (tmp_path / "found.partial").exists()
     table = contributions.table(read_json(out))
     assert list(table.columns) == list(contributions.MEASURES)
     assert np.isfinite(table.loc["contribution"].to_numpy()).all()
@@ -65,7 +65,7 @@ def test_a_stopped_seed_goes_on_at_the_next_document(model, marked, tmp_path, mo
         return measure(model, text, *rest)
 
     asked = {"split": "dev", "documents": 9}  # two of them have a marked label
-    partial = tmp_path / "found.partial.json"
+    partial = tmp_path / "found.partial"
     whole = contributions.report(marked, model, asked, 0, tmp_path / "other.json")
     monkeypatch.setattr(contributions, "measure_pair", stops)
     with pytest.raises(KeyboardInterrupt):
