@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from companion.report import backbone_report, report, verdicts, worth
+from companion.report import backbone_report, costs, questions, report, verdicts, worth
 from companion.report.compare import difference_cell, replace_section, section
 from companion.report.metric_names import NAMES
 from companion.report.report import NO_RUNS, markdown_table
@@ -40,6 +40,8 @@ PAGES = {
         "bars",
         "zero-shot",
         "official",
+        "questions",
+        "costs",
     ],
 }
 
@@ -77,6 +79,8 @@ def blocks(
         "bars": verdicts.bars_table(held),
         "zero-shot": zero_shot(label_texts.measured(results / "zero_shot.json")),
         "official": official.table(results),
+        "questions": questions.table(records, groups, results),
+        "costs": costs.table(groups),
     }
 
 

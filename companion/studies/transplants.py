@@ -210,6 +210,11 @@ def quality(inputs: Inputs, decoders: dict[str, LabelDecoder]) -> dict:
     }
 
 
+def is_whole(file: dict) -> bool:
+    """Whether a file has all cells of its seed."""
+    return all("{} with attention of {}".format(*cell) in file["steps"] for cell in CELLS)
+
+
 def effects(files: Sequence[dict], metric: str) -> pandas.DataFrame:
     """What the files of one corpus say: a row per effect of EFFECTS and one of the mediated share.
 

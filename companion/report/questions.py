@@ -1,0 +1,234 @@
+"""What reviewers asked, answered from committed results: question, answer, and what it rests on.
+
+One row per question, with effects and their 95 % intervals over seeds and test documents, and the
+files or runs that hold them. A question whose study has not run says which command runs it. Nothing
+here trains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from companion.report import costs
+from companion.report.report import Group, markdown_table
+from companion.studies import frequency, languages, steps, transplants
+from plantlib.data.sources import checkout
+from plantlib.metrics.statistics import paired_bootstrap
+from plantlib.training.records import RunRecord
+
+QUESTIONS = {
+    "transplants": "Do rare labels gain because attention changes, and it because of the start?",
+    "bigger": "Or would a bigger language model do as well?",
+    "frequency": "Does planted attention just follow rare words?",
+    "costs": "What does it cost?",
+    "labels": "Does it hold for 131,000 labels and more?",
+    "languages": "And in another language?",
+}
+NAMES = {"ndcg@5": "nDCG@5", "few/rp@5": "RP@5 few"}
+# two backbones that were trained alike: name -> millions of parameters
+SIZES = {"minilm": 23, "smollm2": 135}
+NOT_RUN = "Not run yet: `make run RUN=runs/questions-{}.yaml`."
+
+
+def table(
+    records: Iterable[RunRecord], groups: list[Group], results: str | Path | None = None
+) -> str:
+    """Markdown: question, answer, and the runs or files below results/ that it rests on.
+
+    Args:
+        records: of results/runs.
+        groups: `report.groups` of them.
+        results: the folder of the studies; results/ of the checkout when None.
+    """
+    results = Path(results or checkout() / "results")
+    answers = {
+        "transplants": causal(results),
+        "bigger": bigger(records),
+        "frequency": words(results),
+        "costs": price(groups),
+        "labels": label_sets(results),
+        "languages": two_languages(results),
+    }
+    rows = [[text, *answers[name]] for name, text in QUESTIONS.items()]
+    head = ["question", "answer", "runs"]
+    note = (
+        "Points (percent) with 95 % intervals over seeds and test documents. Seeds stand in"
+        " parentheses."
+    )
+    return f"{markdown_table(head, rows, text=len(head))}\n\n{note}"
+
+
+def points(found: dict, name: str = "value") -> str:
+    """+2.1 [+0.3, +3.9]: a fraction with its interval, in points."""
+    value, low, high = (100 * found[key] for key in (name, "low", "high"))
+    return f"{value:+z.1f} [{low:+z.1f}, {high:+z.1f}]"
+
+
+def verdict(found: dict) -> str:
+    """Whether an interval excludes zero, in words."""
+    if found["low"] > 0:
+        return "more"
+    return "less" if found["high"] < 0 else "no difference that can be told from zero"
+
+
+def by_corpus(files: dict[str, dict]) -> dict[str, list[tuple[str, dict]]]:
+    """Files of a study by the corpus that they name, as (file name, contents)."""
+    found: dict[str, list[tuple[str, dict]]] = {}
+    for name, file in files.items():
+        found.setdefault(file["about"]["dataset"]["name"], []).append((name, file))
+    return found
+
+
+def causal(results: Path) -> tuple[str, str]:
+    """What the transplants say."""
+    parts, runs = [], []
+    for corpus, named in by_corpus(steps.load(results, transplants.STUDY)).items():
+        whole = [(name, f) for name, f in named if transplants.is_whole(f)]
+        if not whole:
+            continue
+        files = [file for _, file in whole]
+        runs += [name for name, _ in whole]
+        for metric in transplants.METRICS:
+            of = transplants.effects(files, metric).set_index("effect").to_dict("index")
+            texts = [f"{name} {points(of[name])}" for name in transplants.EFFECTS]
+            if "mediated share" in of:
+                share = of["mediated share"]
+                bounds = f"[{100 * share['low']:.0f}, {100 * share['high']:.0f}]"
+                texts.append(f"share by attention {100 * share['value']:.0f} % {bounds}")
+            else:
+                texts.append("no share, since the whole cannot be told from zero")
+            seeds = f"({len(files)})"
+            parts.append(f"**{corpus}, {NAMES[metric]}** {seeds}: {'; '.join(texts)}.")
+        if (found := transplants.by_label(files)) is not None:
+            bounds = f"[{found['low']:+.2f}, {found['high']:+.2f}]"
+            parts.append(
+                f"Over {found['labels']:,} labels, better attention goes with better average"
+                f" precision: rank correlation {found['correlation']:+.2f} {bounds}."
+            )
+    if not parts:
+        return NOT_RUN.format("transplants-es"), "-"
+    return " ".join(parts), ", ".join(runs)
+
+
+def bigger(records: Iterable[RunRecord], dataset: str = "codiesp") -> tuple[str, str]:
+    """What a bigger backbone adds to the small one, beside what planting adds to it."""
+    of = {
+        (r.backbone, r.system, r.seed): r
+        for r in records
+        if (r.notebook or "").startswith("08")
+        and r.dataset["name"] == dataset
+        and r.backbone in SIZES
+        and r.params.get("tuning") == "lora"
+    }
+    small, big = SIZES
+    wanted = [(small, "random"), (small, "lookup"), (big, "random"), (big, "lookup")]
+    seeds = [s for s in sorted({k[2] for k in of}) if all((*key, s) in of for key in wanted)]
+    if not seeds:
+        return "Not run yet: `make run RUN=runs/smollm2-codiesp.yaml`.", "-"
+    parts = []
+    for metric, name in NAMES.items():
+        values = {
+            key: np.array([of[*key, seed].per_document[metric] for seed in seeds], float)
+            for key in wanted
+        }
+        gains = {
+            f"planting in {SIZES[small]} M parameters": (small, "lookup"),
+            f"{SIZES[big]} M parameters instead": (big, "random"),
+            "both": (big, "lookup"),
+        }
+        texts = []
+        for what, key in gains.items():
+            found = paired_bootstrap(values[key], values[small, "random"])
+            texts.append(f"{what} {points(found, 'mean_difference')}")
+        parts.append(f"**{name}** ({len(seeds)}): {'; '.join(texts)}.")
+    seconds = {
+        key: np.mean([of[*key, seed].times["fine_tune"] for seed in seeds]) for key in wanted
+    }
+    tokens = of[*wanted[0], seeds[0]].params["max_tokens"]
+    parts.append(
+        f"Both with LoRA on {tokens} tokens of {dataset}; training took"
+        f" {seconds[small, 'random']:,.0f} s and {seconds[big, 'random']:,.0f} s on shared cores."
+        " Other sizes were not run."
+    )
+    runs = [of[*key, seed].id for key in wanted for seed in seeds]
+    return " ".join(parts), ", ".join(runs)
+
+
+def price(groups: list[Group]) -> tuple[str, str]:
+    """What counting and planting cost of a run; the table of costs has the rest."""
+    if not (found := costs.shares(groups)):
+        return "Not run yet: `make reproduce`.", "-"
+    text = (
+        f"Counting and planting: {found}. The other stages, memory and peers are in the next table."
+    )
+    return text, "runs of the next table"
+
+
+def words(results: Path) -> tuple[str, str]:
+    """What the study of word frequency says."""
+    parts, runs = [], []
+    for corpus, named in by_corpus(steps.load(results, frequency.STUDY)).items():
+        for name, file in named:
+            rows = frequency.table(file)
+            if rows.empty:
+                continue
+            runs.append(name)
+            of = rows.set_index(["system", "measure"]).to_dict("index")
+            seeds = len(file["steps"])
+            for measure in frequency.MEASURES:
+                texts = [
+                    f"{system} {_correlation(of[system, measure])}"
+                    for system in frequency.SYSTEMS
+                    if (system, measure) in of
+                ]
+                if texts:
+                    parts.append(f"**{measure}, {corpus}** ({seeds}): {'; '.join(texts)}.")
+            if not file["about"]["training"]:
+                parts.append("Trained attention was not measured.")
+    if not parts:
+        return NOT_RUN.format("frequency"), "-"
+    return " ".join(["Rank correlation of a word's attention with", *parts]), ", ".join(runs)
+
+
+def _correlation(found: dict) -> str:
+    return f"{found['value']:+z.2f} [{found['low']:+z.2f}, {found['high']:+z.2f}]"
+
+
+def label_sets(results: Path) -> tuple[str, str]:
+    """What generated label sets cost on candidates, from the benchmark of candidates."""
+    import pandas as pd
+
+    path = results / "bench" / "candidates.csv"
+    rows = pd.read_csv(path) if path.is_file() else pd.DataFrame(columns=["kind"])
+    timed = rows[rows["kind"] == "candidates"]
+    if timed.empty:
+        return "Not run yet: `python benchmarks/bench_candidates.py`.", "-"
+    largest = timed.sort_values("labels").iloc[-1]
+    rank, step = largest["rank_ms_a_document"], largest["step_ms_a_document"]
+    labels, width, tables = (int(largest[name]) for name in ("labels", "width", "table_mib"))
+    text = (
+        f"Time and memory do: with {labels:,} generated labels a document takes {rank:.1f} ms to"
+        f" rank and {step:.1f} ms of training on {width} candidates, with {tables:,} MiB of tables."
+        " Quality on public label sets of that size was not measured: their texts cannot be had"
+        " here. A file of one's own runs by `runs/minilm-amazon-670k.yaml`."
+    )
+    return text, "bench/candidates.csv"
+
+
+def two_languages(results: Path) -> tuple[str, str]:
+    """What planting is worth in both languages."""
+    records = languages.load(results)
+    found = languages.effects(records)
+    if found.empty:
+        return NOT_RUN.format("languages"), "-"
+    parts = []
+    for (start, metric), rows in found.groupby(["start", "metric"], sort=False):
+        texts = [f"{r['language']} {points(r, 'difference')}" for r in rows.to_dict("records")]
+        seeds = rows["seeds"].iloc[0]
+        without = languages.PAIRS[start]
+        parts.append(f"**{start} minus {without}, {NAMES[metric]}** ({seeds}): {'; '.join(texts)}.")
+    folder = f"{steps.FOLDER}/{languages.STUDY}"
+    return " ".join(["The same documents:", *parts]), f"{folder}, {len(records)} records"
