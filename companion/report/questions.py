@@ -67,13 +67,6 @@ def points(found: dict, name: str = "value") -> str:
     return f"{value:+z.1f} [{low:+z.1f}, {high:+z.1f}]"
 
 
-def verdict(found: dict) -> str:
-    """Whether an interval excludes zero, in words."""
-    if found["low"] > 0:
-        return "more"
-    return "less" if found["high"] < 0 else "no difference that can be told from zero"
-
-
 def by_corpus(files: dict[str, dict]) -> dict[str, list[tuple[str, dict]]]:
     """Files of a study by the corpus that they name, as (file name, contents)."""
     found: dict[str, list[tuple[str, dict]]] = {}
