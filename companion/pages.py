@@ -12,11 +12,18 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from companion.report import backbone_report, costs, questions, report, verdicts, worth
+from companion.report import backbone_report, costs, report, verdicts, worth
 from companion.report.compare import difference_cell, replace_section, section
 from companion.report.metric_names import NAMES
 from companion.report.report import NO_RUNS, markdown_table
-from companion.studies import ablations, awd_report, leak_audit, learning_curves, official
+from companion.studies import (
+    ablations,
+    awd_report,
+    leak_audit,
+    learning_curves,
+    official,
+    questions,
+)
 from plantlib.data.sources import checkout
 from plantlib.teacher import label_texts
 from plantlib.training.records import RunRecord

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from companion.report import costs, questions, report
-from companion.studies import frequency, steps, transplants
+from companion.report import costs, report
+from companion.studies import frequency, questions, steps, transplants
 from plantlib.utils.io import write_json
 from tests.companion.report.test_report import record
 
