@@ -41,7 +41,7 @@ def cut(name: str, seed: int) -> tuple[Corpus, list[str], list[list[str]]]:
     rows = np.random.default_rng(seed).choice(corpus.rows("train"), LATER, replace=False)
     texts = [corpus.texts[i] for i in rows]
     labels = [[corpus.label_names[j] for j in corpus.labels[i].indices] for i in rows]
-    split = corpus.split.copy()
+    split = corpus.split.astype(object)
     split[rows] = "unlabelled"
     return replace(corpus, split=split).labelled(), texts, labels
 
