@@ -11,7 +11,7 @@ counting is repeated. See docs/method.md, "The cross-fitted teacher".
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import sparse
@@ -28,7 +28,8 @@ class Withheld:
     those from indptr[i] to indptr[i + 1], sorted by token.
 
     indptr: (n + 1,). tokens, labels: (M,) ids. relevance, scores: (M,) what is added to the
-    teacher's relevance and score.
+    teacher's relevance and score. score_labels: (M,) ids of the labels whose scores change, where
+    the shuffled control has moved the lists; None where they are `labels`.
     """
 
     indptr: np.ndarray
@@ -36,6 +37,7 @@ class Withheld:
     labels: np.ndarray
     relevance: np.ndarray
     scores: np.ndarray
+    score_labels: np.ndarray | None = None
 
     def document(self, i: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Tokens, labels, relevance and scores of document i."""
@@ -82,26 +84,29 @@ class Withheld:
         """The changes of scores for documents (B,): score_rows from 0 to B - 1, score_tokens,
         score_labels and score_values, (M,) each.
         """
-        parts = [self.document(i) for i in documents]
-        sizes = [len(part[0]) for part in parts]
-        tokens, labels, _, scores = (np.concatenate(column) for column in zip(*parts, strict=True))
+        parts = [np.arange(self.indptr[i], self.indptr[i + 1]) for i in documents]
+        cells = np.concatenate(parts)
+        labels = self.labels if self.score_labels is None else self.score_labels
         return {
-            "score_rows": np.repeat(np.arange(len(documents)), sizes),
-            "score_tokens": tokens.astype(np.int64),
-            "score_labels": labels.astype(np.int64),
-            "score_values": scores,
+            "score_rows": np.repeat(np.arange(len(documents)), [len(part) for part in parts]),
+            "score_tokens": self.tokens[cells].astype(np.int64),
+            "score_labels": labels[cells].astype(np.int64),
+            "score_values": self.scores[cells],
         }
 
     def only(self, relevance: bool, scores: bool) -> Withheld:
         """The changes of relevance, of scores, or of both."""
-        parts = self.relevance * relevance, self.scores * scores
-        return Withheld(self.indptr, self.tokens, self.labels, *parts)
+        parts = {"relevance": self.relevance * relevance, "scores": self.scores * scores}
+        return replace(self, **parts)
 
     def relabelled(self, order: np.ndarray) -> Withheld:
-        """As `Teacher.shuffled`: label l takes what label order[l] had; order is a permutation."""
+        """The shuffled control: label l takes the list that label order[l] had, a permutation.
+
+        Scores of documents are not shuffled, so their changes stay.
+        """
         new = np.empty(len(order), self.labels.dtype)
         new[order] = np.arange(len(order))
-        return Withheld(self.indptr, self.tokens, new[self.labels], self.relevance, self.scores)
+        return replace(self, labels=new[self.labels], score_labels=self.labels)
 
 
 def withhold(

@@ -124,7 +124,10 @@ def test_the_shuffled_control_moves_what_is_withheld_with_its_list():
     x, y = random_corpus(4)
     teacher = teach(x, y)
     order = teacher.shuffled_order(0)
-    moved = withhold(x, y, teacher).relabelled(order)
+    withheld = withhold(x, y, teacher)
+    moved = withheld.relabelled(order)
+    for name, values in withheld.score_changes(range(x.shape[0])).items():
+        assert (moved.score_changes(range(x.shape[0]))[name] == values).all(), "scores stay"
     shuffled = teacher.shuffled(0)
     for i, j in itertools.product(range(x.shape[0]), range(y.shape[1])):
         others = np.arange(x.shape[0]) != i
