@@ -11,6 +11,7 @@ module that scores text is in `planting.scores`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -36,9 +37,11 @@ TERMS = ("ridge", "jaccard", "raw", "ppmi", "centroid")
 PENALTIES = {0.2: 0.03, 1.5: 0.015}
 TOP_K = 64  # tokens per label of MI and J, as the teacher has; PPMI and centroids keep 4 times it
 MIN_DOCUMENTS = 2  # training documents that a word of the score has at least
-# Above so many cells of (n, L) there are fewer folds, so that a large problem stays affordable.
+# Above so many cells of (n, L) there are fewer folds, so that a large problem stays affordable, and
+# smaller penalties, which dev of 10,000 laws prefers.
 LARGE_CELLS = 1.5e7
 LARGE_FOLDS = 3
+LARGE_PENALTIES = {0.05: 0.05, 0.5: 0.03}
 
 
 @dataclass(frozen=True)
@@ -62,9 +65,9 @@ def is_large(cells: int) -> bool:
     return cells > LARGE_CELLS
 
 
-def columns_of() -> tuple[str, ...]:
+def columns_of(penalties: Mapping[float, float] = PENALTIES) -> tuple[str, ...]:
     """Names of the tables that are summed: the terms, ridge regression once per penalty."""
-    ridges = tuple(f"ridge {penalty:g}" for penalty in PENALTIES)
+    ridges = tuple(f"ridge {penalty:g}" for penalty in penalties)
     return tuple(name for term in TERMS for name in (ridges if term == "ridge" else (term,)))
 
 
@@ -162,15 +165,16 @@ def fit(
     part[train_rows] = fold + 1
     parts: list[dict[str, Table]] = []
     # the terms of every part
-    steps = (folds + 1) * labels.shape[1] * len(PENALTIES)
+    penalties = LARGE_PENALTIES if large else PENALTIES
+    steps = (folds + 1) * labels.shape[1] * len(penalties)
     options = {"total": steps, "desc": "linear score", "unit": "label", "disable": not progress}
     with tqdm(**options) as bar:
         for k in range(-1, folds):
             rows = train_rows[fold != k]
             path = folder and Path(folder) / f"part{k + 1}.safetensors"
-            parts.append(_part(weights[rows], labels[rows], path, bar, count=folds + 1))
+            parts.append(_part(weights[rows], labels[rows], penalties, path, bar, folds + 1))
     # weigh the terms out of fold, and fold each part into one table
-    names = columns_of()
+    names = columns_of(penalties)
     counts = [column_counts(labels[train_rows[fold != k]]) for k in range(-1, folds)]
     stack = stacking.fit(
         parts[1:], counts[1:], weights[train_rows], labels[train_rows], fold, names, seed=seed
@@ -194,25 +198,31 @@ def folds_of(weights: sparse.csr_matrix, folds: int, seed: int = 0) -> np.ndarra
     return fold
 
 
-def _part(weights, labels, path: Path | None, bar, *, count: int) -> dict[str, Table]:
+def _part(weights, labels, penalties, path: Path | None, bar, count: int) -> dict[str, Table]:
     """The terms of one of `count` parts of the rows, read from `path` if it holds them and else
     written to it.
     """
     if path is not None and (stored := read_if_whole(path, load_tables)) is not None:
         bar.update(bar.total // count)
         return stored
-    tables = terms_of(weights, labels, bar=bar)
+    tables = terms_of(weights, labels, penalties, bar=bar)
     if path is not None:
         save_tables(tables, path)
     return tables
 
 
-def terms_of(weights: sparse.csr_matrix, labels: sparse.csr_matrix, bar=None) -> dict[str, Table]:
+def terms_of(
+    weights: sparse.csr_matrix,
+    labels: sparse.csr_matrix,
+    penalties: Mapping[float, float] = PENALTIES,
+    bar=None,
+) -> dict[str, Table]:
     """Every term from n training rows.
 
     Args:
         weights: (n, V) csr, tf-idf.
         labels: (n, L) csr.
+        penalties: of the ridge regressions, see `ridge.fit`.
         bar: a progress bar that counts labels per penalty.
 
     Returns:
@@ -226,9 +236,9 @@ def terms_of(weights: sparse.csr_matrix, labels: sparse.csr_matrix, bar=None) ->
         mig.top_tokens(centroids(weights, labels).scores, 4 * TOP_K)[0],
     ]
     no_intercept = np.zeros(labels.shape[1], np.float32)
-    tables = ridge.fit(weights, labels, PENALTIES, bar=bar)
+    tables = ridge.fit(weights, labels, penalties, bar=bar)
     tables += [Table(float32(cells), no_intercept) for cells in counted]
-    return dict(zip(columns_of(), tables, strict=True))
+    return dict(zip(columns_of(penalties), tables, strict=True))
 
 
 def word_cells(score: LinearScore | None) -> dict[str, int]:
