@@ -241,8 +241,6 @@ def fine_tune(
         callbacks=[EarlyStoppingCallback(config.patience), _Progress(CHOSEN_BY, progress, what)]
         + list(callbacks),
     )
-    for callback in callbacks:
-        trainer.add_callback(callback)
 
     # what changes from epoch to epoch
     if config.stages:
