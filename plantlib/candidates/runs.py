@@ -8,6 +8,7 @@ candidates, which bounds every other number: gold labels outside a document's ca
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
@@ -359,7 +360,7 @@ class Kept:
             if stored["fingerprint"] != fingerprint_of(stored["epochs"]):
                 raise Damaged(f"{self.log} is damaged: it is not what was written")
         except (OSError, ValueError, KeyError, TypeError) as error:
-            print(f"{error}; the run begins again", flush=True)
+            print(f"{error}; the run begins again", file=sys.stderr, flush=True)
             for path in (epoch, self.best, self.log):
                 path.unlink(missing_ok=True)
             return []

@@ -7,6 +7,7 @@ of a run for one process at a time.
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 
 from transformers import Trainer
@@ -71,7 +72,7 @@ def last_whole_checkpoint(folder: Path) -> str | None:
             return last
         except Damaged as error:
             if (path / CONTENTS).is_file():
-                print(error, flush=True)
+                print(error, file=sys.stderr, flush=True)
             shutil.rmtree(path)
     return None
 

@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -50,7 +51,7 @@ def read_if_whole(path: Path, load: Callable[[Path], T]) -> T | None:
     try:
         return load(path)
     except Damaged as error:
-        print(f"{error}; it is made again", flush=True)
+        print(f"{error}; it is made again", file=sys.stderr, flush=True)
         return None
 
 
@@ -261,7 +262,7 @@ def _hold(folder: Path, work: str) -> int:
         if not free:
             if not waits:
                 waits = True
-                print(f"waiting for another process that {work}", flush=True)
+                print(f"waiting for another process that {work}", file=sys.stderr, flush=True)
             fcntl.flock(handle, fcntl.LOCK_EX)
         # who held it before may have removed the folder
         if folder.exists() and os.path.samestat(os.fstat(handle), folder.stat()):

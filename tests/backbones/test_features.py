@@ -205,7 +205,7 @@ def test_a_damaged_file_is_named_and_made_again(backbone, tmp_path, capsys):
         path.unlink()
         path.write_bytes(content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :])
         again = cached_features(backbone, tokens_of(), path, **options)
-        assert "f.safetensors is damaged" in capsys.readouterr().out
+        assert "f.safetensors is damaged" in capsys.readouterr().err
         np.testing.assert_array_equal(again.array, whole.array)
     path.unlink()
     path.write_bytes(content[:-500])

@@ -80,7 +80,7 @@ def test_a_killed_process_leaves_no_lock_behind(path, capsys):
     holder.kill()
     holder.join()
     with artefacts.locked(path):
-        assert "waiting" not in capsys.readouterr().out
+        assert "waiting" not in capsys.readouterr().err
 
 
 def test_an_error_while_making_frees_the_lock_and_leaves_no_file(path, tmp_path):

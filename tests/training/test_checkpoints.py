@@ -50,7 +50,7 @@ def flip(path: Path) -> None:
 def test_a_damaged_checkpoint_is_named_and_left_out(folder, name, capsys):
     flip(folder / "checkpoint-16" / name)
     assert checkpoints.last_whole_checkpoint(folder) == str(folder / "checkpoint-8")
-    assert f"checkpoint-16/{name} is not what was written" in capsys.readouterr().out
+    assert f"checkpoint-16/{name} is not what was written" in capsys.readouterr().err
     # without its best checkpoint, whose weights the run ends with, a checkpoint is of no use
     flip(folder / "checkpoint-8" / name)
     assert checkpoints.last_whole_checkpoint(folder) is None and not list(folder.iterdir())
