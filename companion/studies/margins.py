@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from companion.studies import trainings
 from companion.studies.command import parser_of, reading
 from companion.studies.planted_mass import GROUPS
 from plantlib.training import artefacts
@@ -26,8 +27,7 @@ from plantlib.training.inputs import Documents, Inputs
 from plantlib.training.options import RunConfig, TrainConfig
 from plantlib.training.prepare import prepare
 from plantlib.training.runs import Run
-from plantlib.utils.io import atomic_path, remove_unless_held
-from plantlib.utils.progress import tqdm
+from plantlib.utils.io import remove_unless_held
 
 if TYPE_CHECKING:
     import pandas
@@ -102,35 +102,17 @@ def training(inputs: Inputs, planted: str, seed: int, epochs: int) -> pandas.Dat
             about = {"split": split, "least": least, "most": most, "pairs": len(part)}
             rows.append(about | {"margin": round(part["margin"].mean(), 4)})
             least = (most or 0) + 1
-    about = {"corpus": inputs.corpus.name, "planted": planted, "seed": seed}
-    return pd.DataFrame([about | row for row in rows]).astype({"most": "Int64"})
-
-
-def load(folder: str | Path) -> pandas.DataFrame:
-    """What `run` has written into a folder; empty where there is no file."""
-    import pandas as pd
-
-    path = Path(folder) / TABLE
-    if not path.exists():
-        return pd.DataFrame(columns=KEY)
-    return pd.read_csv(path).astype({"most": "Int64"})
+    return pd.DataFrame(rows).astype({"most": "Int64"})
 
 
 def run(inputs: Inputs, seeds: list[int], results: str | Path, epochs: int = 3) -> pandas.DataFrame:
     """Every training that TABLE in `results` lacks, seed by seed; the whole table."""
-    import pandas as pd
-
-    table = load(results)
-    done = set(table[KEY].drop_duplicates().itertuples(index=False, name=None))
-    jobs = [(planted, seed) for seed in seeds for planted in PLANTED]
-    for planted, seed in tqdm(jobs, desc="trainings", unit="training"):
-        if (inputs.corpus.name, planted, seed) in done:
-            continue
-        new = training(inputs, planted, seed, epochs)
-        table = pd.concat([table, new], ignore_index=True) if len(table) else new
-        with atomic_path(Path(results) / TABLE) as temporary:
-            table.to_csv(temporary, index=False)
-    return table
+    return trainings.complete(
+        Path(results) / TABLE,
+        KEY,
+        [(inputs.corpus.name, planted, seed) for seed in seeds for planted in PLANTED],
+        lambda _, planted, seed: training(inputs, planted, seed, epochs),
+    )
 
 
 def added(table: pandas.DataFrame, corpus: str) -> pandas.DataFrame:

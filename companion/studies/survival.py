@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from transformers import TrainerCallback
 
+from companion.studies import trainings
 from companion.studies.command import parser_of, reading
 from companion.studies.evidence import agreement, attention_of, pairs
 from plantlib.metrics.documents import evaluate
@@ -28,8 +29,7 @@ from plantlib.training.inputs import Inputs
 from plantlib.training.options import RunConfig, TrainConfig
 from plantlib.training.prepare import prepare
 from plantlib.training.runs import Run
-from plantlib.utils.io import atomic_path, remove_unless_held
-from plantlib.utils.progress import tqdm
+from plantlib.utils.io import remove_unless_held
 
 if TYPE_CHECKING:
     import pandas
@@ -90,8 +90,10 @@ class Probe(TrainerCallback):
         self.rows.append({"epoch": round(state.epoch), "step": state.global_step} | found)
 
 
-def training(inputs: Inputs, way: str, epochs: int, seed: int) -> list[dict]:
+def training(inputs: Inputs, way: str, epochs: int, seed: int) -> pandas.DataFrame:
     """One training: a row before it, one per epoch on dev, and one on test at the best epoch."""
+    import pandas as pd
+
     rate = WAYS[way]
     options = TrainConfig(epochs=epochs, patience=epochs)
     options = replace(options, lr_queries=rate * options.lr_queries)
@@ -134,44 +136,29 @@ def training(inputs: Inputs, way: str, epochs: int, seed: int) -> list[dict]:
         model.decoder, marked["test"]
     )
     rows.append(last | {m: values[m] for m in METRICS})
-    about = {"corpus": inputs.corpus.name, "way": way, "epochs": epochs, "seed": seed}
-    return [about | row for row in rows]
-
-
-def load(folder: str | Path) -> pandas.DataFrame:
-    """What `run` has written into a folder; empty where there is no file."""
-    import pandas as pd
-
-    path = Path(folder) / TABLE
-    return pd.read_csv(path) if path.exists() else pd.DataFrame(columns=KEY)
+    return pd.DataFrame(rows).round(5)
 
 
 def run(inputs: Inputs, jobs: list[tuple[str, int, int]], results: str | Path) -> pandas.DataFrame:
     """Make each training of `jobs` (way, epochs, seed) that TABLE lacks; the whole table."""
-    import pandas as pd
-
-    table = load(results)
-    done = set(table[KEY].drop_duplicates().itertuples(index=False, name=None))
-    for way, epochs, seed in tqdm(jobs, desc="trainings", unit="training"):
-        if (inputs.corpus.name, way, epochs, seed) in done:
-            continue
-        new = pd.DataFrame(training(inputs, way, epochs, seed)).round(5)
-        table = pd.concat([table, new], ignore_index=True) if len(table) else new
-        with atomic_path(Path(results) / TABLE) as temporary:
-            table.to_csv(temporary, index=False)
-    return table
+    return trainings.complete(
+        Path(results) / TABLE,
+        KEY,
+        [(inputs.corpus.name, *job) for job in jobs],
+        lambda _, *job: training(inputs, *job),
+    )
 
 
 def summary(table: pandas.DataFrame) -> pandas.DataFrame:
     """Means over seeds by way and epochs: dev before and after the last epoch, and test."""
+    import pandas as pd
+
     last = table[table["epoch"] == table["epochs"]]
     stages = {
         "planted": table[table["epoch"] == 0],
         "dev, last epoch": last[last["split"] == "dev"],
         "test": table[table["split"] == "test"],
     }
-    import pandas as pd
-
     means = [
         part.groupby(["way", "epochs"])[["distance", "auc", "precision", *METRICS]]
         .mean()

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from companion.studies import margins
+from companion.studies import margins, trainings
 
 
 class Known(nn.Module):
@@ -47,4 +47,6 @@ def test_three_models_are_compared_and_none_is_trained_twice(prepared, tmp_path,
         want = both["test", least, planted] - both["test", least, margins.NOTHING]
         assert first[planted] == pytest.approx(want, abs=1e-9)
     monkeypatch.setattr(margins, "training", None)
-    assert margins.run(prepared, [0], tmp_path).equals(margins.load(tmp_path))
+    assert margins.run(prepared, [0], tmp_path).equals(
+        trainings.load(tmp_path / margins.TABLE, margins.KEY)
+    )

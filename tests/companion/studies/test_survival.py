@@ -1,6 +1,6 @@
 """The study of what training does to planted attention, on the tiny corpus."""
 
-from companion.studies import survival
+from companion.studies import survival, trainings
 from tests.companion.studies.test_evidence import marked  # noqa: F401 (a fixture)
 
 
@@ -26,6 +26,9 @@ def test_finished_trainings_are_read(marked, tmp_path, monkeypatch):  # noqa: F8
     table = survival.run(marked, jobs, tmp_path)
     monkeypatch.setattr(survival, "training", None)
     again = survival.run(marked, jobs, tmp_path)
-    assert again.equals(survival.load(tmp_path)) and len(again) == len(table) == 3
+    assert (
+        again.equals(trainings.load(tmp_path / survival.TABLE, survival.KEY))
+        and len(again) == len(table) == 3
+    )
     summary = survival.summary(again)
     assert summary.loc[("test", "frozen", 1), "seeds"] == 1
