@@ -10,9 +10,11 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import nbformat
+from nbformat import NotebookNode
 
 from plantlib.data import privacy
 from plantlib.data.credentials import PrivacyError
@@ -54,11 +56,11 @@ def refresh(path: Path) -> float:
     # Remove widgets, stderr and every metadata key except tags and what folds a cell.
     for cell in notebook.cells:
         if cell.cell_type == "code":
-            cell.outputs = [
+            cell.outputs = joined(
                 o
                 for o in cell.outputs
                 if WIDGET not in o.get("data", {}) and o.get("name") != "stderr"
-            ]
+            )
             for key in [k for k in cell.metadata if k not in ("tags", "jupyter")]:
                 del cell.metadata[key]
         if not cell.metadata.get("tags"):
@@ -70,6 +72,18 @@ def refresh(path: Path) -> float:
         check=True,
     )
     return seconds
+
+
+def joined(outputs: Iterable[NotebookNode]) -> list[NotebookNode]:
+    """Outputs in which what a cell printed stands together, however slowly it was printed."""
+    kept: list[NotebookNode] = []
+    for output in outputs:
+        last = kept[-1] if kept else {}
+        if output.output_type == "stream" and last.get("name") == output.name:
+            last["text"] += output.text
+        else:
+            kept.append(output)
+    return kept
 
 
 def main(arguments: list[str]) -> int:

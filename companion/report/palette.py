@@ -44,8 +44,12 @@ PEERS = {
     "bare centroid": "#d9b3c9",
     "bare PPMI": "#d8ca3c",
 }
-# what is no system: implementations, measures, corpora
+# what is no system: measures, corpora
 OTHERS = ("#440154", "#31688e", "#35b779", "#b8b000", "#f1605d", "#8d8dd6")
+# ways to compute the same numbers
+IMPLEMENTATIONS = dict(
+    zip(("eager", "ours", "sdpa", "published", "reference", "pairwise"), OTHERS, strict=True)
+)
 
 
 def colours(systems: Iterable[str]) -> dict[str, str]:

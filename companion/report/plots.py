@@ -60,6 +60,11 @@ def _axes(ax: Axes | None, size: tuple[float, float] | None = None) -> Axes:
     return plt.subplots(figsize=size)[1] if ax is None else ax
 
 
+def beside(ax: Axes, title: str = "") -> None:
+    """The legend right of the axes, where it hides nothing."""
+    ax.legend(title=title, bbox_to_anchor=(1.01, 1), loc="upper left")
+
+
 def _need(frame: pandas.DataFrame, *columns: str) -> None:
     missing = [name for name in columns if name not in frame.columns]
     if missing or frame.empty:
@@ -100,7 +105,7 @@ def learning_curves(
     _bands(ax, frame, "start", "epoch", metric)
     ax.xaxis.get_major_locator().set_params(integer=True)
     ax.set(xlabel="epoch", ylabel=f"dev {metric_name(metric)} (%)")
-    ax.legend(title="start (band: seeds)")
+    beside(ax, "start (band: seeds)")
     return ax
 
 
@@ -108,14 +113,15 @@ def start_comparison(table: pandas.DataFrame, metric: str = "p@1", ax: Axes | No
     """Difference to the baseline in points with its 95 % interval, a row per system, best first.
 
     table: as `compare.compare` returns it (index system; '<metric> diff', 'low', 'high'), the
-    baseline first.
+    baseline first. Rows that are no systems, such as ablations, share one colour: their names
+    tell them apart.
     """
     _need(table, f"{metric} diff", f"{metric} low", f"{metric} high")
     ax = _axes(ax, (6.4, 1.2 + 0.4 * len(table)))
     rows = 100 * table[[f"{metric} diff", f"{metric} low", f"{metric} high"]].dropna()
     rows = rows.sort_values(f"{metric} diff", ascending=False, kind="stable")
     for place, (system, (middle, low, high)) in enumerate(rows.iterrows()):
-        colour = colours(table.index)[system]
+        colour = colours([system])[system]
         ax.plot([low, high], [place, place], color=colour, linewidth=2)
         ax.plot(middle, place, "o", color=colour, markersize=8)
     ax.axvline(0, color=COLOURS["random"], linewidth=1)
@@ -148,9 +154,10 @@ def backbone_comparison(
     ax.axvline(0, color=COLOURS["random"], linewidth=1)
     ax.set(yticks=range(len(places)), yticklabels=places, ylim=(len(places) - 0.5, -0.5))
     ax.set_xlabel(
-        f"{metric_name(metric)}, points above random attention on the same backbone (95 % interval)"
+        f"{metric_name(metric)}, points above random attention\n"
+        "on the same backbone (95 % interval)"
     )
-    ax.legend(bbox_to_anchor=(1.01, 1), loc="upper left")
+    beside(ax)
     return ax
 
 
@@ -186,7 +193,7 @@ def bucket_bars(frame: pandas.DataFrame, metric: str = "rp@5", ax: Axes | None =
     ax.set(xticks=range(len(buckets)), xticklabels=buckets, ylabel=f"{metric_name(metric)} (%)")
     ax.set_xlabel("labels by training frequency")
     ax.grid(axis="x", visible=False)
-    ax.legend()
+    beside(ax)
     return ax
 
 
@@ -223,7 +230,7 @@ def long_tail(
             va="center",
             transform=ax.get_yaxis_transform(),
         )
-    ax.plot(range(1, len(seen) + 1), seen, color=COLOURS["l2r"], linewidth=2)
+    ax.plot(range(1, len(seen) + 1), seen, color=OTHERS[1], linewidth=2)
     _by_rank(ax, top)
     ax.set_title(f"{len(counts):,} labels, {len(counts) - len(seen):,} without a training document")
     return ax
@@ -373,47 +380,7 @@ def evidence_agreement(
     ax.set(yticks=places, yticklabels=table["system"])
     ax.set(ylim=(len(table) - 0.5, -0.5), xlim=(0, 100))
     ax.set_xlabel("agreement with gold evidence (%)")
-    ax.legend(bbox_to_anchor=(1.01, 1), loc="upper left")
-    return ax
-
-
-def memory_law(frame: pandas.DataFrame, x: str = "labels", ax: Axes | None = None) -> Axes:
-    """Memory (MB) against the size `x`, both axes logarithmic, a line per implementation.
-
-    frame: columns implementation, `x`, memory_mb.
-    """
-    _need(frame, "implementation", x, "memory_mb")
-    ax = _axes(ax)
-    for i, (name, rows) in enumerate(frame.groupby("implementation", sort=False)):
-        rows = rows.sort_values(x)
-        marker = "os^Dvp"[i % 6]
-        colour = OTHERS[i % len(OTHERS)]
-        ax.plot(rows[x], rows["memory_mb"], marker=marker, color=colour, label=name)
-    ax.set(xscale="log", yscale="log", xlabel=x, ylabel="memory (MB)")
-    ax.legend()
-    return ax
-
-
-def kernel_times(frame: pandas.DataFrame, ax: Axes | None = None) -> Axes:
-    """Milliseconds of forward (dark) and forward with backward, a group of bars per shape.
-
-    frame: rows of one op and device, columns implementation, shape, forward_ms and both_ms (NaN
-    where it did not fit). The axis of milliseconds is logarithmic.
-    """
-    _need(frame, "implementation", "shape", "forward_ms", "both_ms")
-    ax = _axes(ax, (7.4, 3.6))
-    shapes = list(dict.fromkeys(frame["shape"]))
-    names = list(dict.fromkeys(frame["implementation"]))
-    width = 0.8 / max(len(names), 1)
-    for i, name in enumerate(names):
-        rows = frame[frame["implementation"] == name].set_index("shape").reindex(shapes)
-        left = [place - 0.4 + width * (i + 0.5) for place in range(len(shapes))]
-        colour = OTHERS[i % len(OTHERS)]
-        ax.bar(left, rows["both_ms"], 0.92 * width, color=colour, alpha=0.45, label=name)
-        ax.bar(left, rows["forward_ms"], 0.92 * width, color=colour)
-    ax.set(yscale="log", ylabel="ms, forward (dark) and with backward", xticks=range(len(shapes)))
-    ax.set_xticklabels(shapes)
-    ax.legend()
+    beside(ax)
     return ax
 
 
@@ -470,6 +437,7 @@ def inattention_sweep(
     frame: pandas.DataFrame, metric: str = "ndcg@5", ax: Axes | None = None
 ) -> Axes:
     """Metric against the K of inattention, a line per start; all tokens (K of None) stand last.
+    A single line is named by the title.
 
     frame: one row per run, columns start, keep (a number or None) and `metric` (a fraction);
     whiskers go from the worst to the best seed.
@@ -486,5 +454,9 @@ def inattention_sweep(
         ax.vlines(mean.index, 100 * rows.min(), 100 * rows.max(), color=colour, linewidth=2)
     ax.set(xticks=list(places.values()), xticklabels=list(places))
     ax.set(xlabel="K tokens kept per label", ylabel=f"{metric_name(metric)} (%)")
-    ax.legend(title="start")
+    names = list(dict.fromkeys(frame["start"]))
+    if len(names) == 1:
+        ax.set_title(plain(names[0]))
+    else:
+        beside(ax, "start")
     return ax

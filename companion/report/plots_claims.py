@@ -1,5 +1,5 @@
 """Figures of the studies: costs of peers, gains by a leak, convergence, data efficiency, corpora,
-reliability of scores, coverage of promises.
+reliability of scores, coverage of promises, weights of words, kernels.
 
 They share the style and the colours of `plots.py`: a DataFrame goes in, a matplotlib Axes comes
 out. No metric is computed and no file is read here.
@@ -12,7 +12,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from companion.report.metric_names import metric_name
-from companion.report.plots import COLOURS, OTHERS, _axes, _bands, _by_rank, _need, colours, plain
+from companion.report.palette import IMPLEMENTATIONS
+from companion.report.plots import (
+    COLOURS,
+    OTHERS,
+    _axes,
+    _bands,
+    _by_rank,
+    _need,
+    beside,
+    colours,
+    plain,
+    style,
+)
 
 if TYPE_CHECKING:
     import pandas
@@ -31,7 +43,9 @@ def quality_cost(frame: pandas.DataFrame, metric: str = "ndcg@5", ax: Axes | Non
     frame: rows of one data set, as `peers.table.frame` returns them.
     """
     _need(frame, "system", "kind", metric, "train_s", "train_cpu_s")
-    ax = _axes(ax, (7.4, 4.2))
+    # names stand below one another in the margin, a line of text each
+    tall = max(4.2, 1.0 + 0.2 * len(frame))
+    ax = _axes(ax, (7.4, tall))
     rows = frame.dropna(subset=[metric])
     rows = rows.assign(
         cpu=rows["train_cpu_s"].notna(),
@@ -48,7 +62,9 @@ def quality_cost(frame: pandas.DataFrame, metric: str = "ndcg@5", ax: Axes | Non
             color=palette[row["system"]],
             markerfacecolor=fill,
         )
-    for row, height in zip(rows.to_dict("records"), _apart(rows[metric]), strict=True):
+    for row, height in zip(
+        rows.to_dict("records"), _apart(rows[metric], 0.19 / (tall - 0.9)), strict=True
+    ):
         # the names stand right of the axes, moved apart where they would touch
         ax.annotate(
             row["system"],
@@ -67,12 +83,12 @@ def quality_cost(frame: pandas.DataFrame, metric: str = "ndcg@5", ax: Axes | Non
     return ax
 
 
-def _apart(values: pandas.Series) -> list[float]:
-    """Ascending values moved apart by the height of a line of text.
+def _apart(values: pandas.Series, share: float) -> list[float]:
+    """Ascending values moved apart by the height of a line of text, a `share` of their range.
 
     They move up, and down again where they would leave the axes at the top.
     """
-    gap = 0.035 * max(float(values.max() - values.min()), 1.0)
+    gap = share * max(float(values.max() - values.min()), 1.0)
     heights = []
     for value in values:
         heights.append(max(value, heights[-1] + gap) if heights else value)
@@ -153,6 +169,34 @@ def planting_worth(frame: pandas.DataFrame, metric: str = "ndcg@5", ax: Axes | N
     return ax
 
 
+def word_weights(frame: pandas.DataFrame, measures: dict[str, str]) -> Axes:
+    """What contributions have more than other ways to weigh words, in points with 95 % intervals.
+
+    A panel per measure, a row per way.
+
+    Args:
+        frame: as `contributions.table` returns it, contributions first.
+        measures: key -> name of each measure, in the order of the panels.
+    """
+    import matplotlib.pyplot as plt
+
+    _need(frame, *(f"{key} {part}" for key in measures for part in ("diff", "low", "high")))
+    style()
+    others = frame.iloc[1:]
+    size = (2.3 * len(measures) + 1.4, 1.6 + 0.34 * len(others))
+    fig, axes = plt.subplots(1, len(measures), figsize=size, sharey=True, squeeze=False)
+    for ax, (key, name) in zip(axes[0], measures.items(), strict=True):
+        places = range(len(others))
+        ax.hlines(places, 100 * others[f"{key} low"], 100 * others[f"{key} high"], color=OTHERS[1])
+        ax.plot(100 * others[f"{key} diff"], places, "o", color=OTHERS[1])
+        ax.axvline(0, color="#333333", linewidth=0.8)
+        ax.set_title(f"{name}\n(less is better)" if key == "sufficiency" else name, fontsize=10)
+        ax.tick_params(labelsize=9)
+    axes[0, 0].set(yticks=places, yticklabels=others.index, ylim=(len(others) - 0.5, -0.5))
+    fig.supxlabel(f"{frame.index[0]} minus this way, points (95 % interval)", fontsize=10)
+    return axes[0, 0]
+
+
 def planted_mass(frame: pandas.DataFrame, ax: Axes | None = None) -> Axes:
     """Attention that planting gives the words of a document's own labels, by the number of training
     documents of the label, a line per way of reading.
@@ -206,7 +250,7 @@ def convergence(
     if best == best:  # nan where the baseline was not run
         ax.axhline(100 * best, color=colours([baseline])[baseline], linestyle="--", linewidth=1)
     ax.set(xlabel="steps", ylabel=f"dev {metric_name(metric)} (%)")
-    ax.legend(title="start (band: seeds)")
+    beside(ax, "start (band: seeds)")
     return ax
 
 
@@ -225,7 +269,7 @@ def data_efficiency(
     ax.set(xscale="log", xlabel="training documents", ylabel=f"test {metric_name(metric)} (%)")
     ax.set_xticks(sizes, [f"{n:,}" for n in sizes], minor=False)
     ax.minorticks_off()
-    ax.legend(title="band: seeds")
+    beside(ax, "band: seeds")
     return ax
 
 
@@ -341,4 +385,54 @@ def coverage(
     ax.set(xlim=(edge, 100), ylim=(edge, 100), title="Is the promised recall kept?")
     ax.set(xlabel="promised recall (%)", ylabel="recall of held-out documents (%)")
     ax.legend(title=f"{plain(system)} (whiskers: 80 % of draws)")
+    return ax
+
+
+def memory_law(frame: pandas.DataFrame, x: str = "labels", ax: Axes | None = None) -> Axes:
+    """Memory (MB) against the size `x`, both axes logarithmic, a line per implementation.
+
+    frame: columns implementation, `x`, memory_mb.
+    """
+    _need(frame, "implementation", x, "memory_mb")
+    ax = _axes(ax)
+    palette = _of_implementations(frame)
+    for i, (name, rows) in enumerate(frame.groupby("implementation", sort=False)):
+        rows = rows.sort_values(x)
+        marker = "os^Dvp"[i % 6]
+        ax.plot(rows[x], rows["memory_mb"], marker=marker, color=palette[name], label=name)
+    ax.set(xscale="log", yscale="log", xlabel=x, ylabel="memory (MB)")
+    sizes = sorted(set(frame[x]))
+    ax.set_xticks(sizes, [f"{size:,}" for size in sizes], rotation=30, minor=False)
+    ax.minorticks_off()
+    ax.legend()
+    return ax
+
+
+def _of_implementations(frame: pandas.DataFrame) -> dict[str, str]:
+    """Implementation -> colour, the same in every figure."""
+    names = frame["implementation"]
+    return colours(names) | {k: v for k, v in IMPLEMENTATIONS.items() if k in set(names)}
+
+
+def kernel_times(frame: pandas.DataFrame, ax: Axes | None = None) -> Axes:
+    """Milliseconds of forward (dark) and forward with backward, a group of bars per shape.
+
+    frame: rows of one op and device, columns implementation, shape, forward_ms and both_ms (NaN
+    where it did not fit). The axis of milliseconds is logarithmic.
+    """
+    _need(frame, "implementation", "shape", "forward_ms", "both_ms")
+    ax = _axes(ax, (7.4, 3.6))
+    shapes = list(dict.fromkeys(frame["shape"]))
+    names = list(dict.fromkeys(frame["implementation"]))
+    width = 0.8 / max(len(names), 1)
+    palette = _of_implementations(frame)
+    for i, name in enumerate(names):
+        rows = frame[frame["implementation"] == name].set_index("shape").reindex(shapes)
+        left = [place - 0.4 + width * (i + 0.5) for place in range(len(shapes))]
+        colour = palette[name]
+        ax.bar(left, rows["both_ms"], 0.92 * width, color=colour, alpha=0.45, label=name)
+        ax.bar(left, rows["forward_ms"], 0.92 * width, color=colour)
+    ax.set(yscale="log", ylabel="ms, forward (dark) and with backward", xticks=range(len(shapes)))
+    ax.set_xticklabels(shapes)
+    ax.legend()
     return ax

@@ -163,7 +163,7 @@ def test_memory_law_is_log_log_with_sorted_lines():
             "memory_mb": [50.0, 5, 1, 2],
         }
     )
-    ax = plots.memory_law(frame)
+    ax = plots_claims.memory_law(frame)
     assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
     assert ax.lines[0].get_xdata().tolist() == [10, 100] and ax.lines[0].get_ydata().tolist() == [
         5,
@@ -180,7 +180,7 @@ def test_kernel_times_draw_what_fits():
             "both_ms": [9.0, 4, 8],
         }
     )
-    ax = plots.kernel_times(frame)
+    ax = plots_claims.kernel_times(frame)
     heights = [[bar.get_height() for bar in bars] for bars in ax.containers]
     assert heights[2:] == [[4, 8], [1, 2]] and heights[0][0] == 9 and np.isnan(heights[0][1])
     assert ax.get_yscale() == "log" and [t.get_text() for t in ax.get_xticklabels()] == [
@@ -257,7 +257,7 @@ def test_missing_columns_are_named():
     ):
         plots.learning_curves(pd.DataFrame({"a": [1]}))
     with pytest.raises(ValueError, match="got 0 rows"):
-        plots.memory_law(pd.DataFrame(columns=["implementation", "labels", "memory_mb"]))
+        plots_claims.memory_law(pd.DataFrame(columns=["implementation", "labels", "memory_mb"]))
 
 
 def test_saved_bytes_repeat_and_the_figure_is_closed(tmp_path):
