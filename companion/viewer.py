@@ -103,8 +103,7 @@ def choose(corpus, model, split: str = "dev", documents=(3, 10)) -> tuple[int, s
         if corpus.label_names[j] in model.config.label2id
     ]
     rare = [(i, j) for i, j in fitting if documents[0] <= train[j] <= documents[1]]
-    if corpus.manifest.get("synthetic"):
-        rare.sort(key=lambda pair: not _presentable(corpus, pair[0]))
+    rare.sort(key=lambda pair: not presentable(corpus, pair[0]))
     for row, column in rare:
         if gold_spans(corpus, row, corpus.label_names[column]):
             return row, corpus.label_names[column]
@@ -117,7 +116,12 @@ def choose(corpus, model, split: str = "dev", documents=(3, 10)) -> tuple[int, s
     return row, corpus.label_names[column]
 
 
-def _presentable(corpus, row: int) -> bool:
+def presentable(corpus, row: int) -> bool:
+    """Whether a document can stand on a first page: in a synthetic corpus all its labels are of the
+    `PRESENTABLE` chapters; of a real corpus every document can.
+    """
+    if not corpus.manifest.get("synthetic"):
+        return True
     names = [corpus.label_names[j] for j in corpus.labels[row].indices]
     return all(name.startswith(PRESENTABLE) for name in names)
 

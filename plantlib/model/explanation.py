@@ -190,11 +190,13 @@ class Explanation:
     def top(self, k: int = 10) -> list[Word]:
         """The k phrases of largest weight by size, summed over their repeats in any case.
 
-        With kind="attention" they are single words. Words of a weight below `NOISE` are left out.
+        With kind="attention" they are single words. Words of a weight below `NOISE` and punctuation
+        are left out.
         """
         check_whole("k", k)
         shown = self.words if self.kind == "attention" else self.phrases
         joined = marking.repeats_joined(shown)
+        joined = [word for word in joined if marking.is_spoken(word)] or joined
         best = sorted(joined, key=lambda word: -abs(self.weight(word)))[:k]
         return best[:1] + [word for word in best[1:] if abs(self.weight(word)) >= NOISE]
 

@@ -116,6 +116,11 @@ def repeats_joined(words: Iterable[Word]) -> list[Word]:
     return [merged(group, group[0].text) for group in groups.values()]
 
 
+def is_spoken(word: Word) -> bool:
+    """Whether a word or phrase has a letter or a digit; a dot or a bracket has none."""
+    return any(character.isalnum() for character in word.text)
+
+
 def highlighted(
     text: str,
     spans: Sequence[Span],

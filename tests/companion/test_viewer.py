@@ -44,6 +44,16 @@ def test_untrained_twins_share_all_but_the_start(model):
         viewer.untrained(model, "l2r")
 
 
+def test_documents_of_other_chapters_do_not_stand_on_a_first_page(corpus):
+    renamed = replace(corpus, label_names=[f"K{i}" for i in range(corpus.L)])
+    synthetic = replace(renamed, manifest=corpus.manifest | {"synthetic": True})
+    row = int(corpus.rows("dev")[0])
+    assert viewer.presentable(synthetic, row)
+    outside = replace(synthetic, label_names=[f"Z{i}" for i in range(corpus.L)])
+    assert not viewer.presentable(outside, row)
+    assert viewer.presentable(replace(outside, manifest={}), row), "real documents are not judged"
+
+
 def test_choose_takes_a_marked_label_of_the_range(model, marked):
     row, label = viewer.choose(marked, model, documents=(1, 100))
     assert (

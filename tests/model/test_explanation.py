@@ -87,6 +87,17 @@ def test_pieces_become_words():
     assert explanation.top_words(1) == [("cardio-myopathy", pytest.approx(3 / 16 * 4))]
 
 
+def test_lists_leave_out_punctuation_and_still_add_up():
+    outputs = np.array([1.0, 9.0, 2.0])
+    explanation = Explanation("x", "a . b", [(0, 1), (2, 3), (4, 5)], *np.zeros((2, 3)), outputs)
+    assert [word.text for word in explanation.top()] == ["b", "a"]
+    rows = {name: numbers[0] for name, numbers in explanation.table()}
+    assert rows.pop("(logit)") == pytest.approx(sum(rows.values())) == pytest.approx(4.0)
+    assert rows["(other words)"] == pytest.approx(3.0)
+    alone = Explanation("x", ".", [(0, 1)], *np.zeros((2, 1)), np.array([9.0]))
+    assert [word.text for word in alone.top()] == ["."], "where nothing else was read"
+
+
 def test_repeated_words_are_summed_whatever_their_case():
     spans = [(0, 5), (6, 8), (9, 14)]
     explanation = Explanation("x", "Pulse or pulse", spans, *np.zeros((2, 3)), np.array([3, 0, 6]))
