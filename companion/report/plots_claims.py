@@ -278,7 +278,7 @@ def long_tails(corpora: dict[str, dict], ax: Axes | None = None) -> Axes:
 
     corpora: the contents of `results/corpora.json`.
     """
-    ax = _axes(ax, (7.4, 4.2))
+    ax = _axes(ax, (8.8, 4.2))
     names = sorted(corpora, key=lambda name: -corpora[name]["labels"])
     for name, colour in colours(names).items():
         about = corpora[name]
@@ -289,7 +289,7 @@ def long_tails(corpora: dict[str, dict], ax: Axes | None = None) -> Axes:
     ax.axhspan(0.7, 5, color="#fbe3c8", zorder=0)
     ax.text(0.015, 1.8, "few: 1 to 5 documents", transform=ax.get_yaxis_transform(), va="center")
     _by_rank(ax, top=None)
-    ax.legend()
+    beside(ax)
     return ax
 
 
