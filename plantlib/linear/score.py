@@ -1,5 +1,5 @@
-"""A document's linear score over words: ridge regressions, teachers and label centroids, stacked
-into one table; docs/method.md, "The linear score".
+"""A document's linear score over words: regressions, teachers and label centroids, stacked into one
+table; docs/method.md, "The linear score".
 
 Every term is linear in the tf-idf weights of a document, so with fixed weights they fold into one
 (L, V) table and one intercept per label: u[b, l] = <tfidf[b], M[l]> + m[l]. The weights of the
@@ -11,7 +11,6 @@ module that scores text is in `planting.scores`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -21,7 +20,7 @@ from scipy import sparse
 
 from plantlib.data.tokens import smooth_idf, tfidf
 from plantlib.kernels.counts import column_counts, presence
-from plantlib.linear import rare, ridge, stacking
+from plantlib.linear import confusable, rare, ridge, stacking
 from plantlib.linear.stacking import Stack
 from plantlib.linear.tables import Table, float32, fold_up, load_tables, save_tables
 from plantlib.linear.terms import centroids, ppmi
@@ -30,7 +29,7 @@ from plantlib.utils.checks import check_fields
 from plantlib.utils.io import read_if_whole
 from plantlib.utils.progress import tqdm
 
-TERMS = ("ridge", "jaccard", "raw", "ppmi", "centroid")
+COUNTED = ("jaccard", "raw", "ppmi", "centroid")  # terms that are counted, not fitted
 
 # penalties of the ridge regressions, and the size up to which their weights are dropped: long texts
 # want a small penalty, short ones and frequent labels a large one, and the stack weighs them
@@ -38,10 +37,12 @@ PENALTIES = {0.2: 0.03, 1.5: 0.015}
 TOP_K = 64  # tokens per label of MI and J, as the teacher has; PPMI and centroids keep 4 times it
 MIN_DOCUMENTS = 2  # training documents that a word of the score has at least
 # Above so many cells of (n, L) there are fewer folds, so that a large problem stays affordable, and
-# smaller penalties, which dev of 10,000 laws prefers.
+# one penalty: among many documents squared error ranks worse than a support vector machine does,
+# which ridge regression only tells what is confusable.
 LARGE_CELLS = 1.5e7
 LARGE_FOLDS = 3
-LARGE_PENALTIES = {0.05: 0.05, 0.5: 0.03}
+LARGE_PENALTIES = {0.5: 0.03}
+SVM = "svm"
 
 
 @dataclass(frozen=True)
@@ -65,10 +66,15 @@ def is_large(cells: int) -> bool:
     return cells > LARGE_CELLS
 
 
-def columns_of(penalties: Mapping[float, float] = PENALTIES) -> tuple[str, ...]:
-    """Names of the tables that are summed: the terms, ridge regression once per penalty."""
-    ridges = tuple(f"ridge {penalty:g}" for penalty in penalties)
-    return tuple(name for term in TERMS for name in (ridges if term == "ridge" else (term,)))
+def penalties_of(large: bool) -> dict[float, float]:
+    """The penalties of the ridge regressions, see `ridge.fit`."""
+    return LARGE_PENALTIES if large else PENALTIES
+
+
+def columns_of(large: bool = False) -> tuple[str, ...]:
+    """Names of the tables that are summed."""
+    ridges = (f"ridge {penalty:g}" for penalty in penalties_of(large))
+    return (*ridges, *([SVM] if large else []), *COUNTED)
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,16 +171,16 @@ def fit(
     part[train_rows] = fold + 1
     parts: list[dict[str, Table]] = []
     # the terms of every part
-    penalties = LARGE_PENALTIES if large else PENALTIES
-    steps = (folds + 1) * labels.shape[1] * len(penalties)
+    names = columns_of(large)
+    steps = (folds + 1) * labels.shape[1] * (len(names) - len(COUNTED))
     options = {"total": steps, "desc": "linear score", "unit": "label", "disable": not progress}
     with tqdm(**options) as bar:
         for k in range(-1, folds):
             rows = train_rows[fold != k]
             path = folder and Path(folder) / f"part{k + 1}.safetensors"
-            parts.append(_part(weights[rows], labels[rows], penalties, path, bar, folds + 1))
+            options = {"large": large, "seed": seed, "bar": bar}
+            parts.append(_part(weights[rows], labels[rows], path, folds + 1, **options))
     # weigh the terms out of fold, and fold each part into one table
-    names = columns_of(penalties)
     counts = [column_counts(labels[train_rows[fold != k]]) for k in range(-1, folds)]
     stack = stacking.fit(
         parts[1:], counts[1:], weights[train_rows], labels[train_rows], fold, names, seed=seed
@@ -198,14 +204,14 @@ def folds_of(weights: sparse.csr_matrix, folds: int, seed: int = 0) -> np.ndarra
     return fold
 
 
-def _part(weights, labels, penalties, path: Path | None, bar, count: int) -> dict[str, Table]:
+def _part(weights, labels, path: Path | None, count: int, *, bar, **options) -> dict[str, Table]:
     """The terms of one of `count` parts of the rows, read from `path` if it holds them and else
-    written to it.
+    written to it; options as for `terms_of`.
     """
     if path is not None and (stored := read_if_whole(path, load_tables)) is not None:
         bar.update(bar.total // count)
         return stored
-    tables = terms_of(weights, labels, penalties, bar=bar)
+    tables = terms_of(weights, labels, bar=bar, **options)
     if path is not None:
         save_tables(tables, path)
     return tables
@@ -214,7 +220,9 @@ def _part(weights, labels, penalties, path: Path | None, bar, count: int) -> dic
 def terms_of(
     weights: sparse.csr_matrix,
     labels: sparse.csr_matrix,
-    penalties: Mapping[float, float] = PENALTIES,
+    *,
+    large: bool = False,
+    seed: int = 0,
     bar=None,
 ) -> dict[str, Table]:
     """Every term from n training rows.
@@ -222,8 +230,9 @@ def terms_of(
     Args:
         weights: (n, V) csr, tf-idf.
         labels: (n, L) csr.
-        penalties: of the ridge regressions, see `ridge.fit`.
-        bar: a progress bar that counts labels per penalty.
+        large: fit what large problems have.
+        seed: of the support vector machines.
+        bar: a progress bar that counts labels per fitted term.
 
     Returns:
         {name: table} in the order of `columns_of`.
@@ -236,9 +245,11 @@ def terms_of(
         mig.top_tokens(centroids(weights, labels).scores, 4 * TOP_K)[0],
     ]
     no_intercept = np.zeros(labels.shape[1], np.float32)
-    tables = ridge.fit(weights, labels, penalties, bar=bar)
+    tables = ridge.fit(weights, labels, penalties_of(large), bar=bar)
+    if large:
+        tables.append(confusable.fit(weights, labels, tables[0], seed=seed, bar=bar))
     tables += [Table(float32(cells), no_intercept) for cells in counted]
-    return dict(zip(columns_of(penalties), tables, strict=True))
+    return dict(zip(columns_of(large), tables, strict=True))
 
 
 def word_cells(score: LinearScore | None) -> dict[str, int]:

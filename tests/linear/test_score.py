@@ -171,15 +171,16 @@ def test_the_slope_of_the_stack_is_that_of_its_loss():
         assert loss(*moved) > best, "no allowed step away is better"
 
 
-def test_a_large_problem_has_fewer_folds_and_penalties_of_its_own(prepared, monkeypatch):
+def test_a_large_problem_has_fewer_folds_and_support_vector_machines(prepared, monkeypatch):
     most = int(linear_score.LARGE_CELLS)
     assert linear_score.is_large(most + 1) and not linear_score.is_large(most)
     found = words(prepared.corpus.texts, prepared.rows["train"])
     monkeypatch.setattr(linear_score, "LARGE_CELLS", 1)
     linear = linear_score.fit(found, prepared.corpus.labels, prepared.rows["train"], progress=False)
     assert len(linear.tables) == 1 + linear_score.LARGE_FOLDS < 1 + LinearConfig().folds
-    names = linear_score.columns_of(linear_score.LARGE_PENALTIES)
+    names = linear_score.columns_of(large=True)
     assert tuple(linear.stack.terms) == names != linear_score.columns_of()
+    assert max(linear.stack.weights[names.index(linear_score.SVM)]) > 0
 
 
 def test_copies_of_a_text_share_a_fold():
