@@ -50,7 +50,7 @@ peers: $(READY)  ## peers of other libraries -> results/peers.csv; DATASET= TRAI
 promote: $(READY) ## commit-ready copies of a local job's records: make promote DATASET=x
 	$(BIN)/python -c "from pathlib import Path; from companion.reproduce import promote; print(len(promote(Path('results/local/$(DATASET)/runs'), Path('results/runs'))), 'records')"
 constraints: $(READY) ## rewrite constraints.txt from the working environment
-	(head -2 constraints.txt; $(BIN)/pip freeze --exclude-editable | grep -viE '^(torch|gt[-_]all[-_]minilm[-_]l6[-_]v2|llm[-_]smollm2|coverage|py-spy)[ =]' | sort -f) > constraints.new
+	(head -2 constraints.txt; $(BIN)/pip freeze --exclude-editable | grep -viE '^(torch|gt[-_]all[-_]minilm[-_]l6[-_]v2|all[-_]mpnet[-_]base[-_]v2.*|llm[-_]smollm2|coverage|py-spy)[ =]' | sort -f) > constraints.new
 	mv constraints.new constraints.txt
 dist: $(READY)   ## sdist and wheel in dist/, checked
 	$(BIN)/python -m build && $(BIN)/twine check --strict dist/*

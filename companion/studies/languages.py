@@ -122,14 +122,15 @@ def effects(records: Sequence[RunRecord]) -> pandas.DataFrame:
                 pair = values[name, planted], values[name, unplanted]
                 gains[language] = pair[0] - pair[1]
                 means = {"unplanted": np.nanmean(pair[1]), "planted": np.nanmean(pair[0])}
-                rows.append(about | {"language": language} | means | _difference(*pair))
-            both = _difference(*gains.values())
+                rows.append(about | {"language": language} | means | difference(*pair))
+            both = difference(*gains.values())
             nothing = {"unplanted": np.nan, "planted": np.nan}
             rows.append(about | {"language": " minus ".join(DATASETS)} | nothing | both)
     return pd.DataFrame(rows)
 
 
-def _difference(a: np.ndarray, b: np.ndarray) -> dict[str, float]:
+def difference(a: np.ndarray, b: np.ndarray) -> dict[str, float]:
+    """Mean of a minus b, (seeds, N) each, with its 95 % interval over seeds and documents."""
     found = paired_bootstrap(a, b)
     bounds = {"low": found["low"], "high": found["high"]}
     return {"difference": found["mean_difference"]} | bounds

@@ -1,8 +1,8 @@
 """Backbones: any Hugging Face encoder or causal LM by name, folder or configuration.
 
-`minilm` and `smollm2` are pretrained models that need no model hub (`weights.py`). Weights are
-loaded from safetensors only, and remote code is off by default. LoRA is in `adapters.py`, documents
-longer than the window are in `windows.py`.
+`minilm`, `smollm2` and `mpnet` are pretrained models that need no model hub (`weights.py`).
+Weights are loaded from safetensors only, and remote code is off by default. LoRA is in
+`adapters.py`, documents longer than the window are in `windows.py`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ NOT_OF_TRANSFORMERS = (AttributeError, KeyError, TypeError, StrictDataclassError
 DTYPES = ("float32", "bfloat16", "float16")
 LONGEST_WINDOW = 4096
 # in these the first position comes after that of the padding
-OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert")
+OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert", "mpnet")
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,8 +77,8 @@ def load(
     """Load a backbone; what cannot be loaded is refused before any weight is read.
 
     Args:
-        name_or_config: `minilm`, `smollm2`, a local folder, a hub id, or a configuration object,
-            which gets random weights.
+        name_or_config: `minilm`, `smollm2`, `mpnet`, a local folder, a hub id, or a configuration
+            object, which gets random weights.
         tokenizer: replaces the backbone's own; needed with a configuration.
         dtype: of the weights; the head stays float32.
         quantise: 4-bit weights through bitsandbytes, on a CUDA GPU.
@@ -307,8 +307,8 @@ def hidden_size_of(config) -> int:
 def locate(name_or_path: str) -> str:
     """Where transformers finds a backbone; ValueError if it cannot.
 
-    A folder for `minilm`, `smollm2` or a local path, the base's folder for an adapter, and a hub id
-    as it is.
+    A folder for a name of `weights.FOLDERS` or a local path, the base's folder for an adapter, and
+    a hub id as it is.
     """
     if name_or_path in weights.FOLDERS:
         return str(weights.FOLDERS[name_or_path]())

