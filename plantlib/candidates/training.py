@@ -26,9 +26,9 @@ from plantlib.data.tokens import tfidf
 from plantlib.kernels import Cells
 from plantlib.linear.score import LinearScore
 from plantlib.metrics.buckets import EDGES, Edges, frequency_buckets
-from plantlib.metrics.documents import BUCKET_DEPTH, Scores, restrict
+from plantlib.metrics.documents import BUCKET_DEPTH, Scores
 from plantlib.metrics.statistics import largest, order_keys
-from plantlib.metrics.topk import TopK
+from plantlib.metrics.topk import TopK, restrict
 from plantlib.planting.decoder import Packed
 from plantlib.teacher.mig import Teacher
 from plantlib.utils.progress import tqdm

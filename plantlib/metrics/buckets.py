@@ -50,6 +50,23 @@ def frequency_buckets(train_counts: np.ndarray, edges: Edges = EDGES) -> dict[st
     return {name: which == i for i, name in enumerate(NAMES)}
 
 
+def few_of_eurlex(train_counts: np.ndarray, masks: Mapping[str, np.ndarray]) -> np.ndarray | None:
+    """Labels with 1 to 50 training documents, where few and medium together are just these.
+
+    The paper on EURLEX57K (Chalkidis et al. 2019) divides labels by these numbers.
+
+    Args:
+        train_counts: (L,) training documents per label.
+        masks: as `frequency_buckets` returns them.
+
+    Returns:
+        (L,) bool; None for a data set with bounds of its own.
+    """
+    counts = np.asarray(train_counts)
+    mask = (counts > 0) & (counts <= 50)
+    return mask if np.array_equal(mask, masks["few"] | masks["medium"]) else None
+
+
 def edges_of(manifest: Mapping[str, Any]) -> Edges:
     """The bounds in a corpus's manifest, else EDGES."""
     return checked(manifest["bucket_edges"]) if "bucket_edges" in manifest else EDGES

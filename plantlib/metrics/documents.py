@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
-from plantlib.metrics.buckets import EDGES, Edges, frequency_buckets
+from plantlib.metrics.buckets import EDGES, Edges, few_of_eurlex, frequency_buckets
 from plantlib.metrics.label_rules import LabelRule
 from plantlib.metrics.statistics import (
     UNSCORED,
@@ -31,7 +31,7 @@ from plantlib.metrics.statistics import (
     to_numpy,
     unwrap,
 )
-from plantlib.metrics.topk import TopK
+from plantlib.metrics.topk import TopK, restrict
 
 BUCKET_DEPTH = 15
 AUC_LABELS = 65_536  # most labels that the AUC is measured for: 512 MiB of histograms
@@ -200,19 +200,6 @@ def average_precision_at_k(
     hit = hits(topk, Y, k)
     precisions = (hit * hit.cumsum(1) / np.arange(1, k + 1)).sum(1)
     return _ratio(precisions, np.minimum(k, _gold_count(Y, extra_gold)))
-
-
-def restrict(topk: TopK, mask: np.ndarray) -> TopK:
-    """The labels of `topk` that lie in `mask` (L,), moved left; the number of places stays.
-
-    `topk` may lack labels of the mask below its k places, so metrics of the result are lower
-    bounds. `StreamingEvaluator` ranks buckets exactly.
-    """
-    keep = (topk.ids >= 0) & np.asarray(mask)[topk.ids]
-    order = np.argsort(~keep, axis=1, kind="stable")
-    ids = np.where(keep, topk.ids, -1)
-    scores = np.where(keep, topk.scores, np.float32(-np.inf))
-    return TopK(np.take_along_axis(ids, order, 1), np.take_along_axis(scores, order, 1))
 
 
 def restrict_gold(Y: Any, mask: np.ndarray) -> sparse.csr_matrix:
@@ -427,6 +414,7 @@ def evaluate(
     Returns:
         One flat dict of fractions, nan where undefined. 'few/rp@5' ranks the labels of a bucket
         among themselves over the documents that have one, 'few/overall_r@15' ranks all labels.
+        '1-50/rp@5' does so for few and medium together, where these have 1 to 50 documents.
         Values of k beyond the depth of the TopK are left out, and without `gold_ranks` there is
         MAP@k instead of MAP. 'documents_without_gold' are not in R, RP, nDCG and MAP;
         'documents_cut' have the last place of the TopK accepted, so F1 may miss some of
@@ -462,13 +450,18 @@ def evaluate(
         ("ndcg", ndcg_at_k, (5,)),
         ("p", precision_where_gold, (1, 5, 8)),
     )
-    for name, mask in (scores.masks or frequency_buckets(train_counts)).items():
+    masks = scores.masks or frequency_buckets(train_counts)
+    for name, mask in masks.items():
         ranking = scores.buckets[name] if scores.buckets else restrict(topk, mask)
         gold = restrict_gold(Y, mask)
         out |= {f"{name}/{key}": x for key, x in _over(in_buckets, ranking, gold).items()}
         out |= {f"{name}/overall_{key}": x for key, x in _over(undefined[:1], topk, gold).items()}
         if threshold is not None:
             out[f"{name}/macro_f1"] = f1_scores(counts[:, mask])["macro_f1"]
+    if (mask := few_of_eurlex(train_counts, masks)) is not None:
+        both = scores.buckets and TopK.merged([scores.buckets[x] for x in ("few", "medium")])
+        found = _over(in_buckets[::2], both or restrict(topk, mask), restrict_gold(Y, mask))
+        out |= {f"1-50/{key}": x for key, x in found.items()}
     return out
 
 

@@ -85,6 +85,12 @@ class TopK:
         """
         return self.of_lists(self.ids, self.scores + np.asarray(added, np.float32)[self.ids])
 
+    @classmethod
+    def merged(cls, parts: Sequence[TopK]) -> TopK:
+        """The best labels of the same documents from lists that share no label, k as before."""
+        ids, scores = ([getattr(p, of) for p in parts] for of in ("ids", "scores"))
+        return cls.of_lists(np.concatenate(ids, 1), np.concatenate(scores, 1)).cut(parts[0].k)
+
     def cut(self, k: int) -> TopK:
         """The first k places, padded with unused ones if there are fewer."""
         ids, scores = self.ids[:, :k], self.scores[:, :k]
@@ -93,3 +99,16 @@ class TopK:
             np.pad(ids, missing, constant_values=-1),
             np.pad(scores, missing, constant_values=-np.inf),
         )
+
+
+def restrict(topk: TopK, mask: np.ndarray) -> TopK:
+    """The labels of `topk` that lie in `mask` (L,), moved left; the number of places stays.
+
+    `topk` may lack labels of the mask below its k places, so metrics of the result are lower
+    bounds. `documents.StreamingEvaluator` ranks buckets exactly.
+    """
+    keep = (topk.ids >= 0) & np.asarray(mask)[topk.ids]
+    order = np.argsort(~keep, axis=1, kind="stable")
+    ids = np.where(keep, topk.ids, -1)
+    scores = np.where(keep, topk.scores, np.float32(-np.inf))
+    return TopK(np.take_along_axis(ids, order, 1), np.take_along_axis(scores, order, 1))

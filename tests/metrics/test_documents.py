@@ -362,6 +362,25 @@ def test_evaluate_agrees_with_its_parts_and_accounts_for_all_labels():
     assert measured["few/macro_f1"] == pytest.approx(by_label[chosen].mean())
 
 
+def test_labels_with_1_to_50_documents_are_one_bucket_too():
+    """Few and medium ranked together, as a dense ranking of these labels alone has it."""
+    for seed in (2, 3):
+        Y, scores, counts = make(seed)
+        measured = documents.evaluate(streamed(Y, scores, counts), Y, counts, 1000)
+        mask = (counts >= 1) & (counts <= 50)
+        dense, gold = TopK.from_dense(scores[:, mask], 5), Y[:, mask]
+        for name, metric in (("rp", documents.r_precision_at_k), ("ndcg", documents.ndcg_at_k)):
+            expected = documents.mean(metric(dense, gold, 5))
+            assert measured[f"1-50/{name}@5"] == pytest.approx(expected)
+        bare = documents.evaluate(Scores(TopK.from_dense(scores, 8)), Y, counts, 1000)
+        assert bare["1-50/rp@5"] <= measured["1-50/rp@5"]
+    # a data set with other bounds has no such bucket
+    evaluator = documents.StreamingEvaluator(Y, counts, edges=(0, 7, 7))
+    evaluator.update(np.arange(N), scores)
+    other = documents.evaluate(evaluator.result(), Y, counts, 1000)
+    assert "few/rp@5" in other and not any(name.startswith("1-50") for name in other)
+
+
 def test_evaluate_of_a_bare_topk_is_a_lower_bound_in_buckets():
     Y, scores, counts = make(2)
     exact = documents.evaluate(streamed(Y, scores, counts), Y, counts, 1000)
