@@ -8,6 +8,8 @@ numbers, so `OfNumbers` writes each row as a text, and they are run on it.
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 
 import joblib
 import numpy as np
@@ -120,8 +122,11 @@ def test_dev_documents_choose_where_they_are_given(classifier, documents):
     assert (drawn[0] == "dev").sum() == 8
 
 
-def test_the_tools_of_scikit_learn_fit_clones(quick, documents):
+@pytest.mark.parametrize("tier", ["language model", "words"])
+def test_the_tools_of_scikit_learn_fit_clones(quick, documents, tier):
     texts, labels = documents[:2]
+    if tier == "words":
+        quick = clone(quick).set_params(backbone="words")
     lower = FunctionTransformer(lambda part: [text.lower() for text in part])
     pipeline = make_pipeline(lower, quick)
     folds = model_selection.KFold(2)
@@ -139,6 +144,59 @@ def test_the_tools_of_scikit_learn_fit_clones(quick, documents):
         quick, texts, labels, cv=folds, n_permutations=1
     )
     assert score > permuted.max() and chance == pytest.approx(1 / 2)
+
+
+def test_a_grid_is_searched_in_two_processes(documents, tmp_path):
+    """Each process fits clones of its own, and what comes of it is what one process finds."""
+    texts, labels = documents[:2]
+    quick_tier = PlantClassifier("words", start="score", epochs=1)
+    pipeline = make_pipeline(FunctionTransformer(shouted), quick_tier)
+    grid = {"plantclassifier__start": ["score", "random"]}
+    searches = [
+        model_selection.GridSearchCV(pipeline, grid, cv=model_selection.KFold(2), n_jobs=jobs)
+        for jobs in (1, 2)
+    ]
+    alone, together = (search.fit(texts, labels) for search in searches)
+    assert together.best_params_ == {"plantclassifier__start": "score"}
+    scores = [search.cv_results_["mean_test_score"] for search in (alone, together)]
+    assert scores[1] == pytest.approx(scores[0], abs=1e-6)
+    assert np.array_equal(alone.predict(texts), together.predict(texts))
+    joblib.dump(together.best_estimator_, tmp_path / "pipeline.joblib")
+    loaded = joblib.load(tmp_path / "pipeline.joblib")
+    assert np.array_equal(loaded.predict_proba(texts), together.predict_proba(texts))
+
+
+def shouted(texts: list[str]) -> list[str]:
+    """A step of a pipeline that another process can import."""
+    return [text.upper() for text in texts]
+
+
+AFRESH = """
+import sys, joblib
+classifier = joblib.load(sys.argv[1])
+texts, labels, held = joblib.load(sys.argv[2])
+first = classifier.predict_proba(held)
+classifier.partial_fit(texts, labels)
+found = classifier.predict(held), classifier.predict_proba(held), classifier.classes_
+joblib.dump((first, *found), sys.argv[3])
+"""
+
+
+def test_a_classifier_is_loaded_and_learns_on_in_a_fresh_process(documents, tmp_path):
+    texts, labels, held, _ = documents
+    classifier = PlantClassifier("words", epochs=1).fit(texts[:60], lists_of(labels[:60]))
+    later = texts[60:], [[*row, "new"] for row in lists_of(labels[60:])]
+    before = classifier.predict_proba(held)
+    files = [tmp_path / f"{name}.joblib" for name in ("classifier", "documents", "found")]
+    joblib.dump(classifier, files[0])
+    joblib.dump((*later, held), files[1])
+    subprocess.run([sys.executable, "-c", AFRESH, *map(str, files)], check=True)
+    first, sets, chances, classes = joblib.load(files[2])
+    assert np.array_equal(first, before)
+    classifier.partial_fit(*later)
+    assert classes.tolist() == classifier.classes_.tolist() and classes[-1] == "new"
+    assert chances == pytest.approx(classifier.predict_proba(held), abs=1e-6)
+    assert sets == classifier.predict(held) and chances.shape[1] == before.shape[1] + 1
 
 
 def test_joblib_carries_a_fitted_classifier(fitted, documents, tmp_path):
