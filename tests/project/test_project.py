@@ -19,7 +19,8 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parents[2]
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT, BUILD = PYPROJECT["project"], PYPROJECT["build-system"]
 PINS = dict(
     line.lower().replace("_", "-").split("==")
     for line in (ROOT / "constraints.txt").read_text().splitlines()
@@ -192,6 +193,31 @@ def test_the_conda_recipe_asks_for_what_the_package_asks_for():
         Requirement(f"x{PROJECT['requires-python']}").specifier
     )
     assert of_conda == of_pip
+    # what builds it, its licence and what is tried after it is installed
+    host = {r.name for r in map(Requirement, BUILD["requires"])} | {"python", "pip"}
+    built = [Requirement(text.replace(" ", "", 1)) for text in recipe["requirements"]["host"]]
+    assert {r.name for r in built} == host
+    (setuptools,) = (r for r in built if r.name == "setuptools")
+    assert [str(setuptools)] == BUILD["requires"]
+    assert (ROOT / recipe["about"]["license_file"]).is_file()
+    imports = [
+        name for test in recipe["tests"] if "python" in test for name in test["python"]["imports"]
+    ]
+    assert imports and all(importlib.util.find_spec(name) for name in imports)
+
+
+def test_the_conda_recipe_is_one_to_its_builder():
+    """Schema and version rules as rattler-build reads them; no channel is asked, so nothing is
+    solved. `pip install --no-deps py-rattler-build` brings the reader."""
+    rattler_build = pytest.importorskip("rattler_build", reason="no py-rattler-build")
+    text = (ROOT / "conda" / "recipe.yaml").read_text()
+    (variant,) = rattler_build.Stage0Recipe.from_yaml(text).render()
+    package = variant.recipe.to_dict()
+    assert package["package"] == {"name": "plantlib", "version": PROJECT["version"]}
+    assert package["build"]["noarch"] == "python"
+    for wrong in (("noarch:", "noarc:"), (">=2.0,<3", ">=>2.0,<3")):
+        with pytest.raises(rattler_build.RecipeParseError):
+            rattler_build.Stage0Recipe.from_yaml(text.replace(*wrong))
 
 
 def test_the_core_is_small():
