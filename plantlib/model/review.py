@@ -4,12 +4,14 @@ docs/method.md, "Documents to review".
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from plantlib.metrics.calibration import chances
+from plantlib.metrics.label_rules import LabelRule
 from plantlib.metrics.topk import TopK
 from plantlib.model import reading
 from plantlib.model.label_sets import PLACES, rule_of
@@ -34,6 +36,19 @@ class Review:
     doubtful: list[tuple[str, float, bool]]
 
 
+def doubts(
+    best: TopK, rule: LabelRule, calibration: Sequence[float] | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of the k best places of N documents: the chance of being right, whether the rule accepts
+    them, and the chance that this decision is wrong; (N, k) each.
+
+    calibration: as `metrics.calibration.chances` takes it.
+    """
+    chance = chances(best.scores, calibration)
+    accepted = rule.in_places(best)
+    return chance, accepted, np.where(accepted, 1 - chance, chance)
+
+
 def review(model: Any, texts: list[str], batch: int = 16) -> list[Review]:
     """N documents, those with most expected errors first; equal ones in their order.
 
@@ -50,9 +65,7 @@ def review(model: Any, texts: list[str], batch: int = 16) -> list[Review]:
     found = []
     for logits in reading.logits(model, texts, batch):
         best = TopK.from_dense(logits.float(), min(PLACES, logits.shape[1]))
-        chance = chances(best.scores, model.config.calibration)
-        accepted = rule.in_places(best)
-        wrong = np.where(accepted, 1 - chance, chance)
+        chance, accepted, wrong = doubts(best, rule, model.config.calibration)
         for ids, p, yes, doubt in zip(best.ids, chance, accepted, wrong, strict=True):
             order = np.argsort(-doubt, kind="stable")[:SHOWN]
             doubtful = [(names[int(ids[i])], float(p[i]), bool(yes[i])) for i in order]
