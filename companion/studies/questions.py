@@ -14,7 +14,7 @@ import numpy as np
 
 from companion.report import costs
 from companion.report.report import Group, markdown_table
-from companion.studies import frequency, languages, steps, transplants
+from companion.studies import bigger_backbone, frequency, languages, steps, transplants
 from plantlib.data.sources import checkout
 from plantlib.metrics.statistics import paired_bootstrap
 from plantlib.training.records import RunRecord
@@ -46,7 +46,7 @@ def table(
     results = Path(results or checkout() / "results")
     answers = {
         "transplants": causal(results),
-        "bigger": bigger(records),
+        "bigger": bigger(records, results),
         "frequency": words(results),
         "costs": price(groups),
         "labels": label_sets(results),
@@ -106,8 +106,42 @@ def causal(results: Path) -> tuple[str, str]:
     return " ".join(parts), ", ".join(runs)
 
 
-def bigger(records: Iterable[RunRecord], dataset: str = "codiesp") -> tuple[str, str]:
-    """What a bigger backbone adds to the small one, beside what planting adds to it."""
+def bigger(records: Iterable[RunRecord], results: Path) -> tuple[str, str]:
+    """What a bigger backbone adds to the small one: frozen, and trained with LoRA."""
+    answers = [frozen(results), tuned(records)]
+    known = [answer for answer in answers if answer[1] != "-"]
+    texts, runs = zip(*(known or answers[:1]), strict=True)
+    return " ".join(texts), ", ".join(runs)
+
+
+def frozen(results: Path) -> tuple[str, str]:
+    """What the study of a bigger frozen backbone says."""
+    records = bigger_backbone.load(results)
+    found = bigger_backbone.effects(records)
+    if found.empty:
+        return NOT_RUN.format("bigger-backbone"), "-"
+    spent = bigger_backbone.costs(results, records)
+    parts = [
+        f"{name}, {about['parameters'] / 1e6:.0f} M parameters:"
+        f" {1000 * about['reading']:,.0f} CPU ms to read a document, once, and"
+        f" {about['training']:,.0f} CPU s of training"
+        for name, about in spent.items()
+        if "training" in about
+    ]
+    tokens = records[0].params["max_tokens"]
+    begin = f"Both frozen, {tokens} tokens of {records[0].dataset['name']}. "
+    parts = [begin + "; ".join(parts) + "." if parts else begin.strip()]
+    for (start, metric), rows in found.groupby(["start", "metric"], sort=False):
+        texts = [f"{r['effect']} {points(r, 'difference')}" for r in rows.to_dict("records")]
+        seeds = rows["seeds"].iloc[0]
+        about = f"{start} against {languages.PAIRS[start]}, {NAMES[metric]}"
+        parts.append(f"**{about}** ({seeds}): {'; '.join(texts)}.")
+    folder = f"{steps.FOLDER}/{bigger_backbone.STUDY}"
+    return " ".join(parts), f"{folder}, {len(records)} records"
+
+
+def tuned(records: Iterable[RunRecord], dataset: str = "codiesp") -> tuple[str, str]:
+    """What LoRA on a bigger backbone adds to the small one, beside what planting adds to it."""
     of = {
         (r.backbone, r.system, r.seed): r
         for r in records
@@ -144,7 +178,7 @@ def bigger(records: Iterable[RunRecord], dataset: str = "codiesp") -> tuple[str,
     parts.append(
         f"Both with LoRA on {tokens} tokens of {dataset}; training took"
         f" {seconds[small, 'random']:,.0f} s and {seconds[big, 'random']:,.0f} s on shared cores."
-        " Other sizes were not run."
+        " Other sizes were not tuned."
     )
     runs = [of[*key, seed].id for key in wanted for seed in seeds]
     return " ".join(parts), ", ".join(runs)

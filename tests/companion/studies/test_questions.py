@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from companion.report import costs, report
-from companion.studies import frequency, questions, steps, transplants
+from companion.studies import bigger_backbone, frequency, questions, steps, transplants
 from plantlib.utils.io import write_json
 from tests.companion.report.test_report import record
 
@@ -46,7 +46,7 @@ def test_the_share_of_attention_is_told_with_its_runs(tmp_path):
     assert questions.causal(tmp_path)[1] == runs, "a seed that is not finished is left out"
 
 
-def test_a_bigger_backbone_stands_beside_planting():
+def test_a_bigger_backbone_stands_beside_planting(tmp_path):
     made = [
         record(start, seed, value, data="codiesp", backbone=backbone, notebook="08_backbones")
         for seed in (0, 1)
@@ -60,11 +60,35 @@ def test_a_bigger_backbone_stands_beside_planting():
     for one in made:
         one.params.update(tuning="lora", max_tokens=64)
         one.times["fine_tune"] = 10.0 if one.backbone == "minilm" else 90.0
-    answer, runs = questions.bigger(made)
+    answer, runs = questions.bigger(made, tmp_path)
     assert "planting in 23 M parameters +10.0" in answer
     assert "135 M parameters instead +20.0" in answer and "10 s and 90 s" in answer
     assert len(runs.split(", ")) == 8
-    assert questions.bigger(made[:3])[0].startswith("Not run yet")
+    assert questions.tuned(made[:3])[0].startswith("Not run yet")
+    assert "questions-bigger-backbone.yaml" in questions.bigger(made[:3], tmp_path)[0]
+
+
+def test_a_bigger_frozen_backbone_has_its_effects_and_its_price(tmp_path):
+    folder = tmp_path / steps.FOLDER / bigger_backbone.STUDY
+    values = {"minilm": (0.4, 0.5), "mpnet": (0.6, 0.65)}
+    for seed in (0, 1):
+        for backbone, pair in values.items():
+            for start, value in zip(("random", "lookup"), pair, strict=True):
+                one = record(start, seed, value, data="codiesp", backbone=backbone)
+                one.params.update(max_tokens=128)
+                one.times["train_cpu"] = 20.0 if backbone == "minilm" else 50.0
+                one.save(folder)
+    made = {
+        name: {"parameters": size, "seconds_a_document": seconds}
+        for name, size, seconds in (("minilm", 22_700_000, 0.05), ("mpnet", 109_000_000, 0.4))
+    }
+    write_json(tmp_path / steps.FOLDER / "bigger_backbone-toy.json", {"steps": made})
+    answer, runs = questions.bigger([], tmp_path)
+    assert "**lookup against random, nDCG@5** (2): planting in the small one +10.0" in answer
+    assert "the bigger one instead +20.0" in answer and "both +25.0" in answer
+    assert "planting in the bigger one +5.0" in answer
+    assert "mpnet, 109 M parameters: 400 CPU ms to read a document, once, and 50 CPU s" in answer
+    assert runs == "questions/bigger_backbone, 8 records"
 
 
 def test_correlations_with_words_are_listed_by_measure(tmp_path):
