@@ -206,7 +206,7 @@ resumes a fit that was interrupted.""",
     add = command.add_argument_group("training").add_argument
     add("--start", default="lookup+linear", help=f"one of {STARTS} (default: lookup+linear)")
     about = (
-        "minilm, smollm2, a folder or a hub id; words: no language model, the quick tier"
+        "minilm, smollm2, mpnet, a folder or a hub id; words: no language model, quick tier"
         " (default: minilm)"
     )
     add("--backbone", default="minilm", help=about)
