@@ -99,7 +99,7 @@ def test_the_real_mlflow_and_trackio_follow_a_fit(corpus, tmp_path, monkeypatch,
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
     config = RunConfig(train=TrainConfig(epochs=1))
     options = {"root": tmp_path, "progress": False, "config": config}
-    fit(corpus, backbone="words", start="lookup", report_to=name, **options)
+    fit(corpus, backbone="words", start="lookup+linear", report_to=name, **options)
     if name == "mlflow":
         runs = package.search_runs(search_all_experiments=True, output_format="list")
         assert [run.info.status for run in runs] == ["FINISHED"] * 2
