@@ -93,10 +93,10 @@ def test_mlflow_and_trackio_are_asked_as_transformers_asks_them(
 @pytest.mark.parametrize("name", ASKED)
 def test_the_real_mlflow_and_trackio_follow_a_fit(corpus, tmp_path, monkeypatch, name):
     """Where the package is installed; two trainings of one fit are two runs."""
-    package = pytest.importorskip(name, reason=f"{name} is no dependency")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # read when it is imported
+    package = pytest.importorskip(name, reason=f"{name} is no dependency")
     config = RunConfig(train=TrainConfig(epochs=1))
     options = {"root": tmp_path, "progress": False, "config": config}
     fit(corpus, backbone="words", start="lookup+linear", report_to=name, **options)
