@@ -28,10 +28,10 @@ from plantlib.metrics.choosing import check_choice
 from plantlib.metrics.label_rules import LabelRule
 from plantlib.model import label_sets, reading
 from plantlib.model.plant_model import PlantModel
-from plantlib.training import artefacts, learning
+from plantlib.training import learning
 from plantlib.training.options import RunConfig
 from plantlib.training.prepare import prepare
-from plantlib.training.runs import check_start, run_start
+from plantlib.training.runs import check_start, fit_prepared
 from plantlib.utils.checks import check_seed, check_whole
 
 SPLITS = ("train", "dev")
@@ -269,16 +269,13 @@ class PlantClassifier(ClassifierMixin, BaseEstimator):
                 label_space="all",
                 progress=self.progress,
             )
-            record, model = run_start(
-                inputs, self.start, self.random_state, config=config, progress=self.progress
+            model = fit_prepared(
+                inputs, self.start, self.random_state, config, self.progress, keep_checkpoints=False
             )
-            model.kept = learning.kept_of(inputs, config, record)
-            if model.backbone is None:
-                model.attach_backbone(artefacts.load_backbone(inputs))
         rows = corpus.rows("dev")
         texts = [corpus.texts[i] for i in rows]
         rule = label_sets.choose(model, texts, corpus.labels[rows], self.rule, self.by)
-        self.record_ = record
+        self.record_ = model.record
         self.model_: PlantModel = model
         self._labels = replace(labels, matrix=labels.matrix[:0])
         self.classes_ = labels.classes

@@ -12,7 +12,9 @@ come from is in `candidates.lists`, training in `candidates.training`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
+import numpy as np
 import torch
 from scipy import sparse
 from torch import nn
@@ -23,7 +25,7 @@ from plantlib.candidates import lists
 from plantlib.kernels import Cells
 from plantlib.planting import starts
 from plantlib.planting.contexts import together
-from plantlib.planting.decoder import Packed
+from plantlib.planting.decoder import Packed, PlantedTable
 from plantlib.utils.checks import check_fields
 
 LOOKUP_GAIN = starts.StartConfig.lookup_gain  # gamma at the start, as without candidates
@@ -68,11 +70,28 @@ def among(cells: Cells | None, labels: torch.Tensor) -> Cells | None:
 class CandidateDecoder(nn.Module):
     """Planted label attention over each document's own candidates.
 
-    num_labels: L. hidden_size: D. rank: r. impl: of the kernels. The rows of L-sized tables get
-    sparse gradients: train with `optimisers`.
+    The rows of L-sized tables get sparse gradients: train with `optimisers`. As a part of a
+    `PlantModel` it carries what it reads beside them: the planted table, and the line by which the
+    linear score ranks candidates, `list_scale` and `list_shift` (L,).
+
+    num_labels: L. hidden_size: D. rank: r. impl: of the kernels. num_tokens, num_cells: V and M of
+    the planted table; without one, G is given to `forward`.
     """
 
-    def __init__(self, num_labels: int, hidden_size: int, rank: int, impl: str = "auto"):
+    # as a `LabelDecoder` with one softmax over all tokens is described
+    contexts, stateful, keep, l2r, reads_distinct = "mixed", "exact", None, None, False
+    list_scale: torch.Tensor
+    list_shift: torch.Tensor
+
+    def __init__(
+        self,
+        num_labels: int,
+        hidden_size: int,
+        rank: int,
+        impl: str = "auto",
+        num_tokens: int = 1,
+        num_cells: int = 0,
+    ):
         super().__init__()
         if not 1 <= rank <= hidden_size:
             raise ValueError(f"rank={rank}: wanted 1 to the hidden size {hidden_size}")
@@ -83,7 +102,49 @@ class CandidateDecoder(nn.Module):
         self.output_basis = nn.Parameter(torch.zeros(rank, hidden_size))
         self.planted_gain = nn.Parameter(torch.zeros(()))
         self.score_gain = nn.Parameter(torch.zeros(()))
+        self.planted = PlantedTable(num_tokens, num_cells)
+        self.register_buffer("list_scale", torch.ones(num_labels))
+        self.register_buffer("list_shift", torch.zeros(num_labels))
         self.impl = impl
+
+    @cached_property
+    def relevance(self) -> sparse.csr_matrix:
+        """G (L, V) of the planted table, by label; made when it is first read."""
+        table = self.planted
+        parts = (table.planted_values, table.planted_labels, table.planted_indptr)
+        arrays = tuple(part.cpu().numpy() for part in parts)
+        shape = (len(arrays[2]) - 1, len(self.list_scale))
+        return sparse.csr_matrix(arrays, shape=shape).T.tocsr()
+
+    @property
+    def keeps(self) -> list[int | None]:
+        """Inattention's K of the one softmax: all tokens."""
+        return [None]
+
+    def bias_of(self, labels: torch.Tensor) -> torch.Tensor:
+        """(U,) biases of some labels (U,)."""
+        return self.label_bias(labels)[:, 0]
+
+    @property
+    def linear_gain(self) -> torch.Tensor:
+        """The gain of the linear score."""
+        return self.score_gain
+
+    def token_scores(
+        self, hidden: torch.Tensor, cells: None, labels: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Learned scores and outputs of every token for some labels, (S, U) each.
+
+        hidden: (S, D). cells: none are added here. labels: (U,) ids.
+        """
+        queries = self.query_rows(labels) @ self.query_basis
+        outputs = self.output_rows(labels) @ self.output_basis
+        return hidden @ queries.T, hidden @ outputs.T
+
+    def listed(self, sums: sparse.csr_matrix, intercept: np.ndarray, width: int):
+        """The candidates of documents by the linear score; see `lists.best_of_sums`."""
+        lines = self.list_scale.cpu().numpy(), self.list_shift.cpu().numpy()
+        return lists.best_of_sums(sums, intercept, *lines, width)
 
     def forward(
         self,
@@ -128,7 +189,7 @@ class CandidateDecoder(nn.Module):
             candidates=places.masked_fill(absent, -1),
             impl=self.impl,
         )
-        logits = value + self.label_bias(labels)[:, 0][places]
+        logits = value + self.bias_of(labels)[places]
         if scores is not None:
             logits = logits + self.score_gain * scores
         return logits.masked_fill(absent, float("-inf"))

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import sparse
 
+from plantlib.metrics.statistics import largest, order_keys
 from plantlib.teacher import mig
 from plantlib.utils.base import DataError
 from plantlib.utils.progress import tqdm
@@ -104,6 +105,55 @@ def _best(labels: np.ndarray, sums: np.ndarray, width: int) -> np.ndarray:
     else:
         places = np.arange(sums.size)
     return places[np.lexsort((labels[places], -sums[places]))][:width]
+
+
+def best_of(scores: np.ndarray, depth: int) -> np.ndarray:
+    """(b, depth) int32 ids of the highest of (b, L) scores, best first, ties to the smaller id."""
+    # the lower half of a key is the label, counted from the end
+    keys = largest(order_keys(np.asarray(scores)), depth)
+    return (scores.shape[1] - 1 - (keys & 0xFFFFFFFF)).astype(np.int32)
+
+
+def best_of_sums(
+    sums: sparse.csr_matrix, intercept: np.ndarray, scale: np.ndarray, shift: np.ndarray, width: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The best labels of documents by a linear score; nothing of size (b, L) is made.
+
+    A label that shares no word with a document has its intercept for a score, and of these only the
+    best can be candidates.
+
+    Args:
+        sums: (b, L) csr float32, what the words of each document add.
+        intercept: (L,) float32, the rest of the score.
+        scale, shift: (L,), labels are ranked by shift + scale * score.
+        width: labels per document.
+
+    Returns:
+        ids (b, width) int32, best first, ties to the smaller id, and their scores (b, width),
+        float32 and without the line; the last places hold -1 and minus infinity where width is
+        above L.
+    """
+    count = sums.shape[1]
+    intercept, scale, shift = (np.asarray(x, np.float32) for x in (intercept, scale, shift))
+    ids = np.full((sums.shape[0], width), NONE, np.int32)
+    scores = np.full((sums.shape[0], width), -np.inf, np.float32)
+    order = np.argsort(-(shift + scale * intercept), kind="stable")
+    shared = np.zeros(count, bool)
+    for i in range(sums.shape[0]):
+        part = slice(sums.indptr[i], sums.indptr[i + 1])
+        labels = sums.indices[part]
+        # the best labels that share no word
+        shared[labels] = True
+        first = order[: width + len(labels)]
+        others = first[~shared[first]][:width]
+        shared[labels] = False
+        both = np.concatenate([labels, others])
+        found = intercept[both]
+        found[: len(labels)] += sums.data[part]
+        best = _best(both, shift[both] + scale[both] * found, width)
+        ids[i, : best.size] = both[best]
+        scores[i, : best.size] = found[best]
+    return ids, scores
 
 
 def interleaved(first: np.ndarray, second: np.ndarray, width: int) -> np.ndarray:

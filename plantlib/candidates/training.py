@@ -27,14 +27,13 @@ from plantlib.kernels import Cells
 from plantlib.linear.score import LinearScore
 from plantlib.metrics.buckets import EDGES, Edges, frequency_buckets
 from plantlib.metrics.documents import BUCKET_DEPTH, Scores
-from plantlib.metrics.statistics import largest, order_keys
 from plantlib.metrics.topk import TopK, restrict
 from plantlib.planting.decoder import Packed
 from plantlib.teacher.mig import Teacher
 from plantlib.utils.progress import tqdm
 from plantlib.utils.tensors import check_tensors, save_tensors
 
-BLOCK = 512  # documents scored on all labels at a time
+BLOCK = 128  # documents that are listed at a time
 CHOICE = 2  # times width: depth of the list that negatives are drawn from
 BATCH_SIZE = 16  # documents, as without candidates
 LEARNING_RATE = 1e-2  # as without candidates
@@ -117,7 +116,7 @@ class CandidateData:
     ) -> CandidateData:
         """Documents ranked and scored by the linear score over words.
 
-        All labels of a block of documents are scored, which is affordable for L up to some 10^5. A
+        No (b, L) scores are made: of a document only labels that share a word with it are summed. A
         gold label outside a document's candidates is left out of training: the score knows next to
         nothing of it, often because the folds it came from held no document of the label, and in
         trials its low score taught the decoder to trust the other scores less.
@@ -135,13 +134,18 @@ class CandidateData:
         depth = min(CHOICE * config.width, len(linear.tables[0].intercept))
         ranked = np.empty((documents, depth), np.int32)
         listed = np.empty((documents, depth), np.float32)
-        for begin in tqdm(
-            range(0, documents, BLOCK), desc="candidates", unit="block", disable=not progress
-        ):
-            rows = np.arange(begin, min(begin + BLOCK, documents))
-            block = linear.scores(rows)
-            ranked[rows] = best_of(linear.on_one_scale(rows, block) + np.float32(added), depth)
-            listed[rows] = np.take_along_axis(block, ranked[rows], 1)
+        with tqdm(total=documents, desc="candidates", unit="doc", disable=not progress) as bar:
+            for k, table in enumerate(linear.tables):
+                of_part = np.flatnonzero(linear.part == k)
+                by_word = table.cells.T.tocsr()
+                scale, shift = linear.lines[k]
+                for begin in range(0, len(of_part), BLOCK):
+                    rows = of_part[begin : begin + BLOCK]
+                    sums = sparse.csr_matrix(linear.tfidf[rows] @ by_word, dtype=np.float32)
+                    ranked[rows], listed[rows] = candidates.best_of_sums(
+                        sums, table.intercept, scale, shift + added, depth
+                    )
+                    bar.update(len(rows))
 
         def scores(rows: np.ndarray, ids: np.ndarray) -> np.ndarray:
             return candidates.listed_scores(ranked[rows], listed[rows], ids)
@@ -162,13 +166,6 @@ class CandidateData:
         packed = Packed(*(part.to(device) for part in packed[:3]), cells=cells)
         added = None if self.scores is None else torch.from_numpy(self.scores(rows, ids)).to(device)
         return decoder(packed, torch.from_numpy(ids).long().to(device), self.relevance, added)
-
-
-def best_of(scores: np.ndarray, depth: int) -> np.ndarray:
-    """(b, depth) int32 ids of the highest of (b, L) scores, best first, ties to the smaller id."""
-    # the lower half of a key is the label, counted from the end
-    keys = largest(order_keys(np.asarray(scores)), depth)
-    return (scores.shape[1] - 1 - (keys & 0xFFFFFFFF)).astype(np.int32)
 
 
 def fit(

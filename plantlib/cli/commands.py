@@ -85,6 +85,7 @@ def fit(options: Namespace) -> None:
     from plantlib.cli import corrections
     from plantlib.data import privacy
     from plantlib.training import artefacts, price, runs
+    from plantlib.training.candidate_fit import WIDTH, on_candidates
     from plantlib.training.options import TrainConfig
 
     config = RunConfig(train=TrainConfig(epochs=options.epochs))
@@ -97,7 +98,9 @@ def fit(options: Namespace) -> None:
     check_out(out, options.force)
     print(corpus.overview(), file=sys.stderr)
     check_room(out, options.backbone, options.start, corpus)
-    if note := price.note(corpus, options.backbone, options.tokens, options.epochs):
+    large = on_candidates(len(corpus.rows("train")), corpus.L, options.start, config)
+    trained = {"gains": 1, "labels": WIDTH} if large else {}
+    if note := price.note(corpus, options.backbone, options.tokens, options.epochs, **trained):
         print(f"plant: note: {note}", file=sys.stderr)
     # what the library prints while it trains is progress, not a result
     with contextlib.redirect_stdout(sys.stderr):
@@ -112,7 +115,8 @@ def fit(options: Namespace) -> None:
             report_to=options.report_to,
         )
     save(model, out, options)
-    corrections.note_documents(out)
+    if model.kept is not None:
+        corrections.note_documents(out)
     note_kept(artefacts.root_of(privacy.artefacts_root(corpus, options.artefacts)))
     tell(out, run_in(out))
 
@@ -440,7 +444,9 @@ def measure(model, corpus: Corpus, rows) -> tuple[dict[str, float], str]:
     tokens, linear = model.tokenise(texts), reading.linear_of(model, texts)
     own = {"linear": linear, "cells": reading.cells_of_texts(model, texts)}
     documents = Documents(tokens, labels, np.arange(len(rows)), **own)
-    scores, gold = evaluation.score(model, documents, counts, progress=True)
+    # the AUC reads a label's score on every document
+    auc = not config.candidates
+    scores, gold = evaluation.score(model, documents, counts, auc=auc, progress=True)
     n_train = config.train_documents or len(rows)
     rule = label_sets.rule_of(model)
     results = metrics.evaluate(scores, gold, counts, n_train, rule, outside)

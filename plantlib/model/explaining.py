@@ -151,7 +151,7 @@ def _running_state(model, hidden, request: Request, segment: slice) -> list[floa
 def _document_scores(model, request: Request) -> list[dict]:
     """What the document scores add to each logit, by token and by word, and the bias."""
     decoder, columns = model.decoder, request.columns
-    bias = decoder.label_bias[columns]
+    bias = decoder.bias_of(columns)
     teacher: list = [None] * len(columns)
     scored: list = [()] * len(columns)
     if model.teacher_score is not None:
@@ -233,7 +233,7 @@ def relevance_of(cells, columns: torch.Tensor, tokens: int) -> torch.Tensor:
 def _read(model, request: Request) -> tuple[torch.Tensor, torch.Tensor]:
     """(T, labels) learned scores and outputs; hidden states exist for one window at a time."""
     backbone, memory = model.as_backbone(), ()
-    learned = model.decoder.label_bias.new_zeros((len(request.ids), len(request.columns)))
+    learned = model.decoder.planted_gain.new_zeros((len(request.ids), len(request.columns)))
     outputs = learned.clone()
     for cut in windows.rounds(backbone, request.offsets):
         hidden, memory = windows.encode_round(backbone, request.ids, cut, memory)

@@ -77,13 +77,87 @@ class PlantedScores(nn.Module):
         self.register_buffer("labels", labels if len(labels) else torch.zeros(1).long())
         self.register_buffer("values", values if len(values) else torch.zeros(1))
 
-    def forward(self, scores: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-        """scores (S, L) of tokens ids (S,) plus gain times their planted cells."""
+    def forward(
+        self, scores: torch.Tensor, ids: torch.Tensor, column: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """scores (S, L) of tokens ids (S,) plus gain times their planted cells; column: (L,) of
+        each label, where they are not the labels.
+        """
         place = self.first[ids][:, None] + self.within
         used = self.within < self.count[ids][:, None]
         place = place.clamp(max=len(self.labels) - 1)
         values = torch.where(used, self.values[place], 0.0)
-        return scores.scatter_add(1, self.labels[place], values)
+        labels = self.labels[place]
+        return scores.scatter_add(1, labels if column is None else column[labels], values)
+
+
+class AllLabels(nn.Module):
+    """Attention's part of the logits of all labels, and what all of them add."""
+
+    def __init__(self, decoder: Any):
+        super().__init__()
+        self.planted = PlantedScores(decoder.planted, decoder.planted_gain)
+        self.register_buffer("queries", decoder.label_queries.detach().T.contiguous())
+        self.register_buffer("outputs", decoder.label_outputs.detach().T.contiguous())
+        self.register_buffer("bias", decoder.label_bias.detach().clone())
+        self.register_buffer("gain", decoder.linear_gain.detach().clone())
+
+    def forward(
+        self, hidden: torch.Tensor, ids: torch.Tensor, kept: torch.Tensor, linear: torch.Tensor
+    ) -> torch.Tensor:
+        """(L,) logits.
+
+        Args:
+            hidden: (S, D) of tokens.
+            ids: (S,) of the same tokens.
+            kept: (S,) bool, tokens of the document.
+            linear: (L,) the linear score.
+        """
+        scores = self.planted(hidden @ self.queries, ids)
+        read = attended(scores, hidden @ self.outputs, kept)
+        return read + self.bias + self.gain * linear
+
+
+class Candidates(nn.Module):
+    """The same where the best labels by the linear score are read; the others have minus infinity.
+
+    width: labels that are read.
+    """
+
+    def __init__(self, decoder: Any, width: int):
+        super().__init__()
+        self.planted = PlantedScores(decoder.planted, decoder.planted_gain)
+        self.width = width
+        for name in ("list_scale", "list_shift", "query_basis", "output_basis"):
+            self.register_buffer(name, getattr(decoder, name).detach().clone())
+        self.register_buffer("query_rows", decoder.query_rows.weight.detach().clone())
+        self.register_buffer("output_rows", decoder.output_rows.weight.detach().clone())
+        self.register_buffer("bias", decoder.label_bias.weight.detach()[:, 0].clone())
+        self.register_buffer("gain", decoder.score_gain.detach().clone())
+
+    def forward(
+        self, hidden: torch.Tensor, ids: torch.Tensor, kept: torch.Tensor, linear: torch.Tensor
+    ) -> torch.Tensor:
+        """(L,) logits; see `AllLabels`."""
+        best = torch.topk(self.list_shift + self.list_scale * linear, self.width).indices
+        # planted cells of other labels go to a column that is left out
+        place = torch.full_like(self.bias, self.width, dtype=torch.long)
+        place = place.scatter(0, best, torch.arange(self.width))
+        learned = hidden @ (self.query_rows[best] @ self.query_basis).T
+        learned = torch.cat([learned, torch.zeros_like(learned[:, :1])], 1)
+        scores = self.planted(learned, ids, place)[:, : self.width]
+        outputs = hidden @ (self.output_rows[best] @ self.output_basis).T
+        found = attended(scores, outputs, kept) + self.bias[best] + self.gain * linear[best]
+        return torch.full_like(linear, float("-inf")).scatter(0, best, found)
+
+
+def attended(scores: torch.Tensor, outputs: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+    """(U,) attention over the kept tokens (S,) bool of scores and outputs (S, U); a document
+    without any adds nothing.
+    """
+    scores = torch.where(kept[:, None], scores, -1e30)
+    weights = torch.softmax(scores, 0) * kept[:, None].to(scores.dtype)
+    return (weights * outputs).sum(0)
 
 
 class WholePath(nn.Module):
@@ -101,15 +175,14 @@ class WholePath(nn.Module):
         decoder = model.decoder
         prefix, suffix = loading.specials(model.tokenizer)
         self.prefix, self.suffix = len(prefix), len(suffix)
-        self.planted = PlantedScores(decoder.planted, decoder.planted_gain)
+        width = min(model.config.candidates, model.config.num_labels or 0)
+        self.head = Candidates(decoder, width) if width else AllLabels(decoder)
         self.teacher = None if model.teacher_score is None else CellSum(model.teacher_score)
         self.linear = None if model.word_score is None else CellSum(model.word_score)
-        self.register_buffer("queries", decoder.label_queries.detach().T.contiguous())
-        self.register_buffer("outputs", decoder.label_outputs.detach().T.contiguous())
-        self.register_buffer("bias", decoder.label_bias.detach().clone())
-        self.register_buffer("teacher_gain", decoder.teacher_gain.detach().clone())
-        self.register_buffer("linear_gain", decoder.linear_gain.detach().clone())
-        width = len(decoder.label_queries.T)
+        self.labels = model.config.num_labels
+        if self.teacher is not None:
+            self.register_buffer("teacher_gain", decoder.teacher_gain.detach().clone())
+        width = model.config.hidden_size
         standardised = model.config.standardised
         shift = model.hidden_shift if standardised else torch.zeros(width)
         scale = model.hidden_scale if standardised else torch.ones(width)
@@ -135,17 +208,13 @@ class WholePath(nn.Module):
         hidden = self.backbone(input_ids=input_ids, attention_mask=read).last_hidden_state
         hidden = (hidden.flatten(0, 1) - self.shift) * self.scale
         ids = input_ids.flatten()
-        # planted attention over the tokens of all windows; a document without any adds nothing
-        scores = self.planted(hidden @ self.queries, ids)
-        scores = torch.where(kept[:, None], scores, -1e30)
-        weights = torch.softmax(scores, 0) * kept[:, None].to(scores.dtype)
-        logits = (weights * (hidden @ self.outputs)).sum(0) + self.bias
-        # the scores of the document
+        # planted attention over the tokens of all windows, and the scores of the document
+        linear = hidden.new_zeros(self.labels)
+        if self.linear is not None:
+            linear = self.linear(word_ids, torch.ones_like(word_ids, dtype=hidden.dtype))
+        logits = self.head(hidden, ids, kept, linear)
         if self.teacher is not None:
             logits = logits + self.teacher_gain * self.teacher(ids, kept.to(logits.dtype))
-        if self.linear is not None:
-            ones = torch.ones_like(word_ids, dtype=logits.dtype)
-            logits = logits + self.linear_gain * self.linear(word_ids, ones)
         slope, shift, ceiling = self.curve
         return logits, ceiling * torch.sigmoid(slope * logits + shift)
 

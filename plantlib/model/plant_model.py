@@ -27,12 +27,11 @@ from plantlib.kernels import Cells
 from plantlib.kernels.attention_bce import left_out, sparse_bce
 from plantlib.metrics.calibration import chances
 from plantlib.metrics.label_rules import LabelRule
-from plantlib.metrics.topk import TopK
-from plantlib.model import explaining, hub, label_sets, lm_head, reading, saving, streaming
+from plantlib.model import explaining, hub, label_sets, listing, lm_head, reading, saving, streaming
 from plantlib.model.explanation import DocumentExplanation, Explanation
 from plantlib.planting import ranking
 from plantlib.planting.contexts import cells_of
-from plantlib.planting.decoder import LabelDecoder, Packed
+from plantlib.planting.decoder import Packed
 from plantlib.planting.phrases import Heard, PhraseScore
 from plantlib.planting.scores import TeacherScore, WordScore, changes_of
 from plantlib.utils.checks import check_whole
@@ -45,7 +44,9 @@ class PlantConfig(PreTrainedConfig):
     backbone_config: None for a model without a backbone. backbone_saved: "whole" if the folder
     holds the backbone's weights, "adapter" if it holds adapters for the backbone that
     backbone_fingerprint names. overlap: see `loading.Backbone`. num_l2r_cells, contexts, stateful,
-    keep: see `LabelDecoder`. l2r_from: see `lm_head`. lm_head: the model has that head.
+    keep: see `LabelDecoder`. candidates: labels per document that a model of very many labels
+    scores, its best by the linear score; 0 scores all. rank: see `CandidateDecoder`.
+    l2r_from: see `lm_head`. lm_head: the model has that head.
     backward: texts are read from their end. standardised: see `features.standard_of`. threshold:
     of F1, on the logit. label_rule: see `metrics.label_rules`, None for the threshold. calibration:
     see `metrics.calibration`. label_texts: names of codes. phrases: sizes of the lists of a
@@ -78,6 +79,8 @@ class PlantConfig(PreTrainedConfig):
     lm_head: bool = False
     backward: bool = False
     keep: int | list | None = None
+    candidates: int = 0
+    rank: int = 1
     max_tokens: int | None = None
     window: int = 510
     overlap: int = 0
@@ -102,7 +105,7 @@ class PlantOutput(ModelOutput):
 
 
 class PlantModel(PreTrainedModel):
-    """Backbone (optional), LabelDecoder, and the document scores that a start plants.
+    """Backbone (optional), decoder, and the document scores that a start plants.
 
     >>> from plantlib import PlantConfig, PlantModel
     >>> PlantModel(PlantConfig(hidden_size=24, id2label={0: "I10"})).decoder.label_queries.shape
@@ -126,16 +129,7 @@ class PlantModel(PreTrainedModel):
             self.backbone = AutoModel.from_config(inner, trust_remote_code=False)
         # the decoder and what is added to its logits
         labels = config.num_labels or 0
-        self.decoder = LabelDecoder(
-            labels,
-            config.hidden_size,
-            config.num_tokens,
-            config.num_planted_cells,
-            config.keep,
-            num_l2r_cells=config.num_l2r_cells,
-            contexts=config.contexts,
-            stateful=config.stateful,
-        )
+        self.decoder: Any = listing.decoder_of(config)
         self.teacher_score: TeacherScore | None = None
         if config.num_teacher_cells:
             self.teacher_score = TeacherScore(config.num_tokens, labels, config.num_teacher_cells)
@@ -248,7 +242,8 @@ class PlantModel(PreTrainedModel):
             carry no gradient, and those of `still` labels mean nothing.
 
         Raises:
-            ValueError: linear scores are missing or not planted, or there is no backbone.
+            ValueError: linear scores are missing or not planted, there is no backbone, or a model
+                on candidates is given labels.
         """
         z = None
         if self.teacher_score is not None:
@@ -261,6 +256,11 @@ class PlantModel(PreTrainedModel):
                 else "linear_scores were given to a model that plants none; leave them out"
             )
         cells = cells_of(own)
+        if self.config.candidates:
+            listing.check_unlabelled(label_rows)
+            hidden = self.encode(token_ids, offsets) if hidden_states is None else hidden_states
+            packed = self.packed(hidden, token_ids, offsets, cells)
+            return PlantOutput(logits=listing.of_scores(self, packed, linear_scores))
         # long documents, window by window
         long = windows.longest(offsets) > self.config.window
         if long and (hidden_states is None or self.config.stateful == "v1"):
@@ -406,7 +406,7 @@ class PlantModel(PreTrainedModel):
 
         Args:
             texts: N documents.
-            k: labels per document, at most L.
+            k: labels per document, at most L, and at most its candidates.
             batch: documents of like length read at a time; of word vectors at least 256.
 
         Returns:
@@ -420,11 +420,11 @@ class PlantModel(PreTrainedModel):
         check_whole("k", k)
         names = self.config.id2label or {}
         predictions = []
-        for logits in reading.logits(self, texts, batch):
-            best = TopK.from_dense(logits, min(k, logits.shape[1]))
+        for best in reading.places(self, texts, k, batch):
             scores = chances(best.scores, self.config.calibration)
             for ids, row in zip(best.ids.tolist(), scores.tolist(), strict=True):
-                predictions.append([(names[i], s) for i, s in zip(ids, row, strict=True)])
+                pairs = zip(ids, row, strict=True)
+                predictions.append([(names[i], s) for i, s in pairs if i >= 0])
         return predictions
 
     def label_sets(self, texts: list[str], batch: int = 16) -> list[list[tuple[str, float]]]:

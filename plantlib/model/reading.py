@@ -16,6 +16,8 @@ import torch
 from scipy import sparse
 
 from plantlib.data.tokens import Ragged
+from plantlib.metrics.topk import TopK
+from plantlib.model import listing
 from plantlib.planting.phrases import Heard
 from plantlib.teacher.phrase_cells import DocumentCells
 from plantlib.utils.checks import check_whole
@@ -50,21 +52,78 @@ def logits(model: Any, texts: list[str], batch: int = 16) -> Iterator[torch.Tens
     Raises:
         ValueError: one string instead of a list, batch below 1, or a model without a backbone.
     """
-    if isinstance(texts, str):
-        raise ValueError("predict takes a list of texts, got one string; write predict([text])")
-    check_whole("batch", batch)
+    _check(texts, batch)
     return _logits(model, texts, batch)
 
 
 def _logits(model: Any, texts: list[str], batch: int) -> Iterator[torch.Tensor]:
+    for part, most in _stretches(model, texts, batch, model.config.num_labels):
+        with torch.inference_mode():
+            scores = _of_stretch(model, part, most)
+        yield scores
+
+
+def places(model: Any, texts: list[str], k: int, batch: int = 16) -> Iterator[TopK]:
+    """The k best labels of N texts, a TopK per stretch, in the order of the texts; dropout is off.
+
+    With candidates nothing of size (b, L) is made, and a document has at most its candidates.
+
+    Args:
+        model: a PlantModel with a backbone.
+        texts: N documents.
+        k: labels per document; at most L are given.
+        batch: documents read at a time.
+
+    Raises:
+        ValueError: as of `logits`.
+    """
+    k = min(k, model.config.num_labels)
+    if not model.config.candidates:
+        for scores in logits(model, texts, batch):
+            yield TopK.from_dense(scores, k)
+        return
+    _check(texts, batch)
+    for part, most in _stretches(model, texts, batch, model.config.candidates):
+        with torch.inference_mode():
+            best = _listed(model, part, most)
+        yield best.cut(min(k, best.k))
+
+
+def _check(texts: list[str], batch: int) -> None:
+    """ValueError for one string instead of a list, and for a batch below 1."""
+    if isinstance(texts, str):
+        raise ValueError("predict takes a list of texts, got one string; write predict([text])")
+    check_whole("batch", batch)
+
+
+def _stretches(
+    model: Any, texts: list[str], batch: int, labels: int | None
+) -> Iterator[tuple[Read, int]]:
+    """What is read of stretches of texts, and how many documents are read at a time; labels: that
+    each document has scores of.
+    """
     model.eval()
-    stretch = max(batch, min(STRETCH, CELLS // max(model.config.num_labels, 1)))
+    stretch = max(batch, min(STRETCH, CELLS // max(labels or 0, 1)))
     if reads_distinct(model):
         batch = max(batch, min(DISTINCT_BATCH, stretch))
     for begin in range(0, len(texts), stretch):
         with torch.inference_mode():
-            scores = _of_stretch(model, read(model, texts[begin : begin + stretch]), batch)
-        yield scores
+            part = read(model, texts[begin : begin + stretch])
+        yield part, batch
+
+
+def _listed(model: Any, documents: Read, batch: int) -> TopK:
+    """The candidates of documents that were read, best first, `batch` of like length at a time."""
+    assert documents.words is not None  # candidates come from the linear score
+    order = np.argsort(-documents.tokens.lengths, kind="stable")
+    parts = []
+    for begin in range(0, len(order), batch):
+        rows = order[begin : begin + batch]
+        ids, offsets = model.pack(documents.tokens.select(rows))
+        packed = model.packed(model.encode(ids, offsets), ids, offsets)
+        parts.append(listing.of_words(model, packed, documents.words.select(rows)))
+    best, place = TopK.concat(parts), np.argsort(order)
+    return TopK(best.ids[place], best.scores[place])
 
 
 def read(model: Any, texts: list[str]) -> Read:

@@ -68,6 +68,7 @@ def review(model: Any, texts: list[str], batch: int = 16) -> list[Review]:
         chance, accepted, wrong = doubts(best, rule, model.config.calibration)
         for ids, p, yes, doubt in zip(best.ids, chance, accepted, wrong, strict=True):
             order = np.argsort(-doubt, kind="stable")[:SHOWN]
-            doubtful = [(names[int(ids[i])], float(p[i]), bool(yes[i])) for i in order]
+            shown = [i for i in order if ids[i] >= 0]  # of candidates alone
+            doubtful = [(names[int(ids[i])], float(p[i]), bool(yes[i])) for i in shown]
             found.append(Review(len(found), float(doubt.sum()), doubtful))
     return sorted(found, key=lambda document: -document.errors)

@@ -421,6 +421,10 @@ class LabelDecoder(nn.Module):
         branch = Branch(self.label_queries, cells, self.planted_gain, None)
         return branch_scores(branch, self.label_outputs, hidden, labels)
 
+    def bias_of(self, labels: torch.Tensor) -> torch.Tensor:
+        """(U,) biases of some labels (U,)."""
+        return self.label_bias[labels]
+
     def attention(
         self, packed: Packed, label: int
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -118,7 +118,8 @@ class TeacherScore(nn.Module):
         batch = len(offsets) - 1
         document, token, weight = self.weights(token_ids, offsets)
         if token_ids.device.type == "cpu":
-            z = self._product(document, token, weight, batch).flatten()
+            product = self._product(document, token, weight, batch)
+            z = torch.from_numpy(product.toarray()).flatten()
         else:
             z = self.idf.new_zeros(batch * self.num_labels)
             cells = self.table.cells(token)
@@ -137,19 +138,19 @@ class TeacherScore(nn.Module):
 
     def _product(
         self, document: torch.Tensor, token: torch.Tensor, weight: torch.Tensor, batch: int
-    ) -> torch.Tensor:
+    ) -> sparse.csr_matrix:
         """z (B, L) as one sparse product of SciPy, which sorts no cells; see `weights`."""
-        ends = np.bincount(document.numpy(), minlength=batch).cumsum()
+        ends = np.bincount(document.cpu().numpy(), minlength=batch).cumsum()
         documents = sparse.csr_matrix(
-            (weight.numpy(), token.numpy(), np.concatenate([[0], ends])),
+            (weight.cpu().numpy(), token.cpu().numpy(), np.concatenate([[0], ends])),
             shape=(batch, len(self.idf)),
         )
         table = self.table
         cells = (table.planted_values, table.planted_labels, table.planted_indptr)
         by_token = sparse.csr_matrix(
-            tuple(tensor.numpy() for tensor in cells), shape=(len(self.idf), self.num_labels)
+            tuple(tensor.cpu().numpy() for tensor in cells), shape=(len(self.idf), self.num_labels)
         )
-        return torch.from_numpy((documents @ by_token).toarray())
+        return documents @ by_token
 
 
 def _spread(weights: sparse.csr_matrix, by_token: sparse.csr_matrix, rows: int = 512) -> float:
@@ -208,6 +209,12 @@ class WordScore(TeacherScore):
         analyse = word_analyser()
         known = [[self.place[w] for w in analyse(text) if w in self.place] for text in texts]
         return Ragged.from_lists([np.array(ids, np.int32) for ids in known])
+
+    def sums(self, words: Ragged) -> sparse.csr_matrix:
+        """(n, L) csr, what the words of documents add to u; words: their ids, see `word_ids`."""
+        ids = torch.from_numpy(words.flat.astype(np.int64)).to(self.idf.device)
+        offsets = torch.from_numpy(words.offsets).to(self.idf.device)
+        return self._product(*self.weights(ids, offsets), len(words))
 
     def places(self, text: str) -> tuple[list[tuple[int, int]], torch.Tensor]:
         """Character spans of the known words of a text, and their ids (T,); in reading order."""

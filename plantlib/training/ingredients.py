@@ -16,6 +16,7 @@ import torch
 from scipy import sparse
 
 from plantlib.backbones import loading
+from plantlib.candidates.decoder import CandidateConfig
 from plantlib.data.streaming import LABEL_TEXTS_FILE
 from plantlib.data.tokens import tokenise
 from plantlib.kernels.counts import column_counts
@@ -214,7 +215,10 @@ def withheld_of(
 
 
 def build_model(
-    inputs: Inputs, made: Ingredients | Teacher, config: RunConfig = RunConfig()
+    inputs: Inputs,
+    made: Ingredients | Teacher,
+    config: RunConfig = RunConfig(),
+    candidates: CandidateConfig | None = None,
 ) -> PlantModel:
     """A model of the corpus's sizes, not yet planted and without backbone.
 
@@ -223,6 +227,7 @@ def build_model(
 
     Args:
         made: the ingredients of a start, or a teacher alone.
+        candidates: options of a model on candidates; None for one that scores all labels.
 
     Raises:
         ValueError: stateful="v1" with windows that overlap.
@@ -238,7 +243,10 @@ def build_model(
     head = None
     if config.train.lm_weight or (l2r_cells and v1.l2r_from != "read"):
         head = lm_head.load(inputs.backbone, len(inputs.vocabulary), inputs.trust_remote_code)
-    model = PlantModel(_model_config(inputs, made, config, l2r_cells, head is not None))
+    options = _model_config(inputs, made, config, l2r_cells, head is not None)
+    if candidates is not None:
+        options.candidates, options.rank = candidates.width, candidates.rank
+    model = PlantModel(options)
     if made.linear is not None:
         model.word_score.load_linear(made.linear)
     if made.phrases is not None and made.text is not None:

@@ -205,6 +205,11 @@ def learn(
         ValueError: a start or decoder that does not learn on, or other numbers of texts and labels.
     """
     check_whole("epochs", epochs)
+    if model.config.candidates:
+        raise ValueError(
+            "this model scores candidates of very many labels, and such a model does not learn on;"
+            " fit again on all documents"
+        )
     kept = saving.documents_of(model)
     check_learnable(model, kept.about["record"]["system"])
     texts, labels = list(texts), [list(row) for row in labels]

@@ -23,21 +23,34 @@ REPEATS = 8
 LONG = 180  # seconds of a fit from which its length is said beforehand
 
 
-def note(corpus: Corpus, backbone: str, tokens: int | None, epochs: int) -> str | None:
+def note(
+    corpus: Corpus,
+    backbone: str,
+    tokens: int | None,
+    epochs: int,
+    gains: int = 2,
+    labels: int | None = None,
+) -> str | None:
     """What a person should know before a long fit on a processor, and what the quick tier takes;
     None before a short one and on a GPU. Arguments as for `seconds`.
     """
-    if torch.cuda.is_available() or (wanted := seconds(corpus, backbone, tokens, epochs)) < LONG:
+    options = (tokens, epochs, gains, labels)
+    if torch.cuda.is_available() or (wanted := seconds(corpus, backbone, *options)) < LONG:
         return None
     said = f"this fit will take {readable(wanted)} on this processor"
     if backbone == words.NAME:
         return said
-    quick = readable(seconds(corpus, words.NAME, tokens, epochs))
+    quick = readable(seconds(corpus, words.NAME, *options))
     return f"{said}; --backbone words, the quick tier without a language model, needs {quick}"
 
 
 def seconds(
-    corpus: Corpus, backbone: str, tokens: int | None, epochs: int, gains: int = 2
+    corpus: Corpus,
+    backbone: str,
+    tokens: int | None,
+    epochs: int,
+    gains: int = 2,
+    labels: int | None = None,
 ) -> float:
     """Seconds that `training.runs.fit` with a frozen backbone will take on this processor.
 
@@ -47,6 +60,7 @@ def seconds(
         tokens: read per document at most, None for all.
         epochs: of fine-tuning.
         gains: how many times it is trained, see `training.train.choose`.
+        labels: that each document is trained on, all of them when None.
     """
     static = backbone == words.NAME
     lengths = [len(set(text.split())) if static else len(text.split()) for text in corpus.texts]
@@ -61,7 +75,7 @@ def seconds(
         table = config.get_text_config().vocab_size * hidden
         weights = max(loading.float32_bytes(backbone) / 4 - table, 0.0)
     trained = sum(read[i] for i in corpus.rows("train"))
-    head = PRODUCTS * trained * corpus.L * hidden * epochs * gains
+    head = PRODUCTS * trained * (labels or corpus.L) * hidden * epochs * gains
     return (weights * sum(read) + head) / (SHARE * speed())
 
 

@@ -26,6 +26,7 @@ from plantlib.model.plant_model import PlantModel
 from plantlib.planting import outputs as planted_outputs
 from plantlib.planting import starts
 from plantlib.training import artefacts, evaluation, trackers, train
+from plantlib.training.candidate_fit import fit_candidates, on_candidates
 from plantlib.training.ingredients import Ingredients, build_model, ingredients, use_score
 from plantlib.training.inputs import Documents, Inputs
 from plantlib.training.learning import kept_of
@@ -463,17 +464,30 @@ def fit(
         )
     inputs = prepare(corpus, backbone=backbone, **{"frozen": frozen} | prepare_options)
     progress = prepare_options.get("progress", True)
-    record, model = run_start(
-        inputs,
-        start,
-        seed,
-        config=config,
-        progress=progress,
-        keep_checkpoints=True,
-        report_to=report_to,
-    )
-    print(record)
-    model.kept = kept_of(inputs, config, record)
+    model = fit_prepared(inputs, start, seed, config, progress, report_to)
+    print(model.record)
+    return model
+
+
+def fit_prepared(
+    inputs: Inputs,
+    start: str,
+    seed: int,
+    config: RunConfig,
+    progress: bool = True,
+    report_to: str | Sequence[str] = (),
+    keep_checkpoints: bool = True,
+) -> PlantModel:
+    """Train a model with its backbone, on candidates where `candidate_fit.on_candidates` says so.
+
+    Arguments are those of `fit` and `run_start`. A model on candidates does not learn on.
+    """
+    options = {"progress": progress, "keep_checkpoints": keep_checkpoints, "report_to": report_to}
+    if on_candidates(len(inputs.rows["train"]), inputs.corpus.L, start, config):
+        model = fit_candidates(inputs, start, seed, config, **options)
+    else:
+        record, model = run_start(inputs, start, seed, config=config, **options)
+        model.kept = kept_of(inputs, config, record)
     if model.backbone is None:
         model.attach_backbone(artefacts.load_backbone(inputs))
     return model

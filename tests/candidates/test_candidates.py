@@ -17,7 +17,6 @@ from scipy import sparse
 
 from companion.studies import convergence
 from plantlib.candidates import lists as candidates
-from plantlib.candidates import runs as candidate_runs
 from plantlib.candidates import training as candidate_training
 from plantlib.candidates.decoder import (
     CandidateConfig,
@@ -32,6 +31,7 @@ from plantlib.kernels import Cells, reference
 from plantlib.metrics.documents import Scores, StreamingEvaluator, evaluate, precision_at_k
 from plantlib.planting import starts
 from plantlib.planting.decoder import Packed
+from plantlib.training import candidate_runs
 from plantlib.training.records import RunRecord
 from plantlib.utils.base import DataError
 from tests.tolerances import assert_within_rounding, near
@@ -416,7 +416,7 @@ def test_training_from_the_linear_score_begins_with_its_ranking(prepared):
     plant(decoder, prepared.train_labels, "lookup+linear")
     found = candidate_training.predict(decoder, data, test, config, k=4)
     # listed where rare labels are raised, scored as training knows it
-    listed = candidate_training.best_of(linear.raised(test), 4)
+    listed = candidates.best_of(linear.raised(test), 4)
     wanted = -np.sort(-np.take_along_axis(linear.scores(test), listed, 1), axis=1)
     assert_within_rounding(found.scores, wanted.astype(np.float32), operations=100)  # words
     assert not np.array_equal(linear.scores(train), linear.tables[0].scores(linear.tfidf[train])), (
@@ -439,7 +439,7 @@ def test_the_best_places_are_those_of_a_stable_sort():
     scores = np.random.default_rng(0).integers(0, 5, (40, 13)).astype(np.float32)
     for depth in (1, 6, 13):
         wanted = np.argsort(-scores, axis=1, kind="stable")[:, :depth]
-        found = candidate_training.best_of(scores, depth)
+        found = candidates.best_of(scores, depth)
         np.testing.assert_array_equal(
             np.take_along_axis(scores, found, 1), np.take_along_axis(scores, wanted, 1)
         )

@@ -7,11 +7,11 @@ import pytest
 import torch
 from scipy import sparse
 
-from plantlib.candidates import runs as candidate_runs
 from plantlib.candidates import training as candidate_training
 from plantlib.candidates.decoder import CandidateConfig, CandidateDecoder, plant
 from plantlib.metrics.documents import evaluate
 from plantlib.metrics.topk import TopK
+from plantlib.training import candidate_runs
 
 # label 3 is the rare one; it is true in the second document and stands behind two others there
 RANKING = TopK(

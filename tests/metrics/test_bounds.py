@@ -9,7 +9,7 @@ import pytest
 from scipy import sparse
 from sklearn.metrics import roc_auc_score
 
-from plantlib.candidates.training import best_of
+from plantlib.candidates.lists import best_of
 from plantlib.metrics import documents
 from plantlib.metrics.documents import StreamingEvaluator, evaluate
 

@@ -16,6 +16,7 @@ from plantlib.backbones import loading
 from plantlib.data.credentials import PrivacyError
 from plantlib.model import export, reading
 from plantlib.planting import starts
+from plantlib.training import candidate_fit
 from plantlib.training.ingredients import build_model, ingredients, use_score
 from tests.conftest import FILLER, THEMES
 
@@ -97,6 +98,25 @@ def test_the_script_reads_the_quick_tier_too(corpus, tmp_path):
     found = np.stack([read(text)[0] for text in texts])
     assert len(texts) == 200 and np.abs(found - expected).max() < 1e-4
     assert expected.std(0).min() > 0.1  # documents differ in every label
+
+
+@pytest.mark.parametrize("backbone", ["words", "tiny-bert"])
+def test_the_script_reads_a_model_on_candidates(
+    corpus, backbone_folder, tmp_path, monkeypatch, backbone
+):
+    monkeypatch.setattr(candidate_fit, "CELLS", 0)
+    monkeypatch.setattr(candidate_fit, "WIDTH", 3)
+    folder = backbone if backbone == "words" else backbone_folder
+    model = fit(corpus, backbone=folder, root=tmp_path, max_tokens=12, progress=False)
+    torch.manual_seed(0)
+    model.decoder.output_rows.weight.data.normal_(std=3)
+    read, texts = reader(export.to_onnx(model, tmp_path / "graph")), documents()
+    expected = torch.cat(list(reading.logits(model, texts))).numpy()
+    found = np.stack([read(text)[0] for text in texts])
+    listed = expected > -np.inf
+    assert (listed.sum(1) == 3).all() and ((found > -np.inf) == listed).all()
+    assert len(texts) == 200 and np.abs(found[listed] - expected[listed]).max() < 1e-4
+    assert expected[listed].std() > 0.1
 
 
 def test_each_term_is_in_the_graph(model, exported):

@@ -2,7 +2,8 @@
 read test once and write a record; docs/method.md, "Candidate labels".
 
 The counterpart of `training.runs.run_start` for corpora where scoring every document against every
-label is too much, on the cached features of a frozen backbone. The record states recall@C of the
+label is too much, on the cached features of a frozen backbone; `candidate_fit` makes a `PlantModel`
+of it. The record states recall@C of the
 candidates, which bounds every other number: gold labels outside a document's candidates are missed.
 """
 
@@ -11,7 +12,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,7 @@ def data_of(
     # the teacher that is planted, and hidden states
     parts = candidate_decoder.parts_of(start)
     train, counts = prepared.rows["train"], prepared.counts
-    teacher = mig.teach(counts[train], prepared.train_labels, variant="raw", relevance="score")
+    teacher = teacher_of(prepared)
     relevance = own = None
     if {"lookup", "shuffled"} & set(parts):
         relevance, own = _planted(prepared, teacher, seed if "shuffled" in parts else None)
@@ -106,6 +107,12 @@ def data_of(
         packed, counts, train, prepared.corpus.L, (teacher, other), relevance, config, progress
     )
     return replace(data, own=own, scores=data.scores if "score" in parts else None), None
+
+
+def teacher_of(prepared: Inputs) -> Teacher:
+    """The teacher that is planted, counted on the training rows."""
+    counts = prepared.counts[prepared.rows["train"]]
+    return mig.teach(counts, prepared.train_labels, variant="raw", relevance="score")
 
 
 def _planted(
@@ -169,14 +176,27 @@ def run_candidates(
     key = fingerprint_of(prepared.key, start, asdict(config), seed)
     folder = prepared.root / "checkpoints" / f"{run_id}-{key}"
     with held(folder):
-        record, decoder = _run(prepared, config, start, seed, run_id, folder, notebook, progress)
+        made = run(prepared, config, start, seed, run_id, folder, notebook, progress)
         if results is not None:
-            record.save(results)
+            made.record.save(results)
         remove_unless_held(folder)
-    return record, decoder
+    return made.record, made.decoder
 
 
-def _run(
+@dataclass(frozen=True, eq=False)
+class Made:
+    """What a run made: its record, the decoder at the chosen epoch, what that read, and the scores
+    of dev.
+    """
+
+    record: RunRecord
+    decoder: CandidateDecoder
+    data: CandidateData
+    linear: LinearScore | None
+    dev: Scores
+
+
+def run(
     prepared: Inputs,
     config: CandidateConfig,
     start: str,
@@ -185,7 +205,7 @@ def _run(
     folder: Path,
     notebook: str | None,
     progress: bool,
-) -> tuple[RunRecord, CandidateDecoder]:
+) -> Made:
     """As `run_candidates`, with the run's id and the folder of what survives a kill."""
     began = time.perf_counter()
     cpu = cpu_seconds()
@@ -244,11 +264,13 @@ def _run(
     scores = {
         s: score(decoder, data, rows[s], config, prepared.train_counts, edges=prepared.edges)
         for s in ("dev", "test")
+        if len(rows[s])
     }
     record = _record(
         prepared, config, start, seed, run_id, data, scores, kept, times, linear, notebook
     )
-    return replace(record, params=record.params | about), decoder
+    record = replace(record, params=record.params | about)
+    return Made(record, decoder, data, linear, scores["dev"])
 
 
 def raise_rare(
@@ -386,7 +408,7 @@ class Kept:
 
     def restore(self) -> None:
         """Load the best epoch into the decoder."""
-        self.decoder.load_state_dict(load_file(check_tensors(self.best)))
+        self.decoder.load_state_dict(load_file(check_tensors(self.best)), strict=False)
 
 
 def _record(
@@ -404,10 +426,11 @@ def _record(
 ) -> RunRecord:
     """The record of a run: threshold from dev, metrics and recall@C of test."""
     labels, test = prepared.corpus.labels, prepared.rows["test"]
-    judged = judge(prepared, scores["dev"], scores["test"])
-    width = min(config.width, data.ranked.shape[1])
-    reach = candidates.recall(data.ranked[test], labels[test], (width,))
-    judged["metrics"] |= {f"recall@{c} of candidates": value for c, value in reach.items()}
+    judged = judge(prepared, scores["dev"], scores.get("test"))
+    if "test" in scores:
+        width = min(config.width, data.ranked.shape[1])
+        reach = candidates.recall(data.ranked[test], labels[test], (width,))
+        judged["metrics"] |= {f"recall@{c} of candidates": value for c, value in reach.items()}
     size = candidate_decoder.table_bytes(labels.shape[1], prepared.hidden_size, config.rank) // 4
     gains = {"planted": kept.decoder.planted_gain.item(), "teacher": 0.0, "linear": 0.0}
     if data.scores is not None:
