@@ -44,8 +44,9 @@ def check_unlabelled(label_rows: torch.Tensor | None) -> None:
         )
 
 
-def of_scores(model: Any, packed: Packed, scores: torch.Tensor) -> torch.Tensor:
+def of_scores(model: Any, packed: Packed, scores: torch.Tensor | None) -> torch.Tensor:
     """Logits (B, L) of packed documents with linear scores (B, L)."""
+    assert scores is not None  # `PlantModel.forward` asks for them
     decoder = model.decoder
     width = min(model.config.candidates, scores.shape[1])
     ranked = decoder.list_shift + decoder.list_scale * scores

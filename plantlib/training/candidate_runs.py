@@ -2,9 +2,8 @@
 read test once and write a record; docs/method.md, "Candidate labels".
 
 The counterpart of `training.runs.run_start` for corpora where scoring every document against every
-label is too much, on the cached features of a frozen backbone; `candidate_fit` makes a `PlantModel`
-of it. The record states recall@C of the
-candidates, which bounds every other number: gold labels outside a document's candidates are missed.
+label is too much, on cached features; `candidate_fit` makes a `PlantModel` of it. The record states
+recall@C of the candidates, which bounds every other number: gold labels outside them are missed.
 """
 
 from __future__ import annotations

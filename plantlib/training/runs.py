@@ -482,7 +482,8 @@ def fit_prepared(
 
     Arguments are those of `fit` and `run_start`. A model on candidates does not learn on.
     """
-    options = {"progress": progress, "keep_checkpoints": keep_checkpoints, "report_to": report_to}
+    options: dict[str, Any] = {"progress": progress, "report_to": report_to}
+    options["keep_checkpoints"] = keep_checkpoints
     if on_candidates(len(inputs.rows["train"]), inputs.corpus.L, start, config):
         model = fit_candidates(inputs, start, seed, config, **options)
     else:
