@@ -27,6 +27,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.common import append, peak_mib, restart_peak
 from companion.peers import bare, library_peers
+from companion.studies import label_tails
 from plantlib.data.tokens import Words, words
 from plantlib.linear import score as linear_score
 from plantlib.metrics.documents import evaluate
@@ -39,10 +40,7 @@ COLUMNS = ["date", "device", "dataset", "documents", "labels", "system", "cpu_se
 COLUMNS += [*METRICS, "versions"]
 # of a generated corpus
 LABELS = 5  # per document, on average
-OWN = 8  # words that a label brings into its documents
-DRAWN = 4  # of them in each of its documents
 BACKGROUND = 25  # other words of a document
-SHARED = 20_000  # words that all labels share
 
 
 def row_of(dataset: str, documents: int, labels: int, system: str, cpu: float, **more) -> dict:
@@ -104,15 +102,8 @@ def generated(documents: int, labels: int, seed: int = 0) -> tuple[Words, sparse
     label = rng.choice(labels, len(row), p=share)
     y = sparse.csr_matrix((np.ones(len(row)), (row, label)), (documents, labels))
     y.data[:] = 1
-    # a label's own words are hashed into a vocabulary that grows more slowly than the labels
-    own = SHARED + int(OWN * labels**0.75)
-    drawn = rng.integers(OWN, size=(len(row), DRAWN))
-    of_labels = SHARED + (label[:, None] * 7919 + drawn * 104729) % (own - SHARED)
-    others = np.minimum(rng.zipf(1.2, documents * BACKGROUND), SHARED) - 1
-    columns = np.concatenate([of_labels.ravel(), others])
-    rows = np.concatenate([np.repeat(row, DRAWN), np.repeat(np.arange(documents), BACKGROUND)])
-    counts = sparse.csr_matrix((np.ones(len(rows)), (rows, columns)), (documents, own))
-    return Words([f"w{i}" for i in range(own)], counts), y
+    counts = label_tails.words_of(row, label, y.shape, BACKGROUND, rng)
+    return Words([f"w{i}" for i in range(counts.shape[1])], counts), y
 
 
 def growth(sizes: list[int]) -> list[dict]:

@@ -28,7 +28,7 @@ def transplant_file(attention: float, host: float) -> dict:
 def test_questions_without_a_study_name_the_command(tmp_path):
     lines = questions.table([], [], tmp_path).splitlines()
     assert len(lines) == 2 + len(questions.QUESTIONS) + 2
-    for name in ("transplants-es", "frequency", "languages"):
+    for name in ("transplants-es", "frequency", "labels", "languages"):
         assert f"`make run RUN=runs/questions-{name}.yaml`" in "\n".join(lines)
 
 
