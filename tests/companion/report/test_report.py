@@ -402,10 +402,15 @@ def test_published_numbers_name_whose_they_are_and_meet_ours():
     of = judged.set_index(["dataset", "system", "metric"])
     head = of.loc["eurlex57k", "BERT-LWAN, as its authors report", "head/rp@5"]
     assert head["ours"] != "-" and head["verdict"] in ("reproduced", "below", "above")
-    # our records have no measure over labels with 1 to 50 documents
-    assert (
-        of.loc["eurlex57k", "BERT-LWAN, as its authors report", "1-50/rp@5"]["verdict"] == "not run"
+    # only records made since labels with 1 to 50 documents are measured have a number of ours
+    measured = any(
+        "1-50/rp@5" in r.metrics
+        for g in groups
+        for r in g.records
+        if (g.dataset["name"], g.dataset["train"]) == ("eurlex57k", 45000)
     )
+    middle = of.loc["eurlex57k", "BERT-LWAN, as its authors report", "1-50/rp@5"]
+    assert (middle["verdict"] != "not run") == measured
     official = judged[judged["dataset"].isin(verdicts.OFFICIAL)]
     assert len(official) == 5 and official["run"].str.startswith("official-codiesp-").all()
     means = official["ours"].str.split().str[0].astype(float)
