@@ -2,19 +2,19 @@
 
 Score and output of a token and a label are then the same in every document, so they are computed
 once for the U distinct tokens of a batch. With X (B, U), which documents hold which tokens, the
-sums over tokens of all documents are two sparse products,
+sums over tokens of all documents are one sparse product,
 
-    value = X (exp(S) * O) / X exp(S),   S = H Q' + gamma G,   O = H W',
+    [value * total, total] = X [exp(S) * O, exp(S)],   S = H Q' + gamma G,   O = H W',
 
-a block of labels at a time. For prediction on processors: SciPy multiplies, and no gradient is
-carried.
+a block of labels at a time. PyTorch's `embedding_bag` multiplies, several times faster than SciPy.
+For prediction and evaluation on processors; no gradient is carried.
 """
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from scipy import sparse
+from torch.nn import functional
 
 from plantlib.kernels.attention import Cells
 
@@ -47,6 +47,8 @@ def attend_distinct(
     value = hidden.new_zeros((documents.shape[0], labels))
     if not len(hidden):
         return value
+    places, ends = (torch.from_numpy(part) for part in (documents.indices, documents.indptr))
+    how_often = torch.from_numpy(documents.data)
     for low in range(0, labels, BLOCK):
         high = min(low + BLOCK, labels)
         scores = hidden @ queries[low:high].T
@@ -57,7 +59,14 @@ def attend_distinct(
             scores.index_put_(here, gain * cells.values[begin:end], accumulate=True)
         weights = scores.sub_(scores.amax(0)).clamp_(min=LOWEST).exp_()
         outputs_here = (hidden @ outputs[low:high].T).mul_(weights)
-        total = documents @ weights.numpy()
-        read = documents @ outputs_here.numpy()
-        value[:, low:high] = torch.from_numpy(read / np.maximum(total, TINY))
+        summed = functional.embedding_bag(
+            places,
+            torch.cat([outputs_here, weights], 1),
+            ends,
+            mode="sum",
+            per_sample_weights=how_often,
+            include_last_offset=True,
+        )
+        read, total = summed.chunk(2, 1)
+        value[:, low:high] = read / total.clamp_(min=TINY)
     return value

@@ -254,7 +254,7 @@ def word_tokenizer(words: list[str]) -> Any:
     vocabulary = {word: i for i, word in enumerate(words)} | {unknown: len(words)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=unknown))
     tokenizer.normalizer = normalizers.Lowercase()
-    pattern = Regex(WORD.removeprefix("(?u)"))
+    pattern = Regex(WORD)
     tokenizer.pre_tokenizer = pre_tokenizers.Split(pattern, "removed", invert=True)
     return tokenizer
 

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from scipy import sparse
 
+from plantlib.backbones.features import Features
+from plantlib.backbones.words import LookedUp
 from plantlib.data.tokens import Ragged
 from plantlib.metrics.topk import TopK
 from plantlib.model import listing
@@ -27,6 +29,8 @@ CELLS = 2**24  # most logits of a stretch, where a batch has no more
 # documents of word vectors read at a time, at least: they take little memory, and a large batch
 # shares most of its words
 DISTINCT_BATCH = 256
+
+WordStates = Callable[[torch.Tensor], torch.Tensor]
 
 
 class Read(NamedTuple):
@@ -104,8 +108,8 @@ def _stretches(
     """
     model.eval()
     stretch = max(batch, min(STRETCH, CELLS // max(labels or 0, 1)))
-    if reads_distinct(model):
-        batch = max(batch, min(DISTINCT_BATCH, stretch))
+    if word_states(model) is not None:
+        batch = distinct_batch(batch, labels or 0)
     for begin in range(0, len(texts), stretch):
         with torch.inference_mode():
             part = read(model, texts[begin : begin + stretch])
@@ -128,12 +132,15 @@ def _listed(model: Any, documents: Read, batch: int) -> TopK:
 
 def read(model: Any, texts: list[str]) -> Read:
     """Tokens and words of texts."""
-    words = None if model.word_score is None else model.word_score.word_ids(texts)
-    if words is None or not shares_words(model):
-        return Read(model.tokenise(texts), words, model.heard(texts))
-    most = model.config.max_tokens
-    distinct = [list(dict.fromkeys(ids.tolist()))[:most] for ids in words]
-    return Read(Ragged.from_lists(distinct), words, model.heard(texts))
+    if model.word_score is None:
+        return Read(model.tokenise(texts), None, model.heard(texts))
+    known = model.word_score.word_lists(texts)
+    if shares_words(model):
+        most = model.config.max_tokens
+        tokens = Ragged.from_lists([list(dict.fromkeys(ids))[:most] for ids in known])
+    else:
+        tokens = model.tokenise(texts)
+    return Read(tokens, Ragged.from_lists(known), model.heard(texts))
 
 
 def shares_words(model: Any) -> bool:
@@ -144,6 +151,7 @@ def shares_words(model: Any) -> bool:
 
 def _of_stretch(model: Any, documents: Read, batch: int) -> torch.Tensor:
     """Logits (b, L) of documents that were read, `batch` of like length at a time."""
+    states = word_states(model)
     lengths = documents.tokens.lengths
     order = np.argsort(-lengths, kind="stable")
     parts = []
@@ -158,8 +166,8 @@ def _of_stretch(model: Any, documents: Read, batch: int) -> torch.Tensor:
             heard = documents.heard.select(rows)
             linear = heard.scores if linear is None else linear + heard.scores
             own = cells_of(model, heard.cells, offsets)
-        if reads_distinct(model):
-            parts.append(_of_distinct(model, ids, offsets, linear))
+        if states is not None:
+            parts.append(of_distinct(model, states, ids, offsets, linear))
         else:
             parts.append(model(ids, offsets, linear_scores=linear, **own).logits)
     place = torch.from_numpy(np.argsort(order)).to(model.device)
@@ -172,22 +180,48 @@ def cells_of(model: Any, cells: DocumentCells, offsets: torch.Tensor) -> dict[st
     return {name: torch.from_numpy(column).to(model.device) for name, column in packed.items()}
 
 
-def reads_distinct(model: Any) -> bool:
-    """Whether documents are read as sets of words, each with one hidden state and cells."""
-    static = getattr(model.backbone, "is_static", False)
+def word_states(model: Any, features: Features | None = None) -> WordStates | None:
+    """The function from ids (U,) of words to their hidden states (U, D), where documents are read
+    as sets of words, each with one hidden state and cells; None where they are not.
+
+    features: of a model without backbone.
+    """
+    states: WordStates | None = None
+    if features is not None and isinstance(features.array, LookedUp):
+        states = torch.from_numpy(features.array.table).__getitem__
+    elif features is None and getattr(model.backbone, "is_static", False):
+        states = model.backbone.embeddings
     cpu = model.device.type == "cpu"
-    return static and cpu and model.phrase_score is None and model.decoder.reads_distinct
+    if states is None or not cpu or model.phrase_score is not None:
+        return None
+    return states if model.decoder.reads_distinct else None
 
 
-def _of_distinct(
-    model: Any, token_ids: torch.Tensor, offsets: torch.Tensor, linear_scores: torch.Tensor | None
+def distinct_batch(batch: int, labels: int) -> int:
+    """Documents that are read at a time as sets of words, where `batch` are asked for."""
+    return max(batch, min(DISTINCT_BATCH, CELLS // max(labels, 1)))
+
+
+def of_distinct(
+    model: Any,
+    states: WordStates,
+    token_ids: torch.Tensor,
+    offsets: torch.Tensor,
+    linear_scores: torch.Tensor | None,
 ) -> torch.Tensor:
-    """Logits (b, L) of packed token ids (S,) by `LabelDecoder.read_distinct`; offsets (b + 1)."""
+    """Logits (b, L) of packed token ids (S,) by `LabelDecoder.read_distinct`.
+
+    Args:
+        states: see `word_states`.
+        token_ids: (S,) packed.
+        offsets: (b + 1,).
+        linear_scores: (b, L), or None.
+    """
     words, places = token_ids.unique(return_inverse=True)
     ones = np.ones(len(places), np.float32)
     size = (len(offsets) - 1, len(words))
     documents = sparse.csr_matrix((ones, places.numpy(), offsets.numpy()), shape=size)
-    hidden = model.standardise(model.backbone.embeddings(words))
+    hidden = model.standardise(states(words))
     z = None if model.teacher_score is None else model.teacher_score(token_ids, offsets)
     value = model.decoder.read_distinct(hidden, words, documents)
     return value + model.decoder.offset(z, linear_scores)

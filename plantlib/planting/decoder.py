@@ -372,7 +372,8 @@ class LabelDecoder(nn.Module):
     @property
     def reads_distinct(self) -> bool:
         """Whether `read_distinct` holds for this decoder."""
-        return self.contexts == "mixed" and self.l2r is None and not any(self.keeps)
+        plain = self.contexts == "mixed" and self.stateful == "exact"
+        return plain and self.l2r is None and not any(self.keeps)
 
     def start_state(self, batch: int) -> AttentionState:
         """The state before the first token; needed to stream with inattention."""

@@ -204,11 +204,14 @@ class WordScore(TeacherScore):
         """Ids of the known words of every text, in reading order; ValueError without a word
         list.
         """
+        return Ragged.from_lists(self.word_lists(texts))
+
+    def word_lists(self, texts: list[str]) -> list[list[int]]:
+        """`word_ids` as lists."""
         if not self.place:
             raise ValueError("this score has no word list; fill it with load_linear or set_words")
-        analyse = word_analyser()
-        known = [[self.place[w] for w in analyse(text) if w in self.place] for text in texts]
-        return Ragged.from_lists([np.array(ids, np.int32) for ids in known])
+        analyse, place = word_analyser(), self.place.get
+        return [[i for i in map(place, analyse(text)) if i is not None] for text in texts]
 
     def sums(self, words: Ragged) -> sparse.csr_matrix:
         """(n, L) csr, what the words of documents add to u; words: their ids, see `word_ids`."""

@@ -26,6 +26,7 @@ from plantlib.metrics.documents import (
     tune_threshold,
 )
 from plantlib.metrics.topk import TopK
+from plantlib.model import reading
 from plantlib.model.plant_model import PlantModel
 from plantlib.teacher.phrase_cells import DocumentCells
 from plantlib.training.inputs import Documents, Inputs
@@ -59,12 +60,22 @@ def score(
     )
     order = np.argsort(-documents.tokens.lengths[documents.rows], kind="stable")
     device = next(model.parameters()).device
+    # word vectors are read once for each distinct word of many documents
+    planted_apart = documents.withheld is not None or documents.cells is not None
+    states = None if planted_apart else reading.word_states(model, documents.features)
+    if states is not None:
+        batch_size = reading.distinct_batch(batch_size, labels.shape[1])
     training = model.training
     model.eval()
     with torch.inference_mode():
         for begin in tqdm(range(0, len(order), batch_size), desc="batches", disable=not progress):
             part = order[begin : begin + batch_size]
-            batch = documents.collate([int(row) for row in documents.rows[part]])
+            rows = [int(row) for row in documents.rows[part]]
+            batch = documents.collate(rows, hidden=states is None)
+            if states is not None:
+                read = (batch["token_ids"], batch["offsets"], batch.get("linear_scores"))
+                evaluator.update(part, reading.of_distinct(model, states, *read).float())
+                continue
             # without labels the model computes no loss
             batch = {
                 name: value.to(device)

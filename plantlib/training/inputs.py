@@ -83,8 +83,12 @@ class Documents(torch.utils.data.Dataset):
     def __getitem__(self, i: int) -> int:
         return int(self.rows[i])
 
-    def collate(self, rows: list[int]) -> dict[str, torch.Tensor]:
+    def collate(self, rows: list[int], hidden: bool = True) -> dict[str, torch.Tensor]:
         """One packed batch of b documents with S tokens in all.
+
+        Args:
+            rows: (b,) of the corpus.
+            hidden: read cached hidden states.
 
         Returns:
             token_ids (S,) int64; offsets (b + 1,) int64, where each document begins and ends;
@@ -101,7 +105,7 @@ class Documents(torch.utils.data.Dataset):
             "label_rows": torch.from_numpy(cells.row.astype(np.int64)),
             "label_columns": torch.from_numpy(cells.col.astype(np.int64)),
         }
-        if self.features is not None:
+        if self.features is not None and hidden:
             batch["hidden_states"] = torch.from_numpy(self.features.documents(rows))
         if self.linear is not None:
             batch["linear_scores"] = torch.from_numpy(self.linear(rows))

@@ -11,7 +11,11 @@ from plantlib.backbones import loading, words
 from plantlib.backbones.words import WordTokenizer
 from plantlib.data.tokens import tfidf
 from plantlib.data.tokens import words as count_words
+from plantlib.linear.score import LinearConfig
 from plantlib.metrics.calibration import chances
+from plantlib.model import reading
+from plantlib.training import artefacts
+from plantlib.training.evaluation import score
 from plantlib.utils.io import read_json
 from tests.conftest import tiny_corpus
 
@@ -97,6 +101,28 @@ def test_predictions_are_those_of_the_model_read_document_by_document(model):
             assert [score for _, score in best] == pytest.approx(
                 sorted(by_name.values(), reverse=True)[:3], abs=1e-5
             )
+
+
+def test_evaluation_reads_sets_of_words_as_it_reads_word_by_word(model, root, monkeypatch):
+    inputs = prepare(tiny_corpus(), backbone="words", root=root, progress=False)
+    linear = artefacts.linear_scores(inputs, LinearConfig(), progress=False)
+    documents = inputs.documents("test", True, linear)
+    as_sets, _ = score(model, documents, inputs.train_counts)
+    called = []
+    monkeypatch.setattr(reading, "word_states", lambda *_: called.append(1))
+    word_by_word, _ = score(model, documents, inputs.train_counts)
+    assert called
+    assert np.array_equal(as_sets.topk.ids, word_by_word.topk.ids)
+    # float32 sums over a document's words in another order
+    assert as_sets.topk.scores == pytest.approx(word_by_word.topk.scores, abs=1e-5)
+
+
+def test_phrases_and_other_decoders_are_not_read_as_sets(model, monkeypatch):
+    assert reading.word_states(model) is model.backbone.embeddings
+    for name, value in (("keep", 3), ("stateful", "v1"), ("contexts", "sum")):
+        with monkeypatch.context() as patch:
+            patch.setattr(model.decoder, name, value)
+            assert reading.word_states(model) is None
 
 
 def test_two_fits_of_one_seed_are_the_same(model, tmp_path):

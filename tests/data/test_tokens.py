@@ -10,6 +10,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
+import regex
 from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 
 from plantlib.data import tokens as tokens_module
@@ -278,3 +279,10 @@ def test_a_cut_keeps_the_first_tokens_of_each_document():
     assert [cut[i].tolist() for i in range(4)] == [[5, 6], [], [8], [1, 2]]
     assert tokens.cut(None) is tokens
     assert len(Ragged.from_lists([[], []]).cut(3)) == 2
+
+
+def test_every_character_of_a_script_without_spaces_is_looked_for():
+    everything = "".join(chr(i) for i in range(0x110000) if not 0xD800 <= i < 0xE000)
+    unspaced = "".join(regex.findall(tokens_module.UNSPACED, everything))
+    assert len(unspaced) > 100_000
+    assert not tokens_module.MAY_BE_UNSPACED.sub("", unspaced)
