@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import torch
 from scipy import sparse
-from sklearn.utils.extmath import randomized_svd
 from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
@@ -175,6 +174,9 @@ def vectors(weights: sparse.csr_matrix, dim: int = DIM, seed: int = 0) -> np.nda
         dim: most dimensions; fewer where there are fewer documents or words.
         seed: of the randomised range finder.
     """
+    # imported here, because predicting needs neither it nor pandas, which it imports
+    from sklearn.utils.extmath import randomized_svd
+
     dim = min(dim, *weights.shape)
     _, values, directions = randomized_svd(weights, dim, n_iter=3, random_state=seed)
     found = directions.T * np.sqrt(values)
