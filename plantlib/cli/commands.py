@@ -22,7 +22,7 @@ from plantlib.data.corpus import Corpus
 from plantlib.utils.base import DataError
 from plantlib.utils.folders import check_target, kind_of, verify
 from plantlib.utils.io import Damaged, atomic_path, check_file, read_json, write_json
-from plantlib.utils.progress import tqdm
+from plantlib.utils.progress import load_libraries, tqdm
 from plantlib.utils.terminal import json_line, printable, spreadsheet_cell
 
 ORIGINS = {
@@ -81,6 +81,7 @@ def fit(options: Namespace) -> None:
     check_target(out, "model")
     corpus = corpus_of(options)
     check_private(corpus, out)
+    load_libraries("torch", "transformers", "plantlib.training.runs")
     from plantlib import RunConfig
     from plantlib.cli import corrections
     from plantlib.data import privacy
@@ -255,6 +256,7 @@ def model_of(options: Namespace):
     if not is_model(Path(folder)):
         fix = f"make one with plant fit TABLE --out {folder}"
         raise ValueError(f"{folder} is no folder of a model: {fix}")
+    load_libraries("torch", "transformers", "plantlib.model.plant_model")
     import torch
 
     from plantlib import PlantModel

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from importlib import import_module
 from time import monotonic
 
 VARIABLE = "PLANT_PROGRESS"  # "text" or "lines" for the bars of a kernel that papermill started
@@ -75,6 +76,12 @@ def tqdm(*args, **kwargs):
     from tqdm.auto import tqdm as bar
 
     return bar(*args, **kwargs)
+
+
+def load_libraries(*names: str) -> None:
+    """Import modules behind a bar, so that a command shows within a second that it works."""
+    for name in tqdm(names, desc="load libraries", unit="library", leave=False):
+        import_module(name)
 
 
 @contextmanager
