@@ -4,7 +4,6 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 TOKENS ?= 256
-# two files of tests at a time, each on one thread
 TWO := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
@@ -39,10 +38,11 @@ run: $(READY)    ## one YAML run: make run RUN=runs/x.yaml; on several processes
 	$(if $(CONFIG),$(BIN)/accelerate launch --config_file $(CONFIG) -m companion.launch,$(BIN)/python -m companion.runner) $(RUN)
 bench: $(READY)  ## timings and memory against named baselines -> results/bench/*.csv
 	$(BIN)/python benchmarks/bench_mig.py && $(BIN)/python benchmarks/bench_kernels.py && $(BIN)/python benchmarks/bench_candidates.py
+	$(BIN)/python benchmarks/bench_fit.py codiesp debtags:2000 --tiers words minilm && $(BIN)/python benchmarks/bench_fit.py cooking:2000 eurlex57k:1000 && $(BIN)/python benchmarks/bench_predict.py
 	$(BIN)/python benchmarks/bench_linear.py codiesp cooking && $(BIN)/python benchmarks/bench_linear.py eurlex57k debtags --train 2000 --dev 500 && $(BIN)/python benchmarks/bench_linear.py --growth 3000 10000 30000 100000
 figures: $(READY) ## tables and figures from the committed runs, docs/results.md and README included
 	mkdir -p results/executed && $(BIN)/papermill --cwd notebooks notebooks/07_paper_vs_ours.ipynb results/executed/07_paper_vs_ours.ipynb
-	$(BIN)/python -c "from companion.report import plots; from companion.studies import evidence; evidence.draw(); [plots.save(getattr(plots, n)(), f'results/figures/{n}.png') for n in ('data_flow', 'method_figure')]"
+	$(BIN)/python -c "from companion.report import cost_plots, plots; from companion.studies import evidence; evidence.draw(); cost_plots.draw(); [plots.save(getattr(plots, n)(), f'results/figures/{n}.png') for n in ('data_flow', 'method_figure')]"
 site: $(READY)   ## notebooks, lessons and API pages as static HTML in site/, without a network
 	$(BIN)/sphinx-build -q -W --keep-going -c docs -d artefacts/doctrees . site && $(BIN)/python docs/check_links.py site
 peers: $(READY)  ## peers of other libraries -> results/peers.csv; DATASET= TRAIN= TOKENS=

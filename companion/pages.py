@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from companion.report import backbone_report, costs, report, verdicts, worth
+from companion.report import backbone_report, cost_plots, costs, report, verdicts, worth
 from companion.report.compare import difference_cell, replace_section, section
 from companion.report.metric_names import NAMES
 from companion.report.report import NO_RUNS, markdown_table
@@ -49,6 +49,7 @@ PAGES = {
         "official",
         "questions",
         "costs",
+        "speed",
     ],
 }
 
@@ -88,6 +89,7 @@ def blocks(
         "official": official.table(results),
         "questions": questions.table(records, groups, results),
         "costs": costs.table(groups),
+        "speed": cost_plots.table(results),
     }
 
 
