@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 METRIC = "ndcg@5"
 PARTS = ("read_s", "plant_s", "linear_s", "train_s", "evaluate_s")
-NONE = "No timings yet: `make bench` writes `results/bench/fit.csv`."
+NONE = "No timings yet: `make bench` writes them."
 
 Row = dict[str, str]
 
