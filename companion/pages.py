@@ -19,6 +19,7 @@ from companion.report.report import NO_RUNS, markdown_table
 from companion.studies import (
     ablations,
     awd_report,
+    contributions,
     leak_audit,
     learning_curves,
     official,
@@ -41,6 +42,7 @@ PAGES = {
         "ablations",
         "curves",
         "leak",
+        "contributions",
         "backbones",
         "first-version",
         "published",
@@ -81,6 +83,7 @@ def blocks(
         "ablations": effects(records),
         "curves": curves(learning_curves.frame(records)),
         "leak": leak(leak_audit.gains(records)),
+        "contributions": contributions.markdown(results / "contributions.json"),
         "backbones": backbone_report.markdown(backbone_report.groups(records)),
         "first-version": awd_report.markdown(records),
         "published": verdicts.published_table(verdicts.paper_vs_ours(paper, groups, results)),

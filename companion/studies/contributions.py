@@ -20,15 +20,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from companion.report import plots, plots_claims
 from companion.studies.evidence import agreement, gold_spans_of, token_marks
 from plantlib.backbones import windows
 from plantlib.backbones.loading import specials
 from plantlib.data.corpus import Corpus
 from plantlib.metrics.calibration import chances
+from plantlib.metrics.statistics import paired_bootstrap
 from plantlib.model import reading
 from plantlib.model.explaining import spans_of
 from plantlib.model.explanation import Explanation
 from plantlib.model.words import Word, words_of
+from plantlib.training.options import RunConfig, TrainConfig
 from plantlib.training.records import environment, plain
 from plantlib.training.runs import fit
 from plantlib.utils.base import DataError
@@ -37,8 +40,16 @@ from plantlib.utils.io import read_if_whole, read_json, write_json
 if TYPE_CHECKING:
     import pandas
 
+    from plantlib.model.plant_model import PlantModel
+
 METHODS = ("contribution", "attention", "gradient x input", "AttInGrad", "random")
 MEASURES = ("auc", "precision", "comprehensiveness", "sufficiency")
+NAMES = {
+    "auc": "AUC",
+    "precision": "precision at the span's length",
+    "comprehensiveness": "comprehensiveness",
+    "sufficiency": "sufficiency",
+}
 
 
 def marked_labels(corpus: Corpus, model, split: str, most: int) -> dict[int, list]:
@@ -66,8 +77,8 @@ def as_read(model, text: str) -> str:
     return text[: max((end for _, end in spans_of(model, text)), default=0)]
 
 
-def gradients(model, text: str, label: str) -> np.ndarray:
-    """(T,) size of gradient times input of every token, for the logit of `label`.
+def gradients(model, text: str, labels: list[str]) -> list[np.ndarray]:
+    """(T,) size of gradient times input of every token for the logit of each label.
 
     The input is the token's embedding, so document scores over words have no part in it.
     """
@@ -82,28 +93,50 @@ def gradients(model, text: str, label: str) -> np.ndarray:
         with torch.enable_grad():
             ids, offsets = model.pack(model.tokenise([text]))
             hidden = model.encode(ids, offsets)
-            logits = model.decoder(model.packed(hidden, ids, offsets))
-            slopes = torch.autograd.grad(logits[0, model.config.label2id[label]], embeddings)
+            logits = model.decoder(model.packed(hidden, ids, offsets))[0]
+            # the text is read once, and gone back through once per label
+            slopes = [
+                torch.autograd.grad(
+                    logits[model.config.label2id[label]], embeddings, retain_graph=True
+                )
+                for label in labels
+            ]
     finally:
         hook.remove()
+    return [
+        _by_token(
+            model, offsets, [(e * s).detach() for e, s in zip(embeddings, of_label, strict=True)]
+        )
+        for of_label in slopes
+    ]
+
+
+def _by_token(model, offsets: torch.Tensor, products: list[torch.Tensor]) -> np.ndarray:
+    """(T,) sizes of one document's tokens; products (W, tokens, D) per forward pass."""
+    if getattr(model.backbone, "is_static", False):
+        return products[0].norm(dim=-1).cpu().numpy()  # (T, D): every token read alone
     # a row per window, each with special tokens before its own
-    rows = [row for e, slope in zip(embeddings, slopes, strict=True) for row in (e * slope)]
+    rows = [row for product in products for row in product]
     before = len(specials(model.tokenizer)[0])
     cut = windows.spans(offsets, model.config.window, model.config.overlap)[0]
     kept = [
         row[before + w.begin - w.first : before + w.end - w.first].norm(dim=-1)
         for row, w in zip(rows, cut, strict=True)
     ]
-    return torch.cat(kept).detach().cpu().numpy()
+    return torch.cat(kept).cpu().numpy()
 
 
-def word_weights(model, explanation: Explanation, seed: int) -> dict[str, np.ndarray]:
-    """Method -> (words,) weight of every word of the explanation."""
+def word_weights(
+    explanation: Explanation,
+    spans: list[tuple[int, int]],
+    gradient: np.ndarray,
+    rng: np.random.Generator,
+) -> dict[str, np.ndarray]:
+    """Method -> (words,) weight of every word; gradient (T,) belongs to the tokens at `spans`."""
     words = explanation.words
-    gradient = gradients(model, explanation.text, explanation.label)
     pieces = [
         Word("", begin, end, attention=float(size))
-        for (begin, end), size in zip(spans_of(model, explanation.text), gradient, strict=True)
+        for (begin, end), size in zip(spans, gradient, strict=True)
     ]
     by_place = {(w.begin, w.end): w.attention for w in words_of(explanation.text, pieces)}
     slope = np.array([by_place.get((w.begin, w.end), 0.0) for w in words])
@@ -113,30 +146,45 @@ def word_weights(model, explanation: Explanation, seed: int) -> dict[str, np.nda
         "attention": attention,
         "gradient x input": slope,
         "AttInGrad": attention * slope,
-        "random": np.random.default_rng(seed).random(len(words)),
+        "random": rng.random(len(words)),
     }
 
 
-def measure_pair(model, text: str, label: str, gold: list, seed: int) -> list[dict]:
-    """A row per method: MEASURES of one document and label; [] where no or every word is marked."""
-    explanation = model.explain(text, label)
-    words = explanation.words
-    marks = token_marks([(word.begin, word.end) for word in words], gold)
-    if not 0 < marks.sum() < len(marks):
-        return []
-    rows, changed = [], []
-    for method, weights in word_weights(model, explanation, seed).items():
-        best = set(np.argsort(-weights, kind="stable")[: int(marks.sum())].tolist())
-        changed += [
-            _without(text, words, best),
-            _without(text, words, set(range(len(words))) - best),
-        ]
-        shifted = weights - weights.min()  # agreement wants no negative weights; ranks stay
-        rows.append({"method": method, **agreement(shifted, marks)})
-    scores = _scores(model, changed, label)
-    for row, fall, alone in zip(rows, scores[::2], scores[1::2], strict=True):
-        row["comprehensiveness"] = explanation.score - fall
-        row["sufficiency"] = explanation.score - alone
+def measure(model, text: str, marked: list[tuple[str, list]], seed: int) -> list[dict]:
+    """A row per label and method: MEASURES in one document.
+
+    Labels of which no word or every word is marked are left out.
+
+    Args:
+        model: that explains.
+        text: of the document.
+        marked: labels with their gold spans.
+        seed: of the random weights.
+    """
+    labels = [label for label, _ in marked]
+    explanations = model.explain(text, labels)
+    spans, rng = spans_of(model, text), np.random.default_rng(seed)
+    slopes = gradients(model, text, labels)
+    rows: list[dict] = []
+    changed: list[tuple[str, str]] = []
+    for (label, gold), explanation, slope in zip(marked, explanations, slopes, strict=True):
+        words = explanation.words
+        marks = token_marks([(word.begin, word.end) for word in words], gold)
+        if not 0 < marks.sum() < len(marks):
+            continue
+        everything = set(range(len(words)))
+        for method, weights in word_weights(explanation, spans, slope, rng).items():
+            best = set(np.argsort(-weights, kind="stable")[: int(marks.sum())].tolist())
+            pair = _without(text, words, best), _without(text, words, everything - best)
+            shifted = weights - weights.min()  # agreement wants no negative weights; ranks stay
+            about = {"method": method, "label": label, "score": explanation.score}
+            rows.append(about | agreement(shifted, marks))
+            changed.append(pair)
+    scores = _scores(model, [one for pair in changed for one in pair])
+    for row, (bare, alone) in zip(rows, changed, strict=True):
+        column, whole = model.config.label2id[row.pop("label")], row.pop("score")
+        row["comprehensiveness"] = whole - float(scores[bare][column])
+        row["sufficiency"] = whole - float(scores[alone][column])
     return rows
 
 
@@ -149,15 +197,22 @@ def _without(text: str, words: list[Word], gone: set[int]) -> str:
     return "".join([*parts, text[last:]])
 
 
-def _scores(model, texts: list[str], label: str) -> list[float]:
-    """The calibrated score of `label` for every text."""
-    column = model.config.label2id[label]
-    logits = torch.cat([rows[:, column] for rows in reading.logits(model, texts)])
-    return chances(logits.double().cpu(), model.config.calibration).tolist()
+def _scores(model, texts: list[str]) -> dict[str, np.ndarray]:
+    """Text -> (L,) calibrated scores; what several methods leave of a text is read once."""
+    distinct = list(dict.fromkeys(texts))
+    rows = (
+        [
+            chances(part.double().cpu(), model.config.calibration)
+            for part in reading.logits(model, distinct)
+        ]
+        if distinct
+        else []
+    )
+    return dict(zip(distinct, np.concatenate(rows), strict=True)) if rows else {}
 
 
 def report(corpus: Corpus, model, asked: dict, seed: int, partial: Path) -> dict:
-    """Method -> measure -> mean over the marked labels of documents of a split.
+    """Measure -> method -> mean over the marked labels of each document of a split, in order.
 
     Args:
         corpus: with evidence.
@@ -165,6 +220,10 @@ def report(corpus: Corpus, model, asked: dict, seed: int, partial: Path) -> dict
         asked: the options of `main`; split and documents (at most so many) are read here.
         seed: of the model, and of the random weights.
         partial: a file that keeps what was measured, document by document, until all of them are.
+
+    Returns:
+        labels (their number) and methods: method -> measure -> a mean per document, None where no
+        label of the document could be measured.
 
     Raises:
         DataError: the documents mark no evidence.
@@ -179,22 +238,105 @@ def report(corpus: Corpus, model, asked: dict, seed: int, partial: Path) -> dict
         if corpus.ids[row] in rows:
             continue
         text = as_read(model, corpus.texts[row])
-        measured = (measure_pair(model, text, *pair, seed + row) for pair in labels)
-        rows[corpus.ids[row]] = plain([one for of_label in measured for one in of_label])
+        rows[corpus.ids[row]] = plain(measure(model, text, labels, seed + row))
         write_json(partial, {"about": about, "rows": rows})
         print(f"{len(rows)} of {len(found)} documents", file=sys.stderr, flush=True)
-    frame = pd.DataFrame([one for of_document in rows.values() for one in of_document])
-    means = frame.groupby("method", sort=False)[list(MEASURES)].mean()
-    measured = {method: dict(means.loc[method]) for method in METHODS}
-    return plain({"labels": len(frame) // len(METHODS), "methods": measured})
+    frame = pd.DataFrame([{"document": i} | one for i, part in rows.items() for one in part])
+    means = frame.groupby(["method", "document"])[list(MEASURES)].mean().round(5)
+    by_method = {
+        method: {m: means.loc[method][m].reindex(list(rows)).tolist() for m in MEASURES}
+        for method in METHODS
+    }
+    return plain({"labels": len(frame) // len(METHODS), "methods": by_method})
+
+
+def by_document(found: dict, method: str, measure: str) -> np.ndarray:
+    """(seeds, documents) means over marked labels; nan where nothing could be measured."""
+    seeds = [by["methods"][method][measure] for by in found["by_seed"].values()]
+    return np.array(seeds, np.float64)
 
 
 def table(found: dict) -> pandas.DataFrame:
-    """A row per method: the mean over seeds of each measure. found: the contents of the file."""
+    """A row per method: each measure, and what it has less than contributions, with an interval.
+
+    Columns are '<measure>' (mean over documents and seeds) and, from a paired bootstrap over seeds
+    and documents, '<measure> diff', '<measure> low' and '<measure> high': contribution minus the
+    method. found: the contents of the file.
+    """
     import pandas as pd
 
-    seeds = [pd.DataFrame(by["methods"]).T for by in found["by_seed"].values()]
-    return sum(seeds[1:], seeds[0]) / len(seeds)
+    rows = {}
+    for method in METHODS:
+        row = {}
+        for name in MEASURES:
+            ours, theirs = (by_document(found, one, name) for one in (METHODS[0], method))
+            tested = paired_bootstrap(ours, theirs)
+            row[name] = np.nanmean(theirs)
+            row[f"{name} diff"] = tested["mean_difference"]
+            row |= {f"{name} {end}": tested[end] for end in ("low", "high")}
+        rows[method] = row
+    return pd.DataFrame(rows).T
+
+
+def markdown(source: str | Path) -> str:
+    """The table of a file that `main` wrote, and what it says in words."""
+    found = read_json(source)
+    rows, asked = table(found), found["asked"]
+    head = ["weight of a word", *(NAMES[name] for name in MEASURES)]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for method, row in rows.iterrows():
+        cells = [method]
+        for name in MEASURES:
+            part = "" if method == METHODS[0] else f" ({_interval(row, name)})"
+            cells.append(f"{100 * row[name]:.1f}{part}")
+        lines.append(f"| {' | '.join(cells)} |")
+    labels = next(iter(found["by_seed"].values()))["labels"]
+    documents = len(by_document(found, METHODS[0], MEASURES[0])[0])
+    note = (
+        f"{asked['dataset']}, {asked['split']}: {labels} marked labels of {documents} documents,"
+        f" backbone `{asked['backbone']}`, start `{asked['start']}`, {asked['tokens']} tokens,"
+        f" {len(found['by_seed'])} seeds. In parentheses: contribution minus this method, 95 %"
+        " interval over seeds and documents. For sufficiency less is better."
+    )
+    return "\n".join([*lines, "", note, "", in_words(rows)])
+
+
+def _interval(row: pandas.Series, name: str) -> str:
+    middle, low, high = (100 * row[f"{name} {part}"] for part in ("diff", "low", "high"))
+    return f"{middle:+.1f} [{low:+.1f}, {high:+.1f}]"
+
+
+def in_words(rows: pandas.DataFrame) -> str:
+    """Against attention, measure by measure: better, worse or not told apart."""
+    row = rows.loc["attention"]
+    verdicts: dict[str, list[str]] = {"better": [], "worse": [], "not told apart": []}
+    for name in MEASURES:
+        sign = -1 if name == "sufficiency" else 1
+        low, high = sorted(sign * row[f"{name} {end}"] for end in ("low", "high"))
+        word = "better" if low > 0 else "worse" if high < 0 else "not told apart"
+        verdicts[word].append(NAMES[name])
+    parts = [f"{word} by {', '.join(names)}" for word, names in verdicts.items() if names]
+    return f"Contributions against attention: {'; '.join(parts)}."
+
+
+def draw(source: str | Path, target: str | Path) -> Path:
+    """Draw contributions against the other methods; returns `target`."""
+    found = read_json(source)
+    ax = plots_claims.word_weights(table(found), NAMES)
+    return plots.save(ax, target)
+
+
+def trained(corpus: Corpus, asked: dict, seed: int) -> PlantModel:
+    """The model that is measured; its lookup is planted as it is, dev does not choose a gain."""
+    config = RunConfig(train=TrainConfig(epochs=asked["epochs"]), other_gains=())
+    return fit(
+        corpus,
+        backbone=asked["backbone"],
+        start=asked["start"],
+        seed=seed,
+        config=config,
+        max_tokens=asked["tokens"],
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -203,15 +345,23 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m companion.studies.contributions", description=__doc__.split("\n")[0]
     )
     parser.add_argument("--dataset", default="codiesp-es", help="a corpus with evidence")
-    parser.add_argument("--backbone", default="minilm")
+    parser.add_argument("--backbone", default="words")
     parser.add_argument("--start", default="lookup+linear")
     parser.add_argument("--tokens", type=int, default=256, help="tokens read per document")
+    parser.add_argument(
+        "--epochs", type=int, default=2, help="most epochs; the best on dev is kept"
+    )
     parser.add_argument("--split", default="test", choices=("dev", "test"))
     parser.add_argument("--documents", type=int, default=40, help="most documents measured")
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds")
     parser.add_argument("--out", default="results/contributions.json")
+    parser.add_argument("--figure", default="results/figures/contributions.png")
     options = parser.parse_args(arguments)
-    asked = {name: value for name, value in vars(options).items() if name not in ("out", "seeds")}
+    asked = {
+        name: value
+        for name, value in vars(options).items()
+        if name not in ("out", "figure", "seeds")
+    }
     try:
         corpus = Corpus.load(options.dataset).labelled()
         partial = Path(options.out).with_suffix(".partial")
@@ -220,18 +370,13 @@ def main(arguments: list[str] | None = None) -> int:
         for seed in range(options.seeds):
             if str(seed) in by_seed:
                 continue
-            model = fit(
-                corpus,
-                backbone=options.backbone,
-                start=options.start,
-                seed=seed,
-                max_tokens=options.tokens,
-            )
+            model = trained(corpus, asked, seed)
             by_seed[str(seed)] = report(corpus, model, asked, seed, partial)
-            about = {"schema": 1, "asked": asked, "environment": environment()}
+            about = {"schema": 2, "asked": asked, "environment": environment()}
             write_json(options.out, about | {"by_seed": by_seed})
             partial.unlink()
-        print(table(read_json(options.out)).round(3).to_string())
+        print(table(read_json(options.out))[list(MEASURES)].round(3).to_string())
+        draw(options.out, options.figure)
     except (OSError, ValueError) as error:
         print(f"contributions: {error}", file=sys.stderr)
         return 1
