@@ -10,6 +10,8 @@ lists, and not with documents times labels.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 from scipy import sparse
 
@@ -24,19 +26,24 @@ BLOCK = 256  # documents that are ranked at a time
 
 
 def confusable(ranking: Table, weights: sparse.csr_matrix, width: int = WIDTH) -> sparse.csc_matrix:
-    """(n, L) csc with an entry where a label is among the `width` best of a document.
+    """(n, L) csc with an entry where a label is among the `width` best of a document, of those that
+    share a word with it.
 
     ranking: scores the documents. weights: (n, V) csr, tf-idf.
     """
-    count, labels = weights.shape[0], len(ranking.intercept)
-    width = min(width, labels)
-    best = np.empty((count, width), np.int32)
-    for begin in range(0, count, BLOCK):
-        scores = ranking.scores(weights[begin : begin + BLOCK])
-        best[begin : begin + BLOCK] = np.argpartition(-scores, width - 1, 1)[:, :width]
-    indptr = np.arange(0, best.size + 1, width)
-    ones = np.ones(best.size, bool)
-    return sparse.csr_matrix((ones, best.ravel(), indptr), (count, labels)).tocsc()
+    best, lengths = [], []
+    for begin in range(0, weights.shape[0], BLOCK):
+        sums = (weights[begin : begin + BLOCK] @ ranking.by_word).tocsr()
+        scores = sums.data + ranking.intercept[sums.indices]
+        for first, last in pairwise(sums.indptr):
+            found = sums.indices[first:last]
+            if len(found) > width:
+                found = found[np.argpartition(-scores[first:last], width - 1)[:width]]
+            best.append(found)
+            lengths.append(len(found))
+    indptr = np.cumsum([0, *lengths])
+    cells = (np.ones(indptr[-1], bool), np.concatenate(best), indptr)
+    return sparse.csr_matrix(cells, (weights.shape[0], len(ranking.intercept))).tocsc()
 
 
 def fit(
@@ -59,21 +66,25 @@ def fit(
     Returns:
         (L, V) weights and (L,) intercepts; a label on no document scores -1, on every one 1.
     """
+    from sklearn import config_context
+
     count, vocabulary = weights.shape
     weights = sparse.csr_matrix(weights, dtype=np.float64)
     own, near = labels.tocsc(), confusable(ranking, weights)
     drawn = np.random.default_rng(seed).choice(count, min(DRAWN, count), replace=False)
     words, values, intercepts = [], [], []
-    for label in range(labels.shape[1]):
-        positive = _rows(own, label)
-        rows = np.unique(np.concatenate([positive, _rows(near, label), drawn]))
-        coef, intercept = _machine(weights[rows], np.isin(rows, positive), seed)
-        kept = np.flatnonzero(np.abs(coef) > PRUNE)
-        words.append(kept.astype(np.int32))
-        values.append(coef[kept].astype(np.float32))
-        intercepts.append(intercept)
-        if bar is not None:
-            bar.update()
+    # the checks of one small fit after the other would take as long as the fits
+    with config_context(assume_finite=True, skip_parameter_validation=True):
+        for label in range(labels.shape[1]):
+            positive = _rows(own, label)
+            rows = np.unique(np.concatenate([positive, _rows(near, label), drawn]))
+            coef, intercept = _machine(weights[rows], np.isin(rows, positive), seed)
+            kept = np.flatnonzero(np.abs(coef) > PRUNE)
+            words.append(kept.astype(np.int32))
+            values.append(coef[kept].astype(np.float32))
+            intercepts.append(intercept)
+            if bar is not None:
+                bar.update()
     indptr = np.cumsum([0, *(len(row) for row in words)])
     cells = (np.concatenate(values), np.concatenate(words), indptr)
     table = sparse.csr_matrix(cells, shape=(labels.shape[1], vocabulary))
@@ -86,13 +97,13 @@ def _rows(columns: sparse.csc_matrix, label: int) -> np.ndarray:
 
 
 def _machine(x: sparse.csr_matrix, positive: np.ndarray, seed: int) -> tuple[np.ndarray, float]:
-    """Weights (V,) and intercept of a machine with squared hinge loss.
+    """Weights (V,), empty where all are 0, and intercept of a machine with squared hinge loss.
 
     x: (m, V) csr. positive: (m,) bool, the label's own documents.
     """
     from sklearn.svm import LinearSVC
 
     if not positive.any() or positive.all():
-        return np.zeros(x.shape[1]), 1.0 if positive.all() else -1.0
+        return np.zeros(0), 1.0 if positive.all() else -1.0
     model = LinearSVC(C=COST, dual=True, tol=TOLERANCE, random_state=seed).fit(x, positive)
     return model.coef_[0], float(model.intercept_[0])
