@@ -31,16 +31,18 @@ def survival(table: pandas.DataFrame, epochs: int) -> Figure:
     table: as `survival.run` returns it. epochs: of the trainings that are drawn.
     """
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import MaxNLocator
 
     _need(table, "way", "epochs", "split", "epoch", *PANELS)
     rows = table[(table["split"] == "dev") & (table["epochs"] == epochs)]
-    figure, axes = plt.subplots(1, len(PANELS), figsize=(9.6, 2.9), layout="constrained")
+    figure, axes = plt.subplots(1, len(PANELS), figsize=(9.6, 3.4), layout="constrained")
     for ax, (measure, name) in zip(axes, PANELS.items(), strict=True):
         for way, (colour, marker) in WAYS.items():
             values = rows[rows["way"] == way].groupby("epoch")[measure].mean().dropna()
             scale = 100 if measure == "ndcg@5" else 1
             ax.plot(values.index, scale * values, marker, linestyle="-", color=colour, label=way)
         ax.set_xlabel("epoch")
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.set_title(name, fontsize=10)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(WAYS))
     return figure
@@ -55,7 +57,7 @@ def margins(added: pandas.DataFrame) -> Figure:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(
-        1, len(added.columns), figsize=(9.6, 2.9), sharey=True, layout="constrained"
+        1, len(added.columns), figsize=(9.6, 3.4), sharey=True, layout="constrained"
     )
     looks = {"training": (OTHERS[4], "s"), "test": (OTHERS[1], "o")}
     for ax, teacher in zip(axes, added.columns, strict=True):
@@ -67,6 +69,6 @@ def margins(added: pandas.DataFrame) -> Figure:
         ax.tick_params(axis="x", rotation=45)
         ax.axhline(0, color="#999999", linewidth=0.8)
         ax.set_xlabel("training documents of the label")
-    axes[0].set_ylabel("logits added to the margin")
+    axes[0].set_ylabel("logits added")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
