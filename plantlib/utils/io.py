@@ -169,8 +169,11 @@ def new_temporary(parent: Path, name: str = TEMPORARY) -> tuple[Path, int]:
     while True:
         folder = parent / name.format(uuid.uuid4().hex[:12])
         folder.mkdir()
-        handle, free = _opened(folder)
-        # a process that removes leftovers may have come between
+        # a process that removes leftovers may come between
+        try:
+            handle, free = _opened(folder)
+        except FileNotFoundError:
+            continue
         if free and folder.exists():
             return folder, handle
         os.close(handle)

@@ -207,3 +207,22 @@ def test_threads_exclude_each_other_and_one_thread_may_take_its_lock_again(tmp_p
     thread.join()
     assert order == ["first", "second"]
     assert not path.parent.exists(), "the lock is beside the folder of the file"
+
+
+def test_a_new_folder_that_is_taken_for_a_leftover_is_made_again(tmp_path, monkeypatch):
+    """Between its making and its lock another process may remove it."""
+    taken, opened = [], io._opened
+
+    def removed_first(folder, *options):
+        if not taken:
+            taken.append(folder)
+            folder.rmdir()
+        return opened(folder, *options)
+
+    monkeypatch.setattr(io, "_opened", removed_first)
+    folder, handle = io.new_temporary(tmp_path)
+    os.close(handle)
+    assert folder.is_dir() and folder != taken[0]
+    io.probe(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        io.new_temporary(tmp_path / "absent")
