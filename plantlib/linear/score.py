@@ -178,8 +178,10 @@ def fit(
         for k in range(-1, folds):
             rows = train_rows[fold != k]
             path = folder and Path(folder) / f"part{k + 1}.safetensors"
-            options = {"large": large, "seed": seed, "bar": bar}
-            parts.append(_part(weights[rows], labels[rows], path, folds + 1, **options))
+            made = _part(
+                weights[rows], labels[rows], path, folds + 1, bar=bar, large=large, seed=seed
+            )
+            parts.append(made)
     # weigh the terms out of fold, and fold each part into one table
     counts = [column_counts(labels[train_rows[fold != k]]) for k in range(-1, folds)]
     stack = stacking.fit(

@@ -15,12 +15,11 @@ from scipy import sparse
 from plantlib.candidates.decoder import CandidateConfig
 from plantlib.model.plant_model import PlantModel
 from plantlib.teacher.mig import Teacher
-from plantlib.training.candidate_runs import Made, run
+from plantlib.training.candidate_runs import Made, run, run_id_of
 from plantlib.training.evaluation import calibrate
 from plantlib.training.ingredients import Ingredients, build_model
 from plantlib.training.inputs import Inputs
 from plantlib.training.options import RunConfig, TrainConfig
-from plantlib.training.records import run_name
 from plantlib.utils.io import fingerprint_of, held, remove_unless_held
 
 # Above so many cells of (n, L), training documents times labels, `fit` trains on candidates.
@@ -88,7 +87,7 @@ def fit_candidates(
         f"{cells:,} cells of training documents and labels are too many to score all: a document is"
         f" trained and scored on its {options.width} best labels by the linear score"
     )
-    run_id = run_name(prepared, f"{start}-{options.width}c", seed)
+    run_id = run_id_of(prepared, start, options, seed)
     key = fingerprint_of(prepared.key, start, asdict(options), seed, "model")
     folder = prepared.root / "checkpoints" / f"{run_id}-{key}"
     with held(folder):

@@ -35,6 +35,7 @@ from plantlib.teacher import crossfit, mig
 from plantlib.teacher.mig import Teacher
 from plantlib.training import artefacts
 from plantlib.training.evaluation import judge
+from plantlib.training.ingredients import teacher_of
 from plantlib.training.inputs import Inputs
 from plantlib.training.options import HISTORY_METRICS
 from plantlib.training.records import RunRecord, agrees, cpu_seconds, peak_memory, run_name
@@ -106,12 +107,6 @@ def data_of(
         packed, counts, train, prepared.corpus.L, (teacher, other), relevance, config, progress
     )
     return replace(data, own=own, scores=data.scores if "score" in parts else None), None
-
-
-def teacher_of(prepared: Inputs) -> Teacher:
-    """The teacher that is planted, counted on the training rows."""
-    counts = prepared.counts[prepared.rows["train"]]
-    return mig.teach(counts, prepared.train_labels, variant="raw", relevance="score")
 
 
 def _planted(
