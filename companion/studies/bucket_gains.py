@@ -19,14 +19,11 @@ import torch
 
 from companion.studies import trainings
 from companion.studies.command import parser_of, reading
-from plantlib.metrics.documents import evaluate
-from plantlib.training import artefacts, evaluation, train
-from plantlib.training.ingredients import build_model, ingredients
+from plantlib.training import train
 from plantlib.training.inputs import Inputs
 from plantlib.training.options import RunConfig, TrainConfig
 from plantlib.training.prepare import prepare
 from plantlib.training.runs import Run
-from plantlib.utils.io import remove_unless_held
 
 if TYPE_CHECKING:
     import pandas
@@ -76,25 +73,18 @@ def training(inputs: Inputs, seed: int, epochs: int) -> pandas.DataFrame:
     config = RunConfig(train=TrainConfig(epochs=epochs), other_gains=())
     rows = []
     for start, way in (("linear", NOTHING), ("lookup+linear", ONE)):
-        made = ingredients(inputs, start, config, seed, progress=False)
-        model = build_model(inputs, made, config)
-        folder = artefacts.run_folder(inputs, f"bucket-gains-{start}", seed, epochs)
-        run = Run(inputs, start, seed, config, made, model, folder, progress=False)
-        run.plant(config.start.lookup_gain)
-        run.fine_tune(folder)
-        remove_unless_held(folder)
+        name = f"bucket-gains-{start}"
+        with trainings.planted(inputs, start, config, seed, name, seed, epochs) as run:
+            run.fine_tune(run.folder)
         rows.append({"way": way, "multiples": "1 1 1 1"} | _measured(run))
-    multiples = " ".join(f"{m:g}" for m in choose(model, inputs.train_counts, run.dev_values))
+    multiples = " ".join(f"{m:g}" for m in choose(run.model, inputs.train_counts, run.dev_values))
     rows.append({"way": BY_GROUP, "multiples": multiples} | _measured(run))
     return pd.DataFrame(rows)
 
 
 def _measured(run: Run) -> dict[str, float]:
     """METRICS of test, and dev's nDCG@5."""
-    inputs = run.inputs
-    documents = inputs.documents("test", True, run.made.linear)
-    scores, gold = evaluation.score(run.model, documents, inputs.train_counts, auc=False)
-    values = evaluate(scores, gold, inputs.train_counts, len(inputs.rows["train"]))
+    values = trainings.measured(run)
     measured = {metric: values[metric] for metric in METRICS} | {"dev": run.dev_metric()}
     return {name: round(float(value), 5) for name, value in measured.items()}
 

@@ -21,13 +21,9 @@ import torch
 from companion.studies import trainings
 from companion.studies.command import parser_of, reading
 from companion.studies.planted_mass import GROUPS
-from plantlib.training import artefacts
-from plantlib.training.ingredients import build_model, ingredients
 from plantlib.training.inputs import Documents, Inputs
 from plantlib.training.options import RunConfig, TrainConfig
 from plantlib.training.prepare import prepare
-from plantlib.training.runs import Run
-from plantlib.utils.io import remove_unless_held
 
 if TYPE_CHECKING:
     import pandas
@@ -82,20 +78,16 @@ def training(inputs: Inputs, planted: str, seed: int, epochs: int) -> pandas.Dat
     if planted == COUNTED:
         config = replace(config, teacher=replace(config.teacher, cross_fitted=False))
     start = "linear" if planted == NOTHING else "lookup+linear"
-    made = ingredients(inputs, start, config, seed, progress=False)
-    model = build_model(inputs, made, config)
-    folder = artefacts.run_folder(inputs, f"margins-{start}", planted, seed, epochs)
-    run = Run(inputs, start, seed, config, made, model, folder, progress=False)
-    run.plant(config.start.lookup_gain)
-    run.fine_tune(folder)
-    remove_unless_held(folder)
+    named = (f"margins-{start}", planted, seed, epochs)
+    with trainings.planted(inputs, start, config, seed, *named) as run:
+        run.fine_tune(run.folder)
     splits = {
         "training": run.training_documents(),
-        "test": inputs.documents("test", True, made.linear),
+        "test": inputs.documents("test", True, run.made.linear),
     }
     rows = []
     for split, documents in splits.items():
-        frame = margins(model, documents, inputs.train_counts)
+        frame = margins(run.model, documents, inputs.train_counts)
         least = 1
         for most in GROUPS:
             part = frame[frame["documents"].between(least, most or np.inf)]

@@ -22,14 +22,10 @@ from transformers import TrainerCallback
 from companion.studies import trainings
 from companion.studies.command import parser_of, reading
 from companion.studies.evidence import agreement, attention_of, pairs
-from plantlib.metrics.documents import evaluate
-from plantlib.training import artefacts, evaluation, train
-from plantlib.training.ingredients import build_model, ingredients
+from plantlib.training import artefacts, train
 from plantlib.training.inputs import Inputs
 from plantlib.training.options import RunConfig, TrainConfig
 from plantlib.training.prepare import prepare
-from plantlib.training.runs import Run
-from plantlib.utils.io import remove_unless_held
 
 if TYPE_CHECKING:
     import pandas
@@ -98,42 +94,35 @@ def training(inputs: Inputs, way: str, epochs: int, seed: int) -> pandas.DataFra
     options = TrainConfig(epochs=epochs, patience=epochs)
     options = replace(options, lr_queries=rate * options.lr_queries)
     config = RunConfig(train=options, other_gains=())
-    made = ingredients(inputs, START, config, seed, progress=False)
-    model = build_model(inputs, made, config)
-    folder = artefacts.run_folder(inputs, f"survival-{way}-{epochs}", START, seed)
-    run = Run(inputs, START, seed, config, made, model, folder, progress=False)
-    run.plant(config.start.lookup_gain)
-    if rate == 0.0:
-        model.decoder.label_queries.requires_grad_(False)
-        model.decoder.planted_gain.requires_grad_(False)
-    marked = {split: marked_documents(inputs, split, model.decoder) for split in ("dev", "test")}
-    rows = [{"split": "dev", "epoch": 0, "step": 0} | compare(model.decoder, marked["dev"])]
-
-    # nothing is resumed: the probe would miss the epochs before a stop
-    probe = Probe(model.decoder, marked["dev"])
-    history = train.fine_tune(
-        model,
-        run.training_documents(),
-        inputs.documents("dev", True, made.linear),
-        inputs.train_counts,
-        folder,
-        config=config.train,
-        from_linear=True,
-        seed=seed,
-        resume=False,
-        progress=False,
-        callbacks=[probe],
-    )
-    remove_unless_held(folder)
+    named = (f"survival-{way}-{epochs}", START, seed)
+    with trainings.planted(inputs, START, config, seed, *named) as run:
+        decoder = run.model.decoder
+        if rate == 0.0:
+            decoder.label_queries.requires_grad_(False)
+            decoder.planted_gain.requires_grad_(False)
+        marked = {split: marked_documents(inputs, split, decoder) for split in ("dev", "test")}
+        rows = [{"split": "dev", "epoch": 0, "step": 0} | compare(decoder, marked["dev"])]
+        # nothing is resumed: the probe would miss the epochs before a stop
+        probe = Probe(decoder, marked["dev"])
+        history = train.fine_tune(
+            run.model,
+            run.training_documents(),
+            inputs.documents("dev", True, run.made.linear),
+            inputs.train_counts,
+            run.folder,
+            config=config.train,
+            from_linear=True,
+            seed=seed,
+            resume=False,
+            progress=False,
+            callbacks=[probe],
+        )
     for found, epoch in zip(probe.rows, history, strict=True):
         rows.append({"split": "dev"} | found | {m: epoch[m] for m in METRICS})
 
-    scores, gold = evaluation.score(
-        model, inputs.documents("test", True, made.linear), inputs.train_counts, auc=False
-    )
-    values = evaluate(scores, gold, inputs.train_counts, len(inputs.rows["train"]))
+    values = trainings.measured(run)
     last = {"split": "test", "epoch": train.chosen_epoch(history)} | compare(
-        model.decoder, marked["test"]
+        decoder, marked["test"]
     )
     rows.append(last | {m: values[m] for m in METRICS})
     return pd.DataFrame(rows).round(5)

@@ -1,19 +1,59 @@
-"""A table of trainings in one CSV file, which is written after each of them.
+"""Trainings of studies: a planted run of theirs, what it measures on test, and their table.
 
-So a study that is stopped loses one training, and goes on with the next.
+The table is one CSV file that is written after each training. So a study that is stopped loses one
+training, and goes on with the next.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from plantlib.utils.io import atomic_path
+from plantlib.metrics.documents import evaluate
+from plantlib.training import artefacts, evaluation
+from plantlib.training.ingredients import build_model, ingredients
+from plantlib.training.inputs import Inputs
+from plantlib.training.options import RunConfig
+from plantlib.training.runs import Run
+from plantlib.utils.io import atomic_path, remove_unless_held
 from plantlib.utils.progress import tqdm
 
 if TYPE_CHECKING:
     import pandas
+
+
+@contextmanager
+def planted(
+    inputs: Inputs, start: str, config: RunConfig, seed: int, name: str, *made_from
+) -> Iterator[Run]:
+    """A run with the gain of `config.start` planted, not yet trained; its checkpoints are removed
+    at the end.
+
+    Args:
+        inputs: a corpus made ready, with cached features.
+        start: what is planted.
+        config: options of the run.
+        seed: of everything that is drawn.
+        name: of the folder of checkpoints.
+        made_from: what else tells them from those of other trainings.
+    """
+    made = ingredients(inputs, start, config, seed, progress=False)
+    model = build_model(inputs, made, config)
+    folder = artefacts.run_folder(inputs, name, *made_from)
+    run = Run(inputs, start, seed, config, made, model, folder, progress=False)
+    run.plant(config.start.lookup_gain)
+    yield run
+    remove_unless_held(folder)
+
+
+def measured(run: Run) -> dict[str, float]:
+    """The metrics of test."""
+    inputs = run.inputs
+    documents = inputs.documents("test", True, run.made.linear)
+    scores, gold = evaluation.score(run.model, documents, inputs.train_counts, auc=False)
+    return evaluate(scores, gold, inputs.train_counts, len(inputs.rows["train"]))
 
 
 def load(path: Path, key: Sequence[str]) -> pandas.DataFrame:
