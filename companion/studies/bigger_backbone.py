@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from companion.studies import steps
-from companion.studies.languages import PAIRS, difference
+from companion.studies.languages import PAIRS, common, difference
 from plantlib.backbones import loading
 from plantlib.backbones.features import hidden_states
 from plantlib.data.sources import checkout
@@ -27,7 +27,7 @@ from plantlib.training import runs
 from plantlib.training.inputs import Inputs
 from plantlib.training.options import RunConfig, TrainConfig
 from plantlib.training.prepare import prepare
-from plantlib.training.records import RunRecord, cpu_seconds, load_all
+from plantlib.training.records import RunRecord, cpu_seconds
 from plantlib.utils.io import read_json
 
 if TYPE_CHECKING:
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
 STUDY = "bigger_backbone"
 SMALL, BIG = "minilm", "mpnet"
-METRICS = ("ndcg@5", "few/rp@5")
 SAMPLE = 64  # documents whose hidden states are computed anew, for their price
 
 
@@ -67,10 +66,7 @@ def run(
     """
     results = Path(results or checkout() / "results")
     loading.locate(BIG)
-    folder = results / steps.FOLDER / STUDY
-    if force:
-        for path in folder.glob("*.json"):
-            path.unlink()
+    folder = steps.records_folder(results, STUDY, force)
     config = RunConfig(train=TrainConfig(epochs=epochs))
     for seed in seeds:  # a stopped study has whole seeds
         for backbone in (SMALL, BIG):
@@ -130,16 +126,9 @@ def effects(records: Sequence[RunRecord]) -> pandas.DataFrame:
     rows = []
     for planted, unplanted in PAIRS.items():
         wanted = [(name, s) for name in (SMALL, BIG) for s in (planted, unplanted)]
-        seeds = [
-            s for s in sorted({key[2] for key in of}) if all((*key, s) in of for key in wanted)
-        ]
-        for metric in METRICS if seeds else ():
-            values = {
-                key: np.array([of[*key, seed].per_document[metric] for seed in seeds], float)
-                for key in wanted
-            }
+        for metric, seeds, values in common(of, wanted):
             for effect, (a, b) in named(planted, unplanted).items():
-                about = {"start": planted, "metric": metric, "effect": effect, "seeds": len(seeds)}
+                about = {"start": planted, "metric": metric, "effect": effect, "seeds": seeds}
                 rows.append(about | difference(values[a], values[b]))
     return pd.DataFrame(rows)
 
@@ -186,5 +175,4 @@ def costs(results: str | Path, records: Sequence[RunRecord]) -> dict[str, dict[s
 
 def load(results: str | Path) -> list[RunRecord]:
     """The records of the study; none where it has not run."""
-    folder = Path(results) / steps.FOLDER / STUDY
-    return load_all(folder) if folder.is_dir() else []
+    return steps.records(results, STUDY)

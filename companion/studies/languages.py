@@ -10,7 +10,7 @@ gains over the other. The records stand in results/questions/languages/.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +23,7 @@ from plantlib.metrics.statistics import paired_bootstrap
 from plantlib.training import runs
 from plantlib.training.options import RunConfig, TrainConfig
 from plantlib.training.prepare import prepare
-from plantlib.training.records import RunRecord, load_all
+from plantlib.training.records import RunRecord
 from plantlib.utils.base import DataError
 
 if TYPE_CHECKING:
@@ -61,10 +61,7 @@ def run(
     """
     results = Path(results or checkout() / "results")
     check_same(*(Corpus.load(name).labelled() for name in DATASETS.values()))
-    folder = results / steps.FOLDER / STUDY
-    if force:
-        for path in folder.glob("*.json"):
-            path.unlink()
+    folder = steps.records_folder(results, STUDY, force)
     config = RunConfig(train=TrainConfig(epochs=epochs))
     for seed in seeds:  # a stopped study has whole seeds
         for name in DATASETS.values():
@@ -104,19 +101,8 @@ def effects(records: Sequence[RunRecord]) -> pandas.DataFrame:
     rows = []
     for planted, unplanted in PAIRS.items():
         wanted = [(name, s) for name in DATASETS.values() for s in (planted, unplanted)]
-        seeds = [
-            seed
-            for seed in sorted({seed for _, _, seed in of})
-            if all((*key, seed) in of for key in wanted)
-        ]
-        if not seeds:
-            continue
-        for metric in METRICS:
-            values = {
-                key: np.array([of[*key, seed].per_document[metric] for seed in seeds], float)
-                for key in wanted
-            }
-            about = {"start": planted, "metric": metric, "seeds": len(seeds)}
+        for metric, seeds, values in common(of, wanted):
+            about = {"start": planted, "metric": metric, "seeds": seeds}
             gains = {}
             for language, name in DATASETS.items():
                 pair = values[name, planted], values[name, unplanted]
@@ -129,6 +115,32 @@ def effects(records: Sequence[RunRecord]) -> pandas.DataFrame:
     return pd.DataFrame(rows)
 
 
+def common(
+    of: dict[tuple[str, str, int], RunRecord], wanted: Sequence[tuple[str, str]]
+) -> Iterator[tuple[str, int, dict[tuple[str, str], np.ndarray]]]:
+    """What runs measured, over the seeds that all of them have; nothing where they share none.
+
+    Args:
+        of: records by corpus or backbone, start and seed.
+        wanted: the first two of those, of the runs that are compared.
+
+    Returns:
+        each of METRICS, the number of seeds, and run -> values (seeds, N) of test documents.
+    """
+    seeds = sorted(
+        seed for seed in {key[2] for key in of} if all((*run, seed) in of for run in wanted)
+    )
+    for metric in METRICS if seeds else ():
+        yield (
+            metric,
+            len(seeds),
+            {
+                run: np.array([of[*run, seed].per_document[metric] for seed in seeds], float)
+                for run in wanted
+            },
+        )
+
+
 def difference(a: np.ndarray, b: np.ndarray) -> dict[str, float]:
     """Mean of a minus b, (seeds, N) each, with its 95 % interval over seeds and documents."""
     found = paired_bootstrap(a, b)
@@ -138,5 +150,4 @@ def difference(a: np.ndarray, b: np.ndarray) -> dict[str, float]:
 
 def load(results: str | Path) -> list[RunRecord]:
     """The records of the study; none where it has not run."""
-    folder = Path(results) / steps.FOLDER / STUDY
-    return load_all(folder) if folder.is_dir() else []
+    return steps.records(results, STUDY)

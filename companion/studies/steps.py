@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from plantlib.training.records import environment, plain
+from plantlib.training.records import RunRecord, environment, load_all, plain
 from plantlib.utils.io import read_json, write_json
 
 FOLDER = "questions"  # below results/
@@ -49,6 +49,21 @@ def load(results: str | Path, study: str) -> dict[str, dict]:
     """What a study has written below `results`: file name without ending -> contents."""
     files = sorted((Path(results) / FOLDER).glob(f"{study}-*.json"))
     return {path.stem: read_json(path) for path in files}
+
+
+def records_folder(results: Path, study: str, force: bool = False) -> Path:
+    """Where the run records of a study lie; with `force` those that are there are removed."""
+    folder = results / FOLDER / study
+    if force:
+        for path in folder.glob("*.json"):
+            path.unlink()
+    return folder
+
+
+def records(results: str | Path, study: str) -> list[RunRecord]:
+    """The run records of a study; none where it has not run."""
+    folder = records_folder(Path(results), study)
+    return load_all(folder) if folder.is_dir() else []
 
 
 def rounded(values, digits: int = 4) -> list[float | None]:
