@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from companion.report import plots, plots_claims
+from companion.report.report import markdown_table
 from companion.studies.evidence import agreement, gold_spans_of, token_marks
 from plantlib.backbones import windows
 from plantlib.backbones.loading import specials
@@ -200,15 +201,12 @@ def _without(text: str, words: list[Word], gone: set[int]) -> str:
 def _scores(model, texts: list[str]) -> dict[str, np.ndarray]:
     """Text -> (L,) calibrated scores; what several methods leave of a text is read once."""
     distinct = list(dict.fromkeys(texts))
-    rows = (
-        [
-            chances(part.double().cpu(), model.config.calibration)
-            for part in reading.logits(model, distinct)
-        ]
-        if distinct
-        else []
-    )
-    return dict(zip(distinct, np.concatenate(rows), strict=True)) if rows else {}
+    rows = [
+        row
+        for part in reading.logits(model, distinct)
+        for row in chances(part.double().cpu(), model.config.calibration)
+    ]
+    return dict(zip(distinct, rows, strict=True))
 
 
 def report(corpus: Corpus, model, asked: dict, seed: int, partial: Path) -> dict:
@@ -283,13 +281,13 @@ def markdown(source: str | Path) -> str:
     found = read_json(source)
     rows, asked = table(found), found["asked"]
     head = ["weight of a word", *(NAMES[name] for name in MEASURES)]
-    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    lines = []
     for method, row in rows.iterrows():
         cells = [method]
         for name in MEASURES:
             part = "" if method == METHODS[0] else f" ({_interval(row, name)})"
             cells.append(f"{100 * row[name]:.1f}{part}")
-        lines.append(f"| {' | '.join(cells)} |")
+        lines.append(cells)
     labels = next(iter(found["by_seed"].values()))["labels"]
     documents = len(by_document(found, METHODS[0], MEASURES[0])[0])
     note = (
@@ -298,7 +296,7 @@ def markdown(source: str | Path) -> str:
         f" {len(found['by_seed'])} seeds. In parentheses: contribution minus this method, 95 %"
         " interval over seeds and documents. For sufficiency less is better."
     )
-    return "\n".join([*lines, "", note, "", in_words(rows)])
+    return f"{markdown_table(head, lines)}\n\n{note}\n\n{in_words(rows)}"
 
 
 def _interval(row: pandas.Series, name: str) -> str:
