@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 NOTEBOOK = "peers"
-PLANTED = ("random", "lookup+score", "linear", "lookup+linear", "lookup+linear, rare raised")
+PLANTED = ("random", "lookup+score", "linear", "lookup+linear")
 
 
 # stages of a planted run that are its training; runs on candidates time the linear score in

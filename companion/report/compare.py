@@ -202,7 +202,6 @@ OUTCOMES = (
     "linear_weight",
     "linear_weights_tried",
     "rare_added",
-    "rare_tried",
 )
 
 

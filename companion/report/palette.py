@@ -53,12 +53,8 @@ IMPLEMENTATIONS = dict(
 
 
 def colours(systems: Iterable[str]) -> dict[str, str]:
-    """System -> colour: fixed for known systems, one of OTHERS in turn for each other one.
-
-    A system whose rare labels are raised has the colour of the same system without.
-    """
+    """System -> colour: fixed for known systems, one of OTHERS in turn for each other one."""
     names = list(dict.fromkeys(systems))
     known = COLOURS | PEERS
-    known |= {f"{name}, rare raised": colour for name, colour in known.items()}
     spare = [name for name in names if name not in known]
     return {name: known.get(name) or OTHERS[spare.index(name) % len(OTHERS)] for name in names}

@@ -27,13 +27,6 @@ if TYPE_CHECKING:
 CONTROLS = {
     "lookup": ("random", "shuffled", "SVM + J", "SVM, tuned", "Bonsai"),
     "lookup+linear": ("linear", "shuffled+linear", "SVM + J", "SVM, tuned", "Bonsai"),
-    "lookup+linear, rare raised": (
-        "linear, rare raised",
-        "shuffled+linear, rare raised",
-        "SVM + J",
-        "SVM, tuned",
-        "Bonsai",
-    ),
 }
 TITLES = (
     "minus nothing planted",

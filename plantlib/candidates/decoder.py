@@ -38,19 +38,14 @@ class CandidateConfig:
     width: C, places in training and prediction.
     rank: r of the factors.
     epochs: passes over the training documents.
-    rare: logits that are added to labels of few documents where the linear score lists candidates;
-    at the end of training dev chooses how much of it is added to their biases.
     """
 
     width: int = 128
     rank: int = 32
     epochs: int = 4
-    rare: float = 0.0
 
     def __post_init__(self):
         check_fields(self)
-        if self.rare < 0:
-            raise ValueError(f"rare={self.rare}; give 0 or more")
         for name in ("width", "rank", "epochs"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}; give at least 1")
@@ -194,19 +189,6 @@ class CandidateDecoder(nn.Module):
             logits = logits + self.score_gain * scores
         return logits.masked_fill(absent, float("-inf"))
 
-    def hold(self, still: torch.Tensor) -> None:
-        """Drop the gradients of outputs and biases of the labels `still` (L,) bool, so that a step
-        does not move them.
-        """
-        for table in (self.output_rows.weight, self.label_bias.weight):
-            gradient = table.grad.coalesce()
-            moved = ~still[gradient.indices()[0]]
-            indices = gradient.indices()[:, moved]
-            values = gradient.values()[moved]
-            table.grad = torch.sparse_coo_tensor(
-                indices, values, table.shape, check_invariants=False
-            )
-
     def optimisers(self, learning_rate: float) -> list[torch.optim.Optimizer]:
         """SparseAdam for the rows of labels, Adam for what all labels share."""
         rows = [self.query_rows.weight, self.output_rows.weight, self.label_bias.weight]
@@ -223,6 +205,7 @@ def plant(
     start: str = "lookup+score",
     queries: torch.Tensor | None = None,
     seed: int = 0,
+    gain: float = LOOKUP_GAIN,
 ) -> None:
     """Set every value of `decoder` for `start`.
 
@@ -236,6 +219,7 @@ def plant(
         start: a start that `parts_of` knows.
         queries: (L, D) planted queries; random factors when None.
         seed: of the random values.
+        gain: of the lookup at the start, where the start plants one.
     """
     parts = parts_of(start)
     generator = torch.Generator().manual_seed(seed)
@@ -251,7 +235,7 @@ def plant(
         ):
             table.normal_(0, std, generator=generator)
         decoder.label_bias.weight.copy_(starts.prior_log_odds(labels)[:, None])
-        decoder.planted_gain.fill_(LOOKUP_GAIN if {"lookup", "shuffled"} & set(parts) else 0.0)
+        decoder.planted_gain.fill_(gain if {"lookup", "shuffled"} & set(parts) else 0.0)
         added = {"linear": starts.LINEAR_GAIN, "score": starts.SCORE_GAIN}
         decoder.score_gain.fill_(sum(gain for part, gain in added.items() if part in parts))
         if "linear" in parts:

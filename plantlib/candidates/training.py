@@ -112,7 +112,6 @@ class CandidateData:
         relevance: sparse.csr_matrix | None,
         config: CandidateConfig,
         progress: bool = True,
-        added: np.ndarray | float = 0.0,
     ) -> CandidateData:
         """Documents ranked and scored by the linear score over words.
 
@@ -127,8 +126,6 @@ class CandidateData:
             relevance: G (L, V) csr to plant, None plants nothing.
             config: width of the lists.
             progress: show a bar.
-            added: (L,) is added to the scores by which lists are ranked, not to those of the
-                logits.
         """
         documents = linear.tfidf.shape[0]
         depth = min(CHOICE * config.width, len(linear.tables[0].intercept))
@@ -143,7 +140,7 @@ class CandidateData:
                     rows = of_part[begin : begin + BLOCK]
                     sums = sparse.csr_matrix(linear.tfidf[rows] @ by_word, dtype=np.float32)
                     ranked[rows], listed[rows] = candidates.best_of_sums(
-                        sums, table.intercept, scale, shift + added, depth
+                        sums, table.intercept, scale, shift, depth
                     )
                     bar.update(len(rows))
 
@@ -180,7 +177,6 @@ def fit(
     folder: str | Path | None = None,
     progress: bool = True,
     after_epoch: Callable[[int, float], None] | None = None,
-    still: np.ndarray | None = None,
 ) -> list[float]:
     """Train on gold labels and the ranker's negatives.
 
@@ -195,7 +191,6 @@ def fit(
         folder: keeps the last whole epoch, from which a killed run goes on to the same numbers.
         progress: show a bar.
         after_epoch: called with the epoch, from 1, and its loss.
-        still: (L,) bool, labels whose outputs and biases are not trained.
 
     Returns:
         The mean loss of every epoch.
@@ -204,7 +199,6 @@ def fit(
     optimisers = decoder.optimisers(rate)
     path = None if folder is None else Path(folder) / "epoch.safetensors"
     losses = load_epoch(path, decoder, optimisers) if path is not None and path.exists() else []
-    held = None if still is None else torch.from_numpy(still).to(decoder.planted_gain.device)
     batches = -(-len(train) // BATCH_SIZE)
     steps = config.epochs * batches
     done = len(losses) * batches
@@ -221,8 +215,6 @@ def fit(
                 logits = data.logits(decoder, rows, ids, training=True)
                 loss = candidate_bce(logits, torch.from_numpy(positive).to(logits.device))
                 loss.backward()
-                if held is not None:
-                    decoder.hold(held)
                 for optimiser in optimisers:
                     optimiser.step()
                 total += loss.item() * len(rows)
@@ -304,13 +296,6 @@ def predict(
     not read.
     """
     return TopK.concat([whole.cut(k) for whole in _rankings(decoder, data, rows, config)])
-
-
-def ranking(
-    decoder: CandidateDecoder, data: CandidateData, rows: np.ndarray, config: CandidateConfig
-) -> TopK:
-    """All `width` candidates of documents `rows` with their logits, best first."""
-    return TopK.concat(list(_rankings(decoder, data, rows, config)))
 
 
 def score(

@@ -11,7 +11,7 @@ training documents are read, scored by tables that have not seen them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import product
 
@@ -22,7 +22,7 @@ from plantlib.linear import stacking
 from plantlib.linear.stacking import Stack, hats_of
 from plantlib.linear.tables import Table, fold_up
 from plantlib.metrics.buckets import EDGES
-from plantlib.metrics.documents import mean, ndcg_at_k, recall_at_k
+from plantlib.metrics.documents import Scores, mean, ndcg_at_k, recall_at_k
 from plantlib.metrics.topk import TopK
 
 FIRST = 5  # places that stay as good as they are
@@ -30,7 +30,7 @@ PLACES = 15  # of a list in which labels of few documents are to be found
 # labels of up to FULL documents take all of a line, those of NONE and more stay as they are
 FULL = 3
 NONE = 30
-RAISES = tuple(np.arange(0, 3.1, 0.25))  # logits to add
+RAISES = np.arange(0, 3.1, 0.25)  # logits to add
 SPREADS = (1.0, 0.75, 0.5, 0.35)  # factors of the distance from the pivot
 LOSS = 0.001  # of nDCG@5 below the best line that the chosen one may have
 
@@ -59,20 +59,44 @@ def raised(
     """
     rows = stacking.drawn(fold, documents, seed)
     blocks = _scored(stack, parts, counts, weights, fold, rows)
-    found = candidates(blocks, labels, stack.knots)
+    found = candidates(blocks, labels)
     if not found.few.nnz:
         return stack
     lines = lines_of(stack.knots, found.pivot())
-    values = np.array([found.metrics(stack.knots, *line) for line in lines])
-    allowed = values[:, 0] >= values[:, 0].max() - LOSS
-    scale, shift = lines[np.argmax(np.where(allowed, values[:, 1], -1))]
+    hats = hats_of(found.known.ravel(), stack.knots)
+    scale, shift = lines[found.best(found.mapped(hats @ a, hats @ b) for a, b in lines)]
     return replace(stack, scale=scale, shift=shift)
+
+
+def added_to(scores: Scores, gold: sparse.csr_matrix, counts: np.ndarray) -> np.ndarray:
+    """Logits (L,) to add to each label's bias, chosen on documents that training has not seen.
+
+    A label takes its `share_of` one of RAISES; they are all 0 where no document has a gold label of
+    the few bucket.
+
+    Args:
+        scores: of n documents, with the best labels of every bucket.
+        gold: (n, L) their labels.
+        counts: (L,) training documents per label.
+    """
+    share = share_of(counts)
+    found = listed(scores, gold, counts)
+    if not found.few.nnz:
+        return np.zeros(len(counts), np.float32)
+    own = share_of(found.known).ravel()
+    best = found.best(found.mapped(1.0, added * own) for added in RAISES)
+    return (RAISES[best] * share).astype(np.float32)
+
+
+def share_of(counts) -> np.ndarray:
+    """How much of a line a label of so many documents takes, between 0 and 1."""
+    full, none = np.log(FULL), np.log(NONE)
+    return np.clip((none - np.log(np.maximum(counts, 1))) / (none - full), 0, 1)
 
 
 def lines_of(knots: tuple[int, ...], pivot: float) -> list[tuple[np.ndarray, np.ndarray]]:
     """Scale (K,) and shift (K,) of every line that is tried; the first changes nothing."""
-    full, none = np.log(FULL), np.log(NONE)
-    share = np.clip((none - np.log(knots)) / (none - full), 0, 1)
+    share = share_of(knots)
     return [
         (1 - share * (1 - spread), share * (added + (1 - spread) * pivot))
         for added, spread in product(RAISES, SPREADS)
@@ -102,18 +126,43 @@ class Candidates:
         last = -np.partition(-sums, k - 1, 1)[:, k - 1]
         return float(np.median(last[last > -np.inf])) if (last > -np.inf).any() else 0.0
 
-    def metrics(self, knots, scale: np.ndarray, shift: np.ndarray) -> tuple[float, float]:
-        """nDCG@5, and recall of `few` in the first PLACES, under a line: scale (K,), shift (K,)."""
-        hats = hats_of(self.known.ravel(), knots)
-        scores = (hats @ shift + (hats @ scale) * self.sums.ravel()).reshape(self.ids.shape)
-        scores = np.where(self.ids < 0, -np.inf, scores)
+    def mapped(self, scale, shift) -> np.ndarray:
+        """(n, m) scores under a line; scale, shift: a number, or (n * m,) of every place."""
+        scores = (scale * self.sums.ravel() + shift).reshape(self.ids.shape)
+        return np.where(self.ids < 0, -np.inf, scores)
+
+    def metrics(self, scores: np.ndarray) -> tuple[float, float]:
+        """nDCG@5, and recall of `few` in the first PLACES, of lists by `scores` (n, m)."""
         order = np.argsort(-scores, 1, kind="stable")[:, :PLACES]
         best = TopK(np.take_along_axis(self.ids, order, 1), np.take_along_axis(scores, order, 1))
         first = ndcg_at_k(best, self.gold, min(FIRST, best.k))
         return mean(first), mean(recall_at_k(best, self.few, best.k))
 
+    def best(self, tried: Iterable[np.ndarray]) -> int:
+        """Which of some scores (n, m) finds most of `few`, of those that leave the first places as
+        good as any does.
+        """
+        values = np.array([self.metrics(scores) for scores in tried])
+        allowed = values[:, 0] >= values[:, 0].max() - LOSS
+        return int(np.argmax(np.where(allowed, values[:, 1], -1)))
 
-def candidates(blocks, labels: sparse.csr_matrix, knots: tuple[int, ...]) -> Candidates:
+
+def listed(scores: Scores, gold: sparse.csr_matrix, counts: np.ndarray) -> Candidates:
+    """The labels in the lists of n documents, over all labels and of each bucket.
+
+    Arguments as for `added_to`.
+    """
+    parts = [scores.topk, *scores.buckets.values()]
+    ids, sums = (np.concatenate([getattr(p, of) for p in parts], 1) for of in ("ids", "scores"))
+    # a label of the common list stands in its bucket's list again
+    order = np.argsort(ids, 1, kind="stable")
+    ids, sums = (np.take_along_axis(values, order, 1) for values in (ids, sums))
+    ids[:, 1:][ids[:, 1:] == ids[:, :-1]] = -1
+    few = _columns(gold, scores.masks["few"])
+    return Candidates(ids, sums, np.asarray(counts)[ids], gold, few)
+
+
+def candidates(blocks, labels: sparse.csr_matrix) -> Candidates:
     """Of the labels that lines move the 2 * PLACES best of each document, of the others PLACES.
 
     blocks: rows (b,), scores (b, L) and documents per label (L,). labels: (n, L).

@@ -78,13 +78,6 @@ class TopK:
         order = np.lexsort((ids, -scores), axis=1)
         return cls(np.take_along_axis(ids, order, 1), np.take_along_axis(scores, order, 1))
 
-    def raised(self, added: np.ndarray) -> TopK:
-        """The same labels, sorted by score plus `added` (L,) of the label.
-
-        Labels outside the k places are not brought in, so k must cover all scored labels.
-        """
-        return self.of_lists(self.ids, self.scores + np.asarray(added, np.float32)[self.ids])
-
     @classmethod
     def merged(cls, parts: Sequence[TopK]) -> TopK:
         """The best labels of the same documents from lists that share no label, k as before."""

@@ -23,7 +23,7 @@ from plantlib.training.options import RunConfig, TrainConfig
 from plantlib.utils.io import fingerprint_of, held, remove_unless_held
 
 # Above so many cells of (n, L), training documents times labels, `fit` trains on candidates.
-CELLS = 1e8
+CELLS = 2e7
 RANK = 128  # of the factors, or the hidden size where that is smaller
 WIDTH = CandidateConfig.width  # candidates per document, or the most labels of one
 STARTS = ("linear", "lookup+linear", "shuffled+linear")

@@ -8,54 +8,42 @@ recall@C of the candidates, which bounds every other number: gold labels outside
 
 from __future__ import annotations
 
-import sys
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from scipy import sparse
 
 from plantlib.candidates import decoder as candidate_decoder
 from plantlib.candidates import lists as candidates
-from plantlib.candidates.decoder import CandidateConfig, CandidateDecoder
-from plantlib.candidates.training import LEARNING_RATE, CandidateData, fit, ranking, score
+from plantlib.candidates.decoder import LOOKUP_GAIN, CandidateConfig, CandidateDecoder
+from plantlib.candidates.training import LEARNING_RATE, CandidateData, fit, score
 from plantlib.kernels import Cells, machine
+from plantlib.linear import rare
 from plantlib.linear.score import LinearConfig, LinearScore, word_cells
-from plantlib.metrics.buckets import EDGES, Edges, checked
-from plantlib.metrics.documents import Scores, evaluate, mean, ndcg_at_k
-from plantlib.metrics.topk import TopK
+from plantlib.metrics.documents import Scores, evaluate, ndcg_at_k
+from plantlib.planting import starts
 from plantlib.planting.contexts import cells_of
 from plantlib.planting.decoder import Packed
 from plantlib.teacher import crossfit, mig
 from plantlib.teacher.mig import Teacher
-from plantlib.training import artefacts
+from plantlib.training import artefacts, train
+from plantlib.training.candidate_epochs import Kept
 from plantlib.training.evaluation import judge
 from plantlib.training.ingredients import teacher_of
 from plantlib.training.inputs import Inputs
 from plantlib.training.options import HISTORY_METRICS
 from plantlib.training.records import RunRecord, agrees, cpu_seconds, peak_memory, run_name
 from plantlib.utils.base import DataError
-from plantlib.utils.io import (
-    Damaged,
-    fingerprint_of,
-    held,
-    read_json,
-    remove_unless_held,
-    write_json,
-)
+from plantlib.utils.io import fingerprint_of, held, remove_unless_held
 from plantlib.utils.progress import tqdm
-from plantlib.utils.tensors import check_tensors, save_tensors
 
 # times the learning rate where training begins from the linear score, whose ranking larger steps
 # would spoil
 LINEAR_RATE = 0.1
-RARE_LOSS = 0.002  # of dev's nDCG@5, that raising labels of few documents may cost at most
-RAISED = ", rare raised"  # follows the start in the record's system where rare labels are raised
 
 
 def data_of(
@@ -69,7 +57,7 @@ def data_of(
 
     Args:
         prepared: the corpus, with cached features.
-        config: width of the lists, and what is added to rare labels when they are ranked.
+        config: width of the lists.
         start: a start that `candidates.decoder.parts_of` knows.
         seed: of the permutation of `shuffled`.
         progress: show bars.
@@ -99,8 +87,7 @@ def data_of(
         # one linear score for all seeds: candidates stay the same, and fitting it takes longest on
         # a large corpus
         linear = artefacts.linear_scores(prepared, LinearConfig(), progress=progress)
-        added = config.rare * rare(prepared.train_counts, prepared.edges)
-        data = CandidateData.of_linear(packed, linear, relevance, config, progress, added)
+        data = CandidateData.of_linear(packed, linear, relevance, config, progress)
         return replace(data, own=own), linear
     other = mig.teach(counts[train], prepared.train_labels, variant="jaccard", relevance="score")
     data = CandidateData.of_teachers(
@@ -140,37 +127,40 @@ def run_candidates(
     results: str | Path | None = None,
     notebook: str | None = None,
     progress: bool = True,
+    unplanted: dict[tuple[str, int], train.Trained] | None = None,
 ) -> tuple[RunRecord, CandidateDecoder]:
     """Rank, plant, train, keep the epoch with the best dev nDCG@5, read test once.
 
-    A run that begins from a score may keep epoch 0, the score itself. With `config.rare` labels of
-    few documents keep their linear score and are raised at the end as far as dev allows
-    (`raise_rare`). A killed run goes on after its last whole epoch.
+    A run that begins from a score may keep epoch 0, the score itself; and where it plants a lookup
+    dev chooses between it and nothing planted, as in `training.runs`. A killed run goes on after
+    its last whole epoch.
 
     Args:
         prepared: the corpus, with cached features.
-        config: width, rank, epochs and `rare`; the defaults when None.
+        config: width, rank and epochs; the defaults when None.
         start: random, lookup, shuffled, score, linear, or two of them joined by "+".
         seed: of everything random but the linear score.
         results: folder that receives the record; None saves none.
         notebook: stated in the record.
         progress: show bars.
+        unplanted: trainings in which nothing is planted, by start and seed, that the starts of a
+            grid share.
 
     Returns:
         The record and the decoder as it was at the chosen epoch.
 
     Raises:
-        ValueError: a start that candidates do not know, or `rare` without the linear score.
+        ValueError: a start that candidates do not know.
         DataError: a training document has more labels than `width`, or there are no features.
     """
     config = config or CandidateConfig()
-    check_start(start, config)
+    candidate_decoder.parts_of(start)
     check_width(prepared.train_labels, config.width)
     run_id = run_id_of(prepared, start, config, seed)
     key = fingerprint_of(prepared.key, start, asdict(config), seed)
     folder = prepared.root / "checkpoints" / f"{run_id}-{key}"
     with held(folder):
-        made = run(prepared, config, start, seed, run_id, folder, notebook, progress)
+        made = run(prepared, config, start, seed, run_id, folder, notebook, progress, unplanted)
         if results is not None:
             made.record.save(results)
         remove_unless_held(folder)
@@ -190,6 +180,127 @@ class Made:
     dev: Scores
 
 
+@dataclass(eq=False)
+class Training:
+    """The trainings of one run, from one gain of its lookup after another.
+
+    decoder: planted and trained in place. data: what it reads. gain: the one it was planted with.
+    unplanted, reused: as for `runs.Run`.
+    """
+
+    prepared: Inputs
+    config: CandidateConfig
+    start: str
+    seed: int
+    data: CandidateData
+    decoder: CandidateDecoder
+    progress: bool
+    unplanted: dict[tuple[str, int], train.Trained]
+    gain: float = 0.0
+    reused: list[train.Trained] = field(default_factory=list)
+
+    @property
+    def parts(self) -> list[str]:
+        """The names that the start joins by "+"."""
+        return candidate_decoder.parts_of(self.start)
+
+    @property
+    def gains(self) -> tuple[float, ...]:
+        """The gains to try; 0 plants nothing."""
+        if not {"lookup", "shuffled"} & set(self.parts):
+            return (0.0,)
+        return (LOOKUP_GAIN, 0.0) if starts.from_score(self.parts) else (LOOKUP_GAIN,)
+
+    @property
+    def read(self) -> CandidateData:
+        """What the decoder reads: no planted cells where nothing is planted."""
+        return self.data if self.gain else replace(self.data, relevance=None, own=None)
+
+    def plant(self, gain: float) -> None:
+        """Set every value of the decoder."""
+        self.gain = gain
+        labels = self.prepared.train_labels
+        # initial values are drawn on the CPU, where they are the same on every machine
+        decoder = self.decoder.cpu()
+        candidate_decoder.plant(decoder, labels, self.start, seed=self.seed, gain=gain)
+        decoder.to(machine.device())
+
+    def fine_tune(self, folder: Path, what: str = "") -> list[dict]:
+        """Train the decoder to its best dev epoch; the history, one dict per epoch."""
+        if self.gain:
+            return self._train(folder)
+        key = (starts.unplanted(self.parts), self.seed)
+        if (trained := self.unplanted.get(key)) is not None:
+            self.decoder.load_state_dict(trained.values, strict=False)
+            self.reused.append(trained)
+            return trained.history
+        began, cpu = time.perf_counter(), cpu_seconds()
+        history = self._train(folder)
+        values = {name: p.detach().clone() for name, p in self.decoder.named_parameters()}
+        spent = time.perf_counter() - began, cpu_seconds() - cpu
+        self.unplanted[key] = train.Trained(history, values, *spent)
+        return history
+
+    def _train(self, folder: Path) -> list[dict]:
+        """Train from the last whole epoch where a run was killed, and load the best one."""
+        kept = Kept(self.decoder, folder)
+        clock = time.perf_counter()
+        before = kept.history[-1]["seconds"] if kept.history else 0.0
+
+        def after_epoch(epoch: int, loss: float | None) -> None:
+            row = {"epoch": epoch, "seconds": round(before + time.perf_counter() - clock, 2)}
+            if loss is not None:
+                row["train_loss"] = round(loss, 4)
+            kept.offer(row | self._dev_metrics())
+
+        if {"linear", "score"} & set(self.parts) and not kept.history:
+            after_epoch(0, None)
+        fit(
+            self.decoder,
+            self.read,
+            self.prepared.rows["train"],
+            self.prepared.corpus.labels,
+            self.config,
+            rate=LEARNING_RATE * (LINEAR_RATE if "linear" in self.parts else 1.0),
+            seed=self.seed,
+            folder=folder,
+            progress=self.progress,
+            after_epoch=after_epoch,
+        )
+        kept.restore()
+        return kept.history
+
+    def scores(self, split: str) -> Scores:
+        """The best labels of a split."""
+        prepared = self.prepared
+        rows, counts = prepared.rows[split], prepared.train_counts
+        return score(self.decoder, self.read, rows, self.config, counts, edges=prepared.edges)
+
+    def _dev_metrics(self) -> dict[str, float]:
+        """The metrics that a history states."""
+        prepared = self.prepared
+        gold = prepared.corpus.labels[prepared.rows["dev"]]
+        counts, documents = prepared.train_counts, len(prepared.rows["train"])
+        found = evaluate(self.scores("dev"), gold, counts, documents)
+        return {n: round(found[n], 6) for n in HISTORY_METRICS if np.isfinite(found.get(n, np.nan))}
+
+    def dev_values(self) -> np.ndarray:
+        """(n,) nDCG@5 of each dev document with a label."""
+        gold = self.prepared.corpus.labels[self.prepared.rows["dev"]]
+        values = ndcg_at_k(self.scores("dev").topk, gold, 5)
+        return values[np.isfinite(values)]
+
+    def raise_rare(self) -> dict:
+        """As `evaluation.raise_rare`."""
+        prepared = self.prepared
+        gold = prepared.corpus.labels[prepared.rows["dev"]]
+        added = rare.added_to(self.scores("dev"), gold, prepared.train_counts)
+        bias = self.decoder.label_bias.weight
+        with torch.no_grad():
+            bias += torch.from_numpy(added).to(bias)[:, None]
+        return {"rare_added": float(added.max())}
+
+
 def run(
     prepared: Inputs,
     config: CandidateConfig,
@@ -199,88 +310,38 @@ def run(
     folder: Path,
     notebook: str | None,
     progress: bool,
+    unplanted: dict[tuple[str, int], train.Trained] | None = None,
 ) -> Made:
     """As `run_candidates`, with the run's id and the folder of what survives a kill."""
-    began = time.perf_counter()
-    cpu = cpu_seconds()
-    labels, rows = prepared.corpus.labels, prepared.rows
-    parts = candidate_decoder.parts_of(start)
+    began, cpu = time.perf_counter(), cpu_seconds()
+    resumed = folder.is_dir() and any(folder.iterdir())
     # rank and plant
     torch.manual_seed(seed)
     data, linear = data_of(prepared, config, start, seed, progress)
     times = {"teacher": round(time.perf_counter() - began, 2)}
-    decoder = CandidateDecoder(labels.shape[1], prepared.hidden_size, config.rank)
-    candidate_decoder.plant(decoder, prepared.train_labels, start, seed=seed)
-    decoder.to(machine.device())
-    # train, from the last whole epoch where a run was killed
-    kept = Kept(decoder, folder)
-    resumed = bool(kept.history)
-    clock = time.perf_counter()
-    before = kept.history[-1]["seconds"] if kept.history else 0.0
-
-    def after_epoch(epoch: int, loss: float | None) -> None:
-        seconds = round(before + time.perf_counter() - clock, 2)
-        dev = score(decoder, data, rows["dev"], config, prepared.train_counts, edges=prepared.edges)
-        metrics = evaluate(dev, labels[rows["dev"]], prepared.train_counts, len(rows["train"]))
-        row = {"epoch": epoch, "seconds": seconds}
-        if loss is not None:
-            row["train_loss"] = round(loss, 4)
-        for name in HISTORY_METRICS:
-            if np.isfinite(metrics.get(name, np.nan)):
-                row[name] = round(metrics[name], 6)
-        kept.offer(row)
-
-    if {"linear", "score"} & set(parts) and not kept.history:
-        after_epoch(0, None)
-    rate = LEARNING_RATE * (LINEAR_RATE if "linear" in parts else 1.0)
-    # the outputs and biases of labels that are raised are not trained: only the score ranks them
-    still = rare(prepared.train_counts, prepared.edges) if config.rare else None
-    fit(
-        decoder,
-        data,
-        rows["train"],
-        labels,
-        config,
-        rate=rate,
-        seed=seed,
-        folder=folder,
-        progress=progress,
-        after_epoch=after_epoch,
-        still=still,
+    decoder = CandidateDecoder(prepared.corpus.L, prepared.hidden_size, config.rank)
+    shared = {} if unplanted is None else unplanted
+    training = Training(prepared, config, start, seed, data, decoder, progress, shared)
+    # train; dev chooses the gain, the epoch, and how far rare labels are raised
+    gains = training.gains
+    if len(gains) > 1:
+        steps = training.plant, training.fine_tune, training.dev_values
+        history, chosen = train.choose(gains, *steps, folder)
+    else:
+        training.plant(gains[0])
+        history, chosen = training.fine_tune(folder), {}
+    chosen |= training.raise_rare()
+    seconds, reused_cpu = (
+        sum(getattr(t, of) for t in training.reused) for of in ("seconds", "cpu")
     )
-    # the best epoch, and rare labels raised
-    kept.restore()
-    about = raise_rare(decoder, data, prepared, config) if config.rare else {}
-    times["fine_tune"] = round(time.perf_counter() - began - times["teacher"], 2)
+    times["fine_tune"] = round(time.perf_counter() - began - times["teacher"] + seconds, 2)
     if not resumed:  # what a killed process spent is not known
-        times["train_cpu"] = round(cpu_seconds() - cpu, 2)
+        times["train_cpu"] = round(cpu_seconds() - cpu + reused_cpu, 2)
     # judge and record
-    scores = {
-        s: score(decoder, data, rows[s], config, prepared.train_counts, edges=prepared.edges)
-        for s in ("dev", "test")
-        if len(rows[s])
-    }
-    record = _record(
-        prepared, config, start, seed, run_id, data, scores, kept, times, linear, notebook
-    )
-    record = replace(record, params=record.params | about)
-    return Made(record, decoder, data, linear, scores["dev"])
-
-
-def raise_rare(
-    decoder: CandidateDecoder, data: CandidateData, prepared: Inputs, config: CandidateConfig
-) -> dict:
-    """Add to the biases of labels of few documents what dev allows; the entries of the record's
-    params.
-    """
-    which = rare(prepared.train_counts, prepared.edges)
-    dev = prepared.rows["dev"]
-    listed = ranking(decoder, data, dev, config)
-    added, tried = choose(listed, prepared.corpus.labels[dev], which, config.rare, RARE_LOSS)
-    with torch.no_grad():
-        bias = decoder.label_bias.weight
-        bias += added * torch.from_numpy(which).to(bias)[:, None]
-    return {"rare_added": added, "rare_tried": tried}
+    scores = {s: training.scores(s) for s in ("dev", "test") if len(prepared.rows[s])}
+    record = _record(training, run_id, scores, history, times, linear, notebook)
+    record = replace(record, params=record.params | chosen)
+    return Made(record, decoder, training.read, linear, scores["dev"])
 
 
 def candidate_grid(
@@ -298,10 +359,11 @@ def candidate_grid(
     """
     config = config or CandidateConfig()
     for start in starts:
-        check_start(start, config)  # before the first run
+        candidate_decoder.parts_of(start)  # before the first run
     params = asdict(config) | {"inputs": prepared.key, "cross_fitted": True}
     records = []
     jobs = [(start, seed) for seed in seeds for start in starts]
+    unplanted: dict[tuple[str, int], train.Trained] = {}
     for start, seed in tqdm(jobs, desc="runs", unit="run", disable=not progress):
         path = Path(results) / f"{run_id_of(prepared, start, config, seed)}.json"
         record = RunRecord.load(path) if path.exists() else None
@@ -314,22 +376,10 @@ def candidate_grid(
                 results=results,
                 notebook=notebook,
                 progress=progress,
+                unplanted=unplanted,
             )
         records.append(record)
     return records
-
-
-def check_start(start: str, config: CandidateConfig) -> list[str]:
-    """The parts of a start; ValueError for one that candidates do not know, or that has no linear
-    score while `config.rare` asks for one.
-    """
-    parts = candidate_decoder.parts_of(start)
-    if config.rare and "linear" not in parts:
-        raise ValueError(
-            f"rare={config.rare} raises labels in the linear score's lists, and start {start!r} has"
-            " none; use linear or lookup+linear, or rare=0"
-        )
-    return parts
 
 
 def check_width(labels: sparse.csr_matrix, width: int) -> None:
@@ -343,82 +393,21 @@ def check_width(labels: sparse.csr_matrix, width: int) -> None:
 
 
 def run_id_of(prepared: Inputs, start: str, config: CandidateConfig, seed: int) -> str:
-    """The id of a run, which states its number of candidates and whether rare labels are raised."""
-    return run_name(prepared, f"{start}-{config.width}c{'-rare' if config.rare else ''}", seed)
-
-
-class Kept:
-    """The best epoch of a decoder by dev nDCG@5, the earliest if tied, kept on disk with the
-    history.
-
-    decoder: the one that is trained. folder: receives the files; the history of an earlier, killed
-    run is read from it.
-    """
-
-    def __init__(self, decoder: CandidateDecoder, folder: Path):
-        self.decoder = decoder
-        self.folder = folder
-        self.best = folder / "best.safetensors"
-        self.log = folder / "history.json"
-        self.history: list[dict] = self._stored()
-
-    def _stored(self) -> list[dict]:
-        """The history of a killed run; empty, and its files removed, where one of them is
-        damaged.
-        """
-        epoch = self.folder / "epoch.safetensors"
-        if not (self.log.exists() and epoch.exists()):
-            return []
-        try:
-            check_tensors(epoch)
-            check_tensors(self.best)
-            stored = read_json(self.log)
-            if stored["fingerprint"] != fingerprint_of(stored["epochs"]):
-                raise Damaged(f"{self.log} is damaged: it is not what was written")
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            print(f"{error}; the run begins again", file=sys.stderr, flush=True)
-            for path in (epoch, self.best, self.log):
-                path.unlink(missing_ok=True)
-            return []
-        return stored["epochs"]
-
-    def offer(self, row: dict) -> None:
-        """Add an epoch's row to the history, and keep the decoder if no earlier epoch was as
-        good.
-        """
-        # an epoch that was killed after this point is trained again
-        before = [r for r in self.history if r["epoch"] < row["epoch"]]
-        if all(row["ndcg@5"] > r["ndcg@5"] for r in before):
-            tensors = {n: p.detach().contiguous() for n, p in self.decoder.named_parameters()}
-            save_tensors(self.best, tensors)
-        self.history = [*before, row]
-        about = {"epochs": self.history, "fingerprint": fingerprint_of(self.history)}
-        write_json(self.log, about)
-
-    @property
-    def chosen(self) -> int:
-        """The best epoch."""
-        return max(self.history, key=lambda row: (row["ndcg@5"], -row["epoch"]))["epoch"]
-
-    def restore(self) -> None:
-        """Load the best epoch into the decoder."""
-        self.decoder.load_state_dict(load_file(check_tensors(self.best)), strict=False)
+    """The id of a run, which states its number of candidates."""
+    return run_name(prepared, f"{start}-{config.width}c", seed)
 
 
 def _record(
-    prepared,
-    config,
-    start,
-    seed,
-    run_id,
-    data,
+    training: Training,
+    run_id: str,
     scores: dict[str, Scores],
-    kept: Kept,
-    times,
-    linear,
-    notebook,
+    history: list[dict],
+    times: dict[str, float],
+    linear: LinearScore | None,
+    notebook: str | None,
 ) -> RunRecord:
     """The record of a run: threshold from dev, metrics and recall@C of test."""
+    prepared, config, data = training.prepared, training.config, training.data
     labels, test = prepared.corpus.labels, prepared.rows["test"]
     judged = judge(prepared, scores["dev"], scores.get("test"))
     if "test" in scores:
@@ -426,14 +415,14 @@ def _record(
         reach = candidates.recall(data.ranked[test], labels[test], (width,))
         judged["metrics"] |= {f"recall@{c} of candidates": value for c, value in reach.items()}
     size = candidate_decoder.table_bytes(labels.shape[1], prepared.hidden_size, config.rank) // 4
-    gains = {"planted": kept.decoder.planted_gain.item(), "teacher": 0.0, "linear": 0.0}
+    gains = {"planted": training.decoder.planted_gain.item(), "teacher": 0.0, "linear": 0.0}
     if data.scores is not None:
-        gains["linear" if linear else "teacher"] = kept.decoder.score_gain.item()
+        gains["linear" if linear else "teacher"] = training.decoder.score_gain.item()
     return RunRecord(
         id=run_id,
         kind="planted",
-        system=f"{start}{RAISED if config.rare else ''}",
-        seed=seed,
+        system=training.start,
+        seed=training.seed,
         notebook=notebook,
         params=asdict(config)
         | {
@@ -448,48 +437,10 @@ def _record(
         backbone=Path(prepared.backbone).name,
         teacher={"variant": "raw", "top_k": 64}
         | ({"linear": linear.stack.about()} if linear else {}),
-        history=kept.history,
-        chosen_epoch=kept.chosen,
+        history=history,
+        chosen_epoch=train.chosen_epoch(history),
         times=times,
         peak_memory_mb=peak_memory(),
         model_size={"trained_parameters": size} | word_cells(linear),
         **judged,
     )
-
-
-SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)  # shares of `rare` that dev chooses among
-
-
-def rare(train_counts: np.ndarray, edges: Edges = EDGES) -> np.ndarray:
-    """(L,) bool: labels of the few bucket and those without a training document."""
-    return np.asarray(train_counts) <= checked(edges)[1]
-
-
-def choose(
-    ranking: TopK,
-    Y: Any,
-    which: np.ndarray,
-    most: float,
-    loss: float,
-    shares: Iterable[float] = SHARES,
-) -> tuple[float, dict[str, float]]:
-    """Choose on dev how far labels are raised: as far as it costs at most `loss` of nDCG@5.
-
-    Args:
-        ranking: dev's candidates with their scores.
-        Y: (n, L) gold labels of dev.
-        which: (L,) bool, the labels to raise.
-        most: logits to add at most.
-        loss: of nDCG@5 that it may cost.
-        shares: of `most`, to try; 0 is always tried.
-
-    Returns:
-        The logits to add, and dev's nDCG@5 of each value tried.
-    """
-    values = sorted({0.0, *(share * most for share in shares)})
-    tried = {
-        value: mean(ndcg_at_k(ranking.raised(value * which), Y, min(5, ranking.k)))
-        for value in values
-    }
-    allowed = [value for value in values if tried[value] >= tried[0.0] - loss]
-    return max(allowed), {f"{value:g}": round(metric, 6) for value, metric in tried.items()}

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from scipy import sparse
 
+from plantlib.linear import rare
 from plantlib.linear.phrase_term import TextScore
 from plantlib.linear.score import LinearScore
 from plantlib.metrics import calibration
@@ -134,6 +135,31 @@ def judge_model(
     model.config.threshold = judged["threshold"]
     model.config.calibration = calibrate(dev.topk, dev_labels)
     return judged
+
+
+def raise_rare(
+    model: PlantModel,
+    inputs: Inputs,
+    cached: bool = True,
+    linear: LinearScore | TextScore | None = None,
+    cells: DocumentCells | None = None,
+) -> dict:
+    """Add to the biases of labels of few documents what dev allows, see `linear.rare`.
+
+    Arguments as for `judge_model`.
+
+    Returns:
+        the entry of the record's params, the logits that labels of up to 3 documents got; none for
+        the published running state, which reads its own biases.
+    """
+    if model.decoder.stateful == "v1":
+        return {}
+    documents = inputs.documents("dev", cached, linear, cells=cells)
+    dev, labels = score(model, documents, inputs.train_counts, auc=False)
+    added = rare.added_to(dev, labels, inputs.train_counts)
+    with torch.no_grad():
+        model.decoder.label_bias += torch.from_numpy(added).to(model.decoder.label_bias)
+    return {"rare_added": float(added.max())}
 
 
 def dev_values(

@@ -28,6 +28,7 @@ from plantlib.data import privacy
 from plantlib.data.kept import Kept
 from plantlib.data.tokens import Ragged, Words, tfidf
 from plantlib.kernels.counts import column_counts
+from plantlib.linear import rare
 from plantlib.linear import score as linear_score
 from plantlib.linear.score import MIN_DOCUMENTS, LinearConfig, LinearScore
 from plantlib.metrics.documents import Scores, ndcg_at_k, tune_threshold
@@ -233,14 +234,14 @@ def learn(
     backbone = backbone_of(model, counted)
     with privacy.folder_for(learner.config.credentialed) as folder:
         work = (fresh, Path(folder), epochs, progress)
-        untrained, values, dev = train_on(learner, backbone, counted, *work)
+        untrained, values, dev, added = train_on(learner, backbone, counted, *work)
     learner.attach_backbone(backbone)
     learner.backbone_source = model.backbone_source
     # what belongs to the model beside its weights
     gold = after.labels[after.rows("dev")]
     learner.config.threshold = tune_threshold(dev.topk, gold)
     learner.config.calibration = evaluation.calibrate(dev.topk, gold)
-    learner.record = record_of(learner, after, len(texts))
+    learner.record = record_of(learner, after, len(texts), added)
     learner.kept = dataclasses.replace(after, about=after.about | about_record(learner.record))
     return Learned(
         learner.eval(),
@@ -296,6 +297,10 @@ def built(model: PlantModel, counted: Counted, names: list[str]) -> PlantModel:
         for name, value in trained.named_parameters():
             place = getattr(decoder, name)
             (place[: len(value)] if value.ndim else place).copy_(value)
+        # rare labels are raised again afterwards, by their new numbers of documents
+        added = counted.kept.about["record"]["params"].get("rare_added", 0.0)
+        share = torch.from_numpy(rare.share_of(model.config.train_counts))
+        decoder.label_bias[: len(share)] -= (added * share).to(decoder.label_bias)
     decoder.planted_gain.requires_grad_(trained.planted_gain.item() != 0)
     decoder.teacher_gain.requires_grad_(learner.teacher_score is not None)
     decoder.linear_gain.requires_grad_(learner.word_score is not None)
@@ -372,11 +377,13 @@ def train_on(
     folder: Path,
     epochs: int,
     progress: bool,
-) -> tuple[np.ndarray, np.ndarray, Scores]:
-    """Train the decoder on, unless dev falls by more than one standard error.
+) -> tuple[np.ndarray, np.ndarray, Scores, float]:
+    """Train the decoder on, unless dev falls by more than one standard error; then raise labels of
+    few documents.
 
     Returns:
-        nDCG@5 of each dev document with a label before and after, and the places of dev.
+        nDCG@5 of each dev document with a label before and after; the places of dev and the logits
+        that the rarest labels got, once they are raised.
     """
     kept, linear = counted.kept, counted.linear
     chosen, dev_rows = replayed(counted, fresh), kept.rows("dev")
@@ -408,16 +415,22 @@ def train_on(
         what="corrections",
     )
     after, reached = judge()
-    if train.standard_errors(before - after) <= 1:
-        return before, after, reached
+    if train.standard_errors(before - after) > 1:
+        with torch.no_grad():
+            for name, value in learner.decoder.named_parameters():
+                value.copy_(state[name])
+        after, reached = before, places
+    added = rare.added_to(reached, kept.labels[dev_rows], counts)
     with torch.no_grad():
-        for name, value in learner.decoder.named_parameters():
-            value.copy_(state[name])
-    return before, before, places
+        learner.decoder.label_bias += torch.from_numpy(added).to(learner.decoder.label_bias)
+    return before, after, judge()[1], float(added.max())
 
 
-def record_of(learner: PlantModel, kept: Kept, documents: int) -> RunRecord:
-    """The record of a model that has learned on: that of its first run, without numbers of test."""
+def record_of(learner: PlantModel, kept: Kept, documents: int, rare_added: float) -> RunRecord:
+    """The record of a model that has learned on: that of its first run, without numbers of test.
+
+    documents: to learn from. rare_added: see `evaluation.raise_rare`.
+    """
     run = dict(kept.about["record"])
     learned = [*run["params"].get("learned", []), documents]
     about = run["dataset"] | {
@@ -432,7 +445,7 @@ def record_of(learner: PlantModel, kept: Kept, documents: int) -> RunRecord:
     changes = {
         "dataset": about,
         "metrics": {},
-        "params": run["params"] | {"learned": learned},
+        "params": run["params"] | {"learned": learned, "rare_added": rare_added},
         "threshold": learner.config.threshold,
         "per_document": {},
         "environment": environment(),

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from transformers import set_seed
 
 from plantlib.backbones import adapters
@@ -59,22 +58,6 @@ STARTS = (
 )  # starts that a grid compares
 
 
-@dataclass(frozen=True)
-class Trained:
-    """What one training made, kept for the other starts of a grid that train the same.
-
-    Attributes:
-        history: one dict per epoch.
-        values: the trained parameters by name.
-        seconds, cpu: wall and CPU seconds that it took.
-    """
-
-    history: list[dict]
-    values: dict[str, torch.Tensor]
-    seconds: float
-    cpu: float
-
-
 @dataclass(eq=False)
 class Run:
     """One start of one seed on one corpus, while it is trained.
@@ -98,9 +81,9 @@ class Run:
     model: PlantModel
     folder: Path
     progress: bool
-    unplanted: dict[tuple[str, int], Trained] | None = None
+    unplanted: dict[tuple[str, int], train.Trained] | None = None
     report_to: str | Sequence[str] = ()
-    reused: list[Trained] = field(default_factory=list)
+    reused: list[train.Trained] = field(default_factory=list)
 
     @property
     def parts(self) -> list[str]:
@@ -152,14 +135,14 @@ class Run:
         self.reused.append(trained)
         return trained.history
 
-    def _trained(self, folder: Path, what: str) -> Trained:
+    def _trained(self, folder: Path, what: str) -> train.Trained:
         """Train, and copy what was trained."""
         began, cpu = time.perf_counter(), cpu_seconds()
         history = self._train(folder, what)
         seconds, cpu = time.perf_counter() - began, cpu_seconds() - cpu
         parameters = self.model.named_parameters()
         values = {name: p.detach().clone() for name, p in parameters if p.requires_grad}
-        return Trained(history, values, seconds, cpu)
+        return train.Trained(history, values, seconds, cpu)
 
     def _train(self, folder: Path, what: str) -> list[dict]:
         return train.fine_tune(
@@ -208,7 +191,7 @@ def run_start(
     progress: bool = True,
     made: Ingredients | None = None,
     keep_checkpoints: bool = False,
-    unplanted: dict[tuple[str, int], Trained] | None = None,
+    unplanted: dict[tuple[str, int], train.Trained] | None = None,
     report_to: str | Sequence[str] = (),
 ) -> tuple[RunRecord, PlantModel]:
     """Plant `start`, fine-tune, choose on dev, read test once.
@@ -253,9 +236,11 @@ def run_start(
     with held(folder) if is_main() else contextlib.nullcontext():
         resumed = folder.is_dir() and any(folder.iterdir())
         began = time.perf_counter()
-        # plant and fine-tune; dev chooses the gain, the epoch and the weight of the linear score
+        # plant and fine-tune; dev chooses the gain, the epoch, the weight of the linear score and
+        # how far rare labels are raised
         history, chosen = plant_and_fine_tune(run)
         chosen |= choose_linear_weight(run)
+        chosen |= evaluation.raise_rare(model, inputs, run.cached, made.scored, made.cells)
         seconds, reused_cpu = (sum(getattr(t, of) for t in run.reused) for of in ("seconds", "cpu"))
         made.seconds["fine_tune"] = time.perf_counter() - began + seconds
         if not resumed:  # what a killed process spent is not known
@@ -372,7 +357,7 @@ def run_grid(
     for seed in seeds:
         check_seed(seed)
     jobs = [(start, seed) for seed in seeds for start in starts]
-    unplanted: dict[tuple[str, int], Trained] = {}
+    unplanted: dict[tuple[str, int], train.Trained] = {}
     with tqdm(total=len(jobs), desc="runs", unit="run", disable=not progress) as bar:
         for start, seed in jobs:
             bar.set_postfix_str(f"{start}, seed {seed}")

@@ -13,6 +13,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -372,6 +373,22 @@ def chosen_epoch(epochs: list[dict], metric: str = CHOSEN_BY) -> int:
 def folder_of(folder: Path, gain: float) -> Path:
     """Folder of the checkpoints of the run with this gain."""
     return folder / f"gain-{float(gain)!r}"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What one training made, kept for the other starts of a grid that train the same.
+
+    Attributes:
+        history: one dict per epoch.
+        values: the trained parameters by name.
+        seconds, cpu: wall and CPU seconds that it took.
+    """
+
+    history: list[dict]
+    values: dict[str, torch.Tensor]
+    seconds: float
+    cpu: float
 
 
 def choose(

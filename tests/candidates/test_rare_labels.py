@@ -1,5 +1,5 @@
-"""Rare labels raised: by hand, by dev, and in a run on candidates, where lists, biases and the
-record follow.
+"""Rare labels raised after training, and nothing planted where dev sees no gain, in runs on
+candidates.
 """
 
 import numpy as np
@@ -8,151 +8,137 @@ import torch
 from scipy import sparse
 
 from plantlib.candidates import training as candidate_training
-from plantlib.candidates.decoder import CandidateConfig, CandidateDecoder, plant
-from plantlib.metrics.documents import evaluate
+from plantlib.candidates.decoder import CandidateConfig
+from plantlib.linear import rare
+from plantlib.metrics.documents import Scores, evaluate
 from plantlib.metrics.topk import TopK
 from plantlib.training import candidate_runs
 
-# label 3 is the rare one; it is true in the second document and stands behind two others there
-RANKING = TopK(
-    np.array([[0, 1, 3], [1, 0, 3], [2, 1, -1]]),
-    np.float32([[5, 3, 2], [4, 3, 2.5], [1, 0, -np.inf]]),
-)
-GOLD = sparse.csr_matrix(np.array([[1, 0, 0, 0], [0, 1, 0, 1], [0, 0, 1, 0]]))
-COUNTS = np.array([60, 60, 60, 5])
+CONFIG = CandidateConfig(width=4, rank=8, epochs=1)
 
 
-def test_rare_labels_are_those_of_the_few_bucket_and_below():
-    assert candidate_runs.rare(np.array([0, 1, 5, 6, 51])).tolist() == [
-        True,
-        True,
-        True,
-        False,
-        False,
-    ]
-    assert candidate_runs.rare(np.array([0, 7, 8]), (0, 7, 7)).tolist() == [True, True, False]
+def lists(scores: np.ndarray, gold: np.ndarray, counts: np.ndarray, k: int):
+    """The arguments of `rare.added_to` of dense scores (n, L) and gold (n, L)."""
+    masks = {"few": counts <= 5, "many": counts > 5}
+    buckets = {
+        name: TopK.from_dense(np.where(mask, scores, -np.inf).astype(np.float32), k)
+        for name, mask in masks.items()
+    }
+    topk = TopK.from_dense(scores.astype(np.float32), k)
+    return Scores(topk, buckets, masks), sparse.csr_matrix(gold.astype(np.int32)), counts
 
 
-def test_a_raised_label_moves_and_the_others_keep_their_order():
-    found = RANKING.raised(1.0 * candidate_runs.rare(COUNTS))
-    assert found.ids.tolist() == [[0, 1, 3], [1, 3, 0], [2, 1, -1]], (
-        "a tie goes to the smaller id, an empty place stays last"
-    )
-    np.testing.assert_array_equal(
-        found.scores, np.float32([[5, 3, 3], [4, 3.5, 3], [1, 0, -np.inf]])
-    )
-    same = RANKING.raised(np.zeros(4))
-    np.testing.assert_array_equal(same.ids, RANKING.ids)
+def problem(seed: int = 0):
+    """40 labels; the last 20 have three documents and are likelier than their scores say."""
+    rng = np.random.default_rng(seed)
+    counts = np.repeat([60, 3], 20)
+    scores = rng.normal(-4, 2, (400, 40))
+    chance = 1 / (1 + np.exp(-(scores + np.where(counts < 6, 1.5, 0))))
+    return scores, rng.random(scores.shape) < chance, counts
 
 
-def test_dev_allows_as_much_as_costs_it_next_to_nothing():
-    which = candidate_runs.rare(COUNTS)
-    # one logit helps the second document, four put the rare label first in the first document,
-    # where it is wrong
-    added, tried = candidate_runs.choose(RANKING, GOLD, which, 4.0, 0.0)
-    assert added == 3.0 and list(tried) == ["0", "1", "2", "3", "4"]
-    assert tried["1"] == tried["3"] == 1.0 > tried["0"] > tried["4"]
-    assert candidate_runs.choose(RANKING, GOLD, which, 4.0, 1.0)[0] == 4.0, (
-        "a user who gives all of it away gets all of it"
-    )
-    assert candidate_runs.choose(RANKING, GOLD, np.zeros(4, bool), 4.0, 0.0)[0] == 4.0, (
-        "without rare labels nothing moves"
-    )
+def test_what_is_added_finds_more_rare_labels_and_leaves_the_first_places():
+    scores, gold, counts = problem()
+    arguments = lists(scores, gold, counts, 15)
+    added = rare.added_to(*arguments)
+    assert (added[:20] == 0).all() and len(set(added[20:].tolist())) == 1 and added[-1] > 0.5
+
+    def metrics(values):
+        found = rare.listed(*lists(values, gold, counts, 40))
+        return found.metrics(found.mapped(1.0, 0.0))
+
+    before, after = metrics(scores), metrics(scores + added)
+    assert after[1] > before[1] + 0.03 and after[0] > before[0] - rare.LOSS
 
 
-def test_a_run_lists_rare_labels_and_raises_them(prepared, tmp_path, monkeypatch):
-    monkeypatch.setattr(candidate_runs, "RARE_LOSS", 1.0)
-    config = CandidateConfig(width=4, rank=8, epochs=1, rare=3.0)
-    which = candidate_runs.rare(prepared.train_counts, prepared.edges)
-    assert which.any() and not which.all()
-    record, decoder = candidate_runs.run_candidates(
-        prepared, config, "linear", results=tmp_path, progress=False
-    )
-    assert record.system == "linear, rare raised" and record.id.endswith("linear-4c-rare-s0")
-    assert record.params["rare_added"] == 3.0 and list(record.params["rare_tried"]) == [
-        "0",
-        "0.75",
-        "1.5",
-        "2.25",
-        "3",
-    ]
-    plain, usual = candidate_runs.run_candidates(
-        prepared, CandidateConfig(width=4, rank=8, epochs=1), "linear", progress=False
-    )
-    assert "rare_added" not in plain.params and plain.system == "linear"
-    data, other = (
-        candidate_runs.data_of(prepared, c, "linear", progress=False)[0]
-        for c in (config, CandidateConfig(width=4))
-    )
-    listed = [which[d.ranked[:, :4]].sum() for d in (data, other)]
-    assert listed[0] > listed[1], "more of the candidates are rare labels"
+def test_lists_of_every_bucket_rank_as_all_scores_do():
+    scores, gold, counts = problem(1)
+    short, whole = (rare.listed(*lists(scores, gold, counts, k)) for k in (15, 40))
+    for added in rare.RAISES:
+        values = [
+            found.metrics(found.mapped(1.0, added * rare.share_of(found.known).ravel()))
+            for found in (short, whole)
+        ]
+        np.testing.assert_allclose(*values, rtol=1e-6)
+
+
+def test_without_a_gold_label_of_few_documents_nothing_is_added():
+    scores, gold, counts = problem()
+    gold[:, 20:] = False
+    assert not rare.added_to(*lists(scores, gold, counts, 15)).any()
+
+
+def test_the_share_of_a_line_falls_with_the_number_of_documents():
+    assert rare.share_of([0, 1, 3, 30, 500]).tolist() == [1, 1, 1, 0, 0]
+    assert rare.share_of([10])[0] == pytest.approx(np.log(3) / np.log(10))
+
+
+def test_a_run_raises_rare_labels_in_its_biases(prepared, monkeypatch):
+    quiet = {"progress": False}
+    plain, usual = candidate_runs.run_candidates(prepared, CONFIG, "linear", **quiet)
+    assert plain.params["rare_added"] == usual.label_bias.weight.max() == 0
+
+    def six(scores, gold, counts):
+        return (6.0 * (counts <= 5)).astype(np.float32)
+
+    monkeypatch.setattr(rare, "added_to", six)
+    record, decoder = candidate_runs.run_candidates(prepared, CONFIG, "linear", **quiet)
+    which = torch.from_numpy(prepared.train_counts <= 5)
+    assert record.params["rare_added"] == 6 and which.any() and not which.all()
+    moved = (decoder.label_bias.weight - usual.label_bias.weight)[:, 0]
+    torch.testing.assert_close(moved, 6.0 * which)
+    data, _ = candidate_runs.data_of(prepared, CONFIG, "linear", progress=False)
     test, labels = prepared.rows["test"], prepared.corpus.labels
-    first = [
-        candidate_training.predict(d, x, test, config, k=2).ids
-        for d, x in ((decoder, data), (usual, other))
-    ]
-    assert which[first[0]].sum() > which[first[1]].sum(), "and more of the first places"
     scored = candidate_training.score(
-        decoder, data, test, config, prepared.train_counts, edges=prepared.edges
+        decoder, data, test, CONFIG, prepared.train_counts, edges=prepared.edges
     )
     found = evaluate(scored, labels[test], prepared.train_counts, len(prepared.rows["train"]))
     assert found["few/overall_r@15"] == pytest.approx(record.metrics["few/overall_r@15"])
-    held = torch.from_numpy(which)
-    assert (decoder.label_bias.weight[held] == 3).all(), (
-        "the biases hold it, so that prediction needs nothing else"
-    )
+    first = [candidate_training.predict(d, data, test, CONFIG, k=2).ids for d in (usual, decoder)]
+    assert which[first[1]].sum() > which[first[0]].sum(), "more of the first places are rare labels"
 
 
-def test_held_labels_keep_their_score_while_the_others_learn(prepared):
-    config = CandidateConfig(width=4, rank=8, epochs=2, rare=3.0)
-    data, _ = candidate_runs.data_of(prepared, config, "linear", progress=False)
-    which, rows = candidate_runs.rare(prepared.train_counts, prepared.edges), prepared.rows["train"]
-    held = torch.from_numpy(which)
-    for still in (which, None):
-        decoder = CandidateDecoder(prepared.corpus.L, prepared.hidden_size, config.rank)
-        plant(decoder, prepared.train_labels, "linear")
-        candidate_training.fit(
-            decoder, data, rows, prepared.corpus.labels, config, still=still, progress=False
-        )
-        tables = (decoder.output_rows.weight, decoder.label_bias.weight)
-        assert all(table[~held].any() for table in tables)
-        assert [bool(table[held].any()) for table in tables] == [still is None] * 2
-        ids = np.tile(np.flatnonzero(which), (len(rows), 1))
-        with torch.inference_mode():
-            own = data.logits(decoder, rows, ids) - decoder.score_gain * torch.from_numpy(
-                data.scores(rows, ids)
-            )
-        assert (own.abs().max().item() < 1e-5) == (still is not None), (
-            "what a held label has beside its score"
-        )
+@pytest.mark.parametrize("preferred", [0.0, 4.0])
+def test_dev_chooses_whether_anything_is_planted(prepared, monkeypatch, preferred):
+    monkeypatch.setattr(candidate_runs, "LEARNING_RATE", 0.3)
+
+    def values(training):
+        return np.full(20, 0.5 if training.gain == preferred else 0.4)
+
+    monkeypatch.setattr(candidate_runs.Training, "dev_values", values)
+    quiet = {"progress": False}
+    record, decoder = candidate_runs.run_candidates(prepared, CONFIG, "lookup+linear", **quiet)
+    assert record.params["gain_chosen"] == preferred
+    tried = {"4": 0.5, "0": 0.4} if preferred else {"4": 0.4, "0": 0.5}
+    assert record.params["gains_tried"] == tried
+    assert (decoder.planted_gain.item() == 0) == (preferred == 0)
+    if not preferred:
+        alone, same = candidate_runs.run_candidates(prepared, CONFIG, "linear", **quiet)
+        for name, value in same.named_parameters():
+            assert torch.equal(value, dict(decoder.named_parameters())[name]), name
+        assert alone.metrics == record.metrics
 
 
-def test_a_record_without_raised_labels_stands_for_none_with_them(prepared, tmp_path, monkeypatch):
-    config = CandidateConfig(width=4, rank=8, epochs=1)
-    record, _ = candidate_runs.run_candidates(
-        prepared, config, "linear", results=tmp_path, progress=False
-    )
-    monkeypatch.setattr(candidate_runs, "run_candidates", lambda *a, **k: pytest.fail("made again"))
-    grid = {"config": config, "results": tmp_path, "progress": False}
-    assert candidate_runs.candidate_grid(prepared, ["linear"], [0], **grid) == [record]
-    with pytest.raises(BaseException, match="made again"):
-        raised = CandidateConfig(width=4, rank=8, epochs=1, rare=1.0)
-        candidate_runs.candidate_grid(prepared, ["linear"], [0], **grid | {"config": raised})
+def test_starts_of_a_grid_share_the_training_without_planting(prepared, tmp_path, monkeypatch):
+    trained = []
+    fit = candidate_runs.fit
+
+    def counted(*arguments, **options):
+        trained.append(1)
+        return fit(*arguments, **options)
+
+    monkeypatch.setattr(candidate_runs, "fit", counted)
+    starts = ["lookup+linear", "linear", "shuffled+linear"]
+    grid = {"config": CONFIG, "results": tmp_path, "progress": False}
+    records = candidate_runs.candidate_grid(prepared, starts, [0], **grid)
+    assert len(trained) == 3, "with the lists, without, and with shuffled ones"
+    alone, _ = candidate_runs.run_candidates(prepared, CONFIG, "linear", progress=False)
+    assert records[1].metrics == alone.metrics and records[1].history[0] == alone.history[0] | {
+        "seconds": records[1].history[0]["seconds"]
+    }
+    assert candidate_runs.candidate_grid(prepared, starts, [0], **grid) == records
 
 
-def test_options_are_checked():
-    with pytest.raises(ValueError, match="rare=-1.*0 or more"):
-        CandidateConfig(rare=-1.0)
-
-
-def test_a_start_without_the_linear_score_has_nothing_to_raise(prepared, tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        candidate_runs, "data_of", lambda *a, **k: pytest.fail("the rankings were made first")
-    )
-    config = CandidateConfig(width=5, rare=2.0)
-    with pytest.raises(ValueError, match="'lookup\\+score' has none; use linear"):
-        candidate_runs.run_candidates(prepared, config, "lookup+score", progress=False)
-    with pytest.raises(ValueError, match="'random' has none; use linear"):
-        candidate_runs.candidate_grid(
-            prepared, ["linear", "random"], [0], config=config, results=tmp_path, progress=False
-        )
+def test_a_start_without_the_linear_score_plants_what_it_says(prepared):
+    record, _ = candidate_runs.run_candidates(prepared, CONFIG, "lookup", progress=False)
+    assert "gain_chosen" not in record.params and record.params["final_gains"]["planted"] > 0

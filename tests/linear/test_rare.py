@@ -50,18 +50,20 @@ def of_all(scores: np.ndarray, gold: np.ndarray, counts: np.ndarray) -> tuple[fl
 def test_candidates_rank_as_all_labels_do(seed):
     counts = np.where(np.arange(len(COUNTS)) % 9, COUNTS, 0)  # some that the part does not know
     sums, gold, (_, _, _, labels, _) = problem(seed, counts=counts)
-    found = rare.candidates([(np.arange(len(sums)), sums, counts)], labels, KNOTS)
+    found = rare.candidates([(np.arange(len(sums)), sums, counts)], labels)
     hats = stacking.hats_of(counts, KNOTS)
+    cells = stacking.hats_of(found.known.ravel(), KNOTS)
     lines = rare.lines_of(KNOTS, found.pivot())
     assert len(lines) == len(rare.RAISES) * len(rare.SPREADS)
     for scale, shift in lines[::5]:
         wanted = of_all(hats @ shift + (hats @ scale) * sums, gold, counts)
-        np.testing.assert_allclose(found.metrics(KNOTS, scale, shift), wanted, rtol=1e-6)
+        scores = found.mapped(cells @ scale, cells @ shift)
+        np.testing.assert_allclose(found.metrics(scores), wanted, rtol=1e-6)
 
 
 def test_the_pivot_is_the_score_at_which_lists_end():
     sums, _, (_, _, _, labels, _) = problem(0)
-    found = rare.candidates([(np.arange(len(sums)), sums, COUNTS)], labels, KNOTS)
+    found = rare.candidates([(np.arange(len(sums)), sums, COUNTS)], labels)
     assert found.pivot() == pytest.approx(np.median(np.sort(sums, 1)[:, -rare.PLACES]))
 
 

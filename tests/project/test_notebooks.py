@@ -22,7 +22,7 @@ PARAMETERS = {
     "02_mutual_information": COMMON,
     "03_attention_pretraining": COMMON | {"seeds"},
     "05_finetune": COMMON
-    | {"label_space", "starts", "seeds", "epochs", "candidates", "rare", "peers", "results"},
+    | {"label_space", "starts", "seeds", "epochs", "candidates", "peers", "results"},
     "07_paper_vs_ours": {"runs", "out"},
 }
 MACHINE = re.compile(r"(?:/(?:home|root|work|Users|usr|opt|tmp)/|[A-Z]:\\\\)[\w.-]*")
