@@ -27,6 +27,7 @@ from plantlib.training.inputs import Inputs
 from plantlib.training.options import RunConfig
 from plantlib.training.prepare import prepare
 from plantlib.training.records import RunRecord, load_all, record_path
+from plantlib.training.train import Trained
 from plantlib.utils.base import DataError, hash_order
 from plantlib.utils.io import fingerprint_of
 from plantlib.utils.progress import tqdm
@@ -90,8 +91,7 @@ def run(
         peers: run the linear peers too.
         progress: show a bar.
     """
-    # dev chooses no gain: among few documents that would add noise to the comparison of sizes
-    config = config or RunConfig(other_gains=(), linear_weights=())
+    config = config or RunConfig()
     results = Path(results)
     sizes = list(sizes or subsets.sizes(len(prepared.rows["train"])))
     starts = list(starts)
@@ -99,7 +99,12 @@ def run(
     records = []
     jobs = [(size, seed, start) for size in sizes for seed in seeds for start in starts]
     with tqdm(total=len(jobs), desc="learning curve", unit="run", disable=not progress) as bar:
+        unplanted: dict[tuple[str, int], Trained] = {}
+        drawn = None
         for size, seed, start in jobs:
+            if drawn != (size, seed):  # starts on the same documents share what plants nothing
+                drawn = (size, seed)
+                unplanted.clear()
             part = fewer(prepared, size, seed)
             path = record_path(part, start, seed, results, END)
             record = runs.finished(path, part, config, seed)
@@ -110,6 +115,7 @@ def run(
                     "run_id": path.stem,
                     "notebook": NOTEBOOK,
                     "progress": False,
+                    "unplanted": unplanted,
                 }
                 record, _ = runs.run_start(part, start, seed, **options)
             records.append(record)
@@ -287,9 +293,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser = parser_of("learning_curves", __doc__, tokens=128, starts=STARTS, seeds=(0, 1, 2))
     parser.add_argument("--first", type=int, default=25, help="documents of the smallest subset")
     parser.add_argument("--steps", type=int, default=5, help="number of sizes, in equal ratios")
+    parser.add_argument("--sizes", type=int, nargs="+", help="in their place, numbers of documents")
     options = parser.parse_args(arguments)
     prepared = prepare(options.dataset, **reading(options))
-    sizes = subsets.sizes(len(prepared.rows["train"]), options.first, options.steps)
+    even = subsets.sizes(len(prepared.rows["train"]), options.first, options.steps)
+    sizes = options.sizes or even
     run(prepared, options.results, sizes=sizes, starts=options.starts, seeds=options.seeds)
     print(sentence(frame(load_all(options.results))))
 
