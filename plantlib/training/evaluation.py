@@ -17,11 +17,14 @@ from plantlib.linear import rare
 from plantlib.linear.phrase_term import TextScore
 from plantlib.linear.score import LinearScore
 from plantlib.metrics import calibration
+from plantlib.metrics.choosing import choose
 from plantlib.metrics.documents import (
     Scores,
     StreamingEvaluator,
     evaluate,
+    f1_scores,
     hits,
+    label_counts,
     ndcg_at_k,
     per_document,
     tune_threshold,
@@ -92,21 +95,25 @@ def judge(inputs: Inputs, dev: Scores, test: Scores | None) -> dict:
     """Choose the threshold of F1 on dev, then measure test, where there is one.
 
     Returns:
-        the fields dataset, threshold, metrics and per_document of a RunRecord.
+        the fields dataset, threshold, metrics and per_document of a RunRecord. Metrics that end in
+        `_by_label` have thresholds of labels, by micro F1 of dev; 'all/micro_f1...' counts gold
+        labels without a training document as missed.
     """
     rows = inputs.rows
-    threshold = tune_threshold(dev.topk, inputs.corpus.labels[rows["dev"]])
+    dev_gold = inputs.corpus.labels[rows["dev"]]
+    threshold = tune_threshold(dev.topk, dev_gold)
     chosen = {"dataset": inputs.about(), "threshold": threshold}
     if test is None:
         return chosen | {"metrics": {}, "per_document": {}}
     gold = inputs.corpus.labels[rows["test"]]
     extra_gold = inputs.extra_gold[rows["test"]]
-    return chosen | {
-        "metrics": evaluate(
-            test, gold, inputs.train_counts, len(rows["train"]), threshold, extra_gold
-        ),
-        "per_document": per_document(test, gold),
-    }
+    metrics = evaluate(test, gold, inputs.train_counts, len(rows["train"]), threshold, extra_gold)
+    for end, rule in (("", threshold), ("_by_label", choose(dev.topk, dev_gold, "labels"))):
+        counts = label_counts(test.topk, gold, rule)
+        right, accepted, true = counts.sum(1)
+        metrics[f"all/micro_f1{end}"] = float(2 * right / (accepted + true + extra_gold.sum()))
+        metrics |= {f"{name}{end}": f1_scores(counts)[name] for name in ("micro_f1", "macro_f1")}
+    return chosen | {"metrics": metrics, "per_document": per_document(test, gold)}
 
 
 def judge_model(

@@ -350,3 +350,14 @@ def test_corpus_without_a_test_split_is_refused_before_any_work(backbone_folder,
     with pytest.raises(DataError, match="no documents in split 'test'"):
         prepare(lonely, backbone=backbone_folder, root=tmp_path, progress=False)
     assert not list(tmp_path.iterdir())
+
+
+def test_thresholds_of_labels_are_measured_beside_one_for_all(grid, prepared):
+    unseen = prepared.extra_gold[prepared.rows["test"]].sum()
+    for record in grid[0]:
+        metrics = record.metrics
+        for end in ("", "_by_label"):
+            lower, f1 = metrics[f"all/micro_f1{end}"], metrics[f"micro_f1{end}"]
+            assert (lower < f1) if unseen and f1 else lower == pytest.approx(f1)
+            assert 0 <= metrics[f"macro_f1{end}"] <= 1
+    assert any(r.metrics["micro_f1"] != r.metrics["micro_f1_by_label"] for r in grid[0])
