@@ -32,6 +32,7 @@ FULL = 3
 NONE = 30
 RAISES = np.arange(0, 3.1, 0.25)  # logits to add
 SPREADS = (1.0, 0.75, 0.5, 0.35)  # factors of the distance from the pivot
+ENOUGH = 200  # documents with labels that choose a raise in full
 LOSS = 0.001  # of nDCG@5 below the best line that the chosen one may have
 
 
@@ -71,8 +72,8 @@ def raised(
 def added_to(scores: Scores, gold: sparse.csr_matrix, counts: np.ndarray) -> np.ndarray:
     """Logits (L,) to add to each label's bias, chosen on documents that training has not seen.
 
-    A label takes its `share_of` one of RAISES; they are all 0 where no document has a gold label of
-    the few bucket.
+    A label takes its `share_of` one of RAISES, and less than that where the documents are fewer
+    than ENOUGH; they are all 0 where none has a gold label of the few bucket.
 
     Args:
         scores: of n documents, with the best labels of every bucket.
@@ -85,7 +86,8 @@ def added_to(scores: Scores, gold: sparse.csr_matrix, counts: np.ndarray) -> np.
         return np.zeros(len(counts), np.float32)
     own = share_of(found.known).ravel()
     best = found.best(found.mapped(1.0, added * own) for added in RAISES)
-    return (RAISES[best] * share).astype(np.float32)
+    sure = min(1.0, np.count_nonzero(np.diff(gold.indptr)) / ENOUGH)
+    return (RAISES[best] * sure * share).astype(np.float32)
 
 
 def share_of(counts) -> np.ndarray:

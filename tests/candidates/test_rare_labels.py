@@ -62,6 +62,16 @@ def test_lists_of_every_bucket_rank_as_all_scores_do():
         np.testing.assert_allclose(*values, rtol=1e-6)
 
 
+def test_few_documents_raise_less():
+    scores, gold, counts = problem()
+    whole, less = (rare.added_to(*lists(scores[:n], gold[:n], counts, 15)) for n in (400, 50))
+    found = rare.listed(*lists(scores[:50], gold[:50], counts, 15))
+    share = rare.share_of(found.known).ravel()
+    best = rare.RAISES[found.best(found.mapped(1.0, added * share) for added in rare.RAISES)]
+    labelled = gold[:50].any(1).sum()
+    assert whole.max() in rare.RAISES and less.max() == pytest.approx(best * labelled / 200)
+
+
 def test_without_a_gold_label_of_few_documents_nothing_is_added():
     scores, gold, counts = problem()
     gold[:, 20:] = False
