@@ -367,7 +367,8 @@ def candidate_grid(
     for start, seed in tqdm(jobs, desc="runs", unit="run", disable=not progress):
         path = Path(results) / f"{run_id_of(prepared, start, config, seed)}.json"
         record = RunRecord.load(path) if path.exists() else None
-        if record is None or record.seed != seed or not agrees(record, params):
+        whole = record is not None and "rare_added" in record.params
+        if not whole or record.seed != seed or not agrees(record, params):
             record, _ = run_candidates(
                 prepared,
                 config,

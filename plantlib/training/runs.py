@@ -386,9 +386,12 @@ def finished(path: Path, inputs: Inputs, config: RunConfig, seed: int) -> RunRec
 
 
 def made_with(record: RunRecord, inputs: Inputs, config: RunConfig, seed: int) -> bool:
-    """Whether a record was made from this corpus with this seed and these options."""
+    """Whether a record was made from this corpus with this seed and these options, by runs that
+    raise rare labels.
+    """
     wanted = asdict(config) | made_from(inputs, record.system)
-    return record.seed == seed and agrees(record, wanted)
+    raised = config.v1.stateful == "v1" or "rare_added" in record.params
+    return raised and record.seed == seed and agrees(record, wanted)
 
 
 def made_from(inputs: Inputs, start: str) -> dict[str, str]:

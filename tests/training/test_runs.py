@@ -118,6 +118,8 @@ def test_a_finished_record_has_the_same_seed_options_and_inputs(grid, prepared, 
     assert runs.finished(path, prepared, QUICK, 1) is None
     assert runs.finished(path, replace(prepared, key="another"), QUICK, 0) is None
     assert runs.finished(path, prepared, replace(QUICK, static_dim=16), 0) is None
+    before = {name: value for name, value in record.params.items() if name != "rare_added"}
+    assert not runs.made_with(replace(record, params=before), prepared, QUICK, 0)
     path.unlink()
     assert runs.finished(path, prepared, QUICK, 0) is None
     del record.params["static_dim"]
