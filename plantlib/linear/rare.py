@@ -91,9 +91,12 @@ def added_to(scores: Scores, gold: sparse.csr_matrix, counts: np.ndarray) -> np.
 
 
 def share_of(counts) -> np.ndarray:
-    """How much of a line a label of so many documents takes, between 0 and 1."""
+    """How much of a line a label of so many documents takes, between 0 and 1; one without any
+    takes none, since nothing tells whether it should.
+    """
     full, none = np.log(FULL), np.log(NONE)
-    return np.clip((none - np.log(np.maximum(counts, 1))) / (none - full), 0, 1)
+    share = np.clip((none - np.log(np.maximum(counts, 1))) / (none - full), 0, 1)
+    return np.where(np.asarray(counts) > 0, share, 0.0)
 
 
 def lines_of(knots: tuple[int, ...], pivot: float) -> list[tuple[np.ndarray, np.ndarray]]:

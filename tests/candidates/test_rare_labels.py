@@ -79,7 +79,7 @@ def test_without_a_gold_label_of_few_documents_nothing_is_added():
 
 
 def test_the_share_of_a_line_falls_with_the_number_of_documents():
-    assert rare.share_of([0, 1, 3, 30, 500]).tolist() == [1, 1, 1, 0, 0]
+    assert rare.share_of([0, 1, 3, 30, 500]).tolist() == [0, 1, 1, 0, 0]
     assert rare.share_of([10])[0] == pytest.approx(np.log(3) / np.log(10))
 
 
