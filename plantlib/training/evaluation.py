@@ -111,7 +111,8 @@ def judge(inputs: Inputs, dev: Scores, test: Scores | None) -> dict:
     for end, rule in (("", threshold), ("_by_label", choose(dev.topk, dev_gold, "labels"))):
         counts = label_counts(test.topk, gold, rule)
         right, accepted, true = counts.sum(1)
-        metrics[f"all/micro_f1{end}"] = float(2 * right / max(accepted + true + extra_gold.sum(), 1))
+        cells = max(accepted + true + extra_gold.sum(), 1)
+        metrics[f"all/micro_f1{end}"] = float(2 * right / cells)
         metrics |= {f"{name}{end}": f1_scores(counts)[name] for name in ("micro_f1", "macro_f1")}
     return chosen | {"metrics": metrics, "per_document": per_document(test, gold)}
 
