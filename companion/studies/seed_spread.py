@@ -66,20 +66,7 @@ def training(inputs: Inputs, start: str, seed: int) -> pandas.DataFrame:
 
     with trainings.planted(inputs, start, CONFIG, seed, "seed-spread", start, seed) as run:
         kept = Weights(run.model.decoder)
-        # nothing is resumed: the epochs before a stop would be missing
-        history = train.fine_tune(
-            run.model,
-            run.training_documents(),
-            inputs.documents("dev", True, run.made.linear),
-            inputs.train_counts,
-            run.folder,
-            config=CONFIG.train,
-            from_linear=True,
-            seed=seed,
-            resume=False,
-            progress=False,
-            callbacks=[kept],
-        )
+        history = trainings.fine_tune(run, kept)
     best = kept.epochs[train.chosen_epoch(history) - 1]
     rows = []
     for way, values in zip(WAYS, (best, kept.epochs[-1], averaged(kept.epochs)), strict=True):

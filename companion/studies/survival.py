@@ -102,21 +102,8 @@ def training(inputs: Inputs, way: str, epochs: int, seed: int) -> pandas.DataFra
             decoder.planted_gain.requires_grad_(False)
         marked = {split: marked_documents(inputs, split, decoder) for split in ("dev", "test")}
         rows = [{"split": "dev", "epoch": 0, "step": 0} | compare(decoder, marked["dev"])]
-        # nothing is resumed: the probe would miss the epochs before a stop
         probe = Probe(decoder, marked["dev"])
-        history = train.fine_tune(
-            run.model,
-            run.training_documents(),
-            inputs.documents("dev", True, run.made.linear),
-            inputs.train_counts,
-            run.folder,
-            config=config.train,
-            from_linear=True,
-            seed=seed,
-            resume=False,
-            progress=False,
-            callbacks=[probe],
-        )
+        history = trainings.fine_tune(run, probe)
     for found, epoch in zip(probe.rows, history, strict=True):
         rows.append({"split": "dev"} | found | {m: epoch[m] for m in METRICS})
 

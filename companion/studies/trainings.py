@@ -11,8 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from transformers import TrainerCallback
+
 from plantlib.metrics.documents import evaluate
-from plantlib.training import artefacts, evaluation
+from plantlib.training import artefacts, evaluation, train
 from plantlib.training.ingredients import build_model, ingredients
 from plantlib.training.inputs import Inputs
 from plantlib.training.options import RunConfig
@@ -46,6 +48,26 @@ def planted(
     run.plant(config.start.lookup_gain)
     yield run
     remove_unless_held(folder)
+
+
+def fine_tune(run: Run, probe: TrainerCallback) -> list[dict]:
+    """Train a planted run that begins from the linear score, followed by `probe`; the history.
+
+    Nothing is resumed: the probe would miss the epochs before a stop.
+    """
+    return train.fine_tune(
+        run.model,
+        run.training_documents(),
+        run.inputs.documents("dev", True, run.made.linear),
+        run.inputs.train_counts,
+        run.folder,
+        config=run.config.train,
+        from_linear=True,
+        seed=run.seed,
+        resume=False,
+        progress=False,
+        callbacks=[probe],
+    )
 
 
 def measured(run: Run) -> dict[str, float]:
