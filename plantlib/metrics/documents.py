@@ -224,8 +224,10 @@ def rule_of(threshold: float | LabelRule) -> LabelRule:
     return threshold if isinstance(threshold, LabelRule) else LabelRule(threshold=threshold)
 
 
-def f1_scores(counts: np.ndarray) -> dict[str, float]:
+def f1_scores(counts: np.ndarray, missed: int = 0) -> dict[str, float]:
     """F1 from `label_counts` (3, L); select columns first to look at a bucket.
+
+    missed: gold cells without a column, which micro_f1 counts.
 
     Returns:
         micro_f1: all cells pooled.
@@ -241,7 +243,7 @@ def f1_scores(counts: np.ndarray) -> dict[str, float]:
         np.nan_to_num(_ratio(tp, n)).mean() if tp.size else np.nan for n in (predicted, gold)
     )
     return {
-        "micro_f1": float(_ratio(2 * tp.sum(), predicted.sum() + gold.sum())),
+        "micro_f1": float(_ratio(2 * tp.sum(), predicted.sum() + gold.sum() + missed)),
         "macro_f1": mean(f1[gold > 0]),
         "macro_f1_pr": (
             0.0 if precision + recall == 0 else float(2 * precision * recall / (precision + recall))
@@ -443,6 +445,8 @@ def evaluate(
         counts = label_counts(topk, Y, threshold)
         cut = rule_of(threshold).in_places(topk)[:, -1]
         out |= f1_scores(counts) | {"documents_cut": float(cut.sum())}
+        if extra_gold is not None:
+            out["all/micro_f1"] = f1_scores(counts, extra_gold.sum())["micro_f1"]
     # metrics within each frequency bucket
     in_buckets = (
         ("rp", r_precision_at_k, (5,)),

@@ -57,7 +57,6 @@ NAN, INFINITE = float("nan"), float("inf")
         (TeacherConfig, {"top_k": 0}),
         (TeacherConfig, {"top_k": 1.5}),
         (CandidateConfig, {"width": 1.5}),
-        (CandidateConfig, {"rare": NAN}),
         (AdaptConfig, {"learning_rate": NAN}),
         (AdaptConfig, {"learning_rate": -1.0}),
         (AdaptConfig, {"masked_share": NAN}),

@@ -410,7 +410,7 @@ def test_published_numbers_name_whose_they_are_and_meet_ours():
         if (g.dataset["name"], g.dataset["train"]) == ("eurlex57k", 45000)
     )
     middle = of.loc["eurlex57k", "BERT-LWAN, as its authors report", "1-50/rp@5"]
-    assert (middle["verdict"] != "not run") == measured
+    assert (middle["verdict"] not in ("not run", "different data")) == measured
     official = judged[judged["dataset"].isin(verdicts.OFFICIAL)]
     assert len(official) == 5 and official["run"].str.startswith("official-codiesp-").all()
     means = official["ours"].str.split().str[0].astype(float)
