@@ -5,8 +5,12 @@ any list. Its chances are right on average, but where a document's list ends the
 documents are several times as likely as it says, and their scores differ too much. `raised`
 therefore maps the sum of a rare label by a line, pivot + spread * (sum - pivot) + added, whose
 pivot is the score at which lists end. Of a grid of lines it takes the one that finds most gold
-labels of few documents in lists of 15 and leaves the first 5 places as good as any line does. Only
-training documents are read, scored by tables that have not seen them.
+labels of few documents in lists of 15 and leaves the first 5 places as good as any line does. It
+reads training documents alone, scored by tables that have not seen them.
+
+Training a decoder on top loses what was raised, since its loss wants chances that are right on
+average. `added_to` chooses by the same rule, on dev, what is added to the biases of a trained
+model.
 """
 
 from __future__ import annotations

@@ -22,7 +22,6 @@ from plantlib.candidates import lists as candidates
 from plantlib.candidates.decoder import LOOKUP_GAIN, CandidateConfig, CandidateDecoder
 from plantlib.candidates.training import LEARNING_RATE, CandidateData, fit, score
 from plantlib.kernels import Cells, machine
-from plantlib.linear import rare
 from plantlib.linear.score import LinearConfig, LinearScore, word_cells
 from plantlib.metrics.documents import Scores, evaluate, ndcg_at_k
 from plantlib.planting import starts
@@ -32,7 +31,7 @@ from plantlib.teacher import crossfit, mig
 from plantlib.teacher.mig import Teacher
 from plantlib.training import artefacts, train
 from plantlib.training.candidate_epochs import Kept
-from plantlib.training.evaluation import judge
+from plantlib.training.evaluation import add_to_rare, judge
 from plantlib.training.ingredients import teacher_of
 from plantlib.training.inputs import Inputs
 from plantlib.training.options import HISTORY_METRICS
@@ -294,11 +293,9 @@ class Training:
         """As `evaluation.raise_rare`."""
         prepared = self.prepared
         gold = prepared.corpus.labels[prepared.rows["dev"]]
-        added = rare.added_to(self.scores("dev"), gold, prepared.train_counts)
-        bias = self.decoder.label_bias.weight
-        with torch.no_grad():
-            bias += torch.from_numpy(added).to(bias)[:, None]
-        return {"rare_added": float(added.max())}
+        bias = self.decoder.label_bias.weight.detach()[:, 0]
+        added = add_to_rare(bias, self.scores("dev"), gold, prepared.train_counts)
+        return {"rare_added": added}
 
 
 def run(

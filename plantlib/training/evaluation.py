@@ -131,8 +131,7 @@ def judge_model(
         linear: the score of whole texts, where the start plants one.
         cells: planted cells of phrases, where it plants them.
     """
-    dev_documents = inputs.documents("dev", cached, linear, cells=cells)
-    dev, dev_labels = score(model, dev_documents, inputs.train_counts, auc=False)
+    dev, dev_labels = dev_scores(model, inputs, cached, linear, cells)
     test = None
     if len(inputs.rows["test"]):
         documents = inputs.documents("test", cached, linear, cells=cells)
@@ -160,12 +159,30 @@ def raise_rare(
     """
     if model.decoder.stateful == "v1":
         return {}
-    documents = inputs.documents("dev", cached, linear, cells=cells)
-    dev, labels = score(model, documents, inputs.train_counts, auc=False)
-    added = rare.added_to(dev, labels, inputs.train_counts)
+    dev, labels = dev_scores(model, inputs, cached, linear, cells)
+    return {"rare_added": add_to_rare(model.decoder.label_bias, dev, labels, inputs.train_counts)}
+
+
+def add_to_rare(
+    bias: torch.Tensor, dev: Scores, labels: sparse.csr_matrix, train_counts: np.ndarray
+) -> float:
+    """Add to biases (L,), in place, what `rare.added_to` chooses on dev; the most of it."""
+    added = rare.added_to(dev, labels, train_counts)
     with torch.no_grad():
-        model.decoder.label_bias += torch.from_numpy(added).to(model.decoder.label_bias)
-    return {"rare_added": float(added.max())}
+        bias += torch.from_numpy(added).to(bias)
+    return float(added.max())
+
+
+def dev_scores(
+    model: PlantModel,
+    inputs: Inputs,
+    cached: bool,
+    linear: LinearScore | TextScore | None,
+    cells: DocumentCells | None,
+) -> tuple[Scores, sparse.csr_matrix]:
+    """`score` of dev without AUC; arguments as for `judge_model`."""
+    documents = inputs.documents("dev", cached, linear, cells=cells)
+    return score(model, documents, inputs.train_counts, auc=False)
 
 
 def dev_values(
@@ -175,8 +192,7 @@ def dev_values(
     cells: DocumentCells | None = None,
 ) -> np.ndarray:
     """(n,) `CHOSEN_BY`, nDCG@5, of each dev document with a label, on cached features."""
-    documents = inputs.documents("dev", True, linear, cells=cells)
-    scores, labels = score(model, documents, inputs.train_counts, auc=False)
+    scores, labels = dev_scores(model, inputs, True, linear, cells)
     values = ndcg_at_k(scores.topk, labels, 5)
     return values[np.isfinite(values)]
 

@@ -420,10 +420,9 @@ def train_on(
             for name, value in learner.decoder.named_parameters():
                 value.copy_(state[name])
         after, reached = before, places
-    added = rare.added_to(reached, kept.labels[dev_rows], counts)
-    with torch.no_grad():
-        learner.decoder.label_bias += torch.from_numpy(added).to(learner.decoder.label_bias)
-    return before, after, judge()[1], float(added.max())
+    bias = learner.decoder.label_bias
+    added = evaluation.add_to_rare(bias, reached, kept.labels[dev_rows], counts)
+    return before, after, judge()[1] if added else reached, added
 
 
 def record_of(learner: PlantModel, kept: Kept, documents: int, rare_added: float) -> RunRecord:
