@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from plantlib.kernels.attention import Cells
 
-BLOCK = 256  # labels whose scores of all distinct tokens are held at once
+BLOCK = 128  # labels whose scores of all distinct tokens are held at once
 # Scores so far below a label's best one count as this far: exp of it is still no denormal number,
 # and no token weighs in a document beside one that is 60 better.
 LOWEST = -80.0
@@ -51,17 +51,18 @@ def attend_distinct(
     how_often = torch.from_numpy(documents.data)
     for low in range(0, labels, BLOCK):
         high = min(low + BLOCK, labels)
-        scores = hidden @ queries[low:high].T
+        both = hidden @ torch.cat([outputs[low:high], queries[low:high]]).T
+        weighted, scores = both.chunk(2, 1)
         if cells is not None:
             bounds = torch.tensor([low, high], device=cells.labels.device)
             begin, end = torch.searchsorted(cells.labels, bounds).tolist()
             here = (cells.positions[begin:end], cells.labels[begin:end] - low)
             scores.index_put_(here, gain * cells.values[begin:end], accumulate=True)
         weights = scores.sub_(scores.amax(0)).clamp_(min=LOWEST).exp_()
-        outputs_here = (hidden @ outputs[low:high].T).mul_(weights)
+        weighted.mul_(weights)
         summed = functional.embedding_bag(
             places,
-            torch.cat([outputs_here, weights], 1),
+            both,
             ends,
             mode="sum",
             per_sample_weights=how_often,

@@ -8,6 +8,7 @@ gains are the decoder's `teacher_gain` and `linear_gain`. How the linear score i
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 from scipy import sparse
 from torch import nn
+from torch.nn import functional
 
 from plantlib.data.tokens import Ragged, smooth_idf, word_analyser, word_spans
 from plantlib.kernels import machine
@@ -118,8 +120,7 @@ class TeacherScore(nn.Module):
         batch = len(offsets) - 1
         document, token, weight = self.weights(token_ids, offsets)
         if token_ids.device.type == "cpu":
-            product = self._product(document, token, weight, batch)
-            z = torch.from_numpy(product.toarray()).flatten()
+            z = self._dense_product(document, token, weight, batch).flatten()
         else:
             z = self.idf.new_zeros(batch * self.num_labels)
             cells = self.table.cells(token)
@@ -151,6 +152,28 @@ class TeacherScore(nn.Module):
             tuple(tensor.cpu().numpy() for tensor in cells), shape=(len(self.idf), self.num_labels)
         )
         return documents @ by_token
+
+    def _dense_product(
+        self, document: torch.Tensor, token: torch.Tensor, weight: torch.Tensor, batch: int
+    ) -> torch.Tensor:
+        """`_product` as a dense tensor (B, L); MKL, where there is one, halves the time."""
+        if not torch.backends.mkl.is_available():
+            return torch.from_numpy(self._product(document, token, weight, batch).toarray())
+        ends = torch.bincount(document, minlength=batch).cumsum(0)
+        ends = functional.pad(ends, (1, 0))
+        size = (batch, len(self.idf))
+        documents = _csr(ends.int(), token.int(), weight, size)
+        table = self.table
+        cells = (table.planted_indptr.int(), table.planted_labels, table.planted_values)
+        by_token = _csr(*cells, (len(self.idf), self.num_labels))
+        return torch.addmm(weight.new_zeros(batch, self.num_labels), documents, by_token)
+
+
+def _csr(ends, columns, values, size) -> torch.Tensor:
+    """A sparse matrix, without a look at each index and without PyTorch's word that it is new."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
+        return torch.sparse_csr_tensor(ends, columns, values, size, check_invariants=False)
 
 
 def _spread(weights: sparse.csr_matrix, by_token: sparse.csr_matrix, rows: int = 512) -> float:
