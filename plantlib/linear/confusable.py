@@ -10,6 +10,7 @@ lists, and not with documents times labels.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import pairwise
 
 import numpy as np
@@ -23,6 +24,7 @@ COST = 1.0  # of an error
 PRUNE = 0.03  # weights up to this size are dropped
 TOLERANCE = 0.1  # LIBLINEAR's own default for this solver
 BLOCK = 256  # documents that are ranked at a time
+TOGETHER = 10_000  # documents, counted once per label, of the machines trained by one call
 
 
 def confusable(ranking: Table, weights: sparse.csr_matrix, width: int = WIDTH) -> sparse.csc_matrix:
@@ -66,29 +68,30 @@ def fit(
     Returns:
         (L, V) weights and (L,) intercepts; a label on no document scores -1, on every one 1.
     """
-    from sklearn import config_context
-
     count, vocabulary = weights.shape
     weights = sparse.csr_matrix(weights, dtype=np.float64)
     own, near = labels.tocsc(), confusable(ranking, weights)
     drawn = np.random.default_rng(seed).choice(count, min(DRAWN, count), replace=False)
-    words, values, intercepts = [], [], []
-    # the checks of one small fit after the other would take as long as the fits
-    with config_context(assume_finite=True, skip_parameter_validation=True):
-        for label in range(labels.shape[1]):
-            positive = _rows(own, label)
-            rows = np.unique(np.concatenate([positive, _rows(near, label), drawn]))
-            coef, intercept = _machine(weights[rows], np.isin(rows, positive), seed)
-            kept = np.flatnonzero(np.abs(coef) > PRUNE)
-            words.append(kept.astype(np.int32))
-            values.append(coef[kept].astype(np.float32))
-            intercepts.append(intercept)
-            if bar is not None:
-                bar.update()
-    indptr = np.cumsum([0, *(len(row) for row in words)])
+    sizes = np.diff(own.indptr)
+    words = [np.zeros(0, np.int32)] * len(sizes)
+    values = [np.zeros(0, np.float32)] * len(sizes)
+    intercepts = np.where(sizes == count, 1.0, -1.0)
+    learnt = np.flatnonzero((0 < sizes) & (sizes < count))
+    for group in _groups(learnt, (sizes + np.diff(near.indptr) + len(drawn))[learnt]):
+        examples = [_examples(_rows(own, label), _rows(near, label), drawn) for label in group]
+        rows, positive = map(np.concatenate, zip(*examples, strict=True))
+        ends = np.cumsum([0, *(len(rows) for rows, _ in examples)])
+        machines = _machines(weights[rows], positive, ends, seed)
+        for label, machine in zip(group, machines, strict=True):
+            words[label], values[label], intercepts[label] = machine
+        if bar is not None:
+            bar.update(len(group))
+    if bar is not None:
+        bar.update(len(sizes) - len(learnt))
+    indptr = np.cumsum([0, *map(len, words)])
     cells = (np.concatenate(values), np.concatenate(words), indptr)
     table = sparse.csr_matrix(cells, shape=(labels.shape[1], vocabulary))
-    return Table(table, np.array(intercepts, np.float32))
+    return Table(table, intercepts.astype(np.float32))
 
 
 def _rows(columns: sparse.csc_matrix, label: int) -> np.ndarray:
@@ -96,14 +99,57 @@ def _rows(columns: sparse.csc_matrix, label: int) -> np.ndarray:
     return columns.indices[columns.indptr[label] : columns.indptr[label + 1]]
 
 
-def _machine(x: sparse.csr_matrix, positive: np.ndarray, seed: int) -> tuple[np.ndarray, float]:
-    """Weights (V,), empty where all are 0, and intercept of a machine with squared hinge loss.
+def _groups(labels: np.ndarray, sizes: np.ndarray) -> Iterator[np.ndarray]:
+    """`labels` cut where the sum of their `sizes` passes a multiple of `TOGETHER`."""
+    cut = np.flatnonzero(np.diff(np.cumsum(sizes) // TOGETHER)) + 1
+    return iter(np.split(labels, cut)) if len(labels) else iter(())
 
-    x: (m, V) csr. positive: (m,) bool, the label's own documents.
+
+def _examples(
+    own: np.ndarray, near: np.ndarray, drawn: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The documents that a machine reads, and which of them are its label's `own`, sorted."""
+    rows = np.unique(np.concatenate([own, near, drawn]))
+    positive = np.zeros(len(rows), bool)
+    positive[np.searchsorted(rows, own)] = True
+    return rows, positive
+
+
+def _machines(
+    x: sparse.csr_matrix, positive: np.ndarray, ends: np.ndarray, seed: int
+) -> Iterator[tuple[np.ndarray, np.ndarray, float]]:
+    """Words, weights and intercept of the machine of each of G labels, with squared hinge loss.
+
+    All are trained by one call, whose checks take longer than a small machine does. Rows of one
+    label share no column with those of others, so the problem falls apart into one per label; a
+    column of ones is the label's intercept.
+
+    x: (m, V) csr, the rows of label g are ends[g]:ends[g+1]. positive: (m,) bool, see `_examples`.
     """
     from sklearn.svm import LinearSVC
 
-    if not positive.any() or positive.all():
-        return np.zeros(0), 1.0 if positive.all() else -1.0
-    model = LinearSVC(C=COST, dual=True, tol=TOLERANCE, random_state=seed).fit(x, positive)
-    return model.coef_[0], float(model.intercept_[0])
+    known, columns = [], []
+    width, seen, place = 0, np.zeros(x.shape[1], bool), np.zeros(x.shape[1], np.int32)
+    for first, last in pairwise(x.indptr[ends]):
+        here = x.indices[first:last]
+        seen[here] = True
+        words = np.flatnonzero(seen)
+        seen[words] = False
+        place[words] = np.arange(width, width + len(words))
+        columns.append(place[here])
+        known.append(words.astype(np.int32))
+        width += len(words)
+    own_words = (x.data, np.concatenate(columns), x.indptr)
+    label = np.repeat(np.arange(len(known)), np.diff(ends))
+    ones = (np.ones(len(label)), label, np.arange(len(label) + 1))
+    parts = [
+        sparse.csr_matrix(own_words, shape=(len(label), width)),
+        sparse.csr_matrix(ones, shape=(len(label), len(known))),
+    ]
+    model = LinearSVC(C=COST, dual=True, fit_intercept=False, tol=TOLERANCE, random_state=seed)
+    learnt = model.fit(sparse.hstack(parts, "csr"), positive).coef_[0]
+    borders = np.cumsum([0, *map(len, known)])
+    for g, words in enumerate(known):
+        weights = learnt[borders[g] : borders[g + 1]]
+        kept = np.flatnonzero(np.abs(weights) > PRUNE)
+        yield words[kept], weights[kept].astype(np.float32), float(learnt[width + g])

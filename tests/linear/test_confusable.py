@@ -69,9 +69,9 @@ def test_few_documents_rank_as_all_do(problem, monkeypatch):
         monkeypatch.setattr(confusable, "WIDTH", width)
         monkeypatch.setattr(confusable, "DRAWN", drawn)
         read = []
-        machine = confusable._machine
+        machines = confusable._machines
         monkeypatch.setattr(
-            confusable, "_machine", lambda x, *a: read.append(x.shape[0]) or machine(x, *a)
+            confusable, "_machines", lambda x, *a: read.append(x.shape[0]) or machines(x, *a)
         )
         found = confusable.confusable(ranking, weights[train], width)
         monkeypatch.setattr(confusable, "confusable", lambda *a: found)
