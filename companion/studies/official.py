@@ -1,12 +1,13 @@
 """CodiEsp by its official protocol: every gold code counts, whether it has a training document or
 not, MAP over the whole ranking, and micro-F1 with a threshold that dev chose.
 
-Three supervisions stand beside the published rows of results/official_published.csv: the codes of
-the training documents alone, their marked spans as well, and with the spans the English text of
-the same documents (docs/method.md, "Phrases and evidence"). No network is trained: boosted trees
-(`official_sum`) weigh terms that are counted or fitted on training documents, and are fitted to
-training documents scored by terms made without them. The threshold is chosen on dev with the
-training documents alone, and is reused where dev joins the training documents. `python -m
+Supervisions stand beside the published rows of results/official_published.csv: the codes of the
+training documents alone, their marked spans as well, and with the spans the English text of the
+same documents (docs/method.md, "Phrases and evidence"). For diagnoses the names of codes can join
+(`official_names`), which alone reach a code without a training document. No network is trained:
+boosted trees (`official_sum`) weigh terms that are counted or fitted on training documents, and are
+fitted to training documents scored by terms made without them. The threshold is chosen on dev with
+the training documents alone, and is reused where dev joins the training documents. `python -m
 companion.studies.official D` measures dev; with --test it reads test once and writes the table.
 """
 
@@ -17,7 +18,7 @@ import csv
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -25,6 +26,7 @@ import numpy as np
 from scipy import sparse
 
 from companion.report.report import markdown_table
+from companion.studies import official_names
 from companion.studies.official_sum import ABSENT, boosted
 from plantlib.data.corpus import Corpus
 from plantlib.data.sources import checkout
@@ -39,7 +41,11 @@ from plantlib.training.records import environment
 from plantlib.utils.io import read_json, write_json
 
 TASKS = {"D": "codiesp", "P": "codiesp-p"}
-SUPERVISIONS = ("codes", "spans", "spans+english")
+NAMES = "+names"  # end of the supervisions with names of codes
+SUPERVISIONS = {
+    "P": ("codes", "spans", "spans+english"),
+    "D": ("codes", "spans", "spans+english", "codes+names", "spans+english+names"),
+}
 FOLDS = 5
 FLOOR = 1e-3  # added to a chance before its logarithm is taken
 NGRAMS = 64  # n-grams that are mined per label
@@ -52,7 +58,8 @@ OURS = "counted phrases and words, in boosted trees"
 class Data:
     """The documents of a task in both languages, N of them.
 
-    spanish, english: N texts. labels: (N, L) csr. split: (N,). evidence: rows of the spans.
+    spanish, english: N texts. labels: (N, L) csr. split: (N,). spans: rows of the evidence. names:
+    L codes.
     """
 
     spanish: list[str]
@@ -60,6 +67,7 @@ class Data:
     labels: sparse.csr_matrix
     split: np.ndarray
     spans: dict[str, np.ndarray]
+    names: list[str]
 
 
 def load(task: str) -> Data:
@@ -80,6 +88,7 @@ def load(task: str) -> Data:
             "label": frame["label"].map(column).to_numpy(),
             **{name: frame[name].to_numpy() for name in ("start", "end", "mention")},
         },
+        spanish.label_names,
     )
 
 
@@ -193,9 +202,38 @@ def other_terms(
 ) -> dict[str, np.ndarray]:
     """The terms of a supervision beside those of spans, name -> (N, L)."""
     both = [f"{es}\n{en}" for es, en in zip(data.spanish, data.english, strict=True)]
-    if supervision == "codes":
+    if supervision.removesuffix(NAMES) == "codes":
         return word_terms(both, data, train, fold) | ngram_term(both, data, train, fold)
     return word_terms(data.spanish if supervision == "spans" else both, data, train, fold)
+
+
+def with_names(
+    data: Data, train: np.ndarray
+) -> tuple[Data, dict[str, np.ndarray], np.ndarray | None]:
+    """The data with a label for every code that stands among the best of a document by its name,
+    the terms of names (N, L), and (L,) which labels have one.
+
+    train: rows whose labels have a training document; they are named too.
+    """
+    texts = official_names.terminology()
+    seen = {data.names[label] for label in np.unique(data.labels[train].indices)}
+    terms = official_names.matches(data.english, train, list(texts.values()))
+    codes = np.array(list(texts))
+    unseen = np.array([code not in seen for code in texts])
+    picked = ~unseen
+    picked[official_names.best_of(terms[1], unseen)] = True
+    place = {code: i for i, code in enumerate(codes.tolist()) if picked[i]}
+    names = data.names + [code for code in place if code not in set(data.names)]
+    of = np.array([place.get(name, -1) for name in names])
+    more = sparse.csr_matrix((data.labels.shape[0], len(names) - len(data.names)))
+    labels = sparse.hstack([data.labels, more], "csr")
+    values = {
+        name: np.where(of >= 0, own[:, of], nothing).astype(np.float32)
+        for name, own, nothing in zip(
+            ("coverage", "mass"), terms, (0, official_names.NOTHING), strict=True
+        )
+    }
+    return replace(data, labels=labels, names=names), values, of >= 0
 
 
 def average_precisions(scores: np.ndarray, labels: sparse.csr_matrix) -> np.ndarray:
@@ -237,7 +275,7 @@ def measure(task: str, supervision: str, seeds: Iterable[int], test: bool) -> di
 
     Args:
         task: D or P.
-        supervision: one of SUPERVISIONS.
+        supervision: one of SUPERVISIONS of the task.
         seeds: of folds and drawn cells.
         test: read test, with the training documents and with dev joined to them; else dev.
     """
@@ -245,22 +283,22 @@ def measure(task: str, supervision: str, seeds: Iterable[int], test: bool) -> di
     data = load(task)
     rows = {split: np.flatnonzero(data.split == split) for split in ("train", "dev", "test")}
     read = rows["test" if test else "dev"]
-    gold = data.labels[read]
     sizes = [rows["train"]]
     if test:
         sizes.append(np.sort(np.concatenate([rows["train"], rows["dev"]])))
-    marked = [{} if supervision == "codes" else span_terms(data, train) for train in sizes]
+    given = [_given(supervision, data, train) for train in sizes]
     found = []
     for seed in seeds:
         threshold = None
-        for train, of_spans in zip(sizes, marked, strict=True):
+        for train, (own, drawn_once, named) in zip(sizes, given, strict=True):
             fold = np.random.default_rng(seed).integers(0, FOLDS, len(train))
-            terms = of_spans | other_terms(supervision, data, train, fold)
+            terms = drawn_once | other_terms(supervision, own, train, fold)
             asked = read if threshold is not None else np.union1d(rows["dev"], read)
-            scores = np.full(data.labels.shape, ABSENT, np.float32)
-            scores[asked] = boosted(terms, data.labels, train, fold, asked, seed)
+            scores = np.full(own.labels.shape, ABSENT, np.float32)
+            scores[asked] = boosted(terms, own.labels, train, fold, asked, seed, named)
+            gold = own.labels[read]
             if threshold is None:
-                threshold = best_threshold(scores[rows["dev"]], data.labels[rows["dev"]])
+                threshold = best_threshold(scores[rows["dev"]], own.labels[rows["dev"]])
             found.append(
                 {
                     "documents": len(train),
@@ -281,6 +319,18 @@ def measure(task: str, supervision: str, seeds: Iterable[int], test: bool) -> di
         "environment": environment(),
         "created": time.strftime("%Y-%m-%d", time.gmtime()),
     }
+
+
+def _given(
+    supervision: str, data: Data, train: np.ndarray
+) -> tuple[Data, dict[str, np.ndarray], np.ndarray | None]:
+    """The data, the terms that no seed changes, and which labels have a name."""
+    terms, named = {}, None
+    if supervision.endswith(NAMES):
+        data, terms, named = with_names(data, train)
+    if not supervision.startswith("codes"):
+        terms = span_terms(data, train) | terms
+    return data, terms, named
 
 
 def file_of(results: Path, task: str, supervision: str) -> Path:
@@ -338,7 +388,8 @@ def table(results: str | Path | None = None) -> str:
     note = (
         "Test, all gold codes, in percent. `codes`: the codes of the training documents alone;"
         " `spans`: their marked words as well; `spans+english`: and the English text of the same"
-        " documents; 500 documents are train, 750 train and dev."
+        " documents; `names`: descriptions and inclusion terms of all of ICD-10-CM, found in the"
+        " English text; 500 documents are train, 750 train and dev."
     )
     return f"{markdown_table(head, cells, text=4)}\n\n{note}"
 
@@ -347,10 +398,22 @@ def _cell(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f}"
 
 
+def chosen(task: str, supervision: Sequence[str] | None) -> Sequence[str]:
+    """`supervision`, or all of a task where it is None; ValueError for an unknown one."""
+    known = SUPERVISIONS.get(task, ())
+    wanted = known if supervision is None else supervision
+    if not known or set(wanted) - set(known):
+        raise ValueError(
+            f"task={task!r}, supervision={supervision}: wanted {' or '.join(TASKS)}, and some of"
+            f" {', '.join(known or SUPERVISIONS['D'])}"
+        )
+    return wanted
+
+
 def run(
     task: str,
     seeds: Sequence[int] = (0, 1, 2),
-    supervision: Sequence[str] = SUPERVISIONS,
+    supervision: Sequence[str] | None = None,
     results: str | Path | None = None,
     force: bool = False,
 ) -> Path:
@@ -359,7 +422,7 @@ def run(
     Args:
         task: D or P.
         seeds: of folds and drawn cells.
-        supervision: some of SUPERVISIONS.
+        supervision: some of SUPERVISIONS of the task; None for all.
         results: the folder to write to; results/ of the checkout when None.
         force: measure again what is there.
 
@@ -369,12 +432,7 @@ def run(
     Raises:
         ValueError: an unknown task or supervision.
     """
-    unknown = [name for name in supervision if name not in SUPERVISIONS]
-    if task not in TASKS or unknown:
-        raise ValueError(
-            f"task={task!r}, supervision={list(supervision)}: wanted {' or '.join(TASKS)}, and some"
-            f" of {', '.join(SUPERVISIONS)}"
-        )
+    supervision = chosen(task, supervision)
     results = Path(results or checkout() / "results")
     for name in supervision:
         path = file_of(results, task, name)
@@ -390,7 +448,7 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m companion.studies.official", description=__doc__.split("\n")[0]
     )
     parser.add_argument("task", choices=tuple(TASKS))
-    parser.add_argument("--supervision", nargs="+", choices=SUPERVISIONS, default=SUPERVISIONS)
+    parser.add_argument("--supervision", nargs="+", choices=SUPERVISIONS["D"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--test", action="store_true", help="read test and write results/")
     options = parser.parse_args(arguments)
@@ -398,7 +456,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.test:
             run(options.task, options.seeds, options.supervision)
         else:
-            for name in options.supervision:
+            for name in chosen(options.task, options.supervision):
                 measure(options.task, name, options.seeds, False)
     except (OSError, ValueError) as error:
         print(f"official: {error}", file=sys.stderr)

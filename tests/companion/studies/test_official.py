@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from companion.studies import official
+from companion.studies import official, official_names
 from plantlib.teacher import phrases as counted
 from plantlib.teacher.phrases import Marks
 from plantlib.utils.io import write_json
@@ -71,7 +71,7 @@ def tiny() -> official.Data:
     split = np.array(["train"] * 36 + ["dev"] * 12 + ["test"] * 12)
     names = ("document", "label", "start", "end", "mention")
     of_names = dict(zip(names, np.array(spans).T, strict=True))
-    return official.Data(texts, texts, labels, split, of_names)
+    return official.Data(texts, texts, labels, split, of_names, list(CODES))
 
 
 @pytest.fixture
@@ -81,14 +81,17 @@ def data(monkeypatch) -> official.Data:
     return made
 
 
-@pytest.mark.parametrize("supervision", official.SUPERVISIONS)
-def test_a_supervision_is_measured_with_and_without_dev(data, supervision):
+@pytest.mark.parametrize("supervision", official.SUPERVISIONS["D"])
+def test_a_supervision_is_measured_with_and_without_dev(data, supervision, monkeypatch):
+    texts = {name: (name,) for name in CODES} | {"z99": ("a code of nobody",)}
+    monkeypatch.setattr(official_names, "terminology", lambda: texts)
     found = official.measure("D", supervision, [0], True)
     assert [row["documents"] for row in found["rows"]] == [36, 48]
     assert found["rows"][0]["threshold"] == found["rows"][1]["threshold"]
     # by chance the mean would be about one half
     assert all(row["map"] > 0.8 for row in found["rows"])
-    assert ("pieces" in found["terms"]) == (supervision != "codes")
+    assert ("pieces" in found["terms"]) == (not supervision.startswith("codes"))
+    assert ("coverage" in found["terms"]) == supervision.endswith("names")
 
 
 def test_evidence_of_dev_and_test_is_never_read(data, monkeypatch):

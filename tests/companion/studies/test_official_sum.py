@@ -8,7 +8,8 @@ from companion.studies import official_sum
 
 def test_a_cell_is_read_with_its_place_and_its_distance_to_the_best():
     own = np.array([[1.0, 2.0], [3.0, 0.0], [9.0, 9.0], [0.0, 2.0]])
-    found = official_sum.features(own, np.array([1.0, 2.0]), np.array([1, 4, 0, 2]))
+    counts = np.array([1, 4, 0, 2])
+    found = official_sum.features(own, np.array([1.0, 2.0]), counts, counts > 0)
     np.testing.assert_array_equal(found[:, :2], own)
     known = [0, 1, 3]
     np.testing.assert_allclose(found[known, 2], np.log([1, 4, 2]))
