@@ -1,11 +1,12 @@
 """A PlantModel as one ONNX graph, from the token ids of a document to the chances of its labels:
-backbone, planted attention with its table, teacher and linear scores, calibration.
+backbone, planted attention with its table, teacher and linear scores, phrases, calibration.
 
 The folder holds `model.onnx`, two tokenizers that the package `tokenizers` reads by itself
 (`tokenizer.json` for the backbone, `words.json` for the linear score), and `export.json` with the
-labels, the windows and the rule of `label_sets`. The graph reads one document, as windows of token
-ids. Sums over the tokens of a document are taken over static tables, so that no shape depends on
-what is read. docs/guide.md, "Without Python, or without PyTorch".
+labels, the windows and the rule of `label_sets`; that of a model with phrases also holds
+`phrases.json` (`export_phrases.py`). The graph reads one document, as windows of token ids. Sums
+over the tokens of a document are taken over static tables, so that no shape depends on what is
+read. docs/guide.md, "Without Python, or without PyTorch".
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from plantlib.backbones.words import is_static
 from plantlib.data import credentials
 from plantlib.data.tokens import WORD
 from plantlib.metrics import calibration
+from plantlib.model.export_phrases import CellLists, Phrases, listed
 from plantlib.model.label_sets import rule_of
 from plantlib.utils.folders import atomic_folder, check_target
 from plantlib.utils.io import write_json
@@ -31,7 +33,9 @@ GRAPH = "model.onnx"
 ABOUT = "export.json"
 TOKENIZER = "tokenizer.json"
 WORDS = "words.json"
+PHRASES = "phrases.json"
 INPUTS = ("input_ids", "lengths", "word_ids")
+OF_PHRASES = ("phrase_ids", "phrase_places")  # further inputs of a model with phrases
 OUTPUTS = ("logits", "chances")
 OPSET = 20
 
@@ -68,14 +72,8 @@ class PlantedScores(nn.Module):
 
     def __init__(self, table: Any, gain: torch.Tensor):
         super().__init__()
-        count = table.planted_indptr.diff()
-        self.register_buffer("first", table.planted_indptr[:-1].clone())
-        self.register_buffer("count", count)
-        self.register_buffer("within", torch.arange(max(int(count.max()), 1)))
-        # one cell at least, so that every place of a list leads to one
-        labels, values = table.planted_labels.long(), gain.detach() * table.planted_values
-        self.register_buffer("labels", labels if len(labels) else torch.zeros(1).long())
-        self.register_buffer("values", values if len(values) else torch.zeros(1))
+        values = gain.detach() * table.planted_values
+        self.lists = CellLists(table.planted_indptr, table.planted_labels, values)
 
     def forward(
         self, scores: torch.Tensor, ids: torch.Tensor, column: torch.Tensor | None = None
@@ -83,11 +81,7 @@ class PlantedScores(nn.Module):
         """scores (S, L) of tokens ids (S,) plus gain times their planted cells; column: (L,) of
         each label, where they are not the labels.
         """
-        place = self.first[ids][:, None] + self.within
-        used = self.within < self.count[ids][:, None]
-        place = place.clamp(max=len(self.labels) - 1)
-        values = torch.where(used, self.values[place], 0.0)
-        labels = self.labels[place]
+        labels, values = self.lists(ids)
         return scores.scatter_add(1, labels if column is None else column[labels], values)
 
 
@@ -101,9 +95,15 @@ class AllLabels(nn.Module):
         self.register_buffer("outputs", decoder.label_outputs.detach().T.contiguous())
         self.register_buffer("bias", decoder.label_bias.detach().clone())
         self.register_buffer("gain", decoder.linear_gain.detach().clone())
+        self.register_buffer("planted_gain", decoder.planted_gain.detach().clone())
 
     def forward(
-        self, hidden: torch.Tensor, ids: torch.Tensor, kept: torch.Tensor, linear: torch.Tensor
+        self,
+        hidden: torch.Tensor,
+        ids: torch.Tensor,
+        kept: torch.Tensor,
+        linear: torch.Tensor,
+        own: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """(L,) logits.
 
@@ -112,8 +112,11 @@ class AllLabels(nn.Module):
             ids: (S,) of the same tokens.
             kept: (S,) bool, tokens of the document.
             linear: (L,) the linear score.
+            own: (S, L) what phrases of the document plant beside the table.
         """
         scores = self.planted(hidden @ self.queries, ids)
+        if own is not None:
+            scores = scores + self.planted_gain * own
         read = attended(scores, hidden @ self.outputs, kept)
         return read + self.bias + self.gain * linear
 
@@ -179,6 +182,7 @@ class WholePath(nn.Module):
         self.head = Candidates(decoder, width) if width else AllLabels(decoder)
         self.teacher = None if model.teacher_score is None else CellSum(model.teacher_score)
         self.linear = None if model.word_score is None else CellSum(model.word_score)
+        self.phrases = None if model.phrase_score is None else Phrases(model.phrase_score)
         self.labels = model.config.num_labels
         if self.teacher is not None:
             self.register_buffer("teacher_gain", decoder.teacher_gain.detach().clone())
@@ -191,7 +195,12 @@ class WholePath(nn.Module):
         self.curve = tuple(model.config.calibration or calibration.NONE)
 
     def forward(
-        self, input_ids: torch.Tensor, lengths: torch.Tensor, word_ids: torch.Tensor
+        self,
+        input_ids: torch.Tensor,
+        lengths: torch.Tensor,
+        word_ids: torch.Tensor,
+        phrase_ids: torch.Tensor | None = None,
+        phrase_places: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits and chances of one document, (L,) each.
 
@@ -199,6 +208,9 @@ class WholePath(nn.Module):
             input_ids: (W, T) its windows with special tokens, padded on the right.
             lengths: (W,) tokens of each window, special ones not counted.
             word_ids: (M,) its words; not read where the model has no linear score.
+            phrase_ids, phrase_places: (P,) each, the phrases that it holds and the tokens that they
+                touch, counted through the document; a phrase that touches none has the number of
+                tokens. Only a model with phrases takes them.
         """
         # which places are read, and which are tokens of the document
         place = torch.arange(input_ids.shape[1])
@@ -212,11 +224,25 @@ class WholePath(nn.Module):
         linear = hidden.new_zeros(self.labels)
         if self.linear is not None:
             linear = self.linear(word_ids, torch.ones_like(word_ids, dtype=hidden.dtype))
-        logits = self.head(hidden, ids, kept, linear)
+        own: tuple[torch.Tensor, ...] = ()
+        if self.phrases is not None:
+            linear = linear + self.phrases.score(phrase_ids)
+            slots = self._slots(phrase_places, lengths, input_ids.shape[1])
+            own = (self.phrases.planted(phrase_ids, slots, ids.shape[0]),)
+        logits = self.head(hidden, ids, kept, linear, *own)
         if self.teacher is not None:
             logits = logits + self.teacher_gain * self.teacher(ids, kept.to(logits.dtype))
         slope, shift, ceiling = self.curve
         return logits, ceiling * torch.sigmoid(slope * logits + shift)
+
+    def _slots(self, places: torch.Tensor, lengths: torch.Tensor, width: int) -> torch.Tensor:
+        """Where tokens at `places` (P,) of the document stand in its windows (W, width), one after
+        the other; those behind the last token come out behind the last window.
+        """
+        ends = lengths.cumsum(0)
+        window = (places[:, None] >= ends).sum(1)
+        begin = torch.cat([torch.zeros_like(ends[:1]), ends])[window]
+        return window * width + self.prefix + places - begin
 
 
 def check_exportable(model: Any) -> None:
@@ -228,7 +254,6 @@ def check_exportable(model: Any) -> None:
         "three contexts (contexts='sum')": decoder.contexts != "mixed",
         "the running state of the first version (stateful='v1')": decoder.stateful != "exact",
         "a static L2R table": decoder.l2r is not None,
-        "planted phrases": model.phrase_score is not None,
         "windows that overlap": model.config.overlap > 0,
         "a recurrent backbone": windows.carries_state(model.as_backbone()),
         "a backbone without a tokenizer of the package tokenizers": not (
@@ -307,6 +332,8 @@ def to_onnx(model: Any, folder: str | Path, int8: bool = False) -> Path:
         _whole_texts(model.tokenizer).save(str(temporary / TOKENIZER))
         words = model.word_score.words if model.word_score is not None else []
         word_tokenizer(words).save(str(temporary / WORDS))
+        if model.phrase_score is not None:
+            write_json(temporary / PHRASES, listed(model.phrase_score))
         write_json(temporary / ABOUT, about(model))
     return Path(folder)
 
@@ -331,23 +358,29 @@ def about(model: Any) -> dict[str, Any]:
 
 
 def _trace(path: WholePath, model: Any, graph: Path) -> None:
-    """Write the graph of `path`, with any number of windows, tokens and words."""
+    """Write the graph of `path`, with any number of windows, tokens, words and phrases."""
     dim = torch.export.Dim.DYNAMIC
     prefix, suffix = loading.specials(model.tokenizer)
     special = len(prefix) + len(suffix)
-    example = (
+    example = [
         torch.ones(3, 5 + special, dtype=torch.long),
         torch.tensor([5, 4, 3]),
         torch.zeros(7, dtype=torch.long),
-    )
-    shapes = ({0: dim, 1: dim}, {0: dim}, {0: dim})
+    ]
+    shapes: list[Any] = [{0: dim, 1: dim}, {0: dim}, {0: dim}]
+    names: tuple[str, ...] = INPUTS
+    if path.phrases is not None:
+        names += OF_PHRASES
+        # two tensors: the tracer takes one that is given twice for one input
+        example += [torch.zeros(9, dtype=torch.long) for _ in OF_PHRASES]
+        shapes += [{0: dim}, {0: dim}]
     with torch.no_grad():
         program = torch.onnx.export(
             path.eval(),
-            example,
+            tuple(example),
             dynamo=True,
-            dynamic_shapes=shapes,
-            input_names=list(INPUTS),
+            dynamic_shapes=tuple(shapes),
+            input_names=list(names),
             output_names=list(OUTPUTS),
             opset_version=OPSET,
             verbose=False,

@@ -22,8 +22,10 @@ from plantlib.kernels.counts import check_choice
 # A word is a run of letters and digits with their marks. In a script without spaces every letter
 # is a word. Texts without characters from U+0300 on have neither, and a faster pattern finds the
 # same words in them.
-_LETTER = UNSPACED.removeprefix("(?V1)").removesuffix("+")
-WORD = regex.compile(rf"(?V1){_LETTER}\p{{M}}*|[[\p{{L}}\p{{M}}\p{{N}}]--{_LETTER}]+")
+UNSPACED_LETTER = UNSPACED.removeprefix("(?V1)").removesuffix("+")
+MARK = r"\p{M}"
+SPACED_LETTER = rf"[[\p{{L}}\p{{M}}\p{{N}}]--{UNSPACED_LETTER}]"
+WORD = regex.compile(rf"(?V1){UNSPACED_LETTER}{MARK}*|{SPACED_LETTER}+")
 SIMPLE_WORD = re.compile(r"[^\W_]+")
 SPECIAL = re.compile("[\u0300-\U0010ffff]")
 FIRST_ACCENT, LAST_ACCENT = "\u0300", "\u036f"
@@ -152,6 +154,17 @@ class Trie:
     @cached_property
     def _place(self) -> dict[str, int]:
         return {word: i for i, word in enumerate(self.words)}
+
+    @cached_property
+    def phrases(self) -> list[tuple[str, ...]]:
+        """The S phrases, by their numbers."""
+        # an edge comes after the one that leads to its node
+        spelled: list[tuple[str, ...]] = [()]
+        for key in self.keys.tolist():
+            node, word = divmod(key, len(self.words))
+            spelled.append((*spelled[node], self.words[word]))
+        nodes = np.flatnonzero(self.phrase >= 0)
+        return [spelled[node] for node in nodes[np.argsort(self.phrase[nodes])]]
 
     def match(self, texts: Iterable[str], inner: bool = True) -> Matches:
         """The places of all phrases in texts, in one pass.

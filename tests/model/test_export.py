@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 import re
@@ -11,14 +12,16 @@ import numpy as np
 import pytest
 import torch
 
-from plantlib import PlantModel, RunConfig, fit
+from plantlib import PlantModel, RunConfig, fit, prepare
 from plantlib.backbones import loading
 from plantlib.data.credentials import PrivacyError
-from plantlib.model import export, reading
+from plantlib.model import export, export_phrases, reading
 from plantlib.planting import starts
-from plantlib.training import candidate_fit
+from plantlib.teacher.phrase_matching import WORD, words_of
+from plantlib.training import artefacts, candidate_fit
 from plantlib.training.ingredients import build_model, ingredients, use_score
 from tests.conftest import FILLER, THEMES
+from tests.training.test_planted_phrases import spans_of
 
 pytest.importorskip("onnxruntime", reason="the extra `onnx` is not installed")
 
@@ -47,21 +50,27 @@ def exported(model, tmp_path_factory):
     return export.to_onnx(model, tmp_path_factory.mktemp("export") / "graph")
 
 
+def blocks(word: str) -> list[str]:
+    """The lines of the first Python block of the guide that holds a word."""
+    found = re.findall(r"```python\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.S)
+    return next(block for block in found if word in block).splitlines()
+
+
 def reader(folder: Path):
-    """A function from a text to (logits, chances), which runs the script of the guide."""
-    script = next(
-        block
-        for block in re.findall(r"```python\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.S)
-        if "onnxruntime" in block
-    )
-    lines = [line.replace("graph/", f"{folder}/") for line in script.splitlines()]
+    """A function from a text to (logits, chances), which runs the scripts of the guide."""
+    lines = blocks("onnxruntime")
     begin = next(i for i, line in enumerate(lines) if line.startswith("text ="))
+    run = next(i for i, line in enumerate(lines) if "session.run" in line)
+    if (folder / export.PHRASES).exists():
+        lines[run:run] = blocks("phrases.json")
+    script = [line.replace("graph/", f"{folder}/") for line in lines]
     names: dict = {}
-    exec("\n".join(lines[:begin]), names)  # the guide's own words
+    exec("\n".join(script[:begin]), names)  # the guide's own words
+    code = compile("\n".join(script[begin + 1 : -1]), "guide", "exec")
 
     def read(text: str) -> tuple[np.ndarray, np.ndarray]:
         scope = names | {"text": text}
-        exec("\n".join(lines[begin + 1 : -1]), scope)
+        exec(code, scope)
         return scope["logits"], scope["chances"]
 
     return read
@@ -130,6 +139,65 @@ def test_each_term_is_in_the_graph(model, exported):
         (without,) = reading.logits(model, [text])
         gain.copy_(before)
         assert (whole - without).abs().max() > 0.01, name
+
+
+def spoken(texts: list[str]) -> list[str]:
+    """Texts with accents, ligatures, capitals, marks and letters of other scripts among them."""
+    rng = random.Random(1)
+    odd = "Pulses VÁLVE va\u0301lve ﬁeld STRASSE rash, (itch) “burn” — lens… ½ a_b 虎穴".split()
+    odd += ["no sign", "fracture\u200d", "हिन्दी", "\u0301", "ΣΊΣΥΦΟΣ", "İ"]
+    return [" ".join((text, *rng.choices(odd, k=rng.randrange(6)), text[:40])) for text in texts]
+
+
+def with_phrases(corpus, backbone: str, start: str, root: Path, most: int | None = None):
+    """A model of a start with phrases, in which every term of the logit counts."""
+    spans = dataclasses.replace(corpus, evidence=spans_of(corpus))
+    prepared = prepare(spans, backbone=backbone, max_tokens=most, root=root, progress=False)
+    made = ingredients(prepared, start, RunConfig(), progress=False)
+    model = build_model(prepared, made, RunConfig())
+    starts.plant(model.decoder, start, made.teacher, prepared.train_labels, seed=0)
+    use_score(model, start.split("+"), made.teacher, prepared)
+    torch.manual_seed(0)
+    for name in ("label_queries", "label_outputs", "label_bias"):
+        getattr(model.decoder, name).data.normal_()
+    for name, gain in (("planted_gain", 3.0), ("linear_gain", 0.7)):
+        getattr(model.decoder, name).data.fill_(gain)
+    return model.attach_backbone(artefacts.load_backbone(prepared))
+
+
+@pytest.mark.parametrize(
+    ("start", "backbone", "most"),
+    [
+        ("evidence", "tiny-bert", None),
+        ("phrases+linear", "tiny-bert", 20),
+        ("shuffled+evidence+phrases", "tiny-bert", None),
+        ("evidence+lookup+linear", "words", 12),
+    ],
+)
+def test_the_script_finds_planted_phrases(corpus, backbone_folder, tmp_path, start, backbone, most):
+    folder = backbone_folder if backbone == "tiny-bert" else backbone
+    model = with_phrases(corpus, folder, start, tmp_path, most)
+    read, texts = reader(export.to_onnx(model, tmp_path / "graph")), documents()
+    texts += spoken(texts[:60])
+    expected = torch.cat(list(reading.logits(model, texts))).numpy()
+    found = np.stack([read(text)[0] for text in texts])
+    assert np.abs(found - expected).max() < 1e-4
+    # neither attention nor the score is tested against nothing
+    for name in ("planted_gain", "linear_gain"):
+        gain = getattr(model.decoder, name).data
+        before = gain.clone()
+        gain.zero_()
+        without = torch.cat(list(reading.logits(model, texts))).numpy()
+        gain.copy_(before)
+        assert np.abs(expected - without).max() > 0.1, name
+
+
+def test_words_of_phrases_are_found_by_characters_alone():
+    plain = re.compile(export_phrases.word_pattern())
+    for text in spoken(documents()[:40]):
+        places = [list(match.span()) for match in plain.finditer(text)]
+        assert places == words_of(text)[1].tolist()
+        assert places == [list(match.span()) for match in WORD.finditer(text)]
 
 
 def test_a_limit_of_tokens_is_kept(model, tmp_path):

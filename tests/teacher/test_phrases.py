@@ -60,6 +60,7 @@ def test_the_trie_finds_what_a_plain_search_finds(inner, monkeypatch):
     texts = [" ".join(rng.choices("abcd", k=rng.randrange(12))) for _ in range(60)]
     chosen = sorted({tuple(rng.choices("abcde", k=rng.randrange(1, 5))) for _ in range(40)})
     trie = Trie.of(chosen)
+    assert trie.phrases == chosen
     matches = trie.match(texts, inner)
     columns = (matches.document, matches.phrase, matches.first, matches.last)
     assert sorted(zip(*(c.tolist() for c in columns), strict=True)) == naive(chosen, texts, inner)
