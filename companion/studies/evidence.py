@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -121,18 +121,23 @@ def pairs(prepared: Inputs, split: str) -> Iterator[tuple[int, np.ndarray, np.nd
     Raises:
         DataError: another split, or a corpus without evidence.
     """
+    if split not in ("dev", "test"):
+        raise DataError(f"split={split!r}: use dev or test, documents that no model is trained on")
+    yield from marked(prepared, prepared.rows[split])
+
+
+def marked(prepared: Inputs, rows: Iterable[int]) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """What `pairs` yields, of documents `rows`."""
     corpus = prepared.corpus
     if corpus.evidence is None:
         raise DataError(
             f"{corpus.name} marks no evidence; use codiesp-es, synthetic-icd or a corpus with"
             " evidence="
         )
-    if split not in ("dev", "test"):
-        raise DataError(f"split={split!r}: use dev or test, documents that no model is trained on")
     tokenizer = loading.tokenizer_of(prepared.backbone, prepared.trust_remote_code)
     column = {name: i for i, name in enumerate(corpus.label_names)}
     by_document = dict(tuple(corpus.evidence.groupby("id")))
-    for row in prepared.rows[split]:
+    for row in rows:
         evidence = by_document.get(corpus.ids[row])
         if evidence is None or not len(prepared.tokens[row]):
             continue
