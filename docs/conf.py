@@ -45,6 +45,8 @@ exclude_patterns = [
 
 nb_execution_mode = "off"
 nb_merge_streams = True
+# tables that a cell makes are read as those of a page; CommonMark has none
+nb_render_markdown_format = "myst"
 # no scripts from elsewhere: the widgets of a notebook are shown as their static figures
 nb_ipywidgets_js = {}
 myst_enable_extensions = ["dollarmath", "amsmath"]
@@ -69,6 +71,7 @@ suppress_warnings = [
 ]
 
 html_theme = "furo"
+html_static_path, html_css_files = ["_static"], ["site.css"]
 html_title = f"PLANT companion {release}"
 html_copy_source = False
 html_show_sourcelink = False

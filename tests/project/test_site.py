@@ -76,6 +76,15 @@ def test_the_sidebar_numbers_the_notebooks_and_figures_have_alt_texts(site):
             assert len(re.search(r'alt="([^"]*)"', image)[1]) > 20, (path.name, image[:200])
 
 
+def test_tables_and_formulas_are_not_left_as_text(site):
+    marked_up = r"<(pre|code|script|style|title)\b.*?</\1>|<(span|div)[^>]*\bmath\b.*?</\2>"
+    for path in sorted((*site.glob("docs/*.html"), *site.glob("notebooks/*.html"))):
+        page = path.read_text(encoding="utf-8")
+        assert "<p>|" not in page, f"{path.name}: a table whose bars are shown"
+        left = re.sub(marked_up, "", page, flags=re.S)
+        assert "$" not in re.sub(r"<[^>]*>", "", left), f"{path.name}: a dollar outside a formula"
+
+
 def test_the_tour_stands_on_the_front_page_without_a_script(site):
     front = (site / "docs" / "index.html").read_text(encoding="utf-8")
     assert tour.page(read_json(ROOT / tour.NUMBERS)) in front
