@@ -51,7 +51,7 @@ def untrained(model, start: str = "lookup", seed: int = 0):
     # a copy of the decoder; the backbone is shared
     config = copy.deepcopy(model.config)
     config.backbone_config = None
-    twin = PlantModel(config).to(model.device)
+    twin = PlantModel(config)
     twin.load_state_dict(
         {name: t for name, t in model.state_dict().items() if not name.startswith("backbone.")}
     )
@@ -59,13 +59,13 @@ def untrained(model, start: str = "lookup", seed: int = 0):
         twin.word_score.set_words(model.word_score.words)
     if model.phrase_score is not None:
         twin.phrase_score.set_words(model.phrase_score.words)
-    # the values that training began from
+    # the values that training began from, drawn on the CPU, where they are the same everywhere
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         twin.decoder.label_queries.normal_(0, INIT_STD, generator=generator)
         twin.decoder.label_outputs.normal_(0, INIT_STD, generator=generator)
         twin.decoder.planted_gain.fill_(StartConfig.lookup_gain if start == "lookup" else 0.0)
-    return twin.attach_backbone(model.as_backbone()).eval()
+    return twin.to(model.device).attach_backbone(model.as_backbone()).eval()
 
 
 def stages(model, seed: int = 0) -> dict:
