@@ -139,6 +139,7 @@ def pretrain(
     withheld: Withheld | OwnCells | None = None,
     config: L2RConfig = L2RConfig(),
     seed: int = 0,
+    device: torch.device | str = "cpu",
     progress: bool = True,
 ) -> Planted:
     """Train label queries and measure how well they rank the tokens of other documents.
@@ -155,10 +156,11 @@ def pretrain(
             phrases; None trains on the teacher as it is.
         config: options of the gradient trainers.
         seed: of the random queries, the lists and the documents that are measured.
+        device: where the gradient trainers run; what is drawn is the same everywhere.
         progress: show a bar.
 
     Returns:
-        The queries with their vocabularies and quality.
+        The queries, on the CPU, with their vocabularies and quality.
 
     Raises:
         ValueError: the trainer is not known.
@@ -169,7 +171,7 @@ def pretrain(
         queries = closed_form(features, rows, teacher, progress, withheld)
     else:
         queries = _by_gradient(
-            trainer, features, rows, teacher, labels, withheld, config, seed, progress
+            trainer, features, rows, teacher, labels, withheld, config, seed, device, progress
         )
     queries = rescale(queries, features, rows, seed)
     quality = {}
@@ -322,14 +324,14 @@ def _change(own: dict[str, np.ndarray], labels: np.ndarray, num_labels: int, siz
 
 
 def _by_gradient(
-    trainer, features, rows, teacher, labels, withheld, config: L2RConfig, seed: int, progress
+    trainer, features, rows, teacher, labels, withheld, config, seed: int, device, progress
 ) -> torch.Tensor:
     """(L, D) by Adam on one of the listwise losses; each step takes the lists of a batch of
     documents.
     """
     generator = torch.Generator().manual_seed(seed)
     queries = torch.randn(teacher.num_labels, features.hidden_size, generator=generator) * 0.02
-    queries.requires_grad_()
+    queries = queries.to(device).requires_grad_()
     optimizer = torch.optim.Adam([queries], lr=LEARNING_RATE)
     rng = np.random.default_rng(seed)
     relevance = teacher.relevance
@@ -363,21 +365,23 @@ def _by_gradient(
             bar.update()
     bar.close()
     # a label without a teacher learnt nothing: its random query must not be scaled up and planted
-    return queries.detach() * torch.from_numpy(teacher.taught)[:, None]
+    return queries.detach().cpu() * torch.from_numpy(teacher.taught)[:, None]
 
 
 def _batch_loss(trainer: str, queries, features: Features, drawn) -> torch.Tensor | None:
     """Loss of the lists (document, `_lists` of it) of a batch; None without any."""
     if not drawn:
         return None
-    scores, relevance, masks = [], [], []
-    for i, (labels, positions, graded, mask) in drawn:
-        h = torch.from_numpy(features.document(i))
-        s = queries[torch.from_numpy(labels)] @ h.T  # (n, T)
-        scores.append(s.gather(1, torch.from_numpy(positions)))
-        relevance.append(torch.from_numpy(graded))
-        masks.append(torch.from_numpy(mask))
-    return ranking.LOSSES[trainer](torch.cat(scores), torch.cat(relevance), torch.cat(masks))
+    scores = []
+    for i, (labels, positions, _, _) in drawn:
+        h = torch.from_numpy(features.document(i)).to(queries.device)
+        s = queries[torch.from_numpy(labels).to(queries.device)] @ h.T  # (n, T)
+        scores.append(s.gather(1, torch.from_numpy(positions).to(queries.device)))
+    relevance, masks = (
+        torch.from_numpy(np.concatenate([lists[part] for _, lists in drawn])).to(queries.device)
+        for part in (2, 3)
+    )
+    return ranking.LOSSES[trainer](torch.cat(scores), relevance, masks)
 
 
 def teacher_ndcg(

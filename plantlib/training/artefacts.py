@@ -245,6 +245,7 @@ def label_queries(
             withheld=withheld,
             config=config,
             seed=seed,
+            device=machine.device(),
             progress=progress,
         )
         planted.save(path)

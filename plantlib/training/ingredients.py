@@ -19,6 +19,7 @@ from plantlib.backbones import loading
 from plantlib.candidates.decoder import CandidateConfig
 from plantlib.data.streaming import LABEL_TEXTS_FILE
 from plantlib.data.tokens import tokenise
+from plantlib.kernels import machine
 from plantlib.kernels.counts import column_counts
 from plantlib.linear.phrase_term import TextScore
 from plantlib.linear.score import LinearScore
@@ -94,8 +95,9 @@ class Ingredients:
 
 
 def teacher_of(inputs: Inputs, config: TeacherConfig = TeacherConfig()) -> Teacher:
-    """The teacher of `config`, counted on the training rows alone."""
-    return mig.teach(inputs.train_tokens, inputs.train_labels, **config.counting)
+    """The teacher of `config`, counted on the training rows alone, on a GPU where there is one."""
+    rows = inputs.train_tokens, inputs.train_labels
+    return mig.teach(*rows, **config.counting, device=machine.device())
 
 
 def ingredients(

@@ -27,6 +27,7 @@ from plantlib.backbones.features import Features, cached_features
 from plantlib.data import privacy
 from plantlib.data.kept import Kept
 from plantlib.data.tokens import Ragged, Words, tfidf
+from plantlib.kernels import machine
 from plantlib.kernels.counts import column_counts
 from plantlib.linear import rare
 from plantlib.linear import score as linear_score
@@ -144,7 +145,8 @@ class Counted:
     @cached_property
     def teacher(self) -> Teacher:
         """The teacher of all training rows."""
-        return mig.teach(self.train_tokens, self.train_labels, **self.teacher_config.counting)
+        rows = self.train_tokens, self.train_labels
+        return mig.teach(*rows, **self.teacher_config.counting, device=machine.device())
 
     @cached_property
     def linear(self) -> LinearScore | None:
