@@ -80,6 +80,8 @@ def padded(
     prefix, suffix = specials(tokenizer)
     width = max(w.last - w.first for w in cut) + len(prefix) + len(suffix)
     fill = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+    # laid out on the CPU, so that a GPU is met once and not once per window
+    device, token_ids = token_ids.device, token_ids.cpu()
     input_ids = token_ids.new_full((len(cut), width), fill)
     attention = torch.zeros_like(input_ids)
     kept = torch.zeros_like(input_ids, dtype=torch.bool)
@@ -89,7 +91,7 @@ def padded(
         attention[row, : len(whole)] = 1
         shift = len(prefix) - first
         kept[row, begin + shift : end + shift] = True
-    return input_ids, attention, kept
+    return input_ids.to(device), attention.to(device), kept.to(device)
 
 
 def is_causal(model) -> bool:
