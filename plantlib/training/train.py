@@ -293,6 +293,7 @@ def _train_from(trainer: Trainer, last: str | None) -> None:
 def _arguments(folder: Path, config: TrainConfig, seed: int = 0) -> TrainingArguments:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     transformers_logging.disable_progress_bar()
+    on_gpu = torch.cuda.is_available() and not on_cpu()
     arguments = TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=config.epochs,
@@ -312,8 +313,10 @@ def _arguments(folder: Path, config: TrainConfig, seed: int = 0) -> TrainingArgu
         remove_unused_columns=False,
         report_to="none",
         disable_tqdm=True,
-        dataloader_num_workers=0,
-        dataloader_pin_memory=False,
+        # while a GPU trains on one batch, a process reads the next ones
+        dataloader_num_workers=1 if on_gpu else 0,
+        dataloader_pin_memory=on_gpu,
+        accelerator_config={"non_blocking": on_gpu},
         max_grad_norm=0.0,
         label_names=[],
         log_level="error",
