@@ -393,6 +393,11 @@ class Trained:
     seconds: float
     cpu: float
 
+    @property
+    def device(self) -> torch.device:
+        """Where it was trained."""
+        return next(iter(self.values.values())).device
+
 
 def choose(
     gains: Sequence[float],
