@@ -27,7 +27,10 @@ class SealingTrainer(Trainer):
 
     def _save_checkpoint(self, model, trial) -> None:
         folder = Path(self.args.output_dir)
+        newest = folder / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         try:
+            # Trainer asks whether the best checkpoint exists before it has written divided weights
+            newest.mkdir(parents=True, exist_ok=True)
             super()._save_checkpoint(model, trial)
         except (OSError, RuntimeError) as error:  # torch has the latter for a full disk
             free = shutil.disk_usage(folder).free
@@ -39,7 +42,6 @@ class SealingTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         if not self.args.should_save:
             return
-        newest = folder / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         seal(newest, CHECKPOINT)
         best = Path(self.state.best_model_checkpoint or newest)
         for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):

@@ -75,7 +75,7 @@ def parameter_groups(model, config: TrainConfig, head_rate: float = 1.0) -> list
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        last = name.rsplit(".", 1)[-1]
+        last = name.removesuffix(".original").rsplit(".", 1)[-1]  # see `sharding`
         group = "gains" if last.endswith("_gain") else HEAD_GROUPS.get(last)
         if group:
             groups[group].append(parameter)

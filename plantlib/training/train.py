@@ -31,7 +31,7 @@ from transformers.utils import logging as transformers_logging
 
 from plantlib.metrics.documents import evaluate
 from plantlib.model.plant_model import PlantModel
-from plantlib.training import schedules
+from plantlib.training import schedules, sharding
 from plantlib.training.checkpoints import SealingTrainer, last_whole_checkpoint, stopped_early
 from plantlib.training.evaluation import score
 from plantlib.training.inputs import Documents
@@ -226,45 +226,57 @@ def fine_tune(
         one dict per epoch, see `history`.
 
     Raises:
-        ValueError: keep_from is set and the model has no inattention, or a checkpoint in `folder`
-            does not fit the model.
+        ValueError: keep_from is set and the model has no inattention, a checkpoint in `folder` does
+            not fit the model, or FSDP meets stages or a model without a backbone.
     """
+    if sharding.is_sharded() and config.stages:
+        raise ValueError("stages switch parameters that FSDP replaces; leave stages out")
+    sharding.check_documents(train.tokens.lengths[train.rows], model.config.window)
     folder = Path(folder)
-    trainer = PlantTrainer(
-        model=model,
-        args=_arguments(folder, config, seed),
-        train_dataset=train,
-        eval_dataset=dev,
-        data_collator=train.collate,
-        plant_config=config,
-        train_counts=train_counts,
-        from_linear=from_linear,
-        callbacks=[EarlyStoppingCallback(config.patience), _Progress(CHOSEN_BY, progress, what)]
-        + list(callbacks),
-    )
-
-    # what changes from epoch to epoch
-    if config.stages:
-        trainer.add_callback(schedules.Unfreeze(model, config.stages))
-    if config.keep_from is not None:
-        if not any(model.decoder.keeps):
-            raise ValueError(
-                f"keep_from={config.keep_from} anneals inattention, but this model attends to all"
-                " tokens; set keep"
-            )
-        trainer.add_callback(
-            schedules.Inattention(model.decoder, config.keep_from, config.keep_epochs)
+    set_loss(model, config, train_counts)
+    with sharding.sharded(model) as trained:
+        trainer = PlantTrainer(
+            model=trained,
+            args=_arguments(folder, config, seed),
+            train_dataset=train,
+            eval_dataset=dev,
+            data_collator=train.collate,
+            plant_config=config,
+            train_counts=train_counts,
+            from_linear=from_linear,
+            callbacks=[EarlyStoppingCallback(config.patience), _Progress(CHOSEN_BY, progress, what)]
+            + list(callbacks),
         )
+        add_schedules(trainer, trained, config)
+        start(trainer, resume)
+    return history(trainer.state.log_history)
 
-    # the loss
+
+def set_loss(model: PlantModel, config: TrainConfig, train_counts: np.ndarray) -> None:
+    """Set the options of the model's loss; arguments as for `fine_tune`."""
     model.lm_weight = config.lm_weight
     model.label_loss = config.loss
     model.still = None
     if config.unseen == "still":
         model.still = torch.from_numpy(np.flatnonzero(np.asarray(train_counts) == 0))
 
-    start(trainer, resume)
-    return history(trainer.state.log_history)
+
+def add_schedules(trainer: Trainer, model: PlantModel, config: TrainConfig) -> None:
+    """Add what changes from epoch to epoch: stages of unfreezing and annealed inattention.
+
+    Raises:
+        ValueError: keep_from is set and the model has no inattention.
+    """
+    if config.stages:
+        trainer.add_callback(schedules.Unfreeze(model, config.stages))
+    if config.keep_from is None:
+        return
+    if not any(model.decoder.keeps):
+        raise ValueError(
+            f"keep_from={config.keep_from} anneals inattention, but this model attends to all"
+            " tokens; set keep"
+        )
+    trainer.add_callback(schedules.Inattention(model.decoder, config.keep_from, config.keep_epochs))
 
 
 def start(trainer: Trainer, resume: bool = True) -> None:

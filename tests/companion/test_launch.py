@@ -1,7 +1,7 @@
 """Several processes: the loss curve of one process with twice the accumulation; what dropout and
-uneven batches change; a killed launch goes on to the same numbers.
+uneven batches change; a killed launch goes on to the same numbers; divided weights (FSDP).
 
-Real `accelerate launch` with two CPU processes over gloo and the configuration file that ships in
+Real `accelerate launch` with two CPU processes over gloo and the configuration files that ship in
 runs/accelerate.
 """
 
@@ -11,23 +11,24 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
 from companion import launch
-from plantlib import RunRecord
+from plantlib import PlantConfig, PlantModel, RunRecord
+from plantlib.training import sharding
+from tests.conftest import WINDOW
 from tests.tolerances import near
 
 ROOT = Path(__file__).resolve().parents[2]
-DDP = [
-    sys.executable,
-    "-m",
-    "accelerate.commands.launch",
-    "--config_file",
-    str(ROOT / "runs" / "accelerate" / "ddp_cpu.yaml"),
-]
+FILES = ROOT / "runs" / "accelerate"
+LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
+DDP = [*LAUNCH, str(FILES / "ddp_cpu.yaml")]
+FSDP = [*LAUNCH, str(FILES / "fsdp.yaml")]
 
 
 # the losses of one curve differ by rounding that 36 steps of Adam enlarge; a lost gradient, or a
@@ -71,6 +72,30 @@ sys.exit(launch.main(sys.argv[1:2] + sys.argv[3:]))
 """
 
 
+# the same command with the weights divided; accelerate would do so on GPUs alone
+SHARDS = """
+import sys
+import torch.distributed
+from accelerate.state import PartialState
+from accelerate.utils import DistributedType
+from torch.distributed.fsdp import FSDPModule
+from companion import launch
+from plantlib.training import sharding
+
+torch.distributed.init_process_group("gloo")
+PartialState._prepare_backend = lambda *_: ("gloo", DistributedType.MULTI_GPU)
+gather = sharding.whole_values
+
+def divided(trained):
+    units = [m for m in trained.modules() if isinstance(m, FSDPModule)]
+    assert len(units) > 2 and trained in units, "a layer, the backbone and the rest"
+    return gather(trained)
+
+sharding.whole_values = divided
+sys.exit(launch.main(sys.argv[1:]))
+"""
+
+
 @pytest.fixture(scope="module")
 def job(corpus, backbone_folder, tmp_path_factory):
     """A YAML run of the tiny corpus on the tiny backbone, and a function that starts it."""
@@ -93,6 +118,7 @@ def job(corpus, backbone_folder, tmp_path_factory):
 
     (home / "slow.py").write_text(SLOW)
     (home / "reads.py").write_text(READS)
+    (home / "shards.py").write_text(SHARDS)
 
     def start(
         name: str,
@@ -116,6 +142,7 @@ def job(corpus, backbone_folder, tmp_path_factory):
             "OMP_NUM_THREADS": "1",
             "PYTHONPATH": str(ROOT),
             "TOKENIZERS_PARALLELISM": "false",
+            "ACCELERATE_TORCH_DEVICE": "cpu",
         }
         return subprocess.Popen(
             [*command, *extra, *script, *arguments, *overrides],
@@ -183,6 +210,40 @@ def test_two_processes_are_one_with_twice_the_accumulation(job, alone):
     assert output.count("RunRecord(") == 1, "one process prints"
     [path] = (home / "two").glob("*.json")
     check_same(RunRecord.load(path), alone)
+
+
+def test_divided_weights_train_to_the_numbers_of_whole_ones(job, corpus):
+    """FSDP: every document in one window, and none empty, so that processes keep in step."""
+    home, start = job
+    words = [text.strip() or "again" for text in corpus.texts]
+    replace(corpus, texts=words).save(home / "words")
+    options = (f"dataset={home / 'words'}", f"tokens={WINDOW}", "epochs=2", "starts=[lookup]")
+    two = start("shards", *FSDP, accumulation=1, port=free_port(), script="shards.py", more=options)
+    folders = (f"results={home / 'one'}", f"root={home / 'one-artefacts'}")
+    assert launch.main([str(home / "run.yaml"), "accumulation=2", *options, *folders]) == 0
+    finish(two)
+    divided, whole = (
+        RunRecord.load(next((home / name).glob("*.json"))) for name in ("shards", "one")
+    )
+    assert len(divided.history) == 2
+    for ours, theirs in zip(divided.history, whole.history, strict=True):
+        assert ours["train_loss"] == pytest.approx(theirs["train_loss"], abs=LOSS)
+        assert ours["ndcg@5"] == pytest.approx(theirs["ndcg@5"], abs=LOSS)
+    assert divided.metrics == pytest.approx(whole.metrics, abs=LOSS, nan_ok=True)
+    assert divided.model_size == whole.model_size
+
+
+def test_divided_weights_refuse_what_would_hang(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    for lengths in ([3, 15], [0, 14]):
+        with pytest.raises(ValueError, match="they need 1 to 14, what the backbone reads at once"):
+            sharding.check_documents(np.array(lengths), 14)
+    sharding.check_documents(np.array([1, 14]), 14)
+    frozen = PlantModel(PlantConfig(hidden_size=24, id2label={0: "I10"}))
+    with pytest.raises(ValueError, match="FSDP divides the layers of a backbone that is trained"):
+        with sharding.sharded(frozen):
+            pass
 
 
 def test_dropout_and_uneven_batches_are_as_the_guide_says(job):
