@@ -131,7 +131,7 @@ class Run:
             self.unplanted[key] = self._trained(folder, what)
             return self.unplanted[key].history
         trained = self.unplanted[key]
-        self.model.to(trained.device)
+        self.model.to(trained.device)  # type: ignore[arg-type]
         self.model.load_state_dict(trained.values, strict=False)
         self.reused.append(trained)
         return trained.history
