@@ -1,14 +1,15 @@
 """The decoder on candidates against the decoder on all labels -> results/bench/candidates.csv.
 
     python benchmarks/bench_candidates.py                   # 4k to 1M generated labels
+    python benchmarks/bench_candidates.py --sizes 131000    # candidates alone, also on a GPU
     python benchmarks/bench_candidates.py recall eurlex57k  # recall@C on a corpus's dev split
 
 Time and memory are per document; every size runs in a process by itself. Tokens of generated
 documents and labels follow one Zipf law over 30,000 tokens, with 16 tokens per label. A training
 step is forward, backward and optimiser. Times are CPU time of one thread, so other work on the
-machine does not count. MiB are the peak of the steps beyond what was resident before them, tables
-and optimiser state included. Recall compares rankings by MI, by J and by both, over whole
-documents.
+machine does not count; on a GPU they are times of the clock. MiB are the peak of the steps beyond
+what was resident before them, tables and optimiser state included. Recall compares rankings by MI,
+by J and by both, over whole documents.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from plantlib.candidates.decoder import (
     table_bytes,
 )
 from plantlib.candidates.training import CHOICE
+from plantlib.kernels import machine
 from plantlib.planting.decoder import LabelDecoder, Packed
 from plantlib.teacher import mig
 
@@ -48,6 +50,7 @@ BATCH = 16
 D = 128
 LABEL_TOKENS = 16  # per label
 STEPS = 4
+DEVICE = machine.device()
 COLUMNS = [
     "kind",
     "corpus",
@@ -60,6 +63,7 @@ COLUMNS = [
     "step_mib_a_document",
     "table_mib",
     "recall",
+    "device",
 ]
 
 
@@ -94,6 +98,25 @@ def batches(rng):
         yield Packed(hidden, torch.from_numpy(ids.ravel()), offsets), weights
 
 
+def clock() -> float:
+    """Seconds of this process, or of the clock when the GPU has finished."""
+    if DEVICE.type == "cpu":
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def used_mib(restart: bool = False) -> float:
+    """The peak of memory in use; restart: begin it again from what is in use now."""
+    if DEVICE.type == "cpu":
+        if restart:
+            restart_peak()
+        return peak_mib()
+    if restart:
+        torch.cuda.reset_peak_memory_stats()
+    return torch.cuda.max_memory_allocated() / 2**20
+
+
 def timed(prepare, step, rng) -> dict:
     """Medians of ranking and stepping, and the peak of the steps.
 
@@ -101,20 +124,21 @@ def timed(prepare, step, rng) -> dict:
     """
     ranking, stepping, resident = [], [], 0.0
     for i, (packed, weights) in enumerate(batches(rng)):
-        begin = time.process_time()
+        begin = clock()
         ready = prepare(weights)
-        middle = time.process_time()
-        step(packed, weights, ready)
+        middle = clock()
+        step(Packed(*(part.to(DEVICE) for part in packed[:3])), weights, ready)
         if i:
             ranking.append(middle - begin)
-            stepping.append(time.process_time() - middle)
+            stepping.append(clock() - middle)
         else:
-            restart_peak()
-            resident = peak_mib()
+            resident = used_mib(restart=True)
+    on_gpu = DEVICE.type == "cuda"
     return {
         "rank_ms_a_document": round(1e3 * float(np.median(ranking)) / BATCH, 3),
         "step_ms_a_document": round(1e3 * float(np.median(stepping)) / BATCH, 3),
-        "step_mib_a_document": round(max(peak_mib() - resident, 0) / BATCH, 3),
+        "step_mib_a_document": round(max(used_mib() - resident, 0) / BATCH, 3),
+        "device": torch.cuda.get_device_name(DEVICE) if on_gpu else "",
     }
 
 
@@ -125,6 +149,7 @@ def candidate_row(num_labels: int, config: CandidateConfig) -> dict:
     ranker = candidates.Ranker.of(scores)
     decoder = CandidateDecoder(num_labels, D, config.rank)
     plant(decoder, sparse.csr_matrix((8, num_labels), dtype=np.int32))
+    decoder.to(DEVICE)
     optimisers = decoder.optimisers(1e-3)
 
     def step(packed, weights, ranked):
@@ -132,9 +157,9 @@ def candidate_row(num_labels: int, config: CandidateConfig) -> dict:
         rows, columns = np.repeat(np.arange(BATCH), 4), rng.integers(0, num_labels, 4 * BATCH)
         gold = sparse.csr_matrix((np.ones(4 * BATCH), (rows, columns)), (BATCH, num_labels))
         ids, positive = candidates.training_candidates(ranked, gold, config.width, rng)
-        z = torch.from_numpy(candidates.pair_scores(scores, weights, ids))
-        logits = decoder(packed, torch.from_numpy(ids).long(), scores, z)
-        loss = candidate_bce(logits, torch.from_numpy(positive))
+        z = torch.from_numpy(candidates.pair_scores(scores, weights, ids)).to(DEVICE)
+        logits = decoder(packed, torch.from_numpy(ids).long().to(DEVICE), scores, z)
+        loss = candidate_bce(logits, torch.from_numpy(positive).to(DEVICE))
         for optimiser in optimisers:
             optimiser.zero_grad()
         loss.backward()
@@ -157,13 +182,13 @@ def whole_row(num_labels: int) -> dict:
     """The row of the decoder on all labels with Adam; there is nothing to rank."""
     rng = np.random.default_rng(0)
     scores = teacher_of(num_labels, rng)
-    decoder = LabelDecoder(num_labels, D, VOCABULARY, scores.nnz)
+    decoder = LabelDecoder(num_labels, D, VOCABULARY, scores.nnz).to(DEVICE)
     decoder.planted.load_relevance(scores)
     optimiser = torch.optim.Adam(decoder.parameters(), lr=1e-3)
 
     def step(packed, weights, _):
-        rows = torch.arange(BATCH).repeat_interleave(4)
-        columns = torch.from_numpy(rng.integers(0, num_labels, 4 * BATCH))
+        rows = torch.arange(BATCH, device=DEVICE).repeat_interleave(4)
+        columns = torch.from_numpy(rng.integers(0, num_labels, 4 * BATCH)).to(DEVICE)
         optimiser.zero_grad()
         decoder.loss(packed, rows, columns)[0].backward()
         optimiser.step()
@@ -204,6 +229,7 @@ def recall_rows(
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("what", nargs="*", default=["sizes"], help="nothing, or: recall CORPUS ...")
+    parser.add_argument("--sizes", type=int, nargs="+", help="labels; candidates alone")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, default=ROOT / "results/bench/candidates.csv")
     options = parser.parse_args()
@@ -218,7 +244,8 @@ def main() -> int:
             append(recall_rows(name), options.out, COLUMNS)
     else:
         command = [sys.executable, __file__, "--out", str(options.out), "--one"]
-        for form, sizes in (("all", WHOLE), ("candidates", SIZES)):
+        whole = () if options.sizes else WHOLE
+        for form, sizes in (("all", whole), ("candidates", options.sizes or SIZES)):
             for size in sizes:
                 print(form, size, flush=True)
                 subprocess.run([*command, form, str(size)], check=True)

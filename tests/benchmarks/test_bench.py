@@ -148,6 +148,7 @@ def test_what_ran_out_of_memory_has_no_ratio():
     assert results == {
         "time / published": "yes",
         "forward time / its limit": "yes",
+        "time / its limit": "no",
         "forward memory / inputs and outputs": "yes",
         "memory / eager": "not measured",
         "memory / sdpa": "not measured",
