@@ -61,12 +61,7 @@ def attend_distinct(
         weights = scores.sub_(scores.amax(0)).clamp_(min=LOWEST).exp_()
         weighted.mul_(weights)
         summed = functional.embedding_bag(
-            places,
-            both,
-            ends,
-            mode="sum",
-            per_sample_weights=how_often,
-            include_last_offset=True,
+            places, both, ends, mode="sum", per_sample_weights=how_often, include_last_offset=True
         )
         read, total = summed.chunk(2, 1)
         value[:, low:high] = read / total.clamp_(min=TINY)
