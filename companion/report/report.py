@@ -104,6 +104,11 @@ class Group:
         return self.records[0].dataset
 
     @property
+    def quick(self) -> bool:
+        """Whether its models are of the quick tier, without a language model."""
+        return any(record.backbone == "words" for record in self.records)
+
+    @property
     def systems(self) -> set[str]:
         return {record.system for record in self.records}
 
@@ -202,7 +207,7 @@ def groups(records: Iterable[RunRecord], elsewhere: tuple[str, ...] = ELSEWHERE)
         for (backbone, tokens), own in sorted(planted.items()):
             stem, ends = (
                 f"{safe_name(name)}-{train}d-{tokens}t",
-                ("", f"-{backbone}", f"-{backbone}-{fingerprint[:6]}"),
+                ("", f"-{backbone}", f"-{backbone}-{fingerprint[:6]}")[backbone == "words" :],
             )
             stem = next(stem + end for end in ends if stem + end not in {g.stem for g in found})
             # a neural peer reads so many tokens

@@ -138,10 +138,10 @@ def headline(found: Iterable[Group]) -> str:
 
     Beside the best linear model stand the same network with nothing planted and with the counted
     words planted, over the seeds that both have, and their difference with its interval. The
-    largest difference comes first.
+    largest difference comes first. The quick tier is left out.
     """
     rows = []
-    for group in [g for g in found if g.dataset["name"] in CORPORA]:
+    for group in [g for g in found if g.dataset["name"] in CORPORA and not g.quick]:
         if pairs := pairs_of(group.records, PLANTED, UNPLANTED):
             rows.append(_headline_row(group, pairs))
     if not rows:
