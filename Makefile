@@ -37,7 +37,7 @@ lab: $(READY)    ## JupyterLab at notebook 00
 run: $(READY)    ## one YAML run: make run RUN=runs/x.yaml; on several processes with CONFIG=runs/accelerate/ddp.yaml
 	$(if $(CONFIG),$(BIN)/accelerate launch --config_file $(CONFIG) -m companion.launch,$(BIN)/python -m companion.runner) $(RUN)
 bench: $(READY)  ## timings and memory against named baselines -> results/bench/*.csv
-	$(BIN)/python benchmarks/bench_mig.py && $(BIN)/python benchmarks/bench_kernels.py && $(BIN)/python benchmarks/bench_candidates.py
+	$(BIN)/python benchmarks/bench_mig.py && $(BIN)/python benchmarks/bench_kernels.py && $(BIN)/python benchmarks/bench_candidates.py && $(BIN)/python benchmarks/bench_phrases.py
 	$(BIN)/python benchmarks/bench_fit.py codiesp debtags:2000 --tiers words minilm && $(BIN)/python benchmarks/bench_fit.py cooking:2000 eurlex57k:1000 && $(BIN)/python benchmarks/bench_predict.py
 	$(BIN)/python benchmarks/bench_linear.py codiesp cooking && $(BIN)/python benchmarks/bench_linear.py eurlex57k debtags --train 2000 --dev 500 && $(BIN)/python benchmarks/bench_linear.py --growth 3000 10000 30000 100000
 figures: $(READY) ## tables and figures from the committed runs, docs/results.md and README included
