@@ -282,6 +282,20 @@ def difference(frame: pandas.DataFrame, system: str, baseline: str) -> dict[str,
     return {m: paired_bootstrap(*(side[m].unstack("document") for side in sides)) for m in MEASURES}
 
 
+def about(prepared: Inputs, split: str, seeds: list[int]) -> dict:
+    """What a report says of the documents and hidden states it was made from."""
+    return {
+        "schema": 1,
+        "dataset": prepared.about(),
+        "split": split,
+        "language": prepared.corpus.manifest.get("language"),
+        "backbone": Path(prepared.backbone).name,
+        "max_tokens": prepared.max_tokens,
+        "seeds": seeds,
+        "inputs": prepared.key,
+    }
+
+
 def report(prepared: Inputs, seeds: list[int], split: str, config, progress: bool = True) -> dict:
     """Measure every system with every seed; returns the contents of results/evidence.json.
 
@@ -304,15 +318,8 @@ def report(prepared: Inputs, seeds: list[int], split: str, config, progress: boo
     randoms = (RANDOM_BEFORE, RANDOM_AFTER)
     compared = [name for name in frame["system"].unique() if name not in randoms]
     return plain(
-        {
-            "schema": 1,
-            "dataset": prepared.about(),
-            "split": split,
-            "language": prepared.corpus.manifest.get("language"),
-            "backbone": Path(prepared.backbone).name,
-            "max_tokens": prepared.max_tokens,
-            "seeds": seeds,
-            "inputs": prepared.key,
+        about(prepared, split, seeds)
+        | {
             "pairs": {
                 "documents": int(first["document"].nunique()),
                 "labels": len(first),

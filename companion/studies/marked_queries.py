@@ -14,7 +14,6 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -199,15 +198,8 @@ def report(
     for (system, bucket), row in summary(frame).iterrows():
         means.setdefault(system, {})[bucket] = row.to_dict()
     return plain(
-        {
-            "schema": 1,
-            "dataset": prepared.about(),
-            "split": split,
-            "language": prepared.corpus.manifest.get("language"),
-            "backbone": Path(prepared.backbone).name,
-            "max_tokens": prepared.max_tokens,
-            "seeds": list(seeds),
-            "inputs": prepared.key,
+        evidence.about(prepared, split, list(seeds))
+        | {
             "marked tokens learnt from": len(marks.values),
             "labels with marks": len(np.unique(marks.labels)),
             "pairs": len(frames[0][frames[0]["system"] == UNTRAINED]),
