@@ -71,7 +71,7 @@ def check_documents(lengths: np.ndarray, window: int) -> None:
 
     lengths: (n,) tokens of each training document. window: tokens that a pass may read.
     """
-    if is_sharded() and (lengths.min() < 1 or lengths.max() > window):
+    if lengths.min() < 1 or lengths.max() > window:
         raise ValueError(
             f"training documents have {lengths.min()} to {lengths.max()} tokens, and with FSDP they"
             f" need 1 to {window}, what the backbone reads at once; set tokens={window} and leave"

@@ -229,9 +229,10 @@ def fine_tune(
         ValueError: keep_from is set and the model has no inattention, a checkpoint in `folder` does
             not fit the model, or FSDP meets stages or a model without a backbone.
     """
-    if sharding.is_sharded() and config.stages:
-        raise ValueError("stages switch parameters that FSDP replaces; leave stages out")
-    sharding.check_documents(train.tokens.lengths[train.rows], model.config.window)
+    if sharding.is_sharded():
+        if config.stages:
+            raise ValueError("stages switch parameters that FSDP replaces; leave stages out")
+        sharding.check_documents(train.tokens.lengths[train.rows], model.config.window)
     folder = Path(folder)
     set_loss(model, config, train_counts)
     with sharding.sharded(model) as trained:
