@@ -42,10 +42,8 @@ from plantlib.utils.io import read_json, write_json
 
 TASKS = {"D": "codiesp", "P": "codiesp-p"}
 NAMES = "+names"  # end of the supervisions with names of codes
-SUPERVISIONS = {
-    "P": ("codes", "spans", "spans+english"),
-    "D": ("codes", "spans", "spans+english", "codes+names", "spans+english+names"),
-}
+BARE = ("codes", "spans", "spans+english")
+SUPERVISIONS = {"P": BARE, "D": (*BARE, "codes" + NAMES, "spans+english" + NAMES)}
 FOLDS = 5
 FLOOR = 1e-3  # added to a chance before its logarithm is taken
 NGRAMS = 64  # n-grams that are mined per label
@@ -207,9 +205,7 @@ def other_terms(
     return word_terms(data.spanish if supervision == "spans" else both, data, train, fold)
 
 
-def with_names(
-    data: Data, train: np.ndarray
-) -> tuple[Data, dict[str, np.ndarray], np.ndarray | None]:
+def with_names(data: Data, train: np.ndarray) -> tuple[Data, dict[str, np.ndarray], np.ndarray]:
     """The data with a label for every code that stands among the best of a document by its name,
     the terms of names (N, L), and (L,) which labels have one.
 
@@ -218,12 +214,12 @@ def with_names(
     texts = official_names.terminology()
     seen = {data.names[label] for label in np.unique(data.labels[train].indices)}
     terms = official_names.matches(data.english, train, list(texts.values()))
-    codes = np.array(list(texts))
     unseen = np.array([code not in seen for code in texts])
     picked = ~unseen
     picked[official_names.best_of(terms[1], unseen)] = True
-    place = {code: i for i, code in enumerate(codes.tolist()) if picked[i]}
-    names = data.names + [code for code in place if code not in set(data.names)]
+    place = {code: i for i, code in enumerate(texts) if picked[i]}
+    listed = set(data.names)
+    names = data.names + [code for code in place if code not in listed]
     of = np.array([place.get(name, -1) for name in names])
     more = sparse.csr_matrix((data.labels.shape[0], len(names) - len(data.names)))
     labels = sparse.hstack([data.labels, more], "csr")

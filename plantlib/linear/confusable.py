@@ -99,10 +99,10 @@ def _rows(columns: sparse.csc_matrix, label: int) -> np.ndarray:
     return columns.indices[columns.indptr[label] : columns.indptr[label + 1]]
 
 
-def _groups(labels: np.ndarray, sizes: np.ndarray) -> Iterator[np.ndarray]:
+def _groups(labels: np.ndarray, sizes: np.ndarray) -> list[np.ndarray]:
     """`labels` cut where the sum of their `sizes` passes a multiple of `TOGETHER`."""
     cut = np.flatnonzero(np.diff(np.cumsum(sizes) // TOGETHER)) + 1
-    return iter(np.split(labels, cut)) if len(labels) else iter(())
+    return np.split(labels, cut) if len(labels) else []
 
 
 def _examples(
@@ -148,8 +148,7 @@ def _machines(
     ]
     model = LinearSVC(C=COST, dual=True, fit_intercept=False, tol=TOLERANCE, random_state=seed)
     learnt = model.fit(sparse.hstack(parts, "csr"), positive).coef_[0]
-    borders = np.cumsum([0, *map(len, known)])
-    for g, words in enumerate(known):
-        weights = learnt[borders[g] : borders[g + 1]]
+    *own, intercepts = np.split(learnt, np.cumsum([*map(len, known)]))
+    for words, weights, intercept in zip(known, own, intercepts, strict=True):
         kept = np.flatnonzero(np.abs(weights) > PRUNE)
-        yield words[kept], weights[kept].astype(np.float32), float(learnt[width + g])
+        yield words[kept], weights[kept].astype(np.float32), float(intercept)
