@@ -44,6 +44,8 @@ LEGEND = {
     "contribution": "Orange adds to the logit, violet takes from it",
     "attention": "The darker, the more attention",
 }
+OTHERS_FOR = "(other words, for)"  # row of a table: words that are not named and add
+OTHERS_AGAINST = "(other words, against)"  # row of a table: words that are not named and take
 NOISE = 0.005  # a weight that would be shown as 0.00
 LONGEST_NAME = 80  # characters of a label's text that are shown
 
@@ -194,11 +196,14 @@ class Explanation:
         are left out.
         """
         check_whole("k", k)
-        shown = self.words if self.kind == "attention" else self.phrases
-        joined = marking.repeats_joined(shown)
+        joined = self._joined()
         joined = [word for word in joined if marking.is_spoken(word)] or joined
         best = sorted(joined, key=lambda word: -abs(self.weight(word)))[:k]
         return best[:1] + [word for word in best[1:] if abs(self.weight(word)) >= NOISE]
+
+    def _joined(self) -> list[Word]:
+        """All phrases, or words with kind="attention", summed over their repeats in any case."""
+        return marking.repeats_joined(self.words if self.kind == "attention" else self.phrases)
 
     def top_words(self, k: int = 10) -> list[tuple[str, float]]:
         """The k words of largest weight by size, summed over their repeats in any case."""
@@ -210,18 +215,23 @@ class Explanation:
     def table(self, k: int = 10) -> list[tuple[str, list[float]]]:
         """Rows that add up: the k phrases that add or take most, all others, bias, rest, logit.
 
+        Args:
+            k: how many phrases are named, as in `top`.
+
         Returns:
             (name, [what it adds, by attention, by the teacher, by the linear score]). Names of rows
-            that are no phrase stand in parentheses; there is a row of the rest where there is one.
+            that are no phrase stand in parentheses. What is not named is in two rows, phrases that
+            add to the logit and phrases that take from it; a row of no phrase is left out, and so
+            is the row of the rest where there is none.
         """
-        best = self.at(kind="contribution").top(k)
-        rows = [(w.text, [w.contribution, w.attended, w.teacher, w.linear]) for w in best]
-        by_part = [self.parts[part] for part in PARTS[:3]]
-        named = np.array([numbers for _, numbers in rows]).reshape(-1, len(TERMS)).sum(0)
-        rows.append(("(other words)", list(np.array([sum(by_part), *by_part]) - named)))
+        whole = self.at(kind="contribution")
+        best = whole.top(k)
+        rows = [(word.text, _added([word])) for word in best]
+        rows += _other_rows([word for word in whole._joined() if word not in best])
         rows.append(("(bias)", [self.bias, 0.0, 0.0, 0.0]))
         if self.rest:
             rows.append(("(earlier segments)", [self.rest, 0.0, 0.0, 0.0]))
+        by_part = [self.parts[part] for part in PARTS[:3]]
         return [*rows, ("(logit)", [self.logit, *by_part])]
 
     def note(self) -> str:
@@ -392,6 +402,26 @@ def titled(label: str, name: str) -> str:
         return label
     short = name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1].rstrip() + "…"
     return f"{label} {short}"
+
+
+def _added(words: Sequence[Word]) -> list[float]:
+    """What words add to the logit together, in all and by each of the first three of PARTS."""
+    parts = [[word.attended, word.teacher, word.linear] for word in words]
+    by_part = [float(sum(column)) for column in zip(*parts, strict=True)]
+    return [sum(by_part), *by_part]
+
+
+def _other_rows(words: Sequence[Word]) -> list[tuple[str, list[float]]]:
+    """Rows of `Explanation.table`: words that add to the logit, and words that take from it.
+
+    A word whose parts are all 0 is in neither; one whose parts cancel to 0 is among those that add.
+    """
+    speaking = [word for word in words if any((word.attended, word.teacher, word.linear))]
+    signed = {
+        OTHERS_FOR: [word for word in speaking if word.contribution >= 0],
+        OTHERS_AGAINST: [word for word in speaking if word.contribution < 0],
+    }
+    return [(name, _added(of_sign)) for name, of_sign in signed.items() if of_sign]
 
 
 def _called(part: str) -> str:

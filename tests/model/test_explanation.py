@@ -93,7 +93,7 @@ def test_lists_leave_out_punctuation_and_still_add_up():
     assert [word.text for word in explanation.top()] == ["b", "a"]
     rows = {name: numbers[0] for name, numbers in explanation.table()}
     assert rows.pop("(logit)") == pytest.approx(sum(rows.values())) == pytest.approx(4.0)
-    assert rows["(other words)"] == pytest.approx(3.0)
+    assert rows["(other words, for)"] == pytest.approx(3.0)
     alone = Explanation("x", ".", [(0, 1)], *np.zeros((2, 1)), np.array([9.0]))
     assert [word.text for word in alone.top()] == ["."], "where nothing else was read"
 
@@ -186,8 +186,43 @@ def test_the_rows_of_the_table_add_up(k):
     *summands, (name, total) = rows
     assert name == "(logit)" and total[0] == pytest.approx(hand(scored=scored, rest=0.5).logit)
     np.testing.assert_allclose(np.sum([row for _, row in summands], 0), total, atol=1e-12)
-    for _, (added, *parts) in rows[: -3 if k < 10 else -4]:
+    assert [name for name, _ in rows[-3:]] == ["(bias)", "(earlier segments)", "(logit)"]
+    for _, (added, *parts) in rows[:-3]:
         assert added == pytest.approx(sum(parts))
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 5, 7, 9])
+def test_every_word_is_in_one_row_and_no_row_mixes_for_and_against(k):
+    """Powers of two: a word that is lost, counted twice or in the wrong row changes a sum."""
+    added = {"a": 64, "b": -32, "c": 16, "d": -8, ".": 4, "e": -2, "f": 1, "g": 0}
+    text = "a, b, c, d. e, f, g, A"
+    scored = [(m.start(), m.end(), added[m[0].lower()]) for m in re.finditer(r"\w|\.", text)]
+    rows = Explanation("x", text, [], *np.zeros((3, 0)), scored=scored, bias=-0.5).table(k)
+    summed = {"a": 128, "b": -32, "c": 16, "d": -8, "e": -2, "f": 1}
+    named = dict(list(summed.items())[:k])
+    others = [4, *list(summed.values())[k:]]
+    expected = named | {
+        "(other words, for)": sum(number for number in others if number > 0),
+        "(other words, against)": sum(number for number in others if number < 0),
+    }
+    shown = {name: numbers[0] for name, numbers in rows[:-2]}
+    assert shown == {name: number for name, number in expected.items() if number}
+    assert sum(numbers[0] for _, numbers in rows[:-1]) == rows[-1][1][0] == 106.5
+
+
+def test_a_row_of_other_words_that_has_no_word_is_left_out():
+    def rows(*outputs: float, **changes) -> dict[str, list[float]]:
+        spans = [(2 * i, 2 * i + 1) for i in range(len(outputs))]
+        zeros = np.zeros((2, len(outputs)))
+        text = "a,b,c"[: 2 * len(outputs)]
+        return dict(Explanation("x", text, spans, *zeros, np.array(outputs), **changes).table(1))
+
+    assert list(rows(9, 2, 0)) == ["a", "(other words, for)", "(bias)", "(logit)"]
+    assert list(rows(9, -2, 0)) == ["a", "(other words, against)", "(bias)", "(logit)"]
+    assert list(rows(9, 0, 0)) == list(rows(9)) == ["a", "(bias)", "(logit)"]
+    assert list(rows()) == ["(bias)", "(logit)"]
+    # attention adds what the linear score takes: the columns must still add up
+    assert rows(4, 1, scored=[(2, 3, -0.5)])["(other words, for)"] == [0, 0.5, 0, -0.5]
 
 
 def test_neighbours_that_speak_alike_form_a_phrase():
