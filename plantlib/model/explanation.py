@@ -219,20 +219,21 @@ class Explanation:
             k: how many phrases are named, as in `top`.
 
         Returns:
-            (name, [what it adds, by attention, by the teacher, by the linear score]). Names of rows
-            that are no phrase stand in parentheses. What is not named is in two rows, phrases that
-            add to the logit and phrases that take from it; a row of no phrase is left out, and so
-            is the row of the rest where there is none.
+            (name, [what it adds, by attention, by the teacher, by the linear score]); the numbers
+            are Python's, so that JSON can hold them. Names of rows that are no phrase stand in
+            parentheses. What is not named is in two rows, phrases that add to the logit and phrases
+            that take from it; a row of no phrase is left out, and so is the row of the rest where
+            there is none.
         """
         whole = self.at(kind="contribution")
         best = whole.top(k)
         rows = [(word.text, _added([word])) for word in best]
         rows += _other_rows([word for word in whole._joined() if word not in best])
-        rows.append(("(bias)", [self.bias, 0.0, 0.0, 0.0]))
+        rows.append(("(bias)", [float(self.bias), 0.0, 0.0, 0.0]))
         if self.rest:
-            rows.append(("(earlier segments)", [self.rest, 0.0, 0.0, 0.0]))
+            rows.append(("(earlier segments)", [float(self.rest), 0.0, 0.0, 0.0]))
         by_part = [self.parts[part] for part in PARTS[:3]]
-        return [*rows, ("(logit)", [self.logit, *by_part])]
+        return [*rows, ("(logit)", [float(self.logit), *by_part])]
 
     def note(self) -> str:
         """One sentence where attention is not what decides; else the empty string."""

@@ -6,6 +6,7 @@ The numbers of `hand` can be checked on paper; a model's explanations are checke
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from dataclasses import replace
@@ -223,6 +224,15 @@ def test_a_row_of_other_words_that_has_no_word_is_left_out():
     assert list(rows()) == ["(bias)", "(logit)"]
     # attention adds what the linear score takes: the columns must still add up
     assert rows(4, 1, scored=[(2, 3, -0.5)])["(other words, for)"] == [0, 0.5, 0, -0.5]
+
+
+@pytest.mark.parametrize("kind", [float, np.float32, np.float64])
+def test_a_table_can_be_written_as_json(kind):
+    """Also where a caller gives numpy's numbers for the bias, the rest and the linear score."""
+    scored = [(4, 19, kind(0.5)), (21, 25, kind(-0.125))]
+    rows = hand(scored=scored, bias=kind(0.25), rest=kind(0.5)).table(1)
+    assert all(type(number) is float for _, numbers in rows for number in numbers)
+    assert json.loads(json.dumps(rows)) == [list(row) for row in rows]
 
 
 def test_neighbours_that_speak_alike_form_a_phrase():
