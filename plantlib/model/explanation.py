@@ -12,6 +12,7 @@ forms; the plain form, which ends up in logs, leaves it out.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -46,7 +47,8 @@ LEGEND = {
 }
 OTHERS_FOR = "(other words, for)"  # row of a table: words that are not named and add
 OTHERS_AGAINST = "(other words, against)"  # row of a table: words that are not named and take
-NOISE = 0.005  # a weight that would be shown as 0.00
+LEAST_NAMED = 0.01  # a named word has this share of the largest weight, or more
+MOST_DECIMALS = 8  # of a weight that is shown
 LONGEST_NAME = 80  # characters of a label's text that are shown
 
 
@@ -192,14 +194,16 @@ class Explanation:
     def top(self, k: int = 10) -> list[Word]:
         """The k phrases of largest weight by size, summed over their repeats in any case.
 
-        With kind="attention" they are single words. Words of a weight below `NOISE` and punctuation
-        are left out.
+        With kind="attention" they are single words. Left out are punctuation, unless nothing else
+        was read, and words whose weight by size is below `LEAST_NAMED` of the first one's. The
+        floor is a share, because logits of one model are large and those of another are small.
         """
         check_whole("k", k)
         joined = self._joined()
         joined = [word for word in joined if marking.is_spoken(word)] or joined
         best = sorted(joined, key=lambda word: -abs(self.weight(word)))[:k]
-        return best[:1] + [word for word in best[1:] if abs(self.weight(word)) >= NOISE]
+        least = LEAST_NAMED * max((abs(self.weight(word)) for word in best[:1]), default=0.0)
+        return best[:1] + [word for word in best[1:] if abs(self.weight(word)) >= least > 0]
 
     def _joined(self) -> list[Word]:
         """All phrases, or words with kind="attention", summed over their repeats in any case."""
@@ -265,12 +269,15 @@ class Explanation:
         """
         note = [self.note()] if self.note() else []
         head = [f"{printable(self.title())}\tscore {self.score:.4f}", *note]
+        digits = self._decimals(4)
         if self.kind == "attention":
-            rows = [f"{printable(word)}\t{weight:.4f}" for word, weight in self.top_words(k)]
+            rows = [f"{printable(word)}\t{x:.{digits}f}" for word, x in self.top_words(k)]
             return [*head, "words\tattention", *rows]
-        table = [[printable(name), *(f"{x:+.4f}" for x in row)] for name, row in self.table(k)]
+        table = [
+            [printable(name), *(f"{x:+.{digits}f}" for x in row)] for name, row in self.table(k)
+        ]
         phrases = [
-            [printable(phrase), f"from {source}", f"weight {weight:.2f}", f"{adds:+.4f}"]
+            [printable(phrase), f"from {source}", f"weight {weight:.2f}", f"{adds:+.{digits}f}"]
             for phrase, source, weight, adds in self.mention_rows(k)
         ]
         if phrases:
@@ -293,6 +300,13 @@ class Explanation:
         unread = f", last {self.unread:,} tokens unread by attention" if self.unread else ""
         logit = f"logit {self.logit:.2f} = {' '.join(parts)}"
         return f"score {self.score:.2f}; {logit}; planted gain {self.gain:.2f}{keep}{unread}"
+
+    def _decimals(self, least: int) -> int:
+        """Decimals, at least `least`, that show no weight of a named word as 0."""
+        strongest = max((abs(self.weight(word)) for word in self.top(1)), default=0.0)
+        if not 0 < strongest < math.inf:
+            return least
+        return max(least, min(math.ceil(-math.log10(2 * LEAST_NAMED * strongest)), MOST_DECIMALS))
 
     def _has(self, part: str) -> bool:
         return part in ("attention", "bias") or self.parts[part] != 0
@@ -325,13 +339,15 @@ class Explanation:
             title += f"\n\n{self.note()}"
         if self.kind == "attention":
             heads = ["word", "attention", "planted score", "adds"]
+            digits = self._decimals(3)
             rows = [
-                [w.text, f"{w.attention:.3f}", f"{w.planted:.2f}", f"{w.contribution:+.2f}"]
+                [w.text, f"{w.attention:.{digits}f}", f"{w.planted:.2f}", f"{w.contribution:+.2f}"]
                 for w in self.top()
             ]
         else:
             heads = list(self.heads)
-            rows = [[name, *(f"{x:+.2f}" for x in row)] for name, row in self.table()]
+            digits = self._decimals(2)
+            rows = [[name, *(f"{x:+.{digits}f}" for x in row)] for name, row in self.table()]
         return f"{title}\n\n{reprs.markdown_table(heads, rows)}"
 
 
@@ -377,8 +393,8 @@ class DocumentExplanation:
     def _cells(self) -> list[list[str]]:
         cells = []
         for one, (_, score, words) in zip(self.explanations, self.rows(), strict=True):
-            sign = "" if one.kind == "attention" else "+"
-            behind = ", ".join(f"{word} {weight:{sign}.2f}" for word, weight in words)
+            form = ("" if one.kind == "attention" else "+") + f".{one._decimals(2)}f"
+            behind = ", ".join(f"{word} {weight:{form}}" for word, weight in words)
             cells.append([one.title(), f"{score:.2f}", behind])
         return cells
 

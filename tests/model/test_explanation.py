@@ -195,11 +195,11 @@ def test_the_rows_of_the_table_add_up(k):
 @pytest.mark.parametrize("k", [1, 2, 3, 5, 7, 9])
 def test_every_word_is_in_one_row_and_no_row_mixes_for_and_against(k):
     """Powers of two: a word that is lost, counted twice or in the wrong row changes a sum."""
-    added = {"a": 64, "b": -32, "c": 16, "d": -8, ".": 4, "e": -2, "f": 1, "g": 0}
+    added = {"a": 32, "b": -32, "c": 16, "d": -8, ".": 4, "e": -2, "f": 1, "g": 0}
     text = "a, b, c, d. e, f, g, A"
     scored = [(m.start(), m.end(), added[m[0].lower()]) for m in re.finditer(r"\w|\.", text)]
     rows = Explanation("x", text, [], *np.zeros((3, 0)), scored=scored, bias=-0.5).table(k)
-    summed = {"a": 128, "b": -32, "c": 16, "d": -8, "e": -2, "f": 1}
+    summed = {"a": 64, "b": -32, "c": 16, "d": -8, "e": -2, "f": 1}
     named = dict(list(summed.items())[:k])
     others = [4, *list(summed.values())[k:]]
     expected = named | {
@@ -208,7 +208,7 @@ def test_every_word_is_in_one_row_and_no_row_mixes_for_and_against(k):
     }
     shown = {name: numbers[0] for name, numbers in rows[:-2]}
     assert shown == {name: number for name, number in expected.items() if number}
-    assert sum(numbers[0] for _, numbers in rows[:-1]) == rows[-1][1][0] == 106.5
+    assert sum(numbers[0] for _, numbers in rows[:-1]) == rows[-1][1][0] == 42.5
 
 
 def test_a_row_of_other_words_that_has_no_word_is_left_out():
@@ -233,6 +233,31 @@ def test_a_table_can_be_written_as_json(kind):
     rows = hand(scored=scored, bias=kind(0.25), rest=kind(0.5)).table(1)
     assert all(type(number) is float for _, numbers in rows for number in numbers)
     assert json.loads(json.dumps(rows)) == [list(row) for row in rows]
+
+
+def weighing(size: float, kind: str = "contribution") -> Explanation:
+    """Five words parted by commas, with weights of 100, -2, 1, 0.9 and 0 hundredths of `size`."""
+    weights = np.array([1, -0.02, 0.01, 0.009, 0]) * size
+    spans = [(2 * i, 2 * i + 1) for i in range(5)]
+    scored = [(*span, weight) for span, weight in zip(spans, weights, strict=True)]
+    return Explanation("x", "a,b,c,d,e", [], *np.zeros((3, 0)), scored=scored, kind=kind)
+
+
+@pytest.mark.parametrize("size", [1e-4, 0.3, 1, 64, 1e4])
+def test_a_named_word_has_a_share_of_the_largest_weight_whatever_the_size_of_logits(size):
+    explanation = weighing(size)
+    assert [word.text for word in explanation.top()] == ["a", "b", "c"]
+    both = DocumentExplanation([explanation])
+    for shown in (explanation._repr_markdown_(), both._repr_markdown_(), *explanation.lines()):
+        named = [line for line in re.split(r"[\n,]", shown) if re.match(r"\W*[abc]\b", line)]
+        numbers = [float(re.search(r"[+-][\d.]+", line)[0]) for line in named]
+        assert all(numbers), "no word is named with a weight of 0"
+
+
+def test_a_document_whose_words_all_add_nothing_names_one_of_them():
+    assert [word.text for word in weighing(0.0).top()] == ["a"]
+    assert "| a | +0.00 |" in weighing(0.0)._repr_markdown_()
+    assert weighing(math.nan)._repr_markdown_(), "of a model whose training diverged"
 
 
 def test_neighbours_that_speak_alike_form_a_phrase():
