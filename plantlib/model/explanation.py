@@ -48,6 +48,7 @@ LEGEND = {
 OTHERS_FOR = "(other words, for)"  # row of a table: words that are not named and add
 OTHERS_AGAINST = "(other words, against)"  # row of a table: words that are not named and take
 LEAST_NAMED = 0.01  # a named word has this share of the largest weight, or more
+LEAST_DECIDING = 0.1  # no word decides whose weight is below this share of the largest summand
 MOST_DECIMALS = 8  # of a weight that is shown
 LONGEST_NAME = 80  # characters of a label's text that are shown
 
@@ -240,13 +241,39 @@ class Explanation:
         return [*rows, ("(logit)", [float(self.logit), *by_part])]
 
     def note(self) -> str:
-        """One sentence where attention is not what decides; else the empty string."""
+        """One sentence where no word decides, or where attention does not; else the empty string.
+
+        No word decides where the weight by size of the strongest word or phrase, summed over its
+        repeats, is below `LEAST_DECIDING` of one of these: the bias by size, what earlier segments
+        add, the sizes of the weights of all punctuation, and those of all words. The sentence names
+        the largest of the four. It is about what is added to the logit, with kind="attention" too,
+        and holds no text of the document.
+        """
+        if no_word := self._no_word():
+            return no_word
         by_part = {part: self.parts[part] for part in PARTS[:3]}
         decides = max(by_part, key=lambda part: abs(by_part[part]))
         if decides == "attention":
             return ""
         added = f"{by_part[decides]:+.2f} of the logit against {by_part['attention']:+.2f}"
         return f"Not attention but the {_called(decides)} decides here: {added} by attention."
+
+    def _no_word(self) -> str:
+        """The sentence of `note` where no word decides; else the empty string."""
+        spoken, marks = [0.0], [0.0]
+        for word in marking.repeats_joined(self.phrases):
+            (spoken if marking.is_spoken(word) else marks).append(abs(word.contribution))
+        sizes = {
+            "the bias, which says mostly how frequent the label is": abs(self.bias),
+            "what earlier segments add": abs(self.rest),
+            "punctuation": sum(marks),
+            "many of small weight together": sum(spoken),
+        }
+        decides = max(sizes, key=lambda name: sizes[name])
+        if max(spoken) >= LEAST_DECIDING * sizes[decides]:
+            return ""
+        added = f"{sizes[decides]:.2f} by size, against {max(spoken):.2f} by the strongest word"
+        return f"No word decides here but {decides}: {added}."
 
     def mention_rows(self, k: int = 10) -> list[tuple[str, str, float, float]]:
         """Phrase, where it comes from, its weight p and what it adds to the logit, summed over the
@@ -313,7 +340,8 @@ class Explanation:
 
     def __repr__(self) -> str:
         numbers = f"logit {self.logit:.2f}, score {self.score:.2f}"
-        return f"Explanation({self.label!r}, {len(self.spans)} tokens, {numbers})"
+        undecided = ", no word decides" if self._no_word() else ""
+        return f"Explanation({self.label!r}, {len(self.spans)} tokens, {numbers}{undecided})"
 
     def _repr_html_(self) -> str:
         head = f"<p><b>{escape(self.title())}</b>: {escape(self._head())}</p>"

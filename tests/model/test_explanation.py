@@ -260,6 +260,59 @@ def test_a_document_whose_words_all_add_nothing_names_one_of_them():
     assert weighing(math.nan)._repr_markdown_(), "of a model whose training diverged"
 
 
+def adding(*weights: float, text: str = "", **changes) -> Explanation:
+    """A document of as many words as weights, parted by commas; each word adds its weight."""
+    text = text or ", ".join(f"w{i}" for i in range(len(weights)))
+    places = [match.span() for match in re.finditer(r"\w+|\.", text)]
+    scored = [(*span, weight) for span, weight in zip(places, weights, strict=True)]
+    return Explanation("x", text, [], *np.zeros((3, 0)), scored=scored, **changes)
+
+
+NO_WORD = {
+    "the bias, which says mostly how frequent the label is": (
+        adding(0.3, -0.2, bias=-4.0),
+        "4.00 by size, against 0.30 by the strongest word",
+    ),
+    "what earlier segments add": (adding(0.01, rest=0.5), "0.50 by size, against 0.01"),
+    "punctuation": (adding(5, text="."), "5.00 by size, against 0.00"),
+    "many of small weight together": (
+        adding(*[0.5, -0.5] * 6, bias=-1.0),
+        "6.00 by size, against 0.50",
+    ),
+}
+
+
+@pytest.mark.parametrize("decides", NO_WORD)
+@pytest.mark.parametrize("kind", ["contribution", "attention"])
+def test_a_line_says_where_no_word_decides(decides, kind):
+    explanation, numbers = NO_WORD[decides]
+    explanation = explanation.at(kind=kind)
+    note = explanation.note()
+    assert note.startswith(f"No word decides here but {decides}: {numbers}")
+    assert explanation.lines(1)[1] == note and f"<p>{note}</p>" in explanation._repr_html_()
+    assert f"\n\n{note}\n\n" in explanation._repr_markdown_()
+    assert repr(explanation).endswith(", no word decides)")
+
+
+@pytest.mark.parametrize(
+    "explanation",
+    [
+        hand(),
+        adding(3),
+        adding(1, -5, bias=-9.0),
+        adding(*[0.5] * 10),
+        adding(0.4, bias=-4.0),
+        adding(0.0, 0.0),
+        adding(),
+    ],
+    ids=["one word", "alone", "against", "ten alike", "at the bound", "zeros", "nothing"],
+)
+def test_no_line_says_that_no_word_decides_where_one_does(explanation):
+    for one in (explanation, explanation.at(kind="attention")):
+        shown = [repr(one), one._repr_html_(), one._repr_markdown_(), *one.lines()]
+        assert not any("o word decides" in form for form in shown)
+
+
 def test_neighbours_that_speak_alike_form_a_phrase():
     text = "chronic kidney  disease , stage of kidney stone"
     added = {"chronic": 1, "kidney": 2, "disease": 2, "stage": 1, "of": 0.01, "stone": -1}
