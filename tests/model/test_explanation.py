@@ -414,6 +414,9 @@ def test_what_the_words_add_is_the_models_logit(contexts, stateful, prepared, ba
             bound = SLACK * rounding(size, 2 * len(one.spans) + 24, torch.float32)
             assert words + one.bias + one.rest == pytest.approx(one.logit, abs=1e-6 * size)
             assert one.logit == pytest.approx(logit, abs=bound)
+            *summands, (_, total) = json.loads(json.dumps(one.table(2)))
+            added = np.sum([numbers for _, numbers in summands], 0)
+            np.testing.assert_allclose(added, total, atol=1e-6 * size)
             carried = stateful == "v1" and text == LONG
             assert (0 < one.rest < 1) if carried else one.rest == 0
 

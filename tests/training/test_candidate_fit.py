@@ -131,6 +131,8 @@ def test_an_explanation_adds_up_to_the_logit(model, corpus):
     for label, _ in model.predict([text], k=WIDTH)[0]:
         explanation = model.explain(text, label)
         assert_within_rounding(explanation.logit, logits[names.index(label)], operations=200)
+        *summands, (_, total) = explanation.table(2)
+        assert sum(numbers[0] for _, numbers in summands) == pytest.approx(total[0], abs=1e-5)
     other = next(name for name in names if logits[names.index(name)] == -np.inf)
     assert np.isfinite(model.explain(text, other).logit)
 
