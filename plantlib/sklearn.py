@@ -179,7 +179,8 @@ class PlantClassifier(ClassifierMixin, BaseEstimator):
         dev_fraction: share of the documents of `fit` that becomes dev, which chooses epoch, gains,
             thresholds and calibration; not used where `fit` is given dev documents.
         rule: which labels `predict` accepts: "threshold", one chance for all labels; "labels", one
-            per label; "budget", the same number of labels for every document.
+            per label; "places", one per place of a document and number of labels expected in it;
+            "budget", the same number of labels for every document.
         by: the metric of dev that chooses the rule: "micro_f1", "macro_f1" or "sample_f1".
         config: every other option of a run, a `RunConfig`; None takes its defaults.
         credentialed: the texts are under a data use agreement: the model is saved to the data
@@ -191,7 +192,8 @@ class PlantClassifier(ClassifierMixin, BaseEstimator):
 
     Attributes:
         classes_: (L,) labels; the column numbers for a matrix without names.
-        thresholds_: (L,) chances from which `predict` accepts a label; None with a budget.
+        thresholds_: (L,) chances from which `predict` accepts a label; None with a
+            rule of kind "places" or "budget".
         rule_: the `LabelRule` that dev chose.
         model_: the trained `PlantModel`, for `explain`, `save_pretrained` and the best k labels.
         record_: the `RunRecord` of the fit, without test metrics.
@@ -331,7 +333,7 @@ class PlantClassifier(ClassifierMixin, BaseEstimator):
         """Accept labels by a rule from now on."""
         self.rule_ = rule
         self.thresholds_ = None
-        if self.rule != "budget":
+        if rule.has_cuts:
             cuts = rule.cuts(len(self.classes_))
             self.thresholds_ = chances(cuts, self.model_.config.calibration)
         return self
@@ -382,7 +384,7 @@ class PlantClassifier(ClassifierMixin, BaseEstimator):
     def predict(self, X: Sequence[str]) -> Any:
         """The labels of n texts that `rule_` accepts, in the form of `fit`'s y.
 
-        They are those whose chance reaches `thresholds_`, or the best ones of a budget.
+        They are those whose chance reaches `thresholds_`, where there are any.
         """
         scores = self.decision_function(X)
         if self.thresholds_ is None:

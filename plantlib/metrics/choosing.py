@@ -1,27 +1,33 @@
 """Choose a `LabelRule` on labelled documents; docs/method.md, "Label sets".
 
-One threshold, thresholds per label that are shrunk to it, or a budget of labels per document, each
-by the metric asked for; and the threshold of a promised recall, by split conformal risk control
-(Angelopoulos et al. 2024). The documents must not be those that the model was trained on. N
-documents, L labels, k places.
+One threshold, thresholds per label that are shrunk to it or per place and document, or a budget of
+labels per document, each by the metric asked for; and the threshold of a promised recall, by split
+conformal risk control (Angelopoulos et al. 2024). The documents must not be those that the model
+was trained on. N documents, L labels, k places.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import numpy as np
 from scipy import sparse
+from sklearn.linear_model import LogisticRegression
 
 from plantlib.metrics.documents import f1_scores, gold_matrix, hits, label_counts, tune_threshold
-from plantlib.metrics.label_rules import LabelRule
+from plantlib.metrics.label_rules import LabelRule, place_terms
 from plantlib.metrics.topk import TopK
 
-CHOSEN = ("threshold", "labels", "budget")
+CHOSEN = ("threshold", "labels", "places", "budget")
 METRICS = ("micro_f1", "macro_f1", "sample_f1")
 CUTS = 256  # thresholds tried where the best one has no closed form
 FOLDS = 5  # of the documents, to choose how far thresholds of labels are shrunk
 # documents with a label from which its own threshold weighs as much as the common one; infinity is
 # the common threshold alone
 SHRINKAGE = (np.inf, 300.0, 100.0, 30.0, 10.0, 3.0)
+HOPELESS = 6.0  # below the threshold, a place says nothing about where to cut
+LEAST_SLOPE = 1e-3  # of the chance of a place in its score, which divides the other slopes
 
 
 def metric(rule: LabelRule, topk: TopK, gold: sparse.csr_matrix, by: str) -> float:
@@ -71,7 +77,8 @@ def choose(
             "no gold label is among the best places of these documents; give documents with labels"
             " that the model knows"
         )
-    return {"threshold": _one, "labels": _each, "budget": _budget}[kind](topk, gold, by)
+    makers = {"threshold": _one, "labels": _each, "places": _placed, "budget": _budget}
+    return makers[kind](topk, gold, by)
 
 
 def _rule(kind: str, topk: TopK, by: str, value: float | None = None, **numbers) -> LabelRule:
@@ -99,23 +106,79 @@ def _budget(topk: TopK, gold: sparse.csr_matrix, by: str) -> LabelRule:
 
 
 def _each(topk: TopK, gold: sparse.csr_matrix, by: str) -> LabelRule:
-    """A threshold per label; documents that are held out choose how far they are shrunk."""
+    """A threshold per label, shrunk as far as held-out documents want it."""
+
+    def make(topk: TopK, gold: sparse.csr_matrix) -> list[LabelRule]:
+        threshold, cuts = _shrunk(topk, gold, by)
+        return [
+            _rule("labels", topk, by, threshold=threshold, thresholds=own.tolist()) for own in cuts
+        ]
+
+    return _best_held_out(make, topk, gold, by)
+
+
+def _placed(topk: TopK, gold: sparse.csr_matrix, by: str) -> LabelRule:
+    """A threshold per place and document, shifted as far as held-out documents want it."""
+    return _best_held_out(lambda *part: _shifted(*part, by), topk, gold, by)
+
+
+def _best_held_out(
+    make: Callable[[TopK, sparse.csr_matrix], list[LabelRule]],
+    topk: TopK,
+    gold: sparse.csr_matrix,
+    by: str,
+) -> LabelRule:
+    """The one of the rules that `make` returns which is best where others of its kind, made
+    without a fold of the documents, accept for that fold; the first of equal ones.
+    """
+    rules = make(topk, gold)
     fold = np.random.default_rng(0).permutation(len(topk.ids)) % FOLDS
-    accepted = np.zeros((len(SHRINKAGE), *topk.ids.shape), bool)
+    accepted = np.zeros((len(rules), *topk.ids.shape), bool)
     for i in np.unique(fold):
         outside, inside = fold != i, fold == i
         part = TopK(topk.ids[outside], topk.scores[outside])
         if not hits(part, gold[outside], part.k).any():
             continue
         held = TopK(topk.ids[inside], topk.scores[inside])
-        for j, cuts in enumerate(_shrunk(part, gold[outside], by)[1]):
-            accepted[j, inside] = held.scores.astype(np.float64) >= cuts[held.ids]
-    values = [_pooled(places, topk, gold, by) for places in accepted & (topk.ids >= 0)]
-    best = int(np.argmax(values))  # the strongest shrinkage of equal ones
-    threshold, cuts = _shrunk(topk, gold, by)
-    return _rule(
-        "labels", topk, by, values[best], threshold=threshold, thresholds=cuts[best].tolist()
-    )
+        for j, rule in enumerate(make(part, gold[outside])):
+            accepted[j, inside] = rule.in_places(held)
+    values = [_pooled(places, topk, gold, by) for places in accepted]
+    best = int(np.argmax(values))
+    return replace(rules[best], value=values[best])
+
+
+def _shifted(topk: TopK, gold: sparse.csr_matrix, by: str) -> list[LabelRule]:
+    """Rules of kind "places": the common threshold alone, and one moved by `_shift`."""
+    threshold = _one(topk, gold, by).threshold
+    scores = topk.scores.astype(np.float64)
+    terms = place_terms(scores, threshold)
+    shift = _shift(scores - threshold, terms, hits(topk, gold, topk.k))
+    # what is left of a score is cut as a score is
+    level = TopK.of_lists(topk.ids, scores - terms @ shift)
+    shift[0] = _one(level, gold, by).threshold - threshold
+    return [
+        _rule("places", topk, by, threshold=threshold, shift=one.tolist(), places=topk.k)
+        for one in (np.zeros_like(shift), shift)
+    ]
+
+
+def _shift(margin: np.ndarray, terms: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """(6,) by how much each of `place_terms` moves the score of equal chance, 0 for the constant.
+
+    A logistic regression of right places on the score and the terms.
+
+    Args:
+        margin: (N, k) scores minus the threshold; places far below it are left out.
+        terms: (N, k, 6).
+        right: (N, k) bool.
+    """
+    shift = np.zeros(terms.shape[2])
+    read = margin >= -HOPELESS
+    if 0 < right[read].sum() < read.sum():
+        x = np.column_stack([margin[read], terms[read][:, 1:]])
+        slopes = LogisticRegression(max_iter=1000).fit(x, right[read]).coef_[0]
+        shift[1:] = -slopes[1:] / max(slopes[0], LEAST_SLOPE)
+    return shift
 
 
 def _pooled(accepted: np.ndarray, topk: TopK, gold: sparse.csr_matrix, by: str) -> float:

@@ -11,10 +11,13 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
+from scipy.special import expit
 
 from plantlib.metrics.topk import TopK
 
-KINDS = ("threshold", "labels", "budget", "recall")
+KINDS = ("threshold", "labels", "places", "budget", "recall")
+
+LEAST_EXPECTED = 0.01  # labels of a document, so that a document without any has a logarithm
 
 
 @dataclass(frozen=True)
@@ -22,11 +25,14 @@ class LabelRule:
     """Which labels of a document are accepted.
 
     Attributes:
-        kind: "threshold", one cut for all labels; "labels", one per label; "budget", the same
-            number of labels for every document; "recall", one cut that keeps a promised recall.
+        kind: "threshold", one cut for all labels; "labels", one per label; "places", one per place
+            of a document and number of labels expected in it; "budget", the same number of labels
+            for every document; "recall", one cut that keeps a promised recall.
         threshold: logit from which a label is accepted; of "labels", the one that the others are
-            shrunk to.
+            shrunk to; of "places", the one that `shift` moves.
         thresholds: (L,) logits, of "labels".
+        shift: (6,) by how much each of `place_terms` raises the threshold, of "places".
+        places: best places of a document that can be accepted, of "places".
         budget: labels per document, of "budget".
         by: the metric that chose, None for "recall" and where nothing was chosen.
         value: that metric on the documents that chose; of "labels" on folds that were held out.
@@ -40,6 +46,8 @@ class LabelRule:
     kind: str = "threshold"
     threshold: float = 0.0
     thresholds: list[float] | None = None
+    shift: list[float] | None = None
+    places: int | None = None
     budget: int | None = None
     by: str | None = None
     value: float | None = None
@@ -50,6 +58,7 @@ class LabelRule:
         if self.kind not in KINDS:
             raise ValueError(f"rule={self.kind!r} is not known; use one of {', '.join(KINDS)}")
         needed = {"labels": self.thresholds, "budget": self.budget, "recall": self.recall}
+        needed["places"] = None if self.places is None else self.shift
         if self.kind in needed and needed[self.kind] is None:
             raise ValueError(f"a rule of kind {self.kind!r} lacks its numbers; choose it again")
 
@@ -71,14 +80,22 @@ class LabelRule:
         """The rule as JSON holds it, without what its kind does not use."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
+    @property
+    def has_cuts(self) -> bool:
+        """Whether a label is accepted by its own score alone."""
+        return self.kind not in ("budget", "places")
+
     def cuts(self, labels: int) -> np.ndarray:
         """(L,) float64 logits from which each of `labels` labels is accepted.
 
         Raises:
-            ValueError: the rule has no cuts ("budget"), or those of another number of labels.
+            ValueError: the rule has no cuts of labels ("budget", "places"), or those of another
+                number of labels.
         """
-        if self.kind == "budget":
-            raise ValueError("a budget of labels has no thresholds; read the accepted labels")
+        if not self.has_cuts:
+            raise ValueError(
+                f"a rule of kind {self.kind!r} has no thresholds of labels; read what it accepts"
+            )
         if self.thresholds is None:
             return np.full(labels, self.threshold)
         if len(self.thresholds) != labels:
@@ -93,17 +110,28 @@ class LabelRule:
         used = topk.ids >= 0
         if self.kind == "budget":
             return used & (np.arange(topk.k) < (self.budget or 0))
+        if self.kind == "places":
+            return used & self._above_places(topk.scores)
         cuts = self.threshold if self.thresholds is None else np.asarray(self.thresholds)[topk.ids]
         return used & (topk.scores.astype(np.float64) >= cuts)
 
     def accepts(self, scores: np.ndarray) -> np.ndarray:
         """(N, L) bool: whether each label is accepted, from all logits (N, L) of N documents."""
         labels = scores.shape[1]
-        if self.kind != "budget":
+        if self.has_cuts:
             return scores.astype(np.float64) >= self.cuts(labels)
+        best = TopK.from_dense(scores, min(self.budget or self.places or 1, labels))
         accepted = np.zeros(scores.shape, bool)
-        best = TopK.from_dense(scores, min(self.budget or 1, labels))
-        np.put_along_axis(accepted, best.ids.astype(np.int64), True, axis=1)
+        rows, places = np.nonzero(self.in_places(best))
+        accepted[rows, best.ids[rows, places]] = True
+        return accepted
+
+    def _above_places(self, scores: np.ndarray) -> np.ndarray:
+        """(N, k) bool, of sorted scores (N, k): which reach the threshold of their place."""
+        read = scores[:, : self.places].astype(np.float64)
+        cuts = self.threshold + place_terms(read, self.threshold) @ np.array(self.shift)
+        accepted = np.zeros(scores.shape, bool)
+        accepted[:, : self.places] = read >= cuts
         return accepted
 
     def __str__(self) -> str:
@@ -115,8 +143,25 @@ class LabelRule:
         words = {
             "threshold": f"threshold {self.threshold:.4f}",
             "labels": f"a threshold for each label around {self.threshold:.4f}",
+            "places": f"a threshold for each place and document around {self.threshold:.4f}",
             "budget": f"the {self.budget} best labels of each document",
         }[self.kind]
         if self.value is None:
             return words
         return f"{words}, chosen by {self.by} ({self.value:.4f}) on {self.documents:,} documents"
+
+
+def place_terms(scores: np.ndarray, threshold: float) -> np.ndarray:
+    """(N, k, 6) float64, what moves the threshold of a place: 1, p, e, p^2, p e and e^2.
+
+    p is the logarithm of the place, counted from 1, and e that of the expected number of labels of
+    the document, the sum over its k places of sigmoid(score - threshold).
+
+    Args:
+        scores: (N, k) float64 logits, best first; -inf in unused places.
+        threshold: of all labels.
+    """
+    expected = expit(scores - threshold).sum(1, keepdims=True)
+    e = np.broadcast_to(np.log(np.maximum(expected, LEAST_EXPECTED)), scores.shape)
+    p = np.broadcast_to(np.log(np.arange(1, scores.shape[1] + 1)), scores.shape)
+    return np.stack([np.ones(scores.shape), p, e, p * p, p * e, e * e], 2)

@@ -43,7 +43,7 @@ def choose(
         model: a PlantModel with a backbone.
         texts: N documents.
         gold: (N, L) their labels, in the columns of the model.
-        rule: "threshold", "labels" or "budget"; see `LabelRule`.
+        rule: "threshold", "labels", "places" or "budget"; see `LabelRule`.
         by: the metric that chooses; "micro_f1", "macro_f1" or "sample_f1".
         recall: promise this mean recall instead; see `choosing.promise_recall`.
         batch: documents read at a time.

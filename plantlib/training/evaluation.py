@@ -96,7 +96,8 @@ def judge(inputs: Inputs, dev: Scores, test: Scores | None) -> dict:
 
     Returns:
         the fields dataset, threshold, metrics and per_document of a RunRecord. Metrics that end in
-        `_by_label` have thresholds of labels, by micro F1 of dev.
+        `_by_label` have thresholds of labels, those that end in `_by_place` thresholds of places
+        and documents, by micro F1 of dev.
     """
     rows = inputs.rows
     dev_gold = inputs.corpus.labels[rows["dev"]]
@@ -107,11 +108,11 @@ def judge(inputs: Inputs, dev: Scores, test: Scores | None) -> dict:
     gold = inputs.corpus.labels[rows["test"]]
     extra_gold = inputs.extra_gold[rows["test"]]
     metrics = evaluate(test, gold, inputs.train_counts, len(rows["train"]), threshold, extra_gold)
-    counts = label_counts(test.topk, gold, choose(dev.topk, dev_gold, "labels"))
-    own = f1_scores(counts)
-    metrics |= {f"{name}_by_label": own[name] for name in ("micro_f1", "macro_f1")}
-    missed = f1_scores(counts, extra_gold.sum())
-    metrics["all/micro_f1_by_label"] = missed["micro_f1"]
+    for kind, end in (("labels", "_by_label"), ("places", "_by_place")):
+        counts = label_counts(test.topk, gold, choose(dev.topk, dev_gold, kind))
+        own = f1_scores(counts)
+        metrics |= {f"{name}{end}": own[name] for name in ("micro_f1", "macro_f1")}
+        metrics[f"all/micro_f1{end}"] = f1_scores(counts, extra_gold.sum())["micro_f1"]
     return chosen | {"metrics": metrics, "per_document": per_document(test, gold)}
 
 

@@ -144,8 +144,10 @@ def test_tune_keeps_a_rule_that_predict_and_evaluate_use(shop, capsys, tmp_path)
     before = numbers(call(capsys, "evaluate", shop / "model", *table, "dev")[1])["micro_f1"]
     assert call(capsys, "tune", model, *table, "dev")[0] == 0
     assert numbers(call(capsys, *evaluate)[1])["micro_f1"] == pytest.approx(before)
-    assert call(capsys, "tune", model, *table, "dev", "--rule", "labels")[0] == 0
-    assert PlantModel.from_pretrained(model).config.label_rule["kind"] == "labels"
+    for rule in ("labels", "places"):
+        assert call(capsys, "tune", model, *table, "dev", "--rule", rule)[0] == 0
+        assert PlantModel.from_pretrained(model).config.label_rule["kind"] == rule
+        assert numbers(call(capsys, *evaluate)[1])["micro_f1"] >= 0
 
     status, out, err = call(capsys, "tune", model, *table, "test", "--recall", "0.8")
     assert status == 0, err

@@ -12,7 +12,7 @@ from scipy import sparse
 
 from plantlib.metrics import choosing
 from plantlib.metrics.documents import Scores, evaluate
-from plantlib.metrics.label_rules import LabelRule
+from plantlib.metrics.label_rules import LabelRule, place_terms
 from plantlib.metrics.topk import TopK
 
 LABELS = 12
@@ -112,6 +112,50 @@ def test_thresholds_of_labels_gain_where_labels_differ_and_lose_little_where_the
         one, each = (f1(rule.accepts(scores[60:]), gold[60:], "micro_f1") for rule in rules)
         lost.append(one - each)
     assert np.mean(lost) < 0.01
+
+
+def uneven(count: int, spread: float, seed: int) -> tuple[np.ndarray, sparse.csr_matrix]:
+    """Documents of different numbers of labels, whose scores are `spread` too high or too low."""
+    rng = np.random.default_rng(seed)
+    truth = rng.normal(size=(count, LABELS)) - 1 + rng.normal(size=(count, 1))
+    wrong = spread * rng.normal(size=(count, 1)) + rng.normal(size=truth.shape)
+    return (2 * truth + wrong).astype(np.float32), sparse.csr_matrix((truth > 0).astype(int))
+
+
+def test_thresholds_of_places_gain_where_documents_differ_and_lose_little_where_they_do_not():
+    scores, gold = uneven(3000, 3, 0)
+    topk, held = TopK.from_dense(scores[:1500], LABELS), gold[1500:].toarray()
+    one, placed = (choosing.choose(topk, gold[:1500], kind) for kind in ("threshold", "places"))
+    better = f1(placed.accepts(scores[1500:]), held, "micro_f1")
+    assert better > f1(one.accepts(scores[1500:]), held, "micro_f1") + 0.02
+    # the value of dev comes from held-out folds, so that other documents keep it
+    assert placed.value == pytest.approx(better, abs=0.02)
+    lost = []
+    for seed in range(8):
+        scores, gold = uneven(1060, 0, seed)
+        topk, held = TopK.from_dense(scores[:60], LABELS), gold[60:].toarray()
+        rules = [choosing.choose(topk, gold[:60], kind) for kind in ("threshold", "places")]
+        one, placed = (f1(rule.accepts(scores[60:]), held, "micro_f1") for rule in rules)
+        lost.append(one - placed)
+    assert np.mean(lost) < 0.01
+
+
+def test_the_threshold_of_a_place_follows_from_its_terms():
+    scores = np.array([[2.0, 1.0, -1.0], [5.0, -4.0, -np.inf]])
+    terms = place_terms(scores, 1.0)
+    expected = np.log((1 / (1 + np.exp(-(scores - 1.0)))).sum(1))
+    for i, e in enumerate(expected):
+        for j, p in enumerate(np.log([1, 2, 3])):
+            assert terms[i, j] == pytest.approx([1, p, e, p * p, p * e, e * e])
+    # a second place must be .5 above the threshold, a third .79
+    rule = LabelRule("places", threshold=1.0, shift=[0, 0.5 / np.log(2), 0, 0, 0, 0], places=3)
+    assert rule.accepts(np.array([[3.0, 1.6, 1.4, 0.9], [1.9, 1.7, 1.6, 1.2]])).tolist() == [
+        [True, True, False, False],
+        [True, True, False, False],
+    ]
+    assert rule.accepts(np.array([[-np.inf, 3.0, -np.inf, -np.inf]])).tolist() == [
+        [False, True, False, False]
+    ]
 
 
 def test_a_threshold_is_shrunk_by_the_documents_of_its_label(documents):

@@ -354,11 +354,11 @@ def test_corpus_without_a_test_split_is_refused_before_any_work(backbone_folder,
     assert not list(tmp_path.iterdir())
 
 
-def test_thresholds_of_labels_are_measured_beside_one_for_all(grid, prepared):
+def test_thresholds_of_labels_and_places_are_measured_beside_one_for_all(grid, prepared):
     unseen = prepared.extra_gold[prepared.rows["test"]].sum()
     for record in grid[0]:
         metrics = record.metrics
-        for end in ("", "_by_label"):
+        for end in ("", "_by_label", "_by_place"):
             lower, f1 = metrics[f"all/micro_f1{end}"], metrics[f"micro_f1{end}"]
             assert (lower < f1) if unseen and f1 else lower == pytest.approx(f1)
             assert 0 <= metrics[f"macro_f1{end}"] <= 1
