@@ -67,6 +67,84 @@ def points(found: dict, name: str = "value") -> str:
     return f"{value:+z.1f} [{low:+z.1f}, {high:+z.1f}]"
 
 
+def in_words(groups: list[Group], results: str | Path | None = None) -> str:
+    """One Markdown paragraph: the answers by nDCG@5, a sentence per question that has one; "" where
+    no study has run.
+
+    Args:
+        groups: `report.groups` of the records of results/runs.
+        results: the folder of the studies; results/ of the checkout when None.
+    """
+    results = Path(results or checkout() / "results")
+    sentences = [
+        _shares_in_words(results),
+        _sizes_in_words(results),
+        _marks_in_words(results),
+        _languages_in_words(results),
+    ]
+    if shares := costs.shares(groups):
+        sentences.append(f"Counting and planting are {shares} of a run.")
+    return " ".join(filter(None, sentences))
+
+
+def _shares_in_words(results: Path) -> str:
+    parts = []
+    for corpus, named in by_corpus(steps.load(results, transplants.STUDY)).items():
+        files = [file for _, file in named if transplants.is_whole(file)]
+        of = transplants.effects(files, "ndcg@5").set_index("effect") if files else None
+        if of is not None and "mediated share" in of.index:
+            share, low, high = (
+                100 * of.loc["mediated share", name] for name in ("value", "low", "high")
+            )
+            parts.append(f"{share:.0f} % [{low:.0f}, {high:.0f}] on {corpus}")
+    if not parts:
+        return ""
+    share = " and ".join(parts)
+    return f"Attention alone, put into the unplanted model, brings {share} of what planting gains."
+
+
+def _sizes_in_words(results: Path) -> str:
+    sentences = []
+    for tuning, how in (("frozen", "frozen"), ("lora", "with LoRA")):
+        found = bigger_backbone.effects(bigger_backbone.load(results, tuning))
+        for start, rows in found.groupby("start", sort=False) if len(found) else ():
+            of = rows[rows["metric"] == "ndcg@5"].set_index("effect").to_dict("index")
+            small, instead, both = (
+                points(of[name], "difference")
+                for name in ("planting in the small one", "the bigger one instead", "both")
+            )
+            sentences.append(
+                f"Planting {start} in the small backbone, {how}, gains {small} points of nDCG@5, a"
+                f" backbone of five times the size in its place {instead}, both {both}."
+            )
+    return " ".join(sentences)
+
+
+def _marks_in_words(results: Path) -> str:
+    sentences = []
+    for file in steps.load(results, frequency.STUDY).values():
+        of = frequency.table(file).set_index(["system", "measure"]).to_dict("index")
+        pair = [of.get(("planted, after training", m)) for m in (frequency.GOLD, frequency.PARTIAL)]
+        if None not in pair:
+            plain, fixed = map(_correlation, pair)
+            sentences.append(
+                "Trained planted attention goes with the marked words of"
+                f" {file['about']['dataset']['name']} by a rank correlation of {plain}, with word"
+                f" frequency held fixed of {fixed}."
+            )
+    return " ".join(sentences)
+
+
+def _languages_in_words(results: Path) -> str:
+    found = languages.effects(languages.load(results))
+    sentences = []
+    for start, rows in found.groupby("start", sort=False) if len(found) else ():
+        of = rows[rows["metric"] == "ndcg@5"].to_dict("records")
+        texts = [f"{r['language']} {points(r, 'difference')}" for r in of]
+        sentences.append(f"By language, planting {start} gains: {', '.join(texts)}.")
+    return " ".join(sentences)
+
+
 def by_corpus(files: dict[str, dict]) -> dict[str, list[tuple[str, dict]]]:
     """Files of a study by the corpus that they name, as (file name, contents)."""
     found: dict[str, list[tuple[str, dict]]] = {}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from companion.report import costs, report
-from companion.studies import bigger_backbone, frequency, questions, steps, transplants
+from companion.studies import bigger_backbone, frequency, languages, questions, steps, transplants
 from plantlib.utils.io import write_json
 from tests.companion.report.test_report import record
 
@@ -106,6 +106,36 @@ def test_correlations_with_words_are_listed_by_measure(tmp_path):
     answer, runs = questions.words(tmp_path)
     assert "**tf-idf, toy** (1): planted, before training +0.20" in answer
     assert "Trained attention was not measured." in answer and runs == "frequency-toy"
+
+
+def test_one_paragraph_has_a_sentence_for_every_answer(tmp_path):
+    assert questions.in_words([], tmp_path) == ""
+    folder = tmp_path / steps.FOLDER
+    write_json(folder / "transplants-toy-s0.json", transplant_file(0.3, 0.1))
+    nothing = transplant_file(0.0, 0.0) | {"about": {"dataset": {"name": "other"}}}
+    write_json(folder / "transplants-other-s0.json", nothing)
+    values = {m: [0.1, 0.3, 0.2] for m in frequency.MEASURES}
+    file = {"about": ABOUT, "steps": {"seed 0": {"planted, after training": values}}}
+    write_json(folder / "frequency-toy.json", file)
+    for data, backbone, start, value, study in (
+        ("codiesp", "minilm", "random", 0.4, bigger_backbone.STUDY),
+        ("codiesp", "minilm", "lookup", 0.5, bigger_backbone.STUDY),
+        ("codiesp", "mpnet", "random", 0.6, bigger_backbone.STUDY),
+        ("codiesp", "mpnet", "lookup", 0.65, bigger_backbone.STUDY),
+        ("codiesp", "minilm", "random", 0.4, languages.STUDY),
+        ("codiesp", "minilm", "lookup", 0.5, languages.STUDY),
+        ("codiesp-es", "minilm", "random", 0.2, languages.STUDY),
+        ("codiesp-es", "minilm", "lookup", 0.6, languages.STUDY),
+    ):
+        one = record(start, 0, value, data=data, backbone=backbone)
+        one.params.update(max_tokens=128, tuning="frozen")
+        one.save(folder / study)
+    text = questions.in_words([], tmp_path)
+    assert "brings 75 % [75, 75] on toy of what planting gains" in text
+    assert "frozen, gains +10.0 [+10.0, +10.0] points of nDCG@5" in text
+    assert "in its place +20.0 [+20.0, +20.0], both +25.0" in text
+    assert "marked words of toy by a rank correlation of +0.20" in text
+    assert "planting lookup gains: Spanish +40.0" in text and "English +10.0" in text
 
 
 def test_costs_have_seconds_shares_and_milliseconds():
