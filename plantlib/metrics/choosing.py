@@ -114,37 +114,58 @@ def _each(topk: TopK, gold: sparse.csr_matrix, by: str) -> LabelRule:
             _rule("labels", topk, by, threshold=threshold, thresholds=own.tolist()) for own in cuts
         ]
 
-    return _best_held_out(make, topk, gold, by)
+    accepted, _ = _held_out(make, topk, gold)
+    values = [_pooled(places, topk, gold, by) for places in accepted]
+    best = int(np.argmax(values))  # the strongest shrinkage of equal ones
+    return replace(make(topk, gold)[best], value=values[best])
 
 
 def _placed(topk: TopK, gold: sparse.csr_matrix, by: str) -> LabelRule:
-    """A threshold per place and document, shifted as far as held-out documents want it."""
-    return _best_held_out(lambda *part: _shifted(*part, by), topk, gold, by)
-
-
-def _best_held_out(
-    make: Callable[[TopK, sparse.csr_matrix], list[LabelRule]],
-    topk: TopK,
-    gold: sparse.csr_matrix,
-    by: str,
-) -> LabelRule:
-    """The one of the rules that `make` returns which is best where others of its kind, made
-    without a fold of the documents, accept for that fold; the first of equal ones.
+    """A threshold per place and document, or the common one unless held-out documents gain by more
+    than one standard error over folds.
     """
-    rules = make(topk, gold)
+
+    def make(topk: TopK, gold: sparse.csr_matrix) -> list[LabelRule]:
+        return _shifted(topk, gold, by)
+
+    accepted, fold = _held_out(make, topk, gold)
+    gains = []
+    for i in np.unique(fold):
+        inside = fold == i
+        part = TopK(topk.ids[inside], topk.scores[inside])
+        common, shifted = (_pooled(a[inside], part, gold[inside], by) for a in accepted)
+        gains.append(shifted - common)
+    error = np.std(gains, ddof=1) / np.sqrt(len(gains)) if len(gains) > 1 else np.inf
+    best = int(np.mean(gains) > error)
+    value = _pooled(accepted[best], topk, gold, by)
+    return replace(make(topk, gold)[best], value=value)
+
+
+def _held_out(
+    make: Callable[[TopK, sparse.csr_matrix], list[LabelRule]], topk: TopK, gold: sparse.csr_matrix
+) -> tuple[np.ndarray, np.ndarray]:
+    """What rules accept in documents that did not make them.
+
+    Args:
+        make: best places and gold labels of some documents -> R rules.
+        topk, gold: of N documents.
+
+    Returns:
+        (R, N, k) bool, each fold by the rules of the others; and (N,) the fold.
+    """
     fold = np.random.default_rng(0).permutation(len(topk.ids)) % FOLDS
-    accepted = np.zeros((len(rules), *topk.ids.shape), bool)
+    parts = {}
     for i in np.unique(fold):
         outside, inside = fold != i, fold == i
         part = TopK(topk.ids[outside], topk.scores[outside])
-        if not hits(part, gold[outside], part.k).any():
-            continue
         held = TopK(topk.ids[inside], topk.scores[inside])
-        for j, rule in enumerate(make(part, gold[outside])):
-            accepted[j, inside] = rule.in_places(held)
-    values = [_pooled(places, topk, gold, by) for places in accepted]
-    best = int(np.argmax(values))
-    return replace(rules[best], value=values[best])
+        if hits(part, gold[outside], part.k).any():
+            parts[i] = [rule.in_places(held) for rule in make(part, gold[outside])]
+    rules = next(iter(parts.values()), None) or make(topk, gold)
+    accepted = np.zeros((len(rules), *topk.ids.shape), bool)
+    for i, part in parts.items():
+        accepted[:, fold == i] = part
+    return accepted, fold
 
 
 def _shifted(topk: TopK, gold: sparse.csr_matrix, by: str) -> list[LabelRule]:

@@ -158,6 +158,13 @@ def test_the_threshold_of_a_place_follows_from_its_terms():
     ]
 
 
+def test_rules_that_documents_choose_hold_for_one_document_too():
+    topk = TopK.from_dense(np.array([[2.0, 1.0, -1.0]], np.float32), 3)
+    for kind in choosing.CHOSEN:
+        rule = choosing.choose(topk, sparse.csr_matrix([[1, 0, 0]]), kind)
+        assert rule.in_places(topk).tolist()[0][0]
+
+
 def test_a_threshold_is_shrunk_by_the_documents_of_its_label(documents):
     scores, topk, gold = documents
     common, shrunk = choosing._shrunk(topk, gold, "macro_f1")
