@@ -83,7 +83,10 @@ def blocks(
         "ablations": effects(records),
         "curves": curves(learning_curves.frame(records)),
         "leak": leak(leak_audit.gains(records)),
-        "contributions": contributions.markdown(results / "contributions.json"),
+        "contributions": "\n\n".join(
+            contributions.markdown(results / f"{name}.json")
+            for name in ("contributions", "contributions-minilm")
+        ),
         "backbones": backbone_report.markdown(backbone_report.groups(records)),
         "first-version": awd_report.markdown(records),
         "published": verdicts.published_table(verdicts.paper_vs_ours(paper, groups, results)),
