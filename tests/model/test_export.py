@@ -220,6 +220,16 @@ def test_eight_bits_change_scores_a_little_and_make_the_graph_smaller(model, exp
     assert names == ["contents.json", "export.json", "model.onnx", "tokenizer.json", "words.json"]
 
 
+def test_eight_bits_keep_planted_phrases(corpus, backbone_folder, tmp_path):
+    model = with_phrases(corpus, backbone_folder, "evidence+phrases+linear", tmp_path)
+    small = export.to_onnx(model, tmp_path / "graph", int8=True)
+    assert (small / "phrases.json").is_file()
+    read, texts = reader(small), documents()[:40]
+    expected = torch.cat(list(reading.logits(model, texts))).numpy()
+    apart = np.abs(np.stack([read(text)[0] for text in texts]) - expected)
+    assert 0 < apart.mean() < 0.05 * expected.std()
+
+
 def test_a_folder_of_something_else_is_not_replaced(model, tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(ValueError, match="is no onnx export"):
