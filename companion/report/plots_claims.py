@@ -197,6 +197,33 @@ def word_weights(frame: pandas.DataFrame, measures: dict[str, str]) -> Axes:
     return axes[0, 0]
 
 
+def effect_panels(frame: pandas.DataFrame, label: str) -> Axes:
+    """Effects with 95 % intervals, a panel per comparison and a row per effect.
+
+    Args:
+        frame: columns panel, effect, value, low and high; the last three in fractions.
+        label: of the common axis, in points.
+    """
+    import matplotlib.pyplot as plt
+
+    _need(frame, "panel", "effect", "value", "low", "high")
+    style()
+    names, effects = frame["panel"].unique(), frame["effect"].unique()
+    size = (2.6 * len(names) + 2.0, 1.5 + 0.34 * len(effects))
+    fig, axes = plt.subplots(1, len(names), figsize=size, sharey=True, squeeze=False)
+    place = {effect: i for i, effect in enumerate(effects)}
+    for ax, (name, rows) in zip(axes[0], frame.groupby("panel", sort=False), strict=True):
+        y = [place[effect] for effect in rows["effect"]]
+        ax.hlines(y, 100 * rows["low"], 100 * rows["high"], color=OTHERS[1])
+        ax.plot(100 * rows["value"], y, "o", color=OTHERS[1])
+        ax.axvline(0, color="#333333", linewidth=0.8)
+        ax.set_title(name, fontsize=10)
+        ax.tick_params(labelsize=9)
+    axes[0, 0].set(yticks=range(len(effects)), yticklabels=effects, ylim=(len(effects) - 0.5, -0.5))
+    fig.supxlabel(f"{label}, points (95 % interval)", fontsize=10)
+    return axes[0, 0]
+
+
 def planted_mass(frame: pandas.DataFrame, ax: Axes | None = None) -> Axes:
     """Attention that planting gives the words of a document's own labels, by the number of training
     documents of the label, a line per way of reading.

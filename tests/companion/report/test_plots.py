@@ -345,3 +345,18 @@ def test_names_of_users_are_no_formulas(name):
         ax.figure.canvas.draw()
         texts = [text.get_text() for text in ax.findobj(Text)]
         assert any(name in text.replace(r"\$", "$") for text in texts), "the name is shown"
+
+
+def test_effects_stand_in_the_row_and_panel_of_their_name():
+    frame = pd.DataFrame(
+        [("a", "whole", 0.1, 0.0, 0.2), ("a", "part", 0.05, 0.01, 0.1), ("b", "part", -1, -2, 0)],
+        columns=["panel", "effect", "value", "low", "high"],
+    )
+    first, second = plots_claims.effect_panels(frame, "gain").figure.axes
+    assert [t.get_text() for t in first.get_yticklabels()] == ["whole", "part"]
+    assert first.lines[0].get_xydata().tolist() == [[10, 0], [5, 1]]
+    assert second.get_title() == "b" and second.lines[0].get_xydata().tolist() == [[-100, 1]]
+    ends = second.collections[0].get_segments()[0][:, 0]
+    assert ends.tolist() == [-200, 0]
+    with pytest.raises(ValueError, match="high"):
+        plots_claims.effect_panels(frame.drop(columns="high"), "gain")
