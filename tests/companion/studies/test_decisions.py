@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from companion.studies import decisions
+from plantlib.metrics import choosing
 from plantlib.utils.io import read_json
 
 pytestmark = pytest.mark.filterwarnings("ignore:dev has .* right labels")
@@ -21,7 +22,7 @@ def test_a_corpus_is_measured_once(corpus, tmp_path, monkeypatch, capsys):
     assert decisions.main([folder, "--file", "numbers.json"]) == 0
     (row,) = read_json(tmp_path / "numbers.json")
     assert row["documents"] == {"train": 55, "dev": 20, "test": 20}
-    assert len(row["rules"]) == 6
+    assert len(row["rules"]) == 2 * len(choosing.CHOSEN)
     assert all(0 <= x <= 1 for rule in row["rules"].values() for x in rule.values())
     shares = [row["review"][f"first {share:.0%}"] for share in decisions.SHARES]
     assert shares == sorted(shares) and shares[-1] <= 1
