@@ -83,7 +83,7 @@ def in_words(groups: list[Group], results: str | Path | None = None) -> str:
         _languages_in_words(results),
     ]
     if shares := costs.shares(groups):
-        sentences.append(f"Counting and planting are {shares} of a run.")
+        sentences.append(f"Counting and planting take {shares}.")
     return " ".join(filter(None, sentences))
 
 
