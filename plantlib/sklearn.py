@@ -179,8 +179,8 @@ class PlantClassifier(ClassifierMixin, BaseEstimator):
         dev_fraction: share of the documents of `fit` that becomes dev, which chooses epoch, gains,
             thresholds and calibration; not used where `fit` is given dev documents.
         rule: which labels `predict` accepts: "threshold", one chance for all labels; "labels", one
-            per label; "places", one per place of a document and number of labels expected in it;
-            "budget", the same number of labels for every document.
+            per label; "places", one that depends on a label's place and on how many labels are
+            expected in the document; "budget", the same number of labels for every document.
         by: the metric of dev that chooses the rule: "micro_f1", "macro_f1" or "sample_f1".
         config: every other option of a run, a `RunConfig`; None takes its defaults.
         credentialed: the texts are under a data use agreement: the model is saved to the data

@@ -71,7 +71,7 @@ def run(
     """
     results = Path(results or checkout() / "results")
     loading.locate(BIG)
-    folder = steps.records_folder(results, STUDY, force)
+    folder = steps.records_folder(results, folder_of(tuning), force)
     config = RunConfig(tuning=tuning, train=TrainConfig(epochs=epochs))
     if tuning == "lora":
         config = replace(config, lora=LoraOptions(dropout=0.0))  # takes a quarter less time
@@ -173,24 +173,30 @@ def costs(results: str | Path, records: Sequence[RunRecord]) -> dict[str, dict[s
         seconds of a run in which nothing is planted and there is no linear score); only what is
         known.
     """
-    found: dict[str, dict[str, float]] = {}
+    read: dict[str, dict[str, float]] = {}
     for path in sorted((Path(results) / steps.FOLDER).glob(f"{STUDY}-*.json")):
-        for backbone, step in read_json(path)["steps"].items():
-            found[backbone] = {
-                "parameters": step["parameters"],
-                "reading": step["seconds_a_document"],
-            }
-    for backbone in found:
+        read |= read_json(path)["steps"]
+    found: dict[str, dict[str, float]] = {}
+    for backbone in dict.fromkeys(r.backbone for r in records):
+        own = [r for r in records if r.backbone == backbone]
+        about = found[backbone] = {}
+        if backbone in read:
+            about["parameters"] = read[backbone]["parameters"]
+        if backbone in read and all(r.params.get("tuning") == "frozen" for r in own):
+            about["reading"] = read[backbone]["seconds_a_document"]
         spent = [
-            r.times["train_cpu"]
-            for r in records
-            if (r.backbone, r.system) == (backbone, "random") and "train_cpu" in r.times
+            r.times["train_cpu"] for r in own if r.system == "random" and "train_cpu" in r.times
         ]
         if spent:
-            found[backbone]["training"] = float(np.mean(spent))
+            about["training"] = float(np.mean(spent))
     return found
 
 
 def load(results: str | Path, tuning: str = "frozen") -> list[RunRecord]:
     """The records of the study with one tuning; none where it has not run."""
-    return [r for r in steps.records(results, STUDY) if r.params.get("tuning") == tuning]
+    return steps.records(results, folder_of(tuning))
+
+
+def folder_of(tuning: str) -> str:
+    """The folder of the records with one tuning, below results/questions/."""
+    return STUDY if tuning == "frozen" else f"{STUDY}_{tuning}"

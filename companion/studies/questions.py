@@ -68,8 +68,7 @@ def points(found: dict, name: str = "value") -> str:
 
 
 def in_words(groups: list[Group], results: str | Path | None = None) -> str:
-    """One Markdown paragraph: the answers by nDCG@5, a sentence per question that has one; "" where
-    no study has run.
+    """One Markdown paragraph: the answers by nDCG@5, for each study and start that has run.
 
     Args:
         groups: `report.groups` of the records of results/runs.
@@ -141,7 +140,7 @@ def _languages_in_words(results: Path) -> str:
     for start, rows in found.groupby("start", sort=False) if len(found) else ():
         of = rows[rows["metric"] == "ndcg@5"].to_dict("records")
         texts = [f"{r['language']} {points(r, 'difference')}" for r in of]
-        sentences.append(f"By language, planting {start} gains: {', '.join(texts)}.")
+        sentences.append(f"In points of nDCG@5 planting {start} gains: {', '.join(texts)}.")
     return " ".join(sentences)
 
 
@@ -199,7 +198,7 @@ def two_sizes(results: Path, tuning: str) -> tuple[str, str]:
     if found.empty:
         return NOT_RUN.format("bigger-backbone"), "-"
     parts = [
-        f"{name}, {about['parameters'] / 1e6:.0f} M parameters: {_price_of(about, tuning)}"
+        f"{name}{_price_of(about)}"
         for name, about in bigger_backbone.costs(results, records).items()
         if "training" in about
     ]
@@ -212,16 +211,18 @@ def two_sizes(results: Path, tuning: str) -> tuple[str, str]:
         seeds = rows["seeds"].iloc[0]
         about = f"{start} against {languages.PAIRS[start]}, {NAMES[metric]}"
         parts.append(f"**{about}** ({seeds}): {'; '.join(texts)}.")
-    folder = f"{steps.FOLDER}/{bigger_backbone.STUDY}"
+    folder = f"{steps.FOLDER}/{bigger_backbone.folder_of(tuning)}"
     return " ".join(parts), f"{folder}, {len(records)} records"
 
 
-def _price_of(about: dict[str, float], tuning: str) -> str:
-    """What a backbone costs, in words; about: an entry of `bigger_backbone.costs`."""
-    training = f"{about['training']:,.0f} CPU s of training"
-    if tuning == "frozen":
-        return f"{1000 * about['reading']:,.0f} CPU ms to read a document, once, and {training}"
-    return training
+def _price_of(about: dict[str, float]) -> str:
+    """The size of a backbone and what it costs; about: an entry of `bigger_backbone.costs`."""
+    text = ": "
+    if "parameters" in about:
+        text = f", {about['parameters'] / 1e6:.0f} M parameters: "
+    if "reading" in about:
+        text += f"{1000 * about['reading']:,.0f} CPU ms to read a document, once, and "
+    return f"{text}{about['training']:,.0f} CPU s of training"
 
 
 def tuned(records: Iterable[RunRecord], dataset: str = "codiesp") -> tuple[str, str]:

@@ -287,9 +287,9 @@ promised only by documents that dev did not hold either.""",
     about = "documents to read (default: all of a table without --split, else dev)"
     add("--on", choices=("all", "dev", "test"), help=about)
     about = (
-        "threshold: one for all labels; labels: one per label, shrunk to it; places: one per place"
-        " of a document and number of labels expected in it; budget: the same number of labels for"
-        " every document (default: threshold)"
+        "threshold: one for all labels; labels: one per label, shrunk to it; places: one that"
+        " depends on a label's place and on how many labels are expected in the document; budget:"
+        " the same number of labels for every document (default: threshold)"
     )
     add("--rule", choices=("threshold", "labels", "places", "budget"), help=about)
     about = "the measure that chooses (default: micro_f1)"

@@ -22,7 +22,7 @@ from plantlib.metrics.topk import TopK
 CHOSEN = ("threshold", "labels", "places", "budget")
 METRICS = ("micro_f1", "macro_f1", "sample_f1")
 CUTS = 256  # thresholds tried where the best one has no closed form
-FOLDS = 5  # of the documents, to choose how far thresholds of labels are shrunk
+FOLDS = 5  # of the documents, to choose how far thresholds of labels or places are moved
 # documents with a label from which its own threshold weighs as much as the common one; infinity is
 # the common threshold alone
 SHRINKAGE = (np.inf, 300.0, 100.0, 30.0, 10.0, 3.0)
@@ -121,8 +121,8 @@ def _each(topk: TopK, gold: sparse.csr_matrix, by: str) -> LabelRule:
 
 
 def _placed(topk: TopK, gold: sparse.csr_matrix, by: str) -> LabelRule:
-    """A threshold per place and document, or the common one unless held-out documents gain by more
-    than one standard error over folds.
+    """A threshold per place and document where held-out folds gain by it, on average, by more than
+    one standard error; else the common one.
     """
 
     def make(topk: TopK, gold: sparse.csr_matrix) -> list[LabelRule]:

@@ -17,6 +17,7 @@ from plantlib.metrics.topk import TopK
 
 KINDS = ("threshold", "labels", "places", "budget", "recall")
 
+TERMS = 6  # of `place_terms`
 LEAST_EXPECTED = 0.01  # labels of a document, so that a document without any has a logarithm
 
 
@@ -25,9 +26,10 @@ class LabelRule:
     """Which labels of a document are accepted.
 
     Attributes:
-        kind: "threshold", one cut for all labels; "labels", one per label; "places", one per place
-            of a document and number of labels expected in it; "budget", the same number of labels
-            for every document; "recall", one cut that keeps a promised recall.
+        kind: "threshold", one cut for all labels; "labels", one per label; "places", one that
+            depends on a label's place and on how many labels are expected in the document;
+            "budget", the same number of labels for every document; "recall", one cut that keeps a
+            promised recall.
         threshold: logit from which a label is accepted; of "labels", the one that the others are
             shrunk to; of "places", the one that `shift` moves.
         thresholds: (L,) logits, of "labels".
@@ -35,7 +37,8 @@ class LabelRule:
         places: best places of a document that can be accepted, of "places".
         budget: labels per document, of "budget".
         by: the metric that chose, None for "recall" and where nothing was chosen.
-        value: that metric on the documents that chose; of "labels" on folds that were held out.
+        value: that metric on the documents that chose; of "labels" and "places" on folds that
+            were held out.
         recall: promised recall, of "recall".
         documents: how many documents chose.
 
@@ -61,6 +64,10 @@ class LabelRule:
         needed["places"] = None if self.places is None else self.shift
         if self.kind in needed and needed[self.kind] is None:
             raise ValueError(f"a rule of kind {self.kind!r} lacks its numbers; choose it again")
+        if self.shift is not None and len(self.shift) != TERMS:
+            raise ValueError(
+                f"a shift of {len(self.shift)} numbers, wanted {TERMS}; choose it again"
+            )
 
     @classmethod
     def of(cls, about: Mapping[str, Any] | None, threshold: float) -> LabelRule:
@@ -146,6 +153,8 @@ class LabelRule:
             "places": f"a threshold for each place and document around {self.threshold:.4f}",
             "budget": f"the {self.budget} best labels of each document",
         }[self.kind]
+        if self.kind == "places" and not any(self.shift or ()):
+            words = f"threshold {self.threshold:.4f}, since held-out places gain nothing by others"
         if self.value is None:
             return words
         return f"{words}, chosen by {self.by} ({self.value:.4f}) on {self.documents:,} documents"

@@ -76,7 +76,7 @@ def test_a_bigger_backbone_stands_beside_planting(tmp_path):
     ],
 )
 def test_a_bigger_backbone_has_its_effects_and_its_price(tuning, begin, price, tmp_path):
-    folder = tmp_path / steps.FOLDER / bigger_backbone.STUDY
+    folder = tmp_path / steps.FOLDER / bigger_backbone.folder_of(tuning)
     values = {"minilm": (0.4, 0.5), "mpnet": (0.6, 0.65)}
     for seed in (0, 1):
         for backbone, pair in values.items():
@@ -96,7 +96,7 @@ def test_a_bigger_backbone_has_its_effects_and_its_price(tuning, begin, price, t
     assert "planting in the bigger one +5.0" in answer
     assert answer.startswith(f"{begin}, 128 tokens of codiesp. minilm, 23 M parameters: ")
     assert f"mpnet, 109 M parameters: {price}" in answer
-    assert runs == "questions/bigger_backbone, 8 records"
+    assert runs == f"questions/{folder.name}, 8 records"
 
 
 def test_correlations_with_words_are_listed_by_measure(tmp_path):
