@@ -76,6 +76,19 @@ def test_predict_is_predict_proba_cut_at_the_thresholds(fitted, documents):
     assert fitted.record_.metrics == {} and fitted.record_.dataset["test"] == 0
 
 
+@pytest.mark.parametrize("rule", ["places", "budget"])
+def test_predict_accepts_by_a_rule_without_thresholds(rule, quick, documents, tmp_path):
+    texts, labels, held, truth = documents
+    model = clone(quick).set_params(rule=rule).fit(texts, labels)
+    accepted = model.predict(held)
+    assert model.thresholds_ is None and model.rule_.kind == rule
+    assert np.array_equal(accepted, model.rule_.accepts(model.decision_function(held)))
+    joblib.dump(model, tmp_path / "model")
+    assert np.array_equal(joblib.load(tmp_path / "model").predict(held), accepted)
+    model.partial_fit(held, truth)
+    assert model.rule_.kind == rule and model.thresholds_ is None
+
+
 def test_every_form_of_labels_trains_the_same_model(classifier, fitted, documents):
     texts, labels, held, truth = documents
     expected = fitted.predict_proba(held)
