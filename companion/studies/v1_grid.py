@@ -315,9 +315,9 @@ def _both(
         ensemble = RunRecord.load(path)
         if ensemble.params["made_of"] == made_of(records):
             return [*records, ensemble]
-    for direction, model in models.items():
+    for i, (direction, model) in enumerate(models.items()):
         if model is None:
             again = run_system(ready[direction], system, seed, config, again=True, **options)
-            models[direction] = again[1]
+            records[i], models[direction] = again
     members = [(ready[direction], model) for direction, model in models.items()]
     return [*records, run_ensemble(members, results=results, notebook=notebook)[0]]

