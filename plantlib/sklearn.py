@@ -192,8 +192,8 @@ class PlantClassifier(ClassifierMixin, BaseEstimator):
 
     Attributes:
         classes_: (L,) labels; the column numbers for a matrix without names.
-        thresholds_: (L,) chances from which `predict` accepts a label; None with a
-            rule of kind "places" or "budget".
+        thresholds_: (L,) chances from which `predict` accepts a label; None with the
+            rules "places" and "budget".
         rule_: the `LabelRule` that dev chose.
         model_: the trained `PlantModel`, for `explain`, `save_pretrained` and the best k labels.
         record_: the `RunRecord` of the fit, without test metrics.

